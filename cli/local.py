@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import getpass
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -95,9 +95,9 @@ class LocalBackend:
         if not deltas:
             yield from poll(look, run_id, until_pause=until_pause)
             return
-        arrived: SimpleQueue[ModelDelta] = SimpleQueue()
-        with self.store.deltas.listen(run_id, arrived.put):
-            yield from poll(look, run_id, until_pause=until_pause, pause=partial(_deltas_until_next_look, arrived))
+        arrived = _ArrivedDeltas()
+        with self.store.deltas.listen(run_id, arrived.queue.put):
+            yield from poll(look, run_id, until_pause=until_pause, pause=arrived.until_next_look)
 
     def as_signer(self, keyid: str | None) -> LocalBackend:
         if keyid is None:
@@ -120,12 +120,29 @@ class LocalBackend:
                 sleep(LOOK_SECONDS)
 
 
-def _deltas_until_next_look(arrived: SimpleQueue[ModelDelta]) -> Iterator[Json]:
-    """Yield the deltas that arrive before the next look for events."""
-    until = monotonic() + POLL_SECONDS
-    while (left := until - monotonic()) > 0:
-        try:
-            delta = arrived.get(timeout=left)
-        except Empty:
-            return
-        yield {"type": "model_delta", **vars(delta)}
+class _ArrivedDeltas:
+    """The deltas that arrive between two looks for events."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[ModelDelta] = SimpleQueue()
+        self._held: ModelDelta | None = None
+
+    def until_next_look(self) -> Iterator[Json]:
+        """Yield deltas until the next look is due: at the first one of a reply, which stands behind the events before it."""
+        until = monotonic() + POLL_SECONDS
+        if self._held is not None:
+            yield _event_of(self._held)
+            self._held = None
+        while (left := until - monotonic()) > 0:
+            try:
+                delta = self.queue.get(timeout=left)
+            except Empty:
+                return
+            if delta.offset == 0:
+                self._held = delta
+                return
+            yield _event_of(delta)
+
+
+def _event_of(delta: ModelDelta) -> Json:
+    return {"type": "model_delta", **vars(delta)}

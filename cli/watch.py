@@ -99,8 +99,8 @@ def details(event: Mapping[str, object]) -> str:
     tokens = [count for name in ("input_tokens", "output_tokens") if isinstance(count := facts.get(name), int)]
     millis = facts.get("milliseconds")
     parts = [
-        event.get("tool_name") or facts.get("tool"),
-        event.get("model_name") or facts.get("model") if str(event["type"]).startswith("model_") else None,
+        event.get("tool_name"),
+        event.get("model_name") if str(event["type"]).startswith("model_") else None,
         f"{sum(tokens)} tokens" if tokens else None,
         f"{millis} ms" if isinstance(millis, int) else None,
         message or event.get("output_preview") or event.get("input_preview") or event.get("status"),

@@ -55,14 +55,17 @@ _SECRET_PAIRS = frozenset(
 )
 _READABLE = frozenset(
     {
+        "cached_tokens",
         "completion_tokens",
         "input_tokens",
         "max_tokens",
         "output_tokens",
         "prompt_tokens",
+        "reasoning_tokens",
         "session_id",
         "token_budget",
         "token_usage",
+        "tokens_per_minute",
         "total_tokens",
         "trace_event_count",
         "usage",

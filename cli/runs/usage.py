@@ -82,8 +82,10 @@ def usage_line(counts: Mapping[str, object]) -> str:
 
 
 def dollars(micros: int | None) -> str:
-    """Return a cost in dollars, to the hundredth of a cent; ``price unknown`` where no request has a price."""
-    return f"${micros / MICROS:.4f}" if micros is not None else "price unknown"
+    """Return a cost in dollars; ``price unknown`` where no request has a price."""
+    if micros is None:
+        return "price unknown"
+    return f"${micros / MICROS:.{4 if micros == 0 or micros >= 100 else 6}f}"
 
 
 def plural(number: int, noun: str) -> str:

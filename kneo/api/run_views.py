@@ -190,6 +190,9 @@ def readable(text: str | None) -> str | None:
 _TRACE_FIELDS = ("agent_name", "model_provider", "model_name", "tool_name", "input_preview", "output_preview", "error")
 """Data of a trace event that its view repeats at the top level."""
 
+_FACTS = {"agent": "agent_name", "provider": "model_provider", "model": "model_name", "tool": "tool_name"}
+"""Facts of requests and tool calls, and their names in the view of an event."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TraceEventView:
@@ -213,7 +216,7 @@ class TraceEventView:
     @classmethod
     def of(cls, event: TraceEvent) -> TraceEventView:
         """Build the view of an event."""
-        data = clean(event.data)
+        data = {_FACTS.get(name, name): value for name, value in clean(event.data).items()}
         top = {name: data.pop(name) for name in _TRACE_FIELDS if name in data}
         return cls(
             type=event.type,

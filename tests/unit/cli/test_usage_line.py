@@ -17,6 +17,7 @@ USED = AgentUsage(requests=2, tool_calls=3, input_tokens=1_000, output_tokens=20
     [
         (USED, "2 requests, 3 tool calls, 1204 tokens, $0.0031"),
         (AgentUsage(requests=1, tool_calls=1, input_tokens=1), "1 request, 1 tool call, 1 token, $0.0000"),
+        (AgentUsage(requests=1, input_tokens=1, cost_micros=12), "1 request, 0 tool calls, 1 token, $0.000012"),
         (
             AgentUsage(requests=1, unpriced_requests=1, input_tokens=9),
             "1 request, 0 tool calls, 9 tokens, price unknown",

@@ -29,7 +29,7 @@ def test_what_stands_under_a_secret_key_goes_whole(key: str) -> None:
     "key",
     [
         "max_tokens", "input_tokens", "outputTokens", "total_tokens", "token_budget", "usage", "session_id",
-        "tokens_used_total", "trace_event_count", "tokenizer", "secretary", "passwordless", "cookiecutter", "keyboard",
+        "tokens_used_total", "trace_event_count", "cached_tokens", "reasoning_tokens", "tokens_per_minute", "tokenizer", "secretary", "passwordless", "cookiecutter", "keyboard",
         "author", "key", "keyid", "monkey", "obsession", "emailed",
     ],
 )  # fmt: skip
