@@ -208,10 +208,19 @@ class CallExecution:
         if turn.depth >= limit:
             msg = f"Agents call each other more than {limit} deep; the last one is {tool.agent}."
             raise Invalid(msg, code="agents_too_deep", hint="Remove the tool through which an agent reaches itself.")
+        agent = turn.spec.components.agents.get(str(tool.agent))
+        if agent is None or agent.as_agent is not None:
+            what = (
+                "is not in components.agents"
+                if agent is None
+                else "is a workflow (as_agent), whose gates a call would skip"
+            )
+            msg = f"The tool {call.name} cannot call the agent {tool.agent}: it {what}."
+            raise Invalid(msg, code="spec_invalid", hint="Name an agent that has a model.")
         below = replace(
             turn,
             agent_name=str(tool.agent),
-            agent=turn.spec.components.agents[str(tool.agent)],
+            agent=agent,
             text=str(arguments["input"]),
             conversation=f"{turn.conversation}>{call.key}",
             journal=turn.journal.below(call.key),

@@ -32,6 +32,7 @@ from kneo.agents import dummy
 from kneo.agents.calls import CallJournal, CallResult, RequestedCall
 from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard, schema_of
+from kneo.agents.providers import DUMMY, provider_name
 from kneo.agents.questions import ASK_QUESTION_SCHEMA
 from kneo.agents.requests import recorded_model
 from kneo.agents.services import AgentServices, Progress
@@ -80,11 +81,12 @@ async def take_turn(turn: Turn, services: AgentServices, caller: Progress | None
         PeopleRequired: calls wait for answers.
         Postponed: a provider asks to come back later.
         Stopped: an answer ends the run.
-        KneoError: the turn ends without an answer.
+        KneoError: the turn ends without an answer: ``provider_not_configured``, ``max_iterations``, ``model_empty_reply``,
+            ``output_invalid``, ``tool_failed``, ``agents_too_deep``, or an error of a request.
     """
-    assert turn.agent.model is not None
-    if turn.agent.model.provider == "dummy":
+    if provider_name(turn.agent_name, turn.agent) == DUMMY:
         return TurnResult(text=dummy.reply(turn.text), facts={"model_requests": 0, "tool_calls": 0, "total_tokens": 0})
+    assert turn.agent.model is not None
     entries = turn.journal.load()
     progress = Progress.of(entries, token_budget=turn.agent.model.token_budget, caller=caller)
     return await _Conversation(turn, services, progress, entries).answer()

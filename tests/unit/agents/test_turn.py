@@ -781,6 +781,37 @@ def test_a_question_of_an_agent_behind_agents_comes_up_and_its_answer_goes_down(
     assert len(made.script.requests) == 6
 
 
+@pytest.mark.parametrize("change", [{"as_agent": "flow"}, {"model": None}])
+def test_an_agent_that_is_a_workflow_or_has_no_model_is_not_called(
+    change: dict[str, object], clock: ManualClock
+) -> None:
+    parts = chain(1)
+    parts["components"]["agents"]["a1"] |= change  # type: ignore[index]
+    made = house(
+        [("call_a1", {"input": "?"})],
+        spec=spec_of(agent={"tools": {"include": ["call_a1"]}}, **parts),
+        others={"a1": ["done"]},
+        clock=clock,
+    )
+    with pytest.raises(Invalid) as error:
+        run(made)
+    assert error.value.code == ("spec_invalid" if "as_agent" in change else "provider_not_configured")
+    assert [agent for agent, *_ in made.script.requests] == ["root"]
+
+
+def test_a_dummy_behind_a_tool_answers_without_a_model(clock: ManualClock) -> None:
+    parts = chain(1)
+    parts["components"]["agents"]["a1"] |= {"model": {"provider": "dummy", "name": "echo"}}  # type: ignore[index]
+    made = house(
+        [("call_a1", {"input": "hello"})],
+        "Done.",
+        spec=spec_of(agent={"tools": {"include": ["call_a1"]}}, **parts),
+        clock=clock,
+    )
+    run(made)
+    assert made.script.results()["c0"] == "Final answer: hello"
+
+
 def test_agents_have_a_depth(clock: ManualClock) -> None:
     parts = chain(3)
     made = house(
