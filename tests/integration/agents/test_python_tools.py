@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from kneo_process import eventually
+from processes import is_executing
 from tool_calls import KEY, tool_call
 
 from kneo.errors import KneoError
@@ -200,14 +201,7 @@ def test_a_function_that_hangs_is_killed_with_its_processes(tmp_path: Path) -> N
     asyncio.run(main())
     pids = [int(pid) for pid in file.read_text().split()]
     assert len(pids) == 2
-    eventually(lambda: not any(runs(pid) for pid in pids))
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    eventually(lambda: not any(is_executing(pid) for pid in pids))
 
 
 def test_a_child_is_used_again_and_has_none_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
