@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TypeAlias
 
 from kneo.errors import Forbidden
 from kneo.spec.models.agent import PROVIDER_VARIABLES
+from kneo.spec.models.spec import SECRET_REFERENCE
 
 Secrets: TypeAlias = Callable[[str], str | None]
 """From a name to the secret's value."""
-
-SECRET_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]{0,200})\}")
 
 
 def require_secret(name: str, secrets: Secrets) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -12,20 +11,17 @@ from kneo.agents.addresses import HostRules
 from kneo.agents.mcp.failures import McpRefused
 from kneo.agents.mcp.http import READ_SECONDS, Endpoint, Tls
 from kneo.agents.mcp.stdio import ServerCommand
-from kneo.agents.secrets import SECRET_REFERENCE, Secrets, require_secret
-from kneo.errors import Forbidden, Invalid
+from kneo.agents.secrets import Secrets, require_secret
+from kneo.errors import Forbidden
 from kneo.settings import process_environment
 from kneo.spec.models.rules import ToolRules
-from kneo.spec.models.spec import McpServer
+from kneo.spec.models.spec import SECRET_REFERENCE, McpServer
 
 MAX_MESSAGE_BYTES = 4_194_304
 """Bytes of one message of a server, where its declaration has no ``max_response_bytes``."""
 
 _INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 """The only variables of the worker that a server has; the others may be credentials."""
-
-_LOADER = re.compile(r"(?:LD|DYLD|GLIBC|MALLOC)_")
-"""Variables by which a spec would have an allowed program load another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +61,6 @@ def target_of(
     Raises:
         McpRefused: ``mcp_command_denied`` or ``mcp_host_denied``.
         Forbidden: ``secret_denied`` or ``secret_missing``.
-        Invalid: ``mcp_server_invalid``: a secret stands where it cannot be kept.
     """
     filled = _Filled(secrets)
     if server.transport == "stdio":
@@ -101,12 +96,10 @@ def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled) ->
         msg = f"The MCP server {name} would start {command or 'no program'}, which is not an allowed command."
         hint = "Commands are allowed by their full path: in tools.mcp.commands of the environment, or in KNEO_SERV_MCP_COMMANDS where none is declared."
         raise McpRefused(msg, code="mcp_command_denied", hint=hint)
-    if loaders := sorted(key for key in server.env or {} if _LOADER.match(key)):
-        msg = f"The MCP server {name} sets {loaders[0]}, which decides what a program loads."
-        raise McpRefused(msg, code="mcp_command_denied", hint=f"Remove {loaders[0]} from env.")
-    if any(SECRET_REFERENCE.search(text) for text in server.args):
-        msg = f"The MCP server {name} has a secret in args, which every user of the machine can read."
-        raise Invalid(msg, code="mcp_server_invalid", hint="Give it in env.")
+    if (unsafe := server.unsafe_start()) is not None:
+        (field, _), why = unsafe
+        hint = "Give secrets in env." if field == "args" else "Remove it from env."
+        raise McpRefused(f"The MCP server {name} {why}.", code="mcp_command_denied", hint=hint)
     return ServerCommand(
         command=command,
         args=server.args,

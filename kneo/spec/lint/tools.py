@@ -73,6 +73,11 @@ def mcp(index: SpecIndex) -> Iterator[Diagnostic]:
         if not getattr(server, field):
             message = f"The server {name} uses {server.transport} and has no {field}."
             yield error("E_MCP_MISSING_FIELD", message, ("mcp_servers", name, field), suggestion=f"Write {field}.")
+        unsafe = server.unsafe_start() if server.transport == "stdio" else None
+        if unsafe is not None:
+            message = f"The server {name} {unsafe[1]}: it is not started."
+            hint = "Give secrets in env." if unsafe[0][0] == "args" else "Remove the variable."
+            yield warning("W_MCP_PROGRAM", message, ("mcp_servers", name, *unsafe[0]), suggestion=hint)
         if server.transport != "stdio" and server.verify is False:
             message = f"The certificate of the server {name} is not checked; any host in between can answer for it."
             hint = "Leave verify out, and name your own authority with ca_bundle."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
@@ -175,6 +176,13 @@ class Skill(SpecModel):
         return self
 
 
+SECRET_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]{0,200})\}")
+"""``${NAME}``: a secret of the process that runs steps."""
+
+_LOADER = re.compile(r"(?:LD|DYLD|GLIBC|MALLOC)_")
+"""Variables by which an allowed program would load another."""
+
+
 class McpServer(SpecModel):
     """A server that offers tools over the Model Context Protocol."""
 
@@ -195,6 +203,16 @@ class McpServer(SpecModel):
     client_cert: str | None = None
     client_key: str | None = None
     client_key_ref: str | None = Field(default=None, description="Environment variable that holds the client key.")
+
+    def unsafe_start(self) -> tuple[tuple[str | int, ...], str] | None:
+        """Return where and why a program is not started, whichever commands are allowed."""
+        for number, text in enumerate(self.args):
+            if SECRET_REFERENCE.search(text):
+                return ("args", number), "has a secret in args, which every user of the machine can read"
+        for name in sorted(self.env or {}):
+            if _LOADER.match(name):
+                return ("env", name), f"sets {name}, which decides what a program loads"
+        return None
 
 
 class FunctionComponent(SpecModel):

@@ -234,7 +234,7 @@ def test_only_allowed_programs_start(tmp_path: Path) -> None:
 
 def test_secrets_are_given_by_reference_in_env_only() -> None:
     in_args = failure("echo", server=stdio("--key", "${CRM_TOKEN}"), secrets={"CRM_TOKEN": "x"})
-    assert (type(in_args), in_args.code) == (Invalid, "mcp_server_invalid")
+    assert (type(in_args), in_args.code) == (McpRefused, "mcp_command_denied")
     missing = failure("echo", server=stdio(env={"TOKEN": "${CRM_TOKEN}"}))
     assert (type(missing), missing.code) == (Forbidden, "secret_missing")
     assert "CRM_TOKEN_FILE" in str(missing)
