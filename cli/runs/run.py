@@ -10,7 +10,7 @@ import typer
 from cli import render
 from cli.backend import Backend
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
 from cli.requests import request
 from cli.runs.outcome import show_outcome
 from cli.runs.usage import show_usage
@@ -42,9 +42,8 @@ def run(
     stream: Annotated[
         bool, typer.Option("--stream", help="Print replies of models while they arrive, on a terminal.")
     ] = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Start a run and wait until it pauses or finishes."""
     if spec is not None and bundle is not None:
@@ -54,7 +53,7 @@ def run(
         msg = f"--target is workflow or agent, not {target[:40]!r}."
         raise Usage(msg)
     seconds = max(1, int(parse_duration(timeout).total_seconds())) if timeout is not None else None
-    live = render.at_terminal() and not as_json
+    live = render.at_terminal() and not options.as_json
     body = request(
         RunCreate,
         input=text,
@@ -67,9 +66,9 @@ def run(
         async_mode=live or None,
         stream=(live and stream) or None,
     )
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = _live(opened, body, stream=stream) if live else opened.call(create_run, body)
-    render.emit(view, as_json=as_json, text=lambda: show_outcome(view))
+    render.emit(view, as_json=options.as_json, text=lambda: show_outcome(view))
     show_usage(view.metadata.get("usage"))
     if view.status == "failed":
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ import typer
 
 from cli import render
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
 from cli.runs.usage import dollars
 from kneo.api.run_conversation import ConversationsView, get_run_conversation
 from kneo.api.run_steps import StepPageView, StepView, list_run_steps
@@ -21,14 +21,13 @@ def steps(
     run_id: RunArgument,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Number of steps to show.")] = 100,
     offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Number of steps to skip.")] = 0,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """List the steps of a run with their models, tokens and cost."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         page = opened.call(list_run_steps, run_id, limit=limit, offset=offset)
-    render.emit(page, as_json=as_json, text=lambda: _show_steps(page))
+    render.emit(page, as_json=options.as_json, text=lambda: _show_steps(page))
 
 
 def _show_steps(page: StepPageView) -> None:
@@ -57,14 +56,13 @@ def conversation(
     run_id: RunArgument,
     step: Annotated[str | None, typer.Argument(metavar="STEP", help="Only this step, by its path.")] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Show personal data too; secrets are never shown.")] = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Show what the agents of a run and their models wrote."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         found = opened.call(get_run_conversation, run_id, step=step, whole=whole)
-    render.emit(found, as_json=as_json, text=lambda: _show_conversations(found))
+    render.emit(found, as_json=options.as_json, text=lambda: _show_conversations(found))
 
 
 def _show_conversations(found: ConversationsView) -> None:

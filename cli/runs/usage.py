@@ -9,7 +9,7 @@ import typer
 
 from cli import render
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
 from kneo.api.usage import ModelUsageView, UsageReportView, get_usage
 from kneo.errors import Usage
 
@@ -24,18 +24,17 @@ def usage(
     environment: Annotated[str | None, typer.Option("--env", help="Only usage of this environment.")] = None,
     since: Annotated[str | None, typer.Option("--since", help="First day (UTC); by default 30 days ago.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="Last day (UTC); by default today.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Sum up requests to models, their tokens and their cost."""
     if by not in GROUPS:
         msg = f"--by is day, model or agent, not {by[:40]!r}."
         raise Usage(msg)
     group = cast("Literal['day', 'model', 'agent']", by)
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         report = opened.call(get_usage, environment=environment, by=group, since=since, until=until)
-    render.emit(report, as_json=as_json, text=lambda: _show(report))
+    render.emit(report, as_json=options.as_json, text=lambda: _show(report))
 
 
 def _show(report: UsageReportView) -> None:
