@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 
@@ -39,6 +38,12 @@ from kneo.spec.models.spec import McpPin, McpServer
 
 MAX_ROUNDS = 20
 """Results of one call without an end and without a question."""
+
+ROUND_SECONDS = 0.05
+"""Wait after the first such result; each further wait is longer by this time."""
+
+SECRET_CHARS = 8
+"""Shorter secrets are not looked for in results: their text stands there for other reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +272,13 @@ async def _finished(connection: Connection, request: CallToolRequestParams, call
             result = await connection.call(request)
     else:
         result = await connection.call(request)
-    for _ in range(MAX_ROUNDS):
+    for number in range(MAX_ROUNDS):
         if not isinstance(result, InputRequiredResult):
             return result
         elicitation = Elicitation.of(result)
         if (question := elicitation.question(restarted=restarted)) is not None:
             raise question
+        await asyncio.sleep(ROUND_SECONDS * number)
         result = await connection.call(_continued(request, elicitation))
     msg = f"The MCP server gave no result of {request.name} in {MAX_ROUNDS} answers."
     raise McpToolFailed(msg)
@@ -292,11 +298,7 @@ def _value(result: CallToolResult, secrets: tuple[str, ...]) -> object:
     text = "\n".join(_text(part) for part in result.content)
     if result.is_error:
         raise McpToolFailed(text[:2_000] or "The MCP server reports an error without a text.")
-    if result.structured_content is None:
-        return _without_secrets(text, secrets)
-    return json.loads(
-        _without_secrets(json.dumps(result.structured_content), tuple(json.dumps(one)[1:-1] for one in secrets))
-    )
+    return _without_secrets(text if result.structured_content is None else result.structured_content, secrets)
 
 
 def _text(part: object) -> str:
@@ -310,13 +312,21 @@ def _text(part: object) -> str:
             return f"[{kind} {name}, not shown]"
 
 
-def _without_secrets(text: str, secrets: tuple[str, ...]) -> str:
+def _without_secrets(value: object, secrets: tuple[str, ...]) -> object:
     """Remove the values of secrets from what a server wrote: it may repeat what it was given."""
-    for secret in secrets:
-        text = text.replace(secret, REDACTED)
-    return text
+    match value:
+        case str():
+            for secret in secrets:
+                value = value.replace(secret, REDACTED) if len(secret) >= SECRET_CHARS else value
+            return value
+        case dict():
+            return {_without_secrets(key, secrets): _without_secrets(each, secrets) for key, each in value.items()}
+        case list():
+            return [_without_secrets(each, secrets) for each in value]
+        case _:
+            return value
 
 
 def _shown(error: KneoError, secrets: tuple[str, ...]) -> KneoError:
-    message = _without_secrets(error.message, secrets)
+    message = str(_without_secrets(error.message, secrets))
     return error if message == error.message else type(error)(message, code=error.code, hint=error.hint)

@@ -106,7 +106,7 @@ def test_one_process_answers_all_calls_and_gets_the_idempotency_key_and_its_own_
     server = stdio(env={"TOKEN": "Bearer ${CRM_TOKEN}", "MODE": "ro"})
 
     async def main() -> None:
-        async with opened(secrets={"CRM_TOKEN": "s3cr3t"}) as servers:
+        async with opened(secrets={"CRM_TOKEN": "s3cr3t-t0k3n"}) as servers:
             first, second = await asyncio.gather(*(servers.call(call_of("about", server=server)) for _ in range(2)))
             assert first == second
             assert first["key"] == "run_1:a~0:1.c1"
@@ -420,7 +420,7 @@ def test_calls_over_http_have_the_declared_headers(http_port: int) -> None:
     server = http(http_port, headers={"Authorization": "Bearer ${CRM_TOKEN}"})
 
     async def main() -> None:
-        async with opened(rules=inside(http_port), secrets={"CRM_TOKEN": "s3cr3t"}) as servers:
+        async with opened(rules=inside(http_port), secrets={"CRM_TOKEN": "s3cr3t-t0k3n"}) as servers:
             sent = await servers.call(call_of("headers", server=server))
             assert sent["authorization"] == "Bearer [REDACTED]"
             assert sent["host"] == f"127.0.0.1:{http_port}"
