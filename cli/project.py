@@ -117,6 +117,7 @@ class Project:
             environment=self.environment,
             rules=declared.spec if declared else None,
             models=model_check(settings, self.config),
+            mcp_commands=settings.mcp.commands,
         )
 
     def policy_for(self, spec: Path) -> PolicyFlags:

@@ -105,6 +105,7 @@ class SpecLoader:
             self.tools,
             environment=environment,
             models=model_check(settings, read_config(settings)),
+            mcp_commands=settings.mcp.commands,
         )
 
     def _document(self, path: str | None) -> Document:

@@ -95,6 +95,7 @@ _TIMEOUT_EFFECT = r"^(fail|continue|escalate|approve|reject|skip|cancel|select:.
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
 _HOST = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$"
 _HOST_AND_PORT = r"^([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:]{2,45}\]):[0-9]{1,5}$"
+_FULL_PATH = r"^/[^\n]{1,1000}$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,199}$"
 
 Name: TypeAlias = Annotated[str, Field(pattern=_NAME)]
@@ -110,6 +111,8 @@ Host: TypeAlias = Annotated[str, Field(pattern=_HOST)]
 
 HostAndPort: TypeAlias = Annotated[str, Field(pattern=_HOST_AND_PORT)]
 
+FullPath: TypeAlias = Annotated[str, Field(pattern=_FULL_PATH)]
+
 SecretName: TypeAlias = Annotated[str, Field(pattern=_VARIABLE)]
 """The name of an environment variable, or of a file in the folder of secrets."""
 
@@ -121,6 +124,7 @@ PATTERN_WORDS = {
     _TIMEOUT_EFFECT: "fail, continue, escalate, approve, reject, skip, cancel or select: and an option",
     _DIGEST: "sha256: and 64 lower-case hex digits",
     _HOST: "a host name or an address, without scheme and port",
+    _FULL_PATH: "a full path, beginning with /",
     _HOST_AND_PORT: "a host, a colon and a port",
     _VARIABLE: "the name of a variable: letters, digits and underscores",
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kneo.agents.turn import CallQuestion
 from kneo.records.task import Decision, DecisionKind
+from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Activity, ProgramNode
 from kneo.runtime.interpreter.program import ROOT_AGENT, Program
 from kneo.runtime.interpreter.step import StepNode
@@ -20,10 +21,17 @@ MAX_DEPTH = 5
 
 @dataclass(frozen=True, slots=True)
 class GatedCall:
-    """One call of a tool, and its questions in the order in which they are asked."""
+    """One call of a tool, and its questions in the order in which they are asked, each with its gate."""
 
     tool: str
     questions: tuple[CallQuestion, ...]
+    gates: tuple[CompiledGate, ...]
+
+    def key(self, location: str) -> str:
+        """Return the key of the first question of a step at a location, without the digest of the arguments."""
+        gate = self.gates[0]
+        added = f"+{gate.added}" if gate.added is not None else ""
+        return f"{gate.name or location}.{self.questions[0].task_key}{added}"
 
     def was_begun(self, answers: Mapping[str, Decision]) -> bool:
         """Tell whether a person was asked about the call."""
@@ -75,20 +83,21 @@ def _of_agent(
         key = f"{above}{tool}"
         ids = program.tool_gates.ids_of(activity.call_gates, name, tool)
         if ids:
-            yield GatedCall(tool, tuple(_question(program, name, tool, key, gate) for gate in ids))
+            gates = tuple(program.tool_gates.compiled[gate] for gate in ids)
+            questions = tuple(_question(name, tool, key, *each) for each in zip(ids, gates, strict=True))
+            yield GatedCall(tool, questions, gates)
         declared = program.spec.tools.get(tool)
         inner = program.spec.components.agents.get(declared.agent) if declared and declared.agent else None
         if inner is not None and declared is not None and depth < MAX_DEPTH:
-            yield from _of_agent(program, activity, str(declared.agent), inner, f"{key}>", depth + 1)
+            yield from _of_agent(program, activity, str(declared.agent), inner, f"{key}:1>", depth + 1)
 
 
-def _question(program: Program, agent: str, tool: str, key: str, gate: str) -> CallQuestion:
-    external = program.tool_gates.compiled[gate].position == "external"
+def _question(agent: str, tool: str, key: str, gate_id: str, gate: CompiledGate) -> CallQuestion:
     return CallQuestion(
-        key=f"{key}:{gate}",
+        key=f"{key}:{gate_id}",
         task_key=f"{key}:1",
-        kind="external" if external else "approval",
-        gate=gate,
+        kind="external" if gate.position == "external" else "approval",
+        gate=gate_id,
         agent=agent,
         tool=tool,
         arguments={},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kneo.agents.turn import CallQuestion
 from kneo.runtime.interpreter.branch import BranchNode, RouterNode
 from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Activity, ProgramNode
@@ -42,9 +41,7 @@ class Layout:
         layout._add(program.root, caught=False)
         for path, calls in layout.calls.items():
             for call in calls:
-                layout.gates |= {
-                    (path, f"{question.tool}.{_position(program, question)}") for question in call.questions
-                }
+                layout.gates |= {(path, f"{call.tool}.{gate.position_id}") for gate in call.gates}
         return layout
 
     def _add(self, node: ProgramNode, *, caught: bool) -> None:
@@ -95,10 +92,6 @@ class Layout:
     def _add_conditions(self, *conditions: Condition | None) -> None:
         for condition in conditions:
             self.words |= dict.fromkeys(_words(condition) if condition is not None else ())
-
-
-def _position(program: Program, question: CallQuestion) -> str:
-    return program.tool_gates.compiled[question.gate or ""].position_id
 
 
 def _words(condition: Condition) -> Iterator[str]:

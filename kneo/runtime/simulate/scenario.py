@@ -7,6 +7,7 @@ word that conditions compare with. Words without an effect are merged: states wi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -41,6 +42,9 @@ SIMULATED_PERSON = "simulated"
 
 ELSE = "something else"
 """The label of a text that no condition matches."""
+
+_ARGUMENTS = re.compile(r":[0-9a-f]{8}(?=>|\+|$)")
+"""The digests of arguments in the key of a call."""
 
 Values: TypeAlias = Mapping[str, object]
 
@@ -143,7 +147,7 @@ class Scenario:
         written = (
             call.questions[0]
             for call in calls
-            if not call.was_begun(answers) and self._key_of_call(f"{location}.{call.questions[0].task_key}") is not None
+            if not call.was_begun(answers) and self._key_of_call(call.key(location)) is not None
         )
         return next((question for question in begun if question is not None), None) or next(written, None)
 
@@ -153,13 +157,8 @@ class Scenario:
         return key, self.written.answers.get(key)
 
     def _key_of_call(self, name: str) -> str | None:
-        """Return the key of a written answer about a call; the digest of the arguments, which it may end with, is unknown."""
-        base, plus, gate = name.partition("+")
-        for key in self.written.answers:
-            stated, also, other = key.partition("+")
-            if (stated == base or stated.startswith(f"{base}:")) and (not plus or (also and other == gate)):
-                return key
-        return None
+        """Return the key of a written answer about a call. Digests of arguments, which it may have, are left out of account."""
+        return next((key for key in self.written.answers if _ARGUMENTS.sub("", key) == name), None)
 
     # ---- the parts --------------------------------------------------------------------------------------------
 

@@ -86,6 +86,8 @@ _OWN_FIELDS = (
     "history",
     "middleware",
     "defaults",
+    "output_schema",
+    "ask_question",
 )
 
 

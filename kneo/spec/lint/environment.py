@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kneo.spec.coverage.exposure import callable_tools
-from kneo.spec.diagnostics import Diagnostic, warning
+from kneo.spec.diagnostics import Diagnostic, Severity, warning
 from kneo.spec.hosts import host_of, within
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.spec import McpServer
@@ -39,14 +39,19 @@ def refused_servers(index: SpecIndex) -> Iterator[Diagnostic]:
 def _command(index: SpecIndex, name: str, server: McpServer) -> Iterator[Diagnostic]:
     rules = index.context.rules
     allowed = rules.tools.mcp.commands if rules is not None else index.context.mcp_commands
-    if allowed is None or server.command is None or server.command in allowed:
+    if allowed is None or server.command is None or (server.command.startswith("/") and server.command in allowed):
         return
-    where = "tools.mcp.commands of the environment file" if rules is not None else "KNEO_SERV_MCP_COMMANDS"
+    path = ("mcp_servers", name, "command")
     message = (
         f"The MCP server {name} starts {server.command}, which is not allowed here: calls of its tools are refused."
     )
-    hint = f"Write the full path of an allowed program, or add it to {where}."
-    yield warning("W_MCP_COMMAND", message, ("mcp_servers", name, "command"), suggestion=hint)
+    hint = "Write the full path of an allowed program, or add it to"
+    if rules is not None:
+        hint = f"{hint} tools.mcp.commands of the environment file."
+        yield warning("W_MCP_COMMAND", message, path, suggestion=hint)
+    else:
+        hint = f"{hint} KNEO_SERV_MCP_COMMANDS."
+        yield Diagnostic("I_MCP_COMMAND", Severity.INFO, message, path, hint)
 
 
 def _host(index: SpecIndex, name: str, server: McpServer) -> Iterator[Diagnostic]:

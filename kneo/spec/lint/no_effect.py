@@ -15,7 +15,7 @@ from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.agent import Agent, Model, RuntimePreferences, Strategy
 from kneo.spec.models.human import TOOL_REJECTIONS
-from kneo.spec.models.spec import Spec
+from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.models.workflow import ConcurrentWorkflow, ConditionStep, LeafStep
 
 CODE = "W_FIELD_NO_EFFECT"
@@ -41,6 +41,13 @@ NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
 }
 """The actual behaviour, by model and field. A test compares this with all fields of the models."""
 
+NO_CALL = "the call is a turn of the agent, which has limits of its own"
+
+NO_EFFECT_AT_AGENT: Mapping[type[SpecModel], Mapping[str, str]] = {
+    Tool: dict.fromkeys(("timeout_seconds", "retries", "effects", "on_interrupted"), NO_CALL)
+}
+"""The actual behaviour of tools that are agents, by field."""
+
 ANSWERS_ONCE = "the provider dummy answers once, with its input"
 
 NO_EFFECT_WITH_DUMMY: Mapping[type[SpecModel], Mapping[str, str]] = {
@@ -61,6 +68,7 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
     (Agent, "strategy"): _works_in_rounds,
     (Agent, "guardrails"): lambda value: any(getattr(value, "stages", dict)().values()),
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
+    (Tool, "retries"): lambda value: value != 0,
     (Agent, "defaults"): lambda value: value != {"append_mode": "auto"},
 }
 """Whether a value differs from the behaviour of every run, for fields that can state it."""
@@ -80,6 +88,9 @@ def no_effect(index: SpecIndex) -> Iterator[Diagnostic]:
         elif at.agent.tools is not None and at.agent.tools.include and (strategy is None or strategy.type == "simple"):
             message = "tools has no effect: an agent with strategy: simple is not offered tools."
             yield warning(CODE, message, (*at.path, "tools"), suggestion="Choose strategy: react or plan-act.")
+    for name, tool in index.spec.tools.items():
+        if tool.agent is not None:
+            yield from _unread(tool, ("tools", name), NO_EFFECT_AT_AGENT)
     for workflow in index.workflows:
         yield from _unread(workflow.workflow, workflow.path)
     for step in index.steps:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict, Field, model_validator
 
-from kneo.spec.base import Host, HostAndPort, ListOf, MapOf, Pattern, SecretName, SpecModel, refused
+from kneo.spec.base import FullPath, Host, HostAndPort, ListOf, MapOf, Pattern, SecretName, SpecModel, refused
 
 MAX_RULES = 1_000
 
@@ -108,7 +108,7 @@ class ModelRules(SpecModel):
 class McpRules(SpecModel):
     """Rules for MCP servers."""
 
-    commands: ListOf[str] = Field(
+    commands: ListOf[FullPath] = Field(
         default=(),
         max_length=MAX_RULES,
         description="Full paths of the programs that servers over stdio may be. Left out: none.",

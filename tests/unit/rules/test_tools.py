@@ -180,3 +180,28 @@ def test_what_a_gate_at_calls_cannot_do_is_refused(kinds: list[str], gate: dict[
 @pytest.mark.parametrize("gate", [{"on_reject": "tell_agent"}, {"decisions": ["edited", "rejected"]}])
 def test_what_a_gate_at_calls_can_do(gate: dict[str, object]) -> None:
     assert gated({"kinds": ["tool"]}, **gate)
+
+
+def test_the_limits_of_a_tool_that_is_an_agent_have_no_effect() -> None:
+    fields = {"timeout_seconds": 5, "retries": 1, "effects": True, "on_interrupted": "ask", "max_result_chars": 500}
+    tree = {
+        "agent": {"name": "root"},
+        "tools": {
+            "t": {"description": "Asks.", "agent": "expert", **fields},
+            "u": {"description": "Asks.", "agent": "expert"},
+        },
+        "components": {"agents": {"expert": {"name": "expert"}}},
+    }
+    found = [each.path_text for each in load_tree(tree, rules=check).diagnostics if each.code == "W_FIELD_NO_EFFECT"]
+    assert found == [f"tools.t.{name}" for name in ("timeout_seconds", "retries", "effects", "on_interrupted")]
+
+
+def test_an_agent_that_is_a_workflow_has_no_answers_and_questions_of_its_own() -> None:
+    agent = {"name": "root", "as_agent": "w", "output_schema": {"type": "object"}, "ask_question": "boss"}
+    components = {"workflows": {"w": ["root"]}, "humans": {"boss": {}}}
+    [found] = [
+        each
+        for each in load_tree({"agent": agent, "components": components}, rules=check).diagnostics
+        if each.code == "E_AS_AGENT_FIELDS"
+    ]
+    assert "output_schema, ask_question" in found.message

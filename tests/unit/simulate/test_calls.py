@@ -99,6 +99,16 @@ def test_written_answers_decide_about_calls_whatever_their_arguments() -> None:
     for key in ("work.pay:1", "work.pay:1:0123abcd"):
         simulation = follow(spec, {"answers": {key: {"decision": "rejected"}}, "expect": {"status": "cancelled"}})
         assert (ways(simulation), simulation.findings) == ([(("rejected",), "cancelled")], ())
+    both = [{"name": "money", "match": {"kinds": ["tool"]}, "before": {"on_reject": "stop"}}]
+    added = follow(
+        spec_of({"pay": PAY}, *both, clerk=["pay"]),
+        {"answers": {"work.pay:1:0123abcd+money": {"decision": "rejected"}}},
+    )
+    assert (ways(added), added.findings) == ([(("rejected",), "cancelled")], ())
+    nested = {"pay": {**PAY, "review": {"before": gate}}, "ask": {"description": "Asks.", "agent": "cashier"}}
+    behind = spec_of(nested, clerk=["ask"], cashier=["pay"])
+    written = {"answers": {"work.ask:1:89abcdef>pay:1:0123abcd": {"decision": "rejected"}}}
+    assert ways(follow(behind, written)) == [(("rejected",), "cancelled")]
     other = follow(spec, {"answers": {"work.pay:2": {"decision": "rejected"}}})
     assert [found.code for found in other.findings] == ["answer_unused"]
 
