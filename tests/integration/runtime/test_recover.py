@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from sqlalchemy import update
 
 from kneo.clock import SystemClock
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.records.run import Run, RunStatus
+from kneo.records.usage import AgentUsage
 from kneo.runtime.engine import views
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
 from kneo.store import audit, history
 from kneo.store.migrate import open_store
+from kneo.store.tables import runs
 
 SOURCE = """
 def a(text): note("a"); return text + ">a"
@@ -89,6 +92,15 @@ def test_a_fork_begins_where_it_is_told_and_keeps_what_came_before(engine: Engin
     assert engine.look(run).output_text == "in>a>b>c"
     with pytest.raises(NotFound):
         fork_of(engine, run, step="nowhere")
+
+
+def test_a_fork_has_used_nothing_of_what_its_origin_used(engine: Engine) -> None:
+    run = engine.run([step("a"), step("b")])
+    used = AgentUsage(requests=3, tool_calls=1, input_tokens=100)
+    with engine.store.write() as tx:
+        tx.connection.execute(update(runs).where(runs.c.id == run.id).values(usage=vars(used)))
+    assert engine.look(run).usage == used
+    assert fork_of(engine, run, step="b").usage == AgentUsage()
 
 
 def test_a_fork_of_a_waiting_run_asks_for_itself(engine: Engine) -> None:
