@@ -23,7 +23,7 @@ test: $(VENV)/.ready-dev ## Run the tests, databases included
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 crash: $(VENV)/.ready-dev ## Kill processes at every write of every kind of run
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py --every-write
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py tests/integration/agents/test_model_quota.py --every-write
 
 gates: $(VENV)/.ready-dev ## Open and decide a task at every gate position, with killed processes
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/gates --every-gate
