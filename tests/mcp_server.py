@@ -94,6 +94,7 @@ def make(options: argparse.Namespace) -> MCPServer:
 def serve_http(server: MCPServer, *, sse: bool) -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # before the port is known: connections wait until the server accepts them
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     app = server.sse_app() if sse else server.streamable_http_app()
