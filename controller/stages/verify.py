@@ -13,8 +13,9 @@ from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.records.release import BundleRecord
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check
-from kneo.spec.models.environment import Environment, EnvironmentGate, ReleasePin, with_gates
+from kneo.spec.models.environment import Environment, ReleasePin, with_gates
 from kneo.spec.models.spec import Spec
+from kneo.spec.modules import RuleContext
 from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.reading.load import load_tree
 from kneo.trust.dsse import parse_envelope
@@ -371,10 +372,10 @@ def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path
         Untrusted: ``PolicyDenied``.
     """
     flags = strictest(*(environment.spec.policy for environment in environments))
-    rules = [environment.gates for environment in environments]
-    for index, gates in enumerate(rules):
-        if gates not in rules[:index]:
-            spec = _check_under(bundle, gates, flags, f"The policy is in {environments[0].file}.", path)
+    rules = [(each.gates, each.spec.models, each.spec.tools) for each in environments]
+    for index, environment in enumerate(environments):
+        if rules[index] not in rules[:index]:
+            spec = _check_under(bundle, environment, flags, f"The policy is in {environments[0].file}.", path)
             if any(environment.spec.tools.mcp.pinned for environment in environments):
                 _check_pins(spec, path)
 
@@ -388,11 +389,14 @@ def _check_pins(spec: Spec, path: str) -> None:
         raise Untrusted(msg, code="PolicyDenied", hint=hint)
 
 
-def _check_under(
-    bundle: VerifiedBundle, gates: tuple[EnvironmentGate, ...], flags: PolicyFlags, hint: str, path: str
-) -> Spec:
-    """Check a spec as it would run: with the gates that an environment adds."""
-    loaded = load_tree(dict(bundle.spec), rules=lambda spec, context: check(with_gates(spec, gates), context))
+def _check_under(bundle: VerifiedBundle, environment: Environment, flags: PolicyFlags, hint: str, path: str) -> Spec:
+    """Check a spec as it would run: with the gates that an environment adds, and under its rules for models and tools."""
+    gates = environment.gates
+    loaded = load_tree(
+        dict(bundle.spec),
+        context=RuleContext(rules=environment.spec),
+        rules=lambda spec, context: check(with_gates(spec, gates), context),
+    )
     if loaded.spec is None or not loaded.valid:
         first = next(finding for finding in loaded.diagnostics if finding.is_error)
         msg = f"{path}: {first.code}: {first.message} (at {first.path_text})"

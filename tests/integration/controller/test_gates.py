@@ -282,6 +282,44 @@ def test_an_environment_that_insists_on_pins_takes_no_tool_of_an_mcp_server_with
     assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
+def test_an_environment_refuses_a_bundle_whose_models_and_tools_it_does_not_allow(bench: Bench) -> None:
+    blocked = {"enabled": True, "blocked_diagnostic_codes": ["W_MODEL_NOT_ALLOWED", "W_TOOL_DENIED"]}
+    bench.repo.bundle("mail", "1.0.0", _unreviewed())
+    bench.repo.environment("prod", {"mail": "1.0.0"}, policy=blocked, models={"allow": [{"provider": "openai"}]})
+    bench.repo.commit("Release what asks another model")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Stalled)
+    assert (outcome.reason, "dummy/dummy" in outcome.message) == ("PolicyDenied", True)
+    bench.repo.environment("prod", {"mail": "1.0.0"}, policy=blocked, models={"allow": [{"provider": "dummy"}]})
+    bench.repo.commit("Allow the model")
+    bench.reconcile()  # the rules in force before this commit still hold for what comes with it
+    bench.repo.commit("Another commit")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+
+
+def test_a_privileged_tool_is_released_where_the_environment_puts_a_gate_at_its_calls(bench: Bench) -> None:
+    writer = {
+        "name": "writer",
+        "model": {"provider": "dummy", "name": "dummy"},
+        "tools": {"include": ["pay"], "permissions": {}},
+    }
+    tool = {"description": "Pays.", "implementation": "acme.pay", "capabilities": ["privileged"]}
+    spec = {**_unreviewed(), "components": {"agents": {"writer": writer}}, "tools": {"pay": tool}}
+    bench.repo.bundle("mail", "1.0.0", spec)
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Release a tool that pays unseen")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Stalled)
+    assert "E_PRIVILEGED_UNGATED" in outcome.message
+    gate = {"name": "money", "match": {"kinds": ["tool"], "capabilities": ["privileged"]}, "before": True}
+    people = {"ann": {"roles": ["reviewer"]}}
+    bench.repo.environment("prod", {"mail": "1.0.0"}, gates=[gate], people=people)
+    bench.repo.commit("Ask before money moves")
+    bench.reconcile()  # the rules in force before this commit still hold for what comes with it
+    bench.repo.commit("Another commit")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+
+
 def _unreviewed() -> dict[str, object]:
     agent = {"name": "writer", "model": {"provider": "dummy", "name": "dummy"}}
     return {
