@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.read(length)
         key = self.headers.get("idempotency-key") or self.headers.get("last-event-id")
         service.asked.append((self.command, self.path, key))
-        if service.streams and self.path.endswith("/events"):
+        if service.streams and self.path.partition("?")[0].endswith("/events"):
             self._send(200, service.streams.pop(0).encode(), {"content-type": "text/event-stream; charset=utf-8"})
             return
         status, body, headers = service.answers[0]
@@ -190,6 +190,28 @@ def test_a_service_without_streams_is_asked_again_and_again(service, client):
 def test_following_stops_at_a_pause_when_asked_to(service, client):
     service.streams = ['event: status\ndata: {"status": "paused"}\n\nevent: end\ndata: {}\n\n']
     assert [event["type"] for event in client.follow("run_1", until_pause=True)] == ["status"]
+
+
+def test_deltas_are_asked_for_and_do_not_move_the_position(service, client):
+    delta = 'event: model_delta\ndata: {"run_id": "run_1", "step_id": "a", "request": 1, "offset": 0, "text": "Hi"}\n\n'
+    first, second = EVENTS
+    service.streams = [delta + first + delta, second]
+    told = list(client.follow("run_1", until_pause=False, deltas=True))
+    assert [event["type"] for event in told if event["type"] != "model_delta"] == [
+        "step_completed",
+        "step_completed",
+        "end",
+    ]
+    assert told[0] == {
+        "type": "model_delta",
+        "run_id": "run_1",
+        "step_id": "a",
+        "request": 1,
+        "offset": 0,
+        "text": "Hi",
+    }
+    asked = [(path, key) for _, path, key in service.asked if "/events" in path]
+    assert asked == [("/v1/runs/run_1/events?deltas=1", None), ("/v1/runs/run_1/events?deltas=1", "1")]
 
 
 def test_a_refused_key_is_told_in_the_words_of_the_command(service: Service, client: ServiceBackend) -> None:
