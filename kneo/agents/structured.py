@@ -15,9 +15,7 @@ from pydantic_ai.tools import ToolDefinition
 from kneo.agents.questions import find_misfits
 from kneo.digest import canonical_json
 from kneo.errors import Invalid
-
-OUTPUT_TOOL = "final_result"
-"""The tool with which a model answers that has no JSON mode, or that is offered other tools as well."""
+from kneo.spec.tool_names import OUTPUT_TOOL
 
 MAX_MISFITS = 2
 """Answers that do not fit and are asked for again."""
