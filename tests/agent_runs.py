@@ -33,8 +33,8 @@ def pay(arguments, key):
 def look(arguments, key):
     note("look {id}".format(**arguments))
     return {"found": arguments["id"]}
-def was_paid(key):
-    note("verified " + key)
+def was_paid(key, arguments):
+    note("verified {amount} ".format(**arguments) + key)
     return {"done": Path(__file__).with_suffix(".paid").exists(), "result": {"paid": 5}}
 def slow(arguments, key):
     note("slow")

@@ -283,7 +283,7 @@ class CallExecution:
         verification = ToolCall(
             name=call.name,
             tool=Tool(description="Verification of an interrupted call.", implementation=rule.verify),
-            arguments={"arguments": dict(arguments)},
+            arguments=arguments,
             idempotency_key=self._journal.idempotency_key(call),
             turn=self._turn,
         )

@@ -698,7 +698,7 @@ def test_a_function_verifies_an_interrupted_call(clock: ManualClock) -> None:
     made = interrupted(clock, rule, was_paid=lambda _call: {"done": True, "result": "paid before"})
     run(made)
     assert made.script.results()["c0"] == "paid before"
-    assert made.backend.calls[-1].arguments == {"arguments": {}}
+    assert made.backend.calls[-1].arguments == {}
     assert made.backend.calls[-1].idempotency_key == made.backend.calls[0].idempotency_key
 
     made = interrupted(clock, rule, was_paid=lambda _call: {"done": False})
