@@ -29,9 +29,7 @@ class GatedCall:
 
     def key(self, location: str) -> str:
         """Return the key of the first question of a step at a location, without the digest of the arguments."""
-        gate = self.gates[0]
-        added = f"+{gate.added}" if gate.added is not None else ""
-        return f"{gate.name or location}.{self.questions[0].task_key}{added}"
+        return f"{self.gates[0].name or location}.{self.questions[0].task_key}"
 
     def was_begun(self, answers: Mapping[str, Decision]) -> bool:
         """Tell whether a person was asked about the call."""
@@ -84,7 +82,10 @@ def _of_agent(
         ids = program.tool_gates.ids_of(activity.call_gates, name, tool)
         if ids:
             gates = tuple(program.tool_gates.compiled[gate] for gate in ids)
-            questions = tuple(_question(name, tool, key, *each) for each in zip(ids, gates, strict=True))
+            questions = tuple(
+                _question(name, tool, key, *each, is_first=not number)
+                for number, each in enumerate(zip(ids, gates, strict=True))
+            )
             yield GatedCall(tool, questions, gates)
         declared = program.spec.tools.get(tool)
         inner = program.spec.components.agents.get(declared.agent) if declared and declared.agent else None
@@ -92,10 +93,10 @@ def _of_agent(
             yield from _of_agent(program, activity, str(declared.agent), inner, f"{key}:1>", depth + 1)
 
 
-def _question(agent: str, tool: str, key: str, gate_id: str, gate: CompiledGate) -> CallQuestion:
+def _question(agent: str, tool: str, key: str, gate_id: str, gate: CompiledGate, *, is_first: bool) -> CallQuestion:
     return CallQuestion(
         key=f"{key}:{gate_id}",
-        task_key=f"{key}:1",
+        task_key=f"{key}:1" if is_first else f"{key}:1+{gate_id}",
         kind="external" if gate.position == "external" else "approval",
         gate=gate_id,
         agent=agent,

@@ -102,9 +102,19 @@ def test_written_answers_decide_about_calls_whatever_their_arguments() -> None:
     both = [{"name": "money", "match": {"kinds": ["tool"]}, "before": {"on_reject": "stop"}}]
     added = follow(
         spec_of({"pay": PAY}, *both, clerk=["pay"]),
-        {"answers": {"work.pay:1:0123abcd+money": {"decision": "rejected"}}},
+        {"answers": {"work.pay:1:0123abcd": {"decision": "rejected"}}},
     )
     assert (ways(added), added.findings) == ([(("rejected",), "cancelled")], ())
+    twice = follow(
+        spec_of({"pay": {**PAY, "review": {"before": gate}}}, *both, clerk=["pay"]),
+        {
+            "answers": {
+                "work.pay:1:0123abcd": {"decision": "approved"},
+                "work.pay:1:0123abcd+environment.money.before": {"decision": "rejected"},
+            }
+        },
+    )
+    assert (ways(twice), twice.findings) == ([(("approved", "rejected"), "cancelled")], ())
     nested = {"pay": {**PAY, "review": {"before": gate}}, "ask": {"description": "Asks.", "agent": "cashier"}}
     behind = spec_of(nested, clerk=["ask"], cashier=["pay"])
     written = {"answers": {"work.ask:1:89abcdef>pay:1:0123abcd": {"decision": "rejected"}}}
