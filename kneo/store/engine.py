@@ -114,6 +114,9 @@ class Store:
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
         self.notifier = CommitNotifier()
         self.deltas = DeltaHub(None if self.is_sqlite else lambda: self.conninfo)
+        self._is_closed = False
+        if not self.is_sqlite:
+            event.listen(self.engine, "checkin", self._close_returned)
 
     @property
     def is_sqlite(self) -> bool:
@@ -220,7 +223,13 @@ class Store:
         self.deltas.close()
         self._writer.close()
         self._pool.shutdown()
+        self._is_closed = True
         self.disconnect()
+
+    def _close_returned(self, _connection: object, entry: ConnectionPoolEntry) -> None:
+        """Close a connection that a thread returns after the store was closed; the pool that it returns to is not used again."""
+        if self._is_closed:
+            entry.invalidate()
 
 
 def _in_this_context(work: Callable[[Tx], T]) -> Callable[[Tx], T]:

@@ -167,3 +167,13 @@ def test_a_new_sqlite_database_is_its_owners_alone(tmp_path: Path) -> None:
         assert {stat.S_IMODE(file.stat().st_mode) for file in beside} == {0o600}, beside
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     store.close()
+
+
+def test_a_connection_that_is_returned_after_the_store_was_closed_is_closed(store: Store) -> None:
+    if store.is_sqlite:
+        pytest.skip("a file's connections are closed when they are returned")
+    with store.engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        store.close()
+    assert driver is not None
+    assert driver.closed
