@@ -222,7 +222,7 @@ def test_only_allowed_programs_start(tmp_path: Path) -> None:
         (stdio("--pid", str(started)), ToolRules()),
         (
             McpServer(transport="stdio", command="python", args=(SERVER, "--pid", str(started))),
-            ToolRules(mcp=McpRules(commands=("python",))),
+            ToolRules(mcp=McpRules(commands=("/usr/bin/python",))),
         ),
         (McpServer(transport="stdio", command=f"{sys.executable}/../python", args=(SERVER,)), RULES),
         (stdio("--pid", str(started), env={"LD_PRELOAD": "/tmp/x.so"}), RULES),
