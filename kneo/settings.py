@@ -207,6 +207,10 @@ class HttpSettings:
     anonymous: bool = setting("KNEO_SERV_ALLOW_ANONYMOUS", False, _flag)
     """Let a service without API keys listen on addresses that other machines reach. Every caller has every right."""
 
+    console_plain_http: bool = setting("KNEO_SERV_CONSOLE_PLAIN_HTTP", False, _flag)
+    """Let people sign in to the console over `http://` from other machines. Their sessions can be read on the way. Without
+    it the console needs `https://` or this machine."""
+
     header_bytes: int = setting("KNEO_SERV_MAX_HEADER_BYTES", 32_768, _positive)
     """Size of the head of a request."""
 

@@ -37,7 +37,7 @@ FOR_JSON = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 
-_TOKEN = re.compile(r"^(/h/).+")
+_TOKEN = re.compile(r"^(/h/|/console/link/).+")
 """The address of a one-time link, which a reader of the log could use."""
 
 _NAMED = re.compile(r"/(runs|human-tasks|continuations)/([A-Za-z0-9_-]{1,80})")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from urllib.parse import parse_qsl
 
 from starlette.concurrency import run_in_threadpool
@@ -49,17 +51,27 @@ class Refusals:
         self.store = store
         self._rate = Rate(PER_MINUTE)
 
-    def record(self, operation: RouteEntry, path: str, caller: str | None, status: int, code: str) -> None:
+    def record(
+        self,
+        operation: str,
+        method: str,
+        path: str,
+        *,
+        caller: str | None,
+        status: int,
+        code: str,
+        scopes: Sequence[str],
+    ) -> None:
         """Record a refusal, unless the caller has reached ``PER_MINUTE``."""
         if self._rate.take(caller or "") > 0:
             return
         facts = {
-            "operation": operation.id,
-            "method": operation.method,
+            "operation": operation,
+            "method": method,
             "path": redact_text(path[:500]),
             "status": status,
             "error": code,
-            "required_scope": [need.scope for need in operation.required],
+            "required_scope": list(scopes),
         }
         try:
             with self.store.write() as tx:
@@ -113,9 +125,14 @@ class Admission:
             return
         principal = scope.get(PRINCIPAL)
         caller = principal.name if isinstance(principal, Principal) else None
-        await run_in_threadpool(
-            self.refusals.record, operation, scope["path"], caller, response.status, response.error_code()
+        record = partial(
+            self.refusals.record,
+            caller=caller,
+            status=response.status,
+            code=response.error_code(),
+            scopes=[need.scope for need in operation.required],
         )
+        await run_in_threadpool(record, operation.id, operation.method, scope["path"])
 
     def _check(self, operation: RouteEntry, principal: Principal, scope: Scope) -> None:
         for need in operation.required:

@@ -40,6 +40,7 @@ from kneo.service import problems
 from kneo.service.access_log import AccessLog
 from kneo.service.admission import Admission
 from kneo.service.auth import AuthConfig, configured, keyring
+from kneo.service.console.app import Console, show_console
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
@@ -200,6 +201,7 @@ def _furnish(
         readiness=Readiness(settings, store, starter.project, tools),
         tools=tools,
     )
+    app.mount("/console", Console(app.state.service).application())
     # The middleware that is added last handles a request first.
     app.add_middleware(Admission, keyring=ring, settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
@@ -217,6 +219,8 @@ def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
     app.include_router(api, prefix=VERSION)
     app.include_router(api, include_in_schema=False)
     app.include_router(links.pages)
+    for path in ("/", "/console"):
+        app.add_api_route(path, show_console, methods=["GET"], include_in_schema=False)
     if metrics_too:
         app.include_router(health.metrics_router)
     describe(app, routes)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from kneo.api.context import Principal
+from kneo.api.context import EVERYTHING, Principal
 from kneo.errors import Invalid, Unauthorized
 from kneo.names import person_key, person_name, shown
 from kneo.settings import Settings
@@ -98,6 +98,15 @@ class Keyring:
             if hmac.compare_digest(known, digest):
                 entry = principal
         return entry
+
+    def owner(self, digest: bytes) -> Principal | None:
+        """Return the owner of a key by the key's SHA-256."""
+        return self._keys.get(digest)
+
+    def find_admin(self) -> tuple[bytes, Principal] | None:
+        """Return the SHA-256 and the owner of a key with every permission; the admin key where there is one."""
+        admins = [entry for entry in self._keys.items() if EVERYTHING in entry[1].scopes]
+        return admins[-1] if admins else None
 
 
 @dataclass(frozen=True)

@@ -730,6 +730,28 @@ task_links = Table(
     Index(None, "run_id"),
 )
 
+browser_sessions = Table(
+    "browser_sessions",
+    metadata,
+    Column("token_hash", Bounded(64), primary_key=True),
+    Column("person", NAME, nullable=False),
+    Column("method", Bounded(20), nullable=False),
+    Column("key_hash", Bounded(64)),
+    Column("groups", JSON(none_as_null=True)),
+    Column("created_at", TIME, nullable=False),
+    Column("seen_at", TIME, nullable=False),
+)
+
+sign_in_links = Table(
+    "sign_in_links",
+    metadata,
+    Column("token_hash", Bounded(64), primary_key=True),
+    Column("person", NAME, nullable=False),
+    Column("key_hash", Bounded(64)),
+    Column("created_at", TIME, nullable=False),
+    Column("expires_at", TIME, nullable=False),
+)
+
 receipts = Table(
     "receipts",
     metadata,

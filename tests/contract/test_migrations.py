@@ -21,7 +21,7 @@ from kneo.store.engine import Store
 from kneo.store.migrate import HEAD, current_version, open_store
 from kneo.store.tables import metadata
 
-LATER = "kneo_0002"
+LATER = "kneo_9999"
 """A revision after the newest one, which exists in tests only."""
 
 LATER_REVISION = f"""
@@ -137,6 +137,17 @@ def test_head_names_the_newest_migration_and_revisions_are_numbered_in_their_ord
     revisions = [script.revision for script in scripts.walk_revisions()]
     assert scripts.get_heads() == [HEAD]
     assert revisions == sorted(revisions, reverse=True)
+
+
+def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -> None:
+    added = ["browser_sessions", "sign_in_links"]
+    with store.write() as tx:
+        for table in added:
+            tx.connection.execute(text(f"DROP TABLE {table}"))
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0001'"))
+    migrate.migrate(store)
+    assert current_version(store) == HEAD
+    assert differences(store) == []
 
 
 def test_a_later_version_migrates_a_database_and_keeps_every_row(

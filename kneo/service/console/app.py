@@ -1,0 +1,205 @@
+"""The application below ``/console``: its areas, sign-in before every page, and errors as pages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from kneo.api.context import Principal
+from kneo.errors import Forbidden, KneoError, NotFound, Unauthorized
+from kneo.service.admission import Refusals
+from kneo.service.auth import PRINCIPAL
+from kneo.service.console import inbox, sign_in
+from kneo.service.console.page import Form, MenuEntry, PageRequest, PageRoute, Pages, SeeOther, Shown
+from kneo.service.console.render import STATIC, STATIC_HASH, STATIC_TYPES, render
+from kneo.service.console.security import HEADERS, HOME, check_same_origin
+from kneo.service.console.session import Sessions, SignedIn
+from kneo.service.console.sign_in import SignIn, is_secure, login_url
+from kneo.service.context import Service
+from kneo.service.limits import Rate
+
+log = logging.getLogger("kneo.service")
+
+AREAS: tuple[Pages, ...] = (inbox.pages, sign_in.pages)
+"""The pages of the console, in the order of the main navigation."""
+
+LIVE_HEADER = "x-kneo-live"
+"""The header with which the script asks for a page again."""
+
+YEAR_SECONDS = 365 * 86_400
+
+
+class Console:
+    """The console of a service.
+
+    Args:
+        service: The parts of the service.
+        areas: The pages.
+    """
+
+    def __init__(self, service: Service, areas: Sequence[Pages] = AREAS) -> None:
+        self.service = service
+        self.sessions = Sessions(service.store, service.keyring)
+        self.rate = Rate(service.settings.http.rate_per_minute)
+        self.refusals = Refusals(service.store)
+        self.routes = [route for area in areas for route in area.routes]
+        self.places = [area.place for area in areas if area.place is not None]
+        self.has_search = any(route.path == "/find" for route in self.routes)
+
+    def application(self) -> Starlette:
+        """Return the application to mount at ``/console``."""
+        entry = SignIn(self.service, self.sessions, self.render)
+        return Starlette(
+            routes=[
+                *entry.routes(),
+                Route("/static/{name}", _static),
+                *(Route(route.path, self._endpoint(route), methods=[route.method]) for route in self.routes),
+            ],
+            middleware=[Middleware(GZipMiddleware, minimum_size=500, compresslevel=5)],
+            exception_handlers={KneoError: self._refuse, HTTPException: self._refuse_http, Exception: self._crash},
+        )
+
+    def _endpoint(self, route: PageRoute) -> Callable[[Request], Awaitable[Response]]:
+        async def serve(request: Request) -> Response:
+            if route.method != "GET":
+                check_same_origin(request.headers, self.service.settings.public_url)
+            form = Form.parse((await request.body()).decode(errors="replace")) if route.method != "GET" else Form()
+            return await run_in_threadpool(self._serve, route, request, form)
+
+        return serve
+
+    def _serve(self, route: PageRoute, request: Request, form: Form) -> Response:
+        signed_in = self.sessions.find(request.cookies)
+        if signed_in is None:
+            return self._ask_to_sign_in(request)
+        request.scope[PRINCIPAL] = signed_in.principal
+        try:
+            self.rate.check(signed_in.principal.name)
+            for scope in route.scopes:
+                signed_in.principal.require(scope)
+            page = self._page_request(request, signed_in, form)
+            return self._respond(route.place, page, route.function(page))
+        except KneoError as error:
+            self._record_refusal(route, request, signed_in.principal, error)
+            raise
+
+    def _page_request(self, request: Request, signed_in: SignedIn, form: Form) -> PageRequest:
+        query = request.url.query
+        return PageRequest(
+            context=self.service.context(signed_in.principal),
+            signed_in=signed_in,
+            path=dict(request.path_params),
+            query=Form.parse(query),
+            form=form,
+            cookies=request.cookies,
+            url=request.url.path + (f"?{query}" if query else ""),
+            now=self.service.store.clock.now(),
+            address=request.client.host if request.client else "",
+            secure=is_secure(request, self.service.settings.public_url),
+        )
+
+    def _respond(self, place: MenuEntry | None, page: PageRequest, shown: Shown) -> Response:
+        if isinstance(shown, Response):
+            shown.headers.update({name: value for name, value in HEADERS.items() if name not in shown.headers})
+            return shown
+        if isinstance(shown, SeeOther):
+            return RedirectResponse(shown.url, 303, headers=dict(HEADERS))
+        values = {**self._frame(page, place.name if place is not None else ""), "live": shown.live, **shown.values}
+        return HTMLResponse(render(shown.template, values), shown.status, headers=dict(HEADERS))
+
+    def _frame(self, page: PageRequest, place: str) -> dict[str, object]:
+        """Return the variables of the header, for a person who is signed in."""
+        return {
+            "me": page.person,
+            "has_session": page.signed_in.token_hash is not None,
+            "place": place,
+            "places": [each for each in self.places if page.may(each.scope)],
+            "waiting": inbox.count_waiting(page),
+            "has_search": self.has_search,
+            "now": page.now,
+            "here": page.url,
+            "theme": sign_in.theme_of(page.cookies),
+            "keys": page.cookies.get(sign_in.KEYS_COOKIE) != "off",
+            "live": "",
+        }
+
+    def render(self, request: Request, template: str, status: int = 200, **values: object) -> HTMLResponse:
+        """Return a page without the header, for a person who is not signed in."""
+        frame = {"me": "", "place": "", "live": "", "keys": False, "theme": sign_in.theme_of(request.cookies)}
+        return HTMLResponse(render(template, {**frame, **values}), status, headers=dict(HEADERS))
+
+    def _ask_to_sign_in(self, request: Request) -> Response:
+        if request.method == "GET" and LIVE_HEADER not in request.headers:
+            return RedirectResponse(login_url(request), 303, headers=dict(HEADERS))
+        msg = "You are signed out; nothing was changed."
+        return self._error(request, Unauthorized(msg, hint="Sign in again, then repeat what you did."))
+
+    def _record_refusal(self, route: PageRoute, request: Request, caller: Principal, error: KneoError) -> None:
+        if error.recorded or not (isinstance(error, Forbidden) or route.method != "GET"):
+            return
+        self.refusals.record(
+            f"console{route.path}",
+            request.method,
+            request.url.path,
+            caller=caller.name,
+            status=error.http_status,
+            code=error.code,
+            scopes=route.scopes,
+        )
+
+    async def _refuse(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, KneoError)
+        return await run_in_threadpool(self._error, request, error)
+
+    async def _refuse_http(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            problem: KneoError = NotFound("There is no such page.", hint="The address may be incomplete.")
+        else:
+            problem = KneoError(str(error.detail), code="http_error")
+        return await run_in_threadpool(self._error, request, problem, error.status_code)
+
+    async def _crash(self, request: Request, _error: Exception) -> Response:
+        problem = KneoError("The console could not show this page.", hint="The log of the service has the details.")
+        return self.render(request, "error.html", 500, problem=problem, sign_in_url="", shown_status=500)
+
+    def _error(self, request: Request, error: KneoError, status: int | None = None) -> HTMLResponse:
+        """Return an error as a page, with the header where a person is signed in."""
+        status = error.http_status if status is None else status
+        signed_in = self.sessions.find(request.cookies)
+        headers = dict(HEADERS)
+        if "retry_after" in error.details:
+            headers["retry-after"] = str(error.details["retry_after"])
+        values = {"problem": error, "shown_status": status, "sign_in_url": login_url(request) if status == 401 else ""}
+        if signed_in is None:
+            response = self.render(request, "error.html", status, **values)
+            response.headers.update(headers)
+            return response
+        page = self._page_request(request, signed_in, Form())
+        return HTMLResponse(render("error.html", {**self._frame(page, ""), **values}), status, headers=headers)
+
+
+async def _static(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in STATIC:
+        raise HTTPException(404)
+    kept = f"public, max-age={YEAR_SECONDS}, immutable" if request.url.query == STATIC_HASH else "no-cache"
+    headers = {**HEADERS, "cache-control": kept}
+    return Response(STATIC[name], media_type=STATIC_TYPES[Path(name).suffix], headers=headers)
+
+
+async def show_console(request: Request) -> Response:
+    """Lead a browser at ``/`` to the console; a program finds nothing there."""
+    if "text/html" not in request.headers.get("accept", ""):
+        raise HTTPException(404, "Not Found")
+    return RedirectResponse(HOME, 303)

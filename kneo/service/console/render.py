@@ -1,0 +1,77 @@
+"""Templates, their filters, and the static files of the console."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from kneo.service.console import words
+
+_FOLDER = Path(__file__).parent
+
+STATIC: Mapping[str, bytes] = {
+    path.name: path.read_bytes() for path in sorted((_FOLDER / "static").iterdir()) if path.is_file()
+}
+"""The static files by name."""
+
+STATIC_TYPES: Mapping[str, str] = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+}
+
+STATIC_HASH = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]
+"""Part of the address of static files, so that a browser keeps each version for ever."""
+
+ICONS: Mapping[str, str] = {
+    "ok": "M4 12.5l5 5L20 6.5",
+    "no": "M6 6l12 12M18 6L6 18",
+    "clock": "M12 7v5l3.5 2M12 3a9 9 0 1 0 0 18a9 9 0 0 0 0-18",
+    "hold": "M9 5v14M15 5v14",
+    "play": "M7 5l11 7-11 7z",
+    "dot": "M12 10a2 2 0 1 0 0 4a2 2 0 0 0 0-4",
+    "go": "M5 12h14M13 6l6 6-6 6",
+    "find": "M11 4a7 7 0 1 0 0 14a7 7 0 0 0 0-14M16 16l4.5 4.5",
+    "inbox": "M4 13l2.5-8h11L20 13v6H4zM4 13h5l1 2.5h4L15 13h5",
+    "environments": "M12 3l9 5-9 5-9-5zM3 13l9 5 9-5",
+    "runs": "M4 6h10M4 12h16M4 18h7",
+    "audit": "M6 3h9l4 4v14H6zM9 12l2 2 4-4",
+    "seal": "M12 3l7 3v5c0 5-3 8-7 10c-4-2-7-5-7-10V6zM9 12l2 2 4-4",
+    "person": "M12 4a4 4 0 1 0 0 8a4 4 0 0 0 0-8M5 20c1-4 4-5 7-5s6 1 7 5",
+}
+"""The paths of icons, in a square of 24."""
+
+
+def icon(name: str) -> Markup:
+    """Return an icon, which assistive technology skips."""
+    return Markup('<svg class="i" viewBox="0 0 24 24" aria-hidden="true"><path d="{}"/></svg>').format(ICONS[name])
+
+
+def _reveal(value: object) -> object:
+    """Make invisible characters of every printed text visible; markup, and ``exact`` texts of form fields, stay."""
+    return words.reveal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+_environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    finalize=_reveal,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.globals.update(icon=icon, static_hash=STATIC_HASH, count=words.count)
+_environment.filters.update(
+    when=words.when, at=words.at, short=words.short, peek=words.peek, span=words.span, exact=words.exact
+)
+
+
+def render(template: str, values: Mapping[str, object]) -> str:
+    """Return the HTML of a template."""
+    return _environment.get_template(template).render(values)

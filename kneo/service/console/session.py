@@ -1,0 +1,196 @@
+"""Signing in to the console, and the person behind the cookie of a request."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from starlette.responses import Response
+
+from kneo.api.context import EVERYTHING, Principal
+from kneo.clock import isoformat, parse_time
+from kneo.records.browser_session import LIFETIME, LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
+from kneo.service.auth import ANONYMOUS, Keyring
+from kneo.store import audit, browser_sessions
+from kneo.store.engine import Store, Tx
+
+SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_session", "kneo_session"
+"""The cookie over https, and over http to this machine, where browsers keep no ``Secure`` cookie."""
+
+TOKEN_BYTES = 32
+
+
+def hash_token(token: str) -> str:
+    """Return the SHA-256 of a token as it is stored."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SignedIn:
+    """The person of a request.
+
+    Attributes:
+        principal: The person and the scopes.
+        token_hash: The session; ``None`` where the service has no keys and the request no session.
+    """
+
+    principal: Principal
+    token_hash: str | None = None
+
+
+class Sessions:
+    """The browser sessions of a service.
+
+    Args:
+        store: The database.
+        keyring: The API keys, whose owners sign in.
+    """
+
+    def __init__(self, store: Store, keyring: Keyring) -> None:
+        self.store = store
+        self.keyring = keyring
+
+    def find(self, cookies: Mapping[str, str]) -> SignedIn | None:
+        """Return the person of a request; ``None`` where nobody is signed in.
+
+        Without API keys every caller of the API has all permissions, and so has the console without a session.
+        """
+        token = cookies.get(SECURE_COOKIE) or cookies.get(PLAIN_COOKIE)
+        session = self._session(token) if token else None
+        principal = self._principal(session.person, session.key_hash) if session is not None else None
+        if session is not None and principal is not None:
+            return SignedIn(principal, session.token_hash)
+        return None if self.keyring.required else SignedIn(ANONYMOUS)
+
+    def _session(self, token: str) -> BrowserSession | None:
+        with self.store.read() as tx:
+            session = browser_sessions.find(tx, hash_token(token))
+            now = tx.now
+        if session is not None and parse_time(session.seen_at) + SEEN_EVERY <= now:
+            key = session.token_hash
+            self.store.transact(lambda tx: browser_sessions.touch(tx, key))
+        return session
+
+    def _principal(self, person: str, key_hash: str | None) -> Principal | None:
+        """Return the present permissions of a session; ``None`` where its key was removed from the keyring."""
+        if key_hash is not None:
+            return self.keyring.owner(bytes.fromhex(key_hash))
+        # A session without a key comes from the link of a service without keys.
+        return None if self.keyring.required else Principal(person, frozenset({EVERYTHING}))
+
+    def sign_in_with_key(self, key: str, address: str) -> str | None:
+        """Start a session for the owner of an API key; return its token, or ``None`` for an unknown key."""
+        principal = self.keyring.find(key) if key else None
+        if principal is None:
+            return None
+        key_hash = hashlib.sha256(key.encode()).hexdigest()
+        return self.store.transact(lambda tx: start(tx, principal.name, "api_key", address, key_hash=key_hash))
+
+    def sign_in_with_link(self, token: str, address: str) -> str | None:
+        """Start a session with a one-time link; return its token, or ``None`` where the link does not work any more."""
+
+        def use(tx: Tx) -> str | None:
+            link = browser_sessions.use_link(tx, hash_token(token))
+            if link is None or self._principal(link.person, link.key_hash) is None:
+                return None
+            return start(tx, link.person, "link", address, key_hash=link.key_hash)
+
+        return self.store.transact(use)
+
+    def record_refusal(self, method: str, address: str) -> None:
+        """Record in the audit log that a sign-in was refused."""
+        facts = {"method": method, "address": address}
+        self.store.transact(lambda tx: audit.record(tx, "console.sign_in_refused", actor=None, metadata=facts))
+
+
+def end(store: Store, signed_in: SignedIn) -> None:
+    """End a session."""
+    token_hash, name = signed_in.token_hash, signed_in.principal.name
+
+    def work(tx: Tx) -> None:
+        if token_hash is not None and browser_sessions.end(tx, token_hash):
+            audit.record(tx, "console.signed_out", actor=name)
+
+    store.transact(work)
+
+
+def start(
+    tx: Tx,
+    person: str,
+    method: str,
+    address: str,
+    *,
+    key_hash: str | None = None,
+    groups: tuple[str, ...] | None = None,
+) -> str:
+    """Store a new session and its audit event; return the token for the cookie."""
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    session = BrowserSession(
+        token_hash=hash_token(token),
+        person=person,
+        method=method,
+        key_hash=key_hash,
+        groups=groups,
+        created_at=tx.at,
+        seen_at=tx.at,
+    )
+    browser_sessions.start(tx, session)
+    audit.record(tx, "console.signed_in", actor=person, metadata={"method": method, "address": address})
+    return token
+
+
+def make_link(store: Store, keyring: Keyring, operator: str) -> str | None:
+    """Create a one-time sign-in link; return its path.
+
+    Args:
+        store: The database.
+        keyring: The API keys. With keys the link signs in as the owner of a key with every permission.
+        operator: The person of a service without keys.
+
+    Returns:
+        The path, or ``None`` where no key has every permission.
+    """
+    person, key_hash = operator, None
+    if keyring.required:
+        admin = keyring.find_admin()
+        if admin is None:
+            return None
+        key_hash, person = admin[0].hex(), admin[1].name
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+
+    def store_link(tx: Tx) -> None:
+        browser_sessions.insert_link(
+            tx,
+            SignInLink(
+                token_hash=hash_token(token),
+                person=person,
+                key_hash=key_hash,
+                created_at=tx.at,
+                expires_at=isoformat(tx.now + LINK_LIFETIME),
+            ),
+        )
+
+    store.transact(store_link)
+    return f"/console/link/{token}"
+
+
+def set_cookie(response: Response, token: str, *, secure: bool) -> None:
+    """Add the session's cookie to a response."""
+    response.set_cookie(
+        SECURE_COOKIE if secure else PLAIN_COOKIE,
+        token,
+        max_age=int(LIFETIME / timedelta(seconds=1)),
+        path="/",
+        secure=secure,
+        httponly=True,
+        samesite="lax",
+    )
+
+
+def delete_cookies(response: Response) -> None:
+    """Remove the session's cookie from the browser."""
+    response.delete_cookie(SECURE_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
+    response.delete_cookie(PLAIN_COOKIE, path="/", httponly=True, samesite="lax")

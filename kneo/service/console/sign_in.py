@@ -1,0 +1,175 @@
+"""Signing in and out, and the settings that a browser keeps: theme and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+from urllib.parse import quote, urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from kneo.errors import Forbidden, Invalid
+from kneo.service.console.page import Form, PageRequest, Pages
+from kneo.service.console.security import HEADERS, HOME, check_same_origin, safe_next
+from kneo.service.console.session import Sessions, delete_cookies, end, set_cookie
+from kneo.service.context import Service
+from kneo.service.head_check import is_loopback
+from kneo.service.limits import Rate
+
+TRIES_PER_MINUTE = 10
+"""Sign-ins that one address may try in a minute."""
+
+THEME_COOKIE, KEYS_COOKIE = "kneo_theme", "kneo_keys"
+THEMES = ("light", "dark")
+
+YEAR_SECONDS = 365 * 86_400
+
+pages = Pages()
+
+
+class RenderPage(Protocol):
+    """Returns a page without the header."""
+
+    def __call__(self, request: Request, template: str, status: int = 200, **values: object) -> HTMLResponse: ...
+
+
+class SignIn:
+    """The routes that need no session.
+
+    Args:
+        service: The parts of the service.
+        sessions: The browser sessions.
+        render: Returns a page without the header.
+    """
+
+    def __init__(self, service: Service, sessions: Sessions, render: RenderPage) -> None:
+        self.settings = service.settings
+        self.keyring = service.keyring
+        self.sessions = sessions
+        self.render = render
+        self.tries = Rate(TRIES_PER_MINUTE)
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/login", self.show, methods=["GET"]),
+            Route("/login", self.accept, methods=["POST"]),
+            Route("/link/{token}", self.use_link, methods=["GET"]),
+        ]
+
+    async def show(self, request: Request) -> Response:
+        """Show the form."""
+        return self._form(request, safe_next(request.query_params.get("next", HOME)))
+
+    async def accept(self, request: Request) -> Response:
+        """Sign a person in with an API key."""
+        check_same_origin(request.headers, self.settings.public_url)
+        self._check_transport(request)
+        form = Form.parse((await request.body()).decode(errors="replace"))
+        target = safe_next(form.get("next", HOME))
+        if wait := self.tries.take(_address(request)):
+            msg = "Too many sign-ins were tried from this address; wait a minute."
+            response = self._form(request, target, msg, 429)
+            response.headers["retry-after"] = str(max(1, round(wait + 0.5)))
+            return response
+        token = await run_in_threadpool(self.sessions.sign_in_with_key, form.get("key").strip(), _address(request))
+        if token is None:
+            await run_in_threadpool(self.sessions.record_refusal, "api_key", _address(request))
+            return self._form(request, target, "No person has this API key.", 401)
+        return self._enter(request, token, target)
+
+    async def use_link(self, request: Request) -> Response:
+        """Sign a person in with a one-time link."""
+        self._check_transport(request)
+        if request.headers.get("sec-purpose", "").startswith("prefetch") or request.method == "HEAD":
+            return Response(status_code=403, headers=dict(HEADERS))
+        if self.tries.take(_address(request)):
+            return self._form(request, HOME, "Too many sign-ins were tried from this address; wait a minute.", 429)
+        link = request.path_params["token"]
+        token = await run_in_threadpool(self.sessions.sign_in_with_link, link, _address(request))
+        if token is None:
+            await run_in_threadpool(self.sessions.record_refusal, "link", _address(request))
+            msg = "This link does not work: it was used before, or is older than ten minutes."
+            return self._form(request, HOME, msg, 401)
+        return self._enter(request, token, HOME)
+
+    def _form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
+        return self.render(request, "login.html", status, next=target, message=message, needs_key=self.keyring.required)
+
+    def _enter(self, request: Request, token: str, target: str) -> Response:
+        response = RedirectResponse(target, 303, headers=dict(HEADERS))
+        set_cookie(response, token, secure=is_secure(request, self.settings.public_url))
+        return response
+
+    def _check_transport(self, request: Request) -> None:
+        """Check that the cookie cannot be read on its way.
+
+        Raises:
+            Forbidden: ``https_required``.
+        """
+        host = (request.url.hostname or "").lower()
+        if is_secure(request, self.settings.public_url) or is_loopback(host) or self.settings.http.console_plain_http:
+            return
+        msg = "Signing in over http:// from another machine would show your session to everyone on the way."
+        hint = "Use https://, or localhost; KNEO_SERV_CONSOLE_PLAIN_HTTP=true allows it in a network that you trust."
+        raise Forbidden(msg, code="https_required", hint=hint)
+
+
+def is_secure(request: Request, public_url: str) -> bool:
+    """Return whether the browser reaches the service over https, itself or through the proxy at the public address."""
+    public = urlsplit(public_url)
+    through_proxy = public.scheme == "https" and public.netloc.lower() == request.headers.get("host", "").lower()
+    return request.url.scheme == "https" or through_proxy
+
+
+def login_url(request: Request) -> str:
+    """Return the address of the sign-in form, which leads back to the page of a request."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    target = request.url.path + query if request.method == "GET" else HOME
+    return f"/console/login?next={quote(safe_next(target), safe='/')}"
+
+
+def theme_of(cookies: Mapping[str, str]) -> str:
+    """Return the theme of a browser; empty for that of the system."""
+    theme = cookies.get(THEME_COOKIE, "")
+    return theme if theme in THEMES else ""
+
+
+@pages.post("/logout")
+def sign_out(request: PageRequest) -> Response:
+    """End the session."""
+    end(request.context.store, request.signed_in)
+    response = RedirectResponse("/console/login", 303)
+    delete_cookies(response)
+    return response
+
+
+@pages.post("/theme")
+def choose_theme(request: PageRequest) -> Response:
+    """Keep a theme in the browser, or that of the system."""
+    theme = request.form.get("theme")
+    if theme and theme not in THEMES:
+        msg = f"There is no theme {theme[:40]!r}."
+        raise Invalid(msg, hint=f"Themes are {' and '.join(THEMES)}.")
+    return _keep(request, THEME_COOKIE, theme)
+
+
+@pages.post("/keys")
+def choose_keys(request: PageRequest) -> Response:
+    """Switch single-letter keys on or off in the browser."""
+    return _keep(request, KEYS_COOKIE, "off" if request.form.get("keys") == "off" else "")
+
+
+def _keep(request: PageRequest, cookie: str, value: str) -> Response:
+    response = RedirectResponse(safe_next(request.form.get("next", HOME)), 303)
+    response.set_cookie(
+        cookie, value, max_age=YEAR_SECONDS if value else 0, path="/console", secure=request.secure, samesite="lax"
+    )
+    return response
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""

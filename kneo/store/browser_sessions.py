@@ -1,0 +1,62 @@
+"""Rows of browser sessions and of the links that start them."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, insert, or_, select, update
+
+from kneo.clock import isoformat
+from kneo.records.browser_session import IDLE, LIFETIME, BrowserSession, SignInLink
+from kneo.store.engine import Tx
+from kneo.store.tables import browser_sessions, sign_in_links
+
+
+def find(tx: Tx, token_hash: str) -> BrowserSession | None:
+    """Read a session that has not ended."""
+    row = tx.connection.execute(select(browser_sessions).where(browser_sessions.c.token_hash == token_hash)).first()
+    if row is None:
+        return None
+    values = row._asdict()
+    session = BrowserSession(**{**values, "groups": tuple(values["groups"]) if values["groups"] is not None else None})
+    return None if session.has_ended(tx.now) else session
+
+
+def start(tx: Tx, session: BrowserSession) -> None:
+    """Store a new session, and delete those that have ended."""
+    _delete_ended(tx)
+    groups = list(session.groups) if session.groups is not None else None
+    tx.connection.execute(insert(browser_sessions).values(**{**vars(session), "groups": groups}))
+
+
+def touch(tx: Tx, token_hash: str) -> None:
+    """Record that a session is used now."""
+    mine = browser_sessions.c.token_hash == token_hash
+    tx.connection.execute(update(browser_sessions).where(mine).values(seen_at=tx.at))
+
+
+def end(tx: Tx, token_hash: str) -> bool:
+    """Delete a session; return whether there was one."""
+    return (
+        tx.connection.execute(delete(browser_sessions).where(browser_sessions.c.token_hash == token_hash)).rowcount > 0
+    )
+
+
+def insert_link(tx: Tx, link: SignInLink) -> None:
+    """Store a link, and delete those that have expired."""
+    tx.connection.execute(delete(sign_in_links).where(sign_in_links.c.expires_at <= tx.at))
+    tx.connection.execute(insert(sign_in_links).values(**vars(link)))
+
+
+def use_link(tx: Tx, token_hash: str) -> SignInLink | None:
+    """Delete a link and return it, where it has not expired: of two requests at once, one gets it."""
+    row = tx.connection.execute(select(sign_in_links).where(sign_in_links.c.token_hash == token_hash)).first()
+    gone = tx.connection.execute(delete(sign_in_links).where(sign_in_links.c.token_hash == token_hash)).rowcount
+    if row is None or not gone:
+        return None
+    link = SignInLink(**row._asdict())
+    return link if link.expires_at > tx.at else None
+
+
+def _delete_ended(tx: Tx) -> None:
+    old = browser_sessions.c.created_at <= isoformat(tx.now - LIFETIME)
+    unused = browser_sessions.c.seen_at <= isoformat(tx.now - IDLE)
+    tx.connection.execute(delete(browser_sessions).where(or_(old, unused)))
