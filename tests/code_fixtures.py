@@ -43,7 +43,7 @@ _CODE = re.compile(r"\"([EWI]_[A-Z]+(?:_[A-Z]+)*)\"")
 class Beside:
     """Files beside a spec, by path."""
 
-    files: dict[str, str]
+    files: dict[str, str | None]
 
     def text(self, path: str) -> str | None:
         return self.files.get(path)

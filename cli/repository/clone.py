@@ -193,9 +193,9 @@ class Clone:
         return content
 
     def names(self, commit: str, path: str) -> tuple[str, ...] | None:
-        """Return the names of the files in a folder of a commit, sorted; None where it does not exist."""
+        """Return the paths of the files below a folder of a commit, sorted; None where it does not exist."""
         try:
-            listing = str(self._repo.git.ls_tree("-z", f"{commit}:{path}"))
+            listing = str(self._repo.git.ls_tree("-r", "-z", f"{commit}:{path}"))
         except GitCommandError:
             return None
         entries = (entry.partition("\t") for entry in listing.split("\0") if entry)

@@ -26,11 +26,12 @@ from kneo.agents.questions import (
     schema_misfit,
 )
 from kneo.agents.services import AgentServices
+from kneo.agents.skills import AgentSkills
 from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
 from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import EntryStatus
 from kneo.records.task import Decision, DecisionKind
-from kneo.spec.models.agent import ASK_QUESTION, Agent, ToolPermissions
+from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, ToolPermissions
 from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import Capability, Tool
 
@@ -51,10 +52,17 @@ def schema_of(tool: Tool) -> Arguments:
     return AGENT_SCHEMA if tool.agent is not None else {"type": "object", **tool.parameters}
 
 
+def builtin_tools(*, asks: bool, skills: AgentSkills) -> Mapping[str, Arguments]:
+    """Return the JSON Schemas of the arguments of the built-in tools that an agent is offered, by name."""
+    offered = {ASK_QUESTION: ASK_QUESTION_SCHEMA} if asks else {}
+    return {**offered, READ_SKILL: skills.schema} if skills.readable else offered
+
+
 def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, environment: str | None) -> str | None:
     """Return why a tool may not be called: by the agent's permissions, or by the rules of the environment as they are now.
 
-    ``tool`` is ``None`` for ``ask_question``, which lists of allowed tools need not name: it asks a person and does nothing.
+    ``tool`` is ``None`` for the built-in tools, which lists of allowed tools need not name: they ask a person or read what the
+    spec has, and do nothing else.
     """
     permissions = (agent.tools.permissions if agent.tools is not None else None) or ToolPermissions()
     if _matches(name, rules.deny):
@@ -104,6 +112,7 @@ class Guard:
     Args:
         tools: The tools that the agent is offered, by name, without ``ask_question``.
         asks: Whether the agent is offered ``ask_question``.
+        skills: The agent's skills, which ``read_skill`` returns.
     """
 
     def __init__(
@@ -115,9 +124,11 @@ class Guard:
         *,
         tools: Mapping[str, Tool],
         asks: bool,
+        skills: AgentSkills,
     ) -> None:
         self._turn, self._services, self._journal, self._execution = turn, services, journal, execution
-        self._tools, self._asks = tools, asks
+        self._tools, self._skills = tools, skills
+        self._builtin = builtin_tools(asks=asks, skills=skills)
         strategy = turn.agent.strategy
         one_by_one = strategy is not None and strategy.parallel_tool_calls is False
         self._turnstile: AbstractAsyncContextManager[object] = asyncio.Lock() if one_by_one else nullcontext()
@@ -167,7 +178,7 @@ class Guard:
                 note = " The call was interrupted before; it may have taken effect." if begun else ""
                 return await self._journal.refuse(call, "policy", {"denied": denial + note})
             if tool is None:
-                return await self._ask(call)
+                return await (self._read_skill(call) if call.name == READ_SKILL else self._ask(call))
             return await self._review(call, tool)
 
     def _denial(self, call: RequestedCall, tool: Tool | None) -> str | None:
@@ -178,9 +189,9 @@ class Guard:
     def _misfit(self, call: RequestedCall, tool: Tool | None) -> str | None:
         if tool is not None:
             return find_misfits(schema_of(tool), call.arguments)
-        if call.name == ASK_QUESTION and self._asks:
-            return find_misfits(ASK_QUESTION_SCHEMA, call.arguments) or schema_misfit(call)
-        offered = ", ".join((*self._tools, *((ASK_QUESTION,) if self._asks else ())))
+        if call.name in self._builtin:
+            return find_misfits(self._builtin[call.name], call.arguments) or schema_misfit(call)
+        offered = ", ".join((*self._tools, *self._builtin))
         return f"There is no tool {call.name[:100]!r}. Tools: {offered[:1_000] or 'none'}."
 
     async def _misfits(self, call: RequestedCall, message: str) -> CallResult:
@@ -199,6 +210,10 @@ class Guard:
         else:
             result = answer_of(decision)
         return await self._journal.finish(call, call.arguments, CallResult(result))
+
+    async def _read_skill(self, call: RequestedCall) -> CallResult:
+        result = self._skills.read(call.arguments, self._services.limits.result_chars)
+        return await self._journal.finish(call, call.arguments, result)
 
     async def _review(self, call: RequestedCall, tool: Tool) -> CallResult:
         """Ask the gates of a call, one after the other, until all agree to the same arguments."""

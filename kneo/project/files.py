@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kneo.spec.base import MAX_TEXT
 from kneo.spec.modules import MAX_SOURCE, UNKNOWN, Module, read_module
+from kneo.spec.reading.inline import MAX_SKILL_DEPTH, MAX_SKILL_FILES
 
 _EXTENSIONS = (".so", ".pyd")
 
@@ -48,14 +50,20 @@ class SpecFiles:
         return text if len(text) <= MAX_TEXT and "\0" not in text else None
 
     def names(self, path: str) -> tuple[str, ...] | None:
-        """Return the names of the files in a folder, sorted; None where the folder does not exist."""
+        """Return the paths of the files below a folder; None where the folder does not exist."""
         folder = self._inside(path)
         if folder is None or not folder.is_dir():
             return None
-        try:
-            return tuple(sorted(each.name for each in folder.iterdir() if each.is_file()))
-        except OSError:
-            return None
+        names: list[str] = []
+        for found, folders, files in os.walk(folder):
+            base = Path(found).relative_to(folder)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if len(base.parts) >= MAX_SKILL_DEPTH:
+                folders.clear()
+            names += [(base / name).as_posix() for name in files if not name.startswith(".")]
+            if len(names) > MAX_SKILL_FILES:
+                break
+        return tuple(sorted(names))
 
     def _inside(self, path: str) -> Path | None:
         for base in dict.fromkeys((self._folder, self._root)):

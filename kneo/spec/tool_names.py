@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from kneo.spec.models.agent import ASK_QUESTION
+from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL
 
 MAX_NAME = 64
 
 OUTPUT_TOOL = "final_result"
 """The tool with which a model gives a structured answer."""
 
-RESERVED = frozenset({ASK_QUESTION, OUTPUT_TOOL})
+RESERVED = frozenset({ASK_QUESTION, READ_SKILL, OUTPUT_TOOL})
 
 _OTHER = re.compile(r"[^A-Za-z0-9_-]")
 

@@ -24,14 +24,12 @@ DUMMY = "dummy"
 
 NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
     Spec: {
-        "skills": "agents are not given skills in this version",
         "policies": "nothing here is applied; an environment's policy is in its own file",
     },
     Agent: {
         "history": "an agent sees the text that its step is given",
         "memory": "an agent sees the text that its step is given",
         "guardrails": "no guardrail runs in this version; put a person in front of what has to be guarded",
-        "skills": "agents are not given skills in this version",
         "middleware": "no middleware runs",
         "defaults": "an agent's answer is its step's output",
     },
@@ -51,7 +49,7 @@ NO_EFFECT_AT_AGENT: Mapping[type[SpecModel], Mapping[str, str]] = {
 ANSWERS_ONCE = "the provider dummy answers once, with its input"
 
 NO_EFFECT_WITH_DUMMY: Mapping[type[SpecModel], Mapping[str, str]] = {
-    Agent: dict.fromkeys(("strategy", "tools", "ask_question", "output_schema"), ANSWERS_ONCE),
+    Agent: dict.fromkeys(("strategy", "tools", "skills", "ask_question", "output_schema"), ANSWERS_ONCE),
     Model: dict.fromkeys(
         ("temperature", "max_tokens", "timeout_seconds", "extra", "fallbacks", "token_budget"), ANSWERS_ONCE
     ),

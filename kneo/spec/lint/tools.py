@@ -30,12 +30,19 @@ def tool_selections(index: SpecIndex) -> Iterator[Diagnostic]:
 
 
 def skill_selections(index: SpecIndex) -> Iterator[Diagnostic]:
-    """Agents select skills that exist."""
+    """Agents select skills that exist, and the tools that their skills speak of."""
     for at in index.agents:
+        path, included = (*at.path, "skills"), at.agent.tools.include if at.agent.tools is not None else ()
         for name in dict.fromkeys(at.agent.skills):
             if name not in index.spec.skills:
                 message = f"The skill {name} is not in skills."
-                yield index.undeclared("E_SKILL_REF", message, (*at.path, "skills"), name, index.spec.skills, "skills")
+                yield index.undeclared("E_SKILL_REF", message, path, name, index.spec.skills, "skills")
+                continue
+            missing = [tool for tool in index.spec.skills[name].tools if tool not in included]
+            if missing:
+                message = f"The skill {name} speaks of {', '.join(missing)}, which {at.agent.name} does not include."
+                hint = "Add the tools to tools.include of the agent, or take them out of the skill's tools."
+                yield warning("W_SKILL_TOOL", message, path, suggestion=hint)
 
 
 def tool_backings(index: SpecIndex) -> Iterator[Diagnostic]:

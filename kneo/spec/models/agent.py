@@ -31,6 +31,9 @@ MAX_FALLBACKS = 5
 ASK_QUESTION = "ask_question"
 """The built-in tool with which an agent that includes it asks a person."""
 
+READ_SKILL = "read_skill"
+"""The built-in tool with which an agent reads the skills whose content is not in its system prompt."""
+
 RuntimeMode: TypeAlias = Literal["bridge", "native", "adapter"]
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from kneo.spec.diagnostics import Diagnostic, error
+from kneo.spec.base import MAX_TEXT
+from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path, Unreadable
 from kneo.spec.messages import quote
 from kneo.spec.reading.reader import read
@@ -21,6 +22,9 @@ TEXT_KEYS = frozenset({"system_prompt", "description", "prompt", "title", "conte
 """Keys whose value may be a reference to a file."""
 
 MAX_SKILL_FILES = 100
+MAX_SKILL_DEPTH = 4
+"""Folders inside the folder of a skill that files can be in."""
+
 _INSTRUCTIONS = ("SKILL.md", "skill.md", "README.md")
 _ABOUT = ("skill.yaml", "skill.yml", "skill.json")
 
@@ -33,7 +37,7 @@ class Files(Protocol):
         ...
 
     def names(self, path: str) -> tuple[str, ...] | None:
-        """Return the names of the files in a folder, sorted; None where there is no such folder."""
+        """Return the paths of the files below a folder, relative to it; None where there is no such folder."""
         ...
 
 
@@ -99,15 +103,21 @@ def inline_skills(tree: Mapping[str, object], files: Files) -> Inlined:
             inlined[name] = skill
             continue
         try:
-            inlined[name] = _skill(skill, source, files)
+            inlined[name], left_out = _skill(skill, source, files)
         except (Unreadable, LookupError) as problem:
             message = f"The skill {quote(source)} cannot be read from here. {problem.args[0]}"
             findings.append(error("E_SKILL_SOURCE", message, ("skills", name, "source")))
             inlined[name] = skill
+            continue
+        for file in left_out:
+            message = f"{source}/{file} is not a text of at most {MAX_TEXT} characters; agents cannot read it."
+            hint = "Move it out of the skill's folder."
+            findings.append(warning("W_SKILL_RESOURCE", message, ("skills", name, "source"), suggestion=hint))
     return Inlined({**tree, "skills": inlined}, tuple(findings))
 
 
-def _skill(skill: Mapping[str, object], source: str, files: Files) -> dict[str, object]:
+def _skill(skill: Mapping[str, object], source: str, files: Files) -> tuple[dict[str, object], tuple[str, ...]]:
+    """Return a skill with its content, and the files that are no resources because they are not text."""
     names = files.names(source)
     if names is None:
         text = files.text(source)
@@ -115,15 +125,21 @@ def _skill(skill: Mapping[str, object], source: str, files: Files) -> dict[str, 
             message = "The folder of the spec has no such file or folder."
             raise LookupError(message)
         about, content = _front_matter(text, source)
-        resources: dict[str, object] = {}
+        resources: dict[str, str | None] = {}
     else:
         about, content, resources = _folder(source, names, files)
+    texts = {name: text for name, text in resources.items() if text is not None}
     fields: dict[str, object] = {key: about[key] for key in ("description", "tools") if about.get(key) is not None}
     fields |= {key: value for key, value in skill.items() if key != "source" and value is not None}
-    return {**fields, "content": content, **({"resources": resources} if resources else {})}
+    whole = {**fields, "content": content, **({"resources": texts} if texts else {})}
+    return whole, tuple(name for name in resources if name not in texts)
 
 
-def _folder(source: str, names: tuple[str, ...], files: Files) -> tuple[Mapping[str, object], str, dict[str, object]]:
+def _folder(
+    source: str, names: tuple[str, ...], files: Files
+) -> tuple[Mapping[str, object], str, dict[str, str | None]]:
+    """Read a folder of the Agent Skills format: ``SKILL.md`` and its resources, also those in folders of its own."""
+    names = tuple(sorted(name for name in names if _is_resource(name)))
     main = next((name for name in _INSTRUCTIONS if name in names), None)
     text = files.text(str(PurePosixPath(source, main))) if main is not None else None
     if main is None or text is None:
@@ -135,12 +151,12 @@ def _folder(source: str, names: tuple[str, ...], files: Files) -> tuple[Mapping[
     front, content = _front_matter(text, f"{source}/{main}")
     about = {**dict(_about(source, names, files)), **front}
     others = (name for name in names if name != main and name not in _ABOUT)
-    resources: dict[str, object] = {}
-    for name in others:
-        resource = files.text(str(PurePosixPath(source, name)))
-        if resource is not None:
-            resources[name] = resource
-    return about, content, resources
+    return about, content, {name: files.text(str(PurePosixPath(source, name))) for name in others}
+
+
+def _is_resource(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return len(parts) <= MAX_SKILL_DEPTH + 1 and not any(part.startswith(".") for part in parts)
 
 
 def _about(source: str, names: tuple[str, ...], files: Files) -> Iterator[tuple[str, object]]:
@@ -154,6 +170,7 @@ def _about(source: str, names: tuple[str, ...], files: Files) -> Iterator[tuple[
 
 def _front_matter(text: str, file: str) -> tuple[Mapping[str, object], str]:
     """Split the YAML between two lines of ``---`` from the text after it."""
+    text = text.replace("\r\n", "\n")
     if not text.startswith("---\n"):
         return {}, text
     head, mark, body = text[4:].partition("\n---\n")

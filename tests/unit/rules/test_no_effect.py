@@ -26,6 +26,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/providers.py": "model runtime_preferences",
         "kneo/agents/loop.py": "system_prompt strategy tools output_schema",
         "kneo/agents/questions.py": "ask_question",
+        "kneo/agents/skills.py": "skills",
     },
     "AnswerField": {
         "kneo/tasks/forms.py": "name type description required default allowed_values min max pattern",
@@ -82,10 +83,15 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/providers.py": "preferred_mode fallback_mode allowed_modes native_provider bridge_provider",
     },
     "SequentialWorkflow": {PROGRAM: "type name steps"},
+    "Skill": {
+        "kneo/agents/skills.py": "content description tools resources",
+        "kneo/spec/models/spec.py": "source",
+    },
     "Spec": {
         PROGRAM: "agent workflow components",
         "kneo/runtime/engine/start.py": "targets",
         "kneo/agents/loop.py": "tools",
+        "kneo/agents/skills.py": "skills",
         "kneo/agents/mcp/servers.py": "mcp_servers",
     },
     "Strategy": {
@@ -145,7 +151,6 @@ BELOW = {
         "McpServer",
         "Memory",
         "MemoryRef",
-        "Skill",
     ),
 }
 """Models below a field without effect, and those whose fields one module reads as a whole."""
@@ -196,7 +201,6 @@ ASK = {"id": "ask", "kind": "human", "ref": "boss"}
 TOOL = {"search": {"description": "Search.", "implementation": "acme.search"}}
 
 SAMPLES: dict[str, tuple[dict, str]] = {
-    "Spec.skills": ({"skills": {"s": {"content": "Be kind."}}}, "skills"),
     "Spec.policies": ({"policies": {"tracing": {"enabled": True}}}, "policies"),
     "ConcurrentWorkflow.max_iterations": (
         {"workflow": {"type": "concurrent", "participants": [ASK], "max_iterations": 3}},
@@ -215,13 +219,13 @@ OF_AGENTS = {
     "history": {"limit": 3},
     "memory": {"policy": "full"},
     "guardrails": {"input": [{"id": "g", "type": "keyword", "config": {"keywords": ["no"]}}]},
-    "skills": ["s"],
     "middleware": ["m"],
     "defaults": {"append_mode": "never"},
 }
 WITH_DUMMY = {
     "strategy": "react",
     "tools": ["search"],
+    "skills": ["s"],
     "ask_question": "boss",
     "output_schema": {"type": "object"},
 }

@@ -1,0 +1,106 @@
+"""Skills of an agent: their part of the system prompt, and the built-in tool with which the agent reads them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from kneo.agents.calls import Arguments, CallResult
+from kneo.agents.turn import Turn
+from kneo.errors import Invalid
+from kneo.spec.models.agent import READ_SKILL
+from kneo.spec.models.spec import Skill
+
+INLINE_CHARS = 4_000
+"""The longest content of a skill that stands in the system prompt; longer content is read with ``read_skill``."""
+
+READ_DESCRIPTION = "Read the instructions of a skill, or one of its resources."
+
+
+@dataclass(frozen=True)
+class AgentSkills:
+    """The skills of one agent.
+
+    Attributes:
+        skills: The skills by name, in the order in which the agent lists them.
+        reads: Whether the agent can be offered ``read_skill``. Where it is offered no tools, its system prompt has every
+            content and resource.
+    """
+
+    skills: Mapping[str, Skill]
+    reads: bool
+
+    @classmethod
+    def of(cls, turn: Turn, *, reads: bool) -> AgentSkills:
+        """Return the skills of a turn's agent.
+
+        Raises:
+            Invalid: ``spec_invalid``: a skill is not in the spec, or its source was not inlined.
+        """
+        known = turn.spec.skills
+        for name in turn.agent.skills:
+            if name not in known or known[name].content is None:
+                msg = f"The agent {turn.agent_name} has the skill {name}, whose content is not in the spec."
+                raise Invalid(msg, code="spec_invalid", hint="Run the resolved spec: kneo spec resolve prints it.")
+        return cls({name: known[name] for name in dict.fromkeys(turn.agent.skills)}, reads)
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The skills with a content or a resource that is not in the system prompt."""
+        return tuple(name for name, skill in self.skills.items() if self.reads and (_is_long(skill) or skill.resources))
+
+    @property
+    def schema(self) -> Arguments:
+        """The JSON Schema of the arguments of ``read_skill``."""
+        return {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "enum": list(self.readable)},
+                "resource": {"type": "string", "description": "A resource of the skill; left out: its instructions."},
+            },
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+
+    def instructions(self) -> str | None:
+        """Return the skills' part of the system prompt."""
+        if not self.skills:
+            return None
+        return "\n\n".join(("# Skills", *(self._described(name, skill) for name, skill in self.skills.items())))
+
+    def _described(self, name: str, skill: Skill) -> str:
+        return "\n\n".join(part.strip() for part in (f"## {name}", *self._parts(skill)) if part.strip())
+
+    def _parts(self, skill: Skill) -> Iterator[str]:
+        content = skill.content or ""
+        yield skill.description or ""
+        if skill.tools:
+            yield f"Tools: {', '.join(skill.tools)}."
+        if self.reads and _is_long(skill):
+            yield f"Read these instructions with {READ_SKILL} before you follow them ({len(content)} characters)."
+        else:
+            yield content
+        if self.reads and skill.resources:
+            yield f"Resources, to be read with {READ_SKILL}: {', '.join(skill.resources)}."
+        elif skill.resources:
+            yield from (f"### {name}\n\n{text}" for name, text in skill.resources.items())
+
+    def read(self, arguments: Arguments, limit: int) -> CallResult:
+        """Return the result of a call of ``read_skill`` whose arguments fit ``schema``."""
+        name, resource = str(arguments["name"]), arguments.get("resource")
+        skill = self.skills[name]
+        text = skill.content if resource is None else skill.resources.get(str(resource))
+        if text is None:
+            message = (
+                f"The skill {name} has no resource {str(resource)[:200]!r}. Resources: {_listed(skill.resources)}."
+            )
+            return CallResult({"error": "not_found", "message": message}, "failed")
+        return CallResult(text if len(text) <= limit else f"{text[:limit]}\n[cut: {len(text)} characters in all]")
+
+
+def _is_long(skill: Skill) -> bool:
+    return len(skill.content or "") > INLINE_CHARS
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)[:1_000] or "none"
