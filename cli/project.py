@@ -9,6 +9,7 @@ from pathlib import Path
 from cli.embedding import spec_compiler
 from cli.files import read_bytes
 from kneo.agents.providers import model_check
+from kneo.agents.start_check import has_mcp
 from kneo.errors import NotFound, Usage
 from kneo.project import read_config
 from kneo.project.files import ModuleFiles, SpecFiles
@@ -118,6 +119,7 @@ class Project:
             rules=declared.spec if declared else None,
             models=model_check(settings, self.config),
             mcp_commands=settings.mcp.commands,
+            mcp_installed=has_mcp(),
         )
 
     def policy_for(self, spec: Path) -> PolicyFlags:

@@ -438,6 +438,14 @@ class ModelSettings:
     concurrency: int = setting("KNEO_SERV_MODEL_CONCURRENCY", 32, _positive)
     """Requests at a time over one connection of a worker. Halved after a 429, and raised by one with each reply."""
 
+    reply_bytes: int = setting("KNEO_SERV_MODEL_REPLY_BYTES", 33_554_432, _positive)
+    """Bytes of one reply of a provider, with everything around its text. A longer one is not read to its end, and the
+    request fails."""
+
+    require_secrets: bool = setting("KNEO_SERV_REQUIRE_PROVIDER_SECRETS", False, _flag)
+    """Start a worker only if every provider in the project's `secrets.provider_env` has its key. Without it, each run that
+    needs a missing key is refused."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -107,6 +107,7 @@ def _context(given: dict) -> RuleContext:
         rules=EnvironmentSpec.model_validate({**REQUIRED, **given["rules"]}) if "rules" in given else None,
         models=_model_check(given["machine"]) if "machine" in given else None,
         mcp_commands=None if commands is None else tuple(commands),
+        mcp_installed=given.get("mcp_installed"),
     )
 
 

@@ -13,6 +13,7 @@ from pydantic_ai.direct import model_request
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters
 
+from kneo.agents.clients import ModelClients
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.requests import ModelServices, recorded_model
 from kneo.agents.services import AgentServices, Progress
@@ -156,6 +157,7 @@ class Conversation:
             quota=self.quota,
             sleep=self._sleep,
             jitter=lambda: 1.0,
+            clients=ModelClients(self.settings.reply_bytes),
         )
         return AgentServices(models=models, clock=self.clock)
 

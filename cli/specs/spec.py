@@ -29,7 +29,7 @@ from kneo.spec.models.workflow import LeafStep
 from kneo.spec.reading.migrate import migrate as migrate_tree
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.yaml_writer import write_yaml
-from kneo.spec.summary import compiled, explained, linted, missing_models, names_of, worth_a_look
+from kneo.spec.summary import compiled, explained, linted, missing_here, names_of, worth_a_look
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -123,7 +123,7 @@ def compile_spec(spec: SpecArgument = None, *, options: CheckOptions) -> None:
     else:
         require_usable(checked, as_json=options.as_json)
         usable = checked.usable()
-        lacking = missing_models(checked.findings)
+        lacking = missing_here(checked.findings)
         findings = [found.as_json() for found in checked.findings]
         answer = {"ok": True, "summary": compiled(usable), "diagnostics": findings}
         subject = f"{checked.name} can run: {_roots(usable)}."

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pydantic_ai.models import Model
 
 from kneo.agents.providers import ProviderConnection
+from kneo.agents.reply_limit import limit_replies
+from kneo.settings import ModelSettings
 from kneo.spec.models.providers import PROVIDERS, WireFormat
 
 MAX_CLIENTS = 64
@@ -95,9 +97,13 @@ class ModelClients:
     """The open clients of one process.
 
     A client belongs to the event loop that made it, because its sockets do; ``close`` is called on that loop.
+
+    Args:
+        reply_bytes: Bytes of a reply that are read; a longer one fails.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reply_bytes: int = ModelSettings.reply_bytes) -> None:
+        self._reply_bytes = reply_bytes
         self._clients: OrderedDict[tuple[ProviderConnection, asyncio.AbstractEventLoop], ModelClient] = OrderedDict()
         self._limits: dict[tuple[str | None, ProviderConnection, asyncio.AbstractEventLoop], RequestLimit] = {}
 
@@ -117,7 +123,7 @@ class ModelClients:
         """Return the client of a connection on this event loop."""
         key = (connection, asyncio.get_running_loop())
         if key not in self._clients:
-            self._clients[key] = _CLIENTS[connection.wire](connection)
+            self._clients[key] = _CLIENTS[connection.wire](connection, self._reply_bytes)
         self._clients.move_to_end(key)
         return self._clients[key]
 
@@ -179,14 +185,16 @@ def _import_google() -> None:
     import pydantic_ai.models.google  # noqa: F401
 
 
-def _openai(connection: ProviderConnection) -> ModelClient:
-    from openai import AsyncOpenAI
+def _openai(connection: ProviderConnection, reply_bytes: int) -> ModelClient:
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.profiles import ModelProfile
     from pydantic_ai.profiles.openai import OpenAIModelProfile
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    sdk = AsyncOpenAI(api_key=connection.key or "none", base_url=connection.base_url, max_retries=0)
+    http = DefaultAsyncHttpxClient(event_hooks=limit_replies(reply_bytes))
+    key = connection.key or "none"
+    sdk = AsyncOpenAI(api_key=key, base_url=connection.base_url, max_retries=0, http_client=http)
     provider = OpenAIProvider(openai_client=sdk)
     if connection.wire == "responses":
         return ModelClient(connection, lambda name: OpenAIResponsesModel(name, provider=provider), sdk.close)
@@ -203,33 +211,39 @@ def _openai(connection: ProviderConnection) -> ModelClient:
     return ModelClient(connection, compatible, sdk.close)
 
 
-def _anthropic(connection: ProviderConnection) -> ModelClient:
-    from anthropic import AsyncAnthropic
+def _anthropic(connection: ProviderConnection, reply_bytes: int) -> ModelClient:
+    from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
     from pydantic_ai.models.anthropic import AnthropicModel
     from pydantic_ai.providers.anthropic import AnthropicProvider
 
-    sdk = AsyncAnthropic(api_key=connection.key, base_url=connection.base_url, max_retries=0)
+    http = DefaultAsyncHttpxClient(event_hooks=limit_replies(reply_bytes))
+    sdk = AsyncAnthropic(api_key=connection.key, base_url=connection.base_url, max_retries=0, http_client=http)
     provider = AnthropicProvider(anthropic_client=sdk)
     return ModelClient(connection, lambda name: AnthropicModel(name, provider=provider), sdk.close)
 
 
-def _google(connection: ProviderConnection) -> ModelClient:
+def _google(connection: ProviderConnection, reply_bytes: int) -> ModelClient:
+    import httpx
     from google.genai import Client
     from google.genai.types import HttpOptions
     from pydantic_ai.models.google import GoogleModel
     from pydantic_ai.providers.google import GoogleProvider
 
-    sdk = Client(vertexai=False, api_key=connection.key, http_options=HttpOptions(base_url=connection.base_url))
+    # Requests have a time limit of their own. Without this client the library would use aiohttp where that is installed.
+    http = httpx.AsyncClient(timeout=None, follow_redirects=True, event_hooks=limit_replies(reply_bytes))  # noqa: S113
+    options = HttpOptions(base_url=connection.base_url, httpx_async_client=http)
+    sdk = Client(vertexai=False, api_key=connection.key, http_options=options)
     provider = GoogleProvider(client=sdk)
 
     async def close() -> None:
         await sdk.aio.aclose()
         sdk.close()
+        await http.aclose()
 
     return ModelClient(connection, lambda name: GoogleModel(name, provider=provider), close)
 
 
-_CLIENTS: dict[WireFormat, Callable[[ProviderConnection], ModelClient]] = {
+_CLIENTS: dict[WireFormat, Callable[[ProviderConnection, int], ModelClient]] = {
     "responses": _openai,
     "chat": _openai,
     "messages": _anthropic,

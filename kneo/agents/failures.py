@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 
 from pydantic_ai.exceptions import ContentFilterError, ModelAPIError, ModelHTTPError, UnexpectedModelBehavior
 
+from kneo.agents.reply_limit import ReplyTooLarge
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.spec.models.agent import ModelChoice
 from kneo.spec.models.providers import PROVIDERS
@@ -22,12 +23,15 @@ _LIBRARIES = frozenset(
     {"anthropic", "anyio", "google", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "pydantic_core"}
 )
 
+MAX_CAUSES = 20
+"""Links of a chain of exceptions that are looked at."""
+
 MOST_SECONDS = 3_600.0
 """The longest wait that a provider can ask for."""
 
 
 class ModelRefused(Invalid):
-    """The provider refused the request; it would refuse a repetition too."""
+    """The provider refused the request, or its reply is too large; a repetition would end in the same way."""
 
     default_code = "model_refused"
 
@@ -71,8 +75,9 @@ class RequestFailure:
             return cls(
                 reason=f"status {status}", status=status, is_repeated=repeated, retry_after=_retry_after(error, now)
             )
-        if isinstance(error, ContentFilterError):
-            return cls(reason="content filter", is_repeated=False)
+        final = "content filter" if isinstance(error, ContentFilterError) else _too_large(error)
+        if final is not None:
+            return cls(reason=final, is_repeated=False)
         if isinstance(error, IncompleteReply):
             return cls(reason="incomplete stream")
         if isinstance(error, TimeoutError):
@@ -85,12 +90,22 @@ class RequestFailure:
         """Return the error of the step: a final refusal, or tries that are used up."""
         name = f"{choice.provider}/{choice.name}"
         if not self.is_repeated:
-            msg = f"The provider refused the request to the model {name}: {self.reason}."
+            msg = f"The request to the model {name} failed, and a repetition would too: {self.reason}."
             return ModelRefused(msg, hint=_refusal_hint(choice, self.status), status=self.status)
         code = "model_overloaded" if self.is_overload else "model_unreachable"
         msg = f"The model {name} gave no reply in {tries} {'try' if tries == 1 else 'tries'}: {self.reason}."
         hint = "Give the step on_error: retry, or the model fallbacks; see KNEO_SERV_PROVIDER_RETRIES."
         return ModelUnavailable(msg, code=code, hint=hint, status=self.status)
+
+
+def _too_large(error: BaseException) -> str | None:
+    """Return why a reply was not read to its end, from the chain of causes: the libraries wrap the exception."""
+    link: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if isinstance(link, ReplyTooLarge):
+            return str(link)
+        link = link and (link.__cause__ or link.__context__)
+    return None
 
 
 def _is_of_library(error: BaseException) -> bool:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kneo.errors import Invalid
 from kneo.redaction import REDACTED
-from kneo.settings import variables_set
+from kneo.settings import Settings, variables_set
 from kneo.spec.models.agent import PROVIDER_VARIABLES
 from kneo.spec.project import SERVICE_TOKENS, ProjectConfig, provider_variable
 
@@ -65,6 +66,24 @@ def secret_inventory(
         group: {name: _secret(f"{kind}:{name}", variable, variable in present) for name, variable in listed.items()}
         for group, kind, listed in groups
     }
+
+
+def require_provider_secrets(settings: Settings, config: ProjectConfig | None) -> None:
+    """Refuse to start a worker without a provider's key, where ``KNEO_SERV_REQUIRE_PROVIDER_SECRETS`` asks for that.
+
+    Raises:
+        Invalid: ``provider_not_configured``.
+    """
+    if not settings.models.require_secrets or config is None or not config.secrets.provider_env:
+        return
+    providers = config.secrets.provider_env
+    inventory = secret_inventory(config, providers=providers, service_tokens=False, folder=settings.secrets_dir)
+    missing = [secret for secret in inventory["providers"].values() if not secret.present]
+    if missing:
+        named = ", ".join(f"{secret.env_var} ({secret.name.partition(':')[2]})" for secret in missing)
+        msg = f"KNEO_SERV_REQUIRE_PROVIDER_SECRETS is set, and keys of the project's providers are missing: {named}."
+        hint = "Set each variable, or its _FILE twin, or remove the provider from secrets.provider_env of the project."
+        raise Invalid(msg, code="provider_not_configured", hint=hint)
 
 
 def _secret(name: str, variable: str, present: bool) -> Secret:

@@ -48,6 +48,7 @@ class RuleContext:
         rules: The declaration of that environment, where there is one.
         models: Tells whether this machine can ask the models of an agent. None means that it is not known.
         mcp_commands: The programs that MCP servers may be where no environment is declared. None means not known.
+        mcp_installed: Whether this machine has the library of MCP servers. None means that it is not known.
     """
 
     modules: Mapping[str, Module] | None = None
@@ -58,6 +59,7 @@ class RuleContext:
     rules: EnvironmentSpec | None = None
     models: ModelCheck | None = None
     mcp_commands: tuple[str, ...] | None = None
+    mcp_installed: bool | None = None
 
 
 NOTHING_KNOWN = RuleContext()

@@ -11,9 +11,18 @@ from kneo.spec.models.workflow import LeafStep
 
 Map = dict[str, object]
 
-MODEL_CODES = frozenset(
-    {"W_MODEL_PROVIDER", "W_MODEL_NOT_ALLOWED", "W_MODEL_HOST", "I_MODEL_EXTRA", "I_MODEL_KEY", "I_MODEL_ADDRESS"}
+REFUSED_HERE = frozenset(
+    {
+        "W_MODEL_PROVIDER",
+        "W_MODEL_NOT_ALLOWED",
+        "W_MODEL_HOST",
+        "I_MODEL_EXTRA",
+        "I_MODEL_KEY",
+        "I_MODEL_ADDRESS",
+        "I_MCP_EXTRA",
+    }
 )
+"""The codes of findings for which the start of a run on this machine is refused."""
 
 
 def names_of(spec: Spec | None) -> Map:
@@ -66,9 +75,9 @@ def worth_a_look(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
     return [found for found in findings if found.severity is not Severity.INFO]
 
 
-def missing_models(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """Return the findings about models that a run here would be refused for."""
-    return [found for found in findings if found.code in MODEL_CODES]
+def missing_here(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """Return the findings about models and libraries that a run here would be refused for."""
+    return [found for found in findings if found.code in REFUSED_HERE]
 
 
 def _step(node: GraphNode) -> Map:

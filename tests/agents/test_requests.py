@@ -23,6 +23,7 @@ from kneo.spec.models.rules import ModelPrice, ModelRules
 
 TOOLS = [ToolDefinition(name=name, parameters_json_schema={"type": "object"}) for name in ("look", "pay")]
 SHAPES = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+MORE = ModelRequest.user_text_prompt("More.")
 WIRES = pytest.mark.parametrize("wire", FORMATS)
 
 
@@ -105,6 +106,27 @@ def test_call_ids_are_distinct_and_fit_into_keys(wire: Format) -> None:
     assert all(each.replace("-", "").replace("_", "").isalnum() and len(each) <= 64 for each in made)
     assert [call.args_as_dict()["n"] for call in reply.tool_calls] == list(range(len(ids)))
     assert made[-1] == "ok-1"
+
+
+@SHAPES
+@WIRES
+def test_a_reply_is_read_up_to_a_number_of_bytes(wire: Format, streamed: bool) -> None:
+    settings = ModelSettings(reply_bytes=50_000)
+    with model_server([Reply("short"), Reply("long " * 20_000)]) as server:
+        conversation = Conversation(server, PROVIDERS[wire], settings=settings, deltas=Listener() if streamed else None)
+        first = run(conversation)
+        assert first.text == "short"
+        with pytest.raises(KneoError, match="reply above 50000 bytes") as failed:
+            asyncio.run(conversation.go_on([ModelRequest.user_text_prompt("Hello."), first, MORE]))
+    assert failed.value.code == "model_refused"
+    assert len(server.requests) == 2, "a reply that is too large is not requested again"
+
+
+@WIRES
+def test_a_compressed_reply_that_nobody_asked_for_is_not_read(wire: Format) -> None:
+    with model_server([Reply("Hi.", headers={"Content-Encoding": "gzip"})]) as server:
+        assert "compressed reply" in refusal(Conversation(server, PROVIDERS[wire])).message
+    assert [request.headers["accept-encoding"] for request in server.requests] == ["identity"]
 
 
 # ---- what fails, and is repeated --------------------------------------------------------------------------------

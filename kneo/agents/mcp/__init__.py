@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from kneo.agents.start_check import MCP_HINT
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
 from kneo.settings import McpSettings
@@ -59,7 +60,7 @@ class McpTools:
             if error.name is None or error.name.partition(".")[0] not in {"mcp", "mcp_types", "httpx2", "anyio"}:
                 raise
             msg = "MCP servers need a package that is not installed here."
-            raise Invalid(msg, code="mcp_not_installed", hint="Install it: pip install 'kneo[mcp]'.") from None
+            raise Invalid(msg, code="mcp_not_installed", hint=MCP_HINT) from None
         if self._servers is None:
             self._servers = module.McpServers(self._rules, self._secrets, self._settings)
         return self._servers

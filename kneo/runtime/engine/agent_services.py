@@ -42,6 +42,7 @@ def open_services(
         settings=settings.models,
         rules=rules.models,
         quota=StoreQuota(store, lambda environment: rules.models(environment) or ModelRules()),
+        clients=requests.ModelClients(settings.models.reply_bytes),
     )
     children = ChildProcesses(code)
     python = PythonTools(code, children, registry)

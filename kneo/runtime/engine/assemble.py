@@ -12,6 +12,8 @@ from typing import Protocol
 
 from kneo.errors import Conflict, Invalid
 from kneo.notify.channels import known_channels
+from kneo.project import read_config
+from kneo.project.secrets import require_provider_secrets
 from kneo.runtime.engine.driver import Driver, LockLost
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
@@ -140,8 +142,9 @@ def working(
 
     Raises:
         Conflict: ``worker_running``; see ``only_worker``.
-        Invalid: ``invalid_key``: the service key cannot be read.
+        Invalid: ``invalid_key``: the service key cannot be read; ``provider_not_configured``: a required key is missing.
     """
+    require_provider_secrets(settings, read_config(settings))
     # Checked now: an unreadable key would otherwise stop all due deadlines.
     store.find_key()
     stopping = threading.Event()

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 from kneo import registry
-from kneo.agents.providers import OperatorConnections, check_models
+from kneo.agents.providers import OperatorConnections
+from kneo.agents.start_check import check_agents
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
@@ -165,8 +166,8 @@ class Starter:
         chosen = self._freeze(tx, order, inline, rules)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         models = rules.spec.models if rules is not None else None
-        for ref in program.used_agents:
-            check_models(ref or program.agent_name, program.agents[ref], operator, models)
+        used = {ref or program.agent_name: program.agents[ref] for ref in program.used_agents}
+        check_agents(program.spec, used, operator, models)
         case = sampling_seed(digest, order.environment, order.target, input_digest(order.input), tx.at)
         state = begin(program, order.input, DecisionContext(now=tx.now, seed=run_id, sampling_seed=case))
         ended = state if isinstance(state, RunEnded) else None

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 from kneo.agents import dummy
 from kneo.agents.providers import DUMMY, provider_name
+from kneo.agents.start_check import check_mcp
 from kneo.agents.turn import DeltaStream, Journal, Turn, TurnResult
 from kneo.errors import Invalid
 from kneo.records.task import Decision
@@ -82,6 +83,7 @@ class Agents:
         facts = {"agent_name": name, "model_provider": provider, "model_name": agent.model.name}
         if provider == DUMMY:
             return StepOutput(text=dummy.reply(message), facts=facts)
+        check_mcp(name, agent, program.spec)
         loop, opened = await self._load(name, providers_of(program))
         turn = Turn(
             run_id=context.run_id,

@@ -30,6 +30,12 @@ def refused_servers(index: SpecIndex) -> Iterator[Diagnostic]:
     for name, server in index.spec.mcp_servers.items():
         if name not in used:
             continue
+        if index.context.mcp_installed is False:
+            message = (
+                f"The library of MCP servers is not installed here: a run that needs the server {name} is refused."
+            )
+            hint = "Install it: pip install 'kneo[mcp]'."
+            yield Diagnostic("I_MCP_EXTRA", Severity.INFO, message, ("mcp_servers", name), hint)
         if server.transport == "stdio":
             yield from _command(index, name, server)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
@@ -14,13 +15,17 @@ from gates.asking import ENVIRONMENT, declare
 from kneo_process import eventually
 from model_server import Call, ModelServer, Reply, model_server, overloaded
 
+from kneo.agents.providers import OperatorConnections
 from kneo.clock import ManualClock, SystemClock
+from kneo.errors import Invalid
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.assemble import background, worker_on
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
+from kneo.runtime.engine.start import Starter
 from kneo.runtime.engine.worker import Worker
+from kneo.spec.models.spec import Spec
 from kneo.store import agent_journal, history
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
@@ -328,3 +333,24 @@ def test_no_content_of_a_call_is_in_the_trace(make: Make) -> None:
     with agents.store.read() as tx:
         events = [event.data for event in history.list_trace(tx, run.id)]
     assert "very secret" not in json.dumps(events)
+
+
+def test_an_agent_is_not_asked_where_the_library_of_its_mcp_servers_is_missing(
+    make: Make, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = make([Reply("Done.")])
+    tools = {"echo": {"description": "Repeat.", "parameters": {"type": "object"}, "mcp": {"server": "shop"}}}
+    servers = {"shop": {"transport": "http", "url": "https://shop.example.org/mcp"}}
+    tree = agents.agent_tree(teller={"tools": ["echo"]}, tools=tools, mcp_servers=servers)
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    failed = agents.drive(agents.begin(tree))
+    assert failed.error is not None
+    assert (failed.error.type, server.requests) == ("mcp_not_installed", [])
+    agents.starter = Starter(
+        agents.store,
+        lambda tree: Spec.model_validate_json(json.dumps(tree)),
+        pin=None,
+        operator=lambda: OperatorConnections.of(agents.settings, None),
+    )
+    with pytest.raises(Invalid, match="needs the tool echo of an MCP server"):
+        agents.begin(tree)
