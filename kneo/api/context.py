@@ -20,6 +20,9 @@ V_co = TypeVar("V_co", covariant=True)
 EVERYTHING = "*"
 """The scope that includes all others."""
 
+ANY_KEY = "any"
+"""The scope of operations that every authenticated caller may call."""
+
 
 @dataclass(frozen=True)
 class Principal:
@@ -30,7 +33,7 @@ class Principal:
 
     def may(self, scope: str) -> bool:
         """Return whether the caller has a scope."""
-        return EVERYTHING in self.scopes or scope in self.scopes
+        return scope == ANY_KEY or EVERYTHING in self.scopes or scope in self.scopes
 
     def require(self, scope: str) -> None:
         """Check that the caller has a scope.

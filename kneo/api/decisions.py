@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, WithJsonSchema
 
 from kneo.api.context import Context, Waiting
+from kneo.api.may_answer import may_decide_task
 from kneo.api.operation import DONE, operation, run_operation
 from kneo.api.requests import Body
 from kneo.api.run_waiting import RunResumedView, wait_after_answer
@@ -88,7 +89,8 @@ def get_human_task(context: Context, continuation_id: str) -> HumanTaskDetailVie
     with context.store.read() as tx:
         task = as_it_stands(tx, inbox.find(tx, continuation_id))
         run = runs.get(tx, task.run_id)
-        return HumanTaskDetailView.with_messages(task, run, history.list_steps(tx, run.id) if run else ())
+        steps = history.list_steps(tx, run.id) if run else ()
+        return HumanTaskDetailView.with_messages(task, run, steps, may_decide_task(tx, task, context.principal))
 
 
 @run_operation(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypedDict
 
+from kneo.api.may_answer import MayAnswerView
 from kneo.api.page import PageView
 from kneo.clock import parse_time
 from kneo.records.run import Run, StepRecord
@@ -126,17 +127,20 @@ class HumanTaskPageView(PageView):
 
 @dataclass(frozen=True, kw_only=True)
 class HumanTaskDetailView(HumanTaskView):
-    """One task and the messages of its run before it."""
+    """One task, the messages of its run before it, and whether the caller may decide it."""
 
     messages: list[Json]
+    may_answer: MayAnswerView
 
     @classmethod
-    def with_messages(cls, task: HumanTask, run: Run | None, steps: Sequence[StepRecord]) -> HumanTaskDetailView:
+    def with_messages(
+        cls, task: HumanTask, run: Run | None, steps: Sequence[StepRecord], may_answer: MayAnswerView
+    ) -> HumanTaskDetailView:
         """Build the view of a task with the input of its run and the outputs of the latest steps."""
         messages = [_message("user", None, run.input_text, run.created_at)] if run is not None else []
         spoken = [step for step in steps if step.output_text is not None][-MAX_MESSAGES:]
         messages += [_message("assistant", step.step_id, step.output_text, step.completed_at) for step in spoken]
-        return cls(**vars(HumanTaskView.of(task)), messages=messages)
+        return cls(**vars(HumanTaskView.of(task)), messages=messages, may_answer=may_answer)
 
 
 def _message(role: str, name: str | None, content: str | None, at: str) -> Json:

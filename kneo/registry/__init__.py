@@ -7,6 +7,7 @@ one transaction, which the caller opens.
 from kneo.registry.decisions import (
     UnsignedDecision,
     decision_reason,
+    decisions_about,
     hold,
     lock_environment,
     pending_item,
@@ -58,6 +59,7 @@ __all__ = [
     "check_not_retired",
     "check_served",
     "decision_reason",
+    "decisions_about",
     "declared",
     "environment_subject",
     "find_status",

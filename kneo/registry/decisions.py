@@ -195,6 +195,13 @@ def decision_reason(record: ApprovalRecord) -> str | None:
         return None
 
 
+def decisions_about(tx: Tx, environment: str, item: Pending) -> tuple[ApprovalRecord, ...]:
+    """List the decisions about a pending change, whether they count or not, in the order in which they were first seen."""
+    if item.subject is None:
+        return ()
+    return approvals.list_approvals(tx, environment, item.subject)
+
+
 def lock_environment(tx: Tx, environment: str) -> None:
     """Lock an environment against a concurrent reconciliation."""
     lock_table(tx, f"environment/{environment}")

@@ -18,6 +18,8 @@ from kneo.api import (
     credentials,
     decisions,
     environments,
+    identity,
+    inbox,
     policies,
     promotions,
     receipts,
@@ -70,6 +72,8 @@ SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "o
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    mount(identity, "identity"),
+    mount(inbox, "inbox"),
     streams.run_router,
     streams.task_router,
     hooks.router,

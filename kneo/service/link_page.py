@@ -140,7 +140,15 @@ def _leads_to(consequence: object) -> str:
 
 def _listed(words: str, names: object) -> Iterable[str]:
     if isinstance(names, list | tuple) and names:
-        yield f"{words} {', '.join(str(name) for name in names[:10])}"
+        yield f"{words} {', '.join(_named(name) for name in names[:10])}"
+
+
+def _named(item: object) -> str:
+    """Return a step by its path, and a following question by its people and its prompt."""
+    if not isinstance(item, Mapping):
+        return str(item)
+    people, prompt = item.get("human"), item.get("prompt")
+    return f"{people or item.get('key')}: {prompt}" if prompt else str(people or item.get("key"))
 
 
 def _silence(task: HumanTask) -> str:

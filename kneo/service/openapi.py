@@ -8,6 +8,7 @@ from typing import cast
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from kneo.api.context import ANY_KEY
 from kneo.service.routing import VERSION, RouteEntry, RouteTable
 
 Tree = dict[str, object]
@@ -106,7 +107,8 @@ def _complete_one(described: Tree, operation: RouteEntry) -> None:
         described["security"] = [{"bearer": []}, {"apiKey": []}]
         described["x-required-scopes"] = scopes
         text = described.get("description") or described.get("summary") or ""
-        described["description"] = f"{text}\n\nNeeds `{'` and `'.join(scopes)}`."
+        needs = "any key" if scopes == [ANY_KEY] else f"`{'` and `'.join(scopes)}`"
+        described["description"] = f"{text}\n\nNeeds {needs}."
     if operation.method in {"POST", "PUT"} and operation.required:
         parameters = cast("list[Tree]", described.setdefault("parameters", []))
         parameters.append(KEY_PARAMETER)
@@ -149,6 +151,8 @@ Every path is also served without `/v1`. Unknown fields and query parameters are
 API key (401) and its scope (403). Every response has the header `X-Request-ID`."""
 
 TAGS: list[Tree] = [
+    {"name": "identity", "description": "Show the caller of a key: name, scopes, groups and roles."},
+    {"name": "inbox", "description": "List the human tasks and pending changes that wait for the caller."},
     {"name": "runs", "description": "Start, inspect and control runs."},
     {"name": "human tasks", "description": "Review and decide human tasks."},
     {"name": "specs", "description": "Check specs before they run."},

@@ -118,10 +118,22 @@ def statement_for(tx: Tx, task_id: str, answer: DecisionRequest, *, actor: str, 
 def _fitting(tx: Tx, task: HumanTask, answer: DecisionRequest, actor: str) -> tuple[Decision, people.Person]:
     """Check an answer, except for its signature."""
     decision = check_decision(task, answer, actor=actor, at=tx.at)
+    return decision, check_decider(tx, task, actor)
+
+
+def check_decider(tx: Tx, task: HumanTask, actor: str) -> people.Person:
+    """Return the person who decides a task, after a check that the person may decide it now.
+
+    Raises:
+        Forbidden: ``not_a_candidate`` or ``separation_of_duties``.
+        Conflict: the task is resolved, or ``claimed_by_other``.
+        Invalid: the required receipt cannot be signed.
+    """
+    check_unresolved(task)
     person = people.check_may_answer(tx, task, actor)
     _check_free(task, actor)
     check_can_sign(tx, task)
-    return decision, person
+    return person
 
 
 def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask]) -> HumanTask:

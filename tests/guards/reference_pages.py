@@ -25,6 +25,7 @@ from settings_page import settings_page  # noqa: E402
 from cli.commands import COMMANDS  # noqa: E402
 from cli.lazy import LazyGroup  # noqa: E402
 from cli.main import app  # noqa: E402
+from kneo.api.context import ANY_KEY  # noqa: E402
 from kneo.service.app import description  # noqa: E402
 from kneo.spec.reading.reader import read  # noqa: E402
 
@@ -174,7 +175,8 @@ def http_page() -> str:
 def _operation(tree: dict, path: str, verb: str, operation: dict) -> Iterator[str]:
     yield f"### `{verb} {path}`"
     yield ""
-    scopes = ", ".join(f"`{scope}`" for scope in operation.get("x-required-scopes", [])) or "no key"
+    named = operation.get("x-required-scopes", [])
+    scopes = "any key" if named == [ANY_KEY] else ", ".join(f"`{scope}`" for scope in named) or "no key"
     said = operation.get("description", operation.get("summary", "")).partition("\n\nNeeds ")[0]
     yield f"{said}\n\nNeeds {scopes}. Operation `{operation['operationId']}`."
     yield ""

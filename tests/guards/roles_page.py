@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from kneo.api.context import ANY_KEY
 from kneo.service.app import ROUTERS
 from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
 from kneo.service.routing import VERSION, RouteEntry, RouteTable
@@ -125,6 +126,8 @@ def _scopes(operations: Iterable[str]) -> list[str]:
 def _needs(scopes: list[str]) -> list[str]:
     if not scopes:
         return ["no key", "everybody"]
+    if scopes == [ANY_KEY]:
+        return ["any key", ", ".join(ROLES)]
     return [_listed(scopes), ", ".join(role for role in ROLES if all(_has(role, scope) for scope in scopes))]
 
 

@@ -159,7 +159,7 @@ def _untrue(
             yield f"A person was shown {told}, and the run ended as {end[0]}."
         return
     kind, name, *_ = following[0]
-    shown = list(told.get("asks", ())) if kind == "ask" else list(told.get("next", ()))
+    shown = [one["key"] for one in told.get("asks", ())] if kind == "ask" else list(told.get("next", ()))
     path = name if kind == "ask" else path_of(name, stand_ins)
     if shown != [path]:
         yield f"A person was shown {told}, and then came {following[0]}."

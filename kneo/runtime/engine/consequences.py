@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -22,6 +23,11 @@ from kneo.store.engine import Tx
 MAX_OPTIONS = 50
 """Options whose consequences are computed."""
 
+MAX_PROMPT_CHARS = 300
+"""Characters of the prompt of a following question."""
+
+_SLOT = re.compile(r"\{\{[^{}]*\}\}")
+
 
 def consequences(program: Program, state: Frame, ask: Ask, context: DecisionContext) -> dict[str, object]:
     """Return the next steps and questions of each decision, or how the run ends.
@@ -33,7 +39,8 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
         context: The time and the chances of the run.
 
     Returns:
-        By decision: ``next`` (paths of steps), ``asks`` (keys of questions), ``ends`` (the run's status); where nothing
+        By decision: ``next`` (paths of steps), ``asks`` (following questions: ``key``, ``human``,
+        ``prompt``), ``ends`` (the run's status); where nothing
         follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). A
         rejection also has its ``effect`` and what it ``skips``: a step, or a call as ``step → tool``. For ``selected`` all of it stands under ``options``.
     """
@@ -91,13 +98,29 @@ def _after(
     if isinstance(after, RunEnded):
         return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}
     new = [action for action in actions(program, after) if action.ticket not in before]
-    leads_to: Mapping[str, list[str]] = {
+    leads_to: Mapping[str, list[object]] = {
         "next": [action.activity.path for action in new if isinstance(action, Execute)],
-        "asks": [action.key for action in new if isinstance(action, Ask)],
+        "asks": [_following(action) for action in new if isinstance(action, Ask)],
         "waits": [other.key for other in waiting(program, after).values()] if not new else [],
         "running": [a.activity.path for a in actions(program, after) if isinstance(a, Execute)] if not new else [],
     }
     return {name: values for name, values in leads_to.items() if values or name == "next"}
+
+
+def _following(ask: Ask) -> dict[str, object]:
+    """Return a following question: its key, the people it asks, and its prompt.
+
+    ``human`` is None where everyone who may decide tasks may answer. The content that the prompt quotes is not known yet: an
+    ellipsis stands for each value.
+    """
+    human = ask.gate.human
+    candidates = human.candidates
+    names = [human.assignee] if human.assignee else []
+    if candidates is not None:
+        names += [name for name in (*candidates.users, *candidates.groups, *candidates.roles) if name not in names]
+    template = ask.prompt or human.title or human.prompt or human.description
+    prompt = _SLOT.sub("…", template)[:MAX_PROMPT_CHARS] if template else None
+    return {"key": ask.key, "human": ", ".join(names) or None, "prompt": prompt}
 
 
 CACHED_PROGRAMS = 32

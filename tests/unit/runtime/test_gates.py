@@ -309,7 +309,7 @@ def test_several_ways_are_taken_one_after_the_other() -> None:
 
 def test_consequences_say_what_happens_next() -> None:
     steps = [fn("a"), reviewed(fn("b"), before={"human": "ann", "on_reject": "skip"}), human("q"), fn("c")]
-    program = program_of(steps)
+    program = program_of(steps, humans={"ann": {"assignee": "ann", "prompt": "Send {{ input }} now?"}})
     told: list[object] = []
 
     def answer(ask: Ask) -> Decision:
@@ -322,9 +322,10 @@ def test_consequences_say_what_happens_next() -> None:
         told.append(consequences(program, state, ask, MOMENT))
         asked = settle(program, state, ask.ticket, TaskOpened(task_id="t"), MOMENT)
         state = settle(program, asked, ask.ticket, TaskDecided(decision=answer(ask)), MOMENT)
+    question = {"key": "q.step", "human": "ann", "prompt": "Send … now?"}
     assert told[0] == {
         "approved": {"next": ["b"]},
-        "rejected": {"next": [], "asks": ["q.step"], "effect": "skip", "skips": ["b"]},
+        "rejected": {"next": [], "asks": [question], "effect": "skip", "skips": ["b"]},
     }
     assert told[1] == {
         "approved": {"next": ["c"]},
