@@ -227,6 +227,8 @@ class CallExecution:
             answers={key.removeprefix(prefix): one for key, one in turn.answers.items() if key.startswith(prefix)},
             depth=turn.depth + 1,
             deltas=None,
+            feedback="",
+            session=None,
         )
 
         def above(question: CallQuestion) -> CallQuestion:

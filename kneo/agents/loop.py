@@ -31,6 +31,7 @@ from kneo.agents import dummy
 from kneo.agents.calls import CallJournal, CallResult, RequestedCall
 from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard, builtin_tools, schema_of
+from kneo.agents.memory import NOTHING, Recollection, recall
 from kneo.agents.providers import DUMMY, provider_name
 from kneo.agents.requests import recorded_model
 from kneo.agents.services import AgentServices, Progress
@@ -52,6 +53,9 @@ from kneo.spec.tool_names import OUTPUT_TOOL, model_name
 
 MAX_ITERATIONS = 10
 """Model requests of a conversation, where the strategy states no other number."""
+
+MEMORY_FACTS = ("policy", "before_message_count", "after_message_count")
+"""The facts about memory in a step's facts."""
 
 MAX_CALLS = 64
 """Tool calls of one reply; further ones are refused."""
@@ -84,9 +88,15 @@ async def take_turn(turn: Turn, services: AgentServices, caller: Progress | None
     if provider_name(turn.agent_name, turn.agent) == DUMMY:
         return TurnResult(text=dummy.reply(turn.text), facts={"model_requests": 0, "tool_calls": 0, "total_tokens": 0})
     assert turn.agent.model is not None
-    entries = turn.journal.load()
-    progress = Progress.of(entries, token_budget=turn.agent.model.token_budget, caller=caller)
-    return await _Conversation(turn, services, progress, entries).answer()
+    budget, entries = turn.agent.model.token_budget, turn.journal.load()
+    past = NOTHING
+    if turn.agent.memory is not None:
+        summarizing = partial(take_turn, services=services, caller=Progress(token_budget=budget))
+        past = await recall(turn, services, entries, partial(find_tool, turn, services), summarizing)
+        entries = turn.journal.load()
+    progress = Progress.of(entries, token_budget=budget, caller=caller)
+    progress.messages += len(past.messages)
+    return await _Conversation(turn, services, progress, entries, past).answer()
 
 
 @dataclass
@@ -95,8 +105,10 @@ class _Conversation:
     services: AgentServices
     progress: Progress
     entries: Sequence[ConversationEntry]
+    past: Recollection
     tools: Mapping[str, Tool] = field(init=False)
-    messages: list[ModelMessage] = field(init=False)
+    own: list[ModelMessage] = field(init=False)
+    """The messages of this conversation, without those of earlier runs."""
 
     def __post_init__(self) -> None:
         strategy = self.turn.agent.strategy
@@ -108,7 +120,7 @@ class _Conversation:
         _check_names(self.turn, [*self.tools, *self.builtin])
         self.spec_names = {model_name(name): name for name in (*self.tools, *self.builtin)}
         self.model = recorded_model(self.turn, self.services, self.progress)
-        self.messages = _messages(self.entries, "model:")
+        self.own = _messages(self.entries, "model:")
         self.journal = CallJournal(self.turn, self.services.clock, self.entries)
         nested = partial(take_turn, services=self.services, caller=self.progress)
         execution = CallExecution(self.turn, self.services, self.journal, nested)
@@ -123,31 +135,31 @@ class _Conversation:
         )
 
     async def answer(self) -> TurnResult:
-        if not self.messages:
-            self.messages = await self._opening()
+        if not self.own:
+            self.own = await self._opening()
         while True:
-            last = self.messages[-1]
+            last = self.own[-1]
             if not isinstance(last, ModelResponse):
-                self.messages.append(await self._request(self.messages, self._parameters(), self._settings()))
+                self.own.append(await self._request(self.own, self._parameters(), self._settings()))
                 continue
             if self.kind != "simple" and any(call.tool_name != OUTPUT_TOOL for call in last.tool_calls):
-                self.messages.append(await self._call(last))
+                self.own.append(await self._call(last))
                 continue
             result = self._read(last)
             if isinstance(result, TurnResult):
                 return result
-            self.messages.append(result)
+            self.own.append(result)
 
     async def _opening(self) -> list[ModelMessage]:
         """Return the messages before the first reply; those of plan-act have a plan, from a request of its own."""
         if self.kind != "plan-act":
-            return [ModelRequest(parts=[UserPromptPart(self.turn.text)])]
+            return [ModelRequest(parts=[UserPromptPart(self.turn.prompt)])]
         planned = _messages(self.entries, "plan:0")
         if planned:
             plan = planned[-1]
         else:
             offered = ", ".join(definition.name for definition in self._definitions()) or "none"
-            ask = f"{self.turn.text}\n\n{PLAN.format(tools=offered)}"
+            ask = f"{self.turn.prompt}\n\n{PLAN.format(tools=offered)}"
             self.progress.planning = True
             try:
                 plan = await self._request([ModelRequest(parts=[UserPromptPart(ask)])], ModelRequestParameters(), None)
@@ -155,7 +167,7 @@ class _Conversation:
                 self.progress.planning = False
         assert isinstance(plan, ModelResponse)
         return [
-            ModelRequest(parts=[UserPromptPart(self.turn.text)]),
+            ModelRequest(parts=[UserPromptPart(self.turn.prompt)]),
             ModelResponse(parts=[TextPart(f"Plan:\n{plan.text or ''}")], timestamp=plan.timestamp),
             ModelRequest(parts=[UserPromptPart(CARRY_OUT)]),
         ]
@@ -170,7 +182,7 @@ class _Conversation:
         parts = (self.turn.agent.system_prompt, self.skills.instructions(), self._note())
         instructions = "\n\n".join(part for part in parts if part)
         parameters.instruction_parts = [InstructionPart(content=instructions)] if instructions else []
-        return await self.model.request(list(messages), settings, parameters)
+        return await self.model.request([*self.past.messages, *messages], settings, parameters)
 
     def _note(self) -> str | None:
         return UNTRUSTED if any(tool.output == "untrusted" for tool in self.tools.values()) else None
@@ -225,7 +237,7 @@ class _Conversation:
 
     def _requested(self, reply: ModelResponse) -> dict[str, RequestedCall]:
         """Return the calls of the last reply by their ids."""
-        replies = [message for message in self.messages if isinstance(message, ModelResponse)]
+        replies = [message for message in self.own if isinstance(message, ModelResponse)]
         number = self.progress.replies
         counts = Counter(call.tool_name for earlier in replies[:-1] for call in earlier.tool_calls)
         requested = {}
@@ -260,16 +272,18 @@ class _Conversation:
 
     def _misfits(self, schema: Mapping[str, object]) -> int:
         """Count the answers so far that do not fit; read from the messages, so that a crash does not forget them."""
-        replies = [message for message in self.messages if isinstance(message, ModelResponse)]
+        replies = [message for message in self.own if isinstance(message, ModelResponse)]
         answers = [reply for reply in replies if all(call.tool_name == OUTPUT_TOOL for call in reply.tool_calls)]
         return sum(isinstance(read_answer(schema, reply), Misfit) for reply in answers)
 
     def _result(self, text: str, metadata: Mapping[str, object] | None = None) -> TurnResult:
-        facts = {
+        facts: dict[str, object] = {
             "model_requests": self.progress.requests,
             "tool_calls": len(self.journal),
             "total_tokens": self.progress.tokens,
         }
+        if self.past.facts is not None:
+            facts["memory"] = {name: self.past.facts[name] for name in MEMORY_FACTS}
         return TurnResult(text=text, facts=facts, metadata=metadata or {})
 
 
@@ -286,7 +300,7 @@ def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool],
     included = [name for name in selection.include if name not in selection.exclude] if selection is not None else []
     tools = {}
     for name in included:
-        tool = _merged(turn.spec.tools.get(name), services.registered(name))
+        tool = find_tool(turn, services, name)
         if tool is not None:
             tools[name] = tool
         elif name != ASK_QUESTION:
@@ -295,8 +309,9 @@ def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool],
     return tools, ASK_QUESTION in included and ASK_QUESTION not in tools
 
 
-def _merged(declared: Tool | None, registered: Tool | None) -> Tool | None:
+def find_tool(turn: Turn, services: AgentServices, name: str) -> Tool | None:
     """Return a tool of the spec; without a backing of its own it is the registered one, with what the spec declares."""
+    declared, registered = turn.spec.tools.get(name), services.registered(name)
     if declared is None or registered is None or declared.backings:
         return declared or registered
     return registered.model_copy(update={name: getattr(declared, name) for name in declared.model_fields_set})

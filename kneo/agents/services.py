@@ -76,7 +76,7 @@ class Progress:
     ) -> Progress:
         """Count the entries of a journal.
 
-        The entry of an agent behind a tool has the agent's tokens; before that entry, the agent counts them here itself.
+        The entry of an agent behind a tool has the agent's tokens, that of the memory those of its summariser; before that entry, the agent counts them here itself.
         """
         progress = cls(token_budget=token_budget, caller=caller)
         for entry in entries:
@@ -87,7 +87,7 @@ class Progress:
                 progress.record(
                     messages=progress.messages + len(messages), tokens=_counted(entry, "input_tokens", "output_tokens")
                 )
-            elif entry.kind is EntryKind.TOOL:
+            elif entry.kind in {EntryKind.TOOL, EntryKind.MEMORY}:
                 progress.tokens += _counted(entry, "total_tokens")
         progress.planning = False
         return progress

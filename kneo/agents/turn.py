@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from kneo.records.agent_session import SessionMessage, SessionSummary
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace
 from kneo.records.task import Decision
@@ -100,6 +101,26 @@ class Journal(Protocol):
         ...
 
 
+class SessionHistory(Protocol):
+    """The messages that earlier runs of a run's session left, without those of the run itself and of its parent."""
+
+    def newest(self, agent: str, *, after: int = 0, limit: int) -> Sequence[SessionMessage]:
+        """Return the newest messages of an agent with numbers above ``after``, the oldest of them first."""
+        ...
+
+    def count(self, agent: str) -> int:
+        """Count the messages of an agent."""
+        ...
+
+    def summary(self, agent: str) -> SessionSummary | None:
+        """Return the summary of an agent's earlier messages."""
+        ...
+
+    async def keep_summary(self, last: SessionMessage, text: str) -> None:
+        """Keep a summary of all messages up to one, unless that message was deleted or a summary reaches further."""
+        ...
+
+
 class DeltaStream(Protocol):
     """Receives the text of a model's replies while it arrives. What it passes on may get lost; the journal has every reply."""
 
@@ -185,6 +206,9 @@ class Turn:
 
     Attributes:
         step_id: The step's path, for trace events.
+        text: The input, with the values of forms. The session keeps it: a guardrail that changes it passes on another turn.
+        feedback: An earlier result and why a reviewer sent it back. The model is shown it, the session does not keep it.
+        session: The messages of earlier runs of the session; ``None`` where the run has none, and behind tools.
         conversation: See ``ConversationEntry.conversation``; with the run's id it begins idempotency keys.
         answers: The decisions about earlier questions of this turn, by ``CallQuestion.key``.
         gates: The gates of tool calls, as frozen with the run.
@@ -201,14 +225,21 @@ class Turn:
     agent: Agent
     spec: Spec
     text: str
+    feedback: str = ""
     conversation: str
     journal: Journal
+    session: SessionHistory | None = None
     answers: Mapping[str, Decision] = field(default_factory=dict)
     gates: ToolGates = lambda _agent, _tool, _arguments: ()
     implementations: Mapping[str, str] = field(default_factory=dict)
     environment: str | None = None
     depth: int = 0
     deltas: DeltaStream | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What the model is asked: the text and the feedback."""
+        return f"{self.text}\n\n{self.feedback}" if self.feedback else self.text
 
 
 @dataclass(frozen=True, kw_only=True)

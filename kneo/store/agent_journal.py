@@ -12,6 +12,7 @@ from sqlalchemy import bindparam, func, select
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid
+from kneo.records.agent_session import MEMORY_ENTRY
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.store import json_text
 from kneo.store.engine import Tx, upserting
@@ -156,6 +157,18 @@ _FACTS = Prepared(
 def list_facts(tx: Tx, run_id: str) -> tuple[ConversationEntry, ...]:
     """Read the entries of all conversations of a run without their bodies, in the order in which they began."""
     return tuple(_entry(row, {}) for row in _FACTS.rows(tx, {"of_run": run_id}))
+
+
+_RECOLLECTIONS = Prepared(
+    select(agent_journal)
+    .where(agent_journal.c.run_id == bindparam("of_run"), agent_journal.c.name == MEMORY_ENTRY)
+    .order_by(agent_journal.c.conversation)
+)
+
+
+def list_recollections(tx: Tx, run_id: str) -> tuple[ConversationEntry, ...]:
+    """Read the entries that say what the conversations of a run began with."""
+    return tuple(_entry(row) for row in _RECOLLECTIONS.rows(tx, {"of_run": run_id}))
 
 
 _CONVERSATION_NAME = re.compile(r"\d+(>|$)")

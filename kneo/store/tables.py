@@ -470,6 +470,49 @@ agent_journal = Table(
     Index(None, "run_id", "conversation", "sequence"),
 )
 
+agent_sessions = Table(
+    "agent_sessions",
+    metadata,
+    # Empty for sessions of runs without an environment.
+    Column("environment", NAME),
+    Column("requester", NAME),
+    Column("session_id", NAME),
+    Column("last_number", Integer, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    Column("updated_at", TIME, nullable=False),
+    PrimaryKeyConstraint("environment", "requester", "session_id"),
+    Index(None, "requester", "updated_at"),
+    Index(None, "updated_at"),
+)
+
+session_messages = Table(
+    "session_messages",
+    metadata,
+    Column("environment", NAME),
+    Column("requester", NAME),
+    Column("session_id", NAME),
+    Column("agent", Text),
+    Column("number", Integer),
+    Column("role", Bounded(10), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("run_id", ID, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("environment", "requester", "session_id", "agent", "number"),
+)
+
+session_summaries = Table(
+    "session_summaries",
+    metadata,
+    Column("environment", NAME),
+    Column("requester", NAME),
+    Column("session_id", NAME),
+    Column("agent", Text),
+    Column("number", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("environment", "requester", "session_id", "agent"),
+)
+
 trace_events = Table(
     "trace_events",
     metadata,

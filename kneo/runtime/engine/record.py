@@ -15,6 +15,7 @@ from kneo.records.run import NewTrace, Run, RunError, RunStatus, StepRecord, end
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.engine.consequences import consequences
 from kneo.runtime.engine.questions import Message, question, sampling_seed_of
+from kneo.runtime.engine.session_history import add_to_session
 from kneo.runtime.engine.wait import SettledRun
 from kneo.runtime.interpreter.node import (
     Ask,
@@ -309,6 +310,8 @@ class _Change:
             completed_at=tx.at,
         )
         self._append()
+        if run.status is RunStatus.SUCCEEDED:
+            add_to_session(tx, run)
         cancel_tasks(tx, run.id, reason=f"run_{run.status}", actor=run.requester)
         audit.record(
             tx,

@@ -29,6 +29,7 @@ from kneo.runtime.engine.deltas import open_deltas
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import sampling_seed_of
 from kneo.runtime.engine.run_journal import JournalAppend, RunJournal
+from kneo.runtime.engine.session_history import session_history
 from kneo.runtime.interpreter.node import Action, Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
 from kneo.runtime.steps.agents import Conversation
@@ -465,6 +466,7 @@ class RunSession:
             answers=action.call_answers,
             environment=self._run.environment,
             sampling_seed=f"{sampling_seed_of(self._run)}:{action.activity.path}",
+            session=session_history(self._store, self._run),
             deltas=await open_deltas(self._store, self._deps.readers, self._program, self.run_id, action.activity),
         )
 

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 from kneo.agents import dummy
 from kneo.agents.providers import DUMMY, provider_name
 from kneo.agents.start_check import check_mcp
-from kneo.agents.turn import DeltaStream, Journal, Turn, TurnResult
+from kneo.agents.turn import DeltaStream, Journal, SessionHistory, Turn, TurnResult
 from kneo.errors import Invalid
 from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Activity
@@ -34,6 +34,7 @@ class Conversation:
     environment: str | None = None
     sampling_seed: str = ""
     deltas: DeltaStream | None = None
+    session: SessionHistory | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,10 @@ class Agents:
         agent = program.agents[activity.ref]
         provider = provider_name(name, agent)
         assert agent.model is not None
-        message = message_of(text, context)
+        message, feedback = input_of(text, context), feedback_of(context)
         facts = {"agent_name": name, "model_provider": provider, "model_name": agent.model.name}
         if provider == DUMMY:
-            return StepOutput(text=dummy.reply(message), facts=facts)
+            return StepOutput(text=dummy.reply("\n\n".join(filter(None, (message, feedback)))), facts=facts)
         check_mcp(name, agent, program.spec)
         loop, opened = await self._load(name, providers_of(program))
         turn = Turn(
@@ -92,6 +93,8 @@ class Agents:
             agent=agent,
             spec=program.spec,
             text=message,
+            feedback=feedback,
+            session=conversation.session,
             conversation=conversation.name,
             journal=conversation.journal,
             answers=conversation.answers,
@@ -138,12 +141,17 @@ def providers_of(program: Program) -> frozenset[str]:
     return frozenset(choice.provider for model in models for choice in (model, *model.fallbacks))
 
 
-def message_of(text: str, context: StepContext) -> str:
-    """Return an agent's input with the form values and the reviewer feedback of the step."""
+def input_of(text: str, context: StepContext) -> str:
+    """Return an agent's input with the form values of the step."""
     if context.values:
         listed = "\n".join(f"- {name}: {value}" for name, value in context.values.items())
         text = f"{text}\n\nUser input:\n{listed}"
-    if context.previous_output is not None:
-        feedback = context.feedback or "It was rejected without a reason."
-        text = f"{text}\n\nPrevious output:\n{context.previous_output}\n\nReviewer feedback:\n{feedback}"
     return text
+
+
+def feedback_of(context: StepContext) -> str:
+    """Return the result that a reviewer sent back, with the reviewer's feedback; empty where there is none."""
+    if context.previous_output is None:
+        return ""
+    feedback = context.feedback or "It was rejected without a reason."
+    return f"Previous output:\n{context.previous_output}\n\nReviewer feedback:\n{feedback}"

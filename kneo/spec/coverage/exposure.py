@@ -10,7 +10,7 @@ from kneo.spec.coverage.dependencies import helpers
 from kneo.spec.coverage.gates import chance, gate_strength, step_gates
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import Part, SpecIndex
-from kneo.spec.models.agent import Agent, ToolPermissions
+from kneo.spec.models.agent import Agent, ToolPermissions, ToolSelection
 from kneo.spec.models.human import Gate
 from kneo.spec.models.spec import Capability, Tool
 
@@ -45,13 +45,14 @@ def is_unrestricted(agent: Agent) -> bool:
 
 
 def callable_tools(agent: Agent) -> tuple[str, ...]:
-    """Return the tools that the agent can call: included, not excluded, and not denied."""
-    if agent.tools is None:
-        return ()
-    stated = agent.tools.permissions or ToolPermissions()
-    denied = frozenset((*agent.tools.exclude, *stated.denied_tools))
-    allowed = agent.tools.include if stated.allowed_tools is None else frozenset(stated.allowed_tools)
-    return tuple(name for name in dict.fromkeys(agent.tools.include) if name not in denied and name in allowed)
+    """Return the tools that the agent can call: included, not excluded, and not denied, and the retriever of its memory."""
+    memory, tools = agent.memory, agent.tools or ToolSelection()
+    included = [name for name in tools.include if name not in tools.exclude]
+    if memory is not None and memory.retriever is not None:
+        included.append(memory.retriever.ref)
+    stated = tools.permissions or ToolPermissions()
+    allowed = included if stated.allowed_tools is None else stated.allowed_tools
+    return tuple(name for name in dict.fromkeys(included) if name not in stated.denied_tools and name in allowed)
 
 
 def declared_tools(index: SpecIndex, agent: Agent) -> Iterator[tuple[str, Tool]]:

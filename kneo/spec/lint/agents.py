@@ -8,6 +8,7 @@ from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.models.agent import (
+    ASK_QUESTION,
     Guardrail,
     Memory,
     MemoryRef,
@@ -69,10 +70,24 @@ def _memory_part(
         if needed:
             hint = "Name an agent or a function of components as its ref."
             yield error("E_MEMORY_REF", f"This memory policy needs a {key}.", path, suggestion=hint)
-    elif index.agent_named(part.ref) is None and part.ref not in index.function_names:
-        message = f"The {key} {part.ref} is neither in components.agents nor in components.functions."
-        near = index.hints.near(part.ref, {*index.agent_names, *index.function_names})
-        yield error("E_MEMORY_REF", message, (*path, "ref"), suggestion=near)
+        return
+    tools = index.tool_names - {ASK_QUESTION} if key == "retriever" else frozenset()
+    known = {*index.agent_names, *index.function_names, *tools}
+    tool = index.spec.tools.get(part.ref) if part.ref in tools else None
+    if part.ref not in known:
+        places = (
+            "components.agents, components.functions and tools"
+            if tools
+            else "components.agents and components.functions"
+        )
+        message = f"The {key} {part.ref} is in none of {places}."
+        yield error("E_MEMORY_REF", message, (*path, "ref"), suggestion=index.hints.near(part.ref, known))
+    elif tool is not None and (tool.agent is not None or tool.has_effects):
+        what = "is an agent" if tool.agent is not None else "has effects"
+        message = (
+            f"The retriever {part.ref} is a tool that {what}; it is called at the beginning of every conversation."
+        )
+        yield error("E_MEMORY_REF", message, (*path, "ref"), suggestion="Name a tool that only reads.")
 
 
 _OWN_FIELDS = (

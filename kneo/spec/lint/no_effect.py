@@ -12,8 +12,8 @@ from kneo.spec.base import SpecModel
 from kneo.spec.coverage.gates import DEFAULT_HUMAN, LocatedGate, all_gates, effective_human
 from kneo.spec.diagnostics import Diagnostic, warning
 from kneo.spec.documents import Path
-from kneo.spec.index import SpecIndex
-from kneo.spec.models.agent import Agent, Model, RuntimePreferences, Strategy
+from kneo.spec.index import LocatedAgent, SpecIndex
+from kneo.spec.models.agent import Agent, Memory, Model, RuntimePreferences, Strategy
 from kneo.spec.models.human import TOOL_REJECTIONS
 from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.models.workflow import ConcurrentWorkflow, ConditionStep, LeafStep
@@ -27,12 +27,12 @@ NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
         "policies": "nothing here is applied; an environment's policy is in its own file",
     },
     Agent: {
-        "history": "an agent sees the text that its step is given",
-        "memory": "an agent sees the text that its step is given",
+        "history": "an agent sees the text that its step is given, and what its memory says",
         "guardrails": "no guardrail runs in this version; put a person in front of what has to be guarded",
         "middleware": "no middleware runs",
         "defaults": "an agent's answer is its step's output",
     },
+    Memory: {"preserve_system_messages": "the system prompt is always sent"},
     RuntimePreferences: {"adapter_ref": "no adapter is registered in this version"},
     ConcurrentWorkflow: {"max_iterations": "every participant runs once"},
     LeafStep: {"timeout_seconds": "a question waits as long as the timeout_seconds of its human says"},
@@ -46,10 +46,18 @@ NO_EFFECT_AT_AGENT: Mapping[type[SpecModel], Mapping[str, str]] = {
 }
 """The actual behaviour of tools that are agents, by field."""
 
+OF_MEMORY: Mapping[str, tuple[frozenset[str], str]] = {
+    "max_messages": (frozenset({"sliding_window", "summary", "retrieval"}), "the policy full has at most 200 messages"),
+    "summarizer": (frozenset({"summary"}), "only the policy summary has one"),
+    "retriever": (frozenset({"retrieval"}), "only the policy retrieval has one"),
+    "top_k": (frozenset({"retrieval"}), "only the policy retrieval has one"),
+}
+"""The policies in which a field of a memory has an effect, and the actual behaviour in the others."""
+
 ANSWERS_ONCE = "the provider dummy answers once, with its input"
 
 NO_EFFECT_WITH_DUMMY: Mapping[type[SpecModel], Mapping[str, str]] = {
-    Agent: dict.fromkeys(("strategy", "tools", "skills", "ask_question", "output_schema"), ANSWERS_ONCE),
+    Agent: dict.fromkeys(("strategy", "tools", "skills", "ask_question", "output_schema", "memory"), ANSWERS_ONCE),
     Model: dict.fromkeys(
         ("temperature", "max_tokens", "timeout_seconds", "extra", "fallbacks", "token_budget"), ANSWERS_ONCE
     ),
@@ -64,6 +72,7 @@ def _works_in_rounds(value: object) -> bool:
 _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
     (Spec, "policies"): lambda value: isinstance(value, dict) and value.keys() != {"project_defaults"},
     (Agent, "strategy"): _works_in_rounds,
+    (Memory, "preserve_system_messages"): lambda value: value is False,
     (Agent, "guardrails"): lambda value: any(getattr(value, "stages", dict)().values()),
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
     (Tool, "retries"): lambda value: value != 0,
@@ -75,6 +84,19 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
 def no_effect(index: SpecIndex) -> Iterator[Diagnostic]:
     """Every field of a spec has an effect."""
     yield from _unread(index.spec, ())
+    yield from _agents(index)
+    for name, tool in index.spec.tools.items():
+        if tool.agent is not None:
+            yield from _unread(tool, ("tools", name), NO_EFFECT_AT_AGENT)
+    for workflow in index.workflows:
+        yield from _unread(workflow.workflow, workflow.path)
+    for step in index.steps:
+        if isinstance(step.step, LeafStep) and step.step.kind == "human":
+            yield from _unread(step.step, step.path)
+    yield from _rejections(index)
+
+
+def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
     for at in index.agents:
         yield from _unread(at.agent, at.path)
         if at.agent.runtime_preferences is not None:
@@ -86,15 +108,28 @@ def no_effect(index: SpecIndex) -> Iterator[Diagnostic]:
         elif at.agent.tools is not None and at.agent.tools.include and (strategy is None or strategy.type == "simple"):
             message = "tools has no effect: an agent with strategy: simple is not offered tools."
             yield warning(CODE, message, (*at.path, "tools"), suggestion="Choose strategy: react or plan-act.")
-    for name, tool in index.spec.tools.items():
-        if tool.agent is not None:
-            yield from _unread(tool, ("tools", name), NO_EFFECT_AT_AGENT)
-    for workflow in index.workflows:
-        yield from _unread(workflow.workflow, workflow.path)
-    for step in index.steps:
-        if isinstance(step.step, LeafStep) and step.step.kind == "human":
-            yield from _unread(step.step, step.path)
-    yield from _rejections(index)
+        if at.agent.memory is not None:
+            yield from _memory(index, at, at.agent.memory)
+
+
+def _memory(index: SpecIndex, at: LocatedAgent, memory: Memory) -> Iterator[Diagnostic]:
+    """The fields of a memory have an effect in its policy, and the agent is one that has sessions."""
+    path = (*at.path, "memory")
+    yield from _unread(memory, path)
+    for name, (policies, instead) in OF_MEMORY.items():
+        value = getattr(memory, name)
+        if value is not None and memory.policy not in policies:
+            message = f"{name} has no effect: {instead}."
+            yield warning(CODE, message, (*path, name), suggestion="Leave it out, or choose another policy.")
+    own = {at.agent.name, at.part[1]}
+    as_step = {getattr(step.step, "ref", None) for step in index.steps}
+    if (
+        at.agent is not index.spec.agent
+        and not own & as_step
+        and any(tool.agent in own for tool in index.spec.tools.values())
+    ):
+        message = "memory has no effect: the agent is a tool of others, and each call is a conversation of its own."
+        yield warning(CODE, message, path, suggestion="Give the memory to the agent that calls it.")
 
 
 def _rejections(index: SpecIndex) -> Iterator[Diagnostic]:

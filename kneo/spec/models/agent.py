@@ -124,13 +124,13 @@ class AgentPolicies(SpecModel):
 
 
 class MemoryRef(SpecModel):
-    """What summarises or retrieves: a name in components.agents or components.functions."""
+    """What summarises or retrieves: a name in components.functions or components.agents; a retriever also one in tools."""
 
     ref: str
 
 
 class Memory(SpecModel):
-    """What of the conversation the agent sees."""
+    """What the agent sees of earlier runs that have the same session_id, requester and environment."""
 
     policy: str | None = Field(
         default=None,
@@ -138,14 +138,20 @@ class Memory(SpecModel):
         json_schema_extra={"enum": ["full", "sliding_window", "summary", "retrieval"]},
     )
     max_messages: int | None = Field(
-        default=None, description="sliding_window: how many messages stay; 20 if left out."
+        default=None,
+        ge=1,
+        le=200,
+        description="How many earlier messages the agent sees, 20 if left out; with summary: how many, before they are "
+        "summarized. No effect with full, which has at most 200.",
     )
     preserve_system_messages: bool | None = Field(
-        default=None, description="sliding_window: keep system messages; yes."
+        default=None, description="Accepted for older specs: the system prompt is always sent."
     )
-    summarizer: MemoryRef | None = Field(default=None, description="summary: who writes it.")
-    retriever: MemoryRef | None = Field(default=None, description="retrieval: who finds it.")
-    top_k: int | None = Field(default=None, description="retrieval: how many pieces; 5 if left out.")
+    summarizer: MemoryRef | None = Field(default=None, description="summary: what writes it.")
+    retriever: MemoryRef | None = Field(
+        default=None, description="retrieval: what is given {query, top_k} and returns texts."
+    )
+    top_k: int | None = Field(default=None, ge=1, le=50, description="retrieval: how many texts; 5 if left out.")
 
 
 class Guardrail(SpecModel):

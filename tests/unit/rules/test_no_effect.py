@@ -25,6 +25,7 @@ READ: dict[str, dict[str, str]] = {
         PROGRAM: "name as_agent",
         "kneo/agents/providers.py": "model runtime_preferences",
         "kneo/agents/loop.py": "system_prompt strategy tools output_schema",
+        "kneo/agents/memory.py": "memory",
         "kneo/agents/questions.py": "ask_question",
         "kneo/agents/skills.py": "skills",
     },
@@ -68,6 +69,8 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/providers.py": "provider name extra",
         "kneo/agents/requests.py": "temperature max_tokens timeout_seconds",
     },
+    "Memory": {"kneo/agents/memory.py": "policy max_messages summarizer retriever top_k"},
+    "MemoryRef": {"kneo/agents/memory.py": "ref"},
     "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "Quorum": {"kneo/tasks/quorum.py": "approvals each order reject"},
     "Review": {
@@ -149,8 +152,6 @@ BELOW = {
         "Guardrails",
         "McpPin",
         "McpServer",
-        "Memory",
-        "MemoryRef",
     ),
 }
 """Models below a field without effect, and those whose fields one module reads as a whole."""
@@ -210,6 +211,10 @@ SAMPLES: dict[str, tuple[dict, str]] = {
         {"agent": {"name": "root", "runtime_preferences": {"adapter_ref": "a"}}},
         "agent.runtime_preferences.adapter_ref",
     ),
+    "Memory.preserve_system_messages": (
+        {"agent": {"name": "root", "memory": {"policy": "full", "preserve_system_messages": False}}},
+        "agent.memory.preserve_system_messages",
+    ),
     "LeafStep.timeout_seconds": (
         {"workflow": [{"id": "s", "kind": "steps", "steps": [{**ASK, "timeout_seconds": 60}]}]},
         "workflow.steps[0].steps[0].timeout_seconds",
@@ -217,12 +222,12 @@ SAMPLES: dict[str, tuple[dict, str]] = {
 }
 OF_AGENTS = {
     "history": {"limit": 3},
-    "memory": {"policy": "full"},
     "guardrails": {"input": [{"id": "g", "type": "keyword", "config": {"keywords": ["no"]}}]},
     "middleware": ["m"],
     "defaults": {"append_mode": "never"},
 }
 WITH_DUMMY = {
+    "memory": {"policy": "full"},
     "strategy": "react",
     "tools": ["search"],
     "skills": ["s"],
@@ -301,6 +306,42 @@ def test_what_says_what_happens_anyway_is_not_reported(part: dict) -> None:
 @pytest.mark.parametrize("strategy", [{}, {"strategy": "simple"}])
 def test_tools_of_an_agent_that_is_not_offered_them_are_found(strategy: dict) -> None:
     assert found_in({"agent": {"name": "root", "tools": ["search"], **strategy}, "tools": TOOL}) == {"agent.tools"}
+
+
+REF = {"ref": "search"}
+
+
+@pytest.mark.parametrize(
+    ("memory", "found"),
+    [
+        ({"policy": "full", "max_messages": 5, "preserve_system_messages": True}, {"max_messages"}),
+        (
+            {"policy": "sliding_window", "max_messages": 5, "preserve_system_messages": False},
+            {"preserve_system_messages"},
+        ),
+        ({"policy": "summary", "max_messages": 5, "summarizer": {"ref": "writer"}, "top_k": 3}, {"top_k"}),
+        ({"policy": "retrieval", "max_messages": 5, "retriever": REF, "top_k": 3}, set()),
+        ({"policy": "full", "retriever": REF, "summarizer": {"ref": "writer"}}, {"retriever", "summarizer"}),
+    ],
+)
+def test_fields_of_another_memory_policy_are_found(memory: dict, found: set[str]) -> None:
+    part = {
+        "agent": {"name": "root", "memory": memory},
+        "tools": TOOL,
+        "components": {"agents": {"writer": {"name": "writer"}}},
+    }
+    assert found_in(part) == {f"agent.memory.{name}" for name in found}
+
+
+def test_a_memory_of_an_agent_that_is_only_a_tool_is_found() -> None:
+    helper = {"name": "helper", "memory": {"policy": "full"}}
+    part = {
+        "agent": {"name": "root", "strategy": "react", "tools": ["help"]},
+        "tools": {"help": {"description": "Help.", "agent": "helper"}},
+        "components": {"agents": {"helper": helper}},
+    }
+    assert found_in(part) == {"components.agents.helper.memory"}
+    assert found_in({**part, "workflow": [{"id": "s", "kind": "agent", "ref": "helper"}]}) == set()
 
 
 CONDITION = {"id": "big", "kind": "condition", "when": {"type": "output_contains", "value": "x"}, "steps": [ASK]}

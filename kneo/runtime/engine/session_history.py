@@ -1,0 +1,78 @@
+"""The session of a run: the messages that its agents begin with, and the turns that it adds when it succeeds.
+
+A run adds its turns in the transaction that ends it, so what a gate or a guardrail holds back is in no session before it passed,
+and a run that fails or is stopped leaves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from kneo.records.agent_session import SessionKey, SessionMessage, SessionSummary, finished_turns
+from kneo.records.run import Run
+from kneo.records.task import TaskStatus
+from kneo.runtime.steps.threads import in_thread
+from kneo.store import agent_journal, agent_sessions, history, tasks
+from kneo.store.engine import Store, Tx
+
+
+def session_key(run: Run) -> SessionKey | None:
+    """Return the session of a run; ``None`` where it has none."""
+    session_id = run.metadata.get("session_id")
+    if not isinstance(session_id, str) or not session_id:
+        return None
+    return SessionKey(environment=run.environment or "", requester=run.requester, session_id=session_id)
+
+
+def session_history(store: Store, run: Run) -> StoredHistory | None:
+    """Return the history of a run's session; ``None`` where it has none."""
+    key, forked = session_key(run), run.metadata.get("forked_from")
+    # A fork takes another way from a point of its parent: what the parent answered behind it is not its past.
+    parent = str(forked["run_id"]) if isinstance(forked, Mapping) else ""
+    return None if key is None else StoredHistory(store=store, key=key, parent=parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredHistory:
+    """The messages of a session in the database; the port ``SessionHistory`` of agents.
+
+    Attributes:
+        parent: The run that the run was forked from; empty where there is none.
+    """
+
+    store: Store
+    key: SessionKey
+    parent: str = ""
+
+    def newest(self, agent: str, *, after: int = 0, limit: int) -> Sequence[SessionMessage]:
+        with self.store.read() as tx:
+            return agent_sessions.newest_messages(
+                tx, self.key, agent, after=after, without_run=self.parent, limit=limit
+            )
+
+    def count(self, agent: str) -> int:
+        with self.store.read() as tx:
+            return agent_sessions.count_messages(tx, self.key, agent)
+
+    def summary(self, agent: str) -> SessionSummary | None:
+        with self.store.read() as tx:
+            return agent_sessions.find_summary(tx, self.key, agent)
+
+    async def keep_summary(self, last: SessionMessage, text: str) -> None:
+        keep = partial(agent_sessions.keep_summary, key=self.key, last=last, text=text)
+        await in_thread(lambda: self.store.transact(keep))
+
+
+def add_to_session(tx: Tx, run: Run) -> None:
+    """Add the turns of a run that succeeded to its session; the run's steps are written."""
+    key = session_key(run)
+    if key is None:
+        return
+    entries = agent_journal.list_recollections(tx, run.id)
+    if not entries:
+        return
+    decided = [task for task in tasks.of_run(tx, run.id, TaskStatus) if task.decision is not None]
+    turns = finished_turns(run.id, history.list_steps(tx, run.id), entries, decided)
+    agent_sessions.append(tx, key, run.id, turns)
