@@ -19,8 +19,8 @@ from kneo.api.context import Principal
 from kneo.errors import Forbidden, KneoError, NotFound, Unauthorized
 from kneo.service.admission import Refusals
 from kneo.service.auth import PRINCIPAL
-from kneo.service.console import inbox, sign_in
-from kneo.service.console.page import Form, MenuEntry, PageRequest, PageRoute, Pages, SeeOther, Shown
+from kneo.service.console import inbox, sign_in, task
+from kneo.service.console.page import Form, MenuEntry, Page, PageRequest, PageRoute, Pages, SeeOther, Shown
 from kneo.service.console.render import STATIC, STATIC_HASH, STATIC_TYPES, render
 from kneo.service.console.security import HEADERS, HOME, check_same_origin
 from kneo.service.console.session import Sessions, SignedIn
@@ -30,7 +30,7 @@ from kneo.service.limits import Rate
 
 log = logging.getLogger("kneo.service")
 
-AREAS: tuple[Pages, ...] = (inbox.pages, sign_in.pages)
+AREAS: tuple[Pages, ...] = (inbox.pages, task.pages, sign_in.pages)
 """The pages of the console, in the order of the main navigation."""
 
 LIVE_HEADER = "x-kneo-live"
@@ -53,7 +53,7 @@ class Console:
         self.rate = Rate(service.settings.http.rate_per_minute)
         self.refusals = Refusals(service.store)
         self.routes = [route for area in areas for route in area.routes]
-        self.places = [area.place for area in areas if area.place is not None]
+        self.places = list(dict.fromkeys(area.place for area in areas if area.place is not None))
         self.has_search = any(route.path == "/find" for route in self.routes)
 
     def application(self) -> Starlette:
@@ -88,7 +88,10 @@ class Console:
             for scope in route.scopes:
                 signed_in.principal.require(scope)
             page = self._page_request(request, signed_in, form)
-            return self._respond(route.place, page, route.function(page))
+            shown = route.function(page)
+            if isinstance(shown, Page) and shown.problem is not None:
+                self._record_refusal(route, request, signed_in.principal, shown.problem)
+            return self._respond(route.place, page, shown)
         except KneoError as error:
             self._record_refusal(route, request, signed_in.principal, error)
             raise
@@ -114,16 +117,24 @@ class Console:
             return shown
         if isinstance(shown, SeeOther):
             return RedirectResponse(shown.url, 303, headers=dict(HEADERS))
-        values = {**self._frame(page, place.name if place is not None else ""), "live": shown.live, **shown.values}
-        return HTMLResponse(render(shown.template, values), shown.status, headers=dict(HEADERS))
+        values = {
+            **self._frame(page, place.name if place is not None else ""),
+            "live": shown.live,
+            "problem": shown.problem,
+            **shown.values,
+        }
+        status = shown.problem.http_status if shown.problem is not None else 200
+        return HTMLResponse(render(shown.template, values), status, headers=dict(HEADERS))
 
     def _frame(self, page: PageRequest, place: str) -> dict[str, object]:
         """Return the variables of the header, for a person who is signed in."""
+        places = [each for each in self.places if page.may(each.scope)]
         return {
             "me": page.person,
             "has_session": page.signed_in.token_hash is not None,
             "place": place,
-            "places": [each for each in self.places if page.may(each.scope)],
+            "places": places,
+            "areas": {each.name for each in places},
             "waiting": inbox.count_waiting(page),
             "has_search": self.has_search,
             "now": page.now,

@@ -1,68 +1,88 @@
-"""The inbox: the tasks that wait for the person, everybody's, overdue and decided ones."""
+"""The inbox: the tasks and pending changes that wait for the person, everybody's, overdue and decided ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
-from kneo.api.task_views import HumanTaskView
-from kneo.api.tasks import list_human_tasks
+from kneo.api.inbox import InboxChangeView, InboxTaskView, Show, count_inbox, get_inbox
 from kneo.errors import InvalidValue
 from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages, SeeOther
-from kneo.service.console.words import count, peek
+from kneo.service.console.task_words import DONE
 
 pages = Pages(MenuEntry("inbox", "Inbox", "/inbox", "human:read"))
 
 PAGE_SIZE = 50
 
-FILTERS: Mapping[str, str] = {"mine": "For me", "open": "Everybody's", "overdue": "Overdue", "decided": "Decided"}
+FILTERS: Mapping[Show, str] = {"mine": "For me", "all": "Everybody's", "overdue": "Overdue", "decided": "Decided"}
 
-EMPTY: Mapping[str, str] = {
-    "mine": "Nothing waits for you. Decided tasks are under Decided.",
-    "open": "No task is open. A run opens one at a gate.",
+EMPTY: Mapping[Show, str] = {
+    "mine": "Nothing waits for you.",
+    "all": "Nothing waits. A run opens a task at a gate; an environment asks for approval of a release.",
     "overdue": "No task is overdue.",
     "decided": "No task was decided yet.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskRow:
-    """A task as a row of the inbox."""
+class InboxRow:
+    """A task or a pending change as a row of the inbox."""
 
     id: str
-    prompt: str
-    subject: str
-    workflow: str
+    url: str
+    title: str
+    excerpt: str
+    origin: str
     environment: str | None
-    created_at: str
-    due_at: str | None
+    at: str
+    deadline: str | None
     votes: str
     chip: tuple[str, str] | None
 
     @classmethod
-    def of(cls, task: HumanTaskView) -> TaskRow:
+    def of_task(cls, task: InboxTaskView) -> InboxRow:
         """Build the row of a task."""
-        needed, have = task.quorum["approvals"], task.quorum["have"]
         is_open = task.status in UNRESOLVED
+        needed, have = task.quorum["approvals"], task.quorum["have"]
         return cls(
             id=task.id,
-            prompt=str(task.request["prompt"] or task.request["title"]),
-            subject=peek(task.current_input),
-            workflow=task.workflow_name or "run",
+            url=f"/console/inbox/{task.id}",
+            title=task.prompt or task.title,
+            excerpt=task.excerpt,
+            origin=task.workflow_name or "a run",
             environment=task.environment,
-            created_at=task.created_at,
-            due_at=str(task.timeout["at"]) if task.timeout is not None and is_open else None,
+            at=task.created_at if is_open else task.resolved_at or task.created_at,
+            deadline=task.deadline_at if is_open else None,
             votes=f"{have} of {needed} approved" if needed != 1 and is_open else "",
             chip=_chip(task),
         )
 
+    @classmethod
+    def of_change(cls, change: InboxChangeView) -> InboxRow:
+        """Build the row of a pending change."""
+        return cls(
+            id=change.id,
+            url=f"/console/environments/{change.environment}/{change.bundle}",
+            title=f"Release {change.bundle} {change.version} to {change.environment}?"
+            if change.change == "promote"
+            else f"{change.change.capitalize()}: {change.bundle} {change.version}".strip(),
+            excerpt=change.message,
+            origin=change.bundle,
+            environment=change.environment,
+            at=change.since,
+            deadline=None,
+            votes="",
+            chip=("wait", "release"),
+        )
 
-def _chip(task: HumanTaskView) -> tuple[str, str] | None:
+
+def _chip(task: InboxTaskView) -> tuple[str, str] | None:
     """Return the status of a task, where it is not simply open."""
     match task.status:
         case TaskStatus.OPEN:
-            return ("wait", "escalated") if task.escalated_at is not None else None
+            return ("wait", "escalated") if task.escalation else None
         case TaskStatus.CLAIMED:
             return "hold", f"claimed by {task.claimed_by}"
         case TaskStatus.SNOOZED:
@@ -71,20 +91,24 @@ def _chip(task: HumanTaskView) -> tuple[str, str] | None:
             return "bad", "expired"
         case TaskStatus.CANCELLED:
             return "off", "cancelled"
-    decided = task.decision["kind"] if task.decision is not None else task.status
-    return ("bad" if decided == "rejected" else "ok"), str(decided)
+    decision = task.decision or ""
+    words = f"{task.decided_by} {DONE.get(decision, decision)}"
+    return ("bad" if decision == "rejected" else "ok"), words
+
+
+def rows_of(items: Sequence[InboxTaskView | InboxChangeView]) -> list[InboxRow]:
+    """Return the rows of an inbox."""
+    return [InboxRow.of_task(item) if isinstance(item, InboxTaskView) else InboxRow.of_change(item) for item in items]
 
 
 def count_waiting(request: PageRequest) -> int:
-    """Return the number of tasks that the person may decide."""
-    if not request.may("human:read", "human:write"):
-        return 0
-    return request.call(list_human_tasks, candidate="me", limit=1).total
+    """Return the number of tasks and changes that wait for the person."""
+    return request.call(count_inbox).count
 
 
 @pages.get("/")
 def show_first_page(request: PageRequest) -> SeeOther:
-    """Lead a person who decides to the inbox, and others to the first place that they may see."""
+    """Lead a person to the inbox, or to the first page of a person who may not read it."""
     return SeeOther("/console/inbox" if request.may("human:read") else "/console/help")
 
 
@@ -96,36 +120,25 @@ def show_help(_request: PageRequest) -> Page:
 
 @pages.get("/inbox", scope="human:read")
 def show_inbox(request: PageRequest) -> Page:
-    """List tasks: the next deadline first, then the oldest."""
-    show = request.query.get("show", "mine")
-    if show not in FILTERS:
-        msg = f"There is no filter {show[:40]!r}."
-        raise InvalidValue(msg, hint=f"Filters are {', '.join(FILTERS)}.")
-    after = request.query.get("after") or None
-    match show:
-        case "mine":
-            listed = request.call(list_human_tasks, candidate="me", limit=PAGE_SIZE, after=after)
-        case "open":
-            listed = request.call(list_human_tasks, limit=PAGE_SIZE, after=after)
-        case "overdue":
-            listed = request.call(list_human_tasks, status="overdue", sort_by="id", limit=PAGE_SIZE, after=after)
-        case _:
-            listed = request.call(list_human_tasks, status="applied", sort_order="desc", limit=PAGE_SIZE, after=after)
-    tasks = sorted(listed.tasks, key=_deadline) if show in {"mine", "open"} else listed.tasks
+    """List what waits: the next deadline first, then the oldest."""
+    show = _show(request.query.get("show", "mine"))
+    listed = request.call(get_inbox, show=show, limit=PAGE_SIZE, after=request.query.get("after") or None)
     return Page(
         "inbox.html",
         {
-            "tasks": [TaskRow.of(task) for task in tasks],
+            "rows": rows_of(listed.items),
             "show": show,
             "filters": list(FILTERS.items()),
-            "lead": f"{count(listed.total, 'task')}, {FILTERS[show].lower()}." if listed.total else "",
             "empty": EMPTY[show],
             "next_url": request.query.with_values(after=listed.next_after) if listed.next_after else "",
-            "shown": f"{len(tasks)} of {listed.total}",
         },
         live="inbox",
     )
 
 
-def _deadline(task: HumanTaskView) -> tuple[str, str]:
-    return str(task.timeout["at"]) if task.timeout is not None else "~", task.id
+def _show(word: str) -> Show:
+    for known in FILTERS:
+        if word == known:
+            return known
+    msg = f"There is no filter {word[:40]!r}."
+    raise InvalidValue(msg, hint=f"Filters are {', '.join(get_args(Show))}.")

@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from kneo.api.context import Context, Waiting
 from kneo.api.operation import Operation
-from kneo.errors import Invalid
+from kneo.errors import Invalid, KneoError
 from kneo.service.console.session import SignedIn
 
 P = ParamSpec("P")
@@ -148,13 +148,13 @@ class Page:
     Attributes:
         template: The template's file name.
         values: The template's variables, besides those of every page.
-        status: The HTTP status.
+        problem: The error that refused a form; the page shows what was typed, with the error's status.
         live: The mark that refreshes the page when it changes: ``inbox``, ``environments`` or ``runs``.
     """
 
     template: str
     values: Mapping[str, object] = field(default_factory=dict)
-    status: int = 200
+    problem: KneoError | None = None
     live: str = ""
 
 

@@ -50,16 +50,16 @@ def test_every_page_that_a_role_may_see_is_linked_and_well_formed(browse: Callab
 
 def test_a_person_signs_in_with_a_key_and_out_again(bench: Bench, stranger: Browser) -> None:
     browser = stranger
-    refused = browser.client.get("/console/inbox?show=open")
+    refused = browser.client.get("/console/inbox?show=all")
     assert refused.status_code == 303
-    assert refused.headers["location"] == "/console/login?next=/console/inbox%3Fshow%3Dopen"
+    assert refused.headers["location"] == "/console/login?next=/console/inbox%3Fshow%3Dall"
     form = browser.get(refused.headers["location"]).form("/login")
     entered = browser.post(form.action, form.values(key="viewer-key"))
-    assert entered.headers["location"] == "/console/inbox?show=open"
+    assert entered.headers["location"] == "/console/inbox?show=all"
     cookie = entered.headers["set-cookie"]
     assert cookie.startswith("kneo_session=")
     assert {"HttpOnly", "SameSite=lax", "Path=/"} <= set(cookie.split("; "))
-    page = browser.get("/console/inbox?show=open")
+    page = browser.get("/console/inbox?show=all")
     assert "viewer" in page.text
     kept = httpx.Cookies(browser.client.cookies)
     browser.post(page.form("/logout").action, {})

@@ -1,0 +1,172 @@
+"""The form of a task: its controls, and the decision that its fields make. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from kneo.api.decisions import TaskDecision
+from kneo.api.task_views import HumanTaskView
+from kneo.errors import InvalidValue
+from kneo.service.console.page import Form
+from kneo.service.router import read_json
+
+MAX_CONTROLS = 100
+"""Fields of a schema that have a control."""
+
+SHORT_CHARS = 200
+"""Longest text that a control of one line takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A control of a form, for one property of a schema.
+
+    Attributes:
+        name: The property.
+        kind: ``text``, ``textarea``, ``number``, ``date``, ``choice`` or ``json``.
+        label: The name in words.
+        hint: The description.
+        required: Whether a value is required.
+        value: The text that the control shows first.
+        choices: The values and texts of a ``choice``.
+        limits: ``min``, ``max``, ``step`` and ``maxlength`` of the HTML element.
+    """
+
+    name: str
+    kind: str
+    label: str
+    hint: str
+    required: bool
+    value: str
+    choices: tuple[tuple[str, str], ...] = ()
+    limits: tuple[tuple[str, str], ...] = ()
+
+
+def controls(schema: object, typed: Form) -> list[Control]:
+    """Return the controls of a schema of an object; none for other schemas.
+
+    Args:
+        schema: The JSON Schema of the answer, if there is one.
+        typed: The fields of a form that was refused, whose values are shown again.
+    """
+    if not isinstance(schema, Mapping) or schema.get("type") != "object":
+        return []
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping):
+        return []
+    required = schema.get("required")
+    needed = {str(name) for name in required} if isinstance(required, list) else set()
+    return [
+        _control(str(name), rule if isinstance(rule, Mapping) else {}, required=str(name) in needed, typed=typed)
+        for name, rule in list(properties.items())[:MAX_CONTROLS]
+    ]
+
+
+def _control(name: str, rule: Mapping[str, object], *, required: bool, typed: Form) -> Control:
+    default = rule.get("default")
+    shown = "" if default is None else default if isinstance(default, str) else _encode(default)
+    choices = _choices(rule)
+    kind = "choice" if choices else _kind(rule)
+    return Control(
+        name=name,
+        kind=kind,
+        label=name.replace("_", " ").capitalize(),
+        hint=str(rule.get("description") or ""),
+        required=required,
+        value=typed.get(f"values.{name}", shown),
+        choices=choices,
+        limits=tuple(_limits(kind, rule)),
+    )
+
+
+def _kind(rule: Mapping[str, object]) -> str:
+    match rule.get("type"):
+        case "integer" | "number":
+            return "number"
+        case "string" if rule.get("format") == "date":
+            return "date"
+        case "string":
+            longest = rule.get("maxLength")
+            one_line = (
+                rule.get("pattern") or rule.get("format") or (isinstance(longest, int) and longest <= SHORT_CHARS)
+            )
+            return "text" if one_line else "textarea"
+    return "json"
+
+
+def _choices(rule: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    if rule.get("type") == "boolean":
+        return (("true", "Yes"), ("false", "No"))
+    values = rule.get("enum")
+    if not isinstance(values, list):
+        return ()
+    texts = [value if isinstance(value, str) else _encode(value) for value in values]
+    return tuple((text, text) for text in texts)
+
+
+def _limits(kind: str, rule: Mapping[str, object]) -> list[tuple[str, str]]:
+    names = {"number": {"minimum": "min", "maximum": "max"}, "text": {"maxLength": "maxlength"}}.get(kind, {})
+    found = [(html, str(rule[name])) for name, html in names.items() if isinstance(rule.get(name), int | float)]
+    step = [("step", "1" if rule.get("type") == "integer" else "any")] if kind == "number" else []
+    return step + found
+
+
+def decision_of(task: HumanTaskView, form: Form) -> TaskDecision:
+    """Return the decision that a submitted form makes on a task.
+
+    Raises:
+        InvalidValue: no decision is chosen, a rejection has no reason, or a field is of the wrong kind.
+    """
+    kind, reason = form.get("decision"), form.get("reason").strip()
+    if not kind:
+        msg = "Choose a decision."
+        raise InvalidValue(msg, code="human_input_invalid", field="decision")
+    if kind == "rejected" and not reason:
+        msg = "A rejection needs a reason."
+        hint = "The next attempt reads it." if task.request["on_reject"] == "retry" else None
+        raise InvalidValue(msg, code="human_input_invalid", hint=hint, field="reason")
+    schema = task.request["schema"]
+    values = _values(schema, form) if isinstance(schema, Mapping) and kind != "rejected" else None
+    try:
+        return TaskDecision.model_validate(
+            {
+                "request_id": form.get("request_id") or None,
+                "expect_digest": form.get("expect_digest") or None,
+                "decision": kind,
+                "content": form.get("content") if kind in {"edited", "provided"} and not values else None,
+                "selected_options": form.all("option") if kind == "selected" else None,
+                "values": values or None,
+                "comment": reason or None,
+                "feedback": (reason or None) if kind == "rejected" else None,
+            }
+        )
+    except ValidationError as error:
+        msg = f"{kind[:40]!r} is not a decision of this task."
+        raise InvalidValue(msg, code="human_input_invalid", field="decision") from error
+
+
+def _values(schema: Mapping[str, object], form: Form) -> dict[str, object]:
+    """Return the values of the filled-in fields, in the types of their properties."""
+    properties = schema.get("properties")
+    rules = properties if isinstance(properties, Mapping) else {}
+    sent = {name: values[-1] for name, values in form.below("values.").items()}
+    return {name: _value(rules.get(name), text) for name, text in sent.items() if text != ""}
+
+
+def _value(rule: object, text: str) -> object:
+    """Return a text in the type of its property; a text that is none of that type stays, and the schema refuses it."""
+    kind = rule.get("type") if isinstance(rule, Mapping) else None
+    if kind == "string" or (isinstance(rule, Mapping) and text in (rule.get("enum") or ())):
+        return text
+    try:
+        return read_json(text.encode())
+    except ValueError:
+        return text
+
+
+def _encode(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

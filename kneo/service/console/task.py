@@ -1,0 +1,275 @@
+"""The page of a task: its subject, the form that decides it, and its receipt; claiming, delegating, snoozing, commenting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+
+from starlette.responses import PlainTextResponse, Response
+
+from kneo.api.decisions import get_human_task, resume_human_task
+from kneo.api.inbox import get_inbox
+from kneo.api.receipts import get_receipt
+from kneo.api.runs import get_run
+from kneo.api.task_views import HumanTaskDetailView
+from kneo.api.tasks import (
+    TaskComment,
+    TaskReceiver,
+    TaskSnooze,
+    claim_human_task,
+    comment_human_task,
+    delegate_human_task,
+    get_human_task_history,
+    list_human_tasks,
+    snooze_human_task,
+    unclaim_human_task,
+)
+from kneo.clock import isoformat, parse_duration
+from kneo.errors import Conflict, Invalid, KneoError, NotFound
+from kneo.names import person_key
+from kneo.records.task import UNRESOLVED
+from kneo.service.console import inbox, task_words
+from kneo.service.console.answer_form import controls, decision_of
+from kneo.service.console.diffs import diff_rows
+from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther
+from kneo.service.router import JsonResponse
+
+pages = Pages(inbox.pages.place)
+
+RAIL = 30
+"""Tasks in the list beside a task."""
+
+SHOWN_CHARS = 100_000
+"""Characters of a subject on the page; the rest is a page of its own."""
+
+MESSAGE_CHARS = 20_000
+"""Characters of an earlier output on the page."""
+
+SNOOZES: Mapping[str, str] = {"1h": "1 hour", "4h": "4 hours", "1d": "1 day", "3d": "3 days", "7d": "1 week"}
+
+RUN_CHIPS: Mapping[str, tuple[str, str]] = {
+    "running": ("run", "running"),
+    "paused": ("wait", "waits for people"),
+    "succeeded": ("ok", "succeeded"),
+    "failed": ("bad", "failed"),
+    "timed_out": ("bad", "timed out"),
+    "expired": ("bad", "expired"),
+    "cancelled": ("off", "cancelled"),
+}
+
+
+@pages.get("/inbox/{task}", scope="human:read")
+def show_task(request: PageRequest) -> Page:
+    """Show a task."""
+    return _page(request)
+
+
+@pages.post("/inbox/{task}", scope="human:write")
+def decide_task(request: PageRequest) -> Page | SeeOther:
+    """Decide a task; a refused decision shows the page with what was typed."""
+    task = _task(request)
+    try:
+        request.begin(resume_human_task, task.id, decision_of(task, request.form))
+    except KneoError as error:
+        if isinstance(error, Conflict) and _was_mine(request):
+            return SeeOther(f"/console/inbox/{task.id}")
+        return _refused(request, error)
+    return SeeOther(f"/console/inbox/{task.id}")
+
+
+def _was_mine(request: PageRequest) -> bool:
+    """Return whether the same form was accepted before: a button was pressed twice."""
+    decision = _task(request).decision
+    return (
+        decision is not None
+        and person_key(str(decision["actor"])) == person_key(request.person)
+        and decision["kind"] == request.form.get("decision")
+    )
+
+
+@pages.post("/inbox/{task}/{action}", scope="human:write")
+def act_on_task(request: PageRequest) -> Page | SeeOther:
+    """Claim, release, delegate, snooze or comment on a task."""
+    task, action = request.path["task"], request.path["action"]
+    try:
+        match action:
+            case "claim":
+                request.call(claim_human_task, task)
+            case "unclaim":
+                request.call(unclaim_human_task, task)
+            case "delegate":
+                to = request.form.get("to").strip()
+                note = request.form.get("note").strip() or None
+                request.call(delegate_human_task, task, TaskReceiver.model_construct(to=to, comment=note))
+            case "snooze":
+                until = isoformat(request.now + _snooze(request.form.get("for")))
+                request.call(snooze_human_task, task, TaskSnooze(until=until))
+            case "comment":
+                request.call(comment_human_task, task, TaskComment(text=request.form.get("text")))
+            case _:
+                msg = f"A task has no action {action[:40]!r}."
+                raise NotFound(msg)
+    except KneoError as error:
+        if action not in {"claim", "unclaim", "delegate", "snooze", "comment"}:
+            raise
+        return _refused(request, error)
+    return SeeOther(f"/console/inbox/{task}")
+
+
+def _snooze(text: str) -> timedelta:
+    if text not in SNOOZES:
+        msg = "Choose how long the task is snoozed."
+        raise Invalid(msg, code="validation_error")
+    return parse_duration(text)
+
+
+@pages.get("/inbox/{task}/receipt", scope="receipts:read")
+def download_receipt(request: PageRequest) -> Response:
+    """Download the receipt of a decision, which ``kneo task receipt verify`` verifies."""
+    view = request.call(get_receipt, request.path["task"])
+    name = f"receipt-{request.path['task']}.json"
+    return JsonResponse(view, headers={"content-disposition": f'attachment; filename="{name}"'})
+
+
+@pages.get("/inbox/{task}/subject", scope="human:read")
+def show_subject(request: PageRequest) -> Response:
+    """Show the whole subject of a task as plain text."""
+    return PlainTextResponse(_task(request).current_input)
+
+
+def _task(request: PageRequest) -> HumanTaskDetailView:
+    return request.call(get_human_task, request.path["task"])
+
+
+def _refused(request: PageRequest, error: KneoError) -> Page:
+    """Return the page of a task with a refusal and what was typed."""
+    return _page(request, request.form, error)
+
+
+def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | None = None) -> Page:
+    task = _task(request)
+    typed = typed or Form()
+    is_open = task.status in UNRESOLVED
+    waiting = request.call(get_inbox, limit=RAIL)
+    mine = next((vote for vote in task.votes if person_key(str(vote["actor"])) == person_key(request.person)), None)
+    events = request.call(get_human_task_history, task.id).events
+    values = {
+        "task": task,
+        "request": task.request,
+        "is_open": is_open,
+        "typed": typed,
+        "rail": inbox.rows_of(waiting.items),
+        "next_row": next((row for row in inbox.rows_of(waiting.items) if row.id != task.id), None),
+        "where": f"{task_words.POSITIONS.get(task.position, 'at')} {task.step_path}",
+        "who": task_words.candidates(task),
+        "silence": task_words.silence(task.timeout),
+        "choices": _choices(task),
+        "controls": controls(task.request["schema"], typed),
+        "edit_text": typed.get("content") or _edit_text(task),
+        "vote": mine if is_open else None,
+        "may_write": request.may("human:write"),
+        "may_act": is_open and task.may_answer.ok,
+        "sent_back": _sent_back(request, task),
+        "events": [(event, task_words.event(event.type, event.data)) for event in events],
+        "run": request.call(get_run, task.run_id) if request.may("runs:read") else None,
+        "run_chips": RUN_CHIPS,
+        "done": task_words.DONE,
+        "snoozes": list(SNOOZES.items()),
+        "message_chars": MESSAGE_CHARS,
+        "people_needed": task.quorum["approvals"],
+        "people_have": task.quorum["have"],
+        **_subject(request, task),
+    }
+    return Page("task.html", values, problem=problem, live="inbox")
+
+
+def _choices(task: HumanTaskDetailView) -> list[dict[str, object]]:
+    """Return the decisions of a form, each with its consequence."""
+    on_reject = str(task.request["on_reject"])
+    allowed = task.request["decisions"]
+    assert isinstance(allowed, list)
+    return [
+        {
+            "decision": decision,
+            "verb": task_words.verb(decision, on_reject),
+            "key": task_words.KEYS[decision],
+            "consequence": task_words.consequence(task.consequences.get(decision)),
+        }
+        for decision in task_words.VERBS
+        if decision in allowed
+    ]
+
+
+def _edit_text(task: HumanTaskDetailView) -> str:
+    """Return the text that an edit starts from: the arguments of a call, else the subject."""
+    allowed = task.request["decisions"]
+    if not isinstance(allowed, list) or "edited" not in allowed:
+        return ""
+    call = _call(task)
+    return json.dumps(call["arguments"], ensure_ascii=False, indent=2) if call else task.current_input
+
+
+def _call(task: HumanTaskDetailView) -> Mapping[str, object] | None:
+    """Return the facts of the tool call that a task is about."""
+    facts = task.metadata.get("facts")
+    return (
+        facts
+        if isinstance(facts, Mapping) and "tool" in facts and isinstance(facts.get("arguments"), Mapping)
+        else None
+    )
+
+
+def _subject(request: PageRequest, task: HumanTaskDetailView) -> dict[str, object]:
+    """Return the subject by its kind: the arguments of a call, a difference, indented JSON, or text."""
+    request_subject = task.request["subject"]
+    previous = request_subject.get("previous") if isinstance(request_subject, Mapping) else None
+    rows = diff_rows(str(previous), task.current_input) if previous else None
+    call, text = _call(task), task.current_input
+    whole = "call" if call else "text"
+    shown = whole if request.query.get("view") == "text" or rows is None else "diff"
+    return {
+        "shown": shown,
+        "rows": rows,
+        "call": call,
+        "arguments": [(str(name), _plain(value)) for name, value in dict(call["arguments"]).items()] if call else [],  # type: ignore[call-overload]
+        "text": _indented(text)[:SHOWN_CHARS],
+        "is_cut": len(text) > SHOWN_CHARS,
+        "options": _options(task),
+    }
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def _indented(text: str) -> str:
+    """Return a JSON object or list with indentation, any other text as it is."""
+    if text[:1] not in {"{", "["} or len(text) > SHOWN_CHARS:
+        return text
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _options(task: HumanTaskDetailView) -> list[tuple[str, str]]:
+    """Return the options of a task, each with its consequence."""
+    options = task.request["options"]
+    selected = task.consequences.get("selected")
+    known = selected.get("options") if isinstance(selected, Mapping) else None
+    leads = known if isinstance(known, Mapping) else {}
+    return (
+        [(str(name), task_words.consequence(leads.get(name))) for name in options] if isinstance(options, list) else []
+    )
+
+
+def _sent_back(request: PageRequest, task: HumanTaskDetailView) -> Mapping[str, object] | None:
+    """Return the decision that sent the previous version back."""
+    if not task.attempt:
+        return None
+    earlier = request.call(list_human_tasks, run_id=task.run_id, status="all", step_id=task.step_id, limit=50).tasks
+    decisions = [
+        each.decision for each in earlier if each.attempt < task.attempt and each.decision and each.decision["feedback"]
+    ]
+    return decisions[-1] if decisions else None
