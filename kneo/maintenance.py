@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from kneo.clock import Clock, SystemClock
-from kneo.errors import Conflict
+from kneo.errors import Conflict, Invalid
 from kneo.project import read_config
 from kneo.records.audit import ChainVerdict
 from kneo.records.run import RunStatus
 from kneo.settings import ExecutionSettings, Settings, from_env
-from kneo.spec.project import Retention
+from kneo.spec.project import MIN_USAGE_DAYS, Retention
 from kneo.store import backup as backups
 from kneo.store import prune
 from kneo.store.engine import Store
@@ -128,6 +128,7 @@ class RetentionPolicy:
     artifacts_days: int | None = None
     logs_days: int | None = None
     idempotency_days: int | None = None
+    usage_days: int | None = None
     run_statuses: tuple[RunStatus, ...] = prune.FINAL
     """The statuses of runs to delete; a run that has not ended is never deleted."""
 
@@ -148,8 +149,11 @@ class RetentionPolicy:
         declared = project.model_dump() if project is not None else {}
         days = {
             f"{what}_days": execution.retention_days.get(what, declared.get(f"{what}_days"))
-            for what in ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "idempotency")
+            for what in ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "idempotency", "usage")
         }
+        if days["usage_days"] is not None and days["usage_days"] < MIN_USAGE_DAYS:
+            msg = f"KNEO_SERV_RETENTION_USAGE_DAYS is {days['usage_days']}; a budget per month needs {MIN_USAGE_DAYS}."
+            raise Invalid(msg, code="invalid_setting")
         chosen = tuple(RunStatus(word) for word in execution.retention_run_statuses)
         return cls(**days, run_statuses=chosen or prune.FINAL)
 
@@ -171,6 +175,7 @@ class RetentionReport:
     audit_events: int = 0
     """Always 0: audit events are never deleted."""
     idempotency_records: int = 0
+    usage_rows: int = 0
 
     def as_json(self) -> dict[str, int]:
         return asdict(self)
@@ -206,6 +211,7 @@ class RetentionManager:
             ("checkpoints", policy.checkpoints_days, prune.prune_checkpoints),
             ("continuations", policy.continuations_days, prune.prune_tasks),
             ("idempotency_records", policy.idempotency_days, prune.prune_idempotency_keys),
+            ("usage_rows", policy.usage_days, prune.prune_usage),
         ):
             if days is not None:
                 report[name] = delete(self.store, timedelta(days=days), go_on=go_on)

@@ -270,7 +270,7 @@ class Tracing:
     """Add the outputs of steps to spans, redacted and truncated."""
 
 
-RETAINED = ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "audit")
+RETAINED = ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "audit", "usage")
 """The data with a retention in days; idempotency keys have a setting of their own."""
 
 
@@ -311,6 +311,9 @@ class ExecutionSettings:
 
     temporal_namespace: str = setting("KNEO_SERV_TEMPORAL_NAMESPACE", "default", _text)
     """Namespace of the Temporal server, one for each database."""
+
+    stream_ms: int = setting("KNEO_SERV_STREAM_MS", 150, _positive)
+    """Shortest time in milliseconds between two deltas of one reply of a model. A longer one makes fewer, larger events."""
 
     platform: str = setting("KNEO_SERV_PLATFORM", "", _text)
     """`module:factory` of a program that embeds Kneo and registers tools. Default: Kneo's own. Read by: all

@@ -108,7 +108,7 @@ class RecordedModel(WrapperModel):
         return reply
 
 
-def scripted_model(turn: Turn, services: AgentServices, progress: Progress) -> Model:
+async def scripted_model(turn: Turn, services: AgentServices, progress: Progress) -> Model:
     """Return the recorded model of a turn; the script stands in ``services.models``."""
     assert isinstance(services.models, Script)
     return RecordedModel(services.models.model(turn.agent_name), turn, progress)

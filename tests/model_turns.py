@@ -113,7 +113,9 @@ class Conversation:
         """Ask once, as a turn that is entered with what the journal has; waits take no time and move the clock."""
         services, progress = self.services(), Progress.of(self.journal.load(), token_budget=self.token_budget)
         try:
-            return await self.ask_model(recorded_model(self.turn(text), services, progress), text, before, **request)
+            return await self.ask_model(
+                await recorded_model(self.turn(text), services, progress), text, before, **request
+            )
         finally:
             await services.models.close()
 
@@ -121,7 +123,7 @@ class Conversation:
         """Ask again with a longer history, as the next request of the turn."""
         services, progress = self.services(), Progress.of(self.journal.load(), token_budget=self.token_budget)
         try:
-            model = recorded_model(self.turn("Hello."), services, progress)
+            model = await recorded_model(self.turn("Hello."), services, progress)
             return await model_request(model, messages, model_request_parameters=ModelRequestParameters(**request))
         finally:
             await services.models.close()
@@ -153,13 +155,16 @@ class Conversation:
         models = ModelServices(
             operator=OperatorConnections(secret=env.get),
             settings=self.settings,
-            rules=lambda _name: self.rules,
+            rules=self._rules,
             quota=self.quota,
             sleep=self._sleep,
             jitter=lambda: 1.0,
             clients=ModelClients(self.settings.reply_bytes),
         )
         return AgentServices(models=models, clock=self.clock)
+
+    async def _rules(self, _environment: str | None) -> ModelRules | None:
+        return self.rules
 
     async def _sleep(self, seconds: float) -> None:
         self.waits.append(seconds)

@@ -10,6 +10,7 @@ from kneo.agents.mcp.pins import OfferedTool
 from kneo.agents.services import operator_rules
 from kneo.errors import Invalid, NotFound
 from kneo.settings import Settings
+from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import Spec
 
 Offers = Mapping[str, Mapping[str, OfferedTool]]
@@ -29,8 +30,11 @@ def ask_servers(settings: Settings, spec: Spec, servers: Iterable[str]) -> Offer
         if name not in spec.mcp_servers:
             msg = f"The spec has no MCP server {name}; declared: {', '.join(sorted(spec.mcp_servers)) or 'none'}."
             raise NotFound(msg, hint="Declare it in mcp_servers.")
-    rules = operator_rules(settings)
-    return asyncio.run(_ask(McpTools(lambda _environment: rules, settings.secret, settings.mcp), spec, names))
+
+    async def rules(_environment: str | None) -> ToolRules:
+        return operator_rules(settings)
+
+    return asyncio.run(_ask(McpTools(rules, settings.secret, settings.mcp), spec, names))
 
 
 async def _ask(mcp: McpTools, spec: Spec, names: Iterable[str]) -> Offers:

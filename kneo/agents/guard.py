@@ -172,7 +172,7 @@ class Guard:
             misfit = call.misfit or self._misfit(call, tool)
             if misfit is not None:
                 return await self._misfits(call, misfit)
-            denial = self._denial(call, tool)
+            denial = await self._denial(call, tool)
             if denial is not None:
                 begun = known is not None and known.status is EntryStatus.BEGUN
                 note = " The call was interrupted before; it may have taken effect." if begun else ""
@@ -181,9 +181,10 @@ class Guard:
                 return await (self._read_skill(call) if call.name == READ_SKILL else self._ask(call))
             return await self._review(call, tool)
 
-    def _denial(self, call: RequestedCall, tool: Tool | None) -> str | None:
+    async def _denial(self, call: RequestedCall, tool: Tool | None) -> str | None:
         turn = self._turn
-        denial = find_denial(call.name, tool, turn.agent, self._services.rules(turn.environment), turn.environment)
+        rules = await self._services.rules(turn.environment)
+        denial = find_denial(call.name, tool, turn.agent, rules, turn.environment)
         return denial or (find_host_denial(tool, call.arguments, turn.agent) if tool is not None else None)
 
     def _misfit(self, call: RequestedCall, tool: Tool | None) -> str | None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 from urllib.parse import quote, urlencode
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient, HttpFailed, WebRequest, WebResponse
 from kneo.agents.secrets import Secrets, fill_secrets
+from kneo.agents.services import RulesNow, unrestricted
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
 from kneo.redaction import REDACTED
 from kneo.spec.models.spec import HttpTool
-
-InsideServices: TypeAlias = Callable[[str | None], Sequence[str]]
-"""From an environment to the ``host:port`` of services inside the network that its tools may reach, as it names them now."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]{1,100})\}")
 _ORIGIN = re.compile(r"https?://[^/?#{}\\\s]+(?=[/?#]|$)", re.IGNORECASE)
@@ -35,7 +32,7 @@ class HttpTools:
 
     Args:
         secrets: The secrets of this process.
-        inside: The services inside the network.
+        rules: The rules in force, with the services inside the network that tools may reach.
         seconds: Time for a request whose tool states none.
         client: Makes the client for the rules of an agent.
     """
@@ -43,12 +40,12 @@ class HttpTools:
     def __init__(
         self,
         secrets: Secrets,
-        inside: InsideServices = lambda _environment: (),
+        rules: RulesNow = unrestricted,
         *,
         seconds: float = 60,
         client: Callable[[HostRules], HttpClient] = HttpClient,
     ) -> None:
-        self._secrets, self._inside, self._seconds, self._client = secrets, inside, seconds, client
+        self._secrets, self._rules, self._seconds, self._client = secrets, rules, seconds, client
 
     async def call(self, call: ToolCall) -> object:
         """Make the request of a call.
@@ -64,11 +61,12 @@ class HttpTools:
         names = frozenset(declared if isinstance(declared, Mapping) else ()) | call.arguments.keys()
         request = make_request(http, Template(names, call.arguments), call.idempotency_key)
         secrets = {name: fill_secrets(value, self._secrets) for name, value in http.secret_headers.items()}
-        rules = HostRules.of(call.turn.agent, self._inside(call.turn.environment))
+        rules = await self._rules(call.turn.environment)
         request = WebRequest(
             url=request.url, method=http.method, headers=request.headers, secret_headers=secrets, body=request.body
         )
-        response = await self._client(rules).send(request, call.tool.timeout_seconds or self._seconds)
+        hosts = HostRules.of(call.turn.agent, rules.inside)
+        response = await self._client(hosts).send(request, call.tool.timeout_seconds or self._seconds)
         return read_response(request, response)
 
 

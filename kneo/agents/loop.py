@@ -23,7 +23,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
     UserPromptPart,
 )
-from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
@@ -96,7 +96,8 @@ async def take_turn(turn: Turn, services: AgentServices, caller: Progress | None
         entries = turn.journal.load()
     progress = Progress.of(entries, token_budget=budget, caller=caller)
     progress.messages += len(past.messages)
-    return await _Conversation(turn, services, progress, entries, past).answer()
+    model = await recorded_model(turn, services, progress)
+    return await _Conversation(turn, services, progress, entries, past, model).answer()
 
 
 @dataclass
@@ -106,6 +107,7 @@ class _Conversation:
     progress: Progress
     entries: Sequence[ConversationEntry]
     past: Recollection
+    model: Model
     tools: Mapping[str, Tool] = field(init=False)
     own: list[ModelMessage] = field(init=False)
     """The messages of this conversation, without those of earlier runs."""
@@ -119,7 +121,6 @@ class _Conversation:
         self.builtin = builtin_tools(asks=self.asks, skills=self.skills)
         _check_names(self.turn, [*self.tools, *self.builtin])
         self.spec_names = {model_name(name): name for name in (*self.tools, *self.builtin)}
-        self.model = recorded_model(self.turn, self.services, self.progress)
         self.own = _messages(self.entries, "model:")
         self.journal = CallJournal(self.turn, self.services.clock, self.entries)
         nested = partial(take_turn, services=self.services, caller=self.progress)

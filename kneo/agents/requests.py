@@ -55,7 +55,7 @@ ANTHROPIC_MAX_TOKENS = 4_096
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def _no_rules(_environment: str | None) -> ModelRules | None:
+async def _no_rules(_environment: str | None) -> ModelRules | None:
     return None
 
 
@@ -74,7 +74,7 @@ class ModelServices:
 
     operator: OperatorConnections
     settings: ModelSettings = field(default_factory=ModelSettings)
-    rules: Callable[[str | None], ModelRules | None] = _no_rules
+    rules: Callable[[str | None], Awaitable[ModelRules | None]] = _no_rules
     quota: ModelQuota | None = None
     clients: ModelClients = field(default_factory=ModelClients)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -85,7 +85,7 @@ class ModelServices:
         await self.clients.close()
 
 
-def recorded_model(turn: Turn, services: AgentServices, progress: Progress) -> Model:
+async def recorded_model(turn: Turn, services: AgentServices, progress: Progress) -> Model:
     """Return the model of a turn.
 
     Raises:
@@ -93,7 +93,7 @@ def recorded_model(turn: Turn, services: AgentServices, progress: Progress) -> M
     """
     models = services.models
     assert isinstance(models, ModelServices)
-    rules = models.rules(turn.environment)
+    rules = await models.rules(turn.environment)
     candidates = []
     for choice in choices(turn.agent_name, turn.agent):
         if rules is not None:

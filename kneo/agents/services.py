@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -15,13 +15,17 @@ from kneo.spec.models.spec import Tool
 
 BackendKind: TypeAlias = Literal["python", "http", "mcp"]
 
+RulesNow: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
+"""From an environment to its tool rules as they are now; for ``None`` those of the operator. Waits without blocking the event loop."""
+
 
 def operator_rules(settings: Settings) -> ToolRules:
     """Return the tool rules of the operator, which hold where no environment is declared."""
     return ToolRules(inside=settings.agents.inside, mcp=McpRules(commands=settings.mcp.commands))
 
 
-def _unrestricted(_environment: str | None) -> ToolRules:
+async def unrestricted(_environment: str | None) -> ToolRules:
+    """Return rules that restrict nothing."""
     return ToolRules()
 
 
@@ -42,7 +46,7 @@ class AgentServices:
 
     models: object = None
     tools: Mapping[BackendKind, ToolBackend] = field(default_factory=dict)
-    rules: Callable[[str | None], ToolRules] = _unrestricted
+    rules: RulesNow = unrestricted
     registered: Callable[[str], Tool | None] = _not_registered
     limits: AgentSettings = field(default_factory=AgentSettings)
     clock: Clock = field(default_factory=SystemClock)

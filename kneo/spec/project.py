@@ -121,6 +121,9 @@ class Secrets(SpecModel):
     extra_env: dict[str, str] = Field(default_factory=dict, description="Further variables, by a name for each.")
 
 
+MIN_USAGE_DAYS = 31
+"""A budget per month adds up the days of its month."""
+
 _DAYS = Field(default=None, ge=0, description="Days to keep; left out: for ever.")
 
 
@@ -137,6 +140,11 @@ class Retention(SpecModel):
         default=None, ge=0, description="Days until audit events are exported; never deleted."
     )
     idempotency_days: int | None = _DAYS
+    usage_days: int | None = Field(
+        default=None,
+        ge=MIN_USAGE_DAYS,
+        description="Days to keep the usage of models, at least those of one month, which its budgets need; left out: for ever.",
+    )
 
 
 class ProjectEnvironment(SpecModel):

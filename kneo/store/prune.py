@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, Table, delete, exists, select
+from sqlalchemy import ColumnElement, Table, delete, exists, select, true
 
 from kneo.clock import isoformat
 from kneo.records.run import RunStatus
@@ -17,6 +17,7 @@ from kneo.store.tables import (
     agent_journal,
     checkpoints,
     journal_entries,
+    model_usage,
     outbox,
     runs,
     specs,
@@ -103,6 +104,11 @@ def _forget_messages(tx: Tx, about: str, ids: Sequence[str]) -> None:
 def prune_idempotency_keys(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
     """Delete old idempotency keys with their responses."""
     return _in_batches(store, lambda tx: idempotency.forget(tx, older_than), go_on)
+
+
+def prune_usage(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
+    """Delete the usage of models on days that ended long enough ago."""
+    return _prune(store, model_usage, older_than, model_usage.c.day, true(), go_on)
 
 
 def _prune(

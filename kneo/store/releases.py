@@ -106,6 +106,13 @@ def bundle(tx: Tx, digest: str) -> BundleRecord | None:
     return _bundle(row) if row else None
 
 
+def released_payloads(tx: Tx, limit: int) -> tuple[bytes, ...]:
+    """Return the payloads of bundles that environments serve, those released last first."""
+    served = select(bundles.c.payload).join(releases, releases.c.digest == bundles.c.digest)
+    latest = served.where(releases.c.retired_at.is_(None)).order_by(releases.c.since.desc()).limit(limit)
+    return tuple(tx.connection.execute(latest).scalars())
+
+
 def known_bundles(tx: Tx, digests: Collection[str] | None = None) -> tuple[BundleRecord, ...]:
     """List all accepted bundles, or those with these digests, without payload and envelope."""
     columns = [column for column in bundles.c if column.name not in {"payload", "envelope"}]

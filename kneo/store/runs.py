@@ -47,6 +47,12 @@ def load_spec(tx: Tx, digest: str) -> bytes | None:
     return row.body if row else None
 
 
+def latest_specs(tx: Tx, limit: int) -> tuple[bytes, ...]:
+    """Return the frozen specs that runs first used last."""
+    rows = tx.connection.execute(select(specs.c.body).order_by(specs.c.created_at.desc()).limit(limit))
+    return tuple(rows.scalars())
+
+
 _INSERT = Prepared(insert(runs))
 
 

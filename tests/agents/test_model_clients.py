@@ -27,7 +27,7 @@ def test_turns_of_one_loop_share_a_client_which_its_loop_closes(wire: Format) ->
         for _ in range(3):
             conversation.journal.entries.clear()
             turn = conversation.turn("Hello.")
-            model = recorded_model(turn, services, Progress.of((), token_budget=None))
+            model = await recorded_model(turn, services, Progress.of((), token_budget=None))
             await conversation.ask_model(model)
             clients.append(next(iter(services.models.clients._clients.values())))
         assert len({id(each) for each in clients}) == 1
@@ -69,7 +69,7 @@ def test_no_more_requests_at_a_time_than_the_environment_allows() -> None:
         async def one(number: int) -> None:
             alone = Conversation(server, model, rules=rules, journal=MemoryJournal())
             turn = alone.turn(f"Hello {number}.")
-            await alone.ask_model(recorded_model(turn, services, Progress.of((), token_budget=None)))
+            await alone.ask_model(await recorded_model(turn, services, Progress.of((), token_budget=None)))
 
         await asyncio.gather(*(one(number) for number in range(20)))
         await services.models.close()
@@ -91,7 +91,7 @@ def test_the_limit_halves_after_a_429_and_grows_with_replies() -> None:
 
         async def talk() -> None:
             services = conversation.services()
-            model = recorded_model(conversation.turn("Hi."), services, Progress.of((), token_budget=None))
+            model = await recorded_model(conversation.turn("Hi."), services, Progress.of((), token_budget=None))
             await conversation.ask_model(model)
             limits.extend(each.limit for each in services.models.clients._limits.values())
             await services.models.close()

@@ -7,11 +7,11 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from kneo.agents.services import RulesNow
 from kneo.agents.start_check import MCP_HINT
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
 from kneo.settings import McpSettings
-from kneo.spec.models.rules import ToolRules
 
 if TYPE_CHECKING:
     from kneo.agents.mcp.pins import OfferedTool
@@ -32,7 +32,7 @@ class McpTools:
 
     def __init__(
         self,
-        rules: Callable[[str | None], ToolRules],
+        rules: RulesNow,
         secrets: Callable[[str], str | None],
         settings: McpSettings,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from mcp import MCPError
@@ -28,6 +28,7 @@ from kneo.agents.mcp.pins import OfferedTool, check_pin
 from kneo.agents.mcp.stdio import ServerCommand, ServerProcess
 from kneo.agents.mcp.targets import ConnectionTarget, target_of
 from kneo.agents.secrets import Secrets
+from kneo.agents.services import RulesNow
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
 from kneo.redaction import REDACTED
@@ -81,7 +82,7 @@ class McpServers:
 
     def __init__(
         self,
-        rules: Callable[[str | None], ToolRules],
+        rules: RulesNow,
         secrets: Secrets,
         settings: McpSettings,
         resolver: Resolve = resolve,
@@ -99,7 +100,7 @@ class McpServers:
             McpToolFailed: the server answered with an error.
             McpServerFailed: the server cannot be reached, or did not answer in time.
         """
-        planned = self._plan(call)
+        planned = self._plan(call, await self._rules(call.turn.environment))
         try:
             for number in itertools.count(1):
                 try:
@@ -112,11 +113,11 @@ class McpServers:
             raise _shown(error, planned.target.secrets) from None
         raise AssertionError  # the loop has no other end
 
-    def _plan(self, call: ToolCall) -> _PlannedCall:
+    def _plan(self, call: ToolCall, rules: ToolRules) -> _PlannedCall:
         reference = call.tool.mcp
         assert reference is not None
         assert reference.server is not None
-        server, rules = call.turn.spec.mcp_servers[reference.server], self._rules(call.turn.environment)
+        server = call.turn.spec.mcp_servers[reference.server]
         return _PlannedCall(
             call=call,
             target=self._target(reference.server, server, rules, call.turn.agent),
@@ -161,7 +162,7 @@ class McpServers:
             McpRefused: a rule does not permit the connection.
             McpServerFailed: the server cannot be reached, or did not answer in time.
         """
-        target = self._target(name, server, self._rules(environment), None)
+        target = self._target(name, server, await self._rules(environment), None)
         try:
             async with self._connected(target) as connection, asyncio.timeout(self._settings.call_seconds):
                 return await _offered(connection)

@@ -18,7 +18,6 @@ from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.python_tools import PythonTools
 from kneo.settings import Settings
-from kneo.spec.models.rules import ModelRules
 from kneo.store.engine import Store
 from kneo.tools import ToolRegistry
 
@@ -41,7 +40,7 @@ def open_services(
         operator=OperatorConnections.of(settings, read_config(settings)),
         settings=settings.models,
         rules=rules.models,
-        quota=StoreQuota(store, lambda environment: rules.models(environment) or ModelRules()),
+        quota=StoreQuota(store, rules.models),
         clients=requests.ModelClients(settings.models.reply_bytes),
     )
     children = ChildProcesses(code)
@@ -49,7 +48,7 @@ def open_services(
     mcp = McpTools(rules.tools, settings.secret, settings.mcp)
     http = HttpTools(
         settings.secret,
-        lambda environment: rules.tools(environment).inside,
+        rules.tools,
         seconds=settings.agents.tool_seconds,
         client=partial(HttpClient, max_bytes=settings.agents.fetch_bytes),
     )

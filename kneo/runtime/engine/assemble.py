@@ -8,6 +8,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Protocol
 
 from kneo.errors import Conflict, Invalid
@@ -18,6 +19,7 @@ from kneo.runtime.engine.driver import Driver, LockLost
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
 from kneo.runtime.engine.wait import RunSettled, SettledRun, wait_until_settled
+from kneo.runtime.engine.warm_up import start_warm_up
 from kneo.runtime.engine.worker import Worker
 from kneo.runtime.steps.agents import MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
@@ -50,7 +52,9 @@ def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = N
         max_bytes=execution.checkpoint_max_bytes,
         preview_chars=execution.checkpoint_preview_chars,
     )
-    return Driver(store, ProgramLoader(store), Executor(code, services_of(settings, store, code, tools)), limits)
+    executor = Executor(code, services_of(settings, store, code, tools))
+    batch = timedelta(milliseconds=execution.stream_ms)
+    return Driver(store, ProgramLoader(store), executor, limits, batch)
 
 
 def services_of(settings: Settings, store: Store, code: CodeLoader, tools: ToolRegistry | None = None) -> MakeServices:
@@ -150,6 +154,7 @@ def working(
     stopping = threading.Event()
     hide_settings()
     with only_worker(store) as lock, contextlib.ExitStack() as stack:
+        start_warm_up(store)
         worker = LockedWorker(lock, lambda: make_worker(settings, store, concurrency, tools))
         stack.enter_context(telling(settings, store))
         stack.enter_context(background("timers", lambda: run_timers(store, stopping), stopping.set))

@@ -15,11 +15,11 @@ from kneo.records.delta import ModelDelta
 from kneo.redaction import redact_text
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
+from kneo.settings import ExecutionSettings
 from kneo.store.delta_readers import ReaderCache
 from kneo.store.engine import Store
 
-BATCH = timedelta(milliseconds=150)
-"""The shortest time between two deltas of one reply."""
+DEFAULT_BATCH = timedelta(milliseconds=ExecutionSettings.stream_ms)
 
 MAX_CHARS = 65_536
 """Characters of one reply that are passed on as deltas."""
@@ -40,6 +40,7 @@ class DeltaWriter:
         is_read: Returns whether somebody reads the deltas of the run.
         publish: Passes on a delta without waiting.
         clock: Times the batches.
+        batch: The shortest time between two deltas of one reply.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class DeltaWriter:
         is_read: Callable[[], bool],
         publish: Callable[[ModelDelta], None],
         clock: Clock,
+        batch: timedelta = DEFAULT_BATCH,
     ) -> None:
+        self._batch = batch
         self._run_id, self._step_id = run_id, step_id
         self._is_read, self._publish = is_read, publish
         self._clock = clock
@@ -68,7 +71,7 @@ class DeltaWriter:
         self._text += text
         now = self._clock.now()
         if self._due is None or now >= self._due:
-            self._due = now + BATCH
+            self._due = now + self._batch
             ends = [found.end() for found in _SAFE.finditer(self._text)]
             self._pass_on(self._text[: ends[-1] if ends else 0])
 
@@ -96,7 +99,7 @@ class DeltaWriter:
 
 
 async def open_deltas(
-    store: Store, readers: ReaderCache, program: Program, run_id: str, activity: Activity
+    store: Store, readers: ReaderCache, program: Program, run_id: str, activity: Activity, *, batch: timedelta
 ) -> DeltaWriter | None:
     """Open the deltas of an agent's step; ``None`` where there are none, or nobody may read them yet."""
     if is_withheld(program, activity):
@@ -111,6 +114,7 @@ async def open_deltas(
         is_read=partial(readers.is_read, run_id),
         publish=store.deltas.publish,
         clock=store.clock,
+        batch=batch,
     )
 
 

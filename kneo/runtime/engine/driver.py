@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 from kneo.clock import new_id
 from kneo.errors import Conflict, Transient
+from kneo.runtime.engine.deltas import DEFAULT_BATCH
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.session import LOOK_SECONDS, RunSession, SessionDeps
 from kneo.runtime.steps.executor import Executor
@@ -56,10 +58,11 @@ class Driver:
         programs: ProgramLoader,
         executor: Executor,
         limits: CheckpointLimits = DEFAULT_LIMITS,
+        delta_batch: timedelta = DEFAULT_BATCH,
     ) -> None:
         self.store = store
         self.threads = BoundedThreads(THREADS)
-        self._deps = SessionDeps(store, programs, executor, limits, self.threads, ReaderCache(store))
+        self._deps = SessionDeps(store, programs, executor, limits, self.threads, ReaderCache(store), delta_batch)
         self._driven: dict[RunSession, asyncio.Future[None]] = {}
         """Sessions of ``drive``, each with the future that is done when the session is over."""
         self._checking: asyncio.Task[None] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
@@ -22,13 +22,13 @@ class StoreQuota:
         rules: Returns the rules for models that an environment has now.
     """
 
-    def __init__(self, store: Store, rules: Callable[[str | None], ModelRules]) -> None:
+    def __init__(self, store: Store, rules: Callable[[str | None], Awaitable[ModelRules | None]]) -> None:
         self._store = store
         self._rules = rules
 
     async def admit(self, request: PlannedRequest) -> None:
         """Admit a request; see ``ModelQuota``."""
-        rules = self._rules(request.environment)
+        rules = await self._rules(request.environment) or ModelRules()
         limits = minute_limits(rules, request.provider)
         if not rules.budgets and limits is None:
             return

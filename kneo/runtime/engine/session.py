@@ -75,6 +75,8 @@ class SessionDeps:
     """The threads that advance sessions."""
     readers: ReaderCache
     """The readers of replies while they arrive."""
+    delta_batch: timedelta
+    """The shortest time between two deltas of one reply."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when no further steps may begin."""
 
@@ -467,7 +469,14 @@ class RunSession:
             environment=self._run.environment,
             sampling_seed=f"{sampling_seed_of(self._run)}:{action.activity.path}",
             session=session_history(self._store, self._run),
-            deltas=await open_deltas(self._store, self._deps.readers, self._program, self.run_id, action.activity),
+            deltas=await open_deltas(
+                self._store,
+                self._deps.readers,
+                self._program,
+                self.run_id,
+                action.activity,
+                batch=self._deps.delta_batch,
+            ),
         )
 
     def _receive(self) -> None:

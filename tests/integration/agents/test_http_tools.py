@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 
 import pytest
 from raw_web import RawWeb, WebCall, page, raw_web
+from rules_now import always, inside_prod
 from tool_calls import KEY, tool_call
 
 from kneo.agents.http import HttpFailed
 from kneo.agents.http_tools import HttpTools
 from kneo.errors import Forbidden, KneoError
+from kneo.spec.models.rules import ToolRules
 
 HERE = {"tools": {"permissions": {"allow_network": True, "allowed_domains": ["127.0.0.1"]}}}
 PARAMETERS = {name: {} for name in ("id", "q", "tags", "amount", "note")}
@@ -30,7 +32,7 @@ def request(
 
     async def main() -> tuple[object, RawWeb]:
         async with raw_web(answer) as web:
-            tools = HttpTools(secrets.get, lambda name: [f"127.0.0.1:{web.port}"] if name == "prod" else [], seconds=60)
+            tools = HttpTools(secrets.get, inside_prod(web.port), seconds=60)
             declared = {**http, "url": f"http://127.0.0.1:{web.port}{http['url']}"}
             made = tool_call(
                 arguments,
@@ -147,7 +149,7 @@ def test_only_domains_of_the_agent_and_services_of_the_environment_are_reached()
 
     async def main() -> None:
         async with raw_web(lambda _: page(b"ok")) as web:
-            tools = HttpTools(SECRETS.get, lambda name: [f"127.0.0.1:{web.port}"] if name == "prod" else [])
+            tools = HttpTools(SECRETS.get, inside_prod(web.port))
             for url, code in (
                 (f"http://127.0.0.1:{web.port}/", "url_denied"),
                 (f"https://127.0.0.1:{web.port}/", "address_denied"),
@@ -200,7 +202,7 @@ def test_a_secret_does_not_follow_a_redirect_to_another_origin() -> None:
                 inside = [f"127.0.0.1:{each.port}" for each in (web, other)]
                 http = {"url": f"http://127.0.0.1:{web.port}/", "secret_headers": {"X-Token": "${CRM_TOKEN}"}}
                 made = tool_call(agent=HERE, http=http)
-                assert await HttpTools(SECRETS.get, lambda _: inside).call(made) == "there"
+                assert await HttpTools(SECRETS.get, always(ToolRules(inside=inside))).call(made) == "there"
                 assert web.calls[0].headers["x-token"] == "hunter2hunter2"
                 assert "x-token" not in other.calls[0].headers
 

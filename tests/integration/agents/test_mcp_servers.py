@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from kneo_process import eventually
 from raw_web import RawWeb, WebCall, page, raw_web
+from rules_now import always
 
 from kneo.agents.mcp.failures import McpRefused, McpServerFailed, McpToolFailed, McpUnreachable
 from kneo.agents.mcp.servers import McpServers
@@ -77,7 +78,7 @@ def call_of(
 async def opened(
     settings: McpSettings = PATIENCE, rules: ToolRules = RULES, secrets: Mapping[str, str] | None = None, **more: object
 ) -> AsyncIterator[McpServers]:
-    servers = McpServers(lambda _environment: rules, (secrets or {}).get, settings, **more)
+    servers = McpServers(always(rules), (secrets or {}).get, settings, **more)
     try:
         yield servers
     finally:

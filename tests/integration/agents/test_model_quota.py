@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from builders import build_run
 from processes import run_pythons
+from rules_now import always
 
 from kneo.agents.quota import BudgetExceeded, PlannedRequest
 from kneo.agents.turn import Postponed
@@ -68,7 +69,7 @@ def record(store: Store, run: Run) -> Run:
 
 
 def quota_of(store: Store, rules: object) -> StoreQuota:
-    return StoreQuota(store, lambda _environment: ModelRules.model_validate(rules))
+    return StoreQuota(store, always(ModelRules.model_validate(rules)))
 
 
 @pytest.mark.parametrize("per", ["run", "day", "month"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from model_server import Reply, model_server
 
 from kneo.settings import process_environment
@@ -63,3 +64,42 @@ def test_an_agent_imports_its_library_when_its_step_runs_and_not_on_the_loop(tmp
     dummy, openai = done.stdout.splitlines()
     assert dummy == "dummy {}"
     assert openai == "openai {'openai': [False], 'pydantic_ai': [False]}"
+
+
+WORKER = """
+import json, sys, threading
+from pathlib import Path
+
+from kneo.clock import SystemClock
+from kneo.runtime.engine.assemble import working
+from kneo.settings import from_env
+from kneo.store import runs
+from kneo.store.migrate import open_store
+
+store = open_store("sqlite:///runs.sqlite", SystemClock())
+if sys.argv[1] != "-":
+    with store.write() as tx:
+        model = {"provider": sys.argv[1], "name": "m"}
+        runs.insert_spec(tx, "sha256:0", json.dumps({"agent": {"name": "a", "model": model}}).encode())
+with working(from_env(), store, 1):
+    for thread in threading.enumerate():
+        if thread.name == "warm-up":
+            thread.join(280)
+    print(sorted(name for name in ("openai", "pydantic_ai", "anthropic") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("provider", "imported"), [("ollama", "['openai', 'pydantic_ai']"), ("dummy", "[]"), ("-", "[]")]
+)
+def test_a_worker_imports_at_its_start_what_its_specs_name(provider: str, imported: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, provider],
+        cwd=tmp_path,
+        env=process_environment("PATH"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.returncode) == (imported, 0), done.stderr

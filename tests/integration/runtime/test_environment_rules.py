@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,25 +23,25 @@ def settings(tmp_path: Path) -> Settings:
 def test_where_no_environment_is_declared_the_operator_decides(store: Store, settings: Settings) -> None:
     rules = EnvironmentRules(settings, store)
     for name in (None, "dev"):
-        assert rules.tools(name).inside == ("crm.internal:8443", "db.internal:80")
-        assert rules.tools(name).mcp.commands == ("/bin/crm",)
-        assert (rules.tools(name).deny, rules.tools(name).allow) == ((), None)
-        assert rules.models(name) is None
+        assert asyncio.run(rules.tools(name)).inside == ("crm.internal:8443", "db.internal:80")
+        assert asyncio.run(rules.tools(name)).mcp.commands == ("/bin/crm",)
+        assert (asyncio.run(rules.tools(name)).deny, asyncio.run(rules.tools(name)).allow) == ((), None)
+        assert asyncio.run(rules.models(name)) is None
 
 
 def test_an_environment_decides_alone_and_at_once(store: Store, settings: Settings) -> None:
     rules = EnvironmentRules(settings, store)
     declare(store, tools={"inside": ["only.internal:1"]}, models={"allow": [{"provider": "openai"}]})
-    assert rules.tools("prod").inside == ("only.internal:1",)
-    assert rules.tools("prod").mcp.commands == ()
-    assert rules.tools("prod").deny == ()
-    models = rules.models("prod")
+    assert asyncio.run(rules.tools("prod")).inside == ("only.internal:1",)
+    assert asyncio.run(rules.tools("prod")).mcp.commands == ()
+    assert asyncio.run(rules.tools("prod")).deny == ()
+    models = asyncio.run(rules.models("prod"))
     assert models is not None
     assert models.allow is not None
     assert [allowed.provider for allowed in models.allow] == ["openai"]
     declare(store, tools={"deny": ["sh*"]})
-    assert rules.tools("prod").deny == ("sh*",)
-    assert rules.tools("prod").inside == ()
+    assert asyncio.run(rules.tools("prod")).deny == ("sh*",)
+    assert asyncio.run(rules.tools("prod")).inside == ()
 
 
 def test_where_others_decide_an_environment_that_is_gone_allows_nothing(store: Store, tmp_path: Path) -> None:
@@ -47,8 +49,25 @@ def test_where_others_decide_an_environment_that_is_gone_allows_nothing(store: S
         {"KNEO_SERV_TRUST_ROOT": f"sha256:{'0' * 64}", "KNEO_SERV_TOOLS_INSIDE": "crm.internal:1"}, tmp_path
     )
     rules = EnvironmentRules(pinned, store)
-    assert rules.tools("prod").allow == ()
-    assert rules.tools("prod").inside == ()
-    models = rules.models("prod")
+    assert asyncio.run(rules.tools("prod")).allow == ()
+    assert asyncio.run(rules.tools("prod")).inside == ()
+    models = asyncio.run(rules.models("prod"))
     assert models is not None
     assert models.allow == ()
+
+
+def test_the_event_loop_waits_for_no_database(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(store, tools={"deny": ["sh*"]})
+    readers: list[int] = []
+    read = store.read
+
+    def reading() -> object:
+        readers.append(threading.get_ident())
+        return read()
+
+    monkeypatch.setattr(store, "read", reading)
+    assert asyncio.run(EnvironmentRules(settings, store).tools("prod")).deny == ("sh*",)
+    assert readers
+    assert threading.get_ident() not in readers

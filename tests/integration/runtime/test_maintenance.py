@@ -9,13 +9,28 @@ import pytest
 from engine import Engine, step
 
 from kneo.clock import ManualClock
-from kneo.errors import Transient
+from kneo.errors import Invalid, Transient
 from kneo.maintenance import RetentionManager, RetentionPolicy
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.start import Starter
 from kneo.spec.project import Retention
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Store
+from kneo.store.usage import record_usage, usage_since
+
+
+def model_entry() -> ConversationEntry:
+    return ConversationEntry(
+        conversation="agent~0",
+        name="model:1",
+        number=1,
+        kind=EntryKind.MODEL,
+        status=EntryStatus.DONE,
+        facts={"provider": "openai", "model": "m", "agent": "a", "input_tokens": 1, "output_tokens": 1},
+        started_at="2026-01-31T12:00:00Z",
+    )
+
 
 HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
 SOURCE = "def a(text): return text\ndef bad(text): raise ValueError\n"
@@ -60,6 +75,31 @@ def test_a_variable_wins_over_the_project() -> None:
     policy = RetentionPolicy.from_project_and_env(project, {"KNEO_SERV_RETENTION_RUNS_DAYS": "3"})
     assert (policy.runs_days, policy.logs_days, policy.queue_days) == (3, 7, None)
     assert RetentionPolicy.from_project_and_env(None, {}).keeps_everything
+
+
+def test_the_usage_of_days_that_no_budget_needs_goes(engine: Engine, clock: ManualClock) -> None:
+    run = engine.start([step("a")])
+    with engine.store.read() as tx:
+        row = runs.get(tx, run.id)
+    assert row is not None
+
+    def used() -> int:
+        with engine.store.read() as tx:
+            return usage_since(tx, None, "2000-01-01").requests
+
+    for days in (0, 40, 20):
+        clock.advance(timedelta(days=days))
+        with engine.store.write() as tx:
+            record_usage(tx, row, [model_entry()])
+    manager = RetentionManager(engine.store)
+    assert (manager.prune(RetentionPolicy()).usage_rows, used()) == (0, 3)
+    assert (manager.prune(RetentionPolicy(usage_days=31)).usage_rows, used()) == (1, 2)
+
+
+def test_usage_is_kept_for_the_month_of_its_budgets() -> None:
+    with pytest.raises(Invalid, match="a budget per month needs 31"):
+        RetentionPolicy.from_project_and_env(None, {"KNEO_SERV_RETENTION_USAGE_DAYS": "30"})
+    assert RetentionPolicy.from_project_and_env(None, {"KNEO_SERV_RETENTION_USAGE_DAYS": "31"}).usage_days == 31
 
 
 def test_old_files_go(engine: Engine, tmp_path: Path, clock: ManualClock) -> None:

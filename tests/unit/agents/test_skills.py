@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from agent_turns import House, house, scripted_model, spec_of
+from rules_now import always
 
 from kneo.agents.turn import ToolGate
 from kneo.clock import ManualClock
@@ -93,7 +94,7 @@ def test_gates_do_not_stand_before_a_skill_and_an_environment_can_deny_it(clock:
         clock=clock,
         skills=["refunds"],
         gates={"read_skill": [gate]},
-        rules=lambda _environment: ToolRules(allow=("look",)),
+        rules=always(ToolRules(allow=("look",))),
     )
     asyncio.run(made.take())
     assert made.script.results()["c0"] == LONG
@@ -103,7 +104,7 @@ def test_gates_do_not_stand_before_a_skill_and_an_environment_can_deny_it(clock:
         "Done.",
         clock=clock,
         skills=["refunds"],
-        rules=lambda _environment: ToolRules(deny=("read_*",)),
+        rules=always(ToolRules(deny=("read_*",))),
     )
     asyncio.run(denied.take())
     assert "denies the tool read_skill" in denied.script.results()["c0"]["denied"]

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from agent_turns import House, decided, house, scripted_model, spec_of
 from pydantic_ai.messages import ModelRequest, ModelResponse, UserPromptPart
+from rules_now import always, current
 
 from kneo.agents.turn import AnswerRequired, Stopped, ToolCall, ToolGate
 from kneo.clock import ManualClock
@@ -286,7 +287,7 @@ def test_a_capability_without_its_permission_is_denied(capability: str, permissi
 
 def test_what_the_environment_denies_now_is_not_called_although_it_was_approved(clock: ManualClock) -> None:
     rules = {"now": ToolRules()}
-    made = house([("pay", {})], "Done.", gates={"pay": [BEFORE]}, clock=clock, rules=lambda _environment: rules["now"])
+    made = house([("pay", {})], "Done.", gates={"pay": [BEFORE]}, clock=clock, rules=current(rules))
     [question] = asyncio.run(made.questions())
 
     rules["now"] = ToolRules(deny=("p*",))
@@ -301,7 +302,7 @@ def test_ask_question_needs_no_permission_and_can_be_denied(clock: ManualClock) 
     rules = ToolRules(allow=())
     for denied in ([], ["ask_question"]):
         spec = spec_of(agent={"tools": {**selection, "permissions": {"allowed_tools": [], "denied_tools": denied}}})
-        made = house([("ask_question", {"question": "?"})], "Done.", spec=spec, clock=clock, rules=lambda _e: rules)
+        made = house([("ask_question", {"question": "?"})], "Done.", spec=spec, clock=clock, rules=always(rules))
         if denied:
             run(made)
             assert "deny" in made.script.results()["c0"]["denied"]
@@ -326,9 +327,7 @@ def test_a_name_with_dots_reaches_the_model_with_underscores(clock: ManualClock)
 
 
 def test_an_environment_can_allow_some_tools_only(clock: ManualClock) -> None:
-    made = house(
-        [("pay", {}), ("look", {})], "Done.", clock=clock, rules=lambda _environment: ToolRules(allow=("look",))
-    )
+    made = house([("pay", {}), ("look", {})], "Done.", clock=clock, rules=always(ToolRules(allow=("look",))))
     run(made)
     assert made.backend.names() == ["look"]
 
@@ -719,7 +718,7 @@ def test_a_person_is_asked_where_the_function_cannot_tell(answer: object, clock:
 
 def test_a_denied_call_that_was_interrupted_says_that_it_may_have_taken_effect(clock: ManualClock) -> None:
     rules = {"now": ToolRules()}
-    made = house([("pay", {})], "Done.", clock=clock, rules=lambda _environment: rules["now"])
+    made = house([("pay", {})], "Done.", clock=clock, rules=current(rules))
 
     async def dies(_call: ToolCall) -> object:
         raise asyncio.CancelledError

@@ -20,12 +20,12 @@ from kneo.spec.models.spec import Spec
 class Reader:
     """Receives deltas, and puts them together as a reader does."""
 
-    def __init__(self) -> None:
+    def __init__(self, **more: timedelta) -> None:
         self.clock = ManualClock(datetime(2026, 1, 31, 12, tzinfo=UTC))
         self.deltas: list[ModelDelta] = []
         self.text = ""
         self.writer = DeltaWriter(
-            run_id="run_1", step_id="draft", is_read=lambda: True, publish=self.receive, clock=self.clock
+            run_id="run_1", step_id="draft", is_read=lambda: True, publish=self.receive, clock=self.clock, **more
         )
 
     def receive(self, delta: ModelDelta) -> None:
@@ -50,6 +50,12 @@ def test_text_is_passed_on_in_batches_of_150_milliseconds() -> None:
     reader.writer.end(1)
     assert reader.text == "a b c d e "
     assert vars(reader.deltas[0]) == {"run_id": "run_1", "step_id": "draft", "request": 1, "offset": 0, "text": "a "}
+
+
+def test_an_operator_states_the_time_of_a_batch() -> None:
+    reader = Reader(batch=timedelta(milliseconds=20))
+    reader.write("a ", "b ", "c ", milliseconds=20)
+    assert [delta.text for delta in reader.deltas] == ["a ", "b ", "c "]
 
 
 def test_a_word_is_passed_on_when_it_is_complete() -> None:
