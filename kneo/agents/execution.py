@@ -111,6 +111,8 @@ class CallExecution:
         )
 
     def _shown(self, call: RequestedCall, tool: Tool, text: str, result: object) -> object:
+        if tool.transfer:
+            return result
         limit = tool.max_result_chars or self._services.limits.result_chars
         cut = f"{text[:limit]}\n[cut: {len(text)} characters in all]" if len(text) > limit else None
         if tool.output != "untrusted":

@@ -144,12 +144,12 @@ class _Conversation:
                 self.own.append(await self._request(self.own, self._parameters(), self._settings()))
                 continue
             if self.kind != "simple" and any(call.tool_name != OUTPUT_TOOL for call in last.tool_calls):
-                self.own.append(await self._call(last))
-                continue
-            result = self._read(last)
-            if isinstance(result, TurnResult):
-                return result
-            self.own.append(result)
+                step = await self._call(last)
+            else:
+                step = self._read(last)
+            if isinstance(step, TurnResult):
+                return step
+            self.own.append(step)
 
     async def _opening(self) -> list[ModelMessage]:
         """Return the messages before the first reply; those of plan-act have a plan, from a request of its own."""
@@ -217,10 +217,13 @@ class _Conversation:
 
     # ---- replies ---------------------------------------------------------------------------------------------------
 
-    async def _call(self, reply: ModelResponse) -> ModelRequest:
-        """Handle the calls of a reply and return the request with their results."""
+    async def _call(self, reply: ModelResponse) -> ModelRequest | TurnResult:
+        """Handle the calls of a reply; return the request with their results, or the answer of an agent that took over."""
         requested = self._requested(reply)
         results = dict(zip(requested, await self.guard.results(list(requested.values())), strict=True))
+        for call_id, made in requested.items():
+            if self._transfers(made.name) and results[call_id].outcome == "success":
+                return self._taken_over(made.name, str(results[call_id].content))
         parts = []
         for call in reply.tool_calls:
             if call.tool_call_id in results:
@@ -241,10 +244,12 @@ class _Conversation:
         replies = [message for message in self.own if isinstance(message, ModelResponse)]
         number = self.progress.replies
         counts = Counter(call.tool_name for earlier in replies[:-1] for call in earlier.tool_calls)
-        requested = {}
+        requested: dict[str, RequestedCall] = {}
         for part in [call for call in reply.tool_calls if call.tool_name != OUTPUT_TOOL][:MAX_CALLS]:
             counts[part.tool_name] += 1
             arguments, misfit = read_arguments(part, self.services.limits.argument_bytes)
+            if self._transfers(part.tool_name) and any(self._transfers(call.name) for call in requested.values()):
+                misfit = "a reply hands the task over once; this call was not made"
             requested[part.tool_call_id] = RequestedCall(
                 key=f"{number}.{part.tool_call_id}",
                 number=number,
@@ -254,6 +259,21 @@ class _Conversation:
                 misfit=misfit,
             )
         return requested
+
+    def _transfers(self, name: str) -> bool:
+        tool = self.tools.get(self.spec_names.get(name, name))
+        return tool is not None and tool.transfer
+
+    def _taken_over(self, tool: str, text: str) -> TurnResult:
+        """Return the answer of the agent that took over; it fits the schema of this agent's answers."""
+        schema = self.turn.agent.output_schema
+        if schema is None:
+            return self._result(text)
+        answer = read_answer(schema, ModelResponse(parts=[TextPart(text)]))
+        if isinstance(answer, StructuredAnswer):
+            return self._result(answer.text, answer.metadata)
+        msg = f"The answer of {tool} does not fit the output_schema of the agent {self.turn.agent_name}."
+        raise Invalid(msg, code="output_invalid", hint=answer.message[:500])
 
     def _read(self, reply: ModelResponse) -> TurnResult | ModelRequest:
         """Return the answer in a reply, or the request for another one that fits its schema."""

@@ -107,8 +107,8 @@ class StepPageView(PageView):
 
 
 def path_of(location: str) -> str:
-    """Return the path of a step from its location: without the numbers of rounds and attempts."""
-    return unquote(re.sub(r"[#@]\d+", "", location))
+    """Return the path of a step from its location: without the numbers of rounds and attempts; a router's agent has its path."""
+    return unquote(re.sub(r"[#@]\d+|:select", "", location))
 
 
 def _usage(entries: Iterable[ConversationEntry]) -> UsageView | None:

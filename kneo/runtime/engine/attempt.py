@@ -49,6 +49,7 @@ class Attempt:
             feedback=review.feedback if review else None,
             values=action.value.values,
             outputs=action.value.outputs,
+            messages=action.value.messages,
             answers=action.answers,
             implementations=pins_of(run),
         )

@@ -124,6 +124,8 @@ def is_withheld(program: Program, activity: Activity) -> bool:
     It must not where a person reviews the output of the step, or of a group or workflow around it, and where a guardrail checks it.
     """
     agent = program.agents.get(activity.ref)
+    if activity.choices:
+        return True  # the name of a choice is nobody's answer
     if activity.kind != "agent" or agent is None or agent.model is None or agent.model.provider == "dummy":
         return True
     if agent.guardrails is not None and (agent.guardrails.output or agent.guardrails.workflow):

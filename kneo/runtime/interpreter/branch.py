@@ -2,8 +2,8 @@
 
 Frames:
     branch: ``node`` and one child, ``then`` or ``else``.
-    router: ``node``, ``input``, ``phase`` (``select``: a function chooses; ``route``: a person chooses; ``run``), ``task``,
-        and one child named by its choice; ``left``, the further choices of a person, and ``taken``, the number of those
+    router: ``node``, ``input``, ``phase`` (``select``: a function or an agent chooses; ``route``: a person chooses; ``run``),
+        ``task``, and one child: ``select``, the agent that chooses, or the choice by its name; ``left``, the further choices of a person, and ``taken``, the number of those
         before.
 """
 
@@ -43,6 +43,7 @@ from kneo.spec.gates import holds
 from kneo.spec.models.human import Condition
 
 THEN, ELSE = "then", "else"
+SELECT = "select"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,11 @@ class BranchNode(SerialNode):
 
 @dataclass(frozen=True, kw_only=True)
 class Selector:
-    """The automatic choice of a router: a function, or the first condition that holds, or the default."""
+    """The automatic choice of a router: a function or an agent, or the first condition that holds, or the default."""
 
     function: Activity | None = None
+    agent: ProgramNode | None = None
+    """A step, so that it can be postponed and can wait for answers."""
     conditions: tuple[tuple[Condition, str], ...] = ()
     default: str | None = None
 
@@ -98,7 +101,8 @@ class RouterNode(SerialNode):
     """Whether the spec has people choose; else they choose only after a result was sent back, to go another way."""
 
     def parts(self) -> Iterable[ProgramNode]:
-        return self.choices.values()
+        selecting = self.selector.agent if self.selector is not None else None
+        return (*self.choices.values(), *((selecting,) if selecting is not None else ()))
 
     def own_gates(self) -> Iterable[tuple[CompiledGate, str]]:
         return [(self.route, "")]
@@ -119,6 +123,8 @@ class RouterNode(SerialNode):
             return {**frame, "phase": "route"}
         if self.selector.function is not None:
             return {**frame, "phase": "select"}
+        if self.selector.agent is not None:
+            return self.advance(context, Next({**frame, "phase": "select"}, SELECT, value), location)
         try:
             chosen = next(
                 (name for when, name in self.selector.conditions if holds(when, value.facts)), self.selector.default
@@ -140,10 +146,16 @@ class RouterNode(SerialNode):
         return Next(here, chosen, read_value(frame["input"]))
 
     def locate(self, frame: Frame, child_key: str, location: str) -> tuple[ProgramNode, str]:
+        if frame["phase"] == "select":
+            assert self.selector is not None
+            assert self.selector.agent is not None
+            return self.selector.agent, f"{location}:{SELECT}"
         taken = number(frame, "taken")
         return self.choices[child_key], (f"{location}:choice{taken + 1}" if taken else location)
 
     def following(self, _context: DecisionContext, frame: Frame, end: NodeEnd, _location: str) -> Next | NodeEnd:
+        if frame["phase"] == "select" and isinstance(end, Completed):
+            return self._choose(frame, (end.value.text.strip(),))
         left = frame.get("left")
         if not isinstance(end, Completed) or not isinstance(left, list) or not left:
             return end
@@ -152,7 +164,7 @@ class RouterNode(SerialNode):
     def pending(self, frame: Frame, location: str) -> Execute | Ask | None:
         value = read_value(frame["input"])
         if frame["phase"] == "select" and self.selector is not None and self.selector.function is not None:
-            return Execute(ticket=f"{location}:select", activity=self.selector.function, value=value, attempt=0)
+            return Execute(ticket=f"{location}:{SELECT}", activity=self.selector.function, value=value, attempt=0)
         if frame["phase"] != "route":
             return None
         return Ask(

@@ -49,6 +49,8 @@ class Activity:
     timeout_seconds: int | None = None
     call_gates: tuple[str, ...] = ()
     """The ids of the gates that an environment adds at the tool calls of this step."""
+    choices: Mapping[str, str | None] = field(default_factory=dict)
+    """The choices of a router, with their descriptions; the result is the name of one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

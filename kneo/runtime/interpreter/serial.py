@@ -1,8 +1,8 @@
 """Nodes that run one child at a time: sequences, turns of several participants, loops and graphs.
 
 Frames:
-    sequence, turns: ``node``, ``index``, one child; ``input`` and ``before`` (the inputs of the current step and of the step
-        before it) where a reviewer may send a step back, and ``visits`` (how often such steps were begun).
+    sequence, turns: ``node``, ``index``, one child; of turns ``messages``, so far; ``input`` and ``before`` (the inputs of the current step
+        and of the step before it) where a reviewer may send a step back, and ``visits`` (how often such steps were begun).
     loop: ``node``, ``input`` (the loop's), ``round``, and one child ``body``, or ``output`` and ``task`` during the review
         of a round; ``reviews`` counts the rejections.
     graph: ``node``, ``at`` (the current node), ``count`` (nodes begun), ``visits`` by node, one child; ``input`` and
@@ -43,9 +43,19 @@ from kneo.runtime.interpreter.node import (
     stopped,
     with_child,
 )
-from kneo.runtime.interpreter.values import ReviewFeedback, Value, read_value
+from kneo.runtime.interpreter.values import (
+    ChatMessage,
+    ReviewFeedback,
+    Value,
+    messages_as_json,
+    read_messages,
+    read_value,
+)
 from kneo.spec.gates import holds
 from kneo.spec.models.human import Condition
+
+MAX_CHAT_CHARS = 100_000
+"""Characters of the messages of a group chat or handoff that a run keeps; the oldest are dropped first."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,8 @@ class TurnsNode(SequenceNode):
     turns: int
     cut_short: bool = False
     """Whether a limit ends it before every participant had a turn; that is an error."""
+    shares: bool = False
+    """Whether each participant is given the messages of all; else it is given its own earlier ones."""
 
     @property
     def length(self) -> int:
@@ -176,11 +188,48 @@ class TurnsNode(SequenceNode):
         repetitions: int = sum(count - 1 for key, count in visits if self._position(int(key)) == position)
         return earlier + 1 + repetitions
 
+    def enter(self, context: DecisionContext, value: Value, location: str) -> Progress:
+        first = (ChatMessage("", value.text),) if self.shares else ()
+        return self.advance(context, self._with_messages(self._step(0, value, {}), first), location)
+
+    def following(self, context: DecisionContext, frame: Frame, end: NodeEnd, location: str) -> Next | Progress:
+        messages = read_messages(frame.get("messages", ()))
+        match end:
+            case Completed() if _is_new(end.value):
+                messages = _bounded((*messages, ChatMessage(self.at(number(frame, "index")).id, end.value.text)))
+            case RepeatRequested():
+                messages = messages[:-1]
+        return self._with_messages(super().following(context, frame, end, location), messages)
+
+    def _with_messages(self, step: Next | Progress, messages: tuple[ChatMessage, ...]) -> Next | Progress:
+        """Give the next participant the messages before its turn."""
+        if not isinstance(step, Next) or not messages:
+            return step
+        participant = self.at(number(step.frame, "index")).id
+        shown = messages if self.shares else tuple(each for each in messages if each.participant == participant)
+        return Next(
+            {**step.frame, "messages": messages_as_json(messages)}, step.child_key, replace(step.value, messages=shown)
+        )
+
     def finish(self, value: Value) -> Completed | Failed:
         if not self.cut_short:
-            return Completed(value=value)
+            return Completed(value=replace(value, messages=()))
         message = f"{self.path or 'The workflow'} reached its max_iterations of {self.turns} before it was done."
         return Failed(error=RunError(type="max_iterations", message=message))
+
+
+def _is_new(value: Value) -> bool:
+    """Tell whether a participant wrote a message: one that was skipped, failed or approved passes on the text before it."""
+    return value.status == "completed" and value.metadata.get("decision") not in {"approved", "rejected"}
+
+
+def _bounded(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    """Return the task and the newest messages, as far as they fit."""
+    length, first = sum(len(each.text) for each in messages), 0 if messages[0].participant else 1
+    kept = list(messages)
+    while length > MAX_CHAT_CHARS and len(kept) > first + 1:
+        length -= len(kept.pop(first).text)
+    return tuple(kept)
 
 
 # ---- loops ------------------------------------------------------------------------------------------------------

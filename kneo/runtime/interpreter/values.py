@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kneo.spec.gates import Facts
@@ -14,6 +14,14 @@ class ReviewFeedback:
 
     previous_output: str
     feedback: str
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """A text of a participant of a group chat or handoff; the task itself has no participant."""
+
+    participant: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class Value:
     review: ReviewFeedback | None = None
     values: Mapping[str, object] = field(default_factory=dict)
     """Form values of people since the last step ran."""
+    messages: tuple[ChatMessage, ...] = ()
+    """The messages before the turn of a participant of a group chat or handoff."""
 
     @property
     def facts(self) -> Facts:
@@ -51,6 +61,8 @@ class Value:
             content = getattr(self, name)
             if content:
                 values[name] = dict(content)
+        if self.messages:
+            values["messages"] = messages_as_json(self.messages)
         if self.review is not None:
             values["review"] = {"previous_output": self.review.previous_output, "feedback": self.review.feedback}
         return values
@@ -59,5 +71,16 @@ class Value:
 def read_value(content: object) -> Value:
     """Read the JSON of ``as_json``."""
     assert isinstance(content, Mapping)
-    review = content.get("review")
-    return Value(**{**content, "review": ReviewFeedback(**review) if review else None})
+    review, messages = content.get("review"), read_messages(content.get("messages", ()))
+    return Value(**{**content, "messages": messages, "review": ReviewFeedback(**review) if review else None})
+
+
+def messages_as_json(messages: Iterable[ChatMessage]) -> list[list[str]]:
+    """Return messages as a part of a frame."""
+    return [[each.participant, each.text] for each in messages]
+
+
+def read_messages(content: object) -> tuple[ChatMessage, ...]:
+    """Read the JSON of ``messages_as_json``."""
+    assert isinstance(content, Sequence)
+    return tuple(ChatMessage(participant, text) for participant, text in content)

@@ -167,6 +167,7 @@ class _Compiler:
                     order=tuple(range(len(children))),
                     turns=turns if limit is None else min(turns, limit),
                     cut_short=limit is not None and limit < len(children),
+                    shares=True,
                 )
             case HandoffWorkflow():
                 return self.handoff(workflow, path, name, depth)
@@ -364,8 +365,12 @@ class _Compiler:
             if function is not None and function not in components.functions:
                 msg = f"The router {path} chooses by {function}, which is not in components.functions."
                 raise Invalid(msg, code="spec_invalid")
+            choices = {name: step.choices[name].description for name in step.names}
             selector = Selector(
-                function=Activity(path=path, id=step.id, kind="function", ref=function) if function else None,
+                function=Activity(path=path, id=step.id, kind="function", ref=function, choices=choices)
+                if function
+                else None,
+                agent=self.selecting_agent(declared.agent, path, step.id, choices) if declared.agent else None,
                 conditions=tuple((item.when, item.choice) for item in declared.conditions),
                 default=declared.default,
             )
@@ -377,6 +382,23 @@ class _Compiler:
             selector=selector,
             route=route,
             asks_first=step.review is not None and step.review.route is not None,
+        )
+
+    def selecting_agent(self, ref: str, path: str, name: str, choices: Mapping[str, str | None]) -> StepNode:
+        """Compile the agent that chooses for a router."""
+        agent = _agents(self.spec).get(ref)
+        if agent is None or agent.as_agent is not None:
+            what = "is not in components.agents" if agent is None else "is a workflow (as_agent)"
+            msg = f"The router {path} chooses by the agent {ref}, which {what}."
+            raise Invalid(msg, code="spec_invalid", hint="Name an agent that has a model.")
+        self.used_agents[ref] = None
+        return StepNode(
+            path=path,
+            id=name,
+            kind="agent",
+            body=Activity(path=path, id=name, kind="agent", ref=ref, choices=choices),
+            humans=self.waits,
+            tool_gates=self.tool_gates.compiled,
         )
 
 

@@ -54,7 +54,7 @@ def gated_calls(program: Program) -> Mapping[str, tuple[GatedCall, ...]]:
         pending += node.parts()
         if isinstance(node, StepNode):
             pending += [part for part in (node.body, node.fallback) if isinstance(part, ProgramNode)]
-            if isinstance(node.body, Activity) and node.body.kind in {"agent", "guardrail"}:
+            if isinstance(node.body, Activity) and node.body.kind in {"agent", "guardrail"} and not node.body.choices:
                 calls = tuple(_of_step(program, node.body))
                 if calls:
                     found[node.path] = calls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -118,8 +118,15 @@ def _name(state: Frame | RunEnded, *, agreed: bool) -> bytes:
     if isinstance(state, RunEnded):
         content: object = [state.status, state.output, state.error.type if state.error else None]
     else:
-        content = state
+        content = _without_messages(state)
     return blake2b(json.dumps([content, agreed], sort_keys=True).encode(), digest_size=16).digest()
+
+
+def _without_messages(state: object) -> object:
+    """Return a state without the messages of participants: no decision depends on them."""
+    if isinstance(state, Mapping):
+        return {key: _without_messages(value) for key, value in state.items() if key != "messages"}
+    return [_without_messages(value) for value in state] if isinstance(state, list) else state
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ class Layout:
         caught: Paths of steps whose failure does not end the run.
         words: The texts that conditions compare with, in the order of the spec.
         calls: The gated tool calls of steps, by their paths.
-        choices: The choices of a selecting function, by the path of its router.
     """
 
     steps: set[str] = field(default_factory=set)
@@ -33,7 +32,6 @@ class Layout:
     caught: set[str] = field(default_factory=set)
     words: dict[str, None] = field(default_factory=dict)
     calls: Mapping[str, tuple[GatedCall, ...]] = field(default_factory=dict)
-    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, program: Program) -> Layout:
@@ -80,8 +78,6 @@ class Layout:
         if router.asks_first or selector is None:
             self._add_gate(router.path, router.route)
         if selector is not None:
-            if selector.function is not None:
-                self.choices[router.path] = tuple(router.choices)
             self._add_conditions(*(when for when, _ in selector.conditions))
 
     def _add_gate(self, path: str, gate: CompiledGate | None) -> None:

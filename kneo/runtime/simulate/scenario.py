@@ -113,7 +113,7 @@ class Scenario:
         if known is not None:
             yield Transition("", Succeeded(text=known))
             return
-        choices = self.layout.choices.get(action.activity.path) if action.ticket.endswith(":select") else None
+        choices = action.activity.choices
         for label, text in ((name, name) for name in choices) if choices else self._texts(location):
             yield Transition(label, Succeeded(text=text))
         if action.activity.path in self.layout.caught:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from kneo.agents import dummy
+from kneo.agents.choice import choice_message, choosing
 from kneo.agents.providers import DUMMY, provider_name
 from kneo.agents.start_check import check_mcp
 from kneo.agents.turn import DeltaStream, Journal, SessionHistory, Turn, TurnResult
@@ -80,8 +81,11 @@ class Agents:
         agent = program.agents[activity.ref]
         provider = provider_name(name, agent)
         assert agent.model is not None
-        message, feedback = input_of(text, context), feedback_of(context)
         facts = {"agent_name": name, "model_provider": provider, "model_name": agent.model.name}
+        message = input_of(text if provider == DUMMY else with_earlier(text, context), context)
+        feedback = feedback_of(context)
+        if activity.choices:
+            agent, message = choosing(agent, activity.choices), choice_message(message, activity.choices)
         if provider == DUMMY:
             return StepOutput(text=dummy.reply("\n\n".join(filter(None, (message, feedback)))), facts=facts)
         check_mcp(name, agent, program.spec)
@@ -104,7 +108,8 @@ class Agents:
             deltas=conversation.deltas,
         )
         result = await loop.take_turn(turn, opened.services)
-        return StepOutput(text=result.text, facts={**facts, **result.facts}, metadata=result.metadata)
+        answer = str(result.metadata["choice"]) if activity.choices else result.text
+        return StepOutput(text=answer, facts={**facts, **result.facts}, metadata=result.metadata)
 
     async def close(self) -> None:
         """Close the connections of the services."""
@@ -139,6 +144,31 @@ def providers_of(program: Program) -> frozenset[str]:
     agents = (*program.agents.values(), *program.spec.components.agents.values())
     models = [agent.model for agent in agents if agent.model is not None]
     return frozenset(choice.provider for model in models for choice in (model, *model.fallbacks))
+
+
+def with_earlier(text: str, context: StepContext) -> str:
+    """Return an agent's input with the outputs of the parallel steps before it, or with the messages before its turn.
+
+    A text that a person changed stands for the outputs, and is the newest message.
+    """
+    if text in context.outputs.values():
+        return "\n\n".join(_titled(name, output) for name, output in context.outputs.items())
+    messages = context.messages
+    if not any(each.participant for each in messages):
+        return text
+    if messages[0].participant:
+        return "\n\n".join(
+            (text, "Your earlier answers:", *(_titled(each.participant, each.text) for each in messages))
+        )
+    task, *others = messages
+    newest = () if text == others[-1].text else (text,)
+    return "\n\n".join(
+        (task.text, "The conversation so far:", *(_titled(each.participant, each.text) for each in others), *newest)
+    )
+
+
+def _titled(name: str, text: str) -> str:
+    return f"[{name}]\n{text}"
 
 
 def input_of(text: str, context: StepContext) -> str:

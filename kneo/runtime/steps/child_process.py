@@ -22,6 +22,7 @@ from typing import TextIO, TypeAlias
 from kneo.clock import sleep
 from kneo.errors import KneoError
 from kneo.runtime.interpreter.gate import read_wait_answers, read_wait_request
+from kneo.runtime.interpreter.values import messages_as_json, read_messages
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
 from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, FunctionSchemas, call
@@ -154,6 +155,8 @@ def _request(function: str, text: str, context: StepContext, signature: Function
         "previous_output": context.previous_output,
         "feedback": context.feedback,
         "values": dict(context.values),
+        "outputs": dict(context.outputs),
+        "messages": messages_as_json(context.messages),
         "answers": [asdict(one) for one in context.answers],
         "implementations": dict(context.implementations),
     }
@@ -228,7 +231,8 @@ def handle(loader: CodeLoader, request: Message) -> Message:
         assert isinstance(given, dict)
         code = loader.load(str(request["function"]), given["implementations"])
         assert isinstance(signature, dict)
-        context = StepContext(**{**given, "answers": read_wait_answers(given["answers"])})
+        read = {"answers": read_wait_answers(given["answers"]), "messages": read_messages(given["messages"])}
+        context = StepContext(**{**given, **read})
         text = call(code, str(request["input"]), context, FunctionSchemas(**signature))
     except WaitForAnswer as waiting:
         return {"waiting": waiting.request.as_json()}

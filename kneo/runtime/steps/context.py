@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.runtime.interpreter.gate import WaitAnswer, WaitRequest
+from kneo.runtime.interpreter.values import ChatMessage
 from kneo.tasks.forms import check_schema
 
 
@@ -76,6 +77,8 @@ class StepContext:
     """Form values of a person right before this step, by field."""
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Outputs of the parallel branches before this step, by their ids."""
+    messages: tuple[ChatMessage, ...] = ()
+    """The messages before this turn of a group chat; in a handoff, the participant's own earlier ones."""
     implementations: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 of modules that the run's environment pins."""
     answers: tuple[WaitAnswer, ...] = ()

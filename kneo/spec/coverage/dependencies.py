@@ -8,7 +8,7 @@ from typing import Generic
 
 from kneo.spec.index import Node, Part, SpecIndex
 from kneo.spec.models.agent import Agent
-from kneo.spec.models.workflow import LeafStep, Step
+from kneo.spec.models.workflow import LeafStep, RouterStep, Step
 
 
 def dependencies(index: SpecIndex) -> dict[Part, tuple[Part, ...]]:
@@ -29,6 +29,8 @@ def step_needs(index: SpecIndex, step: Step) -> Iterator[Part]:
         yield "workflow", step.ref
     elif isinstance(step, LeafStep) and step.kind in {"agent", "guardrail"}:
         yield index.agent_part(step.ref)
+    elif isinstance(step, RouterStep) and step.selector is not None and step.selector.agent is not None:
+        yield index.agent_part(step.selector.agent)
 
 
 def agent_needs(index: SpecIndex, agent: Agent, tools: Iterable[str]) -> Iterator[Part]:

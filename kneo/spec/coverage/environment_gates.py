@@ -40,6 +40,8 @@ class _Activities:
                 return _Activity(name)
             case RouterStep() if at.step.selector is not None and at.step.selector.function is not None:
                 return self._function(at.step.selector.function)
+            case RouterStep() if at.step.selector is not None and at.step.selector.agent is not None:
+                return self.of_agent(at.step.selector.agent)
             case _:
                 return _Activity()
 

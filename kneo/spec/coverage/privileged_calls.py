@@ -348,6 +348,8 @@ class GateWalk:
         if step.selector and step.selector.function:
             call = function_call(self.index, step.selector.function)
             self._report((*at, "selector", "function"), step.id, call, path)
+        if step.selector and step.selector.agent:
+            self._agent(step.selector.agent, (*at, "selector", "agent"), step.id, path)
         route = self._strength(step, "route")
         guarded = route is not None and route.guards
         walk = GateWalk(self.index, self.passable, self.exposures, self.around) if guarded else self
@@ -367,9 +369,16 @@ class GateWalk:
             case "workflow":
                 part: Part = ("workflow", step.ref)
             case _:
-                part = self.index.agent_part(step.ref)
-                reached = self.exposures.get(part)
-                self._report(at, step.id, reached.call if reached else None, path)
+                return self._agent(step.ref, at, step.id, path)
+        return self._part(part, path)
+
+    def _agent(self, name: str, at: Path, step: str, path: CallPath) -> bool:
+        part = self.index.agent_part(name)
+        reached = self.exposures.get(part)
+        self._report(at, step, reached.call if reached else None, path)
+        return self._part(part, path)
+
+    def _part(self, part: Part, path: CallPath) -> bool:
         if self.enter is not None:
             self.enter(part, path)
         return self.passable.get(part, True)

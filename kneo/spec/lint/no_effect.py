@@ -54,6 +54,13 @@ OF_MEMORY: Mapping[str, tuple[frozenset[str], str]] = {
 }
 """The policies in which a field of a memory has an effect, and the actual behaviour in the others."""
 
+NO_EFFECT_AT_TRANSFER: Mapping[type[SpecModel], Mapping[str, str]] = {
+    Tool: dict.fromkeys(
+        ("max_result_chars", "output"), "the caller is not shown the answer of an agent that takes over"
+    )
+}
+"""The actual behaviour of tools that hand a task over, by field."""
+
 ANSWERS_ONCE = "the provider dummy answers once, with its input"
 
 NO_EFFECT_WITH_DUMMY: Mapping[type[SpecModel], Mapping[str, str]] = {
@@ -76,6 +83,7 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
     (Agent, "guardrails"): lambda value: any(getattr(value, "stages", dict)().values()),
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
     (Tool, "retries"): lambda value: value != 0,
+    (Tool, "output"): lambda value: value != "trusted",
     (Agent, "defaults"): lambda value: value != {"append_mode": "auto"},
 }
 """Whether a value differs from the behaviour of every run, for fields that can state it."""
@@ -85,9 +93,7 @@ def no_effect(index: SpecIndex) -> Iterator[Diagnostic]:
     """Every field of a spec has an effect."""
     yield from _unread(index.spec, ())
     yield from _agents(index)
-    for name, tool in index.spec.tools.items():
-        if tool.agent is not None:
-            yield from _unread(tool, ("tools", name), NO_EFFECT_AT_AGENT)
+    yield from _of_tools(index)
     for workflow in index.workflows:
         yield from _unread(workflow.workflow, workflow.path)
     for step in index.steps:
@@ -130,6 +136,14 @@ def _memory(index: SpecIndex, at: LocatedAgent, memory: Memory) -> Iterator[Diag
     ):
         message = "memory has no effect: the agent is a tool of others, and each call is a conversation of its own."
         yield warning(CODE, message, path, suggestion="Give the memory to the agent that calls it.")
+
+
+def _of_tools(index: SpecIndex) -> Iterator[Diagnostic]:
+    for name, tool in index.spec.tools.items():
+        if tool.agent is not None:
+            yield from _unread(tool, ("tools", name), NO_EFFECT_AT_AGENT)
+        if tool.transfer:
+            yield from _unread(tool, ("tools", name), NO_EFFECT_AT_TRANSFER)
 
 
 def _rejections(index: SpecIndex) -> Iterator[Diagnostic]:

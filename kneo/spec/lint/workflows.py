@@ -17,6 +17,7 @@ from kneo.spec.models.workflow import (
     HandoffWorkflow,
     LeafStep,
     LoopStep,
+    RouterSelector,
     RouterStep,
     Step,
 )
@@ -63,6 +64,16 @@ def step_references(index: SpecIndex) -> Iterator[Diagnostic]:
         yield from _fallback_cycles(block)
 
 
+def _selecting_agent(index: SpecIndex, router: str, name: str, path: Path) -> Iterator[Diagnostic]:
+    agent = index.agent_named(name)
+    if agent is None:
+        message = f"The router {router} chooses by the agent {name}, which is not in components.agents."
+        yield index.undeclared("E_STEP_AGENT_REF", message, path, name, index.agent_names, "components.agents")
+    elif agent.as_agent is not None:
+        message = f"The router {router} chooses by the agent {name}, which is a workflow (as_agent)."
+        yield error("E_ROUTER_SELECTOR", message, path, suggestion="Name an agent that has a model.")
+
+
 def _reference(index: SpecIndex, at: LocatedStep, known: Mapping[str, Collection[str]]) -> Iterator[Diagnostic]:
     step = at.step
     if isinstance(step, RouterStep) and step.selector and step.selector.function is not None:
@@ -73,6 +84,8 @@ def _reference(index: SpecIndex, at: LocatedStep, known: Mapping[str, Collection
             yield index.undeclared(
                 "E_STEP_FUNCTION_REF", message, path, name, index.function_names, "components.functions"
             )
+    if isinstance(step, RouterStep) and step.selector and step.selector.agent is not None:
+        yield from _selecting_agent(index, step.id, step.selector.agent, (*at.path, "selector", "agent"))
     if not isinstance(step, LeafStep):
         return
     path = (*at.path, "ref")
@@ -154,7 +167,10 @@ def _router(index: SpecIndex, path: Path, step: RouterStep) -> Iterator[Diagnost
         yield error("E_ROUTER_CHOICES", f"The router {step.id} has no choices.", (*path, "choices"))
     named: list[tuple[Path, str]] = [(("order", at), name) for at, name in enumerate(step.order)]
     selector = step.selector
-    if selector is None or (selector.function is None and not selector.conditions and selector.default is None):
+    if selector is not None and selector.function is not None and selector.agent is not None:
+        message = f"The router {step.id} has a function and an agent that choose; one of them can."
+        yield error("E_ROUTER_SELECTOR", message, (*path, "selector"), suggestion="Keep function or agent.")
+    if selector is None or selector == RouterSelector():
         if step.review is None or step.review.route is None:
             message = f"The router {step.id} has no way to choose."
             hint = "Write selector, or review.route to let a person choose."

@@ -100,6 +100,11 @@ class Tool(SpecModel):
     http: HttpTool | None = None
     mcp: McpToolRef | None = None
     agent: str | None = Field(default=None, description="A name in components.agents: the agent is the tool.")
+    transfer: bool = Field(
+        default=False,
+        description="With agent: the call hands the task over. The agent's answer is the answer of the step, and the caller is "
+        "not asked again.",
+    )
     capabilities: ListOf[Capability] = Field(default=(), description="What a call may do beyond computing its result.")
     always_ask: bool = Field(default=False, description="Whether standing grants never apply to it.")
     review: Review | None = Field(default=None, description="Where people are asked about its calls: before, external.")
@@ -130,6 +135,13 @@ class Tool(SpecModel):
     @model_validator(mode="after")
     def _gates_are_in_place(self) -> Self:
         check_review(self.review, TOOL, ("before", "external"))
+        return self
+
+    @model_validator(mode="after")
+    def _only_an_agent_takes_over(self) -> Self:
+        if self.transfer and self.agent is None:
+            message = "transfer hands a task over to an agent; the tool has none."
+            raise refused("E_SCHEMA", message, "transfer")
         return self
 
     @property

@@ -114,9 +114,13 @@ class RouteCondition(SpecModel):
 
 
 class RouterSelector(SpecModel):
-    """The selection: a function that returns a choice's name, or the first condition that holds."""
+    """The selection: a function that returns a choice's name, an agent that names one, or the first condition that holds."""
 
     function: str | None = Field(default=None, description="A name in components.functions.")
+    agent: str | None = Field(
+        default=None,
+        description="A name in components.agents. Its model is given the choices with their descriptions, and no tools.",
+    )
     conditions: ListOf[RouteCondition] = ()
     default: str | None = Field(default=None, description="The choice when no condition holds.")
 
@@ -132,7 +136,7 @@ def _check_choice_ids(value: object) -> object:
 
 
 class RouterStep(_StepBase):
-    """One of several choices, selected by a function, by conditions or by a person (``review.route``)."""
+    """One of several choices, selected by a function, an agent, conditions or a person (``review.route``)."""
 
     kind: Literal["router"]
     choices: Annotated[

@@ -80,7 +80,7 @@ READ: dict[str, dict[str, str]] = {
     },
     "RoleQuorum": {OPENING: "role approvals"},
     "RouteCondition": {PROGRAM: "when choice"},
-    "RouterSelector": {PROGRAM: "function conditions default"},
+    "RouterSelector": {PROGRAM: "function agent conditions default"},
     "RouterStep": {PROGRAM: f"{STEP} kind choices selector timeout_seconds", "kneo/spec/models/workflow.py": "order"},
     "RuntimePreferences": {
         "kneo/agents/providers.py": "preferred_mode fallback_mode allowed_modes native_provider bridge_provider",
@@ -105,7 +105,7 @@ READ: dict[str, dict[str, str]] = {
     "Tool": {
         "kneo/agents/guard.py": "parameters",
         "kneo/agents/execution.py": "http mcp agent returns timeout_seconds max_result_chars retries on_interrupted output",
-        "kneo/agents/loop.py": "description",
+        "kneo/agents/loop.py": "description transfer",
         "kneo/runtime/steps/python_tools.py": "implementation",
         "kneo/spec/models/spec.py": "capabilities effects",
         "kneo/runtime/program/tool_gates.py": "review",

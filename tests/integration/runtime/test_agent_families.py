@@ -1,0 +1,216 @@
+"""Families of workflows with agents: group chats, handoffs, parallel steps, agents that choose and agents that take over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from agent_runs import MODEL, AgentRuns
+from model_server import Call, ModelRequest, Reply, model_server
+
+from kneo.clock import SystemClock
+from kneo.records.run import RunStatus
+from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+
+MakeRuns = Callable[[Callable[[ModelRequest], Reply]], AgentRuns]
+
+
+@pytest.fixture
+def store(migrated_url: str) -> Iterator[Store]:
+    store = open_store(migrated_url, SystemClock())
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def make(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRuns]:
+    with ExitStack() as servers:
+
+        def runs(answer: Callable[[ModelRequest], Reply]) -> AgentRuns:
+            server = servers.enter_context(model_server(answer))
+            return AgentRuns(store, tmp_path / "code", server, monkeypatch)
+
+        yield runs
+
+
+def agent(name: str, **more: object) -> dict[str, object]:
+    return {"name": name, "system_prompt": f"You are {name}.", "model": MODEL, **more}
+
+
+def step(name: str) -> dict[str, object]:
+    return {"id": name, "kind": "agent", "ref": name}
+
+
+def tree(workflow: dict[str, object], *agents: dict[str, object], **more: object) -> dict[str, object]:
+    components = {"agents": {str(each["name"]): each for each in agents}}
+    return {"agent": agent("root"), "workflow": workflow, "components": components, **more}
+
+
+def inputs(runs: AgentRuns) -> list[tuple[str, str]]:
+    """Return the agents that were asked, each with the last message of its request."""
+    asked = []
+    for request in runs.server.requests:
+        system, *_, last = request.body["messages"]
+        asked.append((str(system["content"]).split(".")[0].removeprefix("You are "), str(last["content"])))
+    return asked
+
+
+def names(request: ModelRequest) -> str:
+    return str(request.body["messages"][0]["content"]).split(".")[0].removeprefix("You are ")
+
+
+def counted(request: ModelRequest) -> Reply:
+    """Answer with the agent's name and the number of messages that it was shown."""
+    return Reply(f"{names(request)} {str(request.body['messages'][-1]['content']).count('[')}")
+
+
+def test_participants_of_a_group_chat_are_given_the_whole_conversation(make: MakeRuns) -> None:
+    runs = make(counted)
+    chat = {"type": "group-chat", "participants": [step("pro"), step("con")], "rounds": 2}
+    run = runs.drive(runs.begin(tree(chat, agent("pro"), agent("con"))))
+
+    assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "con 3")
+    so_far = "Go.\n\nThe conversation so far:\n\n[pro]\npro 0"
+    assert inputs(runs) == [
+        ("pro", "Go."),
+        ("con", so_far),
+        ("pro", f"{so_far}\n\n[con]\ncon 1"),
+        ("con", f"{so_far}\n\n[con]\ncon 1\n\n[pro]\npro 2"),
+    ]
+
+
+def test_participants_of_a_handoff_are_given_their_own_earlier_answers(make: MakeRuns) -> None:
+    runs = make(counted)
+    around = {
+        "type": "handoff",
+        "participants": [step("pro"), step("con")],
+        "selector": {"type": "round_robin"},
+        "max_iterations": 3,
+    }
+    runs.drive(runs.begin(tree(around, agent("pro"), agent("con"))))
+    assert inputs(runs) == [
+        ("pro", "Go."),
+        ("con", "pro 0"),
+        ("pro", "con 0\n\nYour earlier answers:\n\n[pro]\npro 0"),
+    ]
+
+
+def test_the_step_after_parallel_ones_is_given_all_outputs(make: MakeRuns) -> None:
+    runs = make(lambda request: Reply(f"From {names(request)}."))
+    both = {"id": "both", "kind": "parallel", "steps": [step("a"), step("b")]}
+    run = runs.drive(runs.begin(tree({"type": "sequential", "steps": [both, step("c")]}, *map(agent, "abc"))))
+    assert run.status is RunStatus.SUCCEEDED
+    assert inputs(runs)[-1] == ("c", "[a]\nFrom a.\n\n[b]\nFrom b.")
+
+
+def test_outputs_that_a_person_replaced_are_not_passed_on(make: MakeRuns) -> None:
+    runs = make(lambda request: Reply(f"From {names(request)}."))
+    review = {"after": {"human": "ops", "decisions": ["approved", "edited", "rejected"]}}
+    both = {"id": "both", "kind": "parallel", "steps": [step("a"), step("b")], "review": review}
+    spec = tree({"type": "sequential", "steps": [both, step("c")]}, *map(agent, "abc"))
+    spec["components"] |= {"humans": {"ops": {"description": "Fine?"}}}  # type: ignore[operator]
+    run = runs.drive(runs.begin(spec))
+    [task] = runs.open(run)
+    runs.decide(task, "edited", content="Only this.")
+    runs.drive(run)
+    assert inputs(runs)[-1] == ("c", "Only this.")
+
+
+ROUTER = {
+    "id": "route",
+    "kind": "router",
+    "selector": {"agent": "desk"},
+    "choices": {
+        "sales": {"description": "Prices and orders.", "steps": ["sales"]},
+        "support": {"steps": ["support"]},
+    },
+}
+
+
+def routed(runs: AgentRuns, **more: object) -> dict[str, object]:
+    desk = agent("desk", strategy="react", tools=["look"], **more)
+    workflow = {"type": "sequential", "steps": [ROUTER]}
+    tools = {"look": {"description": "Look.", "implementation": f"{runs.module}.look"}}
+    return tree(workflow, desk, agent("sales"), agent("support"), tools=tools)
+
+
+def test_an_agent_chooses_for_a_router_with_one_request_and_no_tools(make: MakeRuns) -> None:
+    runs = make(lambda request: Reply('{"choice": "support"}' if names(request) == "desk" else "Restart it."))
+    run = runs.drive(runs.begin(routed(runs)))
+
+    assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "Restart it.")
+    assert inputs(runs)[0] == (
+        "desk",
+        "Go.\n\nChoose what comes next. Answer with one of these names:\n- sales: Prices and orders.\n- support",
+    )
+    assert "look" not in runs.server.requests[0].text
+    assert inputs(runs)[1] == ("support", "Go.")
+    assert [(entry.conversation, entry.name) for entry in runs.journal(run)] == [
+        ("route/support~0", "model:1"),
+        ("route:select~0", "model:1"),
+    ]
+
+
+def test_an_agent_that_names_no_choice_is_asked_again_and_then_fails_the_step(make: MakeRuns) -> None:
+    runs = make(lambda _request: Reply('{"choice": "management"}'))
+    run = runs.drive(runs.begin(routed(runs)))
+    assert run.status is RunStatus.FAILED
+    assert run.error is not None
+    assert run.error.type == "output_invalid"
+    assert len(runs.server.requests) == 3
+
+
+TRANSFER = {
+    "refund": {"description": "Hand over refunds.", "agent": "refunds", "transfer": True},
+    "look": {"description": "Look.", "agent": "lookup"},
+}
+
+
+def transferring(**root: object) -> dict[str, object]:
+    caller = agent("root", strategy="react", tools=["refund", "look"], **root)
+    return {"agent": caller, "components": {"agents": {n: agent(n) for n in ("refunds", "lookup")}}, "tools": TRANSFER}
+
+
+def test_an_agent_takes_over_and_its_answer_is_the_steps(make: MakeRuns) -> None:
+    calls = [
+        Call("look", {"input": "Order 7?"}),
+        Call("refund", {"input": "Refund order 7."}),
+        Call("refund", {"input": "Refund order 8."}),
+    ]
+    runs = make(lambda request: Reply(calls=calls) if names(request) == "root" else Reply(f"By {names(request)}."))
+    run = runs.drive(runs.begin(transferring()))
+
+    assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "By refunds.")
+    assert sorted(inputs(runs)) == [("lookup", "Order 7?"), ("refunds", "Refund order 7."), ("root", "Go.")]
+    second = next(entry for entry in runs.journal(run) if entry.facts.get("reason") == "arguments")
+    assert "hands the task over once" in str(second.body["result"])
+
+
+def test_the_answer_of_an_agent_that_takes_over_fits_the_schema_of_the_caller(make: MakeRuns) -> None:
+    calls = [Call("refund", {"input": "Refund order 7."})]
+    schema = {"type": "object", "properties": {"euros": {"type": "integer"}}, "required": ["euros"]}
+
+    def run(answer: str) -> tuple[RunStatus, str | None, str | None]:
+        runs = make(lambda request: Reply(calls=calls) if names(request) == "root" else Reply(answer))
+        ended = runs.drive(runs.begin(transferring(output_schema=schema)))
+        return ended.status, ended.output_text, ended.error.type if ended.error else None
+
+    assert run('{"euros": 7}') == (RunStatus.SUCCEEDED, '{"euros":7}', None)
+    assert run("Seven.") == (RunStatus.FAILED, None, "output_invalid")
+
+
+def test_an_agent_that_fails_does_not_take_over(make: MakeRuns) -> None:
+    calls = [Call("refund", {"input": "Refund order 7."})]
+    runs = make(
+        lambda request: (
+            Reply("")
+            if names(request) == "refunds"
+            else Reply(calls=calls)
+            if request.turns == 0
+            else Reply("It did not work.")
+        )
+    )
+    assert runs.drive(runs.begin(transferring())).output_text == "It did not work."
