@@ -76,6 +76,7 @@ COMMANDS: dict[str, Entry] = {
             "checkpoint-diff": Entry("cli.runs.control:checkpoint_diff", "Compare two checkpoints of a run"),
         },
     ),
+    "sessions": Entry("cli.runs.sessions:app", "List and delete what agents remember of earlier runs", RUNS),
     "usage": Entry("cli.runs.usage:usage", "Sum up requests to models, tokens and cost", RUNS),
     "task": Entry(
         "cli.people.tasks:app",

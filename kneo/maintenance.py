@@ -125,6 +125,7 @@ class RetentionPolicy:
     checkpoints_days: int | None = None
     queue_days: int | None = None
     continuations_days: int | None = None
+    sessions_days: int | None = None
     artifacts_days: int | None = None
     logs_days: int | None = None
     idempotency_days: int | None = None
@@ -149,7 +150,17 @@ class RetentionPolicy:
         declared = project.model_dump() if project is not None else {}
         days = {
             f"{what}_days": execution.retention_days.get(what, declared.get(f"{what}_days"))
-            for what in ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "idempotency", "usage")
+            for what in (
+                "runs",
+                "checkpoints",
+                "queue",
+                "continuations",
+                "sessions",
+                "artifacts",
+                "logs",
+                "idempotency",
+                "usage",
+            )
         }
         if days["usage_days"] is not None and days["usage_days"] < MIN_USAGE_DAYS:
             msg = f"KNEO_SERV_RETENTION_USAGE_DAYS is {days['usage_days']}; a budget per month needs {MIN_USAGE_DAYS}."
@@ -170,6 +181,7 @@ class RetentionReport:
     checkpoints: int = 0
     queue_records: int = 0
     continuations: int = 0
+    sessions: int = 0
     artifacts: int = 0
     logs: int = 0
     audit_events: int = 0
@@ -210,6 +222,7 @@ class RetentionManager:
         for name, days, delete in (
             ("checkpoints", policy.checkpoints_days, prune.prune_checkpoints),
             ("continuations", policy.continuations_days, prune.prune_tasks),
+            ("sessions", policy.sessions_days, prune.prune_sessions),
             ("idempotency_records", policy.idempotency_days, prune.prune_idempotency_keys),
             ("usage_rows", policy.usage_days, prune.prune_usage),
         ):

@@ -270,7 +270,7 @@ class Tracing:
     """Add the outputs of steps to spans, redacted and truncated."""
 
 
-RETAINED = ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "audit", "usage")
+RETAINED = ("runs", "checkpoints", "queue", "continuations", "sessions", "artifacts", "logs", "audit", "usage")
 """The data with a retention in days; idempotency keys have a setting of their own."""
 
 

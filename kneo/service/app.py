@@ -28,6 +28,7 @@ from kneo.api import (
     run_history,
     run_start,
     run_steps,
+    sessions,
     specs,
     usage,
 )
@@ -87,6 +88,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     mount(runs_api, "runs"),
     mount(run_steps, "runs"),
     mount(run_conversation, "runs"),
+    mount(sessions, "sessions"),
     mount(usage, "usage"),
     mount(specs, "specs"),
     mount(policies, "policies"),

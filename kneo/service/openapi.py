@@ -154,6 +154,7 @@ TAGS: list[Tree] = [
     {"name": "identity", "description": "Show the caller of a key: name, scopes, groups and roles."},
     {"name": "inbox", "description": "List the human tasks and pending changes that wait for the caller."},
     {"name": "runs", "description": "Start, inspect and control runs."},
+    {"name": "sessions", "description": "List and delete what agents remember of earlier runs."},
     {"name": "human tasks", "description": "Review and decide human tasks."},
     {"name": "specs", "description": "Check specs before they run."},
     {"name": "policies", "description": "Manage the server-side policies of environments."},

@@ -134,6 +134,9 @@ class Retention(SpecModel):
     checkpoints_days: int | None = _DAYS
     queue_days: int | None = _DAYS
     continuations_days: int | None = _DAYS
+    sessions_days: int | None = Field(
+        default=None, ge=0, description="Days to keep what agents remember of a session after its last run."
+    )
     artifacts_days: int | None = _DAYS
     logs_days: int | None = _DAYS
     audit_days: int | None = Field(
@@ -258,6 +261,7 @@ retention:
   checkpoints_days: null
   queue_days: null
   continuations_days: null
+  sessions_days: null
   artifacts_days: null
   logs_days: null
 

@@ -190,6 +190,16 @@ def list_sessions(
     return found, total
 
 
+def find_keys(tx: Tx, requester: str, session_id: str, *, environment: str | None = None) -> tuple[SessionKey, ...]:
+    """Return the sessions of a name of one requester: one for each environment, in their order."""
+    where = [agent_sessions.c.requester == requester, agent_sessions.c.session_id == session_id]
+    if environment is not None:
+        where.append(agent_sessions.c.environment == environment)
+    named = select(agent_sessions.c.environment).where(*where).order_by(agent_sessions.c.environment)
+    names = tx.connection.execute(named).scalars()
+    return tuple(SessionKey(environment=name, requester=requester, session_id=session_id) for name in names)
+
+
 _DELETE_MESSAGES = Prepared(delete(session_messages).where(_is(session_messages)))
 _DELETE_SUMMARIES = Prepared(delete(session_summaries).where(_is(session_summaries)))
 _DELETE = Prepared(delete(agent_sessions).where(_is(agent_sessions)))

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Table, delete, exists, select, true
 from kneo.clock import isoformat
 from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
-from kneo.store import idempotency
+from kneo.store import agent_sessions, idempotency
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import (
     agent_journal,
@@ -109,6 +109,11 @@ def prune_idempotency_keys(store: Store, older_than: timedelta, *, go_on: GoOn =
 def prune_usage(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
     """Delete the usage of models on days that ended long enough ago."""
     return _prune(store, model_usage, older_than, model_usage.c.day, true(), go_on)
+
+
+def prune_sessions(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
+    """Delete what agents remember of sessions that no run added to for this long."""
+    return _in_batches(store, lambda tx: agent_sessions.prune(tx, older_than), go_on)
 
 
 def _prune(

@@ -25,6 +25,8 @@ def answer(request: ModelRequest) -> Reply:
     """Answer as a model does that knows what it was told."""
     if "What is my name?" in request.text:
         return Reply("Ada." if "My name is Ada." in request.text else "You did not say.")
+    if "Where is the office?" in request.text:
+        return Reply("In Turin." if "The office is in Turin." in request.text else "I do not know.")
     return Reply("Hello, Ada.")
 
 
@@ -44,5 +46,9 @@ def test_the_page_works(server: ModelServer, tmp_path: Path) -> None:
         assert program == "kneo"
         printed[command] = machine.kneo(*arguments).stdout
     assert "Ada." in printed['kneo run chat.yaml --session trip --input "What is my name?"']
+    assert "In Turin." in printed['kneo run office.yaml --session visit --input "Where is the office?"']
+    assert "trip" in printed["kneo sessions list"]
+    assert "4 messages" in printed["kneo sessions delete trip"]
+    assert [each["session_id"] for each in machine.json("sessions", "list")["sessions"]] == ["visit"]
     other = machine.kneo("run", "chat.yaml", "--session", "other", "--input", "What is my name?").stdout
     assert "You did not say." in other

@@ -73,6 +73,8 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "runs replay": ("get_run_replay",),
     "runs conversation": ("get_run_conversation",),
     "runs steps": ("list_run_steps",),
+    "sessions delete": ("delete_session",),
+    "sessions list": ("list_sessions",),
     "runs trace": ("get_run_trace",),
     "runs watch": ("stream_run_events",),
     "source accept-rewrite": ("get_source", "accept_rewrite"),

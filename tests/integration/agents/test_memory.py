@@ -20,9 +20,26 @@ from kneo.store import agent_sessions, history
 from kneo.store.engine import Store, Tx
 from kneo.store.migrate import open_store
 
+FUNCTIONS = """
+def find(arguments):
+    return ["about " + arguments["query"], "of " + str(arguments["top_k"]), "left out"]
+def broken(arguments):
+    raise RuntimeError("away")
+def wrong(arguments):
+    return [1, 2]
+def sum_up(arguments):
+    messages = arguments["messages"]
+    return "{}, {} messages, the first: {}".format(arguments["summary"], len(messages), messages[0]["text"])
+"""
+
 
 class Sessions(AgentRuns):
     """Runs with a session, whose agent is a chat agent."""
+
+    def __init__(self, store: Store, folder: Path, server: ModelServer, patch: pytest.MonkeyPatch) -> None:
+        super().__init__(store, folder, server, patch)
+        with (folder / f"{self.module}.py").open("a") as file:
+            file.write(FUNCTIONS)
 
     def chat(self, text: str, memory: Mapping[str, object], **more: Any) -> Run:
         run = self.start_chat(text, memory, **more)
@@ -190,3 +207,130 @@ def test_ten_thousand_sessions_are_rows_alone(chats: Sessions, server: ModelServ
     assert seen(server.requests[-1]) == ["user: u", "assistant: a", "user: now"]
     with chats.store.read() as tx:
         assert agent_sessions.list_sessions(tx, "bob", limit=1)[1] == 10_000
+
+
+# ---- summaries ------------------------------------------------------------------------------------------------------
+
+SUMMARY = {"policy": "summary", "max_messages": 4, "summarizer": {"ref": "scribe"}}
+SCRIBE = {"components": {"agents": {"scribe": {"name": "scribe", "model": {**MODEL, "name": "scribe"}}}}}
+
+
+def summing_up(request: ModelRequest) -> Reply:
+    if request.model != "scribe":
+        return echo(request)
+    text = request.body["messages"][-1]["content"]
+    return Reply("summary of " + ", ".join(line[6:] for line in text.splitlines() if line.startswith("user: ")))
+
+
+def scribed(server: ModelServer) -> list[ModelRequest]:
+    return [request for request in server.requests if request.model == "scribe"]
+
+
+def test_more_messages_than_stated_are_summarized_once(chats: Sessions, server: ModelServer) -> None:
+    server.script = summing_up
+    for text in ("one", "two", "three", "four"):
+        run = chats.chat(text, SUMMARY, tree=SCRIBE)
+    [asked] = scribed(server)
+    assert "user: two" in asked.text
+    assert "user: three" not in asked.text
+    begins, *window = seen(server.requests[-1])
+    assert begins.endswith("Summary of the earlier conversation:\nsummary of one, two")
+    assert window == ["user: three", "assistant: You said three", "user: four"]
+    # The summary is a row: the next run reads it, and no message before it.
+    chats.chat("five", SUMMARY, tree=SCRIBE)
+    assert len(scribed(server)) == 1
+    assert seen(server.requests[-1])[0] == begins
+    assert chats.look(run).usage.requests == 2
+
+
+def test_a_summary_of_a_summary_has_the_earlier_one(chats: Sessions, server: ModelServer) -> None:
+    server.script = summing_up
+    for number in range(6):
+        chats.chat(f"m{number}", SUMMARY, tree=SCRIBE)
+    first, second = scribed(server)
+    assert "Summary of the earlier conversation" not in first.text
+    assert "summary of m0, m1" in second.text
+    assert "user: m0" not in second.text
+
+
+@pytest.mark.parametrize("failure", [Reply("no", status=400), Reply("  ")])
+def test_a_summariser_that_fails_leaves_the_window(chats: Sessions, server: ModelServer, failure: Reply) -> None:
+    server.script = lambda request: failure if request.model == "scribe" else echo(request)
+    for text in ("one", "two", "three", "four"):
+        run = chats.chat(text, SUMMARY, tree=SCRIBE)
+        assert run.status is RunStatus.SUCCEEDED
+    assert seen(server.requests[-1])[0] == "user: two"
+    [failed] = chats.events(run, "memory_failed")
+    assert failed["part"] == "summarizer"
+    assert failed["memory_policy"] == "summary"
+    server.script = summing_up
+    chats.chat("five", SUMMARY, tree=SCRIBE)
+    assert "summary of one, two, three" in seen(server.requests[-1])[0]
+
+
+def test_a_function_summarizes(chats: Sessions, server: ModelServer) -> None:
+    function = {"implementation": f"{chats.module}.sum_up"}
+    tree = {"components": {"functions": {"sum_up": function}}}
+    for text in ("one", "two", "three", "four"):
+        run = chats.chat(text, {**SUMMARY, "summarizer": {"ref": "sum_up"}}, tree=tree)
+    assert chats.events(run, "memory_failed") == []
+    assert seen(server.requests[-1])[0].endswith("None, 4 messages, the first: one")
+
+
+# ---- retrieval ------------------------------------------------------------------------------------------------------
+
+RETRIEVAL = {"policy": "retrieval", "retriever": {"ref": "find"}, "top_k": 2, "max_messages": 2}
+
+
+def with_tool(chats: Sessions, name: str = "find", **more: object) -> dict[str, object]:
+    return {"tools": {"find": chats.tool(name, {"type": "object"}, **more)}}
+
+
+@pytest.mark.parametrize("kind", ["function", "tool"])
+def test_a_retriever_is_given_the_message_and_its_texts_are_shown(
+    chats: Sessions, server: ModelServer, kind: str
+) -> None:
+    functions = {"components": {"functions": {"find": {"implementation": f"{chats.module}.find"}}}}
+    tree = functions if kind == "function" else with_tool(chats)
+    chats.chat("one", RETRIEVAL, tree=tree)
+    run = chats.chat("two", RETRIEVAL, tree=tree)
+    assert chats.events(run, "memory_failed") == []
+    user, assistant, found, new = seen(server.requests[-1])
+    assert (user, assistant, new) == ("user: one", "assistant: You said one", "user: two")
+    assert "about two\n\nof 2" in found
+    assert "left out" not in found
+    assert "never instructions" in found
+    assert "<untrusted-" in found
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "error"),
+    [
+        ("broken", {}, "retriever_failed"),
+        ("wrong", {}, "retriever_result_invalid"),
+        ("find", {"deny": True}, "retriever_denied"),
+    ],
+)
+def test_a_retriever_that_fails_leaves_the_window(
+    chats: Sessions, server: ModelServer, name: str, more: Mapping[str, object], error: str
+) -> None:
+    tree = with_tool(chats, name)
+    if more:
+        permissions = {"permissions": {"denied_tools": ["find"]}}
+        tree["agent"] = {"name": "chat", "model": MODEL, "memory": RETRIEVAL, "tools": permissions}
+    chats.chat("one", RETRIEVAL, tree=tree)
+    run = chats.chat("two", RETRIEVAL, tree=tree)
+    assert run.status is RunStatus.SUCCEEDED
+    assert seen(server.requests[-1]) == ["user: one", "assistant: You said one", "user: two"]
+    assert [event["error"] for event in chats.events(run, "memory_failed")] == [error]
+
+
+def test_the_gate_of_a_retriever_asks_before_it_is_called(chats: Sessions, server: ModelServer) -> None:
+    tree = with_tool(chats, review={"before": {"human": "boss"}})
+    tree["components"] = {"humans": {"boss": {}}}
+    run = chats.chat("one", RETRIEVAL, tree=tree)
+    assert run.status is RunStatus.PAUSED
+    assert server.requests == []
+    chats.decide(chats.open(run)[0], "approved")
+    assert chats.drive(run).status is RunStatus.SUCCEEDED
+    assert "about one" in seen(server.requests[-1])[0]

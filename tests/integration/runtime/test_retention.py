@@ -15,12 +15,13 @@ from sqlalchemy import func, select
 from kneo.clock import ManualClock, SystemClock, isoformat
 from kneo.digest import digest_of
 from kneo.maintenance import RetentionManager, RetentionPolicy, make_retention
+from kneo.records.agent_session import FinishedTurn, SessionKey
 from kneo.records.run import RunStatus
 from kneo.runtime.engine import timers
 from kneo.runtime.engine.assemble import background
 from kneo.runtime.engine.timers import RETENTION_LOCK, run_retention, run_timers
 from kneo.settings import from_env
-from kneo.store import idempotency, prune, runs
+from kneo.store import agent_sessions, idempotency, prune, runs
 from kneo.store.engine import Store
 from kneo.store.idempotency import KeyedRequest, KeyOf
 from kneo.store.migrate import open_store
@@ -154,3 +155,16 @@ def test_the_spec_of_a_run_that_begins_meanwhile_stays(store: Store, clock: Manu
         runs.insert_run(tx, build_run(spec_digest=digest))
     assert prune.prune_specs(store, timedelta(days=5)) == 0
     assert specs_left(store) == 1
+
+
+def test_sessions_have_a_retention_of_their_own(store: Store, clock: ManualClock) -> None:
+    turn = FinishedTurn(agent="chat", user="hi", assistant="hello")
+    old, new = (SessionKey(environment="", requester="ann", session_id=name) for name in ("old", "new"))
+    store.transact(lambda tx: agent_sessions.append(tx, old, "run_1", [turn]))
+    clock.advance(timedelta(days=3))
+    store.transact(lambda tx: agent_sessions.append(tx, new, "run_2", [turn]))
+    assert RetentionManager(store).prune(RetentionPolicy(runs_days=1)).sessions == 0
+    settings = from_env({"KNEO_SERV_RETENTION_SESSIONS_DAYS": "2"})
+    assert make_retention(settings, store)().sessions == 1
+    with store.read() as tx:
+        assert [each.key for each in agent_sessions.list_sessions(tx, "ann", limit=10)[0]] == [new]

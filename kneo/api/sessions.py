@@ -1,0 +1,117 @@
+"""Operations on sessions of agents: list them, and delete what their agents remember."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from kneo.api.context import EVERYTHING, Context
+from kneo.api.operation import operation
+from kneo.api.page import Limit, Offset, Word
+from kneo.errors import NotFound
+from kneo.records.agent_session import AgentSession
+from kneo.store import agent_sessions, audit
+
+Requester = Annotated[
+    str | None, Field(max_length=200, description="The requester of the sessions' runs. Left out: the caller.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionView:
+    """A session. ``environment`` is null where its runs have none; ``message_count`` is over all agents."""
+
+    session_id: str
+    environment: str | None
+    requester: str
+    message_count: int
+    created_at: str
+    updated_at: str
+
+    @classmethod
+    def of(cls, session: AgentSession) -> SessionView:
+        """Build the view of a session."""
+        return cls(
+            session_id=session.key.session_id,
+            environment=session.key.environment or None,
+            requester=session.key.requester,
+            message_count=session.messages,
+            created_at=session.created_at,
+            updated_at=session.updated_at,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionPageView:
+    """A page of sessions, the last used first."""
+
+    sessions: list[SessionView]
+    count: int
+    total: int
+    limit: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeletedSessionsView:
+    """The sessions that were deleted: one for each environment."""
+
+    session_id: str
+    requester: str
+    environments: list[str | None]
+    message_count: int
+
+
+@operation("GET", "/sessions", scope="runs:read")
+def list_sessions(
+    context: Context,
+    *,
+    environment: Word | None = None,
+    requester: Requester = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+) -> SessionPageView:
+    """List the sessions whose messages agents remember, without the messages."""
+    with context.store.read() as tx:
+        found, total = agent_sessions.list_sessions(
+            tx, requester or context.actor, environment=environment, limit=limit, offset=offset
+        )
+    views = [SessionView.of(session) for session in found]
+    return SessionPageView(sessions=views, count=len(views), total=total, limit=limit, offset=offset)
+
+
+@operation("DELETE", "/sessions/{session_id}", scope="runs:write", errors=(404,))
+def delete_session(
+    context: Context,
+    session_id: str,
+    *,
+    environment: Annotated[
+        str | None, Field(max_length=200, description="Only in this environment. Left out: in every one.")
+    ] = None,
+    requester: Requester = None,
+) -> DeletedSessionsView:
+    """Delete what agents remember of a session. Its runs stay. The session of another requester needs every scope (`*`)."""
+    owner = requester or context.actor
+    if owner != context.actor:
+        context.principal.require(EVERYTHING)
+    with context.store.write() as tx:
+        deleted = {
+            key: count
+            for key in agent_sessions.find_keys(tx, owner, session_id, environment=environment)
+            if (count := agent_sessions.delete_session(tx, key)) is not None
+        }
+        for key, count in deleted.items():
+            facts = {"session_id": session_id, "requester": owner, "message_count": count}
+            audit.record(
+                tx, "session.deleted", actor=context.actor, environment=key.environment or None, metadata=facts
+            )
+    if not deleted:
+        where = f" in {environment[:80]}" if environment is not None else ""
+        msg = f"{owner} has no session {session_id[:80]!r}{where}."
+        raise NotFound(msg, code="session_not_found", hint="List the sessions: kneo sessions list.")
+    environments = [key.environment or None for key in deleted]
+    return DeletedSessionsView(
+        session_id=session_id, requester=owner, environments=environments, message_count=sum(deleted.values())
+    )
