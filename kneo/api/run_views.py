@@ -114,7 +114,7 @@ class RunView:
             current_node_id=step_id if is_graph else None,
             visited_steps=visited,
             visited_nodes=visited if is_graph else [],
-            pending_human_request=_request(task) if task else None,
+            pending_human_request=request_for_callers(task) if task else None,
             continuation_id=task.id if task else None,
             trace_event_count=run.trace_count,
             session_id=str(session_id) if session_id is not None else None,
@@ -153,7 +153,7 @@ def run_metadata(run: Run, task: HumanTask | None) -> Json:
         }
         values["workflow_type"] = run.workflow_type
     if task is not None:
-        request = _request(task)
+        request = request_for_callers(task)
         values |= {
             "human_intervention_required": True,
             "continuation_id": task.id,
@@ -169,7 +169,8 @@ def _usage(run: Run) -> UsageView | None:
     return UsageView.of(run.usage) if run.usage != AgentUsage() else None
 
 
-def _request(task: HumanTask) -> Json:
+def request_for_callers(task: HumanTask) -> Json:
+    """Return the request of a task without secrets."""
     request = redact(human_request(task), personal=False)
     assert isinstance(request, dict)
     return request

@@ -271,7 +271,7 @@ def _key(operation: RouteEntry, principal: Principal, headers: Headers) -> KeyOf
         Invalid: ``invalid_idempotency_key``.
     """
     text = headers.get("idempotency-key", "").strip()
-    if operation.method not in {"POST", "PUT"} or not text:
+    if not operation.takes_key or not text:
         return None
     if len(text) > MAX_KEY_CHARS:
         msg = f"The idempotency key is {len(text)} characters long; at most {MAX_KEY_CHARS} are accepted."

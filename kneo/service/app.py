@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
 from kneo.api import (
+    agents,
     audit,
     bundles,
     credentials,
@@ -57,6 +58,7 @@ from kneo.service.routes import (
     health,
     hooks,
     links,
+    protocols,
     streams,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
@@ -78,6 +80,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     streams.run_router,
     streams.task_router,
     hooks.router,
+    protocols.router,
     mount(run_start, "runs"),
     mount(run_answers, "human tasks"),
     mount(tasks_api, "human tasks"),
@@ -96,6 +99,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     mount(environments, "environments"),
     mount(promotions, "promotions"),
     mount(bundles, "bundles"),
+    mount(agents, "protocols"),
     mount(audit, "audit"),
 )
 """Everything under the version."""

@@ -109,7 +109,7 @@ def _complete_one(described: Tree, operation: RouteEntry) -> None:
         text = described.get("description") or described.get("summary") or ""
         needs = "any key" if scopes == [ANY_KEY] else f"`{'` and `'.join(scopes)}`"
         described["description"] = f"{text}\n\nNeeds {needs}."
-    if operation.method in {"POST", "PUT"} and operation.required:
+    if operation.takes_key and operation.required:
         parameters = cast("list[Tree]", described.setdefault("parameters", []))
         parameters.append(KEY_PARAMETER)
 

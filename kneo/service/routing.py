@@ -26,6 +26,9 @@ ERRORS: Mapping[str, tuple[int, ...]] = {
 }
 """Statuses of errors of routes that are not operations."""
 
+OWN_KEYS = frozenset({"send_to_agent", "send_to_mcp_server"})
+"""Routes of protocols, whose messages carry their own idempotency keys."""
+
 MATCHED = "kneo.matched"
 """The key of the match in the ASGI scope of a request."""
 
@@ -43,6 +46,7 @@ class RouteEntry:
         route: The route of the framework.
         key_scope: The scope of its idempotency keys.
         errors: Statuses of errors in addition to those that follow from the method and the path.
+        takes_key: Whether the header ``Idempotency-Key`` names a request.
     """
 
     id: str
@@ -53,6 +57,7 @@ class RouteEntry:
     route: APIRoute
     key_scope: str
     errors: tuple[int, ...]
+    takes_key: bool
 
 
 ALLOWED = "kneo.allowed"
@@ -155,6 +160,7 @@ def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:
                     route=route,
                     key_scope=(operation.key_scope if operation else None) or name,
                     errors=operation.errors if operation else ERRORS.get(name, ()),
+                    takes_key=method in {"POST", "PUT"} and name not in OWN_KEYS,
                 )
 
 

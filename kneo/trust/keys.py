@@ -5,6 +5,7 @@ No other algorithm is supported: each one more is an attack surface of every ver
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
@@ -67,6 +68,16 @@ class PublicKey:
             hint = "A public key begins with -----BEGIN PUBLIC KEY-----, ssh-ed25519 or ecdsa-sha2-nistp256."
             raise Invalid(msg, code="invalid_key", hint=hint) from error
         return _public(key)
+
+    def jwk(self) -> dict[str, str]:
+        """Return the key as a JSON Web Key (RFC 7517), with its id."""
+        names = {"kid": str(self.keyid), "use": "sig"}
+        if isinstance(self._key, ed25519.Ed25519PublicKey):
+            raw = self._key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+            return {"kty": "OKP", "crv": "Ed25519", "x": _base64url(raw), "alg": "EdDSA", **names}
+        numbers = self._key.public_numbers()
+        x, y = (_base64url(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+        return {"kty": "EC", "crv": "P-256", "x": x, "y": y, "alg": "ES256", **names}
 
     def verify(self, data: bytes, signature: bytes) -> bool:
         """Return whether the private half of this key signed exactly these bytes."""
@@ -149,6 +160,10 @@ class PrivateKey:
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             return self._key.sign(data)
         return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
 def is_weak_ed25519(key: bytes) -> bool:

@@ -74,6 +74,8 @@ WEAKER: Mapping[str, Weaker] = {
     "prune.maxPercent": Weaker("raised", 10, 20),
     "atomic": Weaker("set to `false`", True, False),
     "implementations.<name>": Weaker("a digest is removed or changed", PIN, None),
+    "protocols.a2a": Weaker("a pattern is added", [], ["research-agent"]),
+    "protocols.mcp": Weaker("a pattern is added", [], ["research-agent"]),
     "allowSelf": Weaker("set to `true`", False, True),
 }
 

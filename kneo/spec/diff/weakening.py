@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Person, QuestionPolicy, Signatures
 from kneo.spec.models.human import strongest
-from kneo.spec.models.rules import AllowedModel, ModelBudget, ModelLimit, ModelPrice, ModelRules, ToolRules
+from kneo.spec.models.rules import (
+    AllowedModel,
+    ModelBudget,
+    ModelLimit,
+    ModelPrice,
+    ModelRules,
+    ProtocolRules,
+    ToolRules,
+)
 from kneo.spec.policy_flags import SWITCHES, PolicyFlags
 from kneo.spec.windows import Window
 
@@ -33,6 +41,7 @@ def weakenings(before: Environment, after: Environment) -> tuple[str, ...]:
         *_gates(old, new),
         *_models(old.models, new.models),
         *_tools(old.tools, new.tools),
+        *_protocols(old.protocols, new.protocols),
     )
 
 
@@ -195,3 +204,9 @@ def _tools(old: ToolRules, new: ToolRules) -> Iterator[str]:
         yield "MCP servers could be on other hosts"
     if old.mcp.pinned and not new.mcp.pinned:
         yield "the tools of MCP servers could change without a new release"
+
+
+def _protocols(old: ProtocolRules, new: ProtocolRules) -> Iterator[str]:
+    for name, served, serves in (("Agent2Agent", old.a2a, new.a2a), ("MCP", old.mcp, new.mcp)):
+        if more := set(serves) - set(served):
+            yield f"programs could call {', '.join(sorted(more))} over {name}"

@@ -17,7 +17,7 @@ from kneo.digest import Digest
 from kneo.errors import Invalid
 from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, Pattern, SpecModel
 from kneo.spec.models.human import AnyGate, AnyHuman, Gate
-from kneo.spec.models.rules import ModelRules, ToolRules
+from kneo.spec.models.rules import ModelRules, ProtocolRules, ToolRules
 from kneo.spec.models.spec import Capability, Spec
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.windows import Window, parse_window
@@ -217,6 +217,7 @@ class EnvironmentSpec(CamelModel):
     )
     models: ModelRules = ModelRules()
     tools: ToolRules = ToolRules()
+    protocols: ProtocolRules = ProtocolRules()
     implementations: MapOf[DigestText] = Field(
         default_factory=dict, description="The SHA-256 that a Python module behind an implementation must have here."
     )

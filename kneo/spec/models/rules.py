@@ -1,4 +1,4 @@
-"""Rules of an environment for models and tools.
+"""Rules of an environment for models, tools and protocols.
 
 They are read when a model is asked and when a tool is called, from the file that is then in force: a rule that is tightened
 reaches runs that wait. Keys are written as in specs.
@@ -122,6 +122,28 @@ class McpRules(SpecModel):
     pinned: bool = Field(
         default=False, description="Whether bundles must pin the tools of MCP servers; a changed tool is refused."
     )
+
+
+class ProtocolRules(SpecModel):
+    """Bundles that other programs may call by a protocol, with the API keys of the service."""
+
+    a2a: ListOf[Pattern] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Patterns of bundles that are served over Agent2Agent. Left out: none.",
+        examples=[["research-agent"]],
+    )
+    mcp: ListOf[Pattern] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Patterns of bundles that are tools of the service's MCP server. Left out: none.",
+        examples=[["*"]],
+    )
+
+    def serving(self, bundle: str) -> tuple[str, ...]:
+        """Return the protocols that serve a bundle."""
+        served = {"a2a": self.a2a, "mcp": self.mcp}
+        return tuple(name for name, patterns in served.items() if any(fnmatchcase(bundle, each) for each in patterns))
 
 
 class ToolRules(SpecModel):

@@ -10,7 +10,7 @@ from controller.differences import policy_difference
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
-from kneo.spec.models.rules import McpRules, ModelRules, ToolRules
+from kneo.spec.models.rules import McpRules, ModelRules, ProtocolRules, ToolRules
 
 DIGEST = "sha256:" + "1" * 64
 STRICT: dict[str, object] = {
@@ -43,6 +43,7 @@ STRICT: dict[str, object] = {
         "inside": ["crm.internal:8443"],
         "mcp": {"commands": ["/usr/bin/crm-mcp"], "hosts": ["mcp.example"], "pinned": True},
     },
+    "protocols": {"a2a": ["research-*"], "mcp": ["research-*"]},
 }  # fmt: skip
 
 
@@ -144,6 +145,10 @@ LOOSER: dict[str, list[object]] = {
         mcp(hosts=["mcp.example", "other.example"]),
         mcp(pinned=False),
     ],
+    "protocols": [
+        {"a2a": ["research-*", "pay"], "mcp": ["research-*"]},
+        {"a2a": ["research-*"], "mcp": ["*"]},
+    ],
 }
 
 FREE = {"releases", "suspend", "retired"}
@@ -175,7 +180,13 @@ def test_asking_for_the_same_or_for_more_passes(name: str) -> None:
 
 
 def test_no_part_of_an_environment_is_forgotten() -> None:
-    for rules, said in ((ModelRules, models()), (ToolRules, tools()), (McpRules, mcp()["mcp"])):
+    protocols = STRICT["protocols"]
+    for rules, said in (
+        (ModelRules, models()),
+        (ToolRules, tools()),
+        (McpRules, mcp()["mcp"]),
+        (ProtocolRules, protocols),
+    ):
         assert set(rules.model_fields) == set(said)  # type: ignore[call-overload]
     parts = {field.alias or name for name, field in EnvironmentSpec.model_fields.items()}
     assert parts == {*LOOSER, *FREE}

@@ -1,0 +1,1 @@
+"""Protocols by which other programs call served agents: Agent2Agent and MCP."""

@@ -1,0 +1,289 @@
+"""The server of one agent over Agent2Agent: its methods are calls of the agent, its messages are bounded by the service.
+
+The SDK parses and validates messages of version 1.0 and 0.3 and writes responses. Nothing is kept between two requests: tasks are
+runs, which any process of the service can read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import NoReturn
+
+from a2a.helpers import get_data_parts, get_text_parts
+from a2a.server.context import ServerCallContext
+from a2a.server.events import Event
+from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
+from a2a.server.routes.jsonrpc_dispatcher import JsonRpcDispatcher
+from a2a.types import (
+    AgentCard,
+    CancelTaskRequest,
+    DeleteTaskPushNotificationConfigRequest,
+    GetExtendedAgentCardRequest,
+    GetTaskPushNotificationConfigRequest,
+    GetTaskRequest,
+    ListTaskPushNotificationConfigsRequest,
+    ListTaskPushNotificationConfigsResponse,
+    ListTasksRequest,
+    ListTasksResponse,
+    Message,
+    Part,
+    Role,
+    SendMessageRequest,
+    SubscribeToTaskRequest,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskPushNotificationConfig,
+    TaskState,
+    TaskStatus,
+    TaskStatusUpdateEvent,
+)
+from a2a.utils.errors import (
+    A2AError,
+    ContentTypeNotSupportedError,
+    ExtendedAgentCardNotConfiguredError,
+    InvalidParamsError,
+    PushNotificationNotSupportedError,
+    TaskNotCancelableError,
+    TaskNotFoundError,
+    UnsupportedOperationError,
+)
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kneo.errors import Conflict, Invalid, KneoError, NotFound
+from kneo.records.run import RunStatus
+from kneo.runtime.engine.wait import SettledRun
+from kneo.service.protocols.a2a.tasks import context_of, output_of, status_of, task_of
+from kneo.service.protocols.calls import AgentCalls, AgentMessage, is_settled
+from kneo.service.protocols.limited import LimitedResponse
+
+# The SDK logs requests that it cannot parse, with their content. The access log has every request.
+logging.getLogger("a2a").setLevel(logging.CRITICAL)
+
+
+async def serve_request(request: Request, calls: AgentCalls, address: str) -> Response:
+    """Respond to a message for an agent.
+
+    Raises:
+        KneoError: the caller may not send it, or the service cannot take it now.
+    """
+    handler = _Handler(calls, address)
+    response = await JsonRpcDispatcher(handler, enable_v0_3_compat=True).handle_requests(request)
+    if handler.refused is not None:
+        raise handler.refused
+    return LimitedResponse(response, calls.service.streams, calls.principal.name)
+
+
+class _Handler(RequestHandler):
+    """The methods of the protocol, for one request.
+
+    Attributes:
+        refused: The error that is a response of HTTP rather than one of the protocol.
+    """
+
+    def __init__(self, calls: AgentCalls, address: str) -> None:
+        self.calls = calls
+        self.address = address
+        self.refused: KneoError | None = None
+
+    @validate_request_params
+    async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task:
+        del context
+        settled = await self._take(params, wait=not params.configuration.return_immediately)
+        return task_of(settled, self.address, _history(params.configuration))
+
+    @validate_request_params
+    async def on_message_send_stream(
+        self, params: SendMessageRequest, context: ServerCallContext
+    ) -> AsyncGenerator[Event]:
+        del context
+        settled = await self._take(params, wait=False)
+        async with aclosing(self._events(settled, _history(params.configuration))) as events:
+            async for event in events:
+                yield event
+
+    @validate_request_params
+    async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task:
+        del context
+        return task_of(await self._read(params.id), self.address, _history(params))
+
+    @validate_request_params
+    async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:
+        del context
+        try:
+            settled = await self.calls.cancel(params.id)
+        except KneoError as error:
+            self._refuse(error)
+        if settled.run.status is not RunStatus.CANCELLED:
+            msg = f"{params.id} has ended: {settled.run.status}."
+            raise TaskNotCancelableError(msg)
+        return task_of(settled, self.address)
+
+    @validate_request_params
+    async def on_subscribe_to_task(
+        self, params: SubscribeToTaskRequest, context: ServerCallContext
+    ) -> AsyncGenerator[Event]:
+        del context
+        settled = await self._read(params.id)
+        if settled.run.completed_at is not None:
+            msg = f"{params.id} has ended; get the task."
+            raise UnsupportedOperationError(msg)
+        async with aclosing(self._events(settled, None)) as events:
+            async for event in events:
+                yield event
+
+    async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
+        del params, context
+        msg = "Tasks are listed as runs: GET /v1/runs."
+        raise UnsupportedOperationError(msg)
+
+    async def on_create_task_push_notification_config(
+        self, params: TaskPushNotificationConfig, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        del params, context
+        raise PushNotificationNotSupportedError
+
+    async def on_get_task_push_notification_config(
+        self, params: GetTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        del params, context
+        raise PushNotificationNotSupportedError
+
+    async def on_list_task_push_notification_configs(
+        self, params: ListTaskPushNotificationConfigsRequest, context: ServerCallContext
+    ) -> ListTaskPushNotificationConfigsResponse:
+        del params, context
+        raise PushNotificationNotSupportedError
+
+    async def on_delete_task_push_notification_config(
+        self, params: DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
+    ) -> None:
+        del params, context
+        raise PushNotificationNotSupportedError
+
+    async def on_get_extended_agent_card(
+        self, params: GetExtendedAgentCardRequest, context: ServerCallContext
+    ) -> AgentCard:
+        del params, context
+        raise ExtendedAgentCardNotConfiguredError
+
+    async def _take(self, params: SendMessageRequest, *, wait: bool) -> SettledRun:
+        """Start a run, or answer the task of a run that the message names."""
+        message = params.message
+        if message.role != Role.ROLE_USER:
+            msg = "A message to an agent has the role user."
+            raise InvalidParamsError(msg)
+        if params.configuration.HasField("task_push_notification_config"):
+            raise PushNotificationNotSupportedError
+        try:
+            if message.task_id:
+                return await self._answer(message, wait=wait)
+            return await self.calls.start(
+                AgentMessage(
+                    text=_text(message),
+                    session_id=message.context_id or None,
+                    metadata={"message_id": message.message_id, **_metadata(message)},
+                    key=message.message_id,
+                ),
+                wait=wait,
+            )
+        except KneoError as error:
+            self._refuse(error)
+
+    async def _answer(self, message: Message, *, wait: bool) -> SettledRun:
+        data = [one for one in _data(message.parts) if isinstance(one, Mapping)]
+        value: object = {name: field for name, field in data[0].items() if name != "continuation_id"} if data else None
+        task = str(data[0]["continuation_id"]) if data and "continuation_id" in data[0] else None
+        return await self.calls.answer(
+            message.task_id, task, value if data else _text(message), message.message_id, wait=wait
+        )
+
+    async def _read(self, run_id: str) -> SettledRun:
+        try:
+            return await self.calls.read(run_id)
+        except KneoError as error:
+            self._refuse(error)
+
+    async def _events(self, settled: SettledRun, history: int | None) -> AsyncGenerator[Event]:
+        """Yield the task, then its changes, until it has ended or needs an answer."""
+        yield task_of(settled, self.address, history)
+        if is_settled(settled):
+            return
+        async with aclosing(self.calls.follow(settled)) as changes:
+            async for change in changes:
+                if isinstance(change, SettledRun):
+                    for last in self._last_events(change):
+                        yield last
+                else:
+                    yield self._progress(settled, change.name, change.data)
+
+    def _progress(self, settled: SettledRun, name: str, data: Mapping[str, object]) -> TaskStatusUpdateEvent:
+        update = TaskStatusUpdateEvent(task_id=settled.run.id, context_id=context_of(settled.run))
+        update.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_WORKING))
+        update.metadata.update({"event": name, "step": str(data.get("step_id") or "")})
+        return update
+
+    def _last_events(self, settled: SettledRun) -> tuple[Event, ...]:
+        run = settled.run
+        context, output = context_of(run), output_of(run)
+        status = TaskStatusUpdateEvent(task_id=run.id, context_id=context, status=status_of(settled, self.address))
+        if output is None:
+            return (status,)
+        return TaskArtifactUpdateEvent(task_id=run.id, context_id=context, artifact=output, last_chunk=True), status
+
+    def _refuse(self, error: KneoError) -> NoReturn:
+        """Raise the protocol's error for an error; one that is no fault of the message becomes a response of HTTP."""
+        data: dict[str, object] = {"error": error.code, **({"hint": error.hint} if error.hint else {})}
+        refused: A2AError
+        if isinstance(error, NotFound):
+            refused = TaskNotFoundError(error.message, data)
+        elif isinstance(error, Invalid | Conflict):
+            refused = InvalidParamsError(error.message, data)
+        else:
+            self.refused = error
+            refused = UnsupportedOperationError(error.message, data)
+        raise refused from error
+
+
+def _text(message: Message) -> str:
+    """Return the input that a message is: its texts, and its data as JSON.
+
+    Raises:
+        ContentTypeNotSupportedError: it has files.
+    """
+    if any(part.WhichOneof("content") not in {"text", "data"} for part in message.parts):
+        msg = "A message has parts of text and data; files are not accepted."
+        raise ContentTypeNotSupportedError(msg)
+    data = (json.dumps(one, ensure_ascii=False, sort_keys=True) for one in _data(message.parts))
+    return "\n".join((*get_text_parts(message.parts), *data))
+
+
+def _metadata(message: Message) -> dict[str, object]:
+    """Return the metadata of a message, under a name of its own."""
+    if not message.metadata:
+        return {}
+    part = Part()
+    part.data.struct_value.CopyFrom(message.metadata)
+    return {"message": _data([part])[0]}
+
+
+def _data(parts: Sequence[Part]) -> list[object]:
+    return [_narrowed(value) for value in get_data_parts(parts)]
+
+
+def _narrowed(value: object) -> object:
+    """Return data with whole numbers as such: the protocol's library reads every number as a float."""
+    if isinstance(value, dict):
+        return {name: _narrowed(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_narrowed(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _history(params: object) -> int | None:
+    """Return how many messages of the history a caller wants; ``None`` where the request does not tell."""
+    assert hasattr(params, "HasField")
+    return getattr(params, "history_length", None) if params.HasField("history_length") else None

@@ -1,0 +1,251 @@
+"""The MCP server of one environment for one caller: its tools are the served agents, and ``get_run`` for runs that last longer.
+
+It keeps nothing between two requests. What it asks of people is an elicitation whose state names the run, so that any process of
+the service, and one that was started anew, takes the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp_types import (
+    CallToolRequestParams,
+    CallToolResult,
+    InputRequiredResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+)
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from kneo import __version__
+from kneo.api.agents import AgentView, list_agents
+from kneo.api.context import Principal
+from kneo.api.run_views import RunErrorView, readable, request_for_callers
+from kneo.digest import digest_of
+from kneo.errors import Invalid, KneoError, NotFound
+from kneo.records.run import RunStatus
+from kneo.records.task import HumanTask
+from kneo.runtime.engine.wait import SettledRun
+from kneo.service.context import Service
+from kneo.service.protocols.calls import ANSWER_SCOPES, AgentCalls, AgentMessage, is_settled
+from kneo.service.protocols.mcp.questions import Elicited, as_text, decision_of, elicitation, link_of
+from kneo.tasks.people import may_still_answer
+
+# The SDK reports each request at this level.
+logging.getLogger("mcp").setLevel(logging.WARNING)
+
+GET_RUN = "get_run"
+"""The tool that returns the state of a run."""
+
+WAIT_SECONDS = 600.0
+"""The longest time of one call; the result of a run that takes longer is read with ``get_run``."""
+
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+Result = CallToolResult | InputRequiredResult
+RequestContext = ServerRequestContext[object, object]
+
+
+def tool_name(bundle: str) -> str:
+    """Return the name of an agent as a tool: its bundle's, where models accept it, else one with a digest of it."""
+    if bundle != GET_RUN and _TOOL_NAME.fullmatch(bundle):
+        return bundle
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', bundle)[:50]}_{digest_of(bundle.encode()).partition(':')[2][:12]}"
+
+
+@dataclass(frozen=True)
+class AgentTools:
+    """The agents that one environment serves over MCP, as tools of one caller.
+
+    Args:
+        service: The parts of the service.
+        principal: The caller.
+        environment: The environment.
+        address: The address of the service, for links.
+    """
+
+    service: Service
+    principal: Principal
+    environment: str
+    address: str
+
+    def server(self) -> Server[object]:
+        """Return the server."""
+        return Server("kneo", version=__version__, on_list_tools=self.list_tools, on_call_tool=self.call_tool)
+
+    async def list_tools(self, _context: RequestContext, _params: PaginatedRequestParams | None) -> ListToolsResult:
+        """List the served agents."""
+        tools = [
+            Tool(name=tool_name(agent.bundle), description=agent.description, input_schema=self._input_schema())
+            for agent in await self._agents()
+        ]
+        schema = {"type": "object", "properties": {"run_id": {"type": "string"}}, "required": ["run_id"]}
+        about = "Wait for a run that an earlier call has started, and return its output or its open questions."
+        return ListToolsResult(tools=[*tools, Tool(name=GET_RUN, description=about, input_schema=schema)])
+
+    async def call_tool(self, context: RequestContext, params: CallToolRequestParams) -> Result:
+        """Run an agent, or continue a call with the answer to its question; an error is a result of the tool."""
+        try:
+            return await self._call(context, params)
+        except KneoError as error:
+            hint = f" {error.hint}" if error.hint else ""
+            data = {"error": error.code, "message": error.message}
+            return CallToolResult(
+                content=[TextContent(text=f"{error.message}{hint}")], structured_content=data, is_error=True
+            )
+
+    async def _call(self, context: RequestContext, params: CallToolRequestParams) -> Result:
+        arguments, may_ask = params.arguments or {}, True
+        if params.name == GET_RUN:
+            calls = await self._calls_of_run(_text(arguments, "run_id"))
+            settled = await calls.read(_text(arguments, "run_id"))
+        else:
+            calls = self._calls(await self._agent(params.name))
+            if params.request_state is None:
+                settled = await calls.start(_message(context, arguments), wait=False)
+            else:
+                state = Elicited.read(params.request_state)
+                decision = decision_of(state, params.input_responses)
+                settled = await self._answer(calls, state, decision)
+                # A person who declined is not asked again in the same call.
+                may_ask = decision is not None
+        settled = await self._settled(calls, context, settled)
+        asked = await run_in_threadpool(self._elicitation, context, settled) if may_ask else None
+        return asked or self._result(settled)
+
+    async def _answer(self, calls: AgentCalls, state: Elicited, decision: Mapping[str, object] | None) -> SettledRun:
+        if decision is None:
+            return await calls.find(state.run_id)
+        return await calls.answer(state.run_id, state.task_id, decision, f"{state.request_id}.answer", wait=False)
+
+    async def _settled(self, calls: AgentCalls, context: RequestContext, settled: SettledRun) -> SettledRun:
+        """Wait until a run ends or asks, and report its steps meanwhile."""
+        count = 0
+        try:
+            async with asyncio.timeout(WAIT_SECONDS), aclosing(calls.follow(settled)) as changes:
+                async for change in changes:
+                    if isinstance(change, SettledRun):
+                        return change
+                    count += 1
+                    step = change.data.get("step_id") or ""
+                    await context.session.report_progress(count, message=f"{change.name} {step}".strip())
+        except TimeoutError:
+            pass
+        return await calls.find(settled.run.id)
+
+    def _elicitation(self, context: RequestContext, settled: SettledRun) -> InputRequiredResult | None:
+        """Return a question for the client's person, where the client can ask and the caller may answer."""
+        capabilities = context.session.client_capabilities
+        if context.protocol_version not in MODERN_PROTOCOL_VERSIONS or capabilities is None:
+            return None
+        if capabilities.elicitation is None or not all(self.principal.may(scope) for scope in ANSWER_SCOPES):
+            return None
+        with self.service.store.read() as tx:
+            tasks = [task for task in settled.tasks if may_still_answer(tx, task, self.principal.name)]
+        return elicitation(settled.run, tasks, self.address)
+
+    def _result(self, settled: SettledRun) -> CallToolResult:
+        run = settled.run
+        output, error = readable(run.output_text), RunErrorView.of(run)
+        data: dict[str, object] = {"run_id": run.id, "status": str(run.status)}
+        if run.status is RunStatus.SUCCEEDED:
+            data["output"] = output
+        if error is not None:
+            data["error"] = vars(error)
+        if settled.tasks:
+            data["questions"] = [self._question(task) for task in settled.tasks]
+        if not is_settled(settled) or settled.tasks:
+            data["next"] = f"Call {GET_RUN} with this run_id for the output."
+        text = output if run.status is RunStatus.SUCCEEDED and output is not None else as_text(data)
+        failed = run.status in {RunStatus.FAILED, RunStatus.CANCELLED}
+        return CallToolResult(content=[TextContent(text=text)], structured_content=data, is_error=failed)
+
+    def _question(self, task: HumanTask) -> dict[str, object]:
+        request = request_for_callers(task)
+        return {"continuation_id": task.id, "prompt": request["prompt"], "url": link_of(task, self.address)}
+
+    async def _agents(self) -> list[AgentView]:
+        context = self.service.context(self.principal)
+        return (await run_in_threadpool(list_agents, context, self.environment, "mcp")).agents
+
+    async def _agent(self, name: str) -> AgentView:
+        for agent in await self._agents():
+            if tool_name(agent.bundle) == name:
+                return agent
+        msg = f"{self.environment} serves no agent {name[:80]} over MCP."
+        raise NotFound(msg, code="tool_not_found", hint="List the tools again: releases and rules may have changed.")
+
+    async def _calls_of_run(self, run_id: str) -> AgentCalls:
+        for agent in await self._agents():
+            calls = self._calls(agent)
+            try:
+                await calls.find(run_id)
+            except NotFound:
+                continue
+            return calls
+        msg = f"There is no run {run_id[:80]} of an agent that {self.environment} serves over MCP."
+        raise NotFound(msg, run_id=run_id[:80])
+
+    def _calls(self, agent: AgentView) -> AgentCalls:
+        return AgentCalls(self.service, self.principal, agent, "mcp")
+
+    def _input_schema(self) -> dict[str, object]:
+        text = {"type": "string", "maxLength": self.service.settings.limits.input_chars}
+        session = {"type": "string", "maxLength": 200, "description": "Continues the conversation of an earlier call."}
+        return {
+            "type": "object",
+            "properties": {"input": text, "session_id": session},
+            "required": ["input"],
+            "additionalProperties": False,
+        }
+
+
+class McpResponse(Response):
+    """A response of the MCP server to one request of streamable HTTP, without a session."""
+
+    def __init__(self, tools: AgentTools, max_bytes: int) -> None:
+        super().__init__()
+        self.tools = tools
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        manager = StreamableHTTPSessionManager(
+            self.tools.server(), stateless=True, max_request_body_size=self.max_bytes
+        )
+        async with manager.run():
+            await manager.handle_request(scope, receive, send)
+
+
+def _message(context: RequestContext, arguments: Mapping[str, object]) -> AgentMessage:
+    unknown = sorted(arguments.keys() - {"input", "session_id"})
+    if unknown:
+        msg = f"The tool has no argument {unknown[0][:60]}; it has input and session_id."
+        raise Invalid(msg, code="unknown_argument")
+    key = dict(context.meta or {}).get("idempotencyKey")
+    return AgentMessage(
+        text=_text(arguments, "input"),
+        session_id=_text(arguments, "session_id") if "session_id" in arguments else None,
+        metadata={},
+        key=str(key) if key is not None else None,
+    )
+
+
+def _text(arguments: Mapping[str, object], name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str):
+        msg = f"The argument {name} is a text."
+        raise Invalid(msg, code="invalid_argument")
+    return value

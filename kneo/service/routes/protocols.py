@@ -1,0 +1,156 @@
+"""Routes of protocols: signed cards of served agents and the key of their signatures, and messages to agents."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from kneo.api.agents import AgentView, find_agent, list_agents
+from kneo.api.context import Principal
+from kneo.errors import Invalid, NotFound
+from kneo.service.auth import require
+from kneo.service.context import Service, ServiceDep
+from kneo.service.protocols.calls import AgentCalls
+from kneo.service.protocols.limited import LimitedResponse
+from kneo.service.router import ApiRouter, JsonResponse, Responses
+from kneo.service.routing import VERSION
+from kneo.store.service_key import missing_key
+from kneo.trust.keys import PrivateKey
+
+router = ApiRouter(tags=["protocols"])
+
+CARD = ".well-known/agent-card.json"
+
+SpecReader = Annotated[Principal, Depends(require("specs:read"))]
+AgentCaller = Annotated[Principal, Depends(require("runs:read"))]
+
+JSON_OBJECT: Responses = {
+    200: {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+MESSAGES: Responses = {
+    200: {
+        "description": "A response of JSON-RPC 2.0, or server-sent events of such responses.",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+@router.get(f"/a2a/{{environment}}/{{bundle}}/{CARD}", operation_id="get_agent_card", responses=JSON_OBJECT)
+def get_agent_card(
+    environment: str, bundle: str, request: Request, service: ServiceDep, principal: SpecReader
+) -> JsonResponse:
+    """Read the signed agent card of a bundle that an environment serves over Agent2Agent."""
+    return _card(request, service, find_agent(service.context(principal), environment, bundle, "a2a"))
+
+
+@router.get(f"/{CARD}", operation_id="get_only_agent_card", responses=JSON_OBJECT)
+def get_only_agent_card(request: Request, service: ServiceDep, principal: SpecReader) -> JsonResponse:
+    """Read the agent card of the only agent that is served over Agent2Agent; with several, read each at its own path."""
+    agents = list_agents(service.context(principal), protocol="a2a").agents
+    if len(agents) != 1:
+        paths = [f"{VERSION}{_path(agent)}/{CARD}" for agent in agents]
+        msg = f"{len(agents)} agents are served over Agent2Agent, so this address names none of them."
+        hint = "Read a card at its own path." if paths else "Name bundles under spec.protocols.a2a of an environment."
+        raise NotFound(msg, code="no_single_agent", hint=hint, cards=paths[:100])
+    return _card(request, service, agents[0])
+
+
+@router.get("/.well-known/jwks.json", operation_id="get_signing_keys", responses=JSON_OBJECT)
+def get_signing_keys(service: ServiceDep) -> JsonResponse:
+    """Read the public key of this service, which signs agent cards, as a JSON Web Key Set."""
+    return JsonResponse({"keys": [_key(service).public.jwk()]})
+
+
+@router.post("/a2a/{environment}/{bundle}", operation_id="send_to_agent", response_class=Response, responses=MESSAGES)
+async def send_to_agent(
+    environment: str, bundle: str, request: Request, service: ServiceDep, principal: AgentCaller
+) -> Response:
+    """Send a message of Agent2Agent, version 1.0 or 0.3, to a bundle that an environment serves.
+
+    Sending needs the scope runs:write, answering a question human:write. The id of a message is its idempotency key.
+    """
+    agent = await run_in_threadpool(find_agent, service.context(principal), environment, bundle, "a2a")
+    module = await run_in_threadpool(_library, "kneo.service.protocols.a2a.server", "a2a")
+    response: Response = await module.serve_request(
+        request, AgentCalls(service, principal, agent, "a2a"), _address(request, service)
+    )
+    return response
+
+
+@router.post(
+    "/mcp/{environment}",
+    operation_id="send_to_mcp_server",
+    response_class=Response,
+    responses=MESSAGES,
+    dependencies=[Depends(require("specs:read"))],
+)
+async def send_to_mcp_server(
+    environment: str,
+    request: Request,
+    service: ServiceDep,
+    principal: Annotated[Principal, Depends(require("runs:write"))],
+) -> Response:
+    """Send a message of MCP over streamable HTTP: the tools are the bundles that the environment serves over MCP.
+
+    Reading a run needs the scope runs:read, answering a question human:write. `_meta.idempotencyKey` of a call is its idempotency
+    key.
+    """
+    await run_in_threadpool(list_agents, service.context(principal), environment, "mcp")
+    module = await run_in_threadpool(_library, "kneo.service.protocols.mcp.server", "mcp")
+    tools = module.AgentTools(service, principal, environment, _address(request, service))
+    response = module.McpResponse(tools, service.settings.limits.body_bytes)
+    return LimitedResponse(response, service.streams, principal.name)
+
+
+def _card(request: Request, service: Service, agent: AgentView) -> JsonResponse:
+    module = _library("kneo.service.protocols.a2a.card", "a2a")
+    return JsonResponse(
+        module.signed_card(agent, _address(request, service), f"{VERSION}{_path(agent)}", _key(service))
+    )
+
+
+def _path(agent: AgentView) -> str:
+    return f"/a2a/{quote(agent.environment, safe='')}/{quote(agent.bundle, safe='')}"
+
+
+def _key(service: Service) -> PrivateKey:
+    key = service.store.find_key()
+    if key is None:
+        raise missing_key()
+    return key
+
+
+def _address(request: Request, service: Service) -> str:
+    """Return the public address of this service, else the one that it listens at.
+
+    The Host header is the sender's choice, and a signed card must not name an address that others chose.
+    """
+    if service.settings.public_url:
+        return service.settings.public_url.rstrip("/")
+    host, port = request.scope["server"]
+    name = f"[{host}]" if ":" in host else host
+    return f"{request.scope['scheme']}://{name}:{port}"
+
+
+def _library(name: str, extra: str) -> ModuleType:
+    """Import a module that needs the SDK of a protocol.
+
+    Raises:
+        Invalid: ``a2a_not_installed``, ``mcp_not_installed``.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in {"kneo", "cli", "controller"}:
+            raise
+        msg = "This protocol needs a package that is not installed here."
+        raise Invalid(msg, code=f"{extra}_not_installed", hint=f"Install it: pip install 'kneo[{extra}]'.") from None

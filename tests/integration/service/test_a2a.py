@@ -1,0 +1,300 @@
+"""Served agents over Agent2Agent, with the official client over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+import pytest
+from a2a.client import A2ACardResolver, A2AClientError, ClientConfig, create_client
+from a2a.helpers import get_artifact_text, get_data_parts, new_data_part, new_text_part
+from a2a.types import (
+    CancelTaskRequest,
+    GetTaskRequest,
+    Message,
+    Part,
+    Role,
+    SendMessageRequest,
+    SubscribeToTaskRequest,
+    Task,
+    TaskState,
+)
+from a2a.utils.errors import A2AError
+from a2a.utils.signing import InvalidSignaturesError, create_signature_verifier
+from config_repo import ConfigRepo, announcement
+from jwt import PyJWK
+from service_bench import Bench, serving
+
+from cli.serve.controller import Repository, make_controller
+
+ASKS = {"requested": "before"}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A service over prod, which serves two of three bundles over Agent2Agent, and dev, which serves none."""
+    folder = tmp_path_factory.mktemp("a2a")
+    repo = ConfigRepo(folder / "repo")
+    spec = announcement()
+    spec["components"]["functions"]["publish"]["implementation"] = "lab_functions.publish"
+    steps = spec["workflow"]["steps"]
+    asked = {**spec, "workflow": {**spec["workflow"], "steps": steps[:2]}}
+    plain = {**spec, "workflow": {**spec["workflow"], "steps": steps[:1]}}
+    for name, body in (("asked", asked), ("plain", plain), ("hidden", plain)):
+        repo.bundle(name, "1.0.0", body)
+    versions = dict.fromkeys(("asked", "plain", "hidden"), "1.0.0")
+    repo.environment("prod", versions, protocols={"a2a": ["asked", "plain"]})
+    repo.environment("dev", versions)
+    repo.commit("Serve two agents")
+    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}") as made:
+        source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
+        outcome = make_controller(made.settings, made.store, source).run_once()
+        assert outcome.outcomes["prod"].state == "Ready", outcome
+        yield made
+
+
+class Caller:
+    """The official client of one agent, with the key of a role."""
+
+    def __init__(self, house: Bench, bundle: str, role: str, *, streaming: bool, environment: str = "prod") -> None:
+        self.url = f"{house.url}/v1/a2a/{environment}/{bundle}"
+        self.http = httpx.AsyncClient(headers={"Authorization": f"Bearer {role}-key"}, timeout=240)
+        self.streaming = streaming
+
+    async def __aenter__(self) -> Self:
+        config = ClientConfig(httpx_client=self.http, streaming=self.streaming)
+        self.client = await create_client(self.url, config)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+        await self.http.aclose()
+
+    async def send(self, *parts: Part, message_id: str | None = None, **fields: str) -> list[Any]:
+        message = Message(role=Role.ROLE_USER, parts=parts, message_id=message_id or uuid4().hex, **fields)
+        return [event async for event in self.client.send_message(SendMessageRequest(message=message))]
+
+    async def task(self, *parts: Part, message_id: str | None = None, **fields: str) -> Task:
+        (event,) = await self.send(*parts, message_id=message_id, **fields)
+        return event.task
+
+
+def calling(
+    house: Bench, bundle: str = "plain", role: str = "service", *, streaming: bool = False, **more: Any
+) -> Caller:
+    return Caller(house, bundle, role, streaming=streaming, **more)
+
+
+def text(value: str) -> Part:
+    return new_text_part(value)
+
+
+def question(task: Task) -> dict[str, Any]:
+    (data,) = get_data_parts(task.status.message.parts)
+    return data
+
+
+def test_a_message_runs_the_released_bundle_and_the_same_message_gets_the_same_run(house: Bench) -> None:
+    async def work() -> None:
+        async with calling(house) as caller:
+            task = await caller.task(text("hello"), message_id="m-1", context_id="talk")
+            assert task.status.state == TaskState.TASK_STATE_COMPLETED
+            assert "hello" in get_artifact_text(task.artifacts[0])
+            assert (task.context_id, task.metadata["bundle"]) == ("talk", "plain")
+            again = await caller.task(text("hello"), message_id="m-1", context_id="talk")
+            assert again.id == task.id
+            with pytest.raises(A2AError, match="another request"):
+                await caller.task(text("other"), message_id="m-1", context_id="talk")
+            read = await caller.client.get_task(GetTaskRequest(id=task.id))
+            assert read.status.state == task.status.state
+        run = house.get(f"/runs/{task.id}")
+        assert (run["session_id"], run["metadata"]["requester"]) == ("talk", "service")
+        assert run["metadata"]["release"]["environment"] == "prod"
+        assert run["metadata"]["caller_metadata"]["protocol"] == "a2a"
+        async with calling(house, role="admin") as other:
+            assert (await other.task(text("hello"), message_id="m-1", context_id="talk")).id != task.id
+
+    asyncio.run(work())
+
+
+def test_the_same_message_at_the_same_time_starts_one_run(house: Bench) -> None:
+    async def work() -> None:
+        async with calling(house) as caller:
+            tasks = await asyncio.gather(*(caller.task(text("once"), message_id="m-once") for _ in range(5)))
+        assert len({task.id for task in tasks}) == 1
+
+    asyncio.run(work())
+    found = house.get("/runs", environment="prod", q="once")
+    assert found["count"] == 1, found
+
+
+def test_a_gate_is_input_required_and_only_who_may_answer_it_over_http_answers_it_here(house: Bench) -> None:
+    async def work() -> None:
+        async with calling(house, "asked", "operator") as caller:
+            task = await caller.task(text("news"))
+            assert task.status.state == TaskState.TASK_STATE_INPUT_REQUIRED
+            asked = question(task)
+            assert asked["url"] == f"{house.url}/console/inbox/{asked['continuation_id']}"
+            assert "approved" in asked["decisions"]
+            assert asked["url"] in task.status.message.parts[0].text
+            # An operator starts runs and does not answer questions.
+            with pytest.raises(A2AClientError, match="403"):
+                await caller.task(text("approved"), task_id=task.id)
+        async with calling(house, "asked", "service") as answering:
+            with pytest.raises(A2AError, match="not answered by this text"):
+                await answering.task(text("I think this is approved."), task_id=task.id)
+            wrong = {"decision": "approved", "expect_digest": "sha256:" + "0" * 64}
+            with pytest.raises(A2AError, match="is not what you saw"):
+                await answering.task(new_data_part(wrong), task_id=task.id)
+            decision = {"decision": "edited", "content": "better news", "continuation_id": asked["continuation_id"]}
+            done = await answering.task(new_data_part(decision), message_id="a-1", task_id=task.id)
+            assert done.status.state == TaskState.TASK_STATE_COMPLETED
+            assert get_artifact_text(done.artifacts[0]) == "better news"
+            again = await answering.task(new_data_part(decision), message_id="a-1", task_id=task.id)
+            assert again.status.state == done.status.state
+            with pytest.raises(A2AError, match="asks nothing"):
+                await answering.task(text("approved"), task_id=task.id)
+        decided = house.get(f"/human-tasks/{asked['continuation_id']}")["decision"]
+        assert (decided["actor"], decided["kind"]) == ("service", "edited")
+
+    asyncio.run(work())
+
+
+def test_a_stream_ends_at_the_question_and_again_at_the_end(house: Bench) -> None:
+    async def work() -> None:
+        async with calling(house, "asked", streaming=True) as caller:
+            events = await caller.send(text("streamed"))
+            assert events[0].HasField("task")
+            last = events[-1].status_update if events[-1].HasField("status_update") else events[-1].task
+            assert last.status.state == TaskState.TASK_STATE_INPUT_REQUIRED
+            task_id = events[0].task.id
+            after = await caller.send(text("approved"), task_id=task_id)
+            assert after[-1].status_update.status.state == TaskState.TASK_STATE_COMPLETED
+            (output,) = [event.artifact_update for event in after if event.HasField("artifact_update")]
+            assert "streamed" in get_artifact_text(output.artifact)
+            with pytest.raises(A2AError, match="has ended"):
+                [one async for one in caller.client.subscribe(SubscribeToTaskRequest(id=task_id))]
+
+    asyncio.run(work())
+
+
+def test_a_paused_task_is_cancelled_and_an_ended_one_is_not(house: Bench) -> None:
+    async def work() -> None:
+        async with calling(house, "asked") as caller:
+            task = await caller.task(text("never mind"))
+            cancelled = await caller.client.cancel_task(CancelTaskRequest(id=task.id))
+            assert cancelled.status.state == TaskState.TASK_STATE_CANCELED
+            other = await caller.task(text("never mind either"))
+            await caller.task(text("approved"), task_id=other.id)
+            with pytest.raises(A2AError, match="succeeded"):
+                await caller.client.cancel_task(CancelTaskRequest(id=other.id))
+
+    asyncio.run(work())
+    assert not house.get("/human-tasks", q="never mind", status="unresolved")["tasks"]
+
+
+def test_only_what_the_environment_names_is_served_and_tasks_stay_with_their_agent(house: Bench) -> None:
+    client = house.client("service")
+    for path, status, error in (
+        ("prod/hidden", 403, "protocol_not_enabled"),
+        ("dev/plain", 403, "protocol_not_enabled"),
+        ("prod/unknown", 403, "bundle_not_approved"),
+        ("nowhere/plain", 404, "environment_not_found"),
+    ):
+        card = client.get(f"/a2a/{path}/.well-known/agent-card.json")
+        sent = client.post(f"/a2a/{path}", json={"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {}})
+        assert [(one.status_code, one.json()["error"]) for one in (card, sent)] == [(status, error)] * 2
+
+    async def work() -> None:
+        async with calling(house) as plain, calling(house, "asked") as asked:
+            task = await plain.task(text("mine"))
+            for ask in (asked.client.get_task(GetTaskRequest(id=task.id)), asked.task(text("x"), task_id=task.id)):
+                with pytest.raises(A2AError, match="no run"):
+                    await ask
+
+    asyncio.run(work())
+    agents = house.get("/agents")["agents"]
+    assert [(one["environment"], one["bundle"], one["protocols"]) for one in agents] == [
+        ("prod", "asked", ["a2a"]),
+        ("prod", "plain", ["a2a"]),
+    ]
+    cards = house.get("/../.well-known/agent-card.json", expect=404)["cards"]
+    assert cards == [f"/v1/a2a/prod/{name}/.well-known/agent-card.json" for name in ("asked", "plain")]
+
+
+def test_keys_and_scopes_are_those_of_http_and_refusals_are_in_the_audit_log(house: Bench) -> None:
+    path = f"{house.url}/v1/a2a/prod/plain"
+    assert httpx.get(f"{path}/.well-known/agent-card.json", timeout=240).status_code == 401
+    message = {"messageId": "s-1", "role": "ROLE_USER", "parts": [{"text": "hi"}]}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}
+    versioned = {"A2A-Version": "1.0"}
+    stranger = httpx.post(path, json=body, headers={**versioned, "Authorization": "Bearer stranger"}, timeout=240)
+    assert stranger.status_code == 401
+    refused = house.client("viewer").post("/a2a/prod/plain", json=body, headers=versioned)
+    assert (refused.status_code, refused.json()["required_scope"]) == (403, "runs:write")
+    events = house.get("/audit-events", event_type="request.refused")["events"]
+    assert [one for one in events if one["actor"] == "viewer" and one["metadata"]["operation"] == "send_to_agent"]
+
+
+def test_hostile_messages_are_refused_within_bounds(house: Bench) -> None:
+    client = house.client("service")
+
+    def send(content: bytes, **headers: str) -> httpx.Response:
+        typed = {"Content-Type": "application/json", "A2A-Version": "1.0", **headers}
+        return client.post("/a2a/prod/plain", content=content, headers=typed)
+
+    assert send(b'{"x": "' + b"x" * 50_000 + b'"}').status_code == 413
+    deep = b'{"jsonrpc":"2.0","id":1,"method":"SendMessage","params":' + b'{"a":' * 5_000 + b"1" + b"}" * 5_000 + b"}"
+    for content in (b"{", b"[]", b"null", deep, b'{"jsonrpc":"2.0","id":1,"method":"Nothing"}'):
+        answer = send(content)
+        assert (answer.status_code, "error" in answer.json()) == (200, True), (content[:40], answer.text)
+
+    async def work() -> None:
+        async with calling(house) as caller:
+            for parts, fields, said in (
+                ((text("x" * 600),), {}, "input is 600 long"),
+                ((text("x"),), {"context_id": "c" * 201}, "session_id"),
+                ((text("x"),), {"context_id": "a\u202eb"}, "U\\+202E"),
+                ((text("x"),), {"message_id": "m" * 300}, "id of a message"),
+                ((Part(url="http://169.254.169.254/"),), {}, "files are not accepted"),
+                ((text("x"),), {"task_id": "run_" + "0" * 5_000}, "no run"),
+            ):
+                with pytest.raises(A2AError, match=said):
+                    await caller.task(*parts, **fields)
+
+    asyncio.run(work())
+
+
+def test_clients_of_version_0_3_are_served(house: Bench) -> None:
+    message = {"kind": "message", "messageId": "old-1", "role": "user", "parts": [{"kind": "text", "text": "old"}]}
+    body = {"jsonrpc": "2.0", "id": "1", "method": "message/send", "params": {"message": message}}
+    result = house.client("service").post("/a2a/prod/plain", json=body).json()["result"]
+    assert result["status"]["state"] == "completed"
+    read = {"jsonrpc": "2.0", "id": "2", "method": "tasks/get", "params": {"id": result["id"]}}
+    assert house.client("service").post("/a2a/prod/plain", json=read).json()["result"]["id"] == result["id"]
+
+
+def test_the_card_is_signed_with_the_service_key(house: Bench) -> None:
+    def key(kid: str | None, jku: str | None) -> PyJWK:
+        assert jku == f"{house.url}/.well-known/jwks.json"
+        (found,) = [one for one in httpx.get(jku, timeout=240).json()["keys"] if one["kid"] == kid]
+        return PyJWK(found)
+
+    verify = create_signature_verifier(key, ["EdDSA"])
+
+    async def work() -> None:
+        # A sender chooses the Host header; a signed card does not repeat it.
+        headers = {"Authorization": "Bearer viewer-key", "Host": "evil.example"}
+        async with httpx.AsyncClient(headers=headers, timeout=240) as http:
+            url = f"{house.url}/a2a/prod/plain"
+            card = await A2ACardResolver(http, url).get_agent_card(signature_verifier=verify)
+            assert card.supported_interfaces[0].url == f"{house.url}/v1/a2a/prod/plain"
+            card.description = "Pays everybody."
+            with pytest.raises(InvalidSignaturesError):
+                verify(card)
+
+    asyncio.run(work())
