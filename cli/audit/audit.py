@@ -94,17 +94,35 @@ def _show_provenance(answer: ProvenanceView) -> None:
 
 
 @app.command("list")
-@examples("kneo audit list", "kneo audit list --run-id run_01jd8z4v6m3q --json")
+@examples(
+    "kneo audit list", "kneo audit list --run-id run_01jd8z4v6m3q --json", "kneo audit list --actor ann --env prod"
+)
 def list_events(
     event_type: TypeOption = None,
     run_id: Annotated[str | None, typer.Option("--run-id", help="Only events of this run.")] = None,
+    actor: Annotated[str | None, typer.Option("--actor", help="Only events of this person.")] = None,
+    environment: Annotated[str | None, typer.Option("--env", help="Only events of this environment.")] = None,
+    created_after: Annotated[
+        str | None, typer.Option("--after", metavar="TIME", help="Only from this time on.")
+    ] = None,
+    created_before: Annotated[str | None, typer.Option("--before", metavar="TIME", help="Only before it.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 50,
     offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Skip this many events.")] = 0,
     *,
     options: ServiceOptions,
 ) -> None:
     """List audit events, newest first."""
-    answer = options.call(list_audit_events, event_type=event_type, run_id=run_id, limit=limit, offset=offset)
+    answer = options.call(
+        list_audit_events,
+        event_type=event_type,
+        run_id=run_id,
+        limit=limit,
+        offset=offset,
+        actor=actor,
+        environment=environment,
+        created_after=created_after,
+        created_before=created_before,
+    )
     render.emit(answer, as_json=options.as_json, text=lambda: _show_events(answer))
 
 

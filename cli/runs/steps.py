@@ -31,11 +31,17 @@ def steps(
 
 
 def _show_steps(page: StepPageView) -> None:
-    if not page.steps:
+    if not page.steps and not page.gates:
         render.text("No steps.")
         return
     heads = ["Step", "Kind", "Attempt", "Status", "Model", "Requests", "Tool calls", "Tokens", "Cost", "Completed"]
     render.table("Steps", heads, [_row(step) for step in page.steps])
+    if page.gates:
+        gates = [
+            [gate.path, gate.position, gate.decision or gate.status, gate.actor, gate.prompt, gate.resolved_at]
+            for gate in page.gates
+        ]
+        render.table("Gates", ["Step", "Position", "Status", "Actor", "Prompt", "Resolved"], gates)
     shown = page.offset + len(page.steps)
     if shown < page.total:
         render.text(f"{len(page.steps)} of {page.total}. Next page: --offset {shown}")

@@ -9,10 +9,11 @@ from pydantic import Field
 from kneo.api.audit_views import AuditCheckpointView, AuditEventView, AuditPageView, AuditProofView
 from kneo.api.context import Context
 from kneo.api.operation import operation
-from kneo.api.page import Limit, Offset, Order, Word, page_fields
+from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, stored_time
 from kneo.errors import Invalid, NotFound
 from kneo.records.audit import SealedEvent, leaf_of
 from kneo.store import audit, audit_tree
+from kneo.store.audit import AuditConditions
 from kneo.store.audit_tree import Checkpoint, Proof
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
@@ -37,17 +38,32 @@ def list_audit_events(
     offset: Offset = 0,
     sort_by: Literal["created_at", "occurred_at", "seq", "id"] = "created_at",
     sort_order: Order = "desc",
+    *,
+    actor: Word | None = None,
+    environment: Word | None = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
+    after: Annotated[str | None, Field(max_length=40, description="`next_after` of the previous page.")] = None,
 ) -> AuditPageView:
     """List audit events, newest first, each with its place in the chain."""
     if not context.over_http:
         audit.seal(context.store)  # a service seals now and then
+    where: AuditConditions = {
+        "event_type": event_type,
+        "run_id": run_id,
+        "actor": actor,
+        "environment": environment,
+        "created_after": stored_time(created_after),
+        "created_before": stored_time(created_before),
+    }
     with context.store.read() as tx:
-        events = audit.events(
-            tx, event_type=event_type, run_id=run_id, limit=limit, offset=offset, descending=sort_order == "desc"
-        )
-        total = audit.count(tx, event_type=event_type, run_id=run_id)
+        events = audit.events(tx, **where, limit=limit, offset=offset, after=after, descending=sort_order == "desc")
+        # A list that ends on this page need not be counted.
+        ends = after is None and len(events) < limit and (events or not offset)
+        total = offset + len(events) if ends else audit.count(tx, **where)
     return AuditPageView(
         events=[AuditEventView.of(item) for item in events],
+        next_after=events[-1].event.id if len(events) == limit else None,
         **page_fields(events, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
 

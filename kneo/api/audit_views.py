@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field
 
 from kneo.api.page import PageView
 from kneo.records.audit import SealedEvent
@@ -55,6 +57,7 @@ class AuditPageView(PageView):
     """One page of audit events."""
 
     events: list[AuditEventView]
+    next_after: Annotated[str | None, Field(description="The cursor of the next page: `after`.")]
 
 
 @dataclass(frozen=True, kw_only=True)

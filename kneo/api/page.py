@@ -8,6 +8,9 @@ from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
+from kneo.clock import isoformat, parse_time
+from kneo.errors import Invalid, InvalidValue
+
 WINDOW = 10_000
 """The deepest offset."""
 
@@ -15,6 +18,7 @@ Word = Annotated[str, Field(max_length=200)]
 Limit = Annotated[int, Field(ge=1, le=1000)]
 Offset = Annotated[int, Field(ge=0, le=WINDOW)]
 Order = Literal["asc", "desc"]
+Moment = Annotated[str, Field(max_length=60, description="A time, as in 2026-01-31T12:00:00Z.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +50,23 @@ def page_fields(
 ) -> PageFields:
     """Return the fields of a page of these items: ``RunPageView(runs=views, **page_fields(views, total, …))``."""
     return PageFields(count=len(items), total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
+
+
+class InvalidTime(InvalidValue):
+    """A text that is not a time."""
+
+    default_code = "invalid_timestamp"
+
+
+def stored_time(text: str | None) -> str | None:
+    """Format a time as the database stores it.
+
+    Raises:
+        InvalidTime: the text is not a time.
+    """
+    if text is None:
+        return None
+    try:
+        return isoformat(parse_time(text))
+    except Invalid as error:
+        raise InvalidTime(error.message) from error

@@ -6,18 +6,34 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import unquote
+
+from pydantic import Field
 
 from kneo.api.context import Context
 from kneo.api.operation import operation
 from kneo.api.page import Limit, Offset, PageView, page_fields
 from kneo.api.run_views import RunErrorView, UsageView, readable
-from kneo.records.conversation import ConversationEntry
+from kneo.clock import parse_time
+from kneo.errors import Invalid, Untrusted
+from kneo.records.conversation import ConversationEntry, EntryKind
 from kneo.records.run import Run, RunStatus, StepRecord
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.records.usage import AgentUsage
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import steps_under_way
 from kneo.runtime.engine.wait import find_run
-from kneo.store import agent_journal, history
+from kneo.runtime.interpreter.node import Execute
+from kneo.store import agent_journal, history, tasks
 from kneo.store.engine import Tx
+from kneo.store.task_filter import TaskFilter
+
+MAX_GATES = 500
+"""Gates of a response, the latest."""
+
+MAX_CALLS = 200
+"""Tool calls of one step in a response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +55,93 @@ class StepModelView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepCallView:
+    """A tool call of an agent's step. Its arguments and result are in the run's conversation."""
+
+    key: str
+    tool: str | None
+    status: str
+    started_at: str
+    completed_at: str | None
+
+    @classmethod
+    def of(cls, entry: ConversationEntry) -> StepCallView:
+        """Build the view of the journal entry of a call."""
+        tool = entry.facts.get("tool")
+        return cls(
+            key=entry.name.partition(":")[2],
+            tool=str(tool) if tool is not None else None,
+            status=entry.status.value,
+            started_at=entry.started_at,
+            completed_at=entry.completed_at,
+        )
+
+    @classmethod
+    def list_of(cls, entries: Sequence[ConversationEntry]) -> list[StepCallView]:
+        """Build the views of the calls among these entries."""
+        calls = [entry for entry in entries if entry.kind is EntryKind.TOOL]
+        return [cls.of(entry) for entry in calls[:MAX_CALLS]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepGateView:
+    """A gate of a run: the question, and the decision where there is one."""
+
+    continuation_id: str
+    path: str
+    key: str
+    kind: str
+    position: str
+    attempt: int
+    status: str
+    prompt: str
+    opened_at: str
+    resolved_at: str | None
+    decision: str | None
+    actor: str | None
+    comment: str | None
+
+    @classmethod
+    def of(cls, task: HumanTask) -> StepGateView:
+        """Build the view of a task, without its subject."""
+        decision = task.decision
+        comment = (decision.comment or decision.feedback) if decision is not None else None
+        return cls(
+            continuation_id=task.id,
+            path=task.step_path or task.step_id,
+            key=task.key,
+            kind=task.kind,
+            position=task.position,
+            attempt=task.attempt,
+            status=task.status.value,
+            prompt=readable(task.prompt or task.title) or "",
+            opened_at=task.created_at,
+            resolved_at=task.resolved_at,
+            decision=decision.kind.value if decision is not None else None,
+            actor=decision.actor if decision is not None else None,
+            comment=readable(comment),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepView:
-    """One attempt at a step; a step that an agent has begun and not finished has neither output nor end."""
+    """One attempt at a step. A step that is under way has no end; without a journal its beginning is not recorded either."""
 
     path: str
     kind: str
     attempt: int | None
     status: str
     agent_name: str | None
-    started_at: str
+    started_at: str | None
     completed_at: str | None
+    milliseconds: Annotated[int | None, Field(description="From the start to the end of a finished attempt.")]
     input: str | None
     output: str | None
     error: RunErrorView | None
     model: StepModelView | None
     usage: UsageView | None
     code_digest: str | None
+    tool_calls: list[StepCallView]
 
     @classmethod
     def of(cls, step: StepRecord, entries: Sequence[ConversationEntry]) -> StepView:
@@ -68,12 +155,14 @@ class StepView:
             agent_name=str(agent) if agent is not None else None,
             started_at=step.started_at,
             completed_at=step.completed_at,
+            milliseconds=_milliseconds(step.started_at, step.completed_at),
             input=readable(step.input_text),
             output=readable(step.output_text),
             error=RunErrorView.of_error(step.error),
             model=StepModelView.of(step.facts, entries),
             usage=_usage(entries),
             code_digest=step.code_digest,
+            tool_calls=StepCallView.list_of(entries),
         )
 
     @classmethod
@@ -89,21 +178,45 @@ class StepView:
             agent_name=str(agent) if agent is not None else None,
             started_at=entries[0].started_at,
             completed_at=None,
+            milliseconds=None,
             input=None,
             output=None,
             error=None,
             model=StepModelView.of({}, entries),
             usage=_usage(entries),
             code_digest=None,
+            tool_calls=StepCallView.list_of(entries),
+        )
+
+    @classmethod
+    def of_running(cls, action: Execute) -> StepView:
+        """Build the view of a step that a worker executes or will execute next."""
+        return cls(
+            path=action.activity.path,
+            kind=action.activity.kind,
+            attempt=action.attempt,
+            status="running",
+            agent_name=None,
+            started_at=None,
+            completed_at=None,
+            milliseconds=None,
+            input=readable(action.value.text),
+            output=None,
+            error=None,
+            model=None,
+            usage=None,
+            code_digest=None,
+            tool_calls=[],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPageView(PageView):
-    """One page of a run's steps."""
+    """One page of a run's steps, and the gates of the whole run, oldest first."""
 
     run_id: str
     steps: list[StepView]
+    gates: list[StepGateView]
 
 
 def path_of(location: str) -> str:
@@ -118,21 +231,43 @@ def _usage(entries: Iterable[ConversationEntry]) -> UsageView | None:
 
 @operation("GET", "/runs/{run_id}/steps", scope="runs:read")
 def list_run_steps(context: Context, run_id: str, limit: Limit = 100, offset: Offset = 0) -> StepPageView:
-    """List the steps of a run in the order in which they finished, then those that agents have begun."""
+    """List the steps of a run in the order in which they finished, then those that are under way; with the run's gates."""
     run = find_run(context.store, run_id)
     with context.store.read() as tx:
         finished, total = history.page_of_steps(tx, run_id, limit=limit, offset=offset)
         by_step = _entries_by_step(tx, run_id)
+        of_run = TaskFilter(run_id=run_id, statuses=frozenset(TaskStatus))
+        gates = tasks.list_tasks(tx, of_run, sort_by="id", descending=True, limit=MAX_GATES, offset=0, after=None)
     views = [StepView.of(step, by_step.finished.get(step.sequence, [])) for step in finished]
-    begun = sorted(by_step.unfinished.items(), key=lambda item: item[1][0].started_at)
+    begun = [
+        StepView.of_unfinished(run, location, entries)
+        for location, entries in sorted(by_step.unfinished.items(), key=lambda item: item[1][0].started_at)
+    ]
+    if run.status is RunStatus.RUNNING:
+        known = {view.path for view in begun}
+        begun += [
+            StepView.of_running(action) for action in _executing(context, run) if action.activity.path not in known
+        ]
     first = max(offset - total, 0)
-    left = limit - len(views)
-    views += [StepView.of_unfinished(run, location, entries) for location, entries in begun[first : first + left]]
+    views += begun[first : first + limit - len(views)]
     return StepPageView(
         run_id=run_id,
         steps=views,
+        gates=[StepGateView.of(task) for task in reversed(gates)],
         **page_fields(views, total + len(begun), limit=limit, offset=offset, sort_by="sequence", sort_order="asc"),
     )
+
+
+def _executing(context: Context, run: Run) -> tuple[Execute, ...]:
+    try:
+        return steps_under_way(ProgramLoader(context.store), run)
+    except (Invalid, Untrusted):
+        # The worker fails the run with this reason; its history can still be read.
+        return ()
+
+
+def _milliseconds(started_at: str, completed_at: str) -> int:
+    return max(round((parse_time(completed_at) - parse_time(started_at)).total_seconds() * 1000), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kneo.api.context import Context
 from kneo.api.operation import operation
-from kneo.api.page import Limit, Offset, Order, Word, page_fields
+from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, stored_time
 from kneo.api.run_views import (
     CheckpointPageView,
     CheckpointView,
@@ -18,14 +18,12 @@ from kneo.api.run_views import (
     TraceView,
 )
 from kneo.api.status_words import check_status
-from kneo.clock import isoformat, parse_time
-from kneo.errors import Invalid, InvalidValue
+from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import find_run, read_settled_run
 from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
 
-Moment = Annotated[str, Field(max_length=60, description="A time, as in 2026-01-31T12:00:00Z.")]
 RunSortField = Literal[
     "run_id",
     "id",
@@ -80,8 +78,8 @@ def list_runs(
         workflow_name=workflow_name,
         session_id=session_id,
         has_error=has_error,
-        created_after=_stored_time(created_after),
-        created_before=_stored_time(created_before),
+        created_after=stored_time(created_after),
+        created_before=stored_time(created_before),
         text=q,
     )
     with context.store.read() as tx:
@@ -98,26 +96,6 @@ def list_runs(
         next_after=rows[-1].id if lasts and len(rows) == limit else None,
         **page_fields(rows, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
-
-
-class InvalidTime(InvalidValue):
-    """A text that is not a time."""
-
-    default_code = "invalid_timestamp"
-
-
-def _stored_time(text: str | None) -> str | None:
-    """Format a time as the database stores it.
-
-    Raises:
-        InvalidTime: the text is not a time.
-    """
-    if text is None:
-        return None
-    try:
-        return isoformat(parse_time(text))
-    except Invalid as error:
-        raise InvalidTime(error.message) from error
 
 
 @operation("GET", "/runs/{run_id}", scope="runs:read")

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
 
-from kneo.clock import isoformat, new_id
+from kneo.clock import first_id, isoformat, new_id, parse_time
 from kneo.errors import Invalid, Untrusted
 from kneo.records.audit import (
     EMPTY_HEAD,
@@ -337,20 +337,34 @@ def event_at(tx: Tx, seq: int) -> SealedEvent | None:
     return event(tx, str(event_id)) if event_id is not None else None
 
 
+class AuditConditions(TypedDict, total=False):
+    """Conditions on events, which all hold; ``None`` is no condition. Times are ISO-8601 texts, the end excluded."""
+
+    event_type: str | None
+    run_id: str | None
+    environment: str | None
+    actor: str | None
+    created_after: str | None
+    created_before: str | None
+
+
 def events(
     tx: Tx,
     *,
-    event_type: str | None = None,
-    run_id: str | None = None,
     descending: bool = True,
     limit: int = 100,
     offset: int = 0,
+    after: str | None = None,
+    **where: Unpack[AuditConditions],
 ) -> tuple[SealedEvent, ...]:
-    """List events, newest first by default."""
+    """List events, newest first by default; ``after`` is the id of the last event of the previous page."""
+    conditions = _conditions(where)
+    if after is not None:
+        conditions.append(audit_events.c.id < after if descending else audit_events.c.id > after)
     rows = tx.connection.execute(
         select(audit_events, audit_chain.c.seq, audit_chain.c.leaf)
         .select_from(audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id))
-        .where(*_conditions(event_type, run_id))
+        .where(*conditions)
         .order_by(audit_events.c.id.desc() if descending else audit_events.c.id)
         .limit(limit)
         .offset(offset)
@@ -358,8 +372,8 @@ def events(
     return tuple(SealedEvent(seq=row.seq, leaf=row.leaf, event=_event(row)) for row in rows)
 
 
-def count(tx: Tx, *, event_type: str | None = None, run_id: str | None = None) -> int:
-    statement = select(func.count()).select_from(audit_events).where(*_conditions(event_type, run_id))
+def count(tx: Tx, **where: Unpack[AuditConditions]) -> int:
+    statement = select(func.count()).select_from(audit_events).where(*_conditions(where))
     return tx.connection.execute(statement).scalar_one()
 
 
@@ -368,12 +382,16 @@ def seq_of(tx: Tx, event_id: str) -> int | None:
     return tx.connection.execute(select(audit_chain.c.seq).where(audit_chain.c.event_id == event_id)).scalar()
 
 
-def _conditions(event_type: str | None, run_id: str | None) -> list[ColumnElement[bool]]:
-    conditions = []
-    if event_type is not None:
-        conditions.append(audit_events.c.event_type == event_type)
-    if run_id is not None:
-        conditions.append(audit_events.c.run_id == run_id)
+def _conditions(where: AuditConditions) -> list[ColumnElement[bool]]:
+    columns = audit_events.c
+    equal = {name: where.get(name) for name in ("event_type", "run_id", "environment", "actor")}
+    conditions = [columns[name] == value for name, value in equal.items() if value is not None]
+    # Ids sort by the time at which they were created.
+    first, last = where.get("created_after"), where.get("created_before")
+    if first is not None:
+        conditions.append(columns.id >= first_id("evt", parse_time(first)))
+    if last is not None:
+        conditions.append(columns.id < first_id("evt", parse_time(last)))
     return conditions
 
 

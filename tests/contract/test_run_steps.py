@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
-from builders import build_run
+from builders import build_run, build_task
+from engine import Engine
 from operation_context import operation_context
 
 from kneo.api.run_conversation import MAX_TEXT_CHARS, get_run_conversation
@@ -15,7 +17,8 @@ from kneo.api.usage import get_usage
 from kneo.errors import InvalidValue, NotFound
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run, RunStatus, StepRecord
-from kneo.store import agent_journal, history, runs, usage
+from kneo.records.task import Decision, DecisionKind, TaskStatus
+from kneo.store import agent_journal, history, runs, tasks, usage
 from kneo.store.engine import Store
 
 
@@ -224,3 +227,74 @@ def test_usage_is_summed_up_by_day_model_and_agent(store: Store) -> None:
     for wrong in ("yesterday", "2026-13-01", "0001-01-01"):
         with pytest.raises(InvalidValue, match="since is not a day"):
             get_usage(context, since=wrong)
+
+
+def test_the_tool_calls_of_a_step_are_listed_without_their_content(store: Store) -> None:
+    run = insert(store)
+    call = ConversationEntry(
+        conversation="checks#2/policy~0",
+        name="tool:1.a",
+        number=1,
+        kind=EntryKind.TOOL,
+        status=EntryStatus.DENIED,
+        body={"arguments": {"iban": "DE00"}},
+        facts={"tool": "send_money"},
+        started_at=T.format(3),
+        completed_at=T.format(4),
+    )
+    write(store, run, [step(run, 1, T.format(10))], reply(T.format(2)), call)
+    [view] = list_run_steps(operation_context(store), run.id).steps
+    [called] = view.tool_calls
+    assert (called.key, called.tool, called.status, called.completed_at) == ("1.a", "send_money", "denied", T.format(4))
+    assert view.milliseconds == 10_000
+    assert "DE00" not in repr(view)
+
+
+def test_the_gates_of_a_run_stand_beside_its_steps(store: Store) -> None:
+    run = insert(store, status=RunStatus.PAUSED)
+    other = insert(store)
+    decision = Decision(
+        kind=DecisionKind.REJECTED,
+        content=None,
+        selected_option=None,
+        comment="Not with this address",
+        actor="ann",
+        by="person",
+        at=T.format(9),
+    )
+    sent_back = build_task(
+        run_id=run.id,
+        step_path="draft",
+        position="after",
+        status=TaskStatus.APPLIED,
+        decision=decision,
+        subject="secret text",
+    )
+    asked = build_task(run_id=run.id, step_path="draft", position="after", attempt=1)
+    with store.write() as tx:
+        for task in (sent_back, asked, build_task(run_id=other.id)):
+            tasks.insert_task(tx, task)
+    page = list_run_steps(operation_context(store), run.id)
+    assert [(gate.path, gate.attempt, gate.status, gate.decision, gate.actor, gate.comment) for gate in page.gates] == [
+        ("draft", 0, "applied", "rejected", "ann", "Not with this address"),
+        ("draft", 1, "open", None, None, None),
+    ]
+    assert "secret text" not in repr(page)
+
+
+def test_the_step_that_a_worker_executes_is_listed_as_running(store: Store, tmp_path: Path) -> None:
+    engine = Engine(store, tmp_path / "code", "def read(text):\n    return text\n")
+    workflow = {"type": "sequential", "steps": [{"kind": "function", "ref": "read", "id": "read"}]}
+    run = engine.start(workflow, "ticket 4411")
+    [running] = list_run_steps(operation_context(store), run.id).steps
+    assert (running.path, running.kind, running.status, running.input) == ("read", "function", "running", "ticket 4411")
+    assert (running.started_at, running.completed_at) == (None, None)
+    engine.drive(run)
+    [done] = list_run_steps(operation_context(store), run.id).steps
+    assert (done.status, done.output) == ("completed", "ticket 4411")
+
+
+def test_the_steps_of_a_run_whose_spec_is_gone_can_still_be_read(store: Store) -> None:
+    run = insert(store)
+    write(store, run, [step(run, 1, T.format(1))])
+    assert [view.status for view in list_run_steps(operation_context(store), run.id).steps] == ["completed"]

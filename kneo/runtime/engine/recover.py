@@ -45,6 +45,17 @@ def read_record(store: Store, run_id: str) -> RunRecord:
         )
 
 
+def steps_under_way(programs: ProgramLoader, run: Run) -> tuple[Execute, ...]:
+    """List the steps of a running run that a worker executes, or executes next.
+
+    Raises:
+        Untrusted: the stored spec is missing or is not the one that the run was started with.
+        Invalid: this version cannot execute it.
+    """
+    state = migrate_state(run.state, run.state_version)
+    return tuple(action for action in actions(programs.load(run), state) if isinstance(action, Execute))
+
+
 def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: str) -> Run:
     """Continue a failed run: succeeded steps are not repeated, the failed one begins another attempt.
 
