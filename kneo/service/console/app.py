@@ -19,7 +19,7 @@ from kneo.api.context import Principal
 from kneo.errors import Forbidden, KneoError, NotFound, Unauthorized
 from kneo.service.admission import Refusals
 from kneo.service.auth import PRINCIPAL
-from kneo.service.console import inbox, sign_in, task
+from kneo.service.console import audit_log, inbox, run_acts, run_page, runs, search, sign_in, task
 from kneo.service.console.page import Form, MenuEntry, Page, PageRequest, PageRoute, Pages, SeeOther, Shown
 from kneo.service.console.render import STATIC, STATIC_HASH, STATIC_TYPES, render
 from kneo.service.console.security import HEADERS, HOME, check_same_origin
@@ -30,7 +30,16 @@ from kneo.service.limits import Rate
 
 log = logging.getLogger("kneo.service")
 
-AREAS: tuple[Pages, ...] = (inbox.pages, task.pages, sign_in.pages)
+AREAS: tuple[Pages, ...] = (
+    inbox.pages,
+    task.pages,
+    runs.pages,
+    run_page.pages,
+    run_acts.pages,
+    audit_log.pages,
+    search.pages,
+    sign_in.pages,
+)
 """The pages of the console, in the order of the main navigation."""
 
 LIVE_HEADER = "x-kneo-live"

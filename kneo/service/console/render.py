@@ -68,7 +68,13 @@ _environment = jinja2.Environment(
 )
 _environment.globals.update(icon=icon, static_hash=STATIC_HASH, count=words.count)
 _environment.filters.update(
-    when=words.when, at=words.at, short=words.short, peek=words.peek, span=words.span, exact=words.exact
+    when=words.when,
+    at=words.at,
+    short=words.short,
+    peek=words.peek,
+    span=words.span,
+    exact=words.exact,
+    dollars=words.dollars,
 )
 
 

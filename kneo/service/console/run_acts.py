@@ -1,0 +1,131 @@
+"""Acts on a run, each a page that shows what will happen: cancel, try again, fork."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
+from kneo.api.run_steps import StepPageView, list_run_steps
+from kneo.api.run_views import RunView
+from kneo.api.runs import get_run
+from kneo.errors import InvalidValue, KneoError
+from kneo.records.run import RunStatus
+from kneo.records.task import UNRESOLVED
+from kneo.service.console.page import Page, PageRequest, Pages, SeeOther
+from kneo.service.console.runs import CHIPS, MENU, name_of
+
+pages = Pages(MENU)
+
+MAX_LISTED = 1_000
+"""Steps that a page of an act looks at, the first ones."""
+
+SCOPES = ("runs:read", "runs:write")
+
+
+def _page(request: PageRequest, template: str, problem: KneoError | None, **values: object) -> Page:
+    run = request.call(get_run, request.path["run_id"])
+    steps = request.call(list_run_steps, run.id, limit=MAX_LISTED)
+    known: dict[str, object] = {
+        "run": run,
+        "name": name_of(run),
+        "chip": CHIPS[run.status],
+        "steps": steps,
+        **_consequences(run, steps),
+    }
+    return Page(template, known | values, problem=problem)
+
+
+def _consequences(run: RunView, steps: StepPageView) -> dict[str, object]:
+    """Return what an act on a run finds: open questions, steps under way, and the effects that remain."""
+    done = [step.path for step in steps.steps if step.status == "completed" and step.kind != "human"]
+    return {
+        "questions": [gate for gate in steps.gates if gate.status in UNRESOLVED],
+        "under_way": [step.path for step in steps.steps if step.completed_at is None],
+        "done": list(dict.fromkeys(done)),
+        "failed_step": next((step.path for step in reversed(steps.steps) if step.status == "failed"), ""),
+        "is_under_way": run.status in {RunStatus.RUNNING, RunStatus.PAUSED},
+        "can_continue": run.status == RunStatus.FAILED,
+    }
+
+
+@pages.get("/runs/{run_id}/cancel", scope=SCOPES)
+def ask_to_cancel(request: PageRequest) -> Page:
+    """Show what cancelling a run ends."""
+    return _page(request, "run_cancel.html", None)
+
+
+@pages.post("/runs/{run_id}/cancel", scope=SCOPES)
+def accept_cancel(request: PageRequest) -> Page | SeeOther:
+    """Cancel a run."""
+    try:
+        run = request.call(cancel_run, request.path["run_id"])
+    except KneoError as error:
+        return _page(request, "run_cancel.html", error)
+    return SeeOther(f"/console/runs/{run.id}")
+
+
+@pages.get("/runs/{run_id}/continue", scope=SCOPES)
+def ask_to_continue(request: PageRequest) -> Page:
+    """Show from which step a failed run is tried again."""
+    return _page(request, "run_continue.html", None)
+
+
+@pages.post("/runs/{run_id}/continue", scope=SCOPES)
+def accept_continue(request: PageRequest) -> Page | SeeOther:
+    """Try a failed run again from the step that failed."""
+    try:
+        run_id = request.begin(continue_run, request.path["run_id"])
+    except KneoError as error:
+        return _page(request, "run_continue.html", error)
+    return SeeOther(f"/console/runs/{run_id}")
+
+
+@pages.get("/runs/{run_id}/fork", scope=SCOPES)
+def ask_to_fork(request: PageRequest) -> Page:
+    """Show from which steps a run can be forked, and which steps run again."""
+    return _fork_page(request, None, step=request.query.get("step"))
+
+
+@pages.post("/runs/{run_id}/fork", scope=SCOPES)
+def accept_fork(request: PageRequest) -> Page | SeeOther:
+    """Start a run from a step of another one."""
+    form = request.form
+    changes = form.get("change_input") == "yes"
+    try:
+        body = RunFork(
+            step=form.get("step") or None,
+            input=form.get("input") if changes else None,
+            ask=form.all("ask"),
+        )
+        run_id = request.begin(fork_run, request.path["run_id"], body)
+    except ValidationError as error:
+        problem = InvalidValue(f"The form cannot be accepted: {error.errors()[0]['msg']}.", code="invalid_form")
+        return _fork_page(request, problem, step=form.get("step"))
+    except KneoError as error:
+        return _fork_page(request, error, step=form.get("step"))
+    return SeeOther(f"/console/runs/{run_id}")
+
+
+def _fork_page(request: PageRequest, problem: KneoError | None, *, step: str) -> Page:
+    page = _page(request, "run_fork.html", problem)
+    listed = page.values["steps"]
+    assert isinstance(listed, StepPageView)
+    paths = list(dict.fromkeys(one.path for one in listed.steps if one.status in {"completed", "failed"}))
+    chosen = step if step in paths else ""
+    started = next((one for one in listed.steps if one.path == chosen), None)
+    again = paths[paths.index(chosen) :] if chosen else []
+    before = [
+        gate
+        for gate in listed.gates
+        if gate.decision is not None and (started is None or gate.opened_at <= (started.started_at or ""))
+    ]
+    values = {
+        "paths": paths,
+        "chosen": chosen,
+        "again": again,
+        "gates": list({gate.key: gate for gate in before}.values()),
+        "input": request.form.get("input") or (started.input if started is not None else "") or "",
+        "change_input": request.form.get("change_input") == "yes",
+        "asked": request.form.all("ask"),
+    }
+    return Page(page.template, {**page.values, **values}, problem=problem)

@@ -1,0 +1,193 @@
+"""A run: its graph, its steps on a time axis, one step as a whole, and the conversations of its agents."""
+
+from __future__ import annotations
+
+from kneo.api.run_conversation import ConversationsView, get_run_conversation
+from kneo.api.run_history import get_run_graph
+from kneo.api.run_steps import StepGateView, StepPageView, list_run_steps
+from kneo.api.run_views import RunView
+from kneo.api.runs import get_run
+from kneo.api.specs import GraphEdgeView, GraphNodeView
+from kneo.errors import InvalidValue, KneoError, NotFound
+from kneo.records.run import RunStatus
+from kneo.records.task import UNRESOLVED
+from kneo.service.console.graph_layout import DrawnEdge, DrawnStep
+from kneo.service.console.page import Page, PageRequest, Pages
+from kneo.service.console.run_rows import RunGraph, run_graph, step_rows, step_states
+from kneo.service.console.runs import CHIPS, MENU, environment_of, name_of, release_of, seconds_of
+from kneo.service.console.words import dollars, span
+
+pages = Pages(MENU)
+
+PAGE_SIZE = 50
+"""Steps of a page."""
+
+RESULT_CHARS = 20_000
+
+TEXT_CHARS = 1_000_000
+"""Characters of one text on the page of a step."""
+
+
+@pages.get("/runs/{run_id}", scope="runs:read")
+def show_run(request: PageRequest) -> Page:
+    """Show a run."""
+    run_id = request.path["run_id"]
+    run = request.call(get_run, run_id)
+    offset = _offset(request)
+    listed = request.call(list_run_steps, run_id, limit=PAGE_SIZE, offset=offset)
+    gates = gates_of_page(listed)
+    rows, axis, times = step_rows(listed.steps, gates, request.now, first=offset)
+    release = release_of(run)
+    last = offset + len(listed.steps)
+    waiting = [gate for gate in listed.gates if gate.status in UNRESOLVED]
+    return Page(
+        "run.html",
+        {
+            "run": run,
+            "name": name_of(run),
+            "chip": CHIPS[run.status],
+            "release": release,
+            "environment": environment_of(run),
+            "took": span(seconds_of(run, request)),
+            "worked": _worked(times.worked, times.waited) if listed.total <= PAGE_SIZE else "",
+            "cost": _cost(run),
+            "questions": waiting if request.may("human:read") else [],
+            "failed_step": next((step.path for step in reversed(listed.steps) if step.status == "failed"), ""),
+            "can_continue": run.status == RunStatus.FAILED,
+            "is_under_way": run.status in {RunStatus.RUNNING, RunStatus.PAUSED},
+            "may_change": request.may("runs:write"),
+            "may_trace": request.may("releases:read"),
+            "may_audit": request.may("audit:read"),
+            "may_read_content": request.may("runs:content"),
+            "may_read_tasks": request.may("human:read"),
+            "has_agents": any(step.kind == "agent" or step.model is not None for step in listed.steps),
+            "graph": _graph(request, run, listed),
+            "rows": rows,
+            "is_squeezed": bool(axis.squeezed),
+            "result": (run.output_text or "")[:RESULT_CHARS],
+            "result_is_cut": len(run.output_text or "") > RESULT_CHARS,
+            "shown": f"Steps {offset + 1} to {last} of {listed.total}" if listed.total > PAGE_SIZE else "",
+            "next_url": request.query.with_values(offset=str(last)) if last < listed.total else "",
+            "previous_url": request.query.with_values(offset=str(max(offset - PAGE_SIZE, 0))) if offset else "",
+        },
+        live="runs",
+    )
+
+
+def _offset(request: PageRequest) -> int:
+    text = request.query.get("offset", "0")
+    if not (text.isascii() and text.isdecimal() and len(text) < 6):
+        msg = f"offset is not a number of steps: {text[:40]!r}."
+        raise InvalidValue(msg, field="offset")
+    return int(text)
+
+
+def gates_of_page(listed: StepPageView) -> list[StepGateView]:
+    """Return the gates that opened while the steps of a page ran; the last page has all later ones."""
+    first = listed.steps[0].started_at if listed.offset and listed.steps else None
+    is_last = listed.offset + len(listed.steps) >= listed.total
+    ends = [step.completed_at for step in listed.steps if step.completed_at is not None]
+    last = None if is_last or not ends else max(ends)
+    return [
+        gate
+        for gate in listed.gates
+        if (first is None or gate.opened_at >= first) and (last is None or gate.opened_at <= last)
+    ]
+
+
+def _worked(worked: float, waited: float) -> str:
+    return f"{span(worked)}, people {span(waited)}" if waited else span(worked)
+
+
+def _cost(run: RunView) -> str:
+    if run.usage is None:
+        return ""
+    tokens = f"{run.usage.total_tokens:,} tokens"
+    return f"{dollars(run.usage.cost_micros)}, {tokens}" if run.usage.cost_micros is not None else tokens
+
+
+def _graph(request: PageRequest, run: RunView, listed: StepPageView) -> RunGraph | None:
+    """Return the graph of a run; ``None`` where its spec is gone."""
+    try:
+        view = request.call(get_run_graph, run.id)
+    except KneoError:
+        # The spec was pruned or cannot be read by this version; the steps say the rest.
+        return None
+    nodes = [_graph_step(node) for node in view.nodes]
+    states = step_states(nodes, view.visited, listed.steps, listed.gates, RunStatus(run.status))
+    attempts = {step.path: step.attempt or 0 for step in listed.steps}
+    return run_graph(
+        nodes,
+        [_graph_edge(edge) for edge in view.edges],
+        states,
+        attempts,
+        draw_all=request.query.get("graph") == "all",
+    )
+
+
+def _graph_step(node: GraphNodeView) -> DrawnStep:
+    return DrawnStep(id=node.id, name=node.name, kind=node.kind, parent=node.parent, gates=tuple(node.gates))
+
+
+def _graph_edge(edge: GraphEdgeView) -> DrawnEdge:
+    return DrawnEdge(source=edge.source, target=edge.target, label=edge.label, conditional=edge.conditional)
+
+
+@pages.get("/runs/{run_id}/steps/{number}", scope="runs:read")
+def show_step(request: PageRequest) -> Page:
+    """Show one attempt at a step with its whole input and output, and its tool calls."""
+    run_id, number = request.path["run_id"], request.path["number"]
+    run = request.call(get_run, run_id)
+    steps = []
+    if number.isascii() and number.isdecimal() and 0 < int(number[:6]) <= 10_000:
+        steps = request.call(list_run_steps, run_id, limit=1, offset=int(number) - 1).steps
+    if not steps:
+        msg = f"The run {run_id} has no step {number[:20]!r}."
+        raise NotFound(msg, code="step_not_found", hint="The page of the run lists its steps.")
+    step = steps[0]
+    calls: list[dict[str, object]] = []
+    if step.tool_calls:
+        known = _contents(request, run_id, step.path) if request.may("runs:content") else {}
+        calls = [
+            {"call": call, "name": call.tool or call.key, "content": known.get(call.key.partition(".")[2])}
+            for call in step.tool_calls
+        ]
+    return Page(
+        "step.html",
+        {
+            "run": run,
+            "name": name_of(run),
+            "step": step,
+            "took": span(step.milliseconds / 1000) if step.milliseconds is not None else "",
+            "texts": [
+                (title, text[:TEXT_CHARS], len(text) > TEXT_CHARS)
+                for title, text in [("Input", step.input), ("Output", step.output)]
+                if text is not None
+            ],
+            "calls": calls,
+            "may_read_content": request.may("runs:content"),
+            "may_change": request.may("runs:write"),
+        },
+    )
+
+
+def _contents(request: PageRequest, run_id: str, step: str) -> dict[str, tuple[str, str]]:
+    """Return the arguments and the result of each tool call of a step, by the id of the call."""
+    found = request.call(get_run_conversation, run_id, step=step)
+    arguments: dict[str, str] = {}
+    results: dict[str, str] = {}
+    for conversation in found.conversations:
+        for message in conversation.messages:
+            arguments |= {call.id: call.arguments for call in message.tool_calls}
+            if message.tool_call_id is not None:
+                results[message.tool_call_id] = message.text
+    return {id_: (text, results.get(id_, "")) for id_, text in arguments.items()}
+
+
+@pages.get("/runs/{run_id}/conversation", scope=("runs:read", "runs:content"))
+def show_conversation(request: PageRequest) -> Page:
+    """Show what the agents of a run and their models wrote."""
+    run = request.call(get_run, request.path["run_id"])
+    step = request.query.get("step")
+    found: ConversationsView = request.call(get_run_conversation, run.id, step=step[:2_000] or None)
+    return Page("conversation.html", {"run": run, "name": name_of(run), "step": step, "found": found}, live="runs")
