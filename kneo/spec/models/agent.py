@@ -197,7 +197,11 @@ class Agent(SpecModel):
 
     name: str
     description: Text | None = None
-    system_prompt: Text | None = Field(default=None, description="The instructions of the model.")
+    system_prompt: Text | None = Field(
+        default=None,
+        description="The instructions of the model. {{ variables.NAME }}, {{ skills.NAME }} and {{ tools.NAME }} stand for texts "
+        "of the spec.",
+    )
     model: (
         Annotated[
             Model, BeforeValidator(shorthand.model), Shorthand({"type": "string", "description": "A model's name."})

@@ -259,6 +259,9 @@ class Spec(SpecModel):
         default=(),
         description="What a run of a released bundle may execute; left out: its workflow, where it has one, alone.",
     )
+    variables: MapOf[Text] = Field(
+        default_factory=dict, description="Texts that system prompts name as {{ variables.NAME }}."
+    )
     components: Components = Components()
     tools: MapOf[Tool] = Field(default_factory=dict)
     skills: MapOf[Skill] = Field(default_factory=dict)

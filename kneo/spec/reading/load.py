@@ -16,10 +16,11 @@ from kneo.spec.documents import DEFAULT_LIMITS, Document, Path, ReadLimits, Sour
 from kneo.spec.messages import describe
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
-from kneo.spec.reading.inline import Files, inline_skills, inline_texts
+from kneo.spec.reading.inline import Files, Inlined, inline_skills, inline_texts
 from kneo.spec.reading.migrate import Migration, UnsupportedVersion, migrate
 from kneo.spec.reading.normalize import normalize
 from kneo.spec.reading.overlays import NO_DEFAULTS, SpecDefaults, apply_defaults, merge_all
+from kneo.spec.reading.prompts import fill_prompts
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import check_model
 
@@ -141,14 +142,13 @@ def _prepare(
     migration: Migration, defaults: SpecDefaults, files: Files | None
 ) -> tuple[dict[str, object], list[Diagnostic]]:
     tree = normalize(apply_defaults(migration.tree, defaults))
-    if files is None:
-        return tree, []
-    inlined = inline_texts(tree, files)
-    return inlined.tree, list(inlined.findings)
+    inlined = Inlined(tree) if files is None else inline_texts(tree, files)
+    filled = fill_prompts(inlined.tree)
+    return filled.tree, [*inlined.findings, *filled.findings]
 
 
 def resolve(loaded: LoadedSpec, files: Files) -> LoadedSpec:
-    """Inline the skills too: the spec that is signed and run needs no other file.
+    """Inline the skills too, and fill in the prompts that name them: the spec that is signed and run needs no other file.
 
     Returns:
         The spec with every source replaced by its content, and findings about unreadable files.
@@ -156,11 +156,13 @@ def resolve(loaded: LoadedSpec, files: Files) -> LoadedSpec:
     if loaded.spec is None:
         return loaded
     inlined = inline_skills(loaded.tree, files)
-    findings = [*loaded.diagnostics, *loaded.located(inlined.findings)]
-    checked = check_model(Spec, inlined.tree)
+    filled = fill_prompts(inlined.tree)
+    found = loaded.located((*inlined.findings, *filled.findings))
+    findings = [*loaded.diagnostics, *(each for each in found if each not in loaded.diagnostics)]
+    checked = check_model(Spec, filled.tree)
     if isinstance(checked, tuple):
         return replace(loaded, spec=None, diagnostics=(*findings, *loaded.located(checked)))
-    return replace(loaded, spec=checked, tree=inlined.tree, diagnostics=tuple(findings))
+    return replace(loaded, spec=checked, tree=filled.tree, diagnostics=tuple(findings))
 
 
 def _located(found: Diagnostic, documents: Sequence[Document], renames: Sequence[tuple[Path, Path]]) -> Diagnostic:

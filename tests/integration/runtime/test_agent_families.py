@@ -12,6 +12,7 @@ from model_server import Call, ModelRequest, Reply, model_server
 
 from kneo.clock import SystemClock
 from kneo.records.run import RunStatus
+from kneo.spec.reading.load import load_tree
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 
@@ -80,6 +81,16 @@ def test_participants_of_a_group_chat_are_given_the_whole_conversation(make: Mak
         ("pro", f"{so_far}\n\n[con]\ncon 1"),
         ("con", f"{so_far}\n\n[con]\ncon 1\n\n[pro]\npro 2"),
     ]
+
+
+def test_a_prompt_is_filled_in_at_the_start_and_no_value_of_a_run_is(make: MakeRuns) -> None:
+    runs = make(lambda _request: Reply("{{ variables.company }}"))
+    spec = tree({"type": "sequential", "steps": [step("a"), step("b")]}, agent("a"), agent("b"))
+    spec["components"]["agents"]["b"]["system_prompt"] = "For {{ variables.company }}."  # type: ignore[index]
+    runs.drive(runs.begin(load_tree({**spec, "variables": {"company": "Acme"}}).tree))
+    first, second = runs.server.requests
+    assert [each["content"] for each in second.body["messages"]] == ["For Acme.", "{{ variables.company }}"]
+    assert "Acme" not in first.text
 
 
 def test_participants_of_a_handoff_are_given_their_own_earlier_answers(make: MakeRuns) -> None:

@@ -95,6 +95,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/runtime/engine/start.py": "targets",
         "kneo/agents/loop.py": "tools",
         "kneo/agents/skills.py": "skills",
+        "kneo/spec/reading/prompts.py": "variables",
         "kneo/agents/mcp/servers.py": "mcp_servers",
     },
     "Strategy": {
