@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from controller import metrics
+from controller.pending_plans import keep_plans, plan_of_action, plan_of_rules
 from controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
 from controller.registry_state import (
     RegistryCache,
@@ -214,6 +215,7 @@ class EnvironmentReconciler:
         if isinstance(rules, Blocked):
             result = report.report_policy(context.environment, rules, context.revision)
             report.write_report(tx, context.name, result, revision=context.revision)
+            keep_plans(tx, context.name, (plan_of_rules(context.before, context.environment),))
             return result.outcome, ()
         _accept_file(tx, context, rules)
         return self._change(tx, context, verified, evidence)
@@ -249,6 +251,7 @@ class EnvironmentReconciler:
             )
         )
         pending = report.write_report(tx, name, result, revision=revision)
+        keep_plans(tx, name, (plan_of_action(tx, action) for action, _ in blocked))
         if not shared.quiet:
             changes = report.notices_of_changes(name, revision, tx.at, allowed)
             findings = report.notices_of_findings(name, revision, pending, drift, served)

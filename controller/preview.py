@@ -34,8 +34,8 @@ from kneo.clock import isoformat
 from kneo.errors import Invalid, KneoError
 from kneo.records.release import Release, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
+from kneo.registry.comparison import compare_specs
 from kneo.spec.coverage.environment_gates import guarded_steps
-from kneo.spec.diff import diff
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
@@ -246,15 +246,8 @@ def _action(action: Action, verdict: GateVerdict, inputs: PlanInputs) -> Json:
         "digest": bundle.digest if bundle else None,
         "signers": list(bundle.record.signers) if bundle else [],
         "allowed": isinstance(verdict, Allowed),
-        "diff": _diff(old, spec_in(bundle.record)) if bundle else [],
+        "diff": compare_specs(old, spec_in(bundle.record)).as_json()["changes"] if bundle else [],
     }
-
-
-def _diff(old: Spec | None, new: Spec) -> object:
-    """Return the changes of a spec in words, the most dangerous first."""
-    before, after = load_tree(dict(old)).spec if old is not None else None, load_tree(dict(new)).spec
-    assert after is not None, "the spec of a candidate was verified"
-    return diff(before, after).as_json()["changes"]
 
 
 def _gate(subject: str, verdict: Blocked) -> Json:

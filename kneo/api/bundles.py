@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field
 
 from kneo import registry
 from kneo.api.context import Context
 from kneo.api.operation import operation
+from kneo.api.release_views import SpecChangeView
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
+from kneo.registry.comparison import bounded_changes, compare_specs
 from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
@@ -93,16 +98,59 @@ def get_bundle(context: Context, name: str) -> BundleVersionsView:
     return BundleVersionsView(name=name, versions=[BundleView.of(item, released) for item in reversed(versions)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class BundleDiffView:
+    """The changes from one version of a bundle to another, the most dangerous first."""
+
+    name: str
+    from_version: str | None
+    from_digest: str | None
+    to_version: str
+    to_digest: str
+    summary: str
+    changes: list[SpecChangeView]
+    more: Annotated[int, Field(description="Further changes, which the view leaves out.")]
+
+
+@operation("GET", "/bundles/{name}/diff", scope="specs:read")
+def diff_bundle_versions(
+    context: Context,
+    name: str,
+    from_: Annotated[
+        str | None, Field(max_length=200, description="A version or digest; by default the previous one.")
+    ] = None,
+    to: Annotated[str | None, Field(max_length=200, description="A version or digest; by default the newest.")] = None,
+) -> BundleDiffView:
+    """Compare two accepted versions of a bundle: the changes in sentences, the most dangerous first."""
+    with context.store.read() as tx:
+        versions = _versions(tx, name)
+        after = _chosen(versions, name, to) if to is not None else versions[-1]
+        older = [item for item in versions if item.seq < after.seq]
+        before = _chosen(versions, name, from_) if from_ is not None else (older[-1] if older else None)
+        old, new = releases.bundle(tx, before.digest) if before else None, releases.bundle(tx, after.digest)
+    assert new is not None, "bundles are never deleted"
+    found = compare_specs(registry.spec_in(old) if old else None, registry.spec_in(new))
+    shown, more = bounded_changes(found)
+    return BundleDiffView(
+        name=name,
+        from_version=before.version if before else None,
+        from_digest=before.digest if before else None,
+        to_version=after.version,
+        to_digest=after.digest,
+        summary=found.summary,
+        changes=[SpecChangeView.of(change) for change in shown],
+        more=more,
+    )
+
+
 @operation("GET", "/bundles/{name}/{version}", scope="specs:read")
 def get_bundle_version(context: Context, name: str, version: str) -> BundleVersionView:
     """Read one version, with its spec."""
     with context.store.read() as tx:
-        found = next((item for item in reversed(_versions(tx, name)) if version in {item.version, item.digest}), None)
-        record = releases.bundle(tx, found.digest) if found else None
+        found = _chosen(_versions(tx, name), name, version)
+        record = releases.bundle(tx, found.digest)
         released = releases.list_releases(tx)
-    if record is None:
-        msg = f"{version[:100]} of {name[:100]} was never accepted."
-        raise NotFound(msg, code="bundle_not_found")
+    assert record is not None, "bundles are never deleted"
     values = vars(BundleView.of(record, released))
     if record.seq == 0:
         return BundleVersionView(**values, spec=dict(registry.spec_in(record)), environments=[], depends_on=[])
@@ -115,6 +163,14 @@ def get_bundle_version(context: Context, name: str, version: str) -> BundleVersi
         approved_by=predicate.approved_by,
         issued_at=predicate.issued_at.isoformat(),
     )
+
+
+def _chosen(versions: Sequence[BundleRecord], name: str, version: str) -> BundleRecord:
+    found = next((item for item in reversed(versions) if version in {item.version, item.digest}), None)
+    if found is None:
+        msg = f"{version[:100]} of {name[:100]} was never accepted."
+        raise NotFound(msg, code="bundle_not_found")
+    return found
 
 
 def _versions(tx: Tx, name: str) -> list[BundleRecord]:

@@ -17,8 +17,10 @@ from kneo.api.release_views import (
     ApprovalView,
     ChangedView,
     DecidedView,
+    DecisionListView,
     DecisionView,
     EnvironmentListView,
+    EnvironmentRules,
     EnvironmentView,
     HeldView,
     HistoryView,
@@ -35,7 +37,7 @@ from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Transient, Untrusted
 from kneo.records.release import Hold, Promotion, Suspension
-from kneo.registry import explain
+from kneo.registry import EnvironmentStatus, explain
 from kneo.settings import Settings
 from kneo.store import approvals, idempotency, releases, requests, sources
 from kneo.store.engine import Tx
@@ -80,14 +82,29 @@ class RewriteRequest(Body):
 def list_environments(context: Context) -> EnvironmentListView:
     """List every environment with its conditions, releases and pending gates."""
     with context.store.read() as tx:
-        return EnvironmentListView(environments=[EnvironmentView.of(item) for item in registry.statuses(tx)])
+        return EnvironmentListView(environments=[_view(tx, item) for item in registry.statuses(tx)])
 
 
 @operation("GET", "/environments/{name}", scope="releases:read")
 def get_environment(context: Context, name: str) -> EnvironmentView:
     """Read one environment."""
     with context.store.read() as tx:
-        return EnvironmentView.of(registry.find_status(tx, name))
+        return _view(tx, registry.find_status(tx, name))
+
+
+MAX_STAGES = 100
+"""The longest chain of promotions; a cycle ends there."""
+
+
+def _view(tx: Tx, status: EnvironmentStatus) -> EnvironmentView:
+    """Return an environment with its rules; where no valid file was ever in force, with none."""
+    if status.record is None:
+        return EnvironmentView.of_status(status, EnvironmentRules())
+    environment = registry.declared(tx, status.name)
+    stage, origin = 0, environment.spec.promote_from
+    while origin is not None and stage < MAX_STAGES and releases.environment(tx, origin) is not None:
+        stage, origin = stage + 1, registry.declared(tx, origin).spec.promote_from
+    return EnvironmentView.of_status(status, EnvironmentRules.of(environment, stage, tx.now))
 
 
 @operation("GET", "/environments/{name}/history", scope="releases:read")
@@ -97,6 +114,15 @@ def get_environment_history(context: Context, name: str, bundle: str | None = No
         registry.find_status(tx, name)
         promotions = releases.list_promotions(tx, name, bundle, limit)
         return HistoryView(environment=name, promotions=[_with_decisions(tx, item) for item in promotions])
+
+
+@operation("GET", "/environments/{name}/decisions", scope="releases:read")
+def list_environment_decisions(context: Context, name: str, limit: Limit = 100) -> DecisionListView:
+    """List the approvals and rejections of people about an environment's changes, newest first."""
+    with context.store.read() as tx:
+        registry.find_status(tx, name)
+        records = approvals.newest_approvals(tx, name, limit)
+        return DecisionListView(environment=name, decisions=[ApprovalView.of(record) for record in records])
 
 
 def _with_decisions(tx: Tx, item: Promotion) -> PromotionView:
@@ -291,7 +317,7 @@ def require_controller(context: Context) -> None:
 def _environment(context: Context, name: str) -> EnvironmentView | None:
     with context.store.read() as tx:
         status = registry.status(tx, name)
-    return EnvironmentView.of(status) if status else None
+        return _view(tx, status) if status else None
 
 
 def _check_operator(context: Context, tx: Tx, environment: str) -> None:

@@ -113,7 +113,7 @@ class Operation(Generic[P, V]):
             elif isinstance(value, BaseModel):
                 body = value
             elif value is not None:
-                query[name] = value
+                query[name.removesuffix("_")] = value
         return HttpRequest(self.method, path, query, body)
 
     @cached_property

@@ -11,6 +11,7 @@ from kneo import registry
 from kneo.api.approvers import check_may_decide, check_may_decide_rules, check_root
 from kneo.api.context import Context
 from kneo.api.environments import change_result, decided_before, require_controller
+from kneo.api.may_answer import MayAnswerView, may_decide_change
 from kneo.api.operation import operation
 from kneo.api.page import Limit
 from kneo.api.release_views import (
@@ -19,14 +20,19 @@ from kneo.api.release_views import (
     DonePromotionView,
     Json,
     PendingPromotionView,
+    PromotionDetailView,
     PromotionListView,
+    PromotionPlanView,
+    ReleaseView,
+    SpecChangeView,
 )
 from kneo.api.requests import Body
-from kneo.errors import Conflict, Invalid, NotFound, Usage
-from kneo.records.release import ApprovalRecord, Pending
+from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
+from kneo.records.release import ApprovalRecord, Pending, Promotion
+from kneo.registry.comparison import bounded_changes, compare_specs
 from kneo.settings import Settings
 from kneo.spec.models.environment import Approvals
-from kneo.store import releases
+from kneo.store import approvals, pending_plans, releases
 from kneo.store.engine import Tx
 from kneo.store.service_key import service_key
 from kneo.trust.dsse import parse_envelope
@@ -42,6 +48,9 @@ class DecisionRequest(Body):
     envelope: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
     reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         default=None, description="The reason, in one line; a signed decision carries its own."
+    )
+    expect_policy_digest: Annotated[str, Field(max_length=100)] | None = Field(
+        default=None, description="The `policy_digest` of the reviewed change; another one refuses the decision."
     )
 
 
@@ -63,6 +72,73 @@ def list_promotions(
                 DonePromotionView(**vars(item)) for item in releases.list_promotions(tx, environment, limit=limit)
             ]
     return PromotionListView(promotions=items[:limit], count=len(items[:limit]))
+
+
+@operation("GET", "/promotions/{promotion_id}", scope="releases:read")
+def get_promotion(context: Context, promotion_id: str) -> PromotionDetailView:
+    """Read one pending change or past promotion: what it changes, who decided, and whether the caller may decide.
+
+    The plan of a pending change is the controller's, from the reconciliation that found the change.
+    """
+    with context.store.read() as tx:
+        found = releases.find_pending(tx, promotion_id)
+        if found is not None:
+            return _pending_detail(context, tx, *found)
+        done = releases.promotion(tx, promotion_id)
+        if done is None:
+            msg = f"No promotion has the id {promotion_id[:60]!r}."
+            hint = "A pending change gets another id when it changes. List them: GET /v1/promotions."
+            raise NotFound(msg, code="promotion_not_found", hint=hint)
+        return _done_detail(tx, done)
+
+
+def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending) -> PromotionDetailView:
+    (view,) = (one for one in _pending(tx, environment) if one.id == item.id)
+    serving = releases.release(tx, environment, item.bundle)
+    kept = pending_plans.get(tx, item.id)
+    plan = PromotionPlanView.of_content(kept.base, kept.content) if kept is not None else None
+    return PromotionDetailView(
+        promotion=view,
+        serving=ReleaseView.of(serving) if serving is not None else None,
+        plan=plan,
+        decisions=[ApprovalView.of(record) for record in registry.decisions_about(tx, environment, item)],
+        may_answer=may_decide_change(tx, context.settings, environment, item, context.principal),
+    )
+
+
+def _done_detail(tx: Tx, item: Promotion) -> PromotionDetailView:
+    serving = releases.release(tx, item.environment, item.bundle)
+    reason = f"This change was applied at {item.at}."
+    return PromotionDetailView(
+        promotion=DonePromotionView(**vars(item)),
+        serving=ReleaseView.of(serving) if serving is not None else None,
+        plan=_applied_plan(tx, item),
+        decisions=[ApprovalView.of(record) for record in approvals.approvals_by_id(tx, item.approvals)],
+        may_answer=MayAnswerView(ok=False, reason=reason, code="nothing_waits"),
+    )
+
+
+def _applied_plan(tx: Tx, item: Promotion) -> PromotionPlanView | None:
+    """Compare the bundles of a past promotion; ``None`` where one of them cannot be read any more."""
+    old = releases.bundle(tx, item.from_digest) if item.from_digest is not None else None
+    new = releases.bundle(tx, item.to_digest) if item.to_digest is not None else None
+    if new is None:
+        return None
+    try:
+        found = compare_specs(registry.spec_in(old) if old is not None else None, registry.spec_in(new))
+    except KneoError:
+        return None
+    shown, more = bounded_changes(found)
+    return PromotionPlanView(
+        from_version=old.version if old is not None else None,
+        from_digest=item.from_digest,
+        signers=list(new.signers),
+        summary=found.summary,
+        changes=[SpecChangeView.of(change) for change in shown],
+        more=more,
+        rules=[],
+        weakened=[],
+    )
 
 
 def _pending(tx: Tx, environment: str) -> list[PendingPromotionView]:
@@ -114,6 +190,9 @@ def _decide(context: Context, promotion_id: str, decision: ApprovalDecision, bod
     environment, settings, reason = found[0], context.settings, body.reason
     with context.store.write() as tx:
         pending = registry.pending_item(tx, environment, promotion_id)
+        if body.expect_policy_digest not in {None, pending.policy_digest}:
+            msg = f"The rules of {environment} changed since this change was reviewed."
+            raise Conflict(msg, code="subject_changed", hint="Read the change again, then decide.")
         if body.envelope is None:
             record = _record_for(tx, settings, environment, pending, decision, actor=context.actor, reason=reason)
         else:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from kneo import registry
 from kneo.api.audit_views import AuditEventView
+from kneo.api.may_answer import MayAnswerView
+from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.release import (
     ApprovalRecord,
@@ -25,6 +29,9 @@ from kneo.records.release import (
 from kneo.records.task import ReceiptRecord
 from kneo.registry import EnvironmentStatus
 from kneo.registry.explain import ClosedGate, Explanation, Trace
+from kneo.spec.diff import SpecChange
+from kneo.spec.models.environment import Environment
+from kneo.spec.windows import next_opening, windows_open
 from kneo.trust.dsse import parse_envelope
 
 Json = dict[str, object]
@@ -48,8 +55,80 @@ class ReleaseView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvironmentView:
-    """One environment: its conditions, releases and pending changes. The id of a pending change names its promotion."""
+class ApprovalRuleView:
+    """The approvals that a promotion needs."""
+
+    required: int
+    roles: list[str]
+    exclude: list[str]
+    expires_seconds: int
+    signed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowView:
+    """A window in which changes are allowed or denied."""
+
+    effect: Literal["allow", "deny"]
+    expression: str
+    timezone: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentRules:
+    """The rules of an environment for its changes, from the file in force.
+
+    ``stage`` is 0 for an environment that follows Git directly, else one more than that of the environment it promotes from.
+    """
+
+    stage: int = 0
+    promote_from: str | None = None
+    approvals: ApprovalRuleView | None = None
+    approvers: list[str] = field(default_factory=list)
+    soak_seconds: int = 0
+    windows: list[WindowView] = field(default_factory=list)
+    windows_open: bool = True
+    next_opening: str | None = None
+    signatures: list[str] = field(default_factory=list)
+    atomic: bool = False
+    retired: bool = False
+    inline_specs: bool = False
+
+    @classmethod
+    def of(cls, environment: Environment, stage: int, now: datetime) -> EnvironmentRules:
+        spec, rule = environment.spec, environment.spec.approvals
+        opened = windows_open(environment.windows, now)
+        opening = None if opened else next_opening(environment.windows, now)
+        needed = set(rule.roles) if rule is not None else set()
+        return EnvironmentRules(
+            stage=stage,
+            promote_from=spec.promote_from,
+            approvals=ApprovalRuleView(
+                required=rule.required,
+                roles=list(rule.roles),
+                exclude=list(rule.exclude),
+                expires_seconds=int(rule.expires.total_seconds()),
+                signed=rule.signed,
+            )
+            if rule is not None
+            else None,
+            approvers=sorted(name for name, person in spec.people.items() if needed & set(person.roles)),
+            soak_seconds=int(spec.soak.total_seconds()),
+            windows=[
+                WindowView(effect=w.effect, expression=w.expression, timezone=w.timezone) for w in environment.windows
+            ],
+            windows_open=opened,
+            next_opening=isoformat(opening) if opening is not None else None,
+            signatures=[f"{spec.signatures.threshold} of the role {role}" for role in spec.signatures.roles],
+            atomic=spec.atomic,
+            retired=spec.retired,
+            inline_specs=spec.inline_specs,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentView(EnvironmentRules):
+    """One environment: its conditions, releases, pending changes and rules. The id of a pending change names its promotion."""
 
     name: str
     revision: str | None
@@ -61,8 +140,9 @@ class EnvironmentView:
     suspension: Suspension | None
 
     @classmethod
-    def of(cls, status: EnvironmentStatus) -> Self:
+    def of_status(cls, status: EnvironmentStatus, rules: EnvironmentRules) -> Self:
         return cls(
+            **vars(rules),
             name=status.name,
             revision=status.record.revision if status.record else None,
             policy_digest=status.record.policy_digest if status.record else None,
@@ -136,6 +216,60 @@ class DonePromotionView(Promotion):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpecChangeView:
+    """One change of a spec, in a sentence. ``lines`` are those of a changed text, with ``-`` and ``+``."""
+
+    danger: str
+    area: str
+    message: str
+    path: str
+    lines: list[str]
+
+    @classmethod
+    def of(cls, change: SpecChange) -> SpecChangeView:
+        return SpecChangeView(**change.as_json())  # type: ignore[arg-type]  # the same fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionPlanView:
+    """What a promotion changes: the difference of the specs, or of the environment's rules.
+
+    ``more`` counts further changes, which the view leaves out. ``weakened`` are the protection rules that the change weakens.
+    """
+
+    from_version: str | None
+    from_digest: str | None
+    signers: list[str]
+    summary: str
+    changes: list[SpecChangeView]
+    more: int
+    rules: list[Json]
+    weakened: list[str]
+
+    @classmethod
+    def of_content(cls, base: str | None, content: Mapping[str, object]) -> Self:
+        """Build the view of a kept plan."""
+        changes = content["changes"]
+        assert isinstance(changes, list)
+        shown = [SpecChangeView(**change) for change in changes]
+        return cls(**{**content, "changes": shown, "from_digest": base})  # type: ignore[arg-type]  # the controller's
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionDetailView:
+    """One promotion, pending or done: its plan, the decisions about it, and whether the caller may decide.
+
+    ``plan`` is null where the change was refused before it was compared. ``serving`` is the present release.
+    """
+
+    promotion: Annotated[PendingPromotionView | DonePromotionView, Field(discriminator="phase")]
+    serving: ReleaseView | None
+    plan: PromotionPlanView | None
+    decisions: list[ApprovalView]
+    may_answer: MayAnswerView
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromotionListView:
     """Pending changes, then past promotions, newest first."""
 
@@ -166,6 +300,14 @@ class ApprovalView:
     def of(cls, record: ApprovalRecord) -> Self:
         values = {item.name: getattr(record, item.name) for item in fields(cls) if item.name != "reason"}
         return cls(**values, reason=registry.decision_reason(record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionListView:
+    """The decisions of people about the changes of an environment, newest first."""
+
+    environment: str
+    decisions: list[ApprovalView]
 
 
 @dataclass(frozen=True, kw_only=True)

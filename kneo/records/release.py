@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -137,6 +137,21 @@ class Pending:
 
     also: tuple[PendingGate, ...] = ()
     """The other closed gates, which ``message`` names too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingPlan:
+    """The content of a pending change, as the controller compared it with what is in force."""
+
+    id: str
+    """The id of the pending change."""
+
+    environment: str
+    base: str | None
+    """The digest of the release, or of the rules, that it would replace."""
+
+    content: Mapping[str, object]
+    at: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,11 +59,16 @@ def _endpoint(operation: Operation[..., object]) -> Callable[..., object]:
 
 
 def _keyword(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Return a parameter as FastAPI reads it: one by name, and a list as part of the query rather than the body."""
+    """Return a parameter as FastAPI reads it: one by name, and a list as part of the query rather than the body.
+
+    ``from_`` is ``from`` in a query, which is no name in Python.
+    """
     annotation = parameter.annotation
     bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if get_origin(bare) is list:
         annotation = Annotated[annotation, Query()]
+    if parameter.name.endswith("_"):
+        annotation = Annotated[annotation, Query(alias=parameter.name.removesuffix("_"))]
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
 
 

@@ -47,6 +47,15 @@ def list_approvals(
     return tuple(_approval(row) for row in rows)
 
 
+def newest_approvals(tx: Tx, environment: str, limit: int) -> tuple[ApprovalRecord, ...]:
+    """List the newest approvals and rejections about an environment, newest first."""
+    newest = approvals.c.first_seen_at.desc(), approvals.c.id.desc()
+    rows = tx.connection.execute(
+        select(approvals).where(approvals.c.environment == environment).order_by(*newest).limit(limit)
+    )
+    return tuple(_approval(row) for row in rows)
+
+
 def approvals_by_id(tx: Tx, ids: tuple[str, ...]) -> tuple[ApprovalRecord, ...]:
     if not ids:
         return ()

@@ -18,7 +18,7 @@ from kneo.store import append_only, queue
 from kneo.store.engine import BUSY_TIMEOUT_MS, FindKey, Store, Tx, lock_table, no_key, open_engine
 from kneo.store.tables import metadata
 
-HEAD = "kneo_0003"
+HEAD = "kneo_0004"
 """The newest revision; a test compares it with the folder."""
 
 MIGRATIONS = Path(__file__).with_name("migrations")

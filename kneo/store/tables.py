@@ -269,6 +269,16 @@ pending_releases = Table(
     PrimaryKeyConstraint("environment", "bundle"),
 )
 
+pending_plans = Table(
+    "pending_plans",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("environment", NAME, nullable=False, index=True),
+    Column("base", DIGEST),
+    Column("content", JSON, nullable=False),
+    Column("at", TIME, nullable=False),
+)
+
 conditions = Table(
     "conditions",
     metadata,

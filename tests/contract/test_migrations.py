@@ -140,7 +140,14 @@ def test_head_names_the_newest_migration_and_revisions_are_numbered_in_their_ord
 
 
 def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -> None:
-    added = ["agent_sessions", "browser_sessions", "session_messages", "session_summaries", "sign_in_links"]
+    added = [
+        "agent_sessions",
+        "browser_sessions",
+        "pending_plans",
+        "session_messages",
+        "session_summaries",
+        "sign_in_links",
+    ]
     with store.write() as tx:
         for table in added:
             tx.connection.execute(text(f"DROP TABLE {table}"))
