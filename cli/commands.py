@@ -77,6 +77,12 @@ COMMANDS: dict[str, Entry] = {
         },
     ),
     "sessions": Entry("cli.runs.sessions:app", "List and delete what agents remember of earlier runs", RUNS),
+    "agent": Entry(
+        "cli.agents.chat:app",
+        "Talk with agents",
+        RUNS,
+        {"chat": Entry("cli.agents.chat:chat", "Chat with an agent and answer its gates")},
+    ),
     "usage": Entry("cli.runs.usage:usage", "Sum up requests to models, tokens and cost", RUNS),
     "task": Entry(
         "cli.people.tasks:app",

@@ -113,25 +113,29 @@ class StreamPrinter:
 
     def __init__(self) -> None:
         self._reply: tuple[object, object] | None = None
+        self.text = ""
+        """The text of the last reply, as far as it arrived."""
         self._printed = 0
         """Characters of the reply so far; 0 where the cursor is at the beginning of a line."""
 
     def show(self, event: Json) -> None:
         """Print one event."""
         if event["type"] != "model_delta":
-            self._end_reply()
+            self.end_reply()
             show_event(event)
             return
         reply, offset, text = (event["step_id"], event["request"]), event["offset"], str(event["text"])
         if reply != self._reply or offset == 0:
-            self._end_reply()
-            self._reply = reply
+            self.end_reply()
+            self._reply, self.text = reply, ""
         if offset != self._printed:
             render.piece("[…]")
         render.piece(text)
+        self.text += text
         self._printed = int(str(offset)) + len(text)
 
-    def _end_reply(self) -> None:
+    def end_reply(self) -> None:
+        """End the line of a reply that is being printed."""
         if self._reply is not None:
             render.text("")
         self._reply, self._printed = None, 0

@@ -121,7 +121,7 @@ def review(
             if word == "stop":
                 return
             if word != "later":
-                _submit(opened, task, _ask_decision(task, word), key)
+                _submit(opened, task, ask_decision(task, word), key)
     render.text("No more open tasks.")
 
 
@@ -162,7 +162,8 @@ def _ask_word(task: HumanTaskView) -> str:
             return word
 
 
-def _ask_decision(task: HumanTaskView, word: str) -> TaskDecision:
+def ask_decision(task: HumanTaskView, word: str) -> TaskDecision:
+    """Ask for the parts of a decision: a text, an option or a reason."""
     parts: dict[str, object] = {}
     options = task.request["options"]
     if word in {"edited", "provided"}:

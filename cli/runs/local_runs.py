@@ -20,6 +20,8 @@ class LocalDriver:
         self.settings = settings
         self.store = store
         self.actor = actor
+        self._driving = threading.Lock()
+        """Held while a run is driven: two runs of one process follow each other, because one process executes steps."""
 
     def drive_aside(self, run_id: str) -> None:
         """Drive a run in a thread of its own. The thread ends with this process, as it would in a crash."""
@@ -34,9 +36,9 @@ class LocalDriver:
 
     def settle(self, run_id: str) -> SettledRun:
         """Drive a run as ``drive`` does; return it with its open tasks."""
+        tools = registered_tools(self.settings)
         try:
-            return drive_or_wait(
-                self.settings, self.store, run_id, self.settings.client_timeout_seconds, registered_tools(self.settings)
-            )
+            with self._driving:
+                return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds, tools)
         except CodeUnavailable:
             return read_settled_run(self.store, run_id)
