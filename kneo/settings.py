@@ -261,13 +261,13 @@ class Tracing:
     """OpenTelemetry. The standard `OTEL_…` variables set the exporter. Read by: all processes."""
 
     enabled: bool = setting("KNEO_SERV_OTEL_ENABLED", False, _flag)
-    """Record spans of requests, runs and steps; needs `pip install 'kneo[telemetry]'`."""
+    """Record spans of requests, runs, steps, agents and tool calls; needs `pip install 'kneo[telemetry]'`."""
 
     record_arguments: bool = setting("KNEO_SERV_OTEL_RECORD_ARGUMENTS", False, _flag)
-    """Add the inputs of steps to spans, redacted and truncated."""
+    """Add the inputs of steps, requests to models and tools to spans, redacted and truncated."""
 
     record_results: bool = setting("KNEO_SERV_OTEL_RECORD_RESULTS", False, _flag)
-    """Add the outputs of steps to spans, redacted and truncated."""
+    """Add the outputs of steps, replies of models and results of tools to spans, redacted and truncated."""
 
 
 RETAINED = ("runs", "checkpoints", "queue", "continuations", "sessions", "artifacts", "logs", "audit", "usage")

@@ -171,10 +171,10 @@ class _ShownRun:
         """Show how the run ended, and its output unless it was streamed."""
         if view is None:
             return
-        if view.error is not None:
-            render.failure(f"{view.error.type}: {view.error.message}", f"Details: kneo runs trace {view.run_id}")
-        elif view.status == "cancelled":
+        if view.status == "cancelled":
             render.text(f"Cancelled {view.run_id}.")
+        elif view.error is not None:
+            render.failure(f"{view.error.type}: {view.error.message}", f"Details: kneo runs trace {view.run_id}")
         elif view.output_text is not None and view.output_text.strip() != self._printer.text.strip():
             render.text(view.output_text)
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
+from kneo.agents.agent_spans import note_call, tool_span
 from kneo.agents.calls import Arguments, CallJournal, CallResult, RequestedCall, count, short_digest
 from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question
 from kneo.agents.services import AgentServices, BackendKind
@@ -77,7 +78,9 @@ class CallExecution:
         if _is_tracked(tool):
             await self._journal.begin(call, arguments, started)
         try:
-            result = await self._watched(call, self._attempts(tool, made))
+            with tool_span(self._turn, call.name, call.key, tool) as traced:
+                result = await self._watched(call, self._attempts(tool, made))
+                note_call(traced, arguments, result)
         except AnswerRequired as required:
             return await self._wait(call, tool, arguments, required)
         except Exception as error:  # noqa: BLE001 - the model gets it as the call's result

@@ -28,6 +28,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
 from kneo.agents import dummy
+from kneo.agents.agent_spans import agent_span
 from kneo.agents.calls import CallJournal, CallResult, RequestedCall
 from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard, builtin_tools, schema_of
@@ -97,7 +98,8 @@ async def take_turn(turn: Turn, services: AgentServices, caller: Progress | None
     progress = Progress.of(entries, token_budget=budget, caller=caller)
     progress.messages += len(past.messages)
     model = await recorded_model(turn, services, progress)
-    return await _Conversation(turn, services, progress, entries, past, model).answer()
+    with agent_span(turn):
+        return await _Conversation(turn, services, progress, entries, past, model).answer()
 
 
 @dataclass

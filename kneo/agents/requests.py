@@ -27,6 +27,7 @@ from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings as RequestSettings
 
+from kneo.agents.agent_spans import note_reply, request_span
 from kneo.agents.clients import ModelClients, RequestLimit
 from kneo.agents.failures import IncompleteReply, RequestFailure
 from kneo.agents.prices import cost_micros, is_priced
@@ -230,14 +231,18 @@ class RecordedModel(WrapperModel):
         async with candidate.limit.slot():
             await self._admit(candidate)
             seconds = candidate.choice.timeout_seconds or self._models.settings.timeout_seconds
-            try:
-                async with self._models.clients.lease(candidate.connection) as client, asyncio.timeout(seconds):
-                    return await self._once(client.model(candidate.choice.name), candidate, prompt, seconds), None
-            except Exception as error:
-                failure = RequestFailure.of(error, self._clock.now())
-                if failure is None:
-                    raise
-        return None, failure
+            with request_span(self._turn, candidate.choice, candidate.connection, candidate.max_tokens) as traced:
+                try:
+                    async with self._models.clients.lease(candidate.connection) as client, asyncio.timeout(seconds):
+                        reply = await self._once(client.model(candidate.choice.name), candidate, prompt, seconds)
+                except Exception as error:
+                    failure = RequestFailure.of(error, self._clock.now())
+                    if failure is None:
+                        raise
+                    traced.failed(failure.reason)
+                    return None, failure
+                note_reply(traced, self._turn.agent, prompt.messages, reply)
+        return reply, None
 
     async def _once(
         self, model: Model, candidate: ModelCandidate, prompt: ModelPrompt, seconds: float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span as OtelSpan
     from opentelemetry.trace import Tracer
 
-Value = str | int | float | bool
+Value = str | int | float | bool | Sequence[str]
 
 CONTENT_CHARS = 2_000
 """Characters of an input or output that a span carries at most."""
@@ -37,6 +37,16 @@ class Span:
         """The trace's id in hexadecimal; None where nothing is recorded."""
         return format(self._span.get_span_context().trace_id, "032x") if self._span is not None else None
 
+    @property
+    def has_arguments(self) -> bool:
+        """Whether inputs and arguments are recorded."""
+        return self._span is not None and _state.tracing.record_arguments
+
+    @property
+    def has_results(self) -> bool:
+        """Whether outputs and results are recorded."""
+        return self._span is not None and _state.tracing.record_results
+
     def note(self, **facts: Value | None) -> None:
         """Add attributes; underscores in names stand for dots."""
         if self._span is not None:
@@ -44,12 +54,12 @@ class Span:
 
     def add_input(self, text: str) -> None:
         """Add the input, where arguments are recorded."""
-        if self._span is not None and _state.tracing.record_arguments:
+        if self._span is not None and self.has_arguments:
             self._span.set_attribute("kneo.input", redact_text(text[:CONTENT_CHARS]))
 
     def add_output(self, text: str) -> None:
         """Add the output, where results are recorded."""
-        if self._span is not None and _state.tracing.record_results:
+        if self._span is not None and self.has_results:
             self._span.set_attribute("kneo.output", redact_text(text[:CONTENT_CHARS]))
 
     def failed(self, kind: str) -> None:
@@ -116,7 +126,12 @@ def _sending(provider: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def span(
-    name: str, *, kind: str = "internal", headers: Mapping[str, str] | None = None, **facts: Value | None
+    name: str,
+    *,
+    kind: str = "internal",
+    headers: Mapping[str, str] | None = None,
+    expected: tuple[type[BaseException], ...] = (),
+    **facts: Value | None,
 ) -> Iterator[Span]:
     """Record how long a block takes.
 
@@ -124,7 +139,8 @@ def span(
         name: The operation.
         kind: ``internal``, ``server``, ``client``, ``producer`` or ``consumer``.
         headers: Request headers; ``traceparent`` names the parent span.
-        facts: Attributes; underscores in names stand for dots.
+        expected: Exceptions that leave the block and are no failure of the operation.
+        facts: Attributes; an underscore in a name stands for a dot, two stand for an underscore.
     """
     tracer = _state.tracer
     if tracer is None:
@@ -148,7 +164,8 @@ def span(
         try:
             yield current
         except BaseException as error:
-            current.failed(type(error).__name__)
+            if not isinstance(error, expected):
+                current.failed(type(error).__name__)
             raise
 
 
