@@ -257,6 +257,11 @@ def _end(demo: Demo, process: subprocess.Popen[str]) -> None:
         )
         render.text("  make up does the same and leaves the server running, for your own commits and approvals.")
         return
+    at = ("--service-url", demo.url)
+    demo.kneo("run", "--bundle", NAME, "--env", "prod", "--input", "We ship on Monday", *at, "--json", quiet=True)
+    words = ("--person", "ann", "--address", demo.url)
+    link = demo.kneo("service", "sign-in-link", *words, quiet=True).strip()
+    render.text(f"\n✓ A task waits for ann. Open the console as ann, once within ten minutes:\n    {link}")
     render.text(f"\n✓ Kneo is up at {demo.url} (API documentation: {demo.url}/docs). Commit to {FOLDER}/acme; try:")
     render.text(f"    cd {FOLDER} && export HOME=$PWD/home KNEO_SERV_API_KEY={demo.keys['bob']}")
     render.text(f"    ../.venv/bin/kneo status --service-url {demo.url}")

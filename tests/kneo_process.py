@@ -121,6 +121,7 @@ class Process:
             )
         self._announced = threading.Event()
         self.url = ""
+        self.printed: list[str] = []
         threading.Thread(target=self._listen, daemon=True).start()
         if answers:
             assert self._announced.wait(PATIENCE_SECONDS), self.log.read_text()
@@ -130,7 +131,8 @@ class Process:
     def _listen(self) -> None:
         assert self.popen.stdout is not None
         for line in self.popen.stdout:
-            if "http://" in line:
+            self.printed.append(line)
+            if "http://" in line and not self.url:
                 self.url = "http://" + line.split("http://")[1].split(",")[0].strip()
                 self._announced.set()
         self._announced.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import signal
 import socket
 from collections.abc import Callable
@@ -12,15 +13,19 @@ import typer
 import uvicorn
 
 from cli import render
-from cli.compose import make_starter, process_store
+from cli.commands import examples
+from cli.compose import find_store, make_starter, process_store
 from cli.embedding import registered_tools, spec_compiler
 from cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
 from cli.serve.worker import logged_settings
+from kneo.errors import NotFound
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.service.app import App, create_app, drain
+from kneo.service.auth import configured, keyring
+from kneo.service.console.session import make_link
 from kneo.service.head_check import check_reachable
-from kneo.settings import HttpSettings, Settings
+from kneo.settings import HttpSettings, Settings, from_env
 from kneo.store.engine import Store
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
@@ -47,6 +52,35 @@ def serve(
         serve_with_reload(settings, host, port)
         return
     run_service(settings, host, port, workers, lambda url: render.success(f"Kneo is up at {url}"))
+
+
+@service.command("sign-in-link")
+@examples("kneo service sign-in-link", "kneo service sign-in-link --person ann")
+def sign_in_link(
+    person: Annotated[
+        str | None, typer.Option("--person", help="Owner of an API key; without it the owner of an admin key.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--address", help="Address of the service; KNEO_SERV_PUBLIC_URL where it is set.")
+    ] = "http://127.0.0.1:8000",
+) -> None:
+    """Create a link that signs one browser in to the console, once and for ten minutes.
+
+    Run it with the settings of the service: its database and its API keys.
+    """
+    settings = from_env()
+    with contextlib.closing(find_store(settings)) as store:
+        link = console_link(settings, store, settings.public_url or address, person)
+    if link is None:
+        msg = f"No API key belongs to {person}." if person else "No API key has every permission."
+        raise NotFound(msg, hint="KNEO_SERV_API_KEYS must have the keys of the service; name a person with --person.")
+    render.text(link)
+
+
+def console_link(settings: Settings, store: Store, address: str, person: str | None = None) -> str | None:
+    """Create a one-time sign-in link of the console at an address; ``None`` where no API key fits."""
+    path = make_link(store, keyring(configured(settings)), person, operator=getpass.getuser())
+    return f"{address.rstrip('/')}{path}" if path is not None else None
 
 
 def run_service(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:

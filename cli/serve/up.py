@@ -18,13 +18,14 @@ from cli.serve.controller import (
     find_repository,
     reconciling,
 )
-from cli.serve.service import HostOption, PortOption, always, serve_http
+from cli.serve.service import HostOption, PortOption, always, console_link, serve_http
 from cli.serve.worker import logged_settings
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.runtime.engine.worker import Worker
 from kneo.service.head_check import check_reachable
 from kneo.settings import Settings
+from kneo.store.engine import Store
 
 
 def up(
@@ -51,6 +52,13 @@ def up(
     run_processes(settings, repository, host, port, announce)
 
 
+def offer_sign_in(settings: Settings, store: Store, url: str) -> None:
+    """Print a link that signs one browser in to the console, where a key has every permission or none is needed."""
+    link = console_link(settings, store, settings.public_url or url)
+    if link is not None:
+        render.text(f"  Console, signed in once within ten minutes: {link}")
+
+
 def run_processes(
     settings: Settings, repository: Repository | None, host: str, port: int, announce: Callable[[str], None]
 ) -> None:
@@ -67,7 +75,12 @@ def run_processes(
         alive: Callable[[], bool] = always
         if repository is not None:
             alive = stack.enter_context(reconciling(settings, store, repository)).is_alive
-        serve_http(settings, store, host, port, announce=announce, alive=alive)
+
+        def announce_with_link(url: str) -> None:
+            announce(url)
+            offer_sign_in(settings, store, url)
+
+        serve_http(settings, store, host, port, announce=announce_with_link, alive=alive)
 
 
 def with_repository(settings: Settings, repository: Repository) -> Settings:

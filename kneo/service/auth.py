@@ -103,6 +103,11 @@ class Keyring:
         """Return the owner of a key by the key's SHA-256."""
         return self._keys.get(digest)
 
+    def find_person(self, name: str) -> tuple[bytes, Principal] | None:
+        """Return the SHA-256 and the owner of a person's key."""
+        key = person_key(name)
+        return next((entry for entry in self._keys.items() if person_key(entry[1].name) == key), None)
+
     def find_admin(self) -> tuple[bytes, Principal] | None:
         """Return the SHA-256 and the owner of a key with every permission; the admin key where there is one."""
         admins = [entry for entry in self._keys.items() if EVERYTHING in entry[1].scopes]

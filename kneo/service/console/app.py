@@ -20,6 +20,7 @@ from kneo.errors import Forbidden, KneoError, NotFound, Unauthorized
 from kneo.service.admission import Refusals
 from kneo.service.auth import PRINCIPAL
 from kneo.service.console import audit_log, inbox, run_acts, run_page, runs, search, sign_in, task
+from kneo.service.console.live import live_events
 from kneo.service.console.page import Form, MenuEntry, Page, PageRequest, PageRoute, Pages, SeeOther, Shown
 from kneo.service.console.render import STATIC, STATIC_HASH, STATIC_TYPES, render
 from kneo.service.console.security import HEADERS, HOME, check_same_origin
@@ -72,6 +73,7 @@ class Console:
             routes=[
                 *entry.routes(),
                 Route("/static/{name}", _static),
+                Route("/live", self._live),
                 *(Route(route.path, self._endpoint(route), methods=[route.method]) for route in self.routes),
             ],
             middleware=[Middleware(GZipMiddleware, minimum_size=500, compresslevel=5)],
@@ -86,6 +88,19 @@ class Console:
             return await run_in_threadpool(self._serve, route, request, form)
 
         return serve
+
+    async def _live(self, request: Request) -> Response:
+        """Stream the marks to a browser that is signed in."""
+        signed_in = await run_in_threadpool(self.sessions.find, request.cookies)
+        if signed_in is None:
+            raise Unauthorized("You are signed out.")
+        cookies = dict(request.cookies)
+        events = live_events(
+            self.service.changes,
+            heartbeat=self.service.settings.http.stream_heartbeat_seconds,
+            is_signed_in=lambda: self.sessions.find(cookies) is not None,
+        )
+        return self.service.streams.answer(events, signed_in.principal.name)
 
     def _serve(self, route: PageRoute, request: Request, form: Form) -> Response:
         signed_in = self.sessions.find(request.cookies)

@@ -142,23 +142,24 @@ def start(
     return token
 
 
-def make_link(store: Store, keyring: Keyring, operator: str) -> str | None:
+def make_link(store: Store, keyring: Keyring, person: str | None = None, *, operator: str) -> str | None:
     """Create a one-time sign-in link; return its path.
 
     Args:
         store: The database.
-        keyring: The API keys. With keys the link signs in as the owner of a key with every permission.
+        keyring: The API keys.
+        person: The owner of an API key; left out, the owner of a key with every permission.
         operator: The person of a service without keys.
 
     Returns:
-        The path, or ``None`` where no key has every permission.
+        The path, or ``None`` where no such key exists.
     """
-    person, key_hash = operator, None
+    name, key_hash = person or operator, None
     if keyring.required:
-        admin = keyring.find_admin()
-        if admin is None:
+        found = keyring.find_person(person) if person is not None else keyring.find_admin()
+        if found is None:
             return None
-        key_hash, person = admin[0].hex(), admin[1].name
+        key_hash, name = found[0].hex(), found[1].name
     token = secrets.token_urlsafe(TOKEN_BYTES)
 
     def store_link(tx: Tx) -> None:
@@ -166,7 +167,7 @@ def make_link(store: Store, keyring: Keyring, operator: str) -> str | None:
             tx,
             SignInLink(
                 token_hash=hash_token(token),
-                person=person,
+                person=name,
                 key_hash=key_hash,
                 created_at=tx.at,
                 expires_at=isoformat(tx.now + LINK_LIFETIME),

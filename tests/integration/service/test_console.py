@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -13,10 +14,12 @@ from console_pages import Browser, HtmlPage, signed_in
 from service_bench import Bench, serving
 
 from kneo.clock import ManualClock
-from kneo.service.auth import APIKeyRecord, AuthConfig, keyring
+from kneo.records.release import Hold
+from kneo.service.auth import APIKeyRecord, AuthConfig, configured, keyring
 from kneo.service.console.app import AREAS
 from kneo.service.console.render import STATIC
 from kneo.service.console.session import Sessions, make_link
+from kneo.store import approvals, marks
 from kneo.store.engine import Store
 
 ROLES = ("admin", "operator", "approver", "reviewer", "auditor", "viewer", "service")
@@ -210,7 +213,7 @@ def test_a_link_signs_in_once_and_for_ten_minutes(store: Store, clock: ManualClo
     sessions = Sessions(store, keys)
 
     def link() -> str:
-        path = make_link(store, keys, "operator")
+        path = make_link(store, keys, operator="op")
         assert path is not None
         return path.removeprefix("/console/link/")
 
@@ -221,16 +224,23 @@ def test_a_link_signs_in_once_and_for_ten_minutes(store: Store, clock: ManualClo
     assert found is not None
     assert (found.principal.name, found.principal.scopes) == ("root", frozenset({"*"}))
     assert sessions.sign_in_with_link(token, "::1") is None, "the second use"
+    path = make_link(store, keys, "Ann", operator="op")
+    assert path is not None
+    assert sessions.sign_in_with_link(path.rpartition("/")[2], "::1") is not None
+    assert make_link(store, keys, "nobody", operator="op") is None
     late = link()
     clock.advance(timedelta(minutes=10))
     assert sessions.sign_in_with_link(late, "::1") is None, "ten minutes later"
-    assert make_link(store, keyring(AuthConfig(True, (APIKeyRecord("ann", "k", roles=("approver",)),))), "op") is None
+    assert (
+        make_link(store, keyring(AuthConfig(True, (APIKeyRecord("ann", "k", roles=("approver",)),))), operator="op")
+        is None
+    )
 
 
 def test_without_keys_a_link_signs_in_as_the_operator(store: Store) -> None:
     keys = keyring(AuthConfig())
     sessions = Sessions(store, keys)
-    path = make_link(store, keys, "mara")
+    path = make_link(store, keys, operator="mara")
     assert path is not None
     session = sessions.sign_in_with_link(path.rpartition("/")[2], "::1")
     assert session is not None
@@ -242,3 +252,54 @@ def test_without_keys_a_link_signs_in_as_the_operator(store: Store) -> None:
     assert anonymous.principal.name == "anonymous"
     # Keys that are set later end the sessions of people without one.
     assert Sessions(store, keyring(ring("root"))).find({"kneo_session": session}) is None
+
+
+def test_a_link_over_http_signs_in_once_and_survives_a_prefetch(bench: Bench, stranger: Browser) -> None:
+    link = make_link(bench.store, keyring(configured(bench.settings)), "auditor", operator="op")
+    assert link is not None
+    ahead = stranger.client.get(link, headers={"sec-purpose": "prefetch;prerender"})
+    assert ahead.status_code == 403
+    entered = stranger.client.get(link)
+    assert (entered.status_code, entered.headers["location"]) == (303, "/console/")
+    assert "auditor" in stranger.get("/console/help").text
+    stranger.client.cookies.clear()
+    assert "does not work" in stranger.get(link, expect=401).text
+
+
+def test_marks_change_with_runs_and_tasks(bench: Bench, browse: Callable[[str], Browser], stranger: Browser) -> None:
+    assert stranger.client.get("/console/live").status_code == 401
+    with browse("viewer").client.stream("GET", "/console/live") as stream:
+        marks = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
+        first = next(marks)
+        run = bench.paused()
+        then = next(mark for mark in marks if mark["inbox"] != first["inbox"] and mark["runs"] != first["runs"])
+        assert then.keys() == {"inbox", "runs", "environments"}
+        assert run["run_id"] not in str(then), "marks state that something changed, never what"
+        bench.post(f"/human-tasks/{run['continuation_id']}/comments", {"text": "hm"}, role="reviewer")
+        assert next(mark for mark in marks if mark["inbox"] != then["inbox"])
+
+
+def test_marks_change_with_environments(store: Store) -> None:
+    before = marks.numbered(store)
+    hold = Hold(environment="prod", bundle="refund", actor="ann", reason="x", until=None, since="", digest=None)
+    store.transact(lambda tx: approvals.put_hold(tx, hold))
+    held = marks.numbered(store)
+    assert held.environments != before.environments
+    assert (held.inbox, held.runs) == (before.inbox, before.runs)
+    store.transact(lambda tx: approvals.delete_hold(tx, "prod", "refund"))
+    assert marks.numbered(store) == before
+
+
+def test_signing_in_from_other_machines_needs_https(tmp_path: Path) -> None:
+    url = "https://kneo.example.org"
+    with serving(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}", workers=0, KNEO_SERV_PUBLIC_URL=url) as bench:
+        browser = Browser(bench.url)
+        key = {"key": "viewer-key"}
+        plain = browser.post("/console/login", key, expect=403, host="kneo.internal")
+        assert "https://" in plain.text
+        entered = browser.post("/console/login", key, host="kneo.example.org")
+        cookie = entered.headers["set-cookie"]
+        assert cookie.startswith("__Host-kneo_session=")
+        assert {"Secure", "HttpOnly", "SameSite=lax", "Path=/"} <= set(cookie.split("; "))
+        assert "Domain" not in cookie
+        Browser.close_all()

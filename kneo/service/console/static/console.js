@@ -1,4 +1,4 @@
-// The console works without this script. With it, times are in the reader's own zone and keys work.
+// The console works without this script. With it, times are in the reader's own zone, pages stay current and keys work.
 
 // ---- times -------------------------------------------------------------------------------------
 const absolute = new Intl.DateTimeFormat(undefined, {dateStyle: "medium", timeStyle: "medium"});
@@ -17,6 +17,140 @@ function writeTimes(root = document) {
 }
 writeTimes();
 setInterval(writeTimes, 15000);
+
+// ---- forms -------------------------------------------------------------------------------------
+const statusLine = document.querySelector("#live-status");
+const fieldsOf = (form) => [...form.elements].filter((field) => field.name && field.type !== "hidden");
+const isTouched = (field) => field.matches("[type=radio], [type=checkbox]") ? field.checked !== field.defaultChecked
+  : field.matches("textarea, input") && field.value !== field.defaultValue;
+const touchedForm = () => [...document.querySelectorAll("form[data-keep]")].find((form) => fieldsOf(form).some(isTouched));
+
+document.addEventListener("change", (event) => {
+  const reason = event.target.name === "decision" && event.target.form.elements.reason;
+  if (reason) reason.required = event.target.value === "rejected";
+});
+let isSending = false;
+document.addEventListener("submit", () => { isSending = true; });
+addEventListener("beforeunload", (event) => { if (!isSending && touchedForm()) event.preventDefault(); });
+addEventListener("hashchange", openTarget);
+function openTarget() {
+  document.getElementById(decodeURIComponent(location.hash.slice(1)))?.querySelector("details")?.setAttribute("open", "");
+}
+openTarget();
+
+// ---- live pages --------------------------------------------------------------------------------
+// The server reports that something changed, never what. The page is asked for again, and its parts with data-live and an id
+// that differ are exchanged. A form is never exchanged, and no list under the pointer or with the focus.
+const policy = globalThis.trustedTypes?.createPolicy("kneo", {createHTML: (html) => html}) ?? {createHTML: (html) => html};
+const mark = document.body.dataset.liveMark;
+let request = 0, listIsOld = false, timer, stream, release, poll, known, latest, lock;
+
+function notice(text, link) {
+  let line = document.querySelector("#notice");
+  if (!line) {
+    line = document.createElement("p");
+    line.id = "notice";
+    line.className = "notice";
+    document.querySelector("#main").prepend(line);
+  }
+  line.textContent = text;
+  if (link) {
+    const anchor = document.createElement("a");
+    anchor.href = link;
+    anchor.textContent = " Sign in";
+    line.append(anchor);
+  }
+  statusLine.textContent = text;
+}
+
+async function refresh() {
+  const mine = ++request;
+  let response;
+  try { response = await fetch(location.href, {headers: {"x-kneo-live": "1"}}); } catch { return; }
+  if (response.status === 401) {
+    rest();
+    notice("You are signed out; this page is no longer current.", `/console/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+    return;
+  }
+  if (!response.ok || mine !== request) return;
+  const fresh = new DOMParser().parseFromString(policy.createHTML(await response.text()), "text/html");
+  document.title = fresh.title;
+  listIsOld = false;
+  let changes = 0;
+  for (const old of document.querySelectorAll("[data-live][id]")) {
+    const now = fresh.getElementById(old.id);
+    if (!now) continue;
+    writeTimes(now);
+    if (now.isEqualNode(old)) continue;
+    if (old.matches("[data-list]:is(:hover, :focus-within)")) { listIsOld = true; continue; }
+    exchange(old, now);
+    changes++;
+  }
+  const form = document.querySelector("#decide form[data-keep]");
+  if (form && !fresh.querySelector("#decide form[data-keep]")) {
+    if (touchedForm() === form) notice("This was decided meanwhile. What you typed is still here; nothing was sent.");
+    else exchange(document.querySelector("#decide"), fresh.querySelector("#decide"));
+  }
+  if (listIsOld) statusLine.textContent = "The list has changed; it is updated when you leave it.";
+  else if (changes) statusLine.textContent = "Updated.";
+}
+
+function exchange(old, now) {
+  for (const open of old.querySelectorAll("details[open][id]")) now.querySelector(`#${CSS.escape(open.id)}`)?.setAttribute("open", "");
+  const focus = old.contains(document.activeElement) ? document.activeElement : null;
+  const [left, top] = [old.scrollLeft, old.scrollTop];
+  old.replaceWith(document.adoptNode(now));
+  [now.scrollLeft, now.scrollTop] = [left, top];
+  if (!focus) return;
+  const href = focus.getAttribute("href");
+  const same = focus.id ? document.getElementById(focus.id) : href && now.querySelector(`[href="${CSS.escape(href)}"]`);
+  same?.focus({preventScroll: true});
+}
+for (const leaving of ["pointerout", "focusout"]) {
+  document.addEventListener(leaving, (event) => {
+    const list = listIsOld && event.target.closest("[data-list]");
+    if (list && !list.contains(event.relatedTarget)) setTimeout(refresh);
+  });
+}
+
+// One tab of all has the stream and tells the others: browsers have six connections for all tabs of a site together.
+const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("kneo-live") : null;
+function accept(marks) {
+  if (known !== undefined && marks[mark] !== known) { clearTimeout(timer); timer = setTimeout(refresh, 100); }
+  known = marks[mark];
+}
+if (channel) channel.onmessage = ({data}) => { if (data !== "ask") accept(data); else if (latest) channel.postMessage(latest); };
+
+function lead() {
+  return new Promise((done) => {
+    release = () => { stream?.close(); stream = latest = undefined; done(); };
+    const open = () => {
+      stream = new EventSource("/console/live");
+      stream.addEventListener("marks", (event) => { latest = JSON.parse(event.data); accept(latest); channel?.postMessage(latest); });
+      // A stream that the server refuses is asked for again much later; the page itself reports that the session has ended.
+      stream.onerror = () => { if (stream?.readyState === EventSource.CLOSED) { refresh(); poll = setTimeout(open, 30000); } };
+    };
+    open();
+  });
+}
+function follow() {
+  if (!mark || document.hidden || lock || poll) return;
+  if (navigator.locks) {
+    lock = new AbortController();
+    navigator.locks.request("kneo-live", {signal: lock.signal}, lead).catch(() => {});
+    channel?.postMessage("ask");
+  } else poll = setInterval(refresh, 15000);  // http:// from another machine: there are no locks
+}
+function rest() {
+  clearInterval(poll);
+  lock?.abort();
+  release?.();
+  lock = poll = release = undefined;
+}
+document.addEventListener("visibilitychange", () => { if (document.hidden) rest(); else { follow(); if (mark) refresh(); } });
+addEventListener("pagehide", rest);
+addEventListener("pageshow", (event) => { if (event.persisted) { follow(); if (mark) refresh(); } });
+follow();
 
 // ---- keys --------------------------------------------------------------------------------------
 const PLACES = {i: "inbox", e: "environments", r: "runs", a: "audit"};
