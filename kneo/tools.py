@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -172,6 +173,17 @@ def _without(schema: Mapping[str, object], key: str) -> dict[str, object]:
     return {name: value for name, value in schema.items() if name != key}
 
 
+CallNext = Callable[[], Awaitable[object]]
+"""Makes the call of a tool, once, and returns its result."""
+
+Middleware = Callable[[ToolContext, Mapping[str, object], CallNext], Awaitable[object]]
+"""A function around tool calls, from the context, the arguments and the call to the result.
+
+It returns the result of the call or another one, and may raise instead of making the call. It cannot change the arguments, which
+people may have approved.
+"""
+
+
 @dataclass(frozen=True)
 class RegisteredTool:
     definition: ToolDefinition
@@ -179,10 +191,37 @@ class RegisteredTool:
 
 
 class ToolRegistry:
-    """The tools of a process, by name. A spec overrides parts of a tool's definition."""
+    """The tools of a process, by name, and the middleware around calls. A spec overrides parts of a tool's definition."""
 
     def __init__(self) -> None:
         self._tools: dict[str, RegisteredTool] = {}
+        self._middleware: dict[str, Middleware] = {}
+
+    def use(self, name: str, middleware: Middleware) -> None:
+        """Add a middleware, for agents whose spec names it.
+
+        Raises:
+            Invalid: the name is not valid, or the function is not asynchronous.
+            Conflict: a middleware has that name.
+        """
+        if not _NAME.fullmatch(name):
+            msg = f"{name[:100]!r} is not a name of a middleware; use letters, digits, dots, dashes and underscores."
+            raise Invalid(msg)
+        call = (
+            middleware if inspect.isfunction(middleware) or inspect.ismethod(middleware) else type(middleware).__call__
+        )
+        if not inspect.iscoroutinefunction(call):
+            msg = f"The middleware {name} is not an asynchronous function."
+            raise Invalid(msg, hint="Write it as async def middleware(context, arguments, call_next): …")
+        if name in self._middleware:
+            msg = f"The middleware {name} is registered already."
+            raise Conflict(msg)
+        self._middleware[name] = middleware
+
+    @property
+    def middleware(self) -> Mapping[str, Middleware]:
+        """The middleware by name."""
+        return MappingProxyType(self._middleware)
 
     def register(self, definition: ToolDefinition, handler: Handler) -> None:
         """Add a tool.

@@ -317,8 +317,12 @@ def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool],
     it is in the trace.
 
     Raises:
-        Invalid: ``tool_not_found``: a name is neither in the spec nor registered.
+        Invalid: ``tool_not_found``: a name is neither in the spec nor registered; ``middleware_not_found``.
     """
+    unknown = [name for name in turn.agent.middleware if name not in services.middleware]
+    if unknown:
+        msg = f"The agent {turn.agent_name} names the middleware {unknown[0]}, which is not registered in this process."
+        raise Invalid(msg, code="middleware_not_found", hint="Register it: ToolRegistry.use(name, middleware).")
     selection = turn.agent.tools
     included = [name for name in selection.include if name not in selection.exclude] if selection is not None else []
     tools = {}

@@ -42,12 +42,14 @@ class AgentServices:
         tools: The backend of each kind of tool. A tool whose kind has none fails at its call.
         rules: The tool rules of an environment as they are now, so that stricter rules reach runs that wait.
         registered: A tool that the process registered, by name; the backend ``python`` calls it.
+        middleware: The names of the middleware that the process registered, which the backends call.
     """
 
     models: object = None
     tools: Mapping[BackendKind, ToolBackend] = field(default_factory=dict)
     rules: RulesNow = unrestricted
     registered: Callable[[str], Tool | None] = _not_registered
+    middleware: frozenset[str] = frozenset()
     limits: AgentSettings = field(default_factory=AgentSettings)
     clock: Clock = field(default_factory=SystemClock)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from functools import partial
 
 from kneo.agents.http import HttpClient
 from kneo.agents.http_tools import HttpTools
 from kneo.agents.mcp import McpTools
 from kneo.agents.providers import OperatorConnections
-from kneo.agents.services import AgentServices
+from kneo.agents.services import AgentServices, BackendKind
+from kneo.agents.turn import ToolBackend
 from kneo.project import read_config
 from kneo.runtime.engine.environment_rules import EnvironmentRules
 from kneo.runtime.engine.quota import StoreQuota
 from kneo.runtime.steps.agents import OpenServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.middleware import MiddlewareTools
 from kneo.runtime.steps.python_tools import PythonTools
 from kneo.settings import Settings
 from kneo.store.engine import Store
@@ -31,7 +34,7 @@ def open_services(
         settings: This process's settings.
         store: The database, with the rules of environments.
         code: The modules that specs may name.
-        registry: The tools that the program registered.
+        registry: The tools and the middleware that the program registered.
     """
     rules = EnvironmentRules(settings, store)
     # The module of requests needs the library of agents, which a process without such agents does not have.
@@ -52,9 +55,12 @@ def open_services(
         seconds=settings.agents.tool_seconds,
         client=partial(HttpClient, max_bytes=settings.agents.fetch_bytes),
     )
+    backends: Mapping[BackendKind, ToolBackend] = {"python": python, "http": http, "mcp": mcp}
+    around = registry.middleware if registry is not None else {}
     services = AgentServices(
         models=models,
-        tools={"python": python, "http": http, "mcp": mcp},
+        tools={kind: MiddlewareTools(backend, around) for kind, backend in backends.items()},
+        middleware=frozenset(around),
         rules=rules.tools,
         registered=python.registered,
         limits=settings.agents,

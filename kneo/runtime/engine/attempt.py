@@ -135,6 +135,7 @@ FINAL = frozenset(
         "budget_exceeded",
         "tool_interrupted",
         "tool_not_found",
+        "middleware_not_found",
         "guardrail_violation",
     }
 )

@@ -46,13 +46,7 @@ class PythonTools:
             Forbidden: the module may not be named, is not the pinned one, or the tool lacks a gate that its function declares.
             Exception: the function raised it.
         """
-        context = ToolContext(
-            run_id=call.turn.run_id,
-            step_id=call.turn.step_id,
-            agent=call.turn.agent_name,
-            tool=call.name,
-            idempotency_key=call.idempotency_key,
-        )
+        context = context_of(call)
         implementation = call.tool.implementation
         if implementation is None:
             function: Handler = self._registry.get(call.name).handler
@@ -77,6 +71,17 @@ class PythonTools:
         if inspect.isawaitable(result):
             result = await await_tool(result)
         return bounded_result(result)
+
+
+def context_of(call: ToolCall) -> ToolContext:
+    """Return the context of a call, for functions of the program."""
+    return ToolContext(
+        run_id=call.turn.run_id,
+        step_id=call.turn.step_id,
+        agent=call.turn.agent_name,
+        tool=call.name,
+        idempotency_key=call.idempotency_key,
+    )
 
 
 def check_review(function: Handler, call: ToolCall) -> None:

@@ -36,7 +36,7 @@ _AREAS: dict[str, tuple[Danger, str]] = {
     "ask_question": (HIGH, "humans"),
     "defaults": (LOW, "agents"),
     "history": (LOW, "agents"),
-    "middleware": (LOW, "agents"),
+    "middleware": (HIGH, "tools"),
 }
 
 

@@ -29,7 +29,6 @@ NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
     Agent: {
         "history": "an agent sees the text that its step is given, and what its memory says",
         "guardrails": "no guardrail runs in this version; put a person in front of what has to be guarded",
-        "middleware": "no middleware runs",
         "defaults": "an agent's answer is its step's output",
     },
     Memory: {"preserve_system_messages": "the system prompt is always sent"},
@@ -64,7 +63,9 @@ NO_EFFECT_AT_TRANSFER: Mapping[type[SpecModel], Mapping[str, str]] = {
 ANSWERS_ONCE = "the provider dummy answers once, with its input"
 
 NO_EFFECT_WITH_DUMMY: Mapping[type[SpecModel], Mapping[str, str]] = {
-    Agent: dict.fromkeys(("strategy", "tools", "skills", "ask_question", "output_schema", "memory"), ANSWERS_ONCE),
+    Agent: dict.fromkeys(
+        ("strategy", "tools", "skills", "middleware", "ask_question", "output_schema", "memory"), ANSWERS_ONCE
+    ),
     Model: dict.fromkeys(
         ("temperature", "max_tokens", "timeout_seconds", "extra", "fallbacks", "token_budget"), ANSWERS_ONCE
     ),
@@ -116,6 +117,15 @@ def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
             yield warning(CODE, message, (*at.path, "tools"), suggestion="Choose strategy: react or plan-act.")
         if at.agent.memory is not None:
             yield from _memory(index, at, at.agent.memory)
+        yield from _middleware(at)
+
+
+def _middleware(at: LocatedAgent) -> Iterator[Diagnostic]:
+    """Middleware stands around the calls of tools."""
+    is_asked = at.agent.model is None or at.agent.model.provider != DUMMY
+    if at.agent.middleware and is_asked and not (at.agent.tools is not None and at.agent.tools.include):
+        message = "middleware has no effect: the agent has no tools whose calls it could stand around."
+        yield warning(CODE, message, (*at.path, "middleware"), suggestion="Leave it out, or give the agent tools.")
 
 
 def _memory(index: SpecIndex, at: LocatedAgent, memory: Memory) -> Iterator[Diagnostic]:

@@ -225,7 +225,10 @@ class Agent(SpecModel):
         | None
     ) = None
     skills: ListOf[str] = Field(default=(), description="Names in skills.")
-    middleware: ListOf[str] = Field(default=(), description="Accepted for older specs.")
+    middleware: ListOf[str] = Field(
+        default=(),
+        description="Names of middleware that the program registers, around each tool call; the first is outermost.",
+    )
     defaults: JsonObject = Field(
         default_factory=dict, description="append_mode: auto, never, user_only or assistant_only."
     )

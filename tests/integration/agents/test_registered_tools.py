@@ -12,7 +12,7 @@ from kneo.platform import PlatformManager
 from kneo.sdk.tools import tool
 from kneo.settings import from_env
 from kneo.spec import SpecCompiler
-from kneo.tools import ToolDefinition, ToolRegistry
+from kneo.tools import CallNext, ToolContext, ToolDefinition, ToolRegistry
 
 
 @pytest.fixture
@@ -89,3 +89,26 @@ def test_a_spec_declares_the_gate_of_a_registered_tool_and_another_description(
         paused.continuation_id, request_id=str(request["request_id"]), decision="edited", content='{"amount": 4}'
     )
     assert (done.output_text, program.paid) == ("Done.", [4])
+
+
+def test_middleware_stands_around_the_calls_of_agents_that_name_it(program: Program, server: ModelServer) -> None:
+    async def logged(context: ToolContext, arguments: Mapping[str, object], call_next: CallNext) -> object:
+        log.append((context.agent, context.tool, dict(arguments)))
+        return f"logged: {await call_next()}"
+
+    log: list[tuple[str, str, dict[str, object]]] = []
+    program.registry.use("logged", logged)
+    spec = program.spec()
+    agent = {**spec["agent"], "tools": ["lookup"], "middleware": ["logged"]}  # type: ignore[dict-item]
+    result = program.manager.run_from_spec("go", spec={**spec, "agent": agent}, target="agent")
+    assert result.output_text == "Done."
+    assert log == [("clerk", "lookup", {"user_id": "u-1"})]
+    assert "logged: found u-1" in server.requests[-1].text
+
+
+def test_an_agent_with_unregistered_middleware_is_not_asked(program: Program, server: ModelServer) -> None:
+    spec = program.spec()
+    agent = {**spec["agent"], "middleware": ["limits"]}  # type: ignore[dict-item]
+    result = program.manager.run_from_spec("go", spec={**spec, "agent": agent}, target="agent")
+    assert (result.status, result.error["type"] if result.error else None) == ("failed", "middleware_not_found")
+    assert server.requests == []

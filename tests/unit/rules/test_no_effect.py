@@ -24,7 +24,7 @@ READ: dict[str, dict[str, str]] = {
     "Agent": {
         PROGRAM: "name as_agent",
         "kneo/agents/providers.py": "model runtime_preferences",
-        "kneo/agents/loop.py": "system_prompt strategy tools output_schema",
+        "kneo/agents/loop.py": "system_prompt strategy tools output_schema middleware",
         "kneo/agents/memory.py": "memory",
         "kneo/agents/questions.py": "ask_question",
         "kneo/agents/skills.py": "skills",
@@ -224,7 +224,6 @@ SAMPLES: dict[str, tuple[dict, str]] = {
 OF_AGENTS = {
     "history": {"limit": 3},
     "guardrails": {"input": [{"id": "g", "type": "keyword", "config": {"keywords": ["no"]}}]},
-    "middleware": ["m"],
     "defaults": {"append_mode": "never"},
 }
 WITH_DUMMY = {
@@ -232,6 +231,7 @@ WITH_DUMMY = {
     "strategy": "react",
     "tools": ["search"],
     "skills": ["s"],
+    "middleware": ["m"],
     "ask_question": "boss",
     "output_schema": {"type": "object"},
 }
