@@ -234,6 +234,7 @@ class CallExecution:
             deltas=None,
             feedback="",
             session=None,
+            own_text=None,
         )
 
         def above(question: CallQuestion) -> CallQuestion:

@@ -5,6 +5,7 @@ A provider's message can repeat the key or the conversation, so it reaches no me
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,9 +20,21 @@ from kneo.spec.models.providers import PROVIDERS
 
 _REPEATED = frozenset({408, 409, 425, 429})
 _OVERLOADED = frozenset({429, 503, 529})
+_TOO_LONG = re.compile(
+    r"context.?(length|window|size)|(prompt|input|request) (is |are )?too (long|large)|maximum prompt length"
+    r"|input token count|too many (input )?tokens|request_too_large",
+    re.IGNORECASE,
+)
+"""What providers write where a request is longer than the window of the model."""
+
 _LIBRARIES = frozenset(
     {"anthropic", "anyio", "google", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "pydantic_core"}
 )
+
+_MISFITS = frozenset({400, 413, 422})
+
+MAX_BODY_CHARS = 20_000
+"""Characters of an error's body that are looked at."""
 
 MAX_CAUSES = 20
 """Links of a chain of exceptions that are looked at."""
@@ -55,12 +68,14 @@ class RequestFailure:
         status: The HTTP status, where there was one.
         is_repeated: Whether the request is made again.
         retry_after: Seconds that the provider asks to wait.
+        is_too_long: Whether the request is longer than the window of the model.
     """
 
     reason: str
     status: int | None = None
     is_repeated: bool = True
     retry_after: float | None = None
+    is_too_long: bool = False
 
     @property
     def is_overload(self) -> bool:
@@ -73,7 +88,11 @@ class RequestFailure:
             status = error.status_code
             repeated = status in _REPEATED or status >= 500
             return cls(
-                reason=f"status {status}", status=status, is_repeated=repeated, retry_after=_retry_after(error, now)
+                reason=f"status {status}",
+                status=status,
+                is_repeated=repeated,
+                retry_after=_retry_after(error, now),
+                is_too_long=status in _MISFITS and _TOO_LONG.search(str(error.body)[:MAX_BODY_CHARS]) is not None,
             )
         final = "content filter" if isinstance(error, ContentFilterError) else _too_large(error)
         if final is not None:

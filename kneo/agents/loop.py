@@ -96,7 +96,8 @@ async def take_turn(turn: Turn, services: AgentServices, caller: Progress | None
         past = await recall(turn, services, entries, partial(find_tool, turn, services), summarizing)
         entries = turn.journal.load()
     progress = Progress.of(entries, token_budget=budget, caller=caller)
-    progress.messages += len(past.messages)
+    progress.past = len(past.messages)
+    progress.messages += progress.past
     model = await recorded_model(turn, services, progress)
     with agent_span(turn):
         return await _Conversation(turn, services, progress, entries, past, model).answer()

@@ -145,7 +145,7 @@ class _Recalling:
             status=EntryStatus.DONE,
             body={
                 "messages": ModelMessagesTypeAdapter.dump_python(messages, mode="json"),
-                "input": turn.text,
+                "input": _kept_input(turn),
             },
             facts={"agent": turn.agent_name, "policy": policy, **counts, "total_tokens": self._tokens},
             started_at=self._started_at,
@@ -243,7 +243,7 @@ class _Recalling:
 
     async def _retrieved(self) -> list[ModelMessage]:
         """Return the texts that the retriever found, as one message."""
-        arguments = {"query": self._turn.text[:QUERY_CHARS], "top_k": self._memory.top_k or TOP_K}
+        arguments = {"query": _kept_input(self._turn)[:QUERY_CHARS], "top_k": self._memory.top_k or TOP_K}
         part = self._memory.retriever
         try:
             function = self._function(part)
@@ -325,6 +325,12 @@ def _texts(found: object) -> list[str]:
         msg = "A retriever returns a list of texts."
         raise Invalid(msg, code="retriever_result_invalid")
     return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
+def _kept_input(turn: Turn) -> str:
+    """Return the input that the session keeps; where guardrails check the input, what they passed on."""
+    is_checked = turn.agent.guardrails is not None and bool(turn.agent.guardrails.input)
+    return turn.text if turn.own_text is None or is_checked else turn.own_text
 
 
 def _context(text: str) -> ModelMessage:

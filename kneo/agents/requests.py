@@ -42,6 +42,7 @@ from kneo.agents.providers import (
 from kneo.agents.quota import ModelQuota, PlannedRequest
 from kneo.agents.services import AgentServices, Progress
 from kneo.agents.turn import Postponed, Turn
+from kneo.agents.window import LeftOut, leave_out_more, without
 from kneo.clock import isoformat, monotonic, parse_time
 from kneo.errors import KneoError
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
@@ -204,10 +205,12 @@ class RecordedModel(WrapperModel):
         while True:
             self._check_token_budget(candidate)
             tries.number += 1
-            reply, failure = await self._try(candidate, prompt)
+            reply, failure = await self._try(candidate, self._fitting(prompt))
             if failure is None:
                 candidate.limit.grow()
                 return reply
+            if failure.is_too_long and self._leave_out_more(candidate, prompt, tries):
+                continue
             if failure.status == 429:
                 candidate.limit.shrink()
             wait = failure.retry_after
@@ -223,6 +226,26 @@ class RecordedModel(WrapperModel):
                 await self._postpone(candidate, failure, wait, tries)
             pause = self._models.settings.backoff_seconds * 2 ** (failures - 1) * (0.5 + self._models.jitter() / 2)
             await self._models.sleep(pause if wait is None else wait)
+
+    def _fitting(self, prompt: ModelPrompt) -> ModelPrompt:
+        """Return a prompt without what the requests of the conversation leave out."""
+        left_out = self._left_out
+        return replace(prompt, messages=without(prompt.messages, left_out)) if left_out != LeftOut() else prompt
+
+    @property
+    def _left_out(self) -> LeftOut:
+        return LeftOut(self._progress.left_out_results, self._progress.left_out_messages)
+
+    def _leave_out_more(self, candidate: ModelCandidate, prompt: ModelPrompt, tries: Tries) -> bool:
+        """Leave out more of a request that is too long for the model; return whether that was possible."""
+        more = leave_out_more(prompt.messages, self._progress.past, self._left_out)
+        if more is None:
+            return False
+        self._progress.left_out_results, self._progress.left_out_messages = more.results, more.messages
+        facts = {"provider": candidate.choice.provider, "model": candidate.choice.name}
+        counts = {"left_out_results": more.results, "left_out_messages": more.messages}
+        tries.trace.append(self._event("request_shortened", {**facts, **counts}))
+        return True
 
     async def _try(
         self, candidate: ModelCandidate, prompt: ModelPrompt
@@ -371,6 +394,9 @@ class RecordedModel(WrapperModel):
             "tries": tries.number,
             "milliseconds": round((monotonic() - tries.began) * 1000),
         }
+        if self._left_out != LeftOut():
+            facts["left_out_results"] = self._progress.left_out_results
+            facts["left_out_messages"] = self._progress.left_out_messages
         cost = cost_micros(candidate.choice, reply, self._rules)
         return facts if cost is None else {**facts, "cost_micros": cost}
 

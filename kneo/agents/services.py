@@ -65,6 +65,9 @@ class Progress:
         planning: Whether the next reply is that plan.
         tokens: Tokens of all requests, also of agents behind tools of this one.
         token_budget: Tokens that this conversation may use.
+        past: Messages of earlier runs, which the conversation begins with.
+        left_out_results: Results of calls that requests leave out, because they are too long for the model.
+        left_out_messages: Messages of earlier runs that they leave out.
         caller: The progress of the agent that calls this one as a tool.
     """
 
@@ -74,6 +77,9 @@ class Progress:
     planning: bool = False
     tokens: int = 0
     token_budget: int | None = None
+    past: int = 0
+    left_out_results: int = 0
+    left_out_messages: int = 0
     caller: Progress | None = None
 
     @classmethod
@@ -88,6 +94,8 @@ class Progress:
         for entry in entries:
             if entry.kind is EntryKind.MODEL and entry.status is EntryStatus.DONE:
                 progress.planning = entry.name == "plan:0"
+                progress.left_out_results = _counted(entry, "left_out_results")
+                progress.left_out_messages = _counted(entry, "left_out_messages")
                 messages = entry.body["messages"]
                 assert isinstance(messages, list)
                 progress.record(

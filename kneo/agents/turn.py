@@ -208,6 +208,7 @@ class Turn:
         step_id: The step's path, for trace events.
         text: The input, with the values of forms. The session keeps it: a guardrail that changes it passes on another turn.
         feedback: An earlier result and why a reviewer sent it back. The model is shown it, the session does not keep it.
+        own_text: The input without the messages of other participants, where the text has them; the session keeps this one.
         session: The messages of earlier runs of the session; ``None`` where the run has none, and behind tools.
         conversation: See ``ConversationEntry.conversation``; with the run's id it begins idempotency keys.
         answers: The decisions about earlier questions of this turn, by ``CallQuestion.key``.
@@ -226,6 +227,7 @@ class Turn:
     spec: Spec
     text: str
     feedback: str = ""
+    own_text: str | None = None
     conversation: str
     journal: Journal
     session: SessionHistory | None = None

@@ -98,7 +98,9 @@ class Agents:
             spec=program.spec,
             text=message,
             feedback=feedback,
-            session=conversation.session,
+            own_text=input_of(text, context),
+            # A choice among steps is no message of a conversation.
+            session=None if activity.choices else conversation.session,
             conversation=conversation.name,
             journal=conversation.journal,
             answers=conversation.answers,

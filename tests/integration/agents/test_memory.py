@@ -334,3 +334,59 @@ def test_the_gate_of_a_retriever_asks_before_it_is_called(chats: Sessions, serve
     chats.decide(chats.open(run)[0], "approved")
     assert chats.drive(run).status is RunStatus.SUCCEEDED
     assert "about one" in seen(server.requests[-1])[0]
+
+
+# ---- long turns -----------------------------------------------------------------------------------------------------
+
+TOO_LONG = Reply("This model's maximum context length is 8192 tokens.", status=400)
+
+
+def test_requests_beyond_the_window_leave_out_the_oldest_results(chats: Sessions, server: ModelServer) -> None:
+    def small_window(request: ModelRequest) -> Reply:
+        if request.text.count('{\\"found') > 2:
+            return TOO_LONG
+        return Reply(calls=[Call("look", {"id": str(request.turns)})]) if request.turns < 5 else Reply("Done.")
+
+    server.script = small_window
+    run = chats.drive(chats.begin(chats.agent_tree()))
+    assert run.status is RunStatus.SUCCEEDED
+    last = [message["content"] for message in server.requests[-1].body["messages"] if message["role"] == "tool"]
+    assert last[0] == "[dropped]"
+    assert '"4"' in last[-1]
+    assert len(last) == 5
+    shortened = chats.events(run, "request_shortened")
+    assert shortened
+    assert shortened[-1]["left_out_messages"] == 0
+    # The rows are whole, and a process that continues knows what its requests leave out.
+    assert "[dropped]" not in str([entry.body for entry in chats.journal(run)])
+    [*_, reply] = [entry for entry in chats.journal(run) if entry.name.startswith("model:")]
+    assert reply.facts["left_out_results"] == shortened[-1]["left_out_results"]
+
+
+def test_a_session_that_is_too_long_for_the_model_does_not_stop_its_runs(chats: Sessions, server: ModelServer) -> None:
+    for text in ("one", "two", "three"):
+        chats.chat(text, FULL)
+    server.script = lambda request: TOO_LONG if len(request.body["messages"]) > 3 else echo(request)
+    run = chats.chat("four", FULL)
+    assert run.status is RunStatus.SUCCEEDED
+    assert seen(server.requests[-1]) == ["user: three", "assistant: You said three", "user: four"]
+    [shortened] = chats.events(run, "request_shortened")
+    assert shortened["left_out_messages"] == 4
+    server.script = lambda _request: TOO_LONG
+    failed = chats.chat("five", FULL)
+    assert failed.error is not None
+    assert failed.error.type == "model_refused"
+
+
+def test_a_participant_leaves_its_own_input_alone(chats: Sessions, server: ModelServer) -> None:
+    server.script = lambda request: Reply(f"{request.model} answers")
+    agents = {name: {"name": name, "model": {**MODEL, "name": name}, "memory": FULL} for name in ("ann", "ben")}
+    steps = [{"id": name, "kind": "agent", "ref": name} for name in agents]
+    tree = {
+        "workflow": {"type": "group-chat", "participants": steps, "rounds": 2},
+        "components": {"agents": agents},
+    }
+    chats.chat("go", FULL, tree=tree)
+    assert "conversation so far" in server.requests[-1].text
+    assert chats.messages(agent="ann") == ["go", "ann answers", "ben answers", "ann answers"]
+    assert chats.messages(agent="ben") == ["ann answers", "ben answers"] * 2
