@@ -14,6 +14,7 @@ from kneo.settings import Settings
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
 from kneo.telemetry.spans import configure_tracing
+from kneo.trust.sealing import DataKeys
 
 if TYPE_CHECKING:
     from kneo.runtime.engine.start import Starter
@@ -28,7 +29,7 @@ def make_store(settings: Settings) -> Store:
 
         return find_service_key(settings)
 
-    return open_store(settings.database_url, SystemClock(), find_key)
+    return open_store(settings.database_url, SystemClock(), find_key, DataKeys.read(settings.data_keys))
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ from kneo.tasks.deadlines import process_due
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide, find
 from kneo.tools import ToolRegistry
+from kneo.trust.sealing import DataKeys
 
 WAIT_SECONDS = 3600.0
 
@@ -124,7 +125,9 @@ class PlatformManager:
         self.settings = settings or from_env()
         self.compiler = compiler or SpecCompiler()
         self.database = run_state_store or Database(
-            self.settings.database_url, partial(find_service_key, self.settings)
+            self.settings.database_url,
+            partial(find_service_key, self.settings),
+            data_keys=DataKeys.read(self.settings.data_keys),
         )
         if continuation_store is not None and continuation_store is not self.database:
             msg = "Runs and human tasks are kept in one database."

@@ -13,6 +13,7 @@ from kneo.settings import from_env
 from kneo.spec.compiler import SpecCompiler
 from kneo.store.service_key import find_service_key
 from kneo.tools import ToolDefinition, ToolRegistry
+from kneo.trust.sealing import DataKeys
 
 EXAMPLES = {"web_search": "query", "webpage_reader": "url"}
 """The example tools, with the argument of each."""
@@ -49,7 +50,8 @@ def create_persistence_stores(state_path: str | Path | None = None) -> tuple[Dat
     settings = from_env()
     if state_path is not None:
         settings = settings.on(f"sqlite:///{Path(state_path).resolve()}")
-    database = Database(settings.database_url, partial(find_service_key, settings))
+    keys = DataKeys.read(settings.data_keys)
+    database = Database(settings.database_url, partial(find_service_key, settings), data_keys=keys)
     return database, database
 
 

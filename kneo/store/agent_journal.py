@@ -77,7 +77,7 @@ def append(tx: Tx, run_id: str, entries: Sequence[ConversationEntry], limits: Jo
     rows = []
     for entry in entries:
         length = lengths[entry.conversation] = lengths.get(entry.conversation, 0) + 1
-        rows.append(_row(run_id, entry, length, limits))
+        rows.append(_row(tx, run_id, entry, length, limits))
     _upsert(tx.dialect.name).change_many(tx, rows)
     if max(lengths.values(), default=0) > limits.conversation_entries or sum(lengths.values()) > limits.run_entries:
         # Replaced entries were counted too.
@@ -100,24 +100,31 @@ def _upsert(dialect: str) -> Prepared:
     return Prepared(upserting(dialect, agent_journal, _KEY, keep=_FIRST))
 
 
-def _row(run_id: str, entry: ConversationEntry, sequence: int, limits: JournalLimits) -> dict[str, object]:
+def _row(tx: Tx, run_id: str, entry: ConversationEntry, sequence: int, limits: JournalLimits) -> dict[str, object]:
     body = json_text.encode(dict(entry.body))
     if len(body) > limits.body_bytes:
         raise ConversationTooLong(entry.conversation, "bytes in an entry", limits.body_bytes)
+    key = _entry_key(entry.conversation, entry.name)
+    packed = body if len(body) < COMPRESS_BYTES else zlib.compress(body)
     return {
         "run_id": run_id,
-        "key": _entry_key(entry.conversation, entry.name),
+        "key": key,
         "conversation": entry.conversation,
         "sequence": sequence,
         "name": entry.name,
         "number": entry.number,
         "kind": entry.kind.value,
         "status": entry.status.value,
-        "body": body if len(body) < COMPRESS_BYTES else zlib.compress(body),
+        "body": tx.data_keys.seal(packed, _place(run_id, key)),
         "facts": dict(entry.facts),
         "started_at": entry.started_at,
         "completed_at": entry.completed_at,
     }
+
+
+def _place(run_id: str, key: str) -> bytes:
+    """Return what a sealed body is bound to, so that rows cannot be swapped."""
+    return f"{run_id}\0{key}".encode()
 
 
 def _entry_key(conversation: str, name: str) -> Digest:
@@ -139,12 +146,12 @@ _OF_RUN = Prepared(
 def load(tx: Tx, run_id: str, conversation: str) -> tuple[ConversationEntry, ...]:
     """Read the entries of one conversation."""
     rows = _CONVERSATION.rows(tx, {"of_run": run_id, "in_conversation": conversation})
-    return tuple(_entry(row) for row in rows)
+    return tuple(_entry(row, _body(tx, row)) for row in rows)
 
 
 def list_entries(tx: Tx, run_id: str) -> tuple[ConversationEntry, ...]:
     """Read the entries of all conversations of a run, one conversation after the other."""
-    return tuple(_entry(row) for row in _OF_RUN.rows(tx, {"of_run": run_id}))
+    return tuple(_entry(row, _body(tx, row)) for row in _OF_RUN.rows(tx, {"of_run": run_id}))
 
 
 _FACTS = Prepared(
@@ -168,7 +175,7 @@ _RECOLLECTIONS = Prepared(
 
 def list_recollections(tx: Tx, run_id: str) -> tuple[ConversationEntry, ...]:
     """Read the entries that say what the conversations of a run began with."""
-    return tuple(_entry(row) for row in _RECOLLECTIONS.rows(tx, {"of_run": run_id}))
+    return tuple(_entry(row, _body(tx, row)) for row in _RECOLLECTIONS.rows(tx, {"of_run": run_id}))
 
 
 _CONVERSATION_NAME = re.compile(r"\d+(>|$)")
@@ -185,28 +192,36 @@ def copy(tx: Tx, source: str, target: str, steps: Collection[str]) -> None:
     """
     for row in _OF_RUN.rows(tx, {"of_run": source}):
         if any(_is_of(row.conversation, step) for step in steps):
-            _upsert(tx.dialect.name).change(tx, {**row._asdict(), "run_id": target})
+            body = tx.data_keys.open(bytes(row.body), _place(source, row.key))
+            sealed = tx.data_keys.seal(body, _place(target, row.key))
+            _upsert(tx.dialect.name).change(tx, {**row._asdict(), "run_id": target, "body": sealed})
 
 
 def _is_of(conversation: str, step: str) -> bool:
     return conversation.startswith(f"{step}~") and _CONVERSATION_NAME.match(conversation, len(step) + 1) is not None
 
 
-def _entry(row: Row, body: Mapping[str, object] | None = None) -> ConversationEntry:
+def _entry(row: Row, body: Mapping[str, object]) -> ConversationEntry:
     return ConversationEntry(
         conversation=row.conversation,
         name=row.name,
         number=row.number,
         kind=EntryKind(row.kind),
         status=EntryStatus(row.status),
-        body=_unpacked(bytes(row.body)) if body is None else body,
+        body=body,
         facts=row.facts,
         started_at=row.started_at,
         completed_at=row.completed_at,
     )
 
 
-def _unpacked(body: bytes) -> Mapping[str, object]:
+def _body(tx: Tx, row: Row) -> Mapping[str, object]:
+    """Return the body of a row.
+
+    Raises:
+        JournalSealed, Untrusted: it is sealed, and cannot be opened.
+    """
+    body = tx.data_keys.open(bytes(row.body), _place(row.run_id, row.key))
     # JSON begins with a brace, zlib with 0x78.
     content = json_text.decode(body if body[:1] == b"{" else zlib.decompress(body))
     assert isinstance(content, dict)

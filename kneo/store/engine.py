@@ -28,6 +28,7 @@ from kneo.store.locks import Kind, Lock, SessionLock, file_lock
 from kneo.store.notifier import CommitNotifier
 from kneo.store.prepared import Parameters, Prepared
 from kneo.store.writer import Writer
+from kneo.trust.sealing import NO_KEYS, DataKeys
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
@@ -66,11 +67,12 @@ def no_key() -> PrivateKey | None:
 
 @dataclass(frozen=True)
 class Tx:
-    """An open transaction, its time, and the key for receipts."""
+    """An open transaction, its time, the key for receipts, and the keys that seal bodies."""
 
     connection: Connection
     now: datetime
     find_key: FindKey = no_key
+    data_keys: DataKeys = NO_KEYS
     notifications: list[tuple[str, object]] = field(default_factory=list)
 
     def notify(self, topic: str, change: object = None) -> None:
@@ -101,12 +103,14 @@ class Store:
         engine: The database.
         clock: The source of the time.
         find_key: Finds the key for receipts when one is signed.
+        data_keys: Seal the bodies of journals.
     """
 
-    def __init__(self, engine: Engine, clock: Clock, find_key: FindKey = no_key) -> None:
+    def __init__(self, engine: Engine, clock: Clock, find_key: FindKey = no_key, data_keys: DataKeys = NO_KEYS) -> None:
         self.engine = engine
         self.clock = clock
         self.find_key = cache(find_key)
+        self._data_keys = data_keys
         self._connections: Connections = (
             FileConnections(engine, BUSY_TIMEOUT_MS / 1000) if self.is_sqlite else ServerConnections(engine)
         )
@@ -138,7 +142,7 @@ class Store:
             Transient: the database stayed busy or unreachable.
         """
         with _translate(), self._connections.write(durable=durable) as connection:
-            tx = Tx(connection, self.clock.now(), self.find_key)
+            tx = Tx(connection, self.clock.now(), self.find_key, self._data_keys)
             yield tx
         self.notifier.notify(tx.notifications)
 
@@ -169,7 +173,7 @@ class Store:
         # As plain SQL: SQLAlchemy gives each savepoint another name, and compiles three statements for it.
         with _translate():
             tx.connection.exec_driver_sql("SAVEPOINT part")
-            part = Tx(tx.connection, self.clock.now(), self.find_key)
+            part = Tx(tx.connection, self.clock.now(), self.find_key, self._data_keys)
             try:
                 yield part
                 tx.notifications.extend(part.notifications)
@@ -187,7 +191,7 @@ class Store:
             Transient: the database stayed busy or unreachable.
         """
         with _translate(), self._connections.read() as connection:
-            yield Tx(connection, self.clock.now(), self.find_key)
+            yield Tx(connection, self.clock.now(), self.find_key, self._data_keys)
 
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[Lock]:
         """Try to acquire a lock exclusively; it is true where that succeeded.

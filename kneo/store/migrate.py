@@ -17,6 +17,7 @@ from kneo.errors import Invalid, Transient
 from kneo.store import append_only, queue
 from kneo.store.engine import BUSY_TIMEOUT_MS, FindKey, Store, Tx, lock_table, no_key, open_engine
 from kneo.store.tables import metadata
+from kneo.trust.sealing import NO_KEYS, DataKeys
 
 HEAD = "kneo_0004"
 """The newest revision; a test compares it with the folder."""
@@ -61,11 +62,14 @@ class Database:
         url: ``sqlite:///path`` or ``postgresql+psycopg://…``.
         find_key: Finds the key that signs receipts; without a key there are no receipts.
         clock: The source of the time.
+        data_keys: Seal the bodies of journals.
     """
 
-    def __init__(self, url: str, find_key: FindKey = no_key, clock: Clock | None = None) -> None:
+    def __init__(
+        self, url: str, find_key: FindKey = no_key, clock: Clock | None = None, data_keys: DataKeys = NO_KEYS
+    ) -> None:
         self.url = url
-        self._find_key = find_key
+        self._find_key, self._data_keys = find_key, data_keys
         self._clock = clock or SystemClock()
         self._store: Store | None = None
         self._lock = threading.Lock()
@@ -75,7 +79,7 @@ class Database:
         """The open database, at the newest revision."""
         with self._lock:
             if self._store is None:
-                self._store = open_store(self.url, self._clock, self._find_key)
+                self._store = open_store(self.url, self._clock, self._find_key, self._data_keys)
             return self._store
 
     def close(self) -> None:
@@ -86,13 +90,14 @@ class Database:
             self._store = None
 
 
-def open_store(url: str, clock: Clock, find_key: FindKey = no_key) -> Store:
+def open_store(url: str, clock: Clock, find_key: FindKey = no_key, data_keys: DataKeys = NO_KEYS) -> Store:
     """Open a database and bring its schema to the newest revision.
 
     Args:
         url: ``sqlite:///path`` or ``postgresql+psycopg://…``.
         clock: The source of the time.
         find_key: Finds the key that signs receipts.
+        data_keys: Seal the bodies of journals.
 
     Raises:
         Invalid: ``schema_too_new`` for the schema of a newer version, ``schema_unsupported`` for that of a development version,
@@ -101,7 +106,7 @@ def open_store(url: str, clock: Clock, find_key: FindKey = no_key) -> Store:
     """
     if url.startswith("sqlite:///"):
         _check_file(Path(url.removeprefix("sqlite:///")))
-    store = Store(open_engine(url), clock, find_key)
+    store = Store(open_engine(url), clock, find_key, data_keys)
     try:
         if current_version(store) != HEAD:
             migrate(store)

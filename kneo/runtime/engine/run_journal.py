@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace
+from kneo.runtime.steps.code import CodeUnavailable
 from kneo.store import agent_journal
 from kneo.store.engine import Store
+from kneo.trust.sealing import JournalSealed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,8 +70,12 @@ class RunJournal:
     submit: Callable[[JournalAppend], object]
 
     def load(self) -> tuple[ConversationEntry, ...]:
-        with self.store.read() as tx:
-            return agent_journal.load(tx, self.run_id, self.conversation)
+        try:
+            with self.store.read() as tx:
+                return agent_journal.load(tx, self.run_id, self.conversation)
+        except JournalSealed as sealed:
+            # The run is released, and waits for a worker that has the key.
+            raise CodeUnavailable(sealed.message, code=sealed.code, hint=sealed.hint) from None
 
     def below(self, call_key: str) -> RunJournal:
         return replace(self, conversation=f"{self.conversation}>{call_key}")
