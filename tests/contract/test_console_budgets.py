@@ -1,0 +1,194 @@
+"""Pages of the console cost the same with 10,000 runs and 2,000 open tasks as with a few: statements and bytes, on both databases."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from builders import build_run, build_task
+from operation_context import operation_context
+from sqlalchemy import Column, ColumnElement, case, event, func, literal, select
+
+from kneo.clock import isoformat, new_id
+from kneo.records.run import Run, RunStatus, StepRecord
+from kneo.service.console import audit_log, inbox, run_page, search
+from kneo.service.console import runs as runs_page
+from kneo.service.console.page import Form, Page, PageFunction, PageRequest
+from kneo.service.console.render import render
+from kneo.service.console.session import SignedIn
+from kneo.store import audit, history, runs, tables, tasks
+from kneo.store.engine import Store, Tx
+
+FEW = 64
+
+TASK_ROUNDS, RUN_ROUNDS = 5, 8
+"""Doublings of the rows: to 2,048 tasks and 16,384 runs."""
+
+MAX_BYTES = 10_000
+"""Bytes of a compressed page."""
+
+MAX_STATEMENTS = 16
+
+ITEMS = 64
+"""More than the items of a page of the inbox."""
+
+
+def insert(tx: Tx, number: int, *, waits: bool) -> Run:
+    run = build_run(
+        id=new_id("run", tx.now),
+        status=RunStatus.PAUSED if waits else RunStatus.SUCCEEDED,
+        environment="prod",
+        input_text=f"ticket {number}: the lamp came with a crack in its base " * 5,
+        created_at=isoformat(tx.now),
+        updated_at=isoformat(tx.now),
+    )
+    runs.insert_run(tx, run)
+    if waits:
+        tasks.insert_task(tx, build_task(run_id=run.id, environment="prod", subject="Dear Mara, " * 50))
+    return run
+
+
+def fill(store: Store) -> Run:
+    """Insert runs that wait, and one of 200 steps."""
+    with store.write() as tx:
+        for each in range(FEW):
+            insert(tx, each, waits=True)
+        last = insert(tx, FEW, waits=False)
+        for sequence in range(1, 201):
+            history.insert_step(tx, step(last, sequence))
+        for _ in range(FEW):
+            audit.record(tx, "run.created", actor="ann", run_id=last.id, metadata={"reason": "because " * 20})
+    return last
+
+
+def multiply(store: Store) -> None:
+    """Double the rows of runs and tasks several times."""
+    with store.write() as tx:
+        for number in range(RUN_ROUNDS):
+            for table in (tables.runs, tables.tasks)[: 1 if number >= TASK_ROUNDS else 2]:
+                changed = {
+                    name: copied(table.c[name], number) for name in ("id", "run_id", "request_id") if name in table.c
+                }
+                columns = [changed.get(column.name, column) for column in table.c]
+                tx.connection.execute(table.insert().from_select(list(table.c), select(*columns)))
+
+
+def copied(column: Column[str], number: int) -> ColumnElement[str]:
+    """Return an id with one more character after its prefix."""
+    prefix = case((column.like("cont%"), 5), else_=4)
+    return func.substr(column, 1, prefix) + literal(chr(ord("a") + number)) + func.substr(column, prefix + 1)
+
+
+def step(run: Run, sequence: int) -> StepRecord:
+    at = "2026-01-31T12:00:00.000000+00:00"
+    return StepRecord(
+        run_id=run.id,
+        sequence=sequence,
+        step_id=f"loop/step{sequence}",
+        kind="function",
+        attempt=0,
+        status="completed",
+        idempotency_key=f"{run.id}:loop/step{sequence}:0",
+        input_text="<b>in</b>" * 20_000,
+        output_text="out " * 20_000,
+        error=None,
+        code_digest=None,
+        started_at=at,
+        completed_at=at,
+    )
+
+
+@contextmanager
+def statements(store: Store) -> Iterator[list[str]]:
+    found: list[str] = []
+
+    def listen(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(("SELECT", "WITH")):
+            found.append(statement)
+
+    event.listen(store.engine, "before_cursor_execute", listen)
+    try:
+        yield found
+    finally:
+        event.remove(store.engine, "before_cursor_execute", listen)
+
+
+def show(store: Store, function: PageFunction, query: str = "", **path: str) -> tuple[int, int]:
+    """Return the statements and the compressed bytes of a page."""
+    context = replace(operation_context(store), over_http=True)
+    request = PageRequest(
+        context=context,
+        signed_in=SignedIn(context.principal),
+        path=path,
+        query=Form.parse(query),
+        form=Form(),
+        cookies={},
+        url="/console/",
+        now=store.clock.now(),
+        address="127.0.0.1",
+        secure=False,
+    )
+    with statements(store) as found:
+        shown = function(request)
+        waiting = inbox.count_waiting(request)
+    assert isinstance(shown, Page)
+    frame = {
+        "me": "ann",
+        "has_session": True,
+        "place": "",
+        "places": [],
+        "areas": set(),
+        "waiting": waiting,
+        "has_search": True,
+        "now": request.now,
+        "here": "/console/",
+        "theme": "",
+        "keys": True,
+        "problem": None,
+        "live": shown.live,
+    }
+    html = render(shown.template, {**frame, **shown.values})
+    return len(found), len(gzip.compress(html.encode(), 5))
+
+
+def costs(store: Store, run: Run) -> dict[str, tuple[int, int]]:
+    return {
+        "inbox": show(store, inbox.show_inbox),
+        "runs": show(store, runs_page.show_runs),
+        "paused runs": show(store, runs_page.show_runs, "status=paused"),
+        "run": show(store, run_page.show_run, run_id=run.id),
+        "later steps": show(store, run_page.show_run, "offset=150", run_id=run.id),
+        "audit": show(store, audit_log.show_audit),
+        "audit of a run": show(store, audit_log.show_audit, f"run={run.id}"),
+        "search": show(store, search.find, "q=crack"),
+    }
+
+
+def test_pages_cost_the_same_with_many_runs_and_tasks(store: Store) -> None:
+    run = fill(store)
+    few = costs(store, run)
+    multiply(store)
+    with store.read() as tx:
+        assert tx.connection.execute(select(func.count()).select_from(tables.runs)).scalar_one() > 10_000
+        assert tx.connection.execute(select(func.count()).select_from(tables.tasks)).scalar_one() >= 2_000
+    many = costs(store, run)
+    for name, (number, size) in many.items():
+        assert number <= few[name][0] + 1, (name, few[name], "more statements for more rows")
+        # The inbox reads the rules of each of its tasks.
+        assert number <= MAX_STATEMENTS + (ITEMS if name == "inbox" else 0), (name, number)
+        assert size <= MAX_BYTES, (name, size)
+
+
+@pytest.mark.parametrize("page", ["run", "step"])
+def test_long_texts_are_cut_in_rows_and_bounded_on_the_page_of_a_step(store: Store, page: str) -> None:
+    with store.write() as tx:
+        run = insert(tx, 1, waits=False)
+        text = "<script>\u202e\x1b[31m" * 100_000
+        history.insert_step(tx, replace(step(run, 1), input_text=text, output_text=text))
+    if page == "run":
+        assert show(store, run_page.show_run, run_id=run.id)[1] < MAX_BYTES
+    else:
+        assert show(store, run_page.show_step, run_id=run.id, number="1")[1] < 10 * MAX_BYTES
