@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kneo.agents.calls import Arguments, CallResult
+from kneo.agents.start_check import check_skills
 from kneo.agents.turn import Turn
-from kneo.errors import Invalid
 from kneo.spec.models.agent import READ_SKILL
 from kneo.spec.models.spec import Skill
 
@@ -37,12 +37,8 @@ class AgentSkills:
         Raises:
             Invalid: ``spec_invalid``: a skill is not in the spec, or its source was not inlined.
         """
-        known = turn.spec.skills
-        for name in turn.agent.skills:
-            if name not in known or known[name].content is None:
-                msg = f"The agent {turn.agent_name} has the skill {name}, whose content is not in the spec."
-                raise Invalid(msg, code="spec_invalid", hint="Run the resolved spec: kneo spec resolve prints it.")
-        return cls({name: known[name] for name in dict.fromkeys(turn.agent.skills)}, reads)
+        check_skills(turn.agent_name, turn.agent, turn.spec)
+        return cls({name: turn.spec.skills[name] for name in dict.fromkeys(turn.agent.skills)}, reads)
 
     @property
     def readable(self) -> tuple[str, ...]:

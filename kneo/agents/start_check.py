@@ -38,13 +38,27 @@ def check_agents(
         mcp_installed: Whether the library of MCP servers is installed.
 
     Raises:
-        Invalid: ``provider_not_configured``, ``model_not_allowed``, ``model_host_denied`` or ``mcp_not_installed``.
+        Invalid: ``provider_not_configured``, ``model_not_allowed``, ``model_host_denied``, ``mcp_not_installed``, or
+            ``spec_invalid``: a skill has no content.
     """
     for name, agent in _reached(spec, used):
+        check_skills(name, agent, spec)
         if name in used or agent.model is not None:
             check_models(name, agent, operator, rules)
         if operator is not None:
             check_mcp(name, agent, spec, mcp_installed=mcp_installed)
+
+
+def check_skills(name: str, agent: Agent, spec: Spec) -> None:
+    """Refuse an agent with a skill whose content is not in the spec.
+
+    Raises:
+        Invalid: ``spec_invalid``.
+    """
+    for skill in agent.skills:
+        if skill not in spec.skills or spec.skills[skill].content is None:
+            msg = f"The agent {name} has the skill {skill}, whose content is not in the spec."
+            raise Invalid(msg, code="spec_invalid", hint="Run the resolved spec: kneo spec resolve writes it.")
 
 
 def check_mcp(name: str, agent: Agent, spec: Spec, *, mcp_installed: Callable[[], bool] = has_mcp) -> None:

@@ -16,6 +16,7 @@ from kneo.agents.providers import OperatorConnections
 from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError, RetentionManager, RetentionPolicy, RetentionReport, make_retention
 from kneo.project import read_config
+from kneo.project.files import SpecFiles
 from kneo.records.audit import SealedEvent
 from kneo.records.run import Checkpoint, Run, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
@@ -344,7 +345,9 @@ class PlatformManager:
         overlays, overrides = parameters.get("overlays") or (), parameters.get("overrides")
         if path is not None and spec is None:
             laid = [SourceFile(str(overlay), self._find(overlay).read_bytes()) for overlay in overlays]
-            return self.compiler.load(self._find(path).read_bytes(), str(path), overlays=laid, overrides=overrides)
+            found = self._find(path)
+            files = SpecFiles(found.parent, self.settings.project_root)
+            return self.compiler.load(found.read_bytes(), str(path), overlays=laid, overrides=overrides, files=files)
         if spec is None or path is not None or overlays:
             msg = "Pass either a spec or its file; overlays need a file."
             raise Usage(msg, hint='spec={...}, or spec_path="agent.yaml" with overlays=["agent.prod.yaml"].')
@@ -358,7 +361,11 @@ class PlatformManager:
             and parameters.get("overrides") is None
         )
         # The start of a run checks the spec, so a plain map is not loaded here.
-        return spec if spec is not None and is_plain else self._load(parameters).tree
+        if spec is not None and is_plain:
+            return spec
+        loaded = self._load(parameters)
+        require_valid(loaded)
+        return loaded.tree
 
     def _find(self, path: str | Path) -> Path:
         file = self.settings.project_root / path

@@ -10,7 +10,8 @@ from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
-from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec, load_tree
+from kneo.spec.reading.inline import Files
+from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec, load_tree, resolve
 from kneo.spec.reading.overlays import merge_all
 
 
@@ -49,9 +50,14 @@ class SpecCompiler:
         *,
         overlays: Sequence[SourceFile] = (),
         overrides: Mapping[str, object] | None = None,
+        files: Files | None = None,
     ) -> LoadedSpec:
-        """Load a spec from the bytes of a file, with all findings."""
-        return load_spec(data, file=file, overlays=overlays, overrides=overrides, rules=check, context=self._context)
+        """Load a spec from the bytes of a file, with all findings; ``files`` are those that the spec can refer to."""
+        context = self._context
+        loaded = load_spec(
+            data, file=file, overlays=overlays, overrides=overrides, files=files, rules=check, context=context
+        )
+        return loaded if files is None else resolve(loaded, files)
 
     def load_tree(self, tree: Mapping[str, object], *, overrides: Mapping[str, object] | None = None) -> LoadedSpec:
         """Load a spec from plain values, with all findings."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from model_server import Call, ModelServer, Reply, model_server
 
+from kneo.errors import Invalid
 from kneo.platform import PlatformManager
 from kneo.sdk.tools import tool
 from kneo.settings import from_env
@@ -111,4 +112,41 @@ def test_an_agent_with_unregistered_middleware_is_not_asked(program: Program, se
     agent = {**spec["agent"], "middleware": ["limits"]}  # type: ignore[dict-item]
     result = program.manager.run_from_spec("go", spec={**spec, "agent": agent}, target="agent")
     assert (result.status, result.error["type"] if result.error else None) == ("failed", "middleware_not_found")
+    assert server.requests == []
+
+
+SPEC = """
+version: v1
+agent:
+  name: clerk
+  model: {provider: openai, name: gpt-5-mini}
+  system_prompt: {file: prompt.md}
+  skills: [tone]
+skills: {tone: {source: skills/tone}}
+"""
+
+
+def test_a_spec_of_a_file_has_the_prompts_and_skills_beside_it(
+    program: Program, server: ModelServer, tmp_path: Path
+) -> None:
+    server.script = [Reply("Done.")]
+    (tmp_path / "skills" / "tone").mkdir(parents=True)
+    (tmp_path / "agent.yaml").write_text(SPEC)
+    (tmp_path / "prompt.md").write_text("You are a clerk.")
+    with pytest.raises(Invalid, match="E_SKILL_SOURCE"):
+        program.manager.run_from_spec("go", spec_path="agent.yaml", target="agent")
+    (tmp_path / "skills" / "tone" / "SKILL.md").write_text("---\ndescription: How to write.\n---\nBe brief.")
+
+    assert program.manager.run_from_spec("go", spec_path="agent.yaml", target="agent").output_text == "Done."
+    assert "You are a clerk." in server.requests[-1].text
+    assert "Be brief." in server.requests[-1].text
+
+
+def test_a_spec_without_the_content_of_its_skill_is_not_started(program: Program, server: ModelServer) -> None:
+    spec = program.spec()
+    agent = {**spec["agent"], "skills": ["tone"]}  # type: ignore[dict-item]
+    with pytest.raises(Invalid, match="has the skill tone, whose content is not in the spec"):
+        program.manager.run_from_spec(
+            "go", spec={**spec, "agent": agent, "skills": {"tone": {"source": "x"}}}, target="agent"
+        )
     assert server.requests == []
