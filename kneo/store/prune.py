@@ -81,10 +81,13 @@ def prune_checkpoints(store: Store, older_than: timedelta, *, go_on: GoOn = alwa
 
 
 def prune_tasks(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
-    """Delete old resolved human tasks."""
+    """Delete old resolved human tasks of runs that ended."""
 
     def batch(tx: Tx) -> int:
-        old = select(tasks.c.id).where(tasks.c.status.in_(RESOLVED), tasks.c.updated_at < _before(tx, older_than))
+        # What people decided in a run that has not ended says which of its texts its session may keep.
+        needed = exists().where(runs.c.id == tasks.c.run_id, runs.c.status.not_in(FINAL))
+        resolved = tasks.c.status.in_(RESOLVED), tasks.c.updated_at < _before(tx, older_than)
+        old = select(tasks.c.id).where(*resolved, ~needed)
         ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
         for table in (task_events, task_links):
             tx.connection.execute(delete(table).where(table.c.task_id.in_(ids)))

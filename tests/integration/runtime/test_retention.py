@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import timedelta
 
 import pytest
-from builders import build_run
+from builders import build_run, build_task
 from kneo_process import eventually
 from sqlalchemy import func, select
 
@@ -17,11 +17,12 @@ from kneo.digest import digest_of
 from kneo.maintenance import RetentionManager, RetentionPolicy, make_retention
 from kneo.records.agent_session import FinishedTurn, SessionKey
 from kneo.records.run import RunStatus
+from kneo.records.task import TaskStatus
 from kneo.runtime.engine import timers
 from kneo.runtime.engine.assemble import background
 from kneo.runtime.engine.timers import RETENTION_LOCK, run_retention, run_timers
 from kneo.settings import from_env
-from kneo.store import agent_sessions, idempotency, prune, runs
+from kneo.store import agent_sessions, idempotency, prune, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.idempotency import KeyedRequest, KeyOf
 from kneo.store.migrate import open_store
@@ -168,3 +169,17 @@ def test_sessions_have_a_retention_of_their_own(store: Store, clock: ManualClock
     assert make_retention(settings, store)().sessions == 1
     with store.read() as tx:
         assert [each.key for each in agent_sessions.list_sessions(tx, "ann", limit=10)[0]] == [new]
+
+
+def test_decisions_of_a_run_that_has_not_ended_stay(store: Store, clock: ManualClock) -> None:
+    for status in (RunStatus.PAUSED, RunStatus.SUCCEEDED):
+        run = build_run(id=f"run_{status}", status=status)
+        task = build_task(id=f"cont_{status}", run_id=run.id, status=TaskStatus.APPLIED)
+        with store.write() as tx:
+            runs.insert_run(tx, run)
+            tasks.insert_task(tx, task)
+    clock.advance(timedelta(days=3))
+    assert prune.prune_tasks(store, timedelta(days=1)) == 1
+    with store.read() as tx:
+        assert tasks.get(tx, "cont_paused") is not None
+        assert tasks.get(tx, "cont_succeeded") is None
