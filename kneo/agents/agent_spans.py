@@ -25,7 +25,7 @@ from pydantic_ai.messages import (
 from kneo.agents.providers import ProviderConnection
 from kneo.agents.turn import AnswerRequired, PeopleRequired, Postponed, Stopped, Turn
 from kneo.redaction import redact_text
-from kneo.spec.models.agent import Agent, ModelChoice
+from kneo.spec.models.agent import ModelChoice
 from kneo.spec.models.spec import Tool
 from kneo.telemetry.spans import CONTENT_CHARS, Span, span
 
@@ -83,7 +83,7 @@ def request_span(
     )
 
 
-def note_reply(traced: Span, agent: Agent, messages: Sequence[ModelMessage], reply: ModelResponse) -> None:
+def note_reply(traced: Span, turn: Turn, messages: Sequence[ModelMessage], reply: ModelResponse) -> None:
     """Add a reply to the span of its request, and the messages where they are recorded."""
     traced.note(
         gen__ai_response_model=reply.model_name,
@@ -92,17 +92,12 @@ def note_reply(traced: Span, agent: Agent, messages: Sequence[ModelMessage], rep
         gen__ai_usage_input__tokens=reply.usage.input_tokens,
         gen__ai_usage_output__tokens=reply.usage.output_tokens,
     )
-    if is_withheld(agent):
+    if turn.withheld is not None:
         return
     if traced.has_arguments:
         traced.note(gen__ai_input_messages=_json([_message(each) for each in messages[-MAX_MESSAGES:]]))
     if traced.has_results:
         traced.note(gen__ai_output_messages=_json([_message(reply)]))
-
-
-def is_withheld(agent: Agent) -> bool:
-    """Return whether guardrails check the answers of an agent, so that its messages are in no span."""
-    return agent.guardrails is not None and bool(agent.guardrails.output or agent.guardrails.workflow)
 
 
 def tool_span(turn: Turn, name: str, call_id: str, tool: Tool) -> AbstractContextManager[Span]:

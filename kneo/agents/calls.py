@@ -20,7 +20,7 @@ Arguments: TypeAlias = Mapping[str, object]
 
 Outcome: TypeAlias = Literal["success", "failed", "denied"]
 
-Refusal: TypeAlias = Literal["arguments", "policy", "rejected"]
+Refusal: TypeAlias = Literal["arguments", "policy", "rejected", "guardrail"]
 """Why a call was not made."""
 
 FINISHED = frozenset({EntryStatus.DONE, EntryStatus.FAILED, EntryStatus.DENIED})
@@ -29,6 +29,7 @@ _EVENTS: Mapping[Refusal, str] = {
     "arguments": "tool_call_failed",
     "policy": "tool_policy_denied",
     "rejected": "tool_call_rejected",
+    "guardrail": "tool_call_rejected",
 }
 
 

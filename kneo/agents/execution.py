@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from typing import TypeAlias
 
 from kneo.agents.agent_spans import note_call, tool_span
 from kneo.agents.calls import Arguments, CallJournal, CallResult, RequestedCall, count, short_digest
+from kneo.agents.guardrails import Refused, TurnGuardrails
+from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question
 from kneo.agents.services import AgentServices, BackendKind
-from kneo.agents.turn import AnswerRequired, CallQuestion, PeopleRequired, Stopped, ToolCall, Turn, TurnResult
+from kneo.agents.turn import AnswerRequired, PeopleRequired, Stopped, ToolCall, Turn
 from kneo.errors import Invalid, KneoError
 from kneo.records.conversation import ConversationEntry, EntryStatus
 from kneo.redaction import redact_text
@@ -26,9 +27,6 @@ MAX_RESTARTS = 2
 
 ANNOUNCED_AFTER = 1.0
 """Seconds after which a call that is not recorded at its beginning is in the trace."""
-
-NestedTurn: TypeAlias = Callable[[Turn], Awaitable[TurnResult]]
-"""Takes the turn of an agent behind a tool."""
 
 _RESULTS = frozenset({"max_iterations", "model_empty_reply", "output_invalid", "conversation_too_long", "tool_failed"})
 """Errors of an agent behind a tool that are the call's result; every other one ends the turn of the caller as well."""
@@ -53,8 +51,11 @@ def _is_tracked(tool: Tool) -> bool:
 class CallExecution:
     """The execution of the calls of one turn."""
 
-    def __init__(self, turn: Turn, services: AgentServices, journal: CallJournal, nested: NestedTurn) -> None:
+    def __init__(
+        self, turn: Turn, services: AgentServices, journal: CallJournal, guardrails: TurnGuardrails, nested: NestedTurn
+    ) -> None:
         self._turn, self._services, self._journal, self._nested = turn, services, journal, nested
+        self._guardrails = guardrails
         strategy = turn.agent.strategy
         self.stops_on_error = strategy is not None and bool(strategy.stop_on_tool_error)
 
@@ -65,7 +66,11 @@ class CallExecution:
             PeopleRequired: the tool asks a question, or a person has to find out whether an interrupted call took effect.
             Stopped: a person ends the run at an interrupted call.
             Invalid: ``tool_failed`` or ``tool_interrupted``: the step ends.
+            GuardrailViolation: a guardrail blocks the result.
         """
+        held = self._guardrails.held(call)
+        if held is not None:
+            return await self._keep_held(call, tool, *held)
         if tool.agent is not None:
             return await self._call_agent(call, tool, arguments)
         entry = self._journal.find(call)
@@ -80,7 +85,8 @@ class CallExecution:
         try:
             with tool_span(self._turn, call.name, call.key, tool) as traced:
                 result = await self._watched(call, self._attempts(tool, made))
-                note_call(traced, arguments, result)
+                if not self._guardrails.of("tool", call.name):
+                    note_call(traced, arguments, result)
         except AnswerRequired as required:
             return await self._wait(call, tool, arguments, required)
         except Exception as error:  # noqa: BLE001 - the model gets it as the call's result
@@ -98,7 +104,7 @@ class CallExecution:
     ) -> CallResult:
         """Check, bound and record a result, and return it as the model is shown it."""
         try:
-            text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, allow_nan=False)
+            json.dumps(result, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             error = Invalid(f"The result is not JSON: {type(result).__name__}.", code="invalid_result")
             return await self._fail(call, tool, arguments, error, started)
@@ -108,14 +114,58 @@ class CallExecution:
                 f"The result does not fit the JSON Schema of the tool's results: {misfit}", code="invalid_result"
             )
             return await self._fail(call, tool, arguments, error, started)
-        shown = CallResult(self._shown(call, tool, text, result))
+        return await self._keep_checked(call, tool, arguments, CallResult(result), started, facts)
+
+    async def _keep_checked(
+        self,
+        call: RequestedCall,
+        tool: Tool,
+        arguments: Arguments,
+        result: CallResult,
+        started: str | None,
+        facts: Mapping[str, object] | None = None,
+    ) -> CallResult:
+        """Pass a result by the guardrails of tools, then record it."""
+        if not self._guardrails.of("tool", call.name):
+            return await self._finish(call, tool, arguments, result, started, facts)
+        kept = {**(facts or {}), **({"started_at": started} if started is not None else {})}
+        await self._guardrails.hold(call, arguments, result, kept)
+        return await self._keep_held(call, tool, arguments, result, kept)
+
+    async def _keep_held(
+        self, call: RequestedCall, tool: Tool, arguments: Arguments, result: CallResult, held: Mapping[str, object]
+    ) -> CallResult:
+        facts = {name: value for name, value in held.items() if name != "started_at"}
+        started = held.get("started_at")
+        begun = started if isinstance(started, str) else None
+        passed = await self._guardrails.result(call, result.content)
+        if isinstance(passed, Refused):
+            passed, result = (
+                {"error": "guardrail_violation", "message": passed.message},
+                replace(result, outcome="failed"),
+            )
+        return await self._finish(call, tool, arguments, replace(result, content=passed), begun, facts)
+
+    async def _finish(
+        self,
+        call: RequestedCall,
+        tool: Tool,
+        arguments: Arguments,
+        result: CallResult,
+        started: str | None,
+        facts: Mapping[str, object] | None = None,
+    ) -> CallResult:
+        """Bound and record a result, and return it as the model is shown it."""
+        if result.outcome == "success":
+            result = replace(result, content=self._shown(call, tool, result.content))
         return await self._journal.finish(
-            call, arguments, shown, started=started, durable=_is_tracked(tool), facts=facts
+            call, arguments, result, started=started, durable=_is_tracked(tool), facts=facts
         )
 
-    def _shown(self, call: RequestedCall, tool: Tool, text: str, result: object) -> object:
+    def _shown(self, call: RequestedCall, tool: Tool, result: object) -> object:
         if tool.transfer:
             return result
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, allow_nan=False)
         limit = tool.max_result_chars or self._services.limits.result_chars
         cut = f"{text[:limit]}\n[cut: {len(text)} characters in all]" if len(text) > limit else None
         if tool.output != "untrusted":
@@ -134,11 +184,11 @@ class CallExecution:
             await self._journal.note(self._journal.event(call, "tool_call_failed", error=name))
             raise tool_failed(call) from None
         message = redact_text(str(error)[: 2 * MAX_ERROR_CHARS])[:MAX_ERROR_CHARS]
-        result = CallResult({"error": name, "message": message}, "failed")
-        await self._journal.finish(call, arguments, result, started=started, durable=_is_tracked(tool))
+        failed = CallResult({"error": name, "message": message}, "failed")
+        kept = await self._keep_checked(call, tool, arguments, failed, started)
         if self.stops_on_error:
             raise tool_failed(call) from None
-        return result
+        return kept
 
     # ---- the call --------------------------------------------------------------------------------------------------
 
@@ -209,45 +259,20 @@ class CallExecution:
 
     async def _call_agent(self, call: RequestedCall, tool: Tool, arguments: Arguments) -> CallResult:
         """Take the turn of an agent behind a tool. Its questions come up with the call's key before their own."""
-        turn, prefix, limit = self._turn, f"{call.key}>", self._services.limits.depth
-        if turn.depth >= limit:
-            msg = f"Agents call each other more than {limit} deep; the last one is {tool.agent}."
-            raise Invalid(msg, code="agents_too_deep", hint="Remove the tool through which an agent reaches itself.")
-        agent = turn.spec.components.agents.get(str(tool.agent))
-        if agent is None or agent.as_agent is not None:
-            what = (
-                "is not in components.agents"
-                if agent is None
-                else "is a workflow (as_agent), whose gates a call would skip"
-            )
-            msg = f"The tool {call.name} cannot call the agent {tool.agent}: it {what}."
-            raise Invalid(msg, code="spec_invalid", hint="Name an agent that has a model.")
-        below = replace(
-            turn,
-            agent_name=str(tool.agent),
-            agent=agent,
-            text=str(arguments["input"]),
-            conversation=f"{turn.conversation}>{call.key}",
-            journal=turn.journal.below(call.key),
-            answers={key.removeprefix(prefix): one for key, one in turn.answers.items() if key.startswith(prefix)},
-            depth=turn.depth + 1,
-            deltas=None,
-            feedback="",
-            session=None,
-            own_text=None,
+        # An agent that takes over answers for this one: what is withheld here is withheld there.
+        is_hidden = tool.transfer and self._turn.withheld is not None
+        below = nested_turn(
+            self._turn,
+            str(tool.agent),
+            str(arguments["input"]),
+            key=call.key,
+            limit=self._services.limits.depth,
+            is_hidden=is_hidden,
         )
-
-        def above(question: CallQuestion) -> CallQuestion:
-            return replace(question, key=prefix + question.key, task_key=f"{call.task_key}>{question.task_key}")
-
         if not below.journal.load():
             await self._journal.announce(call)
         try:
-            result = await self._nested(below)
-        except PeopleRequired as required:
-            raise PeopleRequired([above(question) for question in required.questions]) from None
-        except Stopped as stopped:
-            raise Stopped(above(stopped.question), stopped.decision) from None
+            result = await take_nested(self._nested, below, key=call.key, task_key=call.task_key)
         except KneoError as error:
             if error.code not in _RESULTS:
                 raise
@@ -282,7 +307,7 @@ class CallExecution:
             case "done":
                 given = answer_of(replace(decision, selected_option=None, selected_options=()))
                 text = "A person confirmed that this call took effect. Its result is not known."
-                return await self._journal.finish(call, arguments, CallResult(given or text), durable=True)
+                return await self._keep_checked(call, tool, arguments, CallResult(given or text), None)
             case _:
                 raise Stopped(question, decision)
 

@@ -1,7 +1,8 @@
 """The guard: every tool call passes it, whatever is behind the tool.
 
-In this order: a known result, the arguments, denials, the agent's own question, gates, the call. Denials are checked at each
-entry of the turn, so also after an approval.
+In this order: a known result, the arguments, denials, guardrails, the agent's own question, gates, the call. Denials are checked
+at each entry of the turn, so also after an approval; guardrails check arguments before anybody is asked, and again where a person
+edited them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.calls import FINISHED, Arguments, CallJournal, CallResult, RequestedCall, known_result, short_digest
 from kneo.agents.execution import CallExecution, tool_failed
+from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.questions import (
     ASK_QUESTION_SCHEMA,
     REFUSING,
@@ -45,6 +48,10 @@ AGENT_SCHEMA: Arguments = {
     "additionalProperties": False,
 }
 """The arguments of an agent behind a tool."""
+
+
+ASK_TOOL = Tool(description="Ask a person a question.")
+"""The built-in tool with which an agent asks a person."""
 
 
 def schema_of(tool: Tool) -> Arguments:
@@ -121,12 +128,14 @@ class Guard:
         services: AgentServices,
         journal: CallJournal,
         execution: CallExecution,
+        guardrails: TurnGuardrails,
         *,
         tools: Mapping[str, Tool],
         asks: bool,
         skills: AgentSkills,
     ) -> None:
         self._turn, self._services, self._journal, self._execution = turn, services, journal, execution
+        self._guardrails = guardrails
         self._tools, self._skills = tools, skills
         self._builtin = builtin_tools(asks=asks, skills=skills)
         strategy = turn.agent.strategy
@@ -177,9 +186,31 @@ class Guard:
                 begun = known is not None and known.status is EntryStatus.BEGUN
                 note = " The call was interrupted before; it may have taken effect." if begun else ""
                 return await self._journal.refuse(call, "policy", {"denied": denial + note})
+            checked = await self._checked(call, tool, call.arguments)
+            if isinstance(checked, CallResult):
+                return checked
+            call = replace(call, arguments=checked)
             if tool is None:
                 return await (self._read_skill(call) if call.name == READ_SKILL else self._ask(call))
             return await self._review(call, tool)
+
+    async def _checked(
+        self, call: RequestedCall, tool: Tool | None, arguments: Arguments, *, edited: bool = False
+    ) -> Arguments | CallResult:
+        """Return arguments as the guardrails pass them on, or the result of a call that is not made with them."""
+        passed = await self._guardrails.arguments(call, arguments, edited=edited)
+        if isinstance(passed, Refused):
+            return await self._journal.refuse(
+                call, "guardrail", {"error": "guardrail_violation", "message": passed.message}
+            )
+        changed = replace(call, arguments=passed)
+        misfit = self._misfit(changed, tool) if passed != arguments else None
+        if misfit is not None:
+            return await self._misfits(changed, f"A guardrail changed the arguments, and they do not fit: {misfit}")
+        if passed == arguments and not edited:
+            return passed
+        denial = find_host_denial(tool, passed, self._turn.agent) if tool is not None else None
+        return passed if denial is None else await self._journal.refuse(changed, "policy", {"denied": denial})
 
     async def _denial(self, call: RequestedCall, tool: Tool | None) -> str | None:
         turn = self._turn
@@ -210,7 +241,7 @@ class Guard:
             result: object = f"A person declined to answer: {reason_of(decision)}."
         else:
             result = answer_of(decision)
-        return await self._journal.finish(call, call.arguments, CallResult(result))
+        return await self._execution.keep(call, ASK_TOOL, call.arguments, result)
 
     async def _read_skill(self, call: RequestedCall) -> CallResult:
         result = self._skills.read(call.arguments, self._services.limits.result_chars)
@@ -237,10 +268,12 @@ class Guard:
                 misfit = error.message
             if misfit is not None:
                 return await self._misfits(call, f"A person edited the arguments, and they do not fit: {misfit}")
-            denial = find_host_denial(tool, arguments, self._turn.agent)
-            if denial is not None:
-                return await self._journal.refuse(call, "policy", {"denied": denial})
             agreed[gate.id] = short_digest(arguments)
+            if arguments != call.arguments:
+                checked = await self._checked(call, tool, arguments, edited=True)
+                if isinstance(checked, CallResult):
+                    return checked
+                arguments = checked
         message = "The people who were asked did not agree to the same arguments. This is final."
         return await self._journal.refuse(call, "rejected", {"rejected": message})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pydantic_ai.messages import (
@@ -32,6 +32,7 @@ from kneo.agents.agent_spans import agent_span
 from kneo.agents.calls import CallJournal, CallResult, RequestedCall
 from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard, builtin_tools, schema_of
+from kneo.agents.guardrails import Refused, TurnGuardrails, json_value
 from kneo.agents.memory import NOTHING, Recollection, recall
 from kneo.agents.providers import DUMMY, provider_name
 from kneo.agents.requests import recorded_model
@@ -44,8 +45,10 @@ from kneo.agents.structured import (
     ask_again,
     output_parameters,
     read_answer,
+    structured_answer,
 )
-from kneo.agents.turn import Turn, TurnResult
+from kneo.agents.turn import GuardrailViolation, Turn, TurnResult
+from kneo.digest import canonical_json
 from kneo.errors import Invalid
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL
@@ -86,21 +89,31 @@ async def take_turn(turn: Turn, services: AgentServices, caller: Progress | None
         KneoError: the turn ends without an answer: ``provider_not_configured``, ``max_iterations``, ``model_empty_reply``,
             ``output_invalid``, ``tool_failed``, ``agents_too_deep``, or an error of a request.
     """
-    if provider_name(turn.agent_name, turn.agent) == DUMMY:
-        return TurnResult(text=dummy.reply(turn.text), facts={"model_requests": 0, "tool_calls": 0, "total_tokens": 0})
+    provider, entries = provider_name(turn.agent_name, turn.agent), turn.journal.load()
     assert turn.agent.model is not None
-    budget, entries = turn.agent.model.token_budget, turn.journal.load()
-    past = NOTHING
+    budget, past = turn.agent.model.token_budget, NOTHING
+    progress = Progress.of(entries, token_budget=budget, caller=caller)
+
+    async def nested(below: Turn) -> TurnResult:
+        return await take_turn(below, services, caller=progress)
+
+    guardrails = TurnGuardrails(turn, entries, clock=services.clock, limits=services.limits, take=nested)
+    if provider == DUMMY:
+        return await dummy.take_turn(turn, guardrails)
+    given = await guardrails.input(turn.text)
+    if given != turn.text:
+        turn = replace(turn, text=given, own_text=given)
     if turn.agent.memory is not None:
         summarizing = partial(take_turn, services=services, caller=Progress(token_budget=budget))
         past = await recall(turn, services, entries, partial(find_tool, turn, services), summarizing)
         entries = turn.journal.load()
-    progress = Progress.of(entries, token_budget=budget, caller=caller)
+        progress = Progress.of(entries, token_budget=budget, caller=caller)
     progress.past = len(past.messages)
     progress.messages += progress.past
     model = await recorded_model(turn, services, progress)
     with agent_span(turn):
-        return await _Conversation(turn, services, progress, entries, past, model).answer()
+        result = await _Conversation(turn, services, progress, entries, past, model, guardrails).answer()
+    return replace(result, input=turn.text) if guardrails.of("input") else result
 
 
 @dataclass
@@ -111,6 +124,7 @@ class _Conversation:
     entries: Sequence[ConversationEntry]
     past: Recollection
     model: Model
+    guardrails: TurnGuardrails
     tools: Mapping[str, Tool] = field(init=False)
     own: list[ModelMessage] = field(init=False)
     """The messages of this conversation, without those of earlier runs."""
@@ -127,12 +141,13 @@ class _Conversation:
         self.own = _messages(self.entries, "model:")
         self.journal = CallJournal(self.turn, self.services.clock, self.entries)
         nested = partial(take_turn, services=self.services, caller=self.progress)
-        execution = CallExecution(self.turn, self.services, self.journal, nested)
+        execution = CallExecution(self.turn, self.services, self.journal, self.guardrails, nested)
         self.guard = Guard(
             self.turn,
             self.services,
             self.journal,
             execution,
+            self.guardrails,
             tools=self.tools,
             asks=self.asks,
             skills=self.skills,
@@ -149,7 +164,7 @@ class _Conversation:
             if self.kind != "simple" and any(call.tool_name != OUTPUT_TOOL for call in last.tool_calls):
                 step = await self._call(last)
             else:
-                step = self._read(last)
+                step = await self._read(last)
             if isinstance(step, TurnResult):
                 return step
             self.own.append(step)
@@ -179,7 +194,8 @@ class _Conversation:
     async def _request(
         self, messages: Sequence[ModelMessage], parameters: ModelRequestParameters, settings: ModelSettings | None
     ) -> ModelResponse:
-        limit = 1 if self.kind == "simple" and self.turn.agent.output_schema is None else self.limit
+        is_single = self.kind == "simple" and self.turn.agent.output_schema is None
+        limit = 1 + self.guardrails.retries if is_single else self.limit
         if self.progress.requests >= limit:
             msg = f"The agent {self.turn.agent_name} did not finish within {limit} model requests."
             raise Invalid(msg, code="max_iterations", hint="Raise max_iterations in the agent's strategy.")
@@ -226,7 +242,7 @@ class _Conversation:
         results = dict(zip(requested, await self.guard.results(list(requested.values())), strict=True))
         for call_id, made in requested.items():
             if self._transfers(made.name) and results[call_id].outcome == "success":
-                return self._taken_over(made.name, str(results[call_id].content))
+                return await self._taken_over(made.name, str(results[call_id].content))
         parts = []
         for call in reply.tool_calls:
             if call.tool_call_id in results:
@@ -267,32 +283,64 @@ class _Conversation:
         tool = self.tools.get(self.spec_names.get(name, name))
         return tool is not None and tool.transfer
 
-    def _taken_over(self, tool: str, text: str) -> TurnResult:
-        """Return the answer of the agent that took over; it fits the schema of this agent's answers."""
+    async def _taken_over(self, tool: str, text: str) -> TurnResult:
+        """Return the answer of the agent that took over; it fits the schema of this agent's answers, and its guardrails."""
         schema = self.turn.agent.output_schema
-        if schema is None:
-            return self._result(text)
-        answer = read_answer(schema, ModelResponse(parts=[TextPart(text)]))
-        if isinstance(answer, StructuredAnswer):
-            return self._result(answer.text, answer.metadata)
-        msg = f"The answer of {tool} does not fit the output_schema of the agent {self.turn.agent_name}."
-        raise Invalid(msg, code="output_invalid", hint=answer.message[:500])
+        answer = text if schema is None else read_answer(schema, ModelResponse(parts=[TextPart(text)]))
+        if isinstance(answer, Misfit):
+            msg = f"The answer of {tool} does not fit the output_schema of the agent {self.turn.agent_name}."
+            hint = answer.message[:500] if self.turn.withheld is None else None
+            raise Invalid(msg, code="output_invalid", hint=hint)
+        passed = await self._checked(answer)
+        if isinstance(passed, Refused):
+            msg = (
+                f"The guardrail {passed.guardrail.id} of the agent {self.turn.agent_name} blocks the answer of {tool}."
+            )
+            raise GuardrailViolation(msg, violation_type=passed.guardrail.type)
+        return passed
 
-    def _read(self, reply: ModelResponse) -> TurnResult | ModelRequest:
-        """Return the answer in a reply, or the request for another one that fits its schema."""
+    async def _read(self, reply: ModelResponse) -> TurnResult | ModelRequest:
+        """Return the answer in a reply, or the request for another one that fits its schema and passes the guardrails."""
         name, schema = self.turn.agent_name, self.turn.agent.output_schema
         if not (reply.text or (schema is not None and reply.tool_calls)):
             msg = f"The model of the agent {name} replied without a text (finish reason: {reply.finish_reason or 'none'})."
             raise Invalid(msg, code="model_empty_reply")
-        if schema is None:
-            return self._result(reply.text or "")
-        answer = read_answer(schema, reply)
-        if isinstance(answer, StructuredAnswer):
-            return self._result(answer.text, answer.metadata)
+        answer = reply.text or "" if schema is None else read_answer(schema, reply)
+        if not isinstance(answer, Misfit):
+            passed = await self._checked(answer)
+            return ask_again(reply, passed.message) if isinstance(passed, Refused) else passed
+        assert schema is not None
         if self._misfits(schema) > MAX_MISFITS:
             msg = f"The model of the agent {name} gave {MAX_MISFITS + 1} answers that do not fit its output_schema."
-            raise Invalid(msg, code="output_invalid", hint=answer.message[:500])
-        return ask_again(reply, answer)
+            # The reason repeats parts of an answer that no guardrail has checked.
+            hint = answer.message[:500] if self.turn.withheld is None else None
+            raise Invalid(msg, code="output_invalid", hint=hint)
+        return ask_again(reply, answer.told)
+
+    async def _checked(self, answer: str | StructuredAnswer) -> TurnResult | Refused:
+        """Return an answer as the guardrails pass it on, or why the model is to write another one.
+
+        Every answer of a turn passes here, whatever it is made of.
+        """
+        number, schema = self.progress.replies, self.turn.agent.output_schema
+        known = self.guardrails.passed_output(number)
+        if known is None:
+            value = answer if isinstance(answer, str) else answer.value
+            passed = await self.guardrails.output(value, number)
+            if isinstance(passed, Refused):
+                return passed
+            if passed == value:
+                known = answer if isinstance(answer, str) else answer.text
+            else:
+                known = passed if isinstance(passed, str) else canonical_json(passed).decode()
+            await self.guardrails.keep_output(number, known)
+        if schema is None:
+            return self._result(known)
+        structured = structured_answer(schema, json_value(known))
+        if isinstance(structured, Misfit):
+            msg = f"A guardrail changed the answer of the agent {self.turn.agent_name}, and it does not fit its output_schema."
+            raise GuardrailViolation(msg)
+        return self._result(structured.text, structured.metadata)
 
     def _misfits(self, schema: Mapping[str, object]) -> int:
         """Count the answers so far that do not fit; read from the messages, so that a crash does not forget them."""

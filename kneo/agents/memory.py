@@ -22,11 +22,13 @@ from pydantic_ai.messages import (
 )
 
 from kneo.agents.calls import CallJournal, RequestedCall, short_digest
-from kneo.agents.execution import CallExecution, NestedTurn
+from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard
+from kneo.agents.guardrails import TurnGuardrails
+from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
-from kneo.agents.turn import PeopleRequired, Postponed, SessionHistory, Stopped, ToolCall, Turn
+from kneo.agents.turn import GuardrailViolation, PeopleRequired, Postponed, SessionHistory, Stopped, ToolCall, Turn
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, KneoError
 from kneo.records.agent_session import MEMORY_ENTRY, SessionMessage, SessionSummary
@@ -254,6 +256,8 @@ class _Recalling:
             else:
                 found = await self._call_tool(part, arguments)
             texts = _texts(found)[: self._memory.top_k or TOP_K]
+        except GuardrailViolation:
+            raise
         except Exception as error:  # noqa: BLE001 - the conversation goes on without it
             self._failed("retriever", error)
             return []
@@ -293,11 +297,13 @@ class _Recalling:
             msg = f"The agent {self._turn.agent_name} has no retriever."
             raise Invalid(msg, code="memory_part_missing")
         journal = CallJournal(self._turn, self._services.clock, self._entries)
-        execution = CallExecution(self._turn, self._services, journal, self._nested)
+        clock, limits = self._services.clock, self._services.limits
+        guardrails = TurnGuardrails(self._turn, self._entries, clock=clock, limits=limits, take=self._nested)
+        execution = CallExecution(self._turn, self._services, journal, guardrails, self._nested)
         execution.stops_on_error = False
         none = AgentSkills.of(self._turn, reads=False)
         tools = {part.ref: tool}
-        guard = Guard(self._turn, self._services, journal, execution, tools=tools, asks=False, skills=none)
+        guard = Guard(self._turn, self._services, journal, execution, guardrails, tools=tools, asks=False, skills=none)
         call = RequestedCall(key="0.memory", number=0, name=part.ref, arguments=arguments, nth=1)
         [result] = await guard.results([call])
         if result.outcome != "success":

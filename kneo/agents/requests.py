@@ -264,7 +264,7 @@ class RecordedModel(WrapperModel):
                         raise
                     traced.failed(failure.reason)
                     return None, failure
-                note_reply(traced, self._turn.agent, prompt.messages, reply)
+                note_reply(traced, self._turn, prompt.messages, reply)
         return reply, None
 
     async def _once(
@@ -397,6 +397,8 @@ class RecordedModel(WrapperModel):
         if self._left_out != LeftOut():
             facts["left_out_results"] = self._progress.left_out_results
             facts["left_out_messages"] = self._progress.left_out_messages
+        if self._turn.withheld is not None:
+            facts["withheld"] = self._turn.withheld
         cost = cost_micros(candidate.choice, reply, self._rules)
         return facts if cost is None else {**facts, "cost_micros": cost}
 

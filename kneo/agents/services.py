@@ -88,7 +88,8 @@ class Progress:
     ) -> Progress:
         """Count the entries of a journal.
 
-        The entry of an agent behind a tool has the agent's tokens, that of the memory those of its summariser; before that entry, the agent counts them here itself.
+        The entry of an agent behind a tool or a guardrail has the agent's tokens, that of the memory those of its summariser; before
+        that entry, the agent counts them here itself.
         """
         progress = cls(token_budget=token_budget, caller=caller)
         for entry in entries:
@@ -101,7 +102,7 @@ class Progress:
                 progress.record(
                     messages=progress.messages + len(messages), tokens=_counted(entry, "input_tokens", "output_tokens")
                 )
-            elif entry.kind in {EntryKind.TOOL, EntryKind.MEMORY}:
+            elif entry.kind is not EntryKind.MODEL:
                 progress.tokens += _counted(entry, "total_tokens")
         progress.planning = False
         return progress

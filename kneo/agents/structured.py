@@ -25,10 +25,11 @@ _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class StructuredAnswer:
-    """An answer that satisfies the schema: its canonical JSON, and its scalars of the top level."""
+    """An answer that satisfies the schema: its canonical JSON, its scalars of the top level, and its value."""
 
     text: str
     metadata: Mapping[str, object]
+    value: object
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Misfit:
     """The reason why an answer does not satisfy the schema, in words for the model."""
 
     message: str
+
+    @property
+    def told(self) -> str:
+        """The message to the model."""
+        return f"The answer does not satisfy the JSON Schema: {self.message}. Answer again, with JSON that does."
 
 
 def output_parameters(
@@ -73,6 +79,11 @@ def read_answer(schema: Mapping[str, object], reply: ModelResponse) -> Structure
             written = json.loads(written)
         except (ValueError, RecursionError):
             return Misfit("the answer is not JSON")
+    return structured_answer(schema, written)
+
+
+def structured_answer(schema: Mapping[str, object], written: object) -> StructuredAnswer | Misfit:
+    """Return a JSON value as an answer, or why it does not satisfy the schema."""
     misfit = find_misfits(schema, written)
     if misfit is not None:
         return Misfit(misfit)
@@ -83,12 +94,11 @@ def read_answer(schema: Mapping[str, object], reply: ModelResponse) -> Structure
     scalars = {}
     if isinstance(written, Mapping):
         scalars = {name: value for name, value in written.items() if isinstance(value, str | int | float | bool)}
-    return StructuredAnswer(text, scalars)
+    return StructuredAnswer(text, scalars, written)
 
 
-def ask_again(reply: ModelResponse, misfit: Misfit) -> ModelRequest:
-    """Return the request after an answer that does not fit."""
-    message = f"The answer does not satisfy the JSON Schema: {misfit.message}. Answer again, with JSON that does."
+def ask_again(reply: ModelResponse, message: str) -> ModelRequest:
+    """Return the request after an answer that is not accepted; the message is for the model."""
     calls = [call for call in reply.tool_calls if call.tool_name == OUTPUT_TOOL]
     if not calls:
         return ModelRequest(parts=[UserPromptPart(message)])

@@ -6,10 +6,11 @@ call, and the loop continues behind them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from kneo.errors import Invalid
 from kneo.records.agent_session import SessionMessage, SessionSummary
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace
@@ -17,12 +18,12 @@ from kneo.records.task import Decision
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import Spec, Tool
 
-QuestionKind: TypeAlias = Literal["approval", "external", "question", "elicitation", "interrupted"]
+QuestionKind: TypeAlias = Literal["approval", "external", "question", "elicitation", "interrupted", "guardrail"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallQuestion:
-    """A question about one tool call, answered by a person before the call continues.
+    """A question about one tool call, or about a text that a guardrail holds, answered by a person before the turn continues.
 
     Attributes:
         key: Unique in its turn: ``<call key>:<gate or kind>``; of an agent behind a tool ``<call key>><call key>:<…>``. A call
@@ -30,7 +31,8 @@ class CallQuestion:
         task_key: The name in recorded answers, below the step's location. Independent of call ids, which differ when a model
             is asked again: ``<tool>:<nth call of that tool>:<8 hex digits of the SHA-256 of its canonical arguments>``.
         gate: The id of the gate that asks; ``None`` for questions of the agent, of a tool or after an interruption.
-        arguments: The arguments of the call; with ``tool`` the subject of the task.
+        tool: The tool; of a guardrail its id.
+        arguments: The arguments of the call; with ``tool`` the subject of the task. Of a guardrail ``{"text": …}``: what it holds.
         answer_schema: The JSON Schema of edited arguments, of a provided result or of a form; checked when the answer is sent.
         facts: Further information for the reviewer, such as when an interrupted call began.
     """
@@ -74,6 +76,13 @@ class Stopped(BaseException):
     def __init__(self, question: CallQuestion, decision: Decision) -> None:
         super().__init__(question.key)
         self.question, self.decision = question, decision
+
+
+class GuardrailViolation(Invalid):
+    """A guardrail blocks a text, or its check could not be carried out. Ends the run, whatever ``on_error`` says."""
+
+    http_status = 422
+    default_code = "guardrail_violation"
 
 
 class Journal(Protocol):
@@ -157,6 +166,20 @@ ToolGates: TypeAlias = Callable[[str, str, Mapping[str, object]], Sequence[ToolG
 """From an agent, a tool and the arguments of a call to the call's gates, in the order in which they ask."""
 
 
+CallFunction: TypeAlias = Callable[[str, str], Awaitable[object]]
+"""Calls a function of ``components.functions`` by its name with a text; returns a JSON value, or raises what the function raised."""
+
+
+async def no_functions(name: str, _text: str) -> object:
+    """Refuse to call a function, where a turn has none.
+
+    Raises:
+        Invalid: ``spec_invalid``.
+    """
+    msg = f"The function {name} cannot be called here."
+    raise Invalid(msg, code="spec_invalid")
+
+
 class AnswerRequired(Exception):
     """A tool cannot finish without an answer (MCP elicitation); it is called again with the answer and ``state``.
 
@@ -216,7 +239,10 @@ class Turn:
         implementations: The SHA-256 of Python modules that the run's environment pins.
         environment: The name of the run's environment; what it denies is read at each entry, so that a file that tightens its
             rules reaches runs that wait.
-        depth: How many agents are above this one, each behind a tool of the one before.
+        functions: Calls functions of the spec.
+        depth: How many agents are above this one, each behind a tool or a guardrail of the one before.
+        is_hidden: Whether no view shows what the agent was given and what it replied: it checks a text for a guardrail, or takes
+            over from an agent whose answers are checked.
         deltas: Receives the text of replies while it arrives; ``None`` where nobody may read it before the step has ended.
     """
 
@@ -235,7 +261,9 @@ class Turn:
     gates: ToolGates = lambda _agent, _tool, _arguments: ()
     implementations: Mapping[str, str] = field(default_factory=dict)
     environment: str | None = None
+    functions: CallFunction = no_functions
     depth: int = 0
+    is_hidden: bool = False
     deltas: DeltaStream | None = None
 
     @property
@@ -243,12 +271,24 @@ class Turn:
         """What the model is asked: the text and the feedback."""
         return f"{self.text}\n\n{self.feedback}" if self.feedback else self.text
 
+    @property
+    def withheld(self) -> str | None:
+        """What no view shows of the model's messages: ``all``, the ``replies`` until they passed a guardrail, or nothing."""
+        if self.is_hidden:
+            return "all"
+        guardrails = self.agent.guardrails
+        return "replies" if guardrails is not None and (guardrails.output or guardrails.workflow) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class TurnResult:
-    """The agent's answer. ``facts`` are for the trace and the step: requests, tool calls, tokens, cost; never content."""
+    """The agent's answer. ``facts`` are for the trace and the step: requests, tool calls, tokens, cost; never content.
+
+    ``input`` is the agent's input as its guardrails passed it on; ``None`` where nothing checks it.
+    """
 
     text: str
     facts: Mapping[str, object] = field(default_factory=dict)
     metadata: Mapping[str, object] = field(default_factory=dict)
     """Top-level scalars of a structured output, for conditions of type ``metadata_equals``."""
+    input: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -13,9 +13,10 @@ from pydantic import Field
 from kneo.api.context import Context
 from kneo.api.operation import operation
 from kneo.api.run_steps import path_of
-from kneo.records.conversation import ConversationEntry
+from kneo.records.conversation import ConversationEntry, EntryKind
 from kneo.redaction import redact, redact_text
 from kneo.runtime.engine.wait import find_run
+from kneo.spec.tool_names import OUTPUT_TOOL
 from kneo.store import agent_journal
 
 MAX_TEXT_CHARS = 20_000
@@ -87,7 +88,7 @@ def get_run_conversation(
             step=path_of(own[0].location),
             conversation=name,
             agent=next((str(entry.facts["agent"]) for entry in own if "agent" in entry.facts), None),
-            messages=[message for entry in own for message in _messages(entry.body, texts)],
+            messages=[message for entry in own for message in _shown(entry, texts)],
         )
         for name, own in sorted(by_conversation.items(), key=lambda item: item[1][0].started_at)
     ]
@@ -117,6 +118,45 @@ class _Texts:
         if isinstance(value, str):
             return redact_text(value, personal=self.personal)
         return json.dumps(redact(value, personal=self.personal), ensure_ascii=False, default=str)
+
+
+WITHHELD = "[withheld: a guardrail checks it]"
+"""Stands for a text that a guardrail has not passed on."""
+
+
+def _shown(entry: ConversationEntry, texts: _Texts) -> Iterator[MessageView]:
+    """Yield the messages of a journal entry that may be shown.
+
+    What a guardrail has not passed on yet, or has changed, is not among them; the text that it passed on is an entry of its own.
+    """
+    if entry.kind is EntryKind.GUARD:
+        if entry.name.startswith("output:"):
+            yield _message("assistant", entry.body.get("text", ""), entry.completed_at, texts)
+        return
+    withheld = entry.facts.get("withheld")
+    if withheld is None:
+        yield from _messages(entry.body, texts)
+        return
+    for message in _messages(entry.body, texts):
+        hides = message.text and _hides(message, withheld, is_first=entry.name == "model:1")
+        calls = [
+            replace(call, arguments=WITHHELD) if withheld == "all" or call.name == OUTPUT_TOOL else call
+            for call in message.tool_calls
+        ]
+        yield replace(message, text=WITHHELD if hides else message.text, tool_calls=calls)
+
+
+def _hides(message: MessageView, withheld: object, *, is_first: bool) -> bool:
+    """Return whether a message repeats what a guardrail checks; prompts after the first reply can quote it."""
+    match message.role:
+        case "system":
+            return False
+        case "tool":
+            return withheld == "all" or message.tool_name == OUTPUT_TOOL
+        case "user":
+            return withheld == "all" or not is_first
+        case _:
+            return True
 
 
 def _messages(body: Mapping[str, object], texts: _Texts) -> Iterator[MessageView]:

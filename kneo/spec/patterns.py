@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 MAX_PATTERN = 2_000
 """Characters of a pattern. A longer one is a list of words, which keywords and enum express better."""
@@ -23,6 +23,9 @@ MAX_PROGRAM = 10_000
 
 MAX_WORK = 100_000_000
 """Instructions times bytes that one match may cost; about half a second."""
+
+MAX_REPLACE_WORK = 10 * MAX_WORK
+"""Instructions times bytes that the replacement of all matches in one text may cost."""
 
 _MAX_MEMORY = 1 << 20  # bytes of one compiled pattern with its cache
 
@@ -36,12 +39,16 @@ _OTHER_SPELLINGS = re.compile(r"\\(?:Z|u([0-9a-fA-F]{4})|.)", re.DOTALL)
 class _Match(Protocol):
     def start(self) -> int: ...
 
+    def end(self) -> int: ...
+
 
 class _Compiled(Protocol):
     @property
     def programsize(self) -> int: ...
 
     def search(self, text: str) -> _Match | None: ...
+
+    def finditer(self, text: str) -> Iterator[_Match]: ...
 
 
 class PatternInvalid(ValueError):
@@ -83,6 +90,26 @@ class Pattern:
         except UnicodeEncodeError as error:
             msg = "is not valid Unicode"
             raise TextUnmatchable(msg) from error
+
+    def replace(self, text: str, replacement: str) -> str:
+        """Return a text with every match replaced.
+
+        Each match is found in linear time, all of them together may not be: their work is bounded.
+
+        Raises:
+            TextUnmatchable: the text cannot be judged.
+        """
+        if not self.search(text):
+            return text
+        pieces, end, work = [], 0, 0
+        for match in self.compiled.finditer(text):
+            pieces += [text[end : match.start()], replacement]
+            end = match.end()
+            work += self.size * (len(text) - end)
+            if work > MAX_REPLACE_WORK:
+                msg = f"has {len(text)} characters, with too many matches of its pattern"
+                raise TextUnmatchable(msg)
+        return "".join((*pieces, text[end:]))
 
     def cost(self, text: str) -> int:
         """Return the steps that matching a text takes at most."""

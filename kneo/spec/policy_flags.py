@@ -23,7 +23,9 @@ class PolicyFlags(SpecModel):
     deny_unrestricted_tools: bool = Field(
         default=False, description="No agent may have shell, file system or unlimited network access."
     )
-    require_guardrails: bool = Field(default=False, description="At least one agent must have a guardrail.")
+    require_guardrails: bool = Field(
+        default=False, description="A guardrail must run: of an agent that the run reaches, or as a step."
+    )
 
 
 NO_POLICY = PolicyFlags(enabled=False)
@@ -34,7 +36,7 @@ SWITCHES: dict[str, str] = {
     "require_human_review": "a person must be asked somewhere",
     "require_tool_permissions": "agents with tools must state permissions",
     "deny_unrestricted_tools": "tools must not be unrestricted",
-    "require_guardrails": "an agent must have a guardrail",
+    "require_guardrails": "a guardrail must run",
 }
 """The flags that are on or off, and the requirement of each."""
 

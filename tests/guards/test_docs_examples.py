@@ -36,7 +36,13 @@ FENCE = re.compile(r"^```(?P<kind>\w+)(?: (?P<said>[^\n]+))?\n(?P<text>.*?)^```$
 RUN_ID = re.compile(r"run_[0-9a-z]{26}")
 FILE = re.compile(r"\A# ([\w.-]+\.yaml)\n")
 CONTEXT = RuleContext(ModuleFiles([ROOT]))
-BUCKETS = {"agent": "agents", "function": "functions", "workflow": "workflows", "human": "humans"}
+BUCKETS = {
+    "agent": "agents",
+    "guardrail": "agents",
+    "function": "functions",
+    "workflow": "workflows",
+    "human": "humans",
+}
 STANDING_IN = {
     "agents": lambda name: {"name": name},
     "functions": lambda _: {"implementation": "examples.app_functions.summarize"},

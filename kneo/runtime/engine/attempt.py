@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from kneo.agents.turn import PeopleRequired, Postponed, Stopped
+from kneo.agents.guardrails import PassedInput
+from kneo.agents.turn import GuardrailViolation, PeopleRequired, Postponed, Stopped
 from kneo.clock import Clock, isoformat
 from kneo.errors import KneoError
 from kneo.records.run import Run, RunError, RunStatus
@@ -35,9 +37,12 @@ MAX_ERROR_CHARS = 4_000
 
 
 class Attempt:
-    """An attempt that is under way. The caller sets ``output``; ``result`` is available when the attempt is over."""
+    """An attempt that is under way. The caller sets ``output``; ``result`` is available when the attempt is over.
 
-    def __init__(self, run: Run, action: Execute, clock: Clock) -> None:
+    ``shows_input`` is false where guardrails check the input: until they have passed it on, nothing records it.
+    """
+
+    def __init__(self, run: Run, action: Execute, clock: Clock, *, shows_input: bool = True) -> None:
         review = action.value.review
         self.action = action
         self.context = StepContext(
@@ -54,8 +59,22 @@ class Attempt:
             implementations=pins_of(run),
         )
         self.output: StepOutput | None = None
+        self._shows_input = shows_input
         self._started_at = isoformat(clock.now())
         self._outcome: AttemptOutcome | None = None
+
+    def check_input(self, passed: PassedInput | None) -> None:
+        """Replace the input of a failed step, which ``on_error`` may pass on, by what its guardrails passed on.
+
+        Args:
+            passed: The input as they passed it on; ``None`` where the step failed before: then the run ends.
+        """
+        if self._shows_input or not isinstance(self._outcome, StepFailed):
+            return
+        if passed is None:
+            self._outcome = RunStopped(error=self._outcome.error, status=RunStatus.FAILED)
+        elif passed.changed:
+            self._outcome = replace(self._outcome, input_text=passed.text)
 
     @property
     def result(self) -> AttemptResult:
@@ -83,7 +102,8 @@ class Attempt:
             "kneo.step", kneo_run__id=run_id, kneo_step__id=activity.path, kneo_step_kind=activity.kind
         ) as traced:
             traced.note(kneo_step_attempt=self.action.attempt)
-            traced.add_input(self.action.value.text)
+            if self._shows_input:
+                traced.add_input(self.action.value.text)
             try:
                 yield
             except (WaitForAnswer, PeopleRequired, Postponed, Stopped) as pause:
@@ -101,6 +121,8 @@ class Attempt:
             if isinstance(self._outcome, StepFailed):
                 traced.failed(self._outcome.error.type)
             elif self.output is not None:
+                if not self._shows_input and self.output.input_text is not None:
+                    traced.add_input(self.output.input_text)
                 traced.add_output(self.output.text)
 
 
@@ -136,14 +158,16 @@ FINAL = frozenset(
         "tool_interrupted",
         "tool_not_found",
         "middleware_not_found",
-        "guardrail_violation",
     }
 )
 """Errors of agents after which a retry, which continues the same conversation, ends in the same way."""
 
 
-def _failed(error: BaseException) -> StepFailed:
+def _failed(error: BaseException) -> StepFailed | RunStopped:
     described = _error(error)
+    if isinstance(error, GuardrailViolation):
+        # Not a failure of the step: on_error would pass on what was blocked, or do something else with it.
+        return RunStopped(error=described, status=RunStatus.FAILED)
     return StepFailed(error=described, final=isinstance(error, KneoError) and described.type in FINAL)
 
 

@@ -89,7 +89,8 @@ def record_attempt(
     error = outcome.error if isinstance(outcome, StepFailed) else None
     kind = "step_failed" if error else "step_completed"
     details = asdict(error) if error else None
-    before, after = preview(action.value.text), preview(text)
+    given = _given(result)
+    before, after = preview(given), preview(text)
     step = StepRecord(
         run_id=run.id,
         sequence=0,
@@ -98,7 +99,7 @@ def record_attempt(
         attempt=action.attempt,
         status="failed" if error else "completed",
         idempotency_key=step_context.idempotency_key,
-        input_text=action.value.text,
+        input_text=given,
         output_text=text,
         error=error,
         code_digest=result.output.code_digest if result.output else None,
@@ -119,6 +120,16 @@ def record_attempt(
     )
     change.checkpoint(kind, path, workflow_type=run.workflow_type, error=details, input_text=before, output_text=after)
     return change.write(busy)
+
+
+def _given(result: AttemptResult) -> str:
+    """Return the input of a step for its record: as guardrails passed it on, where they check it."""
+    outcome, output = result.outcome, result.output
+    if isinstance(outcome, StepFailed) and outcome.input_text is not None:
+        return outcome.input_text
+    if output is not None and output.input_text is not None:
+        return output.input_text
+    return result.action.value.text
 
 
 def _unfinished(

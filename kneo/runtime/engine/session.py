@@ -20,6 +20,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeAlias, TypeVar
 
+from kneo.agents.guardrails import passed_input
 from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
@@ -32,7 +33,7 @@ from kneo.runtime.engine.run_journal import JournalAppend, RunJournal
 from kneo.runtime.engine.session_history import session_history
 from kneo.runtime.interpreter.node import Action, Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
-from kneo.runtime.steps.agents import Conversation
+from kneo.runtime.steps.agents import Conversation, checks_input
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.context import CancelToken
 from kneo.runtime.steps.executor import Call, Executor
@@ -452,22 +453,28 @@ class RunSession:
         self._put((ticket, task))
 
     async def _execute(self, action: Execute) -> record.AttemptResult:
-        attempt = Attempt(self._run, action, self._store.clock)
+        is_checked = checks_input(self._program, action.activity)
+        attempt = Attempt(self._run, action, self._store.clock, shows_input=not is_checked)
         with attempt.running():
             conversation = await self._conversation(action)
             attempt.output = await self._deps.executor.execute(
                 self._program, action.activity, action.value.text, attempt.context, conversation
             )
+        if is_checked:
+            attempt.check_input(passed_input(self._journal(action).load()))
         return attempt.result
 
+    def _journal(self, action: Execute) -> RunJournal:
+        return RunJournal(store=self._store, run_id=self.run_id, conversation=action.conversation, submit=self._put)
+
     async def _conversation(self, action: Execute) -> Conversation:
-        journal = RunJournal(store=self._store, run_id=self.run_id, conversation=action.conversation, submit=self._put)
         return Conversation(
-            journal=journal,
+            journal=self._journal(action),
             name=action.conversation,
             answers=action.call_answers,
             environment=self._run.environment,
             sampling_seed=f"{sampling_seed_of(self._run)}:{action.activity.path}",
+            clock=self._store.clock,
             session=session_history(self._store, self._run),
             deltas=await open_deltas(
                 self._store,

@@ -42,6 +42,9 @@ ANSWERS = "call_answers"
 REPEAT, DONE, STOP = "repeat", "done", "stop"
 """The options of a question about an interrupted call."""
 
+REVIEW = (DecisionKind.APPROVED, DecisionKind.EDITED, DecisionKind.REJECTED)
+"""The decisions about a text that a guardrail holds."""
+
 ENDING = frozenset({"stop", "fail", "cancel"})
 """The effects of a rejection that end the run; every other one is for the agent, which continues without the call."""
 
@@ -59,6 +62,9 @@ def call_gate(
     gate = humans.get(question.human or DEFAULT_HUMAN)
     if gate is None:
         return None
+    if question.kind == "guardrail":
+        human = gate.human.model_copy(update={"answer_schema": None, "fields": (), "options": None})
+        return replace(gate, human=human, decisions=REVIEW, on_reject="tell_agent")
     options = (REPEAT, DONE, STOP) if question.kind == "interrupted" else question.options or None
     human = gate.human.model_copy(update={"answer_schema": _schema(question), "fields": (), "options": options})
     first = DecisionKind.SELECTED if options else DecisionKind.PROVIDED
@@ -122,7 +128,9 @@ class CallNode(ProgramNode):
         return Completed(value=Value(text=json.dumps(_decision_json(self._with_values(decision)))))
 
     def _ended(self, decision: Decision) -> RunEnded:
-        error = rejection(f"the call of {self.question.tool} in {self.path}", decision)
+        what = "what the guardrail" if self.question.kind == "guardrail" else "the call of"
+        holds = " holds" if self.question.kind == "guardrail" else ""
+        error = rejection(f"{what} {self.question.tool}{holds} in {self.path}", decision)
         match effect_of(self.gate, decision):
             case "fail":
                 return RunEnded(status=RunStatus.FAILED, output=None, error=error)
@@ -142,6 +150,8 @@ class CallNode(ProgramNode):
 def _subject(question: CallQuestion) -> str:
     if question.kind in {"question", "elicitation"}:
         return question.prompt or ""
+    if question.kind == "guardrail":
+        return str(question.arguments["text"])
     return canonical_json({"tool": question.tool, "arguments": dict(question.arguments)}).decode()
 
 
@@ -157,6 +167,9 @@ def _title(question: CallQuestion) -> str:
             return f"{question.tool} asks for input"
         case "question":
             return f"{question.agent} asks a question"
+        case "guardrail":
+            held = {"input": "the input", "tool": f"a call of {question.facts.get('tool')}"}
+            return f"The guardrail {question.tool} holds {held.get(str(question.facts.get('stage')), 'the answer')} of {question.agent}"
 
 
 MAX_SHOWN = 4_000
@@ -164,6 +177,8 @@ MAX_SHOWN = 4_000
 
 
 def _prompt(question: CallQuestion) -> str:
+    if question.kind == "guardrail":
+        return f"{_title(question)}. Approve it, edit it (it is checked again), or reject it (the run ends)."
     rows = [f"- {name}: {_shown(value)}" for name, value in question.arguments.items()]
     asked = {"interrupted": "Has the call had its effect? Look it up before you answer.", "external": "Carry it out."}
     lines = [f"{_title(question)}.", asked.get(question.kind, ""), "", *(rows or ["It has no arguments."])]
@@ -176,6 +191,8 @@ def _shown(value: object) -> str:
 
 
 def _facts(question: CallQuestion) -> dict[str, object]:
+    if question.kind == "guardrail":
+        return {**question.facts, "agent": question.agent, "guardrail": question.tool}
     facts: dict[str, object] = {**question.facts, "agent": question.agent, "tool": question.tool, "call": question.key}
     if question.kind not in {"question", "elicitation"}:
         facts["arguments"] = dict(question.arguments)

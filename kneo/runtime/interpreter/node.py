@@ -123,6 +123,8 @@ class StepFailed:
     error: RunError
     final: bool = False
     """Whether a retry is pointless."""
+    input_text: str | None = None
+    """The input as guardrails passed it on, which is the step's input from now on; ``None``: as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ class StepPostponed:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStopped:
-    """A person's answer in the middle of the step ends the run."""
+    """A person's answer in the middle of the step, or a guardrail, ends the run."""
 
     error: RunError
     status: RunStatus = RunStatus.CANCELLED

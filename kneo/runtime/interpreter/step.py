@@ -271,6 +271,9 @@ class StepNode(ProgramNode):
             case TaskDecided():
                 return self._decided(context, frame, outcome.decision, location)
             case StepFailed():
+                if outcome.input_text is not None:
+                    value = replace(read_value(frame["input"]), text=outcome.input_text)
+                    frame = {**frame, "input": value.as_json()}
                 return self._failed(context, frame, outcome.error, location, final=outcome.final)
             case _ if isinstance(self.body, Activity):
                 return self._attempted(context, frame, outcome, location)

@@ -10,15 +10,27 @@ from typing import Protocol, TypeAlias
 
 from kneo.agents import dummy
 from kneo.agents.choice import choice_message, choosing
+from kneo.agents.guardrails import PASS, TurnGuardrails
 from kneo.agents.providers import DUMMY, provider_name
 from kneo.agents.start_check import check_mcp
-from kneo.agents.turn import DeltaStream, Journal, SessionHistory, Turn, TurnResult
+from kneo.agents.turn import (
+    CallFunction,
+    DeltaStream,
+    GuardrailViolation,
+    Journal,
+    SessionHistory,
+    Turn,
+    TurnResult,
+    no_functions,
+)
+from kneo.clock import Clock, SystemClock
 from kneo.errors import Invalid
 from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.threads import in_thread
+from kneo.settings import AgentSettings
 
 LOOP, CLIENTS = "kneo.agents.loop", "kneo.agents.clients"
 """The modules of the agents' loop and of the clients of providers, imported by name: they need libraries that only agents with a
@@ -36,6 +48,8 @@ class Conversation:
     sampling_seed: str = ""
     deltas: DeltaStream | None = None
     session: SessionHistory | None = None
+    functions: CallFunction = no_functions
+    clock: Clock = field(default_factory=SystemClock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +85,10 @@ class Agents:
     async def run(
         self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
     ) -> StepOutput:
-        """Take a turn of the step's agent.
+        """Take a turn of the step's agent. A step of kind guardrail passes its input on where the agent's reply says so.
 
         Raises:
+            GuardrailViolation: a guardrail blocks, or the agent of a step of kind guardrail does not let the text pass.
             PeopleRequired, Postponed, Stopped: see ``kneo.agents.turn``.
             KneoError: the turn failed.
         """
@@ -83,13 +98,8 @@ class Agents:
         assert agent.model is not None
         facts = {"agent_name": name, "model_provider": provider, "model_name": agent.model.name}
         message = input_of(text if provider == DUMMY else with_earlier(text, context), context)
-        feedback = feedback_of(context)
         if activity.choices:
             agent, message = choosing(agent, activity.choices), choice_message(message, activity.choices)
-        if provider == DUMMY:
-            return StepOutput(text=dummy.reply("\n\n".join(filter(None, (message, feedback)))), facts=facts)
-        check_mcp(name, agent, program.spec)
-        loop, opened = await self._load(name, providers_of(program))
         turn = Turn(
             run_id=context.run_id,
             step_id=context.step_id,
@@ -97,7 +107,7 @@ class Agents:
             agent=agent,
             spec=program.spec,
             text=message,
-            feedback=feedback,
+            feedback=feedback_of(context),
             own_text=input_of(text, context),
             # A choice among steps is no message of a conversation.
             session=None if activity.choices else conversation.session,
@@ -107,11 +117,30 @@ class Agents:
             gates=program.tool_gates.of_step(activity.call_gates, conversation.sampling_seed),
             environment=conversation.environment,
             implementations=context.implementations,
+            functions=conversation.functions,
+            is_hidden=activity.kind == "guardrail",
             deltas=conversation.deltas,
         )
-        result = await loop.take_turn(turn, opened.services)
-        answer = str(result.metadata["choice"]) if activity.choices else result.text
-        return StepOutput(text=answer, facts={**facts, **result.facts}, metadata=result.metadata)
+        result = await self._take(turn, provider, program, conversation.clock)
+        given = text if result.input is None or result.input == message else result.input
+        passed, metadata = str(result.metadata["choice"]) if activity.choices else result.text, result.metadata
+        if activity.kind == "guardrail":
+            if not PASS.match(result.text):
+                msg = f"The guardrail step {activity.path} blocks: the reply of the agent {name} does not begin with PASS."
+                raise GuardrailViolation(msg, violation_type="agent")
+            passed, metadata = given, {}
+        return StepOutput(text=passed, facts={**facts, **result.facts}, metadata=metadata, input_text=given)
+
+    async def _take(self, turn: Turn, provider: str, program: Program, clock: Clock) -> TurnResult:
+        """Take a turn; an agent of the provider dummy needs no library, unless an agent of another provider checks for it."""
+        checks = turn.agent.guardrails.stages().values() if turn.agent.guardrails is not None else ()
+        if provider == DUMMY and not any(each.type == "agent" for stage in checks for each in stage):
+            entries = turn.journal.load() if any(checks) else ()
+            guardrails = TurnGuardrails(turn, entries, clock=clock, limits=AgentSettings(), take=_no_agents)
+            return await dummy.take_turn(turn, guardrails)
+        check_mcp(turn.agent_name, turn.agent, program.spec)
+        loop, opened = await self._load(turn.agent_name, providers_of(program))
+        return await loop.take_turn(turn, opened.services)
 
     async def close(self) -> None:
         """Close the connections of the services."""
@@ -139,6 +168,16 @@ class Agents:
         except ImportError as error:
             msg = f"The agent {agent} needs the library of agents, which is not installed: {error}."
             raise Invalid(msg, code="provider_not_configured", hint="pip install 'kneo[agents]'") from error
+
+
+async def _no_agents(turn: Turn) -> TurnResult:
+    raise AssertionError(turn.agent_name)
+
+
+def checks_input(program: Program, activity: Activity) -> bool:
+    """Return whether guardrails check the input of a step."""
+    agent = program.agents.get(activity.ref) if activity.kind != "function" else None
+    return agent is not None and agent.guardrails is not None and bool(agent.guardrails.input)
 
 
 def providers_of(program: Program) -> frozenset[str]:

@@ -154,3 +154,5 @@ class StepOutput:
     """Facts for the trace, such as the model; never content."""
     metadata: Mapping[str, object] = field(default_factory=dict)
     """Values for conditions of type ``metadata_equals``."""
+    input_text: str | None = None
+    """The input as the guardrails of the step's agent passed it on; ``None`` of a function, whose input nothing checks."""

@@ -5,15 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 
+from kneo.errors import Invalid
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Agents, Conversation, MakeServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import Code, CodeLoader
-from kneo.runtime.steps.context import StepContext, StepOutput
-from kneo.runtime.steps.functions import FunctionSchemas, as_text, call, check_input, is_async, keywords
+from kneo.runtime.steps.context import CancelToken, StepContext, StepOutput, WaitForAnswer
+from kneo.runtime.steps.functions import (
+    FunctionSchemas,
+    as_text,
+    call,
+    call_for_value,
+    check_input,
+    check_value,
+    is_async,
+    keywords,
+)
 from kneo.runtime.steps.threads import in_thread
 from kneo.spec.models.spec import FunctionComponent
 
@@ -42,7 +53,8 @@ class Executor:
         if activity.kind == "function":
             return await self._call_function(program.functions[activity.ref], text, context, activity.timeout_seconds)
         async with asyncio.timeout(activity.timeout_seconds):
-            return await self.agents.run(program, activity, text, context, conversation)
+            functions = partial(self._call_for_agent, program, context)
+            return await self.agents.run(program, activity, text, context, replace(conversation, functions=functions))
 
     def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> Call | None:
         """Return the call of a plain function without a time limit, for the thread that drives the run.
@@ -66,6 +78,34 @@ class Executor:
         """End the child processes and the connections that are kept for later steps."""
         await self.agents.close()
         await self.children.close()
+
+    async def _call_for_agent(self, program: Program, context: StepContext, name: str, text: str) -> object:
+        """Call a function of the spec for an agent's guardrail or memory, and return a JSON value.
+
+        Raises:
+            Invalid: the spec has no such function, it asks a person, or its result is not JSON.
+            Exception: the function raised it.
+        """
+        declared = program.spec.components.functions.get(name)
+        if declared is None:
+            msg = f"The function {name} is not in components.functions."
+            raise Invalid(msg, code="spec_invalid")
+        code, schemas = self.code.load(declared.implementation, context.implementations), _schemas(declared)
+        own = replace(context, answers=(), token=CancelToken())
+        try:
+            if is_async(code):
+                pending = call_for_value(code, text, own, schemas)
+                assert asyncio.iscoroutine(pending)
+                result = await pending
+            else:
+                result = await in_thread(partial(call_for_value, code, text, own, schemas))
+        except asyncio.CancelledError:
+            own.token.cancel()
+            raise
+        except (WaitForAnswer, SystemExit) as error:
+            msg = f"The function {name} asks a person or ends its process, which it cannot do for an agent."
+            raise Invalid(msg, code="function_output_invalid") from error
+        return check_value(result, schemas)
 
     async def _call_function(
         self, declared: FunctionComponent, text: str, context: StepContext, seconds: int | None

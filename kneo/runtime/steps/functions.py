@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 
 from kneo.errors import Invalid
 from kneo.runtime.steps.code import Code
@@ -40,6 +40,33 @@ def call(code: Code, text: str, context: StepContext, signature: FunctionSchemas
     """
     check_input(text, signature)
     return as_text(code.function(text, **keywords(code, context)), signature)
+
+
+def call_for_value(code: Code, text: str, context: StepContext, signature: FunctionSchemas) -> object:
+    """Call a function for an agent: with a text, for a JSON value; a coroutine is returned as it is.
+
+    Raises:
+        Invalid: ``function_input_invalid``.
+    """
+    check_input(text, signature)
+    return code.function(text, **keywords(code, context))
+
+
+def check_value(result: object, signature: FunctionSchemas) -> object:
+    """Check what a function returned to an agent, and return it as a JSON value.
+
+    Raises:
+        Invalid: ``function_output_invalid`` or ``output_too_large``.
+    """
+    value = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+    if signature.returns is not None:
+        _check(value, signature.returns, "result", "function_output_invalid")
+    written = json_text(value)
+    if len(written) > MAX_OUTPUT_CHARS:
+        msg = f"The function returned {len(written)} characters; at most {MAX_OUTPUT_CHARS} are kept."
+        raise Invalid(msg, code="output_too_large")
+    found: object = json.loads(written)
+    return found
 
 
 def check_input(text: str, signature: FunctionSchemas) -> None:

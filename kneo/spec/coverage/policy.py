@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from kneo.spec.coverage.environment_gates import gates_around, gates_at_call
 from kneo.spec.coverage.exposure import callable_tools, is_unrestricted
 from kneo.spec.coverage.gates import all_gates
+from kneo.spec.coverage.guardrails import is_guarded
 from kneo.spec.coverage.questions import agent_asks_person, asks_person
 from kneo.spec.diagnostics import Diagnostic, Severity, error, format_path
 from kneo.spec.index import LocatedAgent, SpecIndex
@@ -64,9 +65,9 @@ def _demands(index: SpecIndex, flags: PolicyFlags, target: str | None) -> Iterat
         yield from _unstated(index)
     if flags.deny_unrestricted_tools:
         yield from _unrestricted(index)
-    if flags.require_guardrails and not any(_is_guarded(index)):
-        message = "This environment requires guardrails, and no agent has one."
-        hint = "Add a guardrail to at least one agent."
+    if flags.require_guardrails and not is_guarded(index, target):
+        message = "This environment requires guardrails, and none runs."
+        hint = "Add a guardrail to an agent that runs, or a step of kind guardrail."
         yield error("E_ENV_POLICY_GUARDRAILS", message, ("agent", "guardrails"), suggestion=hint)
 
 
@@ -84,11 +85,6 @@ def _unrestricted(index: SpecIndex) -> Iterator[Diagnostic]:
             message = f"This environment requires restricted tools, and those of {at.agent.name} are unrestricted."
             hint = "State permissions without shell and file access, and name the hosts in allowed_domains."
             yield error("E_ENV_POLICY_UNRESTRICTED_TOOLS", message, (*at.path, "tools"), suggestion=hint)
-
-
-def _is_guarded(index: SpecIndex) -> Iterator[bool]:
-    for at in index.agents:
-        yield at.agent.guardrails is not None and any(at.agent.guardrails.stages().values())
 
 
 REVIEW_CODES = frozenset(

@@ -25,14 +25,7 @@ def agent_asks_person(index: SpecIndex) -> bool:
 
 
 def _asks(index: SpecIndex, root: Part) -> bool:
-    around, steps = gates_around(index), _reached_steps(index)
-
-    def needs(part: Part) -> Iterator[Part]:
-        if part[0] == "workflow":
-            for at in steps.get(part[1], ()):
-                yield from step_needs(index, at.step)
-        elif (agent := index.agent_of(part)) is not None:
-            yield from agent_needs(index, agent, callable_tools(agent))
+    around, steps = gates_around(index), reached_steps(index)
 
     def asks(part: Part) -> bool:
         if part[0] == "workflow":
@@ -47,10 +40,24 @@ def _asks(index: SpecIndex, root: Part) -> bool:
             gates_at_call(index, name, tool) for tool in callable_tools(agent)
         )
 
-    return any(map(asks, reachable(root, needs)))
+    return any(map(asks, reached_parts(index, root)))
 
 
-def _reached_steps(index: SpecIndex) -> Mapping[str, Sequence[LocatedStep]]:
+def reached_parts(index: SpecIndex, root: Part) -> Iterator[Part]:
+    """Yield an agent or a workflow, and every agent and workflow that its run can reach."""
+    steps = reached_steps(index)
+
+    def needs(part: Part) -> Iterator[Part]:
+        if part[0] == "workflow":
+            for at in steps.get(part[1], ()):
+                yield from step_needs(index, at.step)
+        elif (agent := index.agent_of(part)) is not None:
+            yield from agent_needs(index, agent, callable_tools(agent))
+
+    return reachable(root, needs)
+
+
+def reached_steps(index: SpecIndex) -> Mapping[str, Sequence[LocatedStep]]:
     """Return the steps of each workflow, without disabled and unreachable ones and everything inside them."""
     reached = {at.path: reached_nodes(at.workflow) for at in index.workflows if isinstance(at.workflow, GraphWorkflow)}
     found: dict[str, list[LocatedStep]] = {}

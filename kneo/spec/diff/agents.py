@@ -106,7 +106,21 @@ def _guardrail(change: ChangeContext) -> Sentence:
         if change.removed:
             return Sentence(HIGH, "guardrails", f"{start(change.name)} loses the {rest[1]} guardrail {rest[2]}.")
         return Sentence(MEDIUM, "guardrails", f"{start(change.name)} gets the {rest[1]} guardrail {rest[2]}.")
-    return field(change, MEDIUM if change.difference.within else HIGH, "guardrails")
+    match rest[3:]:
+        case ["config", "keywords" | "patterns", *_] if change.added:
+            return field(change, MEDIUM, "guardrails")
+        case ["action"] if _strength(change.difference.after) > _strength(change.difference.before):
+            return field(change, MEDIUM, "guardrails")
+        case _:
+            return field(change, HIGH, "guardrails")
+
+
+_STRENGTH = ("warn", "redact", "revise", "retry", "escalate", "human_review", "block")
+
+
+def _strength(action: object) -> int:
+    """Return how much an action keeps back; left out it is block."""
+    return _STRENGTH.index(action) if isinstance(action, str) and action in _STRENGTH else _STRENGTH.index("block")
 
 
 def _permission(change: ChangeContext, below: list[str]) -> Sentence:

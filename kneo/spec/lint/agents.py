@@ -127,12 +127,12 @@ def workflow_agents(index: SpecIndex) -> Iterator[Diagnostic]:
 
 TYPES = ("keyword", "regex", "function", "agent")
 
-_ALWAYS = ("warn", "block", "retry", "escalate", "human_review")
+_ALWAYS = ("warn", "block", "retry", "escalate", "human_review", "redact")
 ACTIONS = {
     "input": _ALWAYS,
     "output": (*_ALWAYS, "revise"),
-    "tool": (*_ALWAYS, "revise", "redact"),
-    "workflow": (*_ALWAYS, "revise", "redact"),
+    "tool": (*_ALWAYS, "revise"),
+    "workflow": (*_ALWAYS, "revise"),
 }
 """The actions of a guardrail at each stage."""
 
@@ -173,6 +173,11 @@ def _manner(item: Guardrail, stage: str, path: Path) -> Iterator[Diagnostic]:
 
 
 def _content(index: SpecIndex, item: Guardrail, path: Path) -> Iterator[Diagnostic]:
+    human = item.config.get("human")
+    if human is not None and human not in index.spec.components.humans:
+        message = f"The guardrail {item.id} asks {human}, who is not in components.humans."
+        hint = index.hints.near(str(human), index.spec.components.humans) or "Declare them in components.humans."
+        yield error("E_GUARDRAIL_REF", message, (*path, "config", "human"), suggestion=hint)
     match item.type:
         case "regex":
             yield from _patterns(item, path)

@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 
 from kneo.spec.base import SpecModel
 from kneo.spec.coverage.gates import DEFAULT_HUMAN, LocatedGate, all_gates, effective_human
+from kneo.spec.coverage.guardrails import DUMMY, calls_tools
 from kneo.spec.diagnostics import Diagnostic, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import LocatedAgent, SpecIndex
-from kneo.spec.models.agent import Agent, Memory, Model, RuntimePreferences, Strategy
+from kneo.spec.models.agent import Agent, Guardrail, Memory, Model, RuntimePreferences, Strategy
 from kneo.spec.models.human import TOOL_REJECTIONS
 from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.models.workflow import ConcurrentWorkflow, ConditionStep, LeafStep
 
 CODE = "W_FIELD_NO_EFFECT"
-
-DUMMY = "dummy"
 
 NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
     Spec: {
@@ -28,7 +27,6 @@ NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
     },
     Agent: {
         "history": "an agent sees the text that its step is given, and what its memory says",
-        "guardrails": "no guardrail runs in this version; put a person in front of what has to be guarded",
         "defaults": "an agent's answer is its step's output",
     },
     Memory: {"preserve_system_messages": "the system prompt is always sent"},
@@ -81,7 +79,6 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
     (Spec, "policies"): lambda value: isinstance(value, dict) and value.keys() != {"project_defaults"},
     (Agent, "strategy"): _works_in_rounds,
     (Memory, "preserve_system_messages"): lambda value: value is False,
-    (Agent, "guardrails"): lambda value: any(getattr(value, "stages", dict)().values()),
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
     (Tool, "retries"): lambda value: value != 0,
     (Tool, "output"): lambda value: value != "trusted",
@@ -115,6 +112,7 @@ def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
         elif at.agent.tools is not None and at.agent.tools.include and (strategy is None or strategy.type == "simple"):
             message = "tools has no effect: an agent with strategy: simple is not offered tools."
             yield warning(CODE, message, (*at.path, "tools"), suggestion="Choose strategy: react or plan-act.")
+        yield from _guardrails(at)
         if at.agent.memory is not None:
             yield from _memory(index, at, at.agent.memory)
         yield from _middleware(at)
@@ -154,6 +152,44 @@ def _of_tools(index: SpecIndex) -> Iterator[Diagnostic]:
             yield from _unread(tool, ("tools", name), NO_EFFECT_AT_AGENT)
         if tool.transfer:
             yield from _unread(tool, ("tools", name), NO_EFFECT_AT_TRANSFER)
+
+
+_CONFIG: Mapping[str | None, str] = {"keyword": "keywords", "regex": "patterns"}
+"""The key of a guardrail's config that its type reads."""
+
+_REVIEWS = frozenset({"human_review", "escalate"})
+
+
+def _guardrails(at: LocatedAgent) -> Iterator[Diagnostic]:
+    """Every guardrail runs, and every field of it is read."""
+    stages = at.agent.guardrails.stages() if at.agent.guardrails is not None else {}
+    for stage, items in stages.items():
+        if items and stage == "tool" and not calls_tools(at.agent):
+            message = "guardrails.tool has no effect: the agent calls no tools."
+            yield warning(
+                CODE, message, (*at.path, "guardrails", stage), suggestion="Leave it out, or do not rely on it."
+            )
+        for number, item in enumerate(items):
+            for field, instead in _unread_of(item, stage):
+                message = f"{field[-1]} has no effect: {instead}."
+                path = (*at.path, "guardrails", stage, number, *field)
+                yield warning(CODE, message, path, suggestion="Leave it out, or do not rely on it.")
+
+
+def _unread_of(item: Guardrail, stage: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    matches = item.type in _CONFIG
+    if item.target is not None and stage != "tool":
+        yield ("target",), "only guardrails at tool are for one tool"
+    if item.ref is not None and matches:
+        yield ("ref",), f"a guardrail of type {item.type} calls nothing"
+    if item.action == "retry" and stage == "input":
+        yield ("action",), "nothing wrote the input that could write it again; it blocks"
+    if item.action == "revise" and matches:
+        yield ("action",), f"a guardrail of type {item.type} has no text of its own; it blocks"
+    read = {_CONFIG.get(item.type), "human" if item.action in _REVIEWS else None}
+    for key in item.config:
+        if key not in read:
+            yield ("config", key), f"a guardrail of type {item.type} with the action {item.action} does not read it"
 
 
 def _rejections(index: SpecIndex) -> Iterator[Diagnostic]:

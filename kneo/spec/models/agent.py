@@ -158,15 +158,25 @@ class Guardrail(SpecModel):
     """One check of what goes in, comes out, or is called."""
 
     id: str | None = None
-    type: str | None = Field(default=None, json_schema_extra={"enum": ["keyword", "regex", "function", "agent"]})
+    type: str | None = Field(
+        default=None,
+        json_schema_extra={"enum": ["keyword", "regex", "function", "agent"]},
+        description="keyword and regex match; a function returns whether the text passes; an agent's reply begins with PASS.",
+    )
     mode: str = Field(default="middleware", json_schema_extra={"enum": ["middleware"]})
     action: str = Field(
         default="block",
         json_schema_extra={"enum": ["warn", "block", "retry", "escalate", "human_review", "revise", "redact"]},
+        description="What happens with a text that does not pass. A check that cannot be carried out blocks.",
     )
     ref: str | None = Field(default=None, description="function, agent: a name in components.")
-    target: str | None = None
-    config: JsonObject = Field(default_factory=dict, description="keyword: keywords; regex: patterns.")
+    target: str | None = Field(
+        default=None, description="tool: the only tool whose calls are checked; * stands for any characters."
+    )
+    config: JsonObject = Field(
+        default_factory=dict,
+        description="keyword: keywords; regex: patterns; human_review, escalate: human, a name in components.humans.",
+    )
 
 
 def _map_only(value: object) -> object:

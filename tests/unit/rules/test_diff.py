@@ -169,6 +169,29 @@ def test_one_change_is_one_sentence(path: str, value: object, danger: str, area:
     assert changes(PLAIN, changed(path, value)) == [(Danger[danger], area, message)]
 
 
+GUARDRAIL = "agent/guardrails/input/0"
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after", "danger"),
+    [
+        ("config/keywords", ["x", "y"], ["x"], "HIGH"),
+        ("config/keywords", ["x"], ["x", "y"], "MEDIUM"),
+        ("config/keywords", ["x"], ["y"], "HIGH"),
+        ("type", "keyword", "regex", "HIGH"),
+        ("target", None, "pay", "HIGH"),
+        ("action", "block", "human_review", "HIGH"),
+        ("action", "human_review", "block", "MEDIUM"),
+        ("action", "warn", "redact", "MEDIUM"),
+        ("action", "redact", "warn", "HIGH"),
+    ],
+)
+def test_a_weaker_guardrail_is_a_dangerous_change(path: str, before: object, after: object, danger: str) -> None:
+    found = changes(changed(f"{GUARDRAIL}/{path}", before), changed(f"{GUARDRAIL}/{path}", after))
+    assert max(found)[0] == Danger[danger], found
+    assert {area for _, area, _ in found} == {"guardrails"}
+
+
 def test_narrowing_an_open_network_is_no_danger() -> None:
     open_ = changed(f"{PERMISSIONS}/allowed_domains", [])
     [(danger, area, message)] = changes(open_, PLAIN)

@@ -28,7 +28,13 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/memory.py": "memory",
         "kneo/agents/questions.py": "ask_question",
         "kneo/agents/skills.py": "skills",
+        "kneo/agents/guardrails.py": "guardrails",
     },
+    "Guardrail": {
+        "kneo/agents/guardrails.py": "id type action ref target config",
+        "kneo/spec/lint/agents.py": "mode",
+    },
+    "Guardrails": {"kneo/spec/models/agent.py": "input output tool workflow"},
     "AnswerField": {
         "kneo/tasks/forms.py": "name type description required default allowed_values min max pattern",
     },
@@ -149,8 +155,6 @@ BELOW = {
     *(
         "AgentPolicies",
         "AgentToolPolicy",
-        "Guardrail",
-        "Guardrails",
         "McpPin",
         "McpServer",
     ),
@@ -223,7 +227,6 @@ SAMPLES: dict[str, tuple[dict, str]] = {
 }
 OF_AGENTS = {
     "history": {"limit": 3},
-    "guardrails": {"input": [{"id": "g", "type": "keyword", "config": {"keywords": ["no"]}}]},
     "defaults": {"append_mode": "never"},
 }
 WITH_DUMMY = {
@@ -302,6 +305,29 @@ def test_a_field_without_effect_is_found(name: str) -> None:
 )
 def test_what_says_what_happens_anyway_is_not_reported(part: dict) -> None:
     assert found_in(part) == set()
+
+
+KEYWORD = {"id": "g", "type": "keyword", "config": {"keywords": ["no"]}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "place"),
+    [
+        ("input", {"target": "search"}, "input[0].target"),
+        ("output", {"ref": "boss"}, "output[0].ref"),
+        ("input", {"action": "retry"}, "input[0].action"),
+        ("output", {"action": "revise"}, "output[0].action"),
+        ("output", {"config": {"keywords": ["no"], "human": "boss"}}, "output[0].config.human"),
+        ("output", {"config": {"keywords": ["no"], "patterns": ["x"]}}, "output[0].config.patterns"),
+        ("tool", {}, "tool"),
+        ("output", {"action": "human_review", "config": {"keywords": ["no"], "human": "boss"}}, None),
+        ("input", {"action": "redact"}, None),
+        ("workflow", {"action": "warn"}, None),
+    ],
+)
+def test_a_field_of_a_guardrail_without_effect_is_found(stage: str, change: dict, place: str | None) -> None:
+    found = found_in({"agent": {"name": "root", "guardrails": {stage: [{**KEYWORD, **change}]}}})
+    assert found == (set() if place is None else {f"agent.guardrails.{place}"})
 
 
 @pytest.mark.parametrize("strategy", [{}, {"strategy": "simple"}])

@@ -22,6 +22,29 @@ def violations(spec: dict, **flags: object) -> list[tuple[str, str | None]]:
     return [(d.code, d.path_text) for d in check_policy(made, check(made), PolicyFlags.model_validate(flags))]
 
 
+WORD = {"id": "g", "type": "keyword", "config": {"keywords": ["x"]}}
+OTHER = {"components": {"agents": {"w": {"name": "w", "guardrails": {"input": [WORD]}}}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "runs"),
+    [
+        ({"agent": {"name": "root", "guardrails": {"input": [WORD]}}}, True),
+        ({"agent": {"name": "root", "guardrails": {"input": [{**WORD, "config": {}}]}}}, False),
+        ({"agent": {"name": "root", "guardrails": {"tool": [WORD]}}}, False),
+        ({"agent": {**TOOLED["agent"], "strategy": "react", "guardrails": {"tool": [WORD]}}, "tools": TOOL}, True),
+        ({**BARE, **OTHER}, False),
+        ({**BARE, **OTHER, "workflow": [AGENT]}, False),
+        ({**BARE, **OTHER, "workflow": [{**AGENT, "ref": "w"}]}, True),
+        ({**BARE, **OTHER, "workflow": [AGENT, {**AGENT, "id": "b", "ref": "w", "enabled": False}]}, False),
+        ({**BARE, "workflow": [{"id": "g", "kind": "guardrail", "ref": "root"}]}, True),
+        ({**BARE, "workflow": [AGENT, {"id": "g", "kind": "guardrail", "ref": "root", "enabled": False}]}, False),
+    ],
+)
+def test_only_guardrails_that_run_count(spec: dict, runs: bool) -> None:
+    assert (violations(spec, require_guardrails=True) == []) is runs
+
+
 def test_each_flag_by_itself() -> None:
     assert violations(TOOLED) == []
     assert violations(BARE, require_human_review=True) == [("E_ENV_POLICY_HUMAN_REVIEW", "workflow")]
@@ -83,7 +106,7 @@ def test_weakenings_in_words() -> None:
     weak = PolicyFlags(fail_on_warnings=True, blocked_diagnostic_codes=("E_B",))
     assert flag_weakenings(strong, strong) == ()
     assert flag_weakenings(strong, weak) == (
-        "require_guardrails is switched off: no longer, an agent must have a guardrail.",
+        "require_guardrails is switched off: no longer, a guardrail must run.",
         "E_A is no longer blocked.",
     )
     assert flag_weakenings(strong, NO_POLICY) == ("The policy is switched off.",)

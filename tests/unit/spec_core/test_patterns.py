@@ -93,3 +93,10 @@ def test_the_worst_match_that_is_allowed_is_short() -> None:
     begun = process_time()
     assert not compiled.search(text)
     assert process_time() - begun < 10
+
+
+def test_matches_are_replaced_and_too_many_of_them_are_refused() -> None:
+    assert compile_pattern("b+").replace("abbcb", "-") == "a-c-"
+    assert compile_pattern("x").replace("abc", "-") == "abc"
+    with pytest.raises(TextUnmatchable, match="too many matches"):
+        compile_pattern("(?s)a.*z|a").replace("a" * 50_000, "-")
