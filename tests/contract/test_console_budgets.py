@@ -9,16 +9,14 @@ from dataclasses import replace
 
 import pytest
 from builders import build_run, build_task
-from operation_context import operation_context
+from console_in_process import page_html
 from sqlalchemy import Column, ColumnElement, case, event, func, literal, select
 
 from kneo.clock import isoformat, new_id
 from kneo.records.run import Run, RunStatus, StepRecord
 from kneo.service.console import audit_log, inbox, run_page, search
 from kneo.service.console import runs as runs_page
-from kneo.service.console.page import Form, Page, PageFunction, PageRequest
-from kneo.service.console.render import render
-from kneo.service.console.session import SignedIn
+from kneo.service.console.page import PageFunction
 from kneo.store import audit, history, runs, tables, tasks
 from kneo.store.engine import Store, Tx
 
@@ -118,39 +116,8 @@ def statements(store: Store) -> Iterator[list[str]]:
 
 def show(store: Store, function: PageFunction, query: str = "", **path: str) -> tuple[int, int]:
     """Return the statements and the compressed bytes of a page."""
-    context = replace(operation_context(store), over_http=True)
-    request = PageRequest(
-        context=context,
-        signed_in=SignedIn(context.principal),
-        path=path,
-        query=Form.parse(query),
-        form=Form(),
-        cookies={},
-        url="/console/",
-        now=store.clock.now(),
-        address="127.0.0.1",
-        secure=False,
-    )
     with statements(store) as found:
-        shown = function(request)
-        waiting = inbox.count_waiting(request)
-    assert isinstance(shown, Page)
-    frame = {
-        "me": "ann",
-        "has_session": True,
-        "place": "",
-        "places": [],
-        "areas": set(),
-        "waiting": waiting,
-        "has_search": True,
-        "now": request.now,
-        "here": "/console/",
-        "theme": "",
-        "keys": True,
-        "problem": None,
-        "live": shown.live,
-    }
-    html = render(shown.template, {**frame, **shown.values})
+        html = page_html(store, function, query, **path)
     return len(found), len(gzip.compress(html.encode(), 5))
 
 

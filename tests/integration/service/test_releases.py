@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from config_repo import ConfigRepo, announcement
+from console_pages import Browser, signed_in
 from service_bench import Bench, serving
 
 from cli.serve.controller import Repository, make_controller
@@ -84,3 +85,28 @@ def test_an_environment_that_insists_on_pins_starts_nothing_without(house: Bench
             "environment_policy_blocked",
             True,
         )
+
+
+def test_the_console_leads_from_a_run_to_the_commit_and_the_signers(house: Bench) -> None:
+    order = {"input": "x", "bundle": "both", "environment": "dev", "async_mode": True, "target": "workflow"}
+    run = house.post("/runs", order, role="admin", expect=202)["run_id"]
+    browser = signed_in(house.url, "auditor")
+    try:
+        page = browser.get(f"/console/runs/{run}")
+        assert "both 1.0.0" in page.text
+        assert f"/console/trace/{run}" in page.links
+        digest = house.get(f"/trace/{run}")["digest"]
+        for reference in (run, digest):
+            traced = browser.get(f"/console/trace/{reference}")
+            assert "Signed by ann" in traced.text
+            assert "kneo spec bundle verify bundles/both/1.0.0.dsse.json --trust environments/trust.json" in traced.text
+            assert "git verify-commit" in traced.text
+        found = browser.client.get(f"/console/find?q={digest}")
+        assert found.headers["location"] == f"/console/trace/{digest}"
+        found = browser.client.get("/console/find?q=both")
+        assert found.headers["location"] == f"/console/trace/{digest}"
+        listed = browser.get("/console/runs?environment=dev&bundle=both")
+        assert run in [one["data-run"] for one in listed.having("data-run")]
+        assert "release.promoted" in browser.get("/console/audit?environment=dev").text
+    finally:
+        Browser.close_all()
