@@ -1,4 +1,4 @@
-"""The spec and the commands of ``docs/guide/memory.md`` work, each command in a process of its own, with a scripted model."""
+"""The specs and the commands of ``docs/guide/memory.md`` work, in the order of the page, with a scripted model."""
 
 from __future__ import annotations
 
