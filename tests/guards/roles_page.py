@@ -22,6 +22,19 @@ are a third thing.
 """
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "agent chat": (
+        "create_run",
+        "get_run",
+        "stream_run_events",
+        "list_human_tasks",
+        "get_human_task",
+        "resume_human_task",
+        "cancel_run",
+        "continue_run",
+        "list_runs",
+        "get_run_trace",
+        "get_bundle_version",
+    ),
     "approve": ("list_promotions", "approve_promotion"),
     "audit checkpoint": ("get_audit_checkpoint",),
     "audit list": ("list_audit_events",),

@@ -13,8 +13,8 @@ from kneo.agents.providers import OperatorConnections
 from kneo.agents.services import AgentServices, BackendKind
 from kneo.agents.turn import ToolBackend
 from kneo.project import read_config
-from kneo.runtime.engine.environment_rules import EnvironmentRules
 from kneo.runtime.engine.quota import StoreQuota
+from kneo.runtime.engine.rules_in_force import RulesInForce
 from kneo.runtime.steps.agents import OpenServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
@@ -36,7 +36,7 @@ def open_services(
         code: The modules that specs may name.
         registry: The tools and the middleware that the program registered.
     """
-    rules = EnvironmentRules(settings, store)
+    rules = RulesInForce(settings, store)
     # The module of requests needs the library of agents, which a process without such agents does not have.
     requests = importlib.import_module("kneo.agents.requests")
     models = requests.ModelServices(

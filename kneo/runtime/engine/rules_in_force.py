@@ -12,7 +12,7 @@ from kneo.spec.models.rules import ModelRules, ToolRules
 from kneo.store.engine import Store
 
 
-class EnvironmentRules:
+class RulesInForce:
     """Reads rules from the environment files in force. Where none is declared, the operator's settings apply.
 
     Each read is a query of its own, in a thread: an environment that is tightened by another process holds for the next call,

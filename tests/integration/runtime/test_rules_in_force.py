@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gates.asking import declare
 
-from kneo.runtime.engine.environment_rules import EnvironmentRules
+from kneo.runtime.engine.rules_in_force import RulesInForce
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 
@@ -21,7 +21,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_where_no_environment_is_declared_the_operator_decides(store: Store, settings: Settings) -> None:
-    rules = EnvironmentRules(settings, store)
+    rules = RulesInForce(settings, store)
     for name in (None, "dev"):
         assert asyncio.run(rules.tools(name)).inside == ("crm.internal:8443", "db.internal:80")
         assert asyncio.run(rules.tools(name)).mcp.commands == ("/bin/crm",)
@@ -30,7 +30,7 @@ def test_where_no_environment_is_declared_the_operator_decides(store: Store, set
 
 
 def test_an_environment_decides_alone_and_at_once(store: Store, settings: Settings) -> None:
-    rules = EnvironmentRules(settings, store)
+    rules = RulesInForce(settings, store)
     declare(store, tools={"inside": ["only.internal:1"]}, models={"allow": [{"provider": "openai"}]})
     assert asyncio.run(rules.tools("prod")).inside == ("only.internal:1",)
     assert asyncio.run(rules.tools("prod")).mcp.commands == ()
@@ -48,7 +48,7 @@ def test_where_others_decide_an_environment_that_is_gone_allows_nothing(store: S
     pinned = from_env(
         {"KNEO_SERV_TRUST_ROOT": f"sha256:{'0' * 64}", "KNEO_SERV_TOOLS_INSIDE": "crm.internal:1"}, tmp_path
     )
-    rules = EnvironmentRules(pinned, store)
+    rules = RulesInForce(pinned, store)
     assert asyncio.run(rules.tools("prod")).allow == ()
     assert asyncio.run(rules.tools("prod")).inside == ()
     models = asyncio.run(rules.models("prod"))
@@ -68,6 +68,6 @@ def test_the_event_loop_waits_for_no_database(
         return read()
 
     monkeypatch.setattr(store, "read", reading)
-    assert asyncio.run(EnvironmentRules(settings, store).tools("prod")).deny == ("sh*",)
+    assert asyncio.run(RulesInForce(settings, store).tools("prod")).deny == ("sh*",)
     assert readers
     assert threading.get_ident() not in readers
