@@ -20,7 +20,7 @@ from kneo.api.release_views import (
     DecisionListView,
     DecisionView,
     EnvironmentListView,
-    EnvironmentRules,
+    EnvironmentRulesView,
     EnvironmentView,
     HeldView,
     HistoryView,
@@ -99,12 +99,12 @@ MAX_STAGES = 100
 def _view(tx: Tx, status: EnvironmentStatus) -> EnvironmentView:
     """Return an environment with its rules; where no valid file was ever in force, with none."""
     if status.record is None:
-        return EnvironmentView.of_status(status, EnvironmentRules())
+        return EnvironmentView.of_status(status, EnvironmentRulesView())
     environment = registry.declared(tx, status.name)
     stage, origin = 0, environment.spec.promote_from
     while origin is not None and stage < MAX_STAGES and releases.environment(tx, origin) is not None:
         stage, origin = stage + 1, registry.declared(tx, origin).spec.promote_from
-    return EnvironmentView.of_status(status, EnvironmentRules.of(environment, stage, tx.now))
+    return EnvironmentView.of_status(status, EnvironmentRulesView.of(environment, stage, tx.now))
 
 
 @operation("GET", "/environments/{name}/history", scope="releases:read")

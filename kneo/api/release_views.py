@@ -75,7 +75,7 @@ class WindowView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvironmentRules:
+class EnvironmentRulesView:
     """The rules of an environment for its changes, from the file in force.
 
     ``stage`` is 0 for an environment that follows Git directly, else one more than that of the environment it promotes from.
@@ -95,12 +95,12 @@ class EnvironmentRules:
     inline_specs: bool = False
 
     @classmethod
-    def of(cls, environment: Environment, stage: int, now: datetime) -> EnvironmentRules:
+    def of(cls, environment: Environment, stage: int, now: datetime) -> EnvironmentRulesView:
         spec, rule = environment.spec, environment.spec.approvals
         opened = windows_open(environment.windows, now)
         opening = None if opened else next_opening(environment.windows, now)
         needed = set(rule.roles) if rule is not None else set()
-        return EnvironmentRules(
+        return EnvironmentRulesView(
             stage=stage,
             promote_from=spec.promote_from,
             approvals=ApprovalRuleView(
@@ -127,7 +127,7 @@ class EnvironmentRules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvironmentView(EnvironmentRules):
+class EnvironmentView(EnvironmentRulesView):
     """One environment: its conditions, releases, pending changes and rules. The id of a pending change names its promotion."""
 
     name: str
@@ -140,7 +140,7 @@ class EnvironmentView(EnvironmentRules):
     suspension: Suspension | None
 
     @classmethod
-    def of_status(cls, status: EnvironmentStatus, rules: EnvironmentRules) -> Self:
+    def of_status(cls, status: EnvironmentStatus, rules: EnvironmentRulesView) -> Self:
         return cls(
             **vars(rules),
             name=status.name,

@@ -19,7 +19,20 @@ from kneo.api.context import Principal
 from kneo.errors import Forbidden, KneoError, NotFound, Unauthorized
 from kneo.service.admission import Refusals
 from kneo.service.auth import PRINCIPAL
-from kneo.service.console import audit_log, inbox, run_acts, run_page, runs, search, sign_in, task
+from kneo.service.console import (
+    audit_log,
+    bundles,
+    environments,
+    identity,
+    inbox,
+    release_acts,
+    run_acts,
+    run_page,
+    runs,
+    search,
+    sign_in,
+    task,
+)
 from kneo.service.console.live import live_events
 from kneo.service.console.page import Form, MenuEntry, Page, PageRequest, PageRoute, Pages, SeeOther, Shown
 from kneo.service.console.render import STATIC, STATIC_HASH, STATIC_TYPES, render
@@ -34,6 +47,10 @@ log = logging.getLogger("kneo.service")
 AREAS: tuple[Pages, ...] = (
     inbox.pages,
     task.pages,
+    release_acts.pages,
+    environments.pages,
+    bundles.pages,
+    identity.pages,
     runs.pages,
     run_page.pages,
     run_acts.pages,

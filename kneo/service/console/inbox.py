@@ -64,7 +64,7 @@ class InboxRow:
         """Build the row of a pending change."""
         return cls(
             id=change.id,
-            url=f"/console/environments/{change.environment}/{change.bundle}",
+            url=f"/console/promotions/{change.id}",
             title=f"Release {change.bundle} {change.version} to {change.environment}?"
             if change.change == "promote"
             else f"{change.change.capitalize()}: {change.bundle} {change.version}".strip(),

@@ -1,0 +1,350 @@
+"""The pages of environments: what runs where, what waits and for whom, and the review of one change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from kneo.api.bundles import list_bundles
+from kneo.api.environments import (
+    get_environment,
+    get_environment_history,
+    get_source,
+    list_environment_decisions,
+    list_environments,
+    plan_environment,
+)
+from kneo.api.operation import Operation
+from kneo.api.promotions import DecisionRequest, approve_promotion, get_promotion, reject_promotion
+from kneo.api.release_views import ApprovalView, DecidedView, EnvironmentView, PromotionDetailView
+from kneo.errors import Forbidden, InvalidValue, KneoError, NotFound
+from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages, SeeOther, Shown
+from kneo.service.console.release_words import (
+    PendingNote,
+    conditions_of,
+    matrix,
+    people,
+    rule_of,
+    rules_of,
+    shown_changes,
+    shown_rules,
+    state_of,
+)
+from kneo.service.console.words import reveal
+
+PLACE = MenuEntry("environments", "Environments", "/environments", "releases:read")
+
+pages = Pages(PLACE)
+
+HISTORY = 50
+"""Past changes on a page."""
+
+MAX_REASON = 500
+
+DECISIONS = {"approved": approve_promotion, "rejected": reject_promotion}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A change or a state that needs a person."""
+
+    kind: str
+    environment: str
+    title: str
+    message: str
+    since: str
+    href: str
+    action: str
+    mine: bool
+
+
+def ordered(request: PageRequest) -> list[EnvironmentView]:
+    """Return every environment, in the order of promotion."""
+    return sorted(request.call(list_environments).environments, key=lambda item: (item.stage, item.name))
+
+
+@pages.get("/environments", scope="releases:read")
+def show_environments(request: PageRequest) -> Page:
+    """Show what runs where, and what needs attention."""
+    environments = ordered(request)
+    newest = {}
+    if request.may("specs:read"):
+        newest = {item.name: (item.version, item.digest) for item in request.call(list_bundles).bundles}
+    try:
+        source = request.call(get_source)
+    except NotFound:
+        source = None
+    columns = [
+        {
+            "name": item.name,
+            "state": state_of(item),
+            "rule": rule_of(item),
+            "guarded": bool(item.approvals and item.approvals.required),
+            "revision": item.revision,
+            "conditions": conditions_of(item.conditions),
+        }
+        for item in environments
+    ]
+    values = {
+        "source": source,
+        "columns": columns,
+        "rows": matrix(environments, newest),
+        "attention": [one for item in environments for one in _attention(request, item)],
+        "may_operate": request.may("releases:operate"),
+        "may_read_bundles": request.may("specs:read"),
+    }
+    return Page("environments.html", values, live="environments")
+
+
+def _attention(request: PageRequest, environment: EnvironmentView) -> list[Attention]:
+    name = environment.name
+    home = f"/console/environments/{quote(name, safe='')}"
+    found = [
+        Attention(
+            kind=PendingNote.of(item).kind,
+            environment=name,
+            title=f"{item.bundle} {item.version} {'was refused' if item.gate == 'verify' else 'waits'}"
+            if item.kind != "policy"
+            else f"The rules of {name} wait",
+            message=item.message,
+            since=item.since,
+            href=f"/console/promotions/{item.id}",
+            action="Review" if item.subject else "Why",
+            mine=request.may("releases:decide") and request.person in item.who,
+        )
+        for item in environment.pending
+    ]
+    suspension = environment.suspension
+    if suspension is not None:
+        title = f"{name} is suspended"
+        message = f"{suspension.actor}: {suspension.reason}"
+        found.append(
+            Attention("hold", name, title, message, suspension.since, f"{home}/unsuspend", "Resume", mine=False)
+        )
+    for hold in environment.holds:
+        href = f"{home}/unhold?bundle={quote(hold.bundle, safe='')}"
+        message = f"{hold.actor}: {hold.reason}"
+        found.append(Attention("hold", name, f"{hold.bundle} is held", message, hold.since, href, "Lift", mine=False))
+    return found
+
+
+@pages.get("/environments/{environment}", scope="releases:read")
+def show_environment(request: PageRequest) -> Page:
+    """Show one environment: rules, releases, conditions, decisions and history."""
+    item = request.call(get_environment, request.path["environment"])
+    history = request.call(get_environment_history, item.name, limit=HISTORY)
+    decisions = request.call(list_environment_decisions, item.name, limit=HISTORY).decisions
+    values = {
+        "item": item,
+        "state": state_of(item),
+        "guarded": bool(item.approvals and item.approvals.required),
+        "rules": list(rules_of(item)),
+        "rows": matrix([item], {}),
+        "pending": [(one, PendingNote.of(one)) for one in item.pending],
+        "conditions": conditions_of(item.conditions),
+        "history": history.promotions,
+        "decisions": decisions,
+        "receipt": next((one for one in decisions if one.id == request.query.get("decided")), None),
+        "may_operate": request.may("releases:operate"),
+        "done": DONE.get(request.query.get("done"), ""),
+    }
+    return Page("environment.html", values, live="environments")
+
+
+DONE = {
+    "hold": "The release is held.",
+    "unhold": "The hold is lifted; the release follows Git again.",
+    "suspend": "The environment is suspended.",
+    "unsuspend": "The environment follows Git again.",
+    "rollback": "The controller rolled back and holds the release.",
+    "reconcile": "The controller looked at the config repository.",
+}
+"""The results of acts, by the act."""
+
+
+# ---- the review of a change -----------------------------------------------------------------------------------------
+
+
+@pages.get("/environments/{environment}/{bundle}", scope="releases:read")
+def show_release(request: PageRequest) -> Page:
+    """Show a bundle in an environment: its release, the change that waits, and the history."""
+    return _release(request, request.path["environment"], request.path["bundle"])
+
+
+@pages.get("/promotions/{promotion}", scope="releases:read")
+def show_promotion(request: PageRequest) -> Page:
+    """Show a change by the id of its promotion."""
+    return _review(request, request.call(get_promotion, request.path["promotion"]))
+
+
+def _release(request: PageRequest, environment: str, bundle: str) -> Page:
+    item = request.call(get_environment, environment)
+    pending = next((one for one in item.pending if one.bundle == bundle), None)
+    if pending is not None:
+        return _review(request, request.call(get_promotion, pending.id))
+    history = request.call(get_environment_history, environment, bundle=bundle, limit=HISTORY).promotions
+    serving = next((one for one in item.releases if one.bundle == bundle), None)
+    if serving is None and not history:
+        msg = f"{bundle[:200]} was never released to {environment[:80]}."
+        raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment[:80]}.yaml.")
+    return _page(request, item, bundle, detail=None)
+
+
+def _review(request: PageRequest, detail: PromotionDetailView) -> Page:
+    item = request.call(get_environment, detail.promotion.environment)
+    return _page(request, item, detail.promotion.bundle, detail=detail)
+
+
+def _page(
+    request: PageRequest,
+    item: EnvironmentView,
+    bundle: str,
+    *,
+    detail: PromotionDetailView | None,
+    problem: KneoError | None = None,
+) -> Page:
+    """Return the review page, with what was typed where a decision was refused."""
+    change = detail.promotion if detail is not None else None
+    plan = detail.plan if detail is not None else None
+    history = request.call(get_environment_history, item.name, bundle=bundle, limit=HISTORY).promotions
+    decisions = request.call(list_environment_decisions, item.name, limit=HISTORY).decisions
+    waits = change is not None and change.phase == "waiting"
+    what = f"{item.name}/{bundle}" if change is None or change.kind != "policy" else f"{item.name} --policy"
+    values = {
+        "item": item,
+        "bundle": bundle,
+        "guarded": bool(item.approvals and item.approvals.required),
+        "change": change,
+        "waits": waits,
+        "detail": detail,
+        "plan": plan,
+        "changes": shown_changes(plan.changes) if plan is not None else [],
+        "rules": shown_rules(plan.rules) if plan is not None else [],
+        "serving": next((one for one in item.releases if one.bundle == bundle), None),
+        "hold": next((one for one in item.holds if one.bundle == bundle), None),
+        "who": people(change.who) if change is not None and change.phase == "waiting" else "",
+        "history": history,
+        "receipt": _receipt(request, decisions),
+        "command": f"kneo approve {what} --key FILE",
+        "typed": {name: request.form.get(name) for name in ("decision", "reason")},
+        "may_operate": request.may("releases:operate"),
+    }
+    return Page("release.html", values, live="environments", problem=problem)
+
+
+def _receipt(request: PageRequest, decisions: list[ApprovalView]) -> ApprovalView | None:
+    return next((one for one in decisions if one.id == request.query.get("decided")), None)
+
+
+@pages.post("/environments/{environment}/{bundle}", scope="releases:decide")
+def decide_release(request: PageRequest) -> Shown:
+    """Record the decision of the person about the change of a bundle that the form names."""
+    return _decide(request, request.form.get("promotion"), request.path["environment"], request.path["bundle"])
+
+
+@pages.post("/promotions/{promotion}", scope="releases:decide")
+def decide_promotion(request: PageRequest) -> Shown:
+    """Record the decision of the person about a change."""
+    return _decide(request, request.path["promotion"], request.form.get("environment"), request.form.get("bundle"))
+
+
+def _decide(request: PageRequest, promotion: str, environment: str, bundle: str) -> Shown:
+    try:
+        decided = _record(request, promotion)
+    except KneoError as error:
+        return _refused(request, error, environment, bundle, promotion)
+    name = decided.approval.environment
+    where = "" if decided.approval.subject_name.startswith("environments/") else f"/{quote(bundle, safe='')}"
+    return SeeOther(f"/console/environments/{quote(name, safe='')}{where}?decided={decided.approval.id}")
+
+
+def _record(request: PageRequest, promotion: str) -> DecidedView:
+    """Record a decision.
+
+    Raises:
+        KneoError: the form is incomplete, the person may not decide, or the change is not the one that was shown.
+    """
+    detail = request.call(get_promotion, promotion)
+    if not detail.may_answer.ok:
+        raise Forbidden(detail.may_answer.reason or "", code=detail.may_answer.code)
+    decide: Operation[..., DecidedView] | None = DECISIONS.get(request.form.get("decision"))
+    if decide is None:
+        msg = "Choose Approve or Reject."
+        raise InvalidValue(msg, code="decision_required")
+    reason = " ".join(request.form.get("reason").split())
+    if not reason and decide is reject_promotion:
+        msg = "A rejection needs a reason."
+        raise InvalidValue(msg, code="reason_required")
+    if len(reason) > MAX_REASON:
+        msg = f"The reason is {len(reason)} characters long; at most {MAX_REASON} are accepted."
+        raise InvalidValue(msg, code="input_too_large")
+    if not reason.isprintable():
+        msg = "The reason has characters that cannot be printed, for example some that change the direction of text."
+        raise InvalidValue(msg, code="invalid_reason")
+    body = DecisionRequest(reason=reason or None, expect_policy_digest=request.form.get("policy_digest")[:100])
+    return request.call(decide, promotion, body)
+
+
+class _Moved(NotFound):
+    """The change that a form is about is not pending any more."""
+
+    http_status = 409
+
+
+def _refused(request: PageRequest, error: KneoError, environment: str, bundle: str, promotion: str) -> Page:
+    """Show the change again, as it stands now, with what was typed and why the decision was not recorded."""
+    item = request.call(get_environment, environment)
+    pending = next((one for one in item.pending if one.bundle == bundle), None)
+    detail = request.call(get_promotion, pending.id) if pending is not None else None
+    if isinstance(error, NotFound) and (pending is None or pending.id != promotion):
+        last = request.call(list_environment_decisions, item.name, limit=1).decisions
+        by = f" Last decision: {last[0].principal} ({last[0].decision})." if last else ""
+        msg = f"This change is not pending any more; nothing was recorded.{by}"
+        error = _Moved(msg, code="promotion_changed", hint="Read what stands here now; your words are kept below.")
+    return _page(request, item, bundle, detail=detail, problem=error)
+
+
+# ---- plans ------------------------------------------------------------------------------------------------------------
+
+MAX_PLANNED = 20
+"""Environments that are planned for one page."""
+
+
+@pages.get("/plan", scope="releases:read")
+def show_plan(request: PageRequest) -> Page:
+    """Show what a commit would change in each environment."""
+    names = [item.name for item in ordered(request)]
+    ref, chosen = request.query.get("ref").strip(), request.query.get("environment")
+    values: dict[str, object] = {"names": names, "ref": ref, "chosen": chosen, "plans": [], "head": None}
+    if "ref" not in dict(request.query.fields):
+        return Page("plan.html", values)
+    wanted = [name for name in names if chosen in {"", name}][:MAX_PLANNED]
+    try:
+        found = [request.call(plan_environment, name, ref=ref[:250] or None) for name in wanted]
+    except KneoError as error:
+        return Page("plan.html", values, problem=error)
+    head = found[0] if found else None
+    environments = [_planned(one) for plan in found for one in plan.environments]
+    return Page("plan.html", {**values, "head": head, "plans": environments})
+
+
+def _planned(item: dict[str, object]) -> dict[str, object]:
+    """Return the plan of an environment with its changes for a page; the controller's words are revealed by the template."""
+    actions = item.get("actions")
+    shown = []
+    for action in actions if isinstance(actions, list) else []:
+        changes = [change for change in action["diff"] if isinstance(change, dict)]
+        rows = [
+            {**change, "kind": {"high": "bad", "medium": "wait"}.get(str(change.get("danger")), "off")}
+            for change in changes
+        ]
+        shown.append({**action, "changes": rows})
+    empty: dict[str, object] = {
+        "problem": None,
+        "verdicts": [],
+        "gates": [],
+        "policy": [],
+        "windows": None,
+        "rules": None,
+    }
+    return {**empty, **item, "actions": shown, "name": reveal(str(item["name"]))}

@@ -1,0 +1,295 @@
+"""The console's pages of environments, releases, acts and bundles, as a browser without script sees them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+from config_repo import ConfigRepo, announcement
+from console_pages import Browser, HtmlPage, signed_in
+from service_bench import Bench, Json, serving
+
+from cli.commands import COMMANDS, RELEASES, RUNS, Entry
+from cli.serve.controller import Repository, make_controller
+from kneo.service.console.app import AREAS
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b {{ 7*7 }}"
+
+PRINTED = "".join(letter for letter in HOSTILE if letter.isprintable())
+
+PEOPLE = {name: {"roles": ["approver"]} for name in ("approver", "admin")}
+RULES: Json = {"people": PEOPLE, "promoteFrom": "dev", "approvals": {"required": 1, "roles": ["approver"]}}
+
+Browse = Callable[[str], Browser]
+
+
+class House:
+    """A service and a controller over a config repository in which ``announcement`` is released to prod."""
+
+    def __init__(self, bench: Bench, repo: ConfigRepo) -> None:
+        self.bench = bench
+        self.repo = repo
+        self.version = 1
+
+    def release(self, text: str = "Be brief.") -> Json:
+        """Declare a new version in dev and prod; return the change of prod, which waits for an approval."""
+        self.version += 1
+        spec = announcement()
+        spec["agent"] = {**spec["agent"], "system_prompt": f"{self.version}: {text}"}
+        self.repo.release("dev", "announcement", f"{self.version}.0.0", spec)
+        self.repo.environment("prod", {"announcement": f"{self.version}.0.0"}, **RULES)
+        self.repo.commit("Release")
+        self.bench.post("/environments/prod/reconcile", role="operator")
+        (found,) = self.bench.get("/promotions", environment="prod", phase="waiting")["promotions"]
+        assert found["version"] == f"{self.version}.0.0"
+        return found
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("environments")
+    repo = ConfigRepo(folder / "repo")
+    repo.release("dev", "announcement", "1.0.0")
+    repo.environment("prod", {"announcement": "1.0.0"})
+    repo.commit("Release to prod")
+    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=0) as bench:
+        source = Repository(str(repo.folder), "main", repo.pin, timedelta(hours=1))
+        make_controller(bench.settings, bench.store, source).run_once()
+        controller = make_controller(bench.settings, bench.store, source)
+        thread = threading.Thread(target=controller.run)
+        thread.start()
+        yield House(bench, repo)
+        controller.stop()
+        thread.join()
+
+
+@pytest.fixture
+def browse(house: House) -> Iterator[Browse]:
+    """Opens a browser that is signed in with the key of a role."""
+    yield lambda role: signed_in(house.bench.url, role)
+    Browser.close_all()
+
+
+def review(browser: Browser, change: Json) -> HtmlPage:
+    return browser.get(f"/console/promotions/{change['id']}")
+
+
+def decided(browser: Browser, change: Json, *, expect: int = 303, **values: str) -> str | HtmlPage:
+    """Send the decision form of a change; return where it leads, or the page that refuses it."""
+    form = review(browser, change).form(change["id"])
+    response = browser.post(form.action, form.values(**values), expect=expect)
+    return response.headers["location"] if expect == 303 else HtmlPage(response.text)
+
+
+def test_a_person_reviews_and_approves_a_release(house: House, browse: Browse) -> None:
+    change = house.release(HOSTILE)
+    browser = browse("approver")
+    matrix = browser.get("/console/environments")
+    cells = {(one["data-environment"], one["data-bundle"]) for one in matrix.having("data-bundle")}
+    assert cells == {("dev", "announcement"), ("prod", "announcement")}
+    assert "waits for admin or approver" in matrix.text
+    assert f"/console/promotions/{change['id']}" in matrix.links
+    page = review(browser, change)
+    assert "Signed by ann" in " ".join(page.text.split())
+    assert "<script>alert" not in page.html
+    assert "⟨U+202E⟩" in page.html or "u202e" in page.html
+    hidden = decided(browser, change, expect=422, decision="approved", reason=f"Read it. {HOSTILE}")
+    assert isinstance(hidden, HtmlPage)
+    assert "cannot be printed" in hidden.text
+    where = decided(browser, change, decision="approved", reason=f"Read it. {PRINTED}")
+    assert isinstance(where, str)
+    shown = browser.get(where)
+    assert shown.having("data-receipt")
+    assert "Read it." in shown.text
+    assert "approver" in shown.text
+    assert "<img" not in shown.html
+    assert f"{house.version}.0.0" in browser.get("/console/environments/prod").text
+
+
+def test_two_people_decide_one_change_and_the_second_keeps_their_words(house: House, browse: Browse) -> None:
+    change = house.release()
+    first, second = browse("approver"), browse("admin")
+    form = review(second, change).form(change["id"])
+    assert isinstance(decided(first, change, decision="approved"), str)
+    response = second.post(form.action, form.values(decision="rejected", reason="Not yet, Ann"), expect=409)
+    page = HtmlPage(response.text)
+    assert "not pending any more" in page.text
+    assert "Last decision: approver (approve)" in page.text
+    assert "Not yet, Ann" in page.text
+
+
+def test_a_decision_needs_a_choice_and_a_rejection_a_reason(house: House, browse: Browse) -> None:
+    change = house.release()
+    browser = browse("approver")
+    page = decided(browser, change, expect=422, reason="half a thought")
+    assert isinstance(page, HtmlPage)
+    assert "half a thought" in page.text
+    page = decided(browser, change, expect=422, decision="rejected", reason=" ")
+    assert isinstance(page, HtmlPage)
+    assert "A rejection needs a reason" in page.text
+    form = review(browser, change).form(change["id"])
+    moved = browser.post(form.action, form.values(decision="approved", policy_digest="sha256:other"), expect=409)
+    assert "changed since this change was reviewed" in moved.text
+    where = decided(browser, change, decision="rejected", reason="Too long")
+    assert isinstance(where, str)
+    assert "Rejected" in browser.get(where).text
+    assert "Too long" in review(browser, change).text
+
+
+def test_who_may_not_decide_reads_why(house: House, browse: Browse) -> None:
+    change = house.release()
+    page = review(browse("viewer"), change)
+    assert not [form for form in page.forms if form.action.endswith(change["id"])]
+    assert "You cannot decide this change" in page.text
+    assert "admin or approver can" in page.text
+    refused = browse("viewer").post(f"/console/promotions/{change['id']}", {"decision": "approved"}, expect=403)
+    assert "releases:decide" in refused.text
+
+
+def test_an_operator_holds_and_lifts_with_a_reason(house: House, browse: Browse) -> None:
+    operator = browse("operator")
+    path = "/console/environments/prod/hold?bundle=announcement"
+    page = operator.get(path)
+    assert "What will happen" in page.text
+    assert "kneo hold prod/announcement --reason TEXT" in page.text
+    form = page.form("/hold")
+    refused = operator.post(form.action, form.values(reason="  ", until="2099-01-01T10:00"), expect=422)
+    assert "A reason is required" in refused.text
+    assert 'value="2099-01-01T10:00"' in refused.text
+    done = operator.post(form.action, form.values(reason=f"Board meeting {HOSTILE}"[:300]), expect=403)
+    assert "not an approver" in done.text, "the environment names its approvers; an operator is not one of them"
+    admin = browse("admin")
+    done = admin.post(form.action, form.values(reason=f"Board meeting {HOSTILE}"[:300]))
+    assert "The release is held." in admin.get(done.headers["location"]).text
+    matrix = admin.get("/console/environments")
+    assert "Board meeting" in matrix.text
+    assert "<img" not in matrix.html
+    lift = admin.get("/console/environments/prod/unhold?bundle=announcement").form("/unhold")
+    admin.post(lift.action, lift.values())
+    assert "Board meeting" not in admin.get("/console/environments").text
+
+
+def test_an_environment_is_suspended_and_resumed(house: House, browse: Browse) -> None:
+    admin = browse("admin")
+    form = admin.get("/console/environments/prod/suspend").form("/suspend")
+    admin.post(form.action, form.values(reason="Release freeze"))
+    page = admin.get("/console/environments/prod")
+    assert "Release freeze" in page.text
+    assert [link for link in page.links if link.endswith("/unsuspend")]
+    assert not [link for link in page.links if link.endswith("/suspend")]
+    assert "is suspended by admin" in admin.get("/console/environments/prod/reconcile").text
+    form = admin.get("/console/environments/prod/unsuspend").form("/unsuspend")
+    admin.post(form.action, form.values())
+    assert "Release freeze" not in admin.get("/console/environments/prod").text
+
+
+def test_a_rollback_offers_earlier_versions(house: House, browse: Browse) -> None:
+    admin = browse("admin")
+    page = admin.get("/console/environments/prod/rollback?bundle=announcement")
+    assert "1.0.0" in page.text
+    form = page.form("/rollback")
+    refused = admin.post(form.action, form.values(reason="It fails", to="9.9.9"), expect=404)
+    assert "It fails" in refused.text
+
+
+@pytest.mark.parametrize("role", ["viewer", "auditor", "approver", "operator"])
+def test_every_page_of_releases_opens_for_whoever_may_read_them(house: House, browse: Browse, role: str) -> None:
+    browser = browse(role)
+    for path in ("environments", "environments/prod", "environments/prod/announcement", "bundles", "me", "plan"):
+        browser.get(f"/console/{path}")
+    browser.get("/console/bundles/announcement")
+    browser.get("/console/bundles/announcement/diff")
+    browser.get("/console/plan?ref=&environment=prod")
+    assert "No" in browser.get("/console/promotions/prom_none", expect=404).text
+    browser.get("/console/environments/none", expect=404)
+    browser.get("/console/bundles/none", expect=404)
+
+
+def test_acts_are_refused_to_viewers(browse: Browse) -> None:
+    for name in ("hold", "unhold", "rollback", "suspend", "unsuspend", "reconcile"):
+        browse("viewer").get(f"/console/environments/prod/{name}", expect=403)
+        browse("viewer").post(f"/console/environments/prod/{name}", {"reason": "x"}, expect=403)
+
+
+PAGES = {
+    "approve": "/promotions/{promotion}",
+    "reject": "/promotions/{promotion}",
+    "rollback": "/environments/{environment}/rollback",
+    "hold": "/environments/{environment}/hold",
+    "unhold": "/environments/{environment}/unhold",
+    "suspend": "/environments/{environment}/suspend",
+    "unsuspend": "/environments/{environment}/unsuspend",
+    "reconcile": "/environments/{environment}/reconcile",
+    "status": "/environments",
+    "why": "/promotions/{promotion}",
+    "plan": "/plan",
+    "runs list": "/runs",
+    "runs get": "/runs/{run_id}",
+    "runs steps": "/runs/{run_id}",
+    "runs conversation": "/runs/{run_id}/conversation",
+    "runs cancel": "/runs/{run_id}/cancel",
+    "runs continue": "/runs/{run_id}/continue",
+    "runs fork": "/runs/{run_id}/fork",
+    "usage": "/usage",
+    "task list": "/inbox",
+    "task get": "/inbox/{task}",
+    "task review": "/inbox",
+    "task decide": "/inbox/{task}",
+    "task claim": "/inbox/{task}/{action}",
+    "task release": "/inbox/{task}/{action}",
+    "task delegate": "/inbox/{task}/{action}",
+    "task snooze": "/inbox/{task}/{action}",
+    "task comment": "/inbox/{task}/{action}",
+    "task history": "/inbox/{task}",
+    "task watch": "/inbox",
+}
+"""The page of each command that people decide or operate with."""
+
+IN_TERMINALS = {
+    "promote": "It edits a clone of the config repository; a pull request does the rest.",
+    "source": "A rewritten history is accepted with a root key, which no browser holds.",
+    "policy": "Rules belong into the environment's file, which the rules of the console follow.",
+    "agent chat": "It is a conversation in the terminal; applications talk to agents over the API.",
+    "sessions": "Applications own the sessions of their users.",
+    "runs checkpoints": "Checkpoints are states of the engine, for developers.",
+    "runs trace": "The page of a run shows its steps; the raw events are for programs.",
+    "runs watch": "The page of a run follows the run.",
+    "run": "Applications start runs; the console shows them.",
+    "runs input": "A pause with a task is answered in the inbox.",
+    "runs replay": "It lists checkpoints for developers; the page of a run forks from a step.",
+    "runs recovery": "The page of a failed run offers what can be done.",
+    "runs checkpoint-diff": "It compares states of the engine, for developers.",
+    "task assign": "A lead assigns by name over the API; in the console people claim and delegate.",
+    "task stats": "Statistics are read by programs and in terminals.",
+    "task summary": "The inbox counts what waits.",
+    "task link": "A link is made for another person by the owner of the process.",
+    "task receipt": "The page of a task links its receipt; verification belongs to another machine than the service.",
+    "task sign": "It signs with a key of the person, which no browser holds.",
+    "task statement": "It exports what a person signs with an own key, which no browser holds.",
+    "task batch": "Each subject is opened before it is decided.",
+    "task prune": "Workers process due deadlines.",
+}
+"""Why a command has no page."""
+
+
+def _commands(entries: dict[str, Entry]) -> Iterator[str]:
+    for name, entry in entries.items():
+        if entry.section not in {RUNS, RELEASES}:
+            continue
+        yield name if not entry.parts else ""
+        yield from (f"{name} {part}" for part in entry.parts)
+
+
+def test_every_command_that_decides_or_operates_has_its_page_or_a_reason() -> None:
+    commands = {name for name in _commands(COMMANDS) if name}
+    missing = commands - PAGES.keys() - IN_TERMINALS.keys()
+    assert not missing
+    routes = {route.path for area in AREAS for route in area.routes}
+    shapes = {_shape(path) for path in routes}
+    assert {path for path in PAGES.values() if _shape(path) not in shapes} == set()
+
+
+def _shape(path: str) -> str:
+    return "/".join("{}" if part.startswith("{") else part for part in path.split("/"))
