@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from model_server import Call, ModelServer, Reply, model_server
+from rules_now import always
 
 from cli.main import run
 from kneo.runtime.engine.rules_in_force import RulesInForce
@@ -35,7 +36,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelSer
     monkeypatch.setenv("KNEO_SERV_IMPORT_ALLOW", "budget_tools")
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     rules = ModelRules.model_validate({"budgets": [{"per": "run", "tokens": 15, "on_exceeded": "ask"}]})
-    monkeypatch.setattr(RulesInForce, "models", lambda _self, _environment: rules)
+    monkeypatch.setattr(RulesInForce, "models", lambda _self, environment: always(rules)(environment))
     with model_server([Reply("", calls=[Call("look", {"id": 1})], usage=(10, 5)), Reply("Done.")]) as running:
         monkeypatch.setenv("OPENAI_BASE_URL", running.openai_url)
         yield running
