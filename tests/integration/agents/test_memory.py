@@ -390,3 +390,31 @@ def test_a_participant_leaves_its_own_input_alone(chats: Sessions, server: Model
     assert "conversation so far" in server.requests[-1].text
     assert chats.messages(agent="ann") == ["go", "ann answers", "ben answers", "ann answers"]
     assert chats.messages(agent="ben") == ["ann answers", "ben answers"] * 2
+
+
+# ---- guardrails -----------------------------------------------------------------------------------------------------
+
+
+def guarded(stage: str, action: str) -> dict[str, object]:
+    pattern = {"id": "secret", "type": "regex", "action": action, "config": {"patterns": ["sesame"]}}
+    return {"agent": {"name": "chat", "model": MODEL, "memory": FULL, "guardrails": {stage: [pattern]}}}
+
+
+def test_what_a_guardrail_takes_out_is_in_no_session(chats: Sessions, server: ModelServer) -> None:
+    assert chats.chat("open sesame", FULL, tree=guarded("input", "redact")).status is RunStatus.SUCCEEDED
+    assert "sesame" not in str(chats.messages())
+    assert chats.messages()[0].startswith("open ")
+    server.script = lambda _request: Reply("say sesame")
+    assert chats.chat("how?", FULL, tree=guarded("output", "redact")).status is RunStatus.SUCCEEDED
+    assert "sesame" not in str(chats.messages())
+    assert len(chats.messages()) == 4
+
+
+@pytest.mark.parametrize("stage", ["input", "output"])
+def test_what_a_guardrail_blocks_is_in_no_session(chats: Sessions, server: ModelServer, stage: str) -> None:
+    server.script = lambda _request: Reply("sesame")
+    run = chats.chat("sesame", FULL, tree=guarded(stage, "block"))
+    assert run.status is RunStatus.FAILED
+    assert chats.messages() == []
+    # A blocked input is not even what the conversation begins with.
+    assert any(entry.name == "memory:0" for entry in chats.journal(run)) is (stage == "output")

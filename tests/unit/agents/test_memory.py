@@ -107,6 +107,6 @@ def test_a_structured_answer_is_not_mistaken_for_one_of_an_earlier_run(clock: Ma
     history = History()
     history.add(*("no JSON at all" for _ in range(8)))
     spec = spec_of(agent={"memory": {"policy": "full"}, "output_schema": {"type": "object"}})
-    made = house(*["{}"] * 9, spec=spec, clock=clock)
+    made = house(*["Unused."] * 4, "no JSON either", "{}", spec=spec, clock=clock)
     made.turn = replace(made.turn, session=history)
     assert asyncio.run(made.take()).text == "{}"
