@@ -123,7 +123,9 @@ class Agents:
         )
         result = await self._take(turn, provider, program, conversation.clock)
         given = text if result.input is None or result.input == message else result.input
-        passed, metadata = str(result.metadata["choice"]) if activity.choices else result.text, result.metadata
+        passed, metadata = result.text, result.metadata
+        if activity.choices:
+            passed = str(metadata.get("choice", passed))  # the provider dummy makes no choice
         if activity.kind == "guardrail":
             if not PASS.match(result.text):
                 msg = f"The guardrail step {activity.path} blocks: the reply of the agent {name} does not begin with PASS."

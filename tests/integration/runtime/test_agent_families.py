@@ -174,6 +174,14 @@ def test_an_agent_that_names_no_choice_is_asked_again_and_then_fails_the_step(ma
     assert len(runs.server.requests) == 3
 
 
+def test_the_provider_dummy_makes_no_choice(make: MakeRuns) -> None:
+    runs = make(lambda _request: Reply("Restart it."))
+    run = runs.drive(runs.begin(routed(runs, model={"provider": "dummy", "name": "echo"})))
+    assert run.status is RunStatus.FAILED
+    assert run.error is not None
+    assert run.error.type == "unknown_choice"
+
+
 TRANSFER = {
     "refund": {"description": "Hand over refunds.", "agent": "refunds", "transfer": True},
     "look": {"description": "Look.", "agent": "lookup"},
