@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -41,6 +41,7 @@ from kneo.service.console.session import Sessions, SignedIn
 from kneo.service.console.sign_in import SignIn, is_secure, login_url
 from kneo.service.context import Service
 from kneo.service.limits import Rate
+from kneo.store import marks
 
 log = logging.getLogger("kneo.service")
 
@@ -129,10 +130,12 @@ class Console:
             for scope in route.scopes:
                 signed_in.principal.require(scope)
             page = self._page_request(request, signed_in, form)
+            # Read before the page: a change in between refreshes the page once more, rather than never.
+            known = vars(marks.numbered(self.service.store)) if route.method == "GET" else {}
             shown = route.function(page)
             if isinstance(shown, Page) and shown.problem is not None:
                 self._record_refusal(route, request, signed_in.principal, shown.problem)
-            return self._respond(route.place, page, shown)
+            return self._respond(route.place, page, shown, known)
         except KneoError as error:
             self._record_refusal(route, request, signed_in.principal, error)
             raise
@@ -152,7 +155,7 @@ class Console:
             secure=is_secure(request, self.service.settings.public_url),
         )
 
-    def _respond(self, place: MenuEntry | None, page: PageRequest, shown: Shown) -> Response:
+    def _respond(self, place: MenuEntry | None, page: PageRequest, shown: Shown, known: Mapping[str, str]) -> Response:
         if isinstance(shown, Response):
             shown.headers.update({name: value for name, value in HEADERS.items() if name not in shown.headers})
             return shown
@@ -161,6 +164,7 @@ class Console:
         values = {
             **self._frame(page, place.name if place is not None else ""),
             "live": shown.live,
+            "live_known": known.get(shown.live, ""),
             "problem": shown.problem,
             **shown.values,
         }
@@ -183,11 +187,19 @@ class Console:
             "theme": sign_in.theme_of(page.cookies),
             "keys": page.cookies.get(sign_in.KEYS_COOKIE) != "off",
             "live": "",
+            "live_known": "",
         }
 
     def render(self, request: Request, template: str, status: int = 200, **values: object) -> HTMLResponse:
         """Return a page without the header, for a person who is not signed in."""
-        frame = {"me": "", "place": "", "live": "", "keys": False, "theme": sign_in.theme_of(request.cookies)}
+        frame = {
+            "me": "",
+            "place": "",
+            "live": "",
+            "live_known": "",
+            "keys": False,
+            "theme": sign_in.theme_of(request.cookies),
+        }
         return HTMLResponse(render(template, {**frame, **values}), status, headers=dict(HEADERS))
 
     def _ask_to_sign_in(self, request: Request) -> Response:

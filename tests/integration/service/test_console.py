@@ -303,3 +303,13 @@ def test_signing_in_from_other_machines_needs_https(tmp_path: Path) -> None:
         assert {"Secure", "HttpOnly", "SameSite=lax", "Path=/"} <= set(cookie.split("; "))
         assert "Domain" not in cookie
         Browser.close_all()
+
+
+def test_a_page_has_the_mark_from_before_it_was_read(bench: Bench, browse: Callable[[str], Browser]) -> None:
+    known = {
+        attrs["data-live-mark"]: attrs["data-live-known"]
+        for attrs in browse("admin").get("/console/inbox").having("data-live-mark")
+    }
+    assert known == {"inbox": marks.numbered(bench.store).inbox}
+    bench.paused()
+    assert marks.numbered(bench.store).inbox != known["inbox"]

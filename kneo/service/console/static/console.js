@@ -43,7 +43,8 @@ openTarget();
 // that differ are exchanged. A form is never exchanged, and no list under the pointer or with the focus.
 const policy = globalThis.trustedTypes?.createPolicy("kneo", {createHTML: (html) => html}) ?? {createHTML: (html) => html};
 const mark = document.body.dataset.liveMark;
-let request = 0, listIsOld = false, timer, stream, release, poll, known, latest, lock;
+let request = 0, listIsOld = false, timer, stream, release, poll, latest, lock;
+let known = document.body.dataset.liveKnown;  // the mark when the server began to make this page
 
 function notice(text, link) {
   let line = document.querySelector("#notice");
@@ -116,7 +117,7 @@ for (const leaving of ["pointerout", "focusout"]) {
 // One tab of all has the stream and tells the others: browsers have six connections for all tabs of a site together.
 const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("kneo-live") : null;
 function accept(marks) {
-  if (known !== undefined && marks[mark] !== known) { clearTimeout(timer); timer = setTimeout(refresh, 100); }
+  if (marks[mark] !== known) { clearTimeout(timer); timer = setTimeout(refresh, 100); }
   known = marks[mark];
 }
 if (channel) channel.onmessage = ({data}) => { if (data !== "ask") accept(data); else if (latest) channel.postMessage(latest); };
