@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 WORKERS ?= 4
+BROWSER := $(or $(KNEO_TEST_BROWSER),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable || command -v microsoft-edge))
 
 .PHONY: help demo up test crash gates lint types imports schemas fresh sizes format check clean
 .DEFAULT_GOAL := help
@@ -19,7 +20,7 @@ demo: $(VENV)/.ready-models ## Run the demo: sign, release, approve, run, decide
 up: $(VENV)/.ready-models ## Run the demo and leave the server running
 	@$(BIN)/python -m examples.demo --up
 
-test: $(VENV)/.ready-dev ## Run the tests, databases included
+test: $(VENV)/.ready-dev $(if $(BROWSER),$(VENV)/.ready-browser) ## Run the tests, databases included
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 crash: $(VENV)/.ready-dev ## Kill processes at every write of every kind of run
@@ -143,4 +144,9 @@ $(VENV)/.ready-models: pyproject.toml $(VENV)/.ready
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
 	@echo "Installing the tools for tests and checks"
 	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.ready-browser: pyproject.toml $(VENV)/.ready-dev
+	@echo "Installing Playwright, because this machine has a browser"
+	@$(PIP) install --editable '.[browser]'
 	@touch $@

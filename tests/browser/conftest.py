@@ -1,0 +1,101 @@
+"""A browser, where this machine has one; each test that needs it states otherwise why it is skipped, and the command that helps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from console_pages import Browser as PlainBrowser
+from console_pages import signed_in
+from service_bench import Bench, serving
+
+from kneo.settings import Limits, process_environment
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+VARIABLE = "KNEO_TEST_BROWSER"
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
+MACOS = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
+
+INSTALL_BROWSER = "Install Chromium or Chrome (apt-get install -y chromium), or set KNEO_TEST_BROWSER to its path."
+INSTALL_DRIVER = "Run .venv/bin/pip install -e '.[browser]'."
+
+# A browser on a test machine asks nobody but the service under test.
+ARGUMENTS = ("--disable-background-networking", "--disable-component-update", "--no-first-run", "--disable-sync")
+
+
+def find_browser() -> Path | None:
+    """Return the browser that the environment names, or the first one that is found."""
+    named = process_environment(VARIABLE).get(VARIABLE)
+    if named:
+        assert Path(named).is_file(), f"{VARIABLE} names {named}, which does not exist."
+        return Path(named)
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    return Path(found) if found else next((Path(path) for path in MACOS if Path(path).is_file()), None)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser process for the tests of a module; its driver has an event loop, which later modules must not meet."""
+    path = find_browser()
+    if path is None:
+        pytest.skip(f"no browser was found. {INSTALL_BROWSER}")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        assert VARIABLE not in process_environment(VARIABLE), INSTALL_DRIVER
+        pytest.skip(f"playwright is not installed. {INSTALL_DRIVER}")
+    # Chromium starts without its sandbox only: a container's root has none.
+    root = ("--no-sandbox",) if os.geteuid() == 0 else ()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *root])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def bench(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One service for all tests of a module, on SQLite, with the usual limits."""
+    folder = tmp_path_factory.mktemp("service")
+    paths = [*sys.path]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bench, "LIMITS", Limits())
+        with serving(folder, f"sqlite:///{folder / 'kneo.sqlite'}") as made:
+            yield made
+    sys.path[:] = paths
+    sys.modules.pop("lab_functions", None)
+
+
+@pytest.fixture
+def visit(chromium: Browser, bench: Bench) -> Iterator[Callable[..., Page]]:
+    """Opens a page as a role, under the content security policy; fails when a page wrote into the browser's console."""
+    contexts: list[BrowserContext] = []
+    messages: list[str] = []
+
+    def open_page(role: str, path: str, **options: object) -> Page:
+        context = chromium.new_context(base_url=bench.url, **options)
+        contexts.append(context)
+        context.set_default_timeout(120_000)
+        context.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+        context.on("weberror", lambda error: messages.append(str(error.error)))
+        cookies = signed_in(bench.url, role).client.cookies
+        context.add_cookies([{"name": name, "value": value, "url": bench.url} for name, value in cookies.items()])
+        page = context.new_page()
+        page.goto(path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    PlainBrowser.close_all()
+    assert messages == []
