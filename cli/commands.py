@@ -129,6 +129,12 @@ COMMANDS: dict[str, Entry] = {
     ),
     "policy": Entry("cli.releases.policy:app", "Manage server-side policies that add to those in Git", RELEASES),
     "service": Entry("cli.serve.service:service", "Run the API server", SERVERS),
+    "mcp": Entry(
+        "cli.serve.mcp:app",
+        "Serve released agents as MCP tools over stdio",
+        SERVERS,
+        {"serve": Entry("cli.serve.mcp:serve", "Serve the agents of an environment as MCP tools over stdio")},
+    ),
     "worker": Entry("cli.serve.worker:worker", "Run a worker: execute steps, process deadlines", SERVERS),
     "controller": Entry(
         "cli.serve.controller:controller", "Run the controller: reconcile environments with Git", SERVERS

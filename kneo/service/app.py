@@ -43,7 +43,7 @@ from kneo.runtime.engine.start import Starter
 from kneo.service import problems
 from kneo.service.access_log import AccessLog
 from kneo.service.admission import Admission
-from kneo.service.auth import AuthConfig, configured, keyring
+from kneo.service.auth import AuthConfig, Keyring, configured, keyring
 from kneo.service.console.app import Console, show_console
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
@@ -194,29 +194,40 @@ def _furnish(
     ring = keyring(auth)
     store.transact(lambda tx: project_metadata.put_key_names(tx, ring.names))
     routes = _route(app, metrics_too=settings.http.metrics)
+    app.state.service = service = make_service(settings, store, starter, ring, tools, alive)
+    app.mount("/console", Console(app.state.service).application())
+    # The middleware that is added last handles a request first.
+    app.add_middleware(Admission, keyring=ring, settings=settings, store=store)
+    app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
+    app.add_middleware(HeadCheck, settings=settings, keyring=ring)
+    app.add_middleware(AccessLog, routes=routes, observer=service.metrics, logged=settings.http.request_logs)
+
+
+def make_service(
+    settings: Settings,
+    store: Store,
+    starter: Starter,
+    ring: Keyring,
+    tools: frozenset[str],
+    alive: Callable[[], bool] = lambda: True,
+) -> Service:
+    """Return the parts of a service."""
     streams = Streams(
         settings.http.max_streams, settings.http.max_streams_per_person, settings.http.stream_slow_seconds
     )
-    counted = Metrics(store, streams)
-    app.state.service = Service(
+    return Service(
         settings=settings,
         store=store,
         starter=starter,
         keyring=ring,
         alive=alive,
-        metrics=counted,
+        metrics=Metrics(store, streams),
         specs=SpecLoader(settings, tools),
         changes=ChangeFeed(store),
         streams=streams,
         readiness=Readiness(settings, store, starter.project, tools),
         tools=tools,
     )
-    app.mount("/console", Console(app.state.service).application())
-    # The middleware that is added last handles a request first.
-    app.add_middleware(Admission, keyring=ring, settings=settings, store=store)
-    app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
-    app.add_middleware(HeadCheck, settings=settings, keyring=ring)
-    app.add_middleware(AccessLog, routes=routes, observer=counted, logged=settings.http.request_logs)
 
 
 def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -18,6 +19,8 @@ from a2a.types import GetTaskRequest, Message, Role, SendMessageRequest, Task, T
 from config_repo import ConfigRepo
 from kneo_process import Machine, Process, eventually
 from mcp.client import Client
+from mcp.client.stdio import StdioServerParameters
+from mcp_types import ElicitRequestParams, ElicitResult
 
 from kneo.trust.keys import PrivateKey
 
@@ -113,3 +116,30 @@ def test_the_mcp_client_of_the_guide_gets_the_link_and_a_new_process_the_result(
             return (await client.call_tool("get_run", {"run_id": result["run_id"]})).structured_content
 
     assert asyncio.run(read())["status"] == "succeeded"
+
+
+def test_the_agents_are_tools_over_stdio_and_a_second_server_continues(machine: Machine, repo: ConfigRepo) -> None:
+    up(machine, repo).terminate()
+    actions = ["decline", "accept"]
+
+    async def answer(_context: object, _params: ElicitRequestParams) -> ElicitResult:
+        action = actions.pop(0)
+        return ElicitResult(action=action, content={"decision": "approved"} if action == "accept" else None)
+
+    server = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "cli.main", "mcp", "serve", "--env", "prod"],
+        env={**machine.env, "KNEO_SERV_TRUST_ROOT": repo.pin},
+        cwd=repo.folder,
+    )
+
+    async def call(name: str, arguments: dict[str, str]) -> dict[str, Any]:
+        async with Client(server, mode="2026-07-28", elicitation_callback=answer) as client:
+            return (await client.call_tool(name, arguments)).structured_content
+
+    # Each call has a server process of its own.
+    paused = asyncio.run(call("announcement", {"input": "news"}))
+    assert (paused["status"], len(paused["questions"])) == ("paused", 1)
+    done = asyncio.run(call("get_run", {"run_id": paused["run_id"]}))
+    assert (done["status"], actions) == ("succeeded", [])
+    assert "published" in done["output"]

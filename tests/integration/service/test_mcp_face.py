@@ -127,14 +127,19 @@ def test_a_gate_is_a_link_where_the_caller_may_not_answer_or_the_client_cannot_a
     asyncio.run(work())
 
 
-def test_a_person_who_declines_leaves_the_question_open(house: Bench) -> None:
+def test_a_person_who_declines_leaves_the_question_open_for_a_later_call(house: Bench) -> None:
     async def decline(*_: object) -> ElicitResult:
         return ElicitResult(action="decline")
+
+    async def approve(*_: object) -> ElicitResult:
+        return ElicitResult(action="accept", content={"decision": "approved"})
 
     async def work() -> None:
         async with connected(house, elicitation_callback=decline) as client:
             result = structured(await client.call_tool("asked", {"input": "news"}))
             assert (result["status"], len(result["questions"])) == ("paused", 1)
+        async with connected(house, elicitation_callback=approve) as client:
+            assert structured(await client.call_tool("get_run", {"run_id": result["run_id"]}))["status"] == "succeeded"
 
     asyncio.run(work())
 

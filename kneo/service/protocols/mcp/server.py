@@ -35,14 +35,15 @@ from kneo.api.agents import AgentView, list_agents
 from kneo.api.context import Principal
 from kneo.api.run_views import RunErrorView, readable, request_for_callers
 from kneo.digest import digest_of
-from kneo.errors import Invalid, KneoError, NotFound
+from kneo.errors import Forbidden, Invalid, KneoError, NotFound
 from kneo.records.run import RunStatus
 from kneo.records.task import HumanTask
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.context import Service
 from kneo.service.protocols.calls import ANSWER_SCOPES, AgentCalls, AgentMessage, is_settled
 from kneo.service.protocols.mcp.questions import Elicited, as_text, decision_of, elicitation, link_of
-from kneo.tasks.people import may_still_answer
+from kneo.store.engine import Tx
+from kneo.tasks.people import check_may_answer
 
 # The SDK reports each request at this level.
 logging.getLogger("mcp").setLevel(logging.WARNING)
@@ -109,19 +110,22 @@ class AgentTools:
 
     async def _call(self, context: RequestContext, params: CallToolRequestParams) -> Result:
         arguments, may_ask = params.arguments or {}, True
-        if params.name == GET_RUN:
-            calls = await self._calls_of_run(_text(arguments, "run_id"))
+        reads = params.name == GET_RUN
+        calls = (
+            await self._calls_of_run(_text(arguments, "run_id"))
+            if reads
+            else self._calls(await self._agent(params.name))
+        )
+        if params.request_state is not None:
+            state = Elicited.read(params.request_state)
+            decision = decision_of(state, params.input_responses)
+            settled = await self._answer(calls, state, decision)
+            # A person who declined is not asked again in the same call.
+            may_ask = decision is not None
+        elif reads:
             settled = await calls.read(_text(arguments, "run_id"))
         else:
-            calls = self._calls(await self._agent(params.name))
-            if params.request_state is None:
-                settled = await calls.start(_message(context, arguments), wait=False)
-            else:
-                state = Elicited.read(params.request_state)
-                decision = decision_of(state, params.input_responses)
-                settled = await self._answer(calls, state, decision)
-                # A person who declined is not asked again in the same call.
-                may_ask = decision is not None
+            settled = await calls.start(_message(context, arguments), wait=False)
         settled = await self._settled(calls, context, settled)
         asked = await run_in_threadpool(self._elicitation, context, settled) if may_ask else None
         return asked or self._result(settled)
@@ -154,7 +158,7 @@ class AgentTools:
         if capabilities.elicitation is None or not all(self.principal.may(scope) for scope in ANSWER_SCOPES):
             return None
         with self.service.store.read() as tx:
-            tasks = [task for task in settled.tasks if may_still_answer(tx, task, self.principal.name)]
+            tasks = [task for task in settled.tasks if _may_answer(tx, task, self.principal.name)]
         return elicitation(settled.run, tasks, self.address)
 
     def _result(self, settled: SettledRun) -> CallToolResult:
@@ -227,6 +231,14 @@ class McpResponse(Response):
         )
         async with manager.run():
             await manager.handle_request(scope, receive, send)
+
+
+def _may_answer(tx: Tx, task: HumanTask, name: str) -> bool:
+    try:
+        check_may_answer(tx, task, name)
+    except Forbidden:
+        return False
+    return True
 
 
 def _message(context: RequestContext, arguments: Mapping[str, object]) -> AgentMessage:
