@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -29,10 +29,12 @@ from kneo.records.release import (
 from kneo.records.task import ReceiptRecord
 from kneo.registry import EnvironmentStatus
 from kneo.registry.explain import ClosedGate, Explanation, Trace
-from kneo.spec.diff import SpecChange
-from kneo.spec.models.environment import Environment
 from kneo.spec.windows import next_opening, windows_open
 from kneo.trust.dsse import parse_envelope
+
+if TYPE_CHECKING:  # commands that only look do not need the models of specs
+    from kneo.spec.diff import SpecChange
+    from kneo.spec.models.environment import Environment
 
 Json = dict[str, object]
 

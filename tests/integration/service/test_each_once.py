@@ -51,6 +51,9 @@ CHANGES_NOTHING = {
 
 NEEDS_NO_KEY = {
     "receive_hook": "its sender has no key; a delivery makes the controller look at the repository, and counts once",
+    "send_to_agent": "the id of its message is the key; test_a2a.py sends a message twice",
+    "send_to_mcp_server": "`_meta.idempotencyKey` of a call is the key; test_mcp_face.py sends a call twice",
+    "delete_session": "a second deletion finds nothing to delete",
 }
 
 
