@@ -44,5 +44,6 @@ def page_html(store: Store, function: PageFunction, query: str = "", **path: str
         "keys": True,
         "problem": shown.problem,
         "live": shown.live,
+        "live_known": "",
     }
     return render(shown.template, {**frame, **shown.values})

@@ -38,6 +38,7 @@ TOLD = {
     "conditions",
     "environments",
     "leases",
+    "pending_plans",
     "pending_releases",
     "requests",
     "sources",
