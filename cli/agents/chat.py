@@ -149,6 +149,8 @@ class Chat:
                 self._take(line)
             except KneoError as error:
                 render.failure(error.message, error.hint)
+            except KeyboardInterrupt:
+                render.text("\nInterrupted. Look for a run that goes on with: kneo runs list --status running")
 
     def _take(self, line: str) -> None:
         if not line.startswith("/"):

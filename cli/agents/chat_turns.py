@@ -48,8 +48,26 @@ class Turns:
         self.last: RunView | None = None
 
     def say(self, text: str) -> None:
-        """Start a run with a line, and show it until it ends or waits for others."""
-        self._show(self._backend.call(create_run, self._make_request(text)).run_id)
+        """Start a run with a line, and show it until it ends or waits for others.
+
+        Ctrl-C while the run is being started cancels it, too: the start is awaited, because only then the run has a name.
+        """
+        started: list[str] = []
+        start = self._aside(lambda: started.append(self._backend.call(create_run, self._make_request(text)).run_id))
+        is_interrupted = False
+        while start.is_alive():
+            try:
+                start.join(POLL_SECONDS)
+            except KeyboardInterrupt:
+                is_interrupted = True
+        if start.error is not None:
+            raise start.error
+        if is_interrupted:
+            shown = _ShownRun(self._backend, started[0])
+            self._cancel(shown)
+            shown.show_result(self.last)
+        else:
+            self._show(started[0])
 
     def retry(self) -> None:
         """Continue the last run from the step that failed; start one that did not fail again."""

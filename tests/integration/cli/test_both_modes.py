@@ -167,8 +167,8 @@ MASKED = (
 )
 
 
-MASKED_KEYS = {"checkpoint", "key", "canonical", "seq", "leaf", "size"}
-"""What the log says of itself: the service seals a little later, and records what it refused."""
+MASKED_KEYS = {"checkpoint", "milliseconds", "key", "canonical", "seq", "leaf", "size"}
+"""What the log says of itself: the service seals a little later, and records what it refused; and how long steps took."""
 
 
 class Mode:
