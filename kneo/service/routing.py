@@ -23,6 +23,8 @@ VERSION = "/v1"
 
 ERRORS: Mapping[str, tuple[int, ...]] = {
     "receive_hook": (401, 429),
+    "get_only_agent_card": (400, 404),
+    "get_signing_keys": (400,),
 }
 """Statuses of errors of routes that are not operations."""
 
