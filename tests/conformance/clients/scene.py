@@ -108,7 +108,7 @@ SPECS: dict[str, dict[str, object]] = {
     "skilled": {
         "version": "v1",
         "agent": AGENT | {"skills": ["tone"]},
-        "skills": {"tone": {"source": "skills/tone", "description": "How we write."}},
+        "skills": {"tone": {"content": "Write short sentences.", "description": "How we write."}},
     },
 }
 
