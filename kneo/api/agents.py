@@ -46,7 +46,7 @@ class AgentListView:
     count: int
 
 
-@operation("GET", "/agents", scope="specs:read")
+@operation("GET", "/agents", scope="specs:read", errors=(404,))
 def list_agents(context: Context, environment: Word | None = None, protocol: Protocol | None = None) -> AgentListView:
     """List the releases that environments serve over Agent2Agent or MCP."""
     with context.store.read() as tx:
