@@ -19,8 +19,8 @@ from typing import NoReturn
 
 import httpx
 
-from cli import render
 from examples import demo_agent
+from kneo.cli import render
 from kneo.clock import monotonic, sleep
 from kneo.settings import process_environment
 
@@ -53,7 +53,7 @@ class Demo:
         shown = shown.replace(self.url, "$URL") if self.url else shown
         person = f"[{who}] " if self.url else ""
         render.text(f"\n   {person}$ kneo {shown}")
-        command = [sys.executable, "-m", "cli.main", *arguments]
+        command = [sys.executable, "-m", "kneo.cli.main", *arguments]
         done = subprocess.run(  # noqa: S603 - our own command
             command, cwd=self.folder / cwd, env=self.environment(who), capture_output=True, text=True, check=False
         )
@@ -84,7 +84,7 @@ class Demo:
 
     def up(self) -> subprocess.Popen[str]:
         """Start ``kneo up`` and read its address."""
-        command = [sys.executable, "-m", "cli.main", "up", "--repo", "acme", "--port", "0"]
+        command = [sys.executable, "-m", "kneo.cli.main", "up", "--repo", "acme", "--port", "0"]
         render.text("\n   $ kneo up --repo acme")
         log = (self.folder / "kneo.log").open("w")
         process = subprocess.Popen(  # noqa: S603 - our own command

@@ -17,12 +17,12 @@ from config_repo import ConfigRepo
 from fastapi import FastAPI
 from sqlalchemy import select, update
 
-from controller.loop import Controller
-from controller.reconcile import Reconciler, ReconcileResult
-from controller.source.mirror import Mirror
-from controller.stages.apply import Lease
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
+from kneo.controller.loop import Controller
+from kneo.controller.reconcile import Reconciler, ReconcileResult
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.stages.apply import Lease
 from kneo.digest import Digest
 from kneo.records.audit import SealedEvent
 from kneo.records.release import ConditionType, Pending, Release

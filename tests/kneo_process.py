@@ -18,7 +18,7 @@ from unittest import mock
 import httpx
 from warm import run_python, start_python
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.settings import process_environment
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def eventually(look: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T
 class Machine:
     """A folder to work in and the environment its processes see."""
 
-    program: ClassVar[Sequence[str]] = ("-m", "cli.main")
+    program: ClassVar[Sequence[str]] = ("-m", "kneo.cli.main")
     """What a process that stays executes."""
 
     def __init__(self, folder: Path, database_url: str, **variables: str) -> None:
@@ -60,7 +60,7 @@ class Machine:
         self, *arguments: str, expect: int | None = 0, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
-        done = run_python([sys.executable, "-m", "cli.main", *arguments], cwd=cwd or self.folder, env=self.env)
+        done = run_python([sys.executable, "-m", "kneo.cli.main", *arguments], cwd=cwd or self.folder, env=self.env)
         if expect is not None:
             assert done.returncode == expect, f"{arguments} → {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

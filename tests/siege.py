@@ -15,9 +15,9 @@ import yaml
 from controller_bench import Bench
 from sqlalchemy import select
 
-from controller.reconcile import ReconcileResult
 from kneo import registry
 from kneo.clock import isoformat
+from kneo.controller.reconcile import ReconcileResult
 from kneo.digest import canonical_json, digest_of_json
 from kneo.records.release import ConditionType
 from kneo.store.engine import Store

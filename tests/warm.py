@@ -35,8 +35,8 @@ LONGEST_REQUEST = 1_048_576
 
 ALSO = (
     "alembic.command",
-    "cli.runs.local_runs",
-    "cli.local",
+    "kneo.cli.runs.local_runs",
+    "kneo.cli.local",
     "kneo.notify.delivery",
     "kneo.runtime.dispatch.postgres",
     "kneo.sdk.workflow",
@@ -123,7 +123,7 @@ def _warm() -> _Warm:
 
 
 def _import_everything() -> None:
-    from cli.commands import COMMANDS
+    from kneo.cli.commands import COMMANDS
 
     parts = [part for entry in COMMANDS.values() for part in (entry, *entry.parts.values())]
     for name in {part.target.partition(":")[0] for part in parts} | set(ALSO):

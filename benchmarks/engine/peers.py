@@ -58,7 +58,7 @@ def _environment(name: str, python: list[str], packages: list[str]) -> Path:
 @contextlib.contextmanager
 def kneo() -> Iterator[str]:
     """Serve Kneo with its defaults; yields its URL."""
-    with _serving([sys.executable, "-m", "cli.main", "service", "serve", "--port"]) as url:
+    with _serving([sys.executable, "-m", "kneo.cli.main", "service", "serve", "--port"]) as url:
         yield url
 
 

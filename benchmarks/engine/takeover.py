@@ -60,7 +60,9 @@ def _once(url: str, number: signal.Signals) -> float:
         marks = folder / "marks"
         env = {"PATH": os.defpath, "HOME": name, "PYTHONPATH": str(ROOT), "KNEO_SERV_DATABASE_URL": url}
         workers = [
-            subprocess.Popen([sys.executable, "-m", "cli.main", "worker"], cwd=name, env=env, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                [sys.executable, "-m", "kneo.cli.main", "worker"], cwd=name, env=env, stderr=subprocess.DEVNULL
+            )
             for _ in "ab"
         ]
         try:

@@ -23,10 +23,10 @@ from kneo_process import Machine
 
 from benchmarks.reconcile.floor import Floor
 from benchmarks.reconcile.repository import Fleet
-from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
-from controller.stages.apply import Lease
 from kneo.clock import SystemClock
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.stages.apply import Lease
 from kneo.store import requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

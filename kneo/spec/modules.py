@@ -68,7 +68,7 @@ NOTHING_KNOWN = RuleContext()
 
 MAX_SOURCE = 1_048_576  # characters of one module
 
-OWN_PACKAGES = frozenset({"kneo", "controller", "cli"})
+OWN_PACKAGES = frozenset({"kneo"})
 """Packages of this program: where they lie in a project's folder, specs cannot name them for that."""
 
 UNKNOWN = Module(complete=False)

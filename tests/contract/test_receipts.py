@@ -14,7 +14,7 @@ from builders import build_run, build_task
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from cli.compose import make_store
+from kneo.cli.compose import make_store
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
 from kneo.records.run import Run, RunError, RunStatus

@@ -23,7 +23,7 @@ IN_TERMINAL = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; a job in the background ignores it
 os.open(sys.argv[1], os.O_RDWR)  # the first terminal that the leader of a session opens controls it: Ctrl-C reaches it
-from cli.main import main
+from kneo.cli.main import main
 main(sys.argv[2:])
 """
 

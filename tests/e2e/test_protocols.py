@@ -128,7 +128,7 @@ def test_the_agents_are_tools_over_stdio_and_a_second_server_continues(machine: 
 
     server = StdioServerParameters(
         command=sys.executable,
-        args=["-m", "cli.main", "mcp", "serve", "--env", "prod"],
+        args=["-m", "kneo.cli.main", "mcp", "serve", "--env", "prod"],
         env={**machine.env, "KNEO_SERV_TRUST_ROOT": repo.pin},
         cwd=repo.folder,
     )

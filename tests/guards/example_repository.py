@@ -15,11 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from cli.files import write_whole  # noqa: E402
-from cli.releases.approvals import Subject, sign_decision  # noqa: E402
-from cli.repository.layout import ConfigRepository  # noqa: E402
-from cli.specs.signing import Place, sign_bundle  # noqa: E402
-from cli.specs.trust_roots import TrustFiles  # noqa: E402
+from kneo.cli.files import write_whole  # noqa: E402
+from kneo.cli.releases.approvals import Subject, sign_decision  # noqa: E402
+from kneo.cli.repository.layout import ConfigRepository  # noqa: E402
+from kneo.cli.specs.signing import Place, sign_bundle  # noqa: E402
+from kneo.cli.specs.trust_roots import TrustFiles  # noqa: E402
 from kneo.clock import SystemClock  # noqa: E402
 from kneo.digest import Digest  # noqa: E402
 from kneo.spec.environment import parse_environment  # noqa: E402

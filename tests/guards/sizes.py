@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("kneo", "controller", "cli")
+PACKAGES = ("kneo",)
 MODULE_LINES = 400
 FUNCTION_LINES = 60
 PUBLIC_METHODS = 15

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from model_server import Reply, model_server
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.project.files import ModuleFiles
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("kneo", "controller", "cli")
+PACKAGES = ("kneo",)
 
 REPEATED = {
     "Candidates",

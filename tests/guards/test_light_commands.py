@@ -10,7 +10,7 @@ import pytest
 from kneo.settings import process_environment
 
 SERVING = {"fastapi", "uvicorn", "kneo.service.app"}
-FOLLOWING = {"controller", "watchdog"}
+FOLLOWING = {"kneo.controller", "watchdog"}
 EXECUTING = {"kneo.runtime.engine.driver", "kneo.runtime.interpreter.program", "kneo.runtime.engine.start"}
 SPECS = {"kneo.spec.models", "kneo.spec.lint"}
 RARELY = {"alembic", "git", "httpx", "jsonschema", "re2", "rich"}
@@ -37,7 +37,7 @@ NOT_NEEDED = {
 def test_a_command_imports_nothing_that_it_does_not_need(kind: str, migrated_file: Callable[[str], Path]):
     commands, unwanted = NOT_NEEDED[kind]
     code = (
-        "import sys\nfrom cli.main import run\n"
+        "import sys\nfrom kneo.cli.main import run\n"
         f"for command in {commands!r}: run(command)\n"
         "print('\\n'.join(['@', *sorted(sys.modules)]))\n"
     )
@@ -51,5 +51,5 @@ def test_a_command_imports_nothing_that_it_does_not_need(kind: str, migrated_fil
         [sys.executable, "-c", code], env=environment, cwd=Path.cwd(), capture_output=True, text=True, check=True
     )
     imported = set(done.stdout.rpartition("@\n")[2].split())
-    assert "cli.main" in imported
+    assert "kneo.cli.main" in imported
     assert imported & unwanted == set(), done.stderr

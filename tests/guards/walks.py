@@ -23,7 +23,7 @@ from service_bench import APPROVE, DRAFT, PUBLISH, serving, spec_of  # noqa: E40
 from kneo.clock import ManualClock, SystemClock  # noqa: E402
 from kneo.store.migrate import open_store  # noqa: E402
 
-PACKAGES = tuple(f"{ROOT / package}/" for package in ("kneo", "controller", "cli"))
+PACKAGES = tuple(f"{ROOT / package}/" for package in ("kneo",))
 
 
 class Profiler:

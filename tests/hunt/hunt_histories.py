@@ -21,11 +21,11 @@ from pathlib import Path
 from controller_bench import Bench
 from hunt.report import Budget, Finding, Report
 
-from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
-from controller.stages.apply import Lease
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.stages.apply import Lease
 from kneo.errors import NotFound
 from kneo.records.release import Hold, Suspension
 from kneo.store import releases, requests

@@ -11,8 +11,9 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.stages.approvals import ApprovalVote
-from controller.stages.gates import (
+from kneo.clock import isoformat
+from kneo.controller.stages.approvals import ApprovalVote
+from kneo.controller.stages.gates import (
     GATES,
     Allowed,
     Blocked,
@@ -23,9 +24,15 @@ from controller.stages.gates import (
     approved,
     evaluate_gates,
 )
-from controller.stages.plan import Action, Promote, ReleasePlan, Retire, make_plan, name_of
-from controller.stages.verify import Candidate, Rejection, UnchangedBundle, Verified, candidate_of, unchanged_bundle
-from kneo.clock import isoformat
+from kneo.controller.stages.plan import Action, Promote, ReleasePlan, Retire, make_plan, name_of
+from kneo.controller.stages.verify import (
+    Candidate,
+    Rejection,
+    UnchangedBundle,
+    Verified,
+    candidate_of,
+    unchanged_bundle,
+)
 from kneo.digest import Digest, digest_of
 from kneo.records.release import Hold, Release, Suspension
 from kneo.spec.environment import parse_environment

@@ -150,7 +150,7 @@ def _library(name: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in {"kneo", "cli", "controller"}:
+        if error.name is None or error.name.partition(".")[0] == "kneo":
             raise
         msg = "This protocol needs a package that is not installed here."
         raise Invalid(msg, code=f"{extra}_not_installed", hint=f"Install it: pip install 'kneo[{extra}]'.") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import run as kneo
+from kneo.cli.main import run as kneo
 from kneo.errors import Conflict, NotFound, Transient, Usage
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import continue_run

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from service_bench import Bench, serving
 
-from cli.main import run
+from kneo.cli.main import run
 
 ROOT = Path(__file__).parents[3]
 

@@ -17,7 +17,7 @@ import yaml
 from kneo_process import Machine, Process
 from model_server import Call, ModelRequest, Reply, model_server
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.settings import process_environment
 
 HERE = Path(__file__).parent

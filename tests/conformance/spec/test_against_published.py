@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conformance.spec.corpus import VERSIONS, Answer, Case, Finding, answer_of, cases, lay_out, recorded, recording
-
 from cli.main import run
+from conformance.spec.corpus import VERSIONS, Answer, Case, Finding, answer_of, cases, lay_out, recorded, recording
 
 PAGE = Path(__file__).parents[3] / "docs" / "conformance" / "spec.md"
 CORPUS = cases()

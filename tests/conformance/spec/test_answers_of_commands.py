@@ -6,7 +6,7 @@ import pytest
 from conformance.spec.corpus import COMMANDS, HERE, lay_out, read_case, without_sentences
 from conformance.spec.test_against_published import ONLY_OURS
 
-from cli.main import run
+from kneo.cli.main import run
 
 RECORDED = json.loads((HERE / "recorded" / "commands.json").read_text())
 

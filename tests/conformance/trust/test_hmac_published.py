@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from cli.main import run
 from conformance.clients.published import Missing, environment
 
-from cli.main import run
 from kneo.clock import ManualClock
 from kneo.trust.hmac_bundle import check_hmac_bundle, sign_hmac_bundle
 

@@ -15,7 +15,7 @@ import pytest
 from kneo_process import Machine, Process, eventually
 from sqlalchemy import Engine, event
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.store import runs
 from kneo.store.engine import Store
 

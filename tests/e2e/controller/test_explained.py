@@ -9,9 +9,9 @@ from config_repo import ConfigRepo
 from controller_bench import Bench
 from kneo_process import Machine
 
-from controller.rollback import parse_rollback, roll_back
-from controller.stages.verify import TrustConfig
 from kneo.api.release_views import WhyView
+from kneo.controller.rollback import parse_rollback, roll_back
+from kneo.controller.stages.verify import TrustConfig
 from kneo.registry import explain
 from kneo.store import releases
 from kneo.store.engine import Store

@@ -11,7 +11,7 @@ import sys
 
 from crashing import kill_before
 
-from cli.main import run
+from kneo.cli.main import run
 
 
 def main() -> int:

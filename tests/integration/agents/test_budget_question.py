@@ -10,7 +10,7 @@ import pytest
 from model_server import Call, ModelServer, Reply, model_server
 from rules_now import always
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.runtime.engine.rules_in_force import RulesInForce
 from kneo.spec.models.rules import ModelRules
 

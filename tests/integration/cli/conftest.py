@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import run
+from kneo.cli.main import run
 
 
 @dataclass(frozen=True)

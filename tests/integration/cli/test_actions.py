@@ -119,7 +119,7 @@ def _evaluated(text: str, context: Mapping[str, str]) -> str:
 
 LOCK = ".github/kneo.txt"
 
-SHIM = "import os, sys\ndef main():\n    os.execv({python!r}, [{python!r}, '-m', 'cli.main', *sys.argv[1:]])\n"
+SHIM = "import os, sys\ndef main():\n    os.execv({python!r}, [{python!r}, '-m', 'kneo.cli.main', *sys.argv[1:]])\n"
 
 
 def _wheel(folder: Path, name: str, version: str = "0.1.0") -> str:
@@ -171,7 +171,7 @@ def made(fresh: tuple[Machine, dict[str, object]], tmp_path: Path) -> Made:
     for name in ("summary", "path"):
         (temp / name).touch()
     (tools / "gh").write_text(GH)
-    (tools / "kneo").write_text(f'#!/bin/sh\nexec {sys.executable} -m cli.main "$@"\n')
+    (tools / "kneo").write_text(f'#!/bin/sh\nexec {sys.executable} -m kneo.cli.main "$@"\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
     env = {
@@ -433,7 +433,7 @@ def test_without_a_key_nothing_is_signed(made: Made, how: dict[str, str]) -> Non
 @pytest.mark.parametrize("action", ACTIONS)
 def test_what_kneo_init_writes_is_the_action_of_this_repository(action: str) -> None:
     ours = (ROOT / f".github/actions/{action}/action.yml").read_bytes()
-    assert (ROOT / f"cli/releases/templates/action-{action}.yml").read_bytes() == ours
+    assert (ROOT / f"kneo/cli/releases/templates/action-{action}.yml").read_bytes() == ours
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -450,7 +450,7 @@ def test_no_text_of_somebody_else_is_read_as_a_program(action: str) -> None:
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 def test_what_kneo_init_writes_is_the_workflow_of_this_repository(workflow: str) -> None:
     ours = (ROOT / f".github/workflows/{workflow}.yml").read_bytes()
-    assert (ROOT / f"cli/releases/templates/workflow-{workflow}.yml").read_bytes() == ours
+    assert (ROOT / f"kneo/cli/releases/templates/workflow-{workflow}.yml").read_bytes() == ours
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
@@ -458,7 +458,7 @@ def test_a_workflow_that_is_called_asks_for_no_right_that_its_caller_does_not_gi
     """The forge does not start a workflow whose job asks for more, not even one that it would skip."""
     kind = workflow.removeprefix("config-")
     called, caller = (
-        yaml.safe_load((ROOT / "cli/releases/templates" / name).read_text())
+        yaml.safe_load((ROOT / "kneo/cli/releases/templates" / name).read_text())
         for name in (f"workflow-{workflow}.yml", {"check": "workflow.yml", "sign": "workflow-sign.yml"}[kind])
     )
     assert called["permissions"] == caller["permissions"] == {}

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cli.repository.environments import read_environment
-from cli.repository.layout import ConfigRepository
+from kneo.cli.repository.environments import read_environment
+from kneo.cli.repository.layout import ConfigRepository
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_approval, parse_bundle
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from cli.audit.audit import check_proof
 from kneo.api.audit import prove
 from kneo.api.audit_views import AuditProofView
+from kneo.cli.audit.audit import check_proof
 from kneo.clock import SystemClock
 from kneo.errors import KneoError
 from kneo.store import audit

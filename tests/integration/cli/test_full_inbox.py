@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from builders import build_run, build_task
 
-from cli.people.decisions import PAGE_TASKS
+from kneo.cli.people.decisions import PAGE_TASKS
 from kneo.clock import ManualClock
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import runs, tasks

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import cli.releases.init as command
+import kneo.cli.releases.init as command
 from kneo.clock import SystemClock
 from kneo.errors import Invalid
 from kneo.spec.environment import parse_environment

@@ -35,7 +35,7 @@ def terminal(tmp_path: Path):
         ours, theirs = pty.openpty()
         env = {"PATH": process_environment("PATH")["PATH"], "HOME": str(tmp_path), "NO_COLOR": "1", "COLUMNS": "160"}
         env |= variables
-        command = [sys.executable, "-m", "cli.main", *arguments]
+        command = [sys.executable, "-m", "kneo.cli.main", *arguments]
         with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=theirs, stderr=theirs, stdin=theirs) as process:
             os.close(theirs)
             shown = b""
@@ -80,7 +80,7 @@ def test_replies_and_tool_calls_are_shown_while_they_happen(terminal, tmp_path: 
         env = {"OPENAI_BASE_URL": server.openai_url, "OPENAI_API_KEY": "k", "KNEO_SERV_IMPORT_ALLOW": "live_tools"}
         shown = terminal("run", "agent.yaml", "--input", "hello", "--stream", **env)
         plain = subprocess.run(
-            [sys.executable, "-m", "cli.main", "run", "agent.yaml", "--input", "hello", "--stream", "--json"],
+            [sys.executable, "-m", "kneo.cli.main", "run", "agent.yaml", "--input", "hello", "--stream", "--json"],
             cwd=tmp_path,
             env={"PATH": process_environment("PATH")["PATH"], "HOME": str(tmp_path), **env},
             capture_output=True,

@@ -9,7 +9,7 @@ import pytest
 from gates.signing import KEYS, trust
 from integration.cli.conftest import Kneo
 
-from cli.compose import make_store
+from kneo.cli.compose import make_store
 from kneo.settings import from_env
 
 SPEC = {

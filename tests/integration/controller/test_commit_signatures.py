@@ -10,10 +10,10 @@ import pytest
 from controller_bench import Bench
 from cryptography.hazmat.primitives import serialization
 
-from cli.main import run
-from controller.preview import preview
-from controller.source.snapshot import parse_commit
-from controller.stages.verify import TrustConfig
+from kneo.cli.main import run
+from kneo.controller.preview import preview
+from kneo.controller.source.snapshot import parse_commit
+from kneo.controller.stages.verify import TrustConfig
 from kneo.errors import Invalid
 from kneo.store import sources
 from kneo.store.engine import Store

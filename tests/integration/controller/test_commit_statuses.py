@@ -12,8 +12,8 @@ import pytest
 from config_repo import ConfigRepo
 from controller_bench import Bench
 
-from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
 from kneo.notify.delivery import Courier
 from kneo.settings import NOTIFY_CHANNELS, Settings, from_env
 from kneo.store.engine import Store

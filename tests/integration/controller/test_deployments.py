@@ -14,7 +14,7 @@ import pytest
 from controller_bench import Bench, serving
 from kneo_process import eventually
 
-from controller.loop import Controller
+from kneo.controller.loop import Controller
 from kneo.records.audit import verify_inclusion
 from kneo.runtime.engine.start import Starter
 from kneo.service.app import create_app

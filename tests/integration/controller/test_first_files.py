@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.stages.report import Ready, Reconciling
 from kneo import registry
+from kneo.controller.stages.report import Ready, Reconciling
 from kneo.errors import Forbidden, NotFound
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.spec.models.spec import Spec

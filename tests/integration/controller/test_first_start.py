@@ -11,7 +11,7 @@ import pytest
 from config_repo import ConfigRepo
 from controller_bench import Bench
 
-from controller.loop import Controller
+from kneo.controller.loop import Controller
 from kneo.digest import Digest
 from kneo.errors import Forbidden, KneoError
 from kneo.records.run import Run

@@ -11,8 +11,8 @@ from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import update
 
-from controller.stages.report import Ready, Reconciling, Stalled
 from kneo import registry
+from kneo.controller.stages.report import Ready, Reconciling, Stalled
 from kneo.records.release import ConditionType, Hold, Suspension
 from kneo.store import approvals, releases
 from kneo.store.engine import Store

@@ -12,8 +12,8 @@ import pytest
 from raw_git import RawObjects
 from siege import Siege
 
-from controller.reconcile import Reconciler
-from controller.source import Mirror, SourceLimits
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source import Mirror, SourceLimits
 from kneo.errors import Invalid, Transient
 from kneo.records.release import ConditionType, SourceRecord
 from kneo.store import sources

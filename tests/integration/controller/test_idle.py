@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller import loop
-from controller.loop import Controller
+from kneo.controller import loop
+from kneo.controller.loop import Controller
 from kneo.store.engine import Store
 
 
 def test_an_idle_controller_tidies_its_mirror(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, now = Bench(store, tmp_path), 1_000.0
     monkeypatch.setattr(loop, "monotonic", lambda: now)
-    monkeypatch.setattr("controller.source.mirror.PACKS", 3)
+    monkeypatch.setattr("kneo.controller.source.mirror.PACKS", 3)
     controller = Controller(bench.store, bench.reconciler())
     packs = []
     for turn in range(4):

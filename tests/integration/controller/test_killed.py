@@ -14,8 +14,8 @@ from controller_bench import Bench
 from processes import start_python
 from sqlalchemy import select, update
 
-from controller.stages.report import Ready
 from kneo.clock import ManualClock, SystemClock
+from kneo.controller.stages.report import Ready
 from kneo.errors import Transient
 from kneo.store import audit, requests
 from kneo.store.engine import Store
@@ -31,9 +31,9 @@ from pathlib import Path
 
 from sqlalchemy import event
 
-from controller.stages.apply import Lease
-from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
+from kneo.controller.stages.apply import Lease
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
 from kneo.clock import SystemClock
 from kneo.errors import Transient
 from kneo.store import requests

@@ -11,9 +11,9 @@ import pytest
 from controller_bench import Bench, serving
 from prometheus_client.parser import text_string_to_metric_families
 
-from cli.serve.liveness import serving_probes
-from controller import loop
-from controller.loop import LATE, LATE_SECONDS, Controller
+from kneo.cli.serve.liveness import serving_probes
+from kneo.controller import loop
+from kneo.controller.loop import LATE, LATE_SECONDS, Controller
 from kneo.runtime.engine.start import Starter
 from kneo.service.app import create_app
 from kneo.settings import from_env

@@ -12,11 +12,11 @@ import pytest
 from controller_bench import Bench
 from sqlalchemy import select
 
-from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
-from controller.stages.apply import Lease
-from controller.stages.report import Ready
 from kneo.clock import ManualClock
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.stages.apply import Lease
+from kneo.controller.stages.report import Ready
 from kneo.store import audit, requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

@@ -9,10 +9,10 @@ import pytest
 from controller_bench import Bench
 from gates.asking import answer, ask
 
-from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
-from controller.stages.report import Ready, Reconciling, Stalled
 from kneo import registry
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.stages.report import Ready, Reconciling, Stalled
 from kneo.digest import Digest
 from kneo.errors import Invalid, Transient
 from kneo.records.release import ConditionType

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.stages.report import Ready
 from kneo import registry
+from kneo.controller.stages.report import Ready
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted
 from kneo.spec.environment import parse_environment

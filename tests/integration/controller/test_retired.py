@@ -9,11 +9,11 @@ import pytest
 from controller_bench import Bench
 from gates.asking import ask
 
-from cli.releases.plan_render import as_text
-from controller.preview import preview
-from controller.stages.report import Ready
-from controller.stages.verify import TrustConfig
 from kneo import registry
+from kneo.cli.releases.plan_render import as_text
+from kneo.controller.preview import preview
+from kneo.controller.stages.report import Ready
+from kneo.controller.stages.verify import TrustConfig
 from kneo.errors import Forbidden
 from kneo.records.release import ConditionType
 from kneo.runtime.engine.start import Starter, StartRequest

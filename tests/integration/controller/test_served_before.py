@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.stages.report import Ready
 from kneo import registry
 from kneo.clock import ManualClock
+from kneo.controller.stages.report import Ready
 from kneo.errors import Invalid, Transient
 from kneo.store import outbox, sources
 from kneo.store.engine import Store

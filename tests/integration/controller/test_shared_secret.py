@@ -9,12 +9,12 @@ from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import select, update
 
-from controller.preview import preview
-from controller.reconcile import Reconciler, ReconcileResult
-from controller.source.mirror import Mirror
-from controller.stages.verify import TrustConfig
 from kneo import registry
 from kneo.clock import SystemClock
+from kneo.controller.preview import preview
+from kneo.controller.reconcile import Reconciler, ReconcileResult
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.stages.verify import TrustConfig
 from kneo.errors import Untrusted
 from kneo.store import releases
 from kneo.store.engine import Store

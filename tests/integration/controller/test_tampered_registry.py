@@ -12,8 +12,8 @@ from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import delete, insert, select, update
 
-from controller.environment import DRIFT_INTERVAL
-from controller.stages.report import Ready, Stalled
+from kneo.controller.environment import DRIFT_INTERVAL
+from kneo.controller.stages.report import Ready, Stalled
 from kneo.errors import Forbidden, KneoError
 from kneo.records.release import ConditionType
 from kneo.records.run import Run

@@ -13,10 +13,10 @@ from processes import start_python
 from receivers import WebReceiver, web_receiver
 from sqlalchemy import select, update
 
-from controller.environment import DRIFT_INTERVAL
-from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
-from controller.stages.report import Ready
+from kneo.controller.environment import DRIFT_INTERVAL
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.stages.report import Ready
 from kneo.notify.delivery import LEASE, Courier
 from kneo.notify.outbox import FIRST_PAUSE
 from kneo.registry import resolve

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from config_repo import ConfigRepo, announcement
 
-from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
-from controller.stages.apply import Lease
 from kneo.clock import ManualClock, SystemClock
+from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.stages.apply import Lease
 from kneo.digest import digest_of
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.driver import Driver

@@ -29,7 +29,7 @@ from config_repo import ConfigRepo, announcement
 from jwt import PyJWK
 from service_bench import Bench, serving
 
-from cli.serve.controller import Repository, make_controller
+from kneo.cli.serve.controller import Repository, make_controller
 
 ASKS = {"requested": "before"}
 

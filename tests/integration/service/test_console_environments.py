@@ -11,8 +11,8 @@ from config_repo import ConfigRepo, announcement
 from console_pages import Browser, HtmlPage, signed_in
 from service_bench import Bench, Json, serving
 
-from cli.commands import COMMANDS, RELEASES, RUNS, Entry
-from cli.serve.controller import Repository, make_controller
+from kneo.cli.commands import COMMANDS, RELEASES, RUNS, Entry
+from kneo.cli.serve.controller import Repository, make_controller
 from kneo.service.console.app import AREAS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b {{ 7*7 }}"

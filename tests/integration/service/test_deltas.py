@@ -11,7 +11,7 @@ from kneo_process import eventually
 from model_server import ModelServer, Reply, model_server
 from service_bench import Bench, Json, serving
 
-from cli.compose import make_store
+from kneo.cli.compose import make_store
 from kneo.records.delta import ModelDelta
 from kneo.runtime.engine.assemble import background, make_worker
 from kneo.store.delta_readers import list_read_runs

@@ -20,7 +20,7 @@ from kneo_process import eventually
 from service_bench import DRAFT, Bench, spec_of
 from sqlalchemy import func, select, update
 
-from controller.loop import Controller
+from kneo.controller.loop import Controller
 from kneo.runtime.engine.start import Starter
 from kneo.service.app import ROUTERS, create_app
 from kneo.service.routing import RouteTable

@@ -7,7 +7,7 @@ import json
 import pytest
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 
-from cli.main import run as kneo
+from kneo.cli.main import run as kneo
 
 Json = dict[str, object]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from service_bench import PUBLISH, Bench, Json, spec_of
 
-from cli.compose import make_starter
+from kneo.cli.compose import make_starter
 from kneo.errors import Invalid
 from kneo.service.app import create_app
 from kneo.service.auth import APIKeyRecord, AuthConfig, keyring

@@ -14,7 +14,7 @@ from kneo_process import eventually
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, serving, spec_of
 from sqlalchemy import select, update
 
-from cli.main import run as kneo
+from kneo.cli.main import run as kneo
 from kneo.clock import isoformat
 from kneo.service.routes import links as routes
 from kneo.store.tables import audit_events, metadata, task_links, tasks

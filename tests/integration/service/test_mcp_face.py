@@ -17,7 +17,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult
 from service_bench import Bench, serving
 
-from cli.serve.controller import Repository, make_controller
+from kneo.cli.serve.controller import Repository, make_controller
 from kneo.service.protocols.mcp.server import tool_name
 
 

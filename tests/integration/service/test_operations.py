@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from service_bench import Bench
 
-from cli.compose import make_starter
+from kneo.cli.compose import make_starter
 from kneo.service.app import ROUTERS, create_app, description
 from kneo.service.routing import RouteTable
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.trust.keys import PrivateKey
 
 Json = dict[str, object]

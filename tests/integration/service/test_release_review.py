@@ -10,7 +10,7 @@ import pytest
 from config_repo import ConfigRepo, announcement
 from service_bench import Bench, Json, serving
 
-from cli.serve.controller import Repository, make_controller
+from kneo.cli.serve.controller import Repository, make_controller
 from kneo.store import pending_plans
 
 PEOPLE = {"approver": {"roles": ["approver"]}, "admin": {"roles": ["approver"]}}

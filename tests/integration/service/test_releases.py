@@ -10,7 +10,7 @@ from config_repo import ConfigRepo, announcement
 from console_pages import Browser, signed_in
 from service_bench import Bench, serving
 
-from cli.serve.controller import Repository, make_controller
+from kneo.cli.serve.controller import Repository, make_controller
 
 
 @pytest.fixture(scope="module")

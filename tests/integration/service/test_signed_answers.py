@@ -11,11 +11,11 @@ import pytest
 from gates.signing import KEYS, trust
 from service_bench import DRAFT, PUBLISH, Bench, spec_of
 
-from cli.client import P, ServiceBackend, V
-from cli.main import run
-from cli.people.statements import fetch_statement
 from kneo.api.decisions import TaskDecision
 from kneo.api.operation import Operation
+from kneo.cli.client import P, ServiceBackend, V
+from kneo.cli.main import run
+from kneo.cli.people.statements import fetch_statement
 from kneo.errors import Untrusted
 from kneo.records.task import DecisionKind
 from kneo.settings import from_env

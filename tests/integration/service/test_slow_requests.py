@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 from kneo_process import eventually
 
-from cli.serve.http_limits import PROTOCOLS, RequestTimer
-from cli.serve.service import Server
+from kneo.cli.serve.http_limits import PROTOCOLS, RequestTimer
+from kneo.cli.serve.service import Server
 from kneo.runtime.engine.assemble import background
 from kneo.settings import HttpSettings
 

@@ -13,7 +13,7 @@ import pytest
 from kneo_process import eventually
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, Json, serving, spec_of
 
-from cli.compose import make_store
+from kneo.cli.compose import make_store
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.service.events import Event, Streams
 from kneo.settings import HttpSettings

@@ -9,7 +9,7 @@ import pytest
 from config_repo import ConfigRepo
 from service_bench import DRAFT, PUBLISH, Bench, Json, serving, spec_of
 
-from cli.serve.controller import Repository, make_controller
+from kneo.cli.serve.controller import Repository, make_controller
 
 PEOPLE = {"approver": {"groups": ["editors"], "roles": ["approver"]}, "viewer": {"roles": ["approver"]}}
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller import metrics
-from controller.source.git import MirrorDamaged
-from controller.source.limits import SourceLimits
-from controller.source.mirror import REBUILD_EVERY, Mirror
-from controller.stages.report import Ready
 from kneo.clock import ManualClock
+from kneo.controller import metrics
+from kneo.controller.source.git import MirrorDamaged
+from kneo.controller.source.limits import SourceLimits
+from kneo.controller.source.mirror import REBUILD_EVERY, Mirror
+from kneo.controller.stages.report import Ready
 from kneo.errors import Invalid, Transient
 from kneo.settings import process_environment
 from kneo.store.engine import Store

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from git_hosts import BACKEND, TOKEN, GitHub, Server
 
-from controller.source.address import parse_address
-from controller.source.github_app import InstallationTokens, api_of
-from controller.source.mirror import Mirror
 from kneo.clock import ManualClock, SystemClock
+from kneo.controller.source.address import parse_address
+from kneo.controller.source.github_app import InstallationTokens, api_of
+from kneo.controller.source.mirror import Mirror
 from kneo.errors import Invalid, Transient
 from kneo.settings import GitCredentials
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from raw_git import RawObjects
 
-from controller.source import AllowedRewrite, Blob, Mirror, SourceLimits, SourceSnapshot, changed_paths
+from kneo.controller.source import AllowedRewrite, Blob, Mirror, SourceLimits, SourceSnapshot, changed_paths
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Transient
 
 BUNDLE = "bundles/research/1.0.0.dsse.json"
@@ -442,7 +442,7 @@ def test_a_mirror_is_tidied_without_losing_anything(
 ) -> None:
     assert not mirror.maintain()
     before, _ = accepted_then_rewritten(origin, mirror)
-    monkeypatch.setattr("controller.source.mirror.PACKS", 1)
+    monkeypatch.setattr("kneo.controller.source.mirror.PACKS", 1)
     assert mirror.maintain()
     assert mirror.accepted() == before
     assert before.read([BUNDLE]) == {BUNDLE: b"{1}"}

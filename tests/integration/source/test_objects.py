@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.source.address import parse_address
-from controller.source.git import Git
-from controller.source.limits import SourceLimits
-from controller.source.objects import ObjectReader
+from kneo.controller.source.address import parse_address
+from kneo.controller.source.git import Git
+from kneo.controller.source.limits import SourceLimits
+from kneo.controller.source.objects import ObjectReader
 from kneo.errors import Invalid, Transient
 from kneo.settings import GitCredentials
 

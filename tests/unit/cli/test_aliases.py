@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from typer._click import Command, Context
 
-from cli.commands import ALIASES
-from cli.lazy import LazyGroup
-from cli.main import _group
+from kneo.cli.commands import ALIASES
+from kneo.cli.lazy import LazyGroup
+from kneo.cli.main import _group
 
 
 def find(path: str) -> Command:

@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from cli.client import ServiceBackend
-from cli.main import run
 from kneo.api.decisions import TaskDecision, resume_human_task
 from kneo.api.run_start import RunCreate, cancel_run, create_run
 from kneo.api.runs import list_runs
+from kneo.cli.client import ServiceBackend
+from kneo.cli.main import run
 from kneo.errors import Conflict, Forbidden, Invalid, Transient, Unauthorized, Untrusted
 from kneo.settings import HttpSettings, from_env
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.connection import Address, choose
-from cli.profiles import Profile, Profiles, save_profiles
+from kneo.cli.connection import Address, choose
+from kneo.cli.profiles import Profile, Profiles, save_profiles
 from kneo.errors import NotFound
 from kneo.settings import Settings, from_env
 

@@ -7,9 +7,9 @@ import shlex
 import pytest
 from typer._click import Context
 
-from cli.commands import examples_of
-from cli.lazy import LazyGroup
-from cli.main import _group
+from kneo.cli.commands import examples_of
+from kneo.cli.lazy import LazyGroup
+from kneo.cli.main import _group
 
 
 def lines(group: LazyGroup, parent: Context) -> list[str]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.files import read_bytes, write_secret, write_whole
-from cli.repository.known_roots import KnownRoots
+from kneo.cli.files import read_bytes, write_secret, write_whole
+from kneo.cli.repository.known_roots import KnownRoots
 from kneo.digest import digest_of
 from kneo.errors import Conflict, Invalid, NotFound
 

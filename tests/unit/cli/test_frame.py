@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from cli import main as frame
-from cli.commands import COMMANDS, Entry
+from kneo.cli import main as frame
+from kneo.cli.commands import COMMANDS, Entry
 from kneo.errors import Conflict, Invalid, NotFound, Transient, Untrusted, Usage
 
 HEAVY = (
@@ -34,7 +34,7 @@ def put(monkeypatch: pytest.MonkeyPatch, name: str, function: object) -> None:
 
 def imported_by(*arguments: str) -> set[str]:
     code = (
-        "import sys\nfrom cli.main import run\n"
+        "import sys\nfrom kneo.cli.main import run\n"
         f"status = run({list(arguments)!r})\n"
         "print('\\n'.join(['@', *sorted(sys.modules)]))\n"
         "raise SystemExit(status)\n"
@@ -46,12 +46,12 @@ def imported_by(*arguments: str) -> set[str]:
 def test_help_imports_no_command_and_nothing_heavy():
     modules = imported_by("--help")
     assert modules.isdisjoint(HEAVY)
-    assert {m for m in modules if m.startswith("cli.")} == {
-        "cli.commands",
-        "cli.lazy",
-        "cli.main",
-        "cli.options",
-        "cli.render",
+    assert {m for m in modules if m.startswith("kneo.cli.")} == {
+        "kneo.cli.commands",
+        "kneo.cli.lazy",
+        "kneo.cli.main",
+        "kneo.cli.options",
+        "kneo.cli.render",
     }
 
 
@@ -200,7 +200,7 @@ def test_groups_and_their_parts_from_elsewhere(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
-    script = f"{sys.executable} -c 'from cli.main import main; main([\"--help\"])' | true"
+    script = f"{sys.executable} -c 'from kneo.cli.main import main; main([\"--help\"])' | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
 
@@ -208,9 +208,9 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
 @pytest.mark.parametrize(
     ("group", "unneeded"),
     [
-        ("spec", {"cli.specs.bundle", "cli.repository.clone", "cryptography"}),
-        ("keys", {"cli.specs.trust", "cli.specs.spec", "kneo.spec.lint"}),
-        ("trust", {"cli.specs.bundle", "cli.specs.spec", "kneo.spec.lint"}),
+        ("spec", {"kneo.cli.specs.bundle", "kneo.cli.repository.clone", "cryptography"}),
+        ("keys", {"kneo.cli.specs.trust", "kneo.cli.specs.spec", "kneo.spec.lint"}),
+        ("trust", {"kneo.cli.specs.bundle", "kneo.cli.specs.spec", "kneo.spec.lint"}),
     ],
 )
 def test_a_groups_help_imports_what_it_needs(group: str, unneeded: set[str]):
@@ -223,6 +223,6 @@ def test_a_groups_help_imports_what_it_needs(group: str, unneeded: set[str]):
 )
 def test_shells_complete_commands_and_options(typed: str, offered: str):
     variables = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_KNEO_COMPLETE": "complete_bash"}
-    command = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "cli.main"]
+    command = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "kneo.cli.main"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert offered in done.stdout.split()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import run
+from kneo.cli.main import run
 
 
 @pytest.mark.parametrize("command", [["audit", "verify"], ["audit", "checkpoint"], ["why", "prod/mail"]])

@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.commands import examples, examples_of
-from cli.options import OptionGroup, expand_groups
+from kneo.cli.commands import examples, examples_of
+from kneo.cli.options import OptionGroup, expand_groups
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import render
+from kneo.cli import render
 from kneo.settings import colour_wanted
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cli.runs.usage import usage_line
-from cli.watch import StreamPrinter, details, indent
 from kneo.api.run_views import UsageView
+from kneo.cli.runs.usage import usage_line
+from kneo.cli.watch import StreamPrinter, details, indent
 from kneo.records.usage import AgentUsage
 
 USED = AgentUsage(requests=2, tool_calls=3, input_tokens=1_000, output_tokens=204, cost_micros=3_100)

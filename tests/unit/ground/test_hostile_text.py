@@ -9,10 +9,10 @@ from time import process_time
 import pytest
 from pydantic import ValidationError
 
-from cli.releases.promote import named
-from cli.render import plain
-from controller.source.address import check_ref, parse_address, redact
+from kneo.cli.releases.promote import named
+from kneo.cli.render import plain
 from kneo.clock import parse_duration
+from kneo.controller.source.address import check_ref, parse_address, redact
 from kneo.errors import Invalid, KneoError
 from kneo.names import name_problem, person_key
 from kneo.notify.messages import one_line, quoted

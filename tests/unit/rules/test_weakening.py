@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from controller.differences import policy_difference
+from kneo.controller.differences import policy_difference
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures

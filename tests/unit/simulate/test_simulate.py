@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_simulator import fn, human, spec_of
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.runtime.simulate.report import Simulation, Simulator
 from kneo.spec.models.answers import AnswersFile
 from kneo.spec.models.environment import QuestionPolicy

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from controller.source.address import check_ref, parse_address, redact
-from controller.source.credentials import git_environment, git_options, write_askpass
-from controller.source.git import check_version
+from kneo.controller.source.address import check_ref, parse_address, redact
+from kneo.controller.source.credentials import git_environment, git_options, write_askpass
+from kneo.controller.source.git import check_version
 from kneo.errors import Invalid
 from kneo.settings import GitCredentials
 

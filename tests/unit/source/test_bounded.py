@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kneo_process import eventually
 
-from controller.source.limits import STDERR_BYTES, Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
+from kneo.controller.source.limits import STDERR_BYTES, Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
 
 ENV = {"PATH": os.defpath}
 

@@ -6,8 +6,8 @@ from time import process_time
 
 import pytest
 
-from controller.source import git
-from controller.source.limits import STDERR_BYTES
+from kneo.controller.source import git
+from kneo.controller.source.limits import STDERR_BYTES
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.spec.project import parse_project
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from cli.main import run
-from cli.specs.schemas import rendered
 from examples.app_functions import compress_history, summarize, web_search, webpage_reader
 from examples.human_functions import draft_report, publish_report
 from examples.my_tools import lookup_user
+from kneo.cli.main import run
+from kneo.cli.specs.schemas import rendered
 from kneo.project.files import ModuleFiles
 from kneo.spec.graph import spec_graph
 from kneo.spec.lint import check

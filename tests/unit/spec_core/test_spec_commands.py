@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cli.main import run
+from kneo.cli.main import run
 from kneo.digest import digest_of_json
 from kneo.spec.reading.reader import read_json, read_yaml
 

@@ -58,7 +58,10 @@ def test_cost_grows_with_the_number_of_steps_and_not_faster():
 
 
 def test_checking_imports_nothing_heavy():
-    program = "import sys, cli.main, cli.specs.spec; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    program = (
+        "import sys, kneo.cli.main, kneo.cli.specs.spec;"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     heavy = {
         "fastapi",

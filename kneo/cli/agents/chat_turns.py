@@ -1,0 +1,221 @@
+"""The turns of a chat: a run for each line, shown while it works, with its gates answered in the terminal."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from typer.exceptions import Abort
+
+from kneo.api.decisions import TaskDecision, get_human_task, resume_human_task
+from kneo.api.run_start import RunCreate, cancel_run, continue_run, create_run
+from kneo.api.run_views import RunView
+from kneo.api.runs import get_run
+from kneo.api.task_views import HumanTaskView
+from kneo.api.tasks import list_human_tasks
+from kneo.cli import render
+from kneo.cli.backend import Backend, Json
+from kneo.cli.people.decisions import ask_decision
+from kneo.cli.watch import PAUSED, POLL_SECONDS, StreamPrinter, show_event
+from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Untrusted
+
+LATER = "later"
+
+_CHOICES: Mapping[str, str] = {
+    "approved": "[a]pprove",
+    "edited": "[e]dit",
+    "rejected": "[r]eject",
+    "provided": "[p]rovide",
+    "selected": "[s]elect",
+    LATER: "[l]ater",
+}
+"""What a person types for each decision: the letter in brackets, or the whole word."""
+
+MAX_EVENTS = 1_000
+"""Trace events of a run that are shown."""
+
+
+class Turns:
+    """The runs of a chat, one after the other.
+
+    Args:
+        backend: The service or the local database.
+        make_request: Makes the request of a run from a line.
+    """
+
+    def __init__(self, backend: Backend, make_request: Callable[[str], RunCreate]) -> None:
+        self._backend, self._make_request = backend, make_request
+        self.last: RunView | None = None
+
+    def say(self, text: str) -> None:
+        """Start a run with a line, and show it until it ends or waits for others.
+
+        Ctrl-C while the run is being started cancels it, too: the start is awaited, because only then the run has a name.
+        """
+        started: list[str] = []
+        start = self._aside(lambda: started.append(self._backend.call(create_run, self._make_request(text)).run_id))
+        is_interrupted = False
+        while start.is_alive():
+            try:
+                start.join(POLL_SECONDS)
+            except KeyboardInterrupt:
+                is_interrupted = True
+        if start.error is not None:
+            raise start.error
+        if is_interrupted:
+            shown = _ShownRun(self._backend, started[0])
+            self._cancel(shown)
+            shown.show_result(self.last)
+        else:
+            self._show(started[0])
+
+    def retry(self) -> None:
+        """Continue the last run from the step that failed; start one that did not fail again."""
+        if self.last is None:
+            render.text("Nothing was said yet.")
+        elif self.last.status == "failed":
+            run_id = self.last.run_id
+            self._show(run_id, self._aside(lambda: self._backend.call(continue_run, run_id)))
+        else:
+            self.say(self.last.input_text)
+
+    def _show(self, run_id: str, work: _Work | None = None) -> None:
+        shown = _ShownRun(self._backend, run_id)
+        try:
+            self.last = shown.follow() if work is None else shown.follow_work(work)
+            self._answer_gates(shown)
+        except KeyboardInterrupt:
+            render.text("")
+            self._cancel(shown)
+        shown.show_result(self.last)
+
+    def _answer_gates(self, shown: _ShownRun) -> None:
+        """Ask the open questions of a run, one after the other; those answered later stay in the inbox."""
+        deferred: set[str] = set()
+        while self.last is not None and self.last.status in PAUSED:
+            task = self._next_task(shown.run_id, deferred)
+            if task is None:
+                return
+            word = _ask_word(task)
+            if word == LATER:
+                deferred.add(task.continuation_id)
+                render.text(f"The run waits. Decide later: kneo task decide {task.continuation_id}")
+                continue
+            try:
+                decision = ask_decision(task, word)
+                self.last = shown.follow_work(self._aside(lambda: self._decide(task, decision)))  # noqa: B023 - awaited here
+            except Abort:
+                continue
+            except (Conflict, Forbidden, Invalid, NotFound, Untrusted) as error:
+                render.warning(error.message, error.hint)
+
+    def _decide(self, task: HumanTaskView, decision: TaskDecision) -> object:
+        return self._backend.call(resume_human_task, task.continuation_id, decision)
+
+    def _next_task(self, run_id: str, deferred: set[str]) -> HumanTaskView | None:
+        page = self._backend.call(list_human_tasks, run_id=run_id)
+        open_ids = [task.continuation_id for task in page.tasks if task.continuation_id not in deferred]
+        return self._backend.call(get_human_task, open_ids[0]) if open_ids else None
+
+    def _cancel(self, shown: _ShownRun) -> None:
+        try:
+            self._backend.call(cancel_run, shown.run_id)
+        except KneoError as error:
+            render.warning(error.message, error.hint)
+        self.last = shown.follow()
+
+    def _aside(self, work: Callable[[], object]) -> _Work:
+        return _Work(work)
+
+
+class _Work(threading.Thread):
+    """An operation that waits for a run, in a thread: the run is shown meanwhile, and Ctrl-C is noticed."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self.error: KneoError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except KneoError as error:
+            self.error = error
+
+
+class _ShownRun:
+    """A run on the terminal: the text of its agent, and its calls of tools."""
+
+    def __init__(self, backend: Backend, run_id: str) -> None:
+        self.run_id = run_id
+        self._backend = backend
+        self._printer = StreamPrinter()
+        self._events = 0
+        """Trace events that are shown."""
+
+    def follow(self) -> RunView:
+        """Show the run until it pauses or ends."""
+        count = 0
+        for event in self._backend.follow(self.run_id, until_pause=True, deltas=True):
+            kind = str(event["type"])
+            if kind == "model_delta":
+                self._printer.show(event)
+            elif kind not in {"status", "end"}:
+                count += 1
+                if self._events < count <= MAX_EVENTS:
+                    self._events = count
+                    self._show_call(event)
+        self._printer.end_reply()
+        return self._backend.call(get_run, self.run_id)
+
+    def follow_work(self, work: _Work) -> RunView:
+        """Show the run while an operation continues it.
+
+        Raises:
+            KneoError: the operation was refused.
+        """
+        while work.is_alive() and self._backend.call(get_run, self.run_id).status in {*PAUSED, "failed"}:
+            work.join(POLL_SECONDS)
+        if work.is_alive():
+            self.follow()
+        while work.is_alive():
+            work.join(POLL_SECONDS)
+        if work.error is not None:
+            raise work.error
+        return self.follow()
+
+    def show_result(self, view: RunView | None) -> None:
+        """Show how the run ended, and its output unless it was streamed."""
+        if view is None:
+            return
+        if view.status == "cancelled":
+            render.text(f"Cancelled {view.run_id}.")
+        elif view.error is not None:
+            render.failure(f"{view.error.type}: {view.error.message}", f"Details: kneo runs trace {view.run_id}")
+        elif view.output_text is not None and view.output_text.strip() != self._printer.text.strip():
+            render.text(view.output_text)
+
+    def _show_call(self, event: Json) -> None:
+        if str(event["type"]).startswith("tool_"):
+            self._printer.end_reply()
+            show_event(event)
+
+
+def _ask_word(task: HumanTaskView) -> str:
+    """Ask for a decision; ``later`` leaves the task open."""
+    decisions = task.request["decisions"]
+    assert isinstance(decisions, list)
+    allowed = [word for word in _CHOICES if word in {*decisions, LATER}]
+    letters = {word[0]: word for word in allowed}
+    render.line(render.OPEN, str(task.request["prompt"]))
+    if task.current_input is not None:
+        render.text(str(task.current_input))
+    while True:
+        try:
+            typed = input(f"{' '.join(_CHOICES[word] for word in allowed)}: ").strip().lower()
+        except EOFError:
+            return LATER
+        word = letters.get(typed) or next((word for word in allowed if typed and word.startswith(typed)), None)
+        if word is not None:
+            return word

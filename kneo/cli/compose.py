@@ -1,0 +1,84 @@
+"""The objects that commands and processes share: the database, and the starter of runs on it. No HTTP, no Git."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kneo import __version__
+from kneo.clock import SystemClock
+from kneo.errors import NotFound
+from kneo.settings import Settings
+from kneo.store.engine import WORKER_LOCK, Store
+from kneo.store.migrate import open_store
+from kneo.telemetry.spans import configure_tracing
+from kneo.trust.sealing import DataKeys
+
+if TYPE_CHECKING:
+    from kneo.runtime.engine.start import Starter
+    from kneo.trust.keys import PrivateKey
+
+
+def make_store(settings: Settings) -> Store:
+    """Open the database and migrate it to the current schema."""
+
+    def find_key() -> PrivateKey | None:
+        from kneo.store.service_key import find_service_key  # imports cryptography, which most commands do not need
+
+        return find_service_key(settings)
+
+    return open_store(settings.database_url, SystemClock(), find_key, DataKeys.read(settings.data_keys))
+
+
+@contextlib.contextmanager
+def process_store(settings: Settings) -> Iterator[Store]:
+    """Yield the database of a long-running process, with tracing configured; close both at the end."""
+    with configure_tracing(settings.tracing, version=__version__), contextlib.closing(make_store(settings)) as store:
+        yield store
+
+
+def find_store(settings: Settings) -> Store:
+    """Open an existing database.
+
+    Raises:
+        NotFound: no database exists; a new, empty one would prove nothing.
+    """
+    path = settings.database_url.removeprefix("sqlite:///")
+    if path != settings.database_url and not Path(path).is_file():
+        msg = f"There is no database at {path}."
+        hint = "Change to the folder where kneo up runs, set KNEO_SERV_DATABASE_URL, or pass --service-url."
+        raise NotFound(msg, code="no_database", hint=hint)
+    return make_store(settings)
+
+
+def make_starter(settings: Settings, store: Store, *, executes: Callable[[], bool]) -> Starter:
+    """Return the starter of runs. The runtime is imported here, because most commands start no run.
+
+    Args:
+        settings: The settings of this process.
+        store: The database.
+        executes: Whether this process executes the runs that it starts, so that it needs the keys of their models.
+    """
+    from kneo.agents.providers import OperatorConnections
+    from kneo.cli.embedding import spec_compiler
+    from kneo.project import read_config
+    from kneo.runtime.engine.start import Starter
+
+    project = read_config(settings)
+    return Starter(
+        store,
+        spec_compiler(settings).compile,
+        pin=settings.trust_root,
+        hmac_key=settings.spec_signing_key,
+        max_queue=settings.execution.max_queue_depth,
+        project=project,
+        operator=lambda: OperatorConnections.of(settings, project) if executes() else None,
+    )
+
+
+def executes_runs(store: Store) -> bool:
+    """Tell whether a run that this command starts is executed by the command itself: no worker has the database."""
+    with store.exclusive(WORKER_LOCK) as lock:
+        return bool(lock)

@@ -1,0 +1,148 @@
+"""The backend on the local database: the same results as those of a service."""
+
+from __future__ import annotations
+
+import copy
+import getpass
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from kneo import registry
+from kneo.api.context import EVERYTHING, Context, Principal, Waiting
+from kneo.api.operation import Operation
+from kneo.api.run_views import TraceEventView
+from kneo.api.runs import get_run
+from kneo.api.status_words import in_published_words, speaks_published
+from kneo.api.task_views import TaskEventView
+from kneo.cli import compose
+from kneo.cli.backend import Json, P, V
+from kneo.cli.watch import POLL_SECONDS, poll
+from kneo.clock import monotonic, sleep
+from kneo.project import read_config
+from kneo.records.delta import ModelDelta
+from kneo.records.run import Run
+from kneo.runtime.engine.wait import SettledRun
+from kneo.settings import Settings
+from kneo.store import history, task_feed
+from kneo.trust.keys import KeyId
+
+if TYPE_CHECKING:
+    from kneo.cli.runs.local_runs import LocalDriver
+
+LOOK_SECONDS = 0.5
+"""Seconds between two polls for new events."""
+
+
+class LocalBackend:
+    """The operations on the local database. Steps are executed here unless another process executes them."""
+
+    over_http = False
+
+    def __init__(self, settings: Settings, *, existing: bool = False) -> None:
+        self.settings = settings
+        self.store = compose.find_store(settings) if existing else compose.make_store(settings)
+        self.actor = getpass.getuser()
+        self.published = speaks_published(settings.status_words, "")
+
+    def close(self) -> None:
+        self.store.close()
+
+    @cached_property
+    def driver(self) -> LocalDriver:
+        """The driver of runs. It is imported on first use, because commands that read do without the engine."""
+        from kneo.cli.runs.local_runs import LocalDriver
+
+        return LocalDriver(self.settings, self.store, self.actor)
+
+    @cached_property
+    def context(self) -> Context:
+        """The context of operations in this process."""
+        return Context(
+            store=self.store,
+            settings=self.settings,
+            principal=Principal(self.actor, frozenset({EVERYTHING})),
+            project=read_config(self.settings),
+            make_starter=lambda: compose.make_starter(
+                self.settings, self.store, executes=lambda: compose.executes_runs(self.store)
+            ),
+            settle=self._settle,
+            drive=self._drive,
+        )
+
+    def _drive(self, run_id: str) -> Run:
+        return self.driver.drive(run_id)
+
+    def _settle(self, waiting: Waiting[object]) -> SettledRun:
+        run_id = waiting.settling.run_id
+        if waiting.settled is not None and waiting.seconds <= 0:
+            self.driver.drive_aside(run_id)
+            return waiting.settled
+        return self.driver.settle(run_id)
+
+    def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
+        view = operation(self.context, *args, **kwargs)
+        return in_published_words(view) if self.published else view
+
+    def follow(self, run_id: str, *, until_pause: bool, deltas: bool = False) -> Iterator[Json]:
+        def look(known: int) -> tuple[str, Sequence[Json]]:
+            status = self.call(get_run, run_id).status
+            with self.store.read() as tx:
+                events = history.list_trace(tx, run_id, limit=1000, offset=known)
+            return str(status), [vars(TraceEventView.of(one)) for one in events]
+
+        if not deltas:
+            yield from poll(look, run_id, until_pause=until_pause)
+            return
+        arrived = _ArrivedDeltas()
+        with self.store.deltas.listen(run_id, arrived.queue.put):
+            yield from poll(look, run_id, until_pause=until_pause, pause=arrived.until_next_look)
+
+    def as_signer(self, keyid: str | None) -> LocalBackend:
+        if keyid is None:
+            return self
+        with self.store.read() as tx:
+            key = registry.trust_root(tx, self.settings.trust_root).keys.get(KeyId(keyid))
+        signer = copy.copy(self)
+        signer.__dict__.pop("context", None)
+        signer.actor = key.principal if key is not None else self.actor
+        return signer
+
+    def follow_tasks(self, after: str | None) -> Iterator[Json]:
+        position = task_feed.find_cursor(self.store, after).position
+        while True:
+            events = task_feed.events_after(self.store, position)
+            for at, item in events:
+                position = at
+                yield vars(TaskEventView.of(item))
+            if not events:
+                sleep(LOOK_SECONDS)
+
+
+class _ArrivedDeltas:
+    """The deltas that arrive between two looks for events."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[ModelDelta] = SimpleQueue()
+        self._held: ModelDelta | None = None
+
+    def until_next_look(self) -> Iterator[Json]:
+        """Yield deltas until the next look is due: at the first one of a reply, which stands behind the events before it."""
+        until = monotonic() + POLL_SECONDS
+        if self._held is not None:
+            yield _event_of(self._held)
+            self._held = None
+        while (left := until - monotonic()) > 0:
+            try:
+                delta = self.queue.get(timeout=left)
+            except Empty:
+                return
+            if delta.offset == 0:
+                self._held = delta
+                return
+            yield _event_of(delta)
+
+
+def _event_of(delta: ModelDelta) -> Json:
+    return {"type": "model_delta", **vars(delta)}

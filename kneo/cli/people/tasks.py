@@ -1,0 +1,250 @@
+"""``kneo task``: the inbox of human tasks."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from typing import Annotated
+
+import typer
+
+from kneo.api.task_views import HumanTaskPageView, HumanTaskView
+from kneo.api.tasks import (
+    ME,
+    TaskComment,
+    TaskOrder,
+    TaskReceiver,
+    TaskSnooze,
+    assign_human_task,
+    claim_human_task,
+    comment_human_task,
+    delegate_human_task,
+    get_human_task_history,
+    list_human_tasks,
+    snooze_human_task,
+    summarise_human_tasks,
+    unclaim_human_task,
+)
+from kneo.cli import render
+from kneo.cli.commands import examples
+from kneo.cli.connection import ServiceOptions
+from kneo.cli.requests import request
+from kneo.clock import SystemClock, isoformat, parse_duration
+from kneo.errors import Usage
+
+app = typer.Typer(no_args_is_help=True)
+
+QUESTION_CHARS = 100
+"""Most of a question that a list shows."""
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Id of the task (cont_…), as kneo task list shows.")]
+ToOption = Annotated[str, typer.Option("--to", help="Name of the person.")]
+
+
+@app.command("list")
+@examples("kneo task list --mine", "kneo task list --env prod --status overdue --json")
+def list_tasks(
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Only tasks of this run.")] = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status", help="pending, escalated, overdue, all, open, claimed, decided, …; default: open tasks."
+        ),
+    ] = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Only tasks that you may decide.")] = False,
+    environment: Annotated[str | None, typer.Option("--env", help="Only tasks of this environment.")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Only tasks of this workflow.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="approval, review, correction, selection or freeform.")
+    ] = None,
+    assignee: Annotated[
+        str | None, typer.Option("--assignee", help="Only tasks assigned to this person: a name, or me.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--search", help="Only tasks with this text in their title.")] = None,
+    sort_by: Annotated[
+        TaskOrder | None, typer.Option("--sort", help="Default: oldest first; overdue tasks by their due date.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most tasks to list.")] = 100,
+    after: Annotated[str | None, typer.Option("--after", help="Continue after this task.")] = None,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """List open tasks, oldest first."""
+    with options.open() as opened:
+        page = opened.call(
+            list_human_tasks,
+            run_id=run_id,
+            status=status,
+            candidate=ME if mine else None,
+            environment=environment,
+            workflow_name=workflow,
+            kind=kind,
+            assignee=assignee,
+            q=text,
+            sort_by=sort_by,
+            sort_order="desc" if sort_by == "priority" else "asc",
+            limit=limit,
+            after=after,
+        )
+    render.emit(page, as_json=options.as_json, text=lambda: _show_page(page))
+
+
+def _show_page(page: HumanTaskPageView) -> None:
+    if not page.tasks:
+        render.text("No open tasks.")
+        return
+    rows = [
+        [
+            task.continuation_id,
+            task.step_id,
+            textwrap.shorten(str(task.request["prompt"]), QUESTION_CHARS, placeholder=" …"),
+            task.environment,
+            task.claimed_by or task.assignee,
+            task.created_at,
+        ]
+        for task in page.tasks
+    ]
+    render.table("", ["Task", "Step", "Question", "Environment", "Assigned", "Since"], rows, unbroken=("Task",))
+    if page.next_after is not None:
+        render.text(f"{len(page.tasks)} of {page.total}. Next page: --after {page.next_after}")
+
+
+def show_task(task: HumanTaskView) -> None:
+    """Print the question of a task, its subject and the decisions that it takes."""
+    request = task.request
+    decisions = request["decisions"]
+    assert isinstance(decisions, list)
+    lines: list[tuple[str, object]] = [
+        ("Question", request["prompt"]),
+        ("Subject", task.current_input),
+        ("Run", f"{task.run_id} at {task.step_id}"),
+        ("Status", task.status),
+        ("Request", task.pending_human_request_id),
+        ("Decisions", ", ".join(decisions)),
+    ]
+    if task.receipt == "signed_by_reviewer":
+        lines.append(("Signature", "required from the reviewer, with --key"))
+    if request["assignee"]:
+        lines.append(("Assignee", request["assignee"]))
+    render.panel(f"Task {task.continuation_id}", lines)
+
+
+def _show_change(view: HumanTaskView, message: str, *, as_json: bool) -> None:
+    render.emit(view, as_json=as_json, text=lambda: render.success(message))
+
+
+@examples("kneo task claim cont_01m0", "kneo task claim cont_01m0 --profile prod")
+def claim(task: TaskArgument, *, options: ServiceOptions) -> None:
+    """Claim a task so that others do not work on it."""
+    with options.open() as opened:
+        view = opened.call(claim_human_task, task)
+    _show_change(view, f"Claimed {task}.", as_json=options.as_json)
+
+
+@examples("kneo task release cont_01m0", "kneo task release cont_01m0 --json")
+def release(task: TaskArgument, *, options: ServiceOptions) -> None:
+    """Release a task that you claimed."""
+    with options.open() as opened:
+        view = opened.call(unclaim_human_task, task)
+    _show_change(view, f"Released {task}.", as_json=options.as_json)
+
+
+@examples("kneo task assign cont_01m0 --to ann", "kneo task assign cont_01m0 --to bob --profile prod")
+def assign(task: TaskArgument, to: ToOption, *, options: ServiceOptions) -> None:
+    """Assign a task to a person."""
+    with options.open() as opened:
+        view = opened.call(assign_human_task, task, request(TaskReceiver, to=to))
+    _show_change(view, f"Assigned {task} to {view.assignee}.", as_json=options.as_json)
+
+
+@examples(
+    "kneo task delegate cont_01m0 --to bob", "kneo task delegate cont_01m0 --to bob --comment 'I am away until Monday'"
+)
+def delegate(
+    task: TaskArgument,
+    to: ToOption,
+    comment: Annotated[str | None, typer.Option("--comment", help="Reason for the delegation.")] = None,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Delegate your task to another candidate."""
+    with options.open() as opened:
+        view = opened.call(delegate_human_task, task, request(TaskReceiver, to=to, comment=comment))
+    _show_change(view, f"Delegated {task} to {view.assignee}.", as_json=options.as_json)
+
+
+@examples("kneo task snooze cont_01m0 --for 4h", "kneo task snooze cont_01m0 --until 2027-01-04T08:00:00Z")
+def snooze(
+    task: TaskArgument,
+    hide_for: Annotated[str | None, typer.Option("--for", help="Duration: 30m, 4h, 2d.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Or the end, as an ISO-8601 time.")] = None,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Hide a task until a later time. Its deadline does not change."""
+    if hide_for is not None and until is None:
+        until = isoformat(SystemClock().now() + parse_duration(hide_for))
+    elif until is None or hide_for is not None:
+        msg = "Pass --for or --until, one of them."
+        raise Usage(msg, hint="kneo task snooze TASK --for 4h")
+    with options.open() as opened:
+        view = opened.call(snooze_human_task, task, request(TaskSnooze, until=until))
+    _show_change(view, f"Hidden {task} until {until}.", as_json=options.as_json)
+
+
+@examples("kneo task comment cont_01m0 'Legal has seen this'", "kneo task comment cont_01m0 'See ticket 42' --json")
+def comment(
+    task: TaskArgument,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The comment.")],
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Comment on a task without deciding it."""
+    with options.open() as opened:
+        view = opened.call(comment_human_task, task, request(TaskComment, text=text))
+    _show_change(view, f"Commented on {task}.", as_json=options.as_json)
+
+
+@examples("kneo task history cont_01m0", "kneo task history cont_01m0 --json")
+def history(task: TaskArgument, *, options: ServiceOptions) -> None:
+    """Show the events of a task."""
+    with options.open() as opened:
+        view = opened.call(get_human_task_history, task)
+    rows = [[event.at, event.type, event.actor, _detail(event.data)] for event in view.events]
+    render.emit(
+        view, as_json=options.as_json, text=lambda: render.table("", ["Time", "Event", "Person", "Detail"], rows)
+    )
+
+
+def _detail(data: dict[str, object]) -> str:
+    return str(data.get("text") or data.get("comment") or data.get("to") or data.get("decision") or "")
+
+
+@examples("kneo task summary", "kneo task summary --json")
+def summary(*, options: ServiceOptions) -> None:
+    """Count open tasks by status, kind and environment."""
+    with options.open() as opened:
+        view = opened.call(summarise_human_tasks)
+    lines = [("waiting", view.waiting), ("escalated", view.escalated), ("overdue", view.overdue)]
+    for name, counts in (("status", view.by_status), ("kind", view.by_kind), ("environment", view.by_environment)):
+        lines += [(f"{name} {word or '(none)'}", count) for word, count in counts.items()]
+    render.emit(view, as_json=options.as_json, text=lambda: render.panel("Inbox", lines))
+
+
+@examples("kneo task watch", "kneo task watch --count 10 --json")
+def watch(
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Stop after this many events.")] = None,
+    after: Annotated[str | None, typer.Option("--after", help="Continue after this event.")] = None,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Watch the inbox for new and closed tasks; with --json one event per line."""
+    with options.open() as opened:
+        for event in itertools.islice(opened.follow_tasks(after), count):
+            data = event["data"]
+            assert isinstance(data, dict)
+            if options.as_json:
+                render.print_line(event)
+            else:
+                who, detail = event["actor"] or "-", _detail(data)
+                render.text(f"{event['at']}  {event['type']:<18} {event['continuation_id']}  {who}  {detail}".rstrip())

@@ -1,0 +1,202 @@
+"""The project of a command: its config, the environment, and its specs with overlays and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kneo.agents.providers import model_check
+from kneo.agents.start_check import has_mcp
+from kneo.cli.embedding import spec_compiler
+from kneo.cli.files import read_bytes
+from kneo.errors import NotFound, Usage
+from kneo.project import read_config
+from kneo.project.files import ModuleFiles, SpecFiles
+from kneo.settings import Settings, from_env
+from kneo.spec.documents import DEFAULT_LIMITS
+from kneo.spec.environment import parse_environment
+from kneo.spec.lint import check
+from kneo.spec.models.environment import Environment, EnvironmentGate, QuestionPolicy, with_gates
+from kneo.spec.modules import RuleContext
+from kneo.spec.policy_flags import PolicyFlags, strictest
+from kneo.spec.project import ProjectConfig, choose_environment
+from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec
+from kneo.spec.reading.overlays import NO_DEFAULTS
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """A loaded spec, and the files it was loaded from.
+
+    Attributes:
+        path: The spec's file.
+        overlays: The applied overlay files.
+        missing: Overlays of the project's config that do not exist.
+        files: The files that the spec may refer to.
+    """
+
+    loaded: LoadedSpec
+    path: Path
+    overlays: tuple[Path, ...]
+    missing: tuple[Path, ...]
+    files: SpecFiles
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The text of every file that was read, by its name in diagnostics."""
+        return {document.file: document.text for document in self.loaded.documents}
+
+
+@dataclass(frozen=True)
+class Project:
+    """The project and the environment of a command.
+
+    Attributes:
+        config: The project's config; None where there is no project.
+        environment: The environment of the command.
+    """
+
+    settings: Settings
+    config: ProjectConfig | None
+    environment: str
+    cwd: Path
+
+    @property
+    def root(self) -> Path:
+        return self.settings.project_root
+
+    def spec_path(self, argument: Path | None) -> Path:
+        """Return the path of the spec: the argument, relative to the working directory, or the project's default.
+
+        Raises:
+            Usage: the command names none and the project has no default.
+            NotFound: the file does not exist.
+        """
+        if argument is None:
+            default = self.config.specs.default_spec if self.config is not None else None
+            if default is None:
+                message = "The command names no spec, and the project has no default spec."
+                raise Usage(message, hint="Pass a file, or set specs.default_spec in .kneo/config.yaml.")
+            argument = self.root / default
+        path = self.cwd / argument
+        if not path.is_file():
+            there = self.root / argument
+            hint = f"There is one at {self.shown(there)}." if there.is_file() else None
+            message = f"There is no spec at {self.shown(path)}."
+            raise NotFound(message, hint=hint, file=str(path))
+        return path
+
+    def overlay_paths(self, spec: Path | None) -> tuple[Path, ...]:
+        """Return the overlays of a spec in this environment, existing or not.
+
+        The overlays of a project are for its default spec: another spec is loaded without them.
+        """
+        if self.config is None:
+            return ()
+        default = self.config.specs.default_spec
+        if default is not None and spec is not None and (self.root / default).resolve() != spec.resolve():
+            return ()
+        return tuple(self.root / overlay for overlay in self.config.specs.overlays.get(self.environment, ()))
+
+    def context_of(self, spec: Path) -> RuleContext:
+        """Return the context of lint rules: the modules below the import roots and in the spec's config repository, the
+        environment with its rules, the tools of the platform that this process names, and the models that it can ask.
+
+        A process that reconciles a local config repository finds the functions in it, in every working directory;
+        so does a check of a spec from there.
+        """
+        settings = self.settings
+        roots = (*settings.import_roots, *_config_repository(spec))
+        modules = ModuleFiles(roots, settings.import_allow)
+        tools = spec_compiler(settings).tools
+        declared = self._declared(spec)
+        return RuleContext(
+            modules,
+            settings.import_allow or None,
+            tools,
+            environment=self.environment,
+            rules=declared.spec if declared else None,
+            models=model_check(settings, self.config),
+            mcp_commands=settings.mcp.commands,
+            mcp_installed=has_mcp(),
+        )
+
+    def policy_for(self, spec: Path) -> PolicyFlags:
+        """Return the policy of a spec: the strictest of the project's and its config repository's.
+
+        Raises:
+            Invalid: the repository's file of this environment is not valid.
+        """
+        project = self.config.policy(self.environment) if self.config is not None else None
+        declared = self._declared(spec)
+        return strictest(*([project] if project else []), *([declared.spec.policy] if declared else []))
+
+    def gates_for(self, spec: Path) -> tuple[EnvironmentGate, ...]:
+        """Return the gates that the environment adds, by its file in the spec's config repository.
+
+        Raises:
+            Invalid: the repository's file of this environment is not valid.
+        """
+        declared = self._declared(spec)
+        return declared.gates if declared else ()
+
+    def questions_for(self, spec: Path) -> QuestionPolicy:
+        """Return the requirements of the environment for every question, by its file in the spec's config repository.
+
+        Raises:
+            Invalid: the repository's file of this environment is not valid.
+        """
+        declared = self._declared(spec)
+        return declared.spec.questions if declared else QuestionPolicy()
+
+    def _declared(self, spec: Path) -> Environment | None:
+        files = [root / "environments" / f"{self.environment}.yaml" for root in _config_repository(spec)]
+        found = next((file for file in files if file.is_file()), None)
+        return parse_environment(self._read(found), file=self.shown(found)) if found is not None else None
+
+    def load(self, argument: Path | None) -> LoadedFile:
+        """Load a spec with the overlays and defaults of the project's environment, and apply every rule.
+
+        Raises:
+            Usage, NotFound: the spec does not exist.
+        """
+        path = self.spec_path(argument)
+        overlays = self.overlay_paths(path)
+        present = tuple(overlay for overlay in overlays if overlay.is_file())
+        files = SpecFiles(path.parent, self.root)
+        gates = self.gates_for(path)
+        loaded = load_spec(
+            self._read(path),
+            file=self.shown(path),
+            overlays=[SourceFile(self.shown(overlay), self._read(overlay)) for overlay in present],
+            defaults=self.config.spec_defaults(self.environment) if self.config is not None else NO_DEFAULTS,
+            context=self.context_of(path),
+            files=files,
+            rules=lambda spec, context: check(with_gates(spec, gates), context),
+        )
+        missing = tuple(overlay for overlay in overlays if overlay not in present)
+        return LoadedFile(loaded, path, present, missing, files)
+
+    def shown(self, path: Path) -> str:
+        """Return a path relative to the working directory where that is shorter."""
+        return str(path.relative_to(self.cwd)) if path.is_relative_to(self.cwd) else str(path)
+
+    def _read(self, path: Path) -> bytes:
+        return read_bytes(path, max_bytes=DEFAULT_LIMITS.max_bytes, what="spec")
+
+
+def _config_repository(spec: Path) -> tuple[Path, ...]:
+    folders = spec.resolve().parents
+    return tuple(folder for folder in folders if (folder / "environments" / "trust.json").is_file())[:1]
+
+
+def open_project(environment: str | None = None) -> Project:
+    """Find the project of the working directory.
+
+    Raises:
+        Invalid: its config is not valid; the message names file and line.
+    """
+    settings, cwd = from_env(), Path.cwd()
+    config = read_config(settings)
+    return Project(settings, config, choose_environment(environment, settings.environment, config), cwd)

@@ -1,0 +1,255 @@
+"""Text of a plan: for a terminal, and as a comment on a pull request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from kneo.cli import render
+from kneo.cli.backend import Json
+from kneo.cli.people.open_tasks import open_tasks_text
+
+MARKER = "<!-- kneo-plan -->"
+"""First line of the comment on a pull request, by which the check finds its own comment again."""
+
+ENDS = "The environment is retired: its releases end and no run starts there."
+
+SHOWN_LINES = 40
+"""Most lines of one changed text that are shown."""
+
+
+def environments(answer: Json) -> list[Json]:
+    """Return the environments of a plan."""
+    items = answer["environments"]
+    assert isinstance(items, list)
+    return items
+
+
+def is_refused(answer: Json) -> bool:
+    """Return whether the commit would be refused or would stall an environment."""
+    return bool("problem" in answer or _unsigned(answer)) or any(
+        "problem" in item or _bad(item) for item in environments(answer)
+    )
+
+
+def has_changes(answer: Json) -> bool:
+    """Return whether the commit would change trust, rules, releases or pending changes."""
+    return _trust(answer)["changed"] is True or any(
+        item["actions"] or item["gates"] or item.get("policy") or item.get("removed") or item.get("new")
+        for item in environments(answer)
+    )
+
+
+def _trust(answer: Json) -> Json:
+    trust = answer["trust"]
+    assert isinstance(trust, dict)
+    return trust
+
+
+def _trust_lines(answer: Json) -> Iterator[str]:
+    """Return the changes of a trust root: roles, thresholds, keys and revocations."""
+    trust = _trust(answer)
+    if not trust["changed"]:
+        return
+    signed = ", ".join(map(str, trust["signed_by"])) if isinstance(trust["signed_by"], list) else ""
+    yield f"The trust root changes: version {trust['from'] or 'none'} → {trust['to'] or 'none'}, signed by {signed or 'no key'}"
+    for role in _rows(trust["roles"]):
+        yield from (f"{name} gains the role {role['role']}" for name in role["gained"])  # type: ignore[attr-defined]
+        yield from (f"{name} loses the role {role['role']}" for name in role["lost"])  # type: ignore[attr-defined]
+        for what in ("threshold", "paths"):
+            change = role[what]
+            assert isinstance(change, dict)
+            if change["from"] != change["to"]:
+                yield f"The {what} of the role {role['role']}: {_value(change['from'])} → {_value(change['to'])}"
+    for verb, keys in (("added", trust["keys_added"]), ("removed", trust["keys_removed"])):
+        yield from (f"Key {verb}: {key['keyid']} of {key['principal']}" for key in _rows(keys))
+    for item in _rows(trust["revoked"]):
+        since = f", compromised since {item['compromised_since']}" if item["compromised_since"] else ""
+        yield f"Key revoked: {item['keyid']} of {item['principal']} as of {item['at']}{since}: {item['reason']}"
+
+
+def _policy_lines(item: Json) -> Iterator[tuple[bool, str]]:
+    """Return the changes of an environment's rules, each with whether it weakens protection."""
+    for change in _rows(item.get("policy", [])):
+        loosened = change["direction"] == "loosened"
+        verb = "weakens" if loosened else "tightens"
+        yield loosened, f"{change['field']}: {_value(change['from'])} → {_value(change['to'])} ({verb} protection)"
+    windows = item.get("windows")
+    if isinstance(windows, dict) and not windows["open"] and item["actions"]:
+        yield True, f"Changes are not allowed until {windows['next_opening'] or 'the windows change'}."
+
+
+def _value(value: object) -> str:
+    return (
+        json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) or value is None else str(value)
+    )
+
+
+def _compared(answer: Json) -> str:
+    source = answer.get("source")
+    if not isinstance(source, dict) or source["kind"] == "git":
+        return f"{answer['revision']} against {answer['base'] or 'nothing'} (compared with Git alone)"
+    where = "the database" if source["kind"] == "database" else f"the service {source['address']}"
+    return f"{answer['revision']} against {answer['base'] or 'nothing'} (compared with what {where} serves)"
+
+
+def _rows(value: object) -> list[Json]:
+    assert isinstance(value, list)
+    return value
+
+
+def as_text(answer: Json) -> Iterator[str]:
+    """Return a plan as lines for a terminal."""
+    yield _compared(answer)
+    yield from (f"  {render.CAREFUL} {line}" for line in _trust_lines(answer))
+    if "problem" in answer:
+        yield f"  {render.FAILED} {_problem(answer)}"
+    if unsigned := _unsigned(answer):
+        yield f"  {render.FAILED} {unsigned}"
+    for item in environments(answer):
+        yield f"\n{item['name']}"
+        yield from _environment_text(item)
+
+
+def _environment_text(item: Json) -> Iterator[str]:
+    if "problem" in item:
+        yield f"  {render.FAILED} {_problem(item)}"
+    if item.get("removed"):
+        yield f"  {render.CAREFUL} {open_tasks_text(item)}"
+        return
+    if item.get("retired"):
+        yield f"  {render.CAREFUL} {ENDS} {open_tasks_text(item)}"
+    if not item["actions"]:
+        yield f"  {render.OPEN} no releases change"
+    for loosened, line in _policy_lines(item):
+        yield f"  {render.CAREFUL if loosened else render.DONE} {line}"
+    for action in _rows(item["actions"]):
+        mark = render.DONE if action["allowed"] else render.CAREFUL
+        yield f"  {mark} {_said(action)}"
+        for change in _rows(action["diff"]):
+            yield f"      {change['danger']}: {change['message']}"
+            yield from (f"        {line}" for line in _texts(change))
+    yield from (f"  {render.FAILED} {v['bundle']} {v['version']}: {v['reason']}: {v['message']}" for v in _bad(item))
+    for gate in _rows(item["gates"]):
+        yield f"  {render.CAREFUL} {gate['bundle']} pending: {gate['reason']}: {gate['message']}{_who(gate)}"
+    for added in _rows(item.get("added_gates", [])):
+        yield f"  {render.DONE if added['steps'] else render.CAREFUL} {_asked(added)}"
+
+
+def _unsigned(answer: Json) -> str | None:
+    """Return the problem of the commits' own signatures, where the trust root requires signed commits."""
+    commits = answer["commits"]
+    if not isinstance(commits, dict) or commits["ok"]:
+        return None
+    return f"{commits['reason']}: {commits['message']} A signed merge commit covers the commits it merges."
+
+
+def _asked(added: Json) -> str:
+    """Return the steps that an environment's own gate applies to."""
+    steps = added["steps"]
+    assert isinstance(steps, dict)
+    if not steps:
+        return f"The gate {added['gate']} applies to no step of the releases here."
+    steps_text = "; ".join(f"{bundle}: {', '.join(paths)}" for bundle, paths in steps.items())
+    return f"The gate {added['gate']} asks at {steps_text}."
+
+
+def _problem(item: Json) -> str:
+    problem = item["problem"]
+    assert isinstance(problem, dict)
+    return f"{problem['reason']}: {problem['message']}"
+
+
+def _bad(item: Json) -> list[Json]:
+    return [verdict for verdict in _rows(item["verdicts"]) if not verdict["ok"]]
+
+
+def _said(action: Json) -> str:
+    moved = f"{action['from']} → {action['to']}" if action["from"] and action["to"] else action["to"] or action["from"]
+    return f"{action['kind']} {action['bundle']} {moved}"
+
+
+def _who(gate: Json) -> str:
+    who = gate["who"]
+    return f" Who can: {', '.join(map(str, who))}." if isinstance(who, list) and who else ""
+
+
+def as_markdown(answer: Json) -> Iterator[str]:
+    """Return a plan as the lines of a comment on a pull request."""
+    yield MARKER
+    yield "### Kneo plan\n"
+    if _trust(answer)["changed"]:
+        yield "#### ⚠ Trust root\n"
+        yield from (f"- {_escaped(line)}" for line in _trust_lines(answer))
+        yield ""
+    yield _escaped(_compared(answer))
+    if "problem" in answer:
+        yield f"\n**Refused:** {_escaped(_problem(answer))}"
+    if unsigned := _unsigned(answer):
+        yield f"\n**Would not be followed:** {_escaped(unsigned)}"
+    for item in environments(answer):
+        yield f"\n#### {_escaped(item['name'])}\n"
+        yield from _environment_markdown(item)
+
+
+def _environment_markdown(item: Json) -> Iterator[str]:
+    if "problem" in item:
+        yield f"**Stalled:** {_escaped(_problem(item))}\n"
+    if item.get("removed"):
+        yield f"- ⏳ {_escaped(open_tasks_text(item))}"
+        return
+    if item.get("retired"):
+        yield f"{_escaped(f'{ENDS} {open_tasks_text(item)}')}\n"
+    if not item["actions"] and not _bad(item):
+        yield "No releases change.\n"
+    yield from (f"- {'⚠' if loosened else '✓'} {_escaped(line)}" for loosened, line in _policy_lines(item))
+    if _rows(item.get("policy", [])):
+        yield ""
+    if item["actions"]:
+        yield "| | bundle | from | to | signed by | |\n|---|---|---|---|---|---|"
+    for action in _rows(item["actions"]):
+        mark = "allowed" if action["allowed"] else "pending"
+        cells = (action["kind"], action["bundle"], action["from"] or "", action["to"] or "", _names(action), mark)
+        yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+    yield from _changes(item)
+    yield from (
+        f"- ✗ **{_escaped(v['bundle'])} {_escaped(v['version'])}** {_escaped(v['message'])}" for v in _bad(item)
+    )
+    for gate in _rows(item["gates"]):
+        line = f"{_escaped(gate['reason'])}: {_escaped(gate['message'])}{_escaped(_who(gate))}"
+        yield f"- ⏳ **{_escaped(gate['bundle'])}** {line}"
+    for added in _rows(item.get("added_gates", [])):
+        yield f"- {'✓' if added['steps'] else '⚠'} {_escaped(_asked(added))}"
+
+
+def _changes(item: Json) -> Iterator[str]:
+    for action in _rows(item["actions"]):
+        changes = _rows(action["diff"])
+        if changes:
+            yield f"\n<details><summary>{_escaped(action['bundle'])}: {_counted(changes)}</summary>\n"
+            for change in changes:
+                yield f"- {_escaped(change['danger'])}: {_escaped(change['message'])}"
+                yield from (f"  - <code>{_escaped(line)}</code>" for line in _texts(change))
+            yield "\n</details>\n"
+
+
+def _counted(changes: list[Json]) -> str:
+    return "1 change" if len(changes) == 1 else f"{len(changes)} changes"
+
+
+def _texts(change: Json) -> list[str]:
+    lines = change["lines"]
+    return [str(line) for line in lines[:SHOWN_LINES]] if isinstance(lines, list) else []
+
+
+def _names(action: Json) -> str:
+    signers = action["signers"]
+    return ", ".join(map(str, signers)) if isinstance(signers, list) else ""
+
+
+def _escaped(value: object) -> str:
+    """Escape a text of a pull request, so that it cannot become markup, a mention or a cell border."""
+    text = render.plain(str(value)).replace("\n", " ")
+    for letter, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("@", "&#64;"), ("`", "&#96;")):
+        text = text.replace(letter, name)
+    return "".join(f"\\{letter}" if letter in "*_[]" else letter for letter in text)

@@ -1,0 +1,153 @@
+"""``kneo runs``: list, inspect, follow and cancel runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kneo.api.run_views import RunPageView, RunView
+from kneo.api.runs import get_run, get_run_trace, list_run_checkpoints
+from kneo.api.runs import list_runs as list_runs_
+from kneo.api.status_words import check_status
+from kneo.cli import render
+from kneo.cli.backend import Json
+from kneo.cli.commands import examples
+from kneo.cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend
+from kneo.cli.watch import details, indent, show_event
+
+app = typer.Typer(no_args_is_help=True)
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="ID of a run, as kneo runs list shows it.")]
+
+
+@app.command("list")
+@examples("kneo runs list --env prod --failed", "kneo runs list --status paused --json")
+def list_runs(
+    status: Annotated[str | None, typer.Option("--status", help="Only runs with this status.")] = None,
+    environment: Annotated[str | None, typer.Option("--env", help="Only runs of this environment.")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Only runs of this workflow.")] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", help="Only runs of this conversation (session ID).")
+    ] = None,
+    failed: Annotated[
+        bool | None,
+        typer.Option("--failed/--fine", help="Only runs with an error, or without one.", show_default=False),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--search", help="Only runs with this text in their input or output.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Number of runs to show.")] = 20,
+    offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Number of runs to skip.")] = 0,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """List runs, most recently changed first."""
+    if status is not None:
+        check_status(status)
+    with options.open() as opened:
+        page = opened.call(
+            list_runs_,
+            status=status,
+            environment=environment,
+            workflow_name=workflow,
+            session_id=session,
+            has_error=failed,
+            q=text,
+            limit=limit,
+            offset=offset,
+        )
+    render.emit(page, as_json=options.as_json, text=lambda: _show_list(page))
+
+
+def _show_list(page: RunPageView) -> None:
+    if not page.runs:
+        render.text("No runs.")
+        return
+    rows = []
+    for run in page.runs:
+        release = run.metadata.get("release")
+        release = release if isinstance(release, dict) else {}
+        what = f"{release['bundle']}@{release['version']}" if release else run.workflow_name
+        rows.append([run.run_id, run.status, what, release.get("environment"), run.updated_at])
+    render.table("", ["Run", "Status", "Bundle or workflow", "Environment", "Updated"], rows)
+    end = page.offset + len(page.runs)
+    if end < page.total:
+        render.text(f"{len(page.runs)} of {page.total}. Next page: --offset {end}")
+
+
+@app.command("get")
+@examples("kneo runs get run_01JD8Z4V6M3Q", "kneo runs get run_01JD8Z4V6M3Q --json")
+def get(run_id: RunArgument, *, options: ServiceOptions) -> None:
+    """Show one run."""
+    with options.open() as opened:
+        run = opened.call(get_run, run_id)
+    render.emit(run, as_json=options.as_json, text=lambda: show_run(run))
+
+
+def show_run(run: RunView) -> None:
+    lines = [
+        ("Status", run.status),
+        ("Workflow", run.workflow_name),
+        ("Agent", run.agent_name),
+        ("Steps", " → ".join(run.visited_steps) or "-"),
+        ("Output", run.output_text if run.output_text is not None else "-"),
+    ]
+    if run.error is not None:
+        lines.append(("Error", f"{run.error.type}: {run.error.message}"))
+    if run.continuation_id is not None:
+        lines.append(("Waits for", run.continuation_id))
+    render.panel(f"Run {run.run_id}", lines)
+
+
+@app.command("watch")
+@examples("kneo runs watch run_01JD8Z4V6M3Q", "kneo runs watch run_01JD8Z4V6M3Q --until-pause --json")
+def watch(
+    run_id: RunArgument,
+    until_pause: Annotated[bool, typer.Option("--until-pause", help="Stop when the run pauses.")] = False,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each event as one line of JSON.")] = False,
+) -> None:
+    """Follow a run until it ends; exit 1 if it fails."""
+    last: Json = {}
+    with backend(service_url, profile) as opened:
+        for event in opened.follow(run_id, until_pause=until_pause):
+            if as_json:
+                render.print_line(event)
+            else:
+                show_event(event)
+            last = event
+    if last.get("status") == "failed":
+        raise typer.Exit(1)
+
+
+@app.command("trace")
+@examples("kneo runs trace run_01JD8Z4V6M3Q", "kneo runs trace run_01JD8Z4V6M3Q --json")
+def trace(run_id: RunArgument, *, options: ServiceOptions) -> None:
+    """Show the events of a run, step by step."""
+    with options.open() as opened:
+        events = opened.call(get_run_trace, run_id, limit=1000).events
+    rows = [
+        [number, f"{indent(event.type)}{event.type}", event.step_id, details(vars(event)), event.timestamp]
+        for number, event in enumerate(events, start=1)
+    ]
+    render.emit(
+        {"run_id": run_id, "events": events},
+        as_json=options.as_json,
+        text=lambda: render.table("Trace Events", ["#", "Type", "Step", "Details", "At"], rows),
+    )
+
+
+@app.command("checkpoints")
+@examples("kneo runs checkpoints run_01JD8Z4V6M3Q", "kneo runs checkpoints run_01JD8Z4V6M3Q --json")
+def checkpoints(run_id: RunArgument, *, options: ServiceOptions) -> None:
+    """List the checkpoints of a run."""
+    with options.open() as opened:
+        items = opened.call(list_run_checkpoints, run_id, limit=1000).checkpoints
+    rows = [[item.sequence, item.type, item.step_id, item.created_at] for item in items]
+    render.emit(
+        {"run_id": run_id, "checkpoints": items},
+        as_json=options.as_json,
+        text=lambda: render.table("Checkpoints", ["#", "Type", "Step", "At"], rows),
+    )

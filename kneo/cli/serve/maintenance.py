@@ -1,0 +1,92 @@
+"""``kneo maintenance``: due deadlines, retention, backup and restore."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kneo.cli import render
+from kneo.cli.compose import find_store, make_store
+from kneo.cli.connection import JsonOption
+from kneo.maintenance import backup, make_retention, restore, vacuum
+from kneo.runtime.engine.timers import end_overdue_runs
+from kneo.settings import from_env
+from kneo.tasks.deadlines import process_due
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("prune")
+def prune(as_json: JsonOption = False) -> None:
+    """Process expired deadlines of tasks and runs, and delete old data.
+
+    A running service does both on its own.
+
+    Example: kneo maintenance prune --json
+    """
+    settings = from_env()
+    with closing(make_store(settings)) as store:
+        answer: dict[str, object] = {
+            "expired_human_tasks": process_due(store),
+            "timed_out_runs": end_overdue_runs(store),
+            "retention": make_retention(settings, store)().as_json(),
+        }
+    retained = answer["retention"]
+    assert isinstance(retained, dict)
+    lines = [(name, f"{count}") for name, count in {**answer, **retained}.items() if name != "retention"]
+    render.emit(answer, as_json=as_json, text=lambda: render.panel("Pruned", lines))
+
+
+def prune_tasks(as_json: JsonOption = False) -> None:
+    """Process due deadlines, reminders and escalations of human tasks in the local database."""
+    store = make_store(from_env())
+    try:
+        answer: dict[str, object] = {"handled": process_due(store)}
+    finally:
+        store.close()
+    render.emit(answer, as_json=as_json, text=lambda: render.text(f"Processed {answer['handled']} due tasks."))
+
+
+@app.command("backup")
+def back_up(
+    destination: Annotated[Path, typer.Argument(metavar="FILE")],
+    as_json: JsonOption = False,
+) -> None:
+    """Back up the database into one SQLite file, while it is in use.
+
+    Example: kneo maintenance backup kneo-backup.sqlite
+    """
+    with closing(find_store(from_env())) as store:
+        answer = backup(store, destination)
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Backed up to {destination}."))
+
+
+@app.command("restore")
+def restore_backup(
+    source: Annotated[Path, typer.Argument(metavar="FILE")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing SQLite database.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore a backup into an empty database of either kind, or in place of a SQLite database.
+
+    Stop all processes that use the database first.
+
+    Example: kneo maintenance restore kneo-backup.sqlite --replace
+    """
+    answer = restore(from_env(), source, replace=replace)
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Restored from {source}."))
+
+
+@app.command("vacuum")
+def reclaim_space(as_json: JsonOption = False) -> None:
+    """Reclaim the disk space of deleted data.
+
+    Example: kneo maintenance vacuum
+    """
+    with closing(find_store(from_env())) as store:
+        answer = vacuum(store)
+    lines = [(name, f"{count}") for name, count in answer.items()]
+    render.emit(answer, as_json=as_json, text=lambda: render.panel("Vacuumed", lines))

@@ -1,0 +1,71 @@
+"""``kneo mcp serve``: released agents as tools of an MCP client on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import importlib
+from typing import Annotated
+
+import typer
+
+from kneo.api.agents import list_agents
+from kneo.api.context import EVERYTHING, Principal
+from kneo.cli.commands import examples
+from kneo.cli.compose import executes_runs, make_starter, process_store
+from kneo.cli.embedding import registered_tools, spec_compiler
+from kneo.cli.serve.worker import logged_settings
+from kneo.errors import Invalid
+from kneo.maintenance import make_retention
+from kneo.runtime.engine.assemble import working
+from kneo.runtime.engine.worker import Worker
+from kneo.service.app import make_service
+from kneo.service.auth import Keyring
+from kneo.settings import Settings
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def mcp() -> None:
+    """Serve released agents as MCP tools over stdio."""
+
+
+@app.command("serve")
+@examples("kneo mcp serve --env prod")
+def serve(
+    environment: Annotated[str, typer.Option("--env", help="The environment whose agents are tools.")],
+) -> None:
+    """Serve the agents of an environment as MCP tools over stdio.
+
+    Works on the local database as the owner of this process, and executes runs unless another process does.
+    """
+    settings = logged_settings()
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(process_store(settings))
+        executes = executes_runs(store)
+        if executes:
+            retention = make_retention(settings, store)
+            tools = registered_tools(settings)
+            stack.enter_context(working(settings, store, Worker.DEFAULT_CONCURRENCY, retention, tools))
+        starter = make_starter(settings, store, executes=lambda: executes)
+        service = make_service(settings, store, starter, Keyring({}, required=False), spec_compiler(settings).tools)
+        stack.callback(service.changes.stop)
+        owner = Principal(getpass.getuser(), frozenset({EVERYTHING}))
+        list_agents(service.context(owner), environment, "mcp")
+        try:
+            server = importlib.import_module("kneo.service.protocols.mcp.server")
+            stdio = importlib.import_module("kneo.service.protocols.mcp.stdio")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "kneo":
+                raise
+            msg = "MCP needs a package that is not installed here."
+            raise Invalid(msg, code="mcp_not_installed", hint="Install it: pip install 'kneo[mcp]'.") from None
+        tools_of = server.AgentTools(service, owner, environment, _address(settings))
+        asyncio.run(stdio.serve_stdio(tools_of))
+
+
+def _address(settings: Settings) -> str:
+    """Return the address for links: the public one, else that of a service on this machine."""
+    return settings.public_url.rstrip("/") or "http://127.0.0.1:8000"

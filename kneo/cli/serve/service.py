@@ -1,0 +1,184 @@
+"""``kneo service serve``: the API server."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import signal
+import socket
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from kneo.cli import render
+from kneo.cli.commands import examples
+from kneo.cli.compose import find_store, make_starter, process_store
+from kneo.cli.embedding import registered_tools, spec_compiler
+from kneo.cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
+from kneo.cli.serve.worker import logged_settings
+from kneo.errors import NotFound
+from kneo.maintenance import make_retention
+from kneo.runtime.engine.assemble import working
+from kneo.service.app import App, create_app, drain
+from kneo.service.auth import configured, keyring
+from kneo.service.console.session import make_link
+from kneo.service.head_check import check_reachable
+from kneo.settings import HttpSettings, Settings, from_env
+from kneo.store.engine import Store
+
+HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 selects a free port.")]
+
+service = typer.Typer(no_args_is_help=True)
+
+
+@service.command("serve")
+def serve(
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Runs to execute at once; 0 leaves runs to other workers.")
+    ] = 4,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: restart when a Python file of the project changes.")
+    ] = False,
+) -> None:
+    """Run the API server, and a worker unless --workers is 0."""
+    settings = logged_settings()
+    if reload:
+        render.success(f"Kneo is up at http://{host}:{port}; it restarts when code changes")
+        serve_with_reload(settings, host, port)
+        return
+    run_service(settings, host, port, workers, lambda url: render.success(f"Kneo is up at {url}"))
+
+
+@service.command("sign-in-link")
+@examples("kneo service sign-in-link", "kneo service sign-in-link --person ann")
+def sign_in_link(
+    person: Annotated[
+        str | None, typer.Option("--person", help="Owner of an API key; without it the owner of an admin key.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--address", help="Address of the service; KNEO_SERV_PUBLIC_URL where it is set.")
+    ] = "http://127.0.0.1:8000",
+) -> None:
+    """Create a link that signs one browser in to the console, once and for ten minutes.
+
+    Run it with the settings of the service: its database and its API keys.
+    """
+    settings = from_env()
+    with contextlib.closing(find_store(settings)) as store:
+        link = console_link(settings, store, settings.public_url or address, person)
+    if link is None:
+        msg = f"No API key belongs to {person}." if person else "No API key has every permission."
+        raise NotFound(msg, hint="KNEO_SERV_API_KEYS must have the keys of the service; name a person with --person.")
+    render.text(link)
+
+
+def console_link(settings: Settings, store: Store, address: str, person: str | None = None) -> str | None:
+    """Create a one-time sign-in link of the console at an address; ``None`` where no API key fits."""
+    path = make_link(store, keyring(configured(settings)), person, operator=getpass.getuser())
+    return f"{address.rstrip('/')}{path}" if path is not None else None
+
+
+def run_service(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
+    """Run the API server, and a worker unless ``workers`` is 0."""
+    check_reachable(settings, host)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(process_store(settings))
+        if workers:
+            stack.enter_context(
+                working(settings, store, workers, make_retention(settings, store), registered_tools(settings))
+            )
+        serve_http(settings, store, host, port, announce=announce, executes=workers > 0)
+
+
+def serve_with_reload(settings: Settings, host: str, port: int) -> None:
+    """Run the API server with a worker, and restart it when a Python file below the project root changes."""
+    folders = [str(settings.project_root)]
+    app = "kneo.service.app:create_app"
+    check_reachable(settings, host)
+    uvicorn.run(
+        app,
+        factory=True,
+        host=host,
+        port=port,
+        reload=True,
+        reload_dirs=folders,
+        log_level="warning",
+        http="kneo.cli.serve.http_limits:DefaultProtocol",
+        h11_max_incomplete_event_size=settings.http.header_bytes,
+    )
+
+
+def always() -> bool:
+    """Return true: the process has no part besides the API server that could stop."""
+    return True
+
+
+def serve_http(
+    settings: Settings,
+    store: Store,
+    host: str,
+    port: int,
+    *,
+    announce: Callable[[str], None],
+    executes: bool = True,
+    alive: Callable[[], bool] = always,
+) -> None:
+    """Serve HTTP in this thread until a signal stops the process.
+
+    Args:
+        settings: The settings of this process.
+        store: The database.
+        host: The address to listen on.
+        port: The port; 0 selects a free one.
+        announce: Receives the URL.
+        executes: Whether a worker is in this process; else the models of a run are checked by the worker that executes it.
+        alive: Whether the other parts of the process still run.
+    """
+    tools = spec_compiler(settings).tools
+    app = create_app(
+        settings, store, make_starter(settings, store, executes=lambda: executes), tools=tools, alive=alive
+    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=2048) as listener:
+        announce(f"http://{host}:{listener.getsockname()[1]}")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _already_stopping)
+        Server(app, settings.http).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """A server that bounds requests, and ends waiting requests before it shuts down."""
+
+    def __init__(
+        self,
+        app: App,
+        http: HttpSettings | None = None,
+        *,
+        shutdown_seconds: int = 10,
+        protocol: type[RequestTimer] = DefaultProtocol,
+    ) -> None:
+        http = http or HttpSettings()
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=timed_protocol(http, protocol),
+                h11_max_incomplete_event_size=http.header_bytes,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=shutdown_seconds,
+            )
+        )
+        self.app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain(self.app)
+        await super().shutdown(sockets)
+
+
+def _already_stopping(_number: int, _frame: object) -> None:
+    """Ignore the signal that uvicorn raises again after its shutdown, because worker and controller still have to stop."""

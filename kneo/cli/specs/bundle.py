@@ -1,0 +1,293 @@
+"""``kneo spec bundle``: sign, verify and inspect bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kneo.cli import render
+from kneo.cli.files import write_whole
+from kneo.cli.repository.layout import ConfigRepository, find_repository
+from kneo.cli.specs.bundle_check import SIGNATURES_STEP, SPEC_STEP, Account, check_bundle, choose_root, known_keys
+from kneo.cli.specs.bundle_freeze import freeze
+from kneo.cli.specs.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
+from kneo.cli.specs.bundle_render import facts_of, print_account, print_facts, step_facts, trust_facts
+from kneo.cli.specs.keys import private_from
+from kneo.cli.specs.mcp_offers import pin_tools
+from kneo.cli.specs.signer import signing_key
+from kneo.cli.specs.signing import Place, SignedBundle, place_of, read_statement, sign_bundle, source_of
+from kneo.cli.specs.trust_roots import TrustFiles
+from kneo.clock import SystemClock
+from kneo.digest import Digest, parse_digest
+from kneo.errors import NotFound, Untrusted, Usage
+from kneo.settings import from_env
+from kneo.trust.export import export_pae, export_sigstore
+from kneo.trust.keys import SigningKey
+
+app = typer.Typer(no_args_is_help=True)
+
+
+class Shape(StrEnum):
+    PAE = "pae"
+    SIGSTORE = "sigstore"
+
+
+BundleFile = Annotated[Path, typer.Argument(metavar="FILE", help="Bundle file.")]
+TrustOption = Annotated[Path | None, typer.Option("--trust", help="Trust root file. Default: that of the repository.")]
+PinOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the trust root to pin (sha256:…).")]
+KeyEnvOption = Annotated[str, typer.Option("--key-env", help="Environment variable with the key.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("sign")
+def sign(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML or JSON).")],
+    *,
+    approved_by: Annotated[str, typer.Option(help="Name of the signer.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Bundle file. bundles/NAME/VERSION.dsse.json also sets name and version."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            help="Environment that may run the bundle; repeatable. Default: every environment of the repository.",
+        ),
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Private key file.")] = None,
+    key_env: KeyEnvOption = HMAC_KEY,
+    signer: Annotated[
+        str | None,
+        typer.Option(help="Command that signs its standard input, for a key in a key service; needs --public."),
+    ] = None,
+    public: Annotated[Path | None, typer.Option(help="Public key of --signer.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle, if --output does not set it.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version of the bundle, if --output does not set it.")] = None,
+    pinned: Annotated[
+        bool,
+        typer.Option(
+            "--pin-tools",
+            help="Ask the MCP servers of the spec, and sign what they say about each tool; a tool that says something else later is refused.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a bundle from a spec and sign it.
+
+    The key is a private key file (--key), a PEM text in an environment variable (--key-env) or a command of a key service
+    (--signer with --public), which reads the bytes and writes the signature. Signing an existing bundle adds a signature.
+    With any other text in the variable the command makes an HMAC bundle.
+
+    Example: kneo spec bundle sign specs/hello.yaml --key ann.pem --approved-by ann -o bundles/hello/1.0.0.dsse.json
+    """
+    private = _signing_key(key, key_env, signer, public)
+    if private is None:
+        if pinned:
+            msg = "--pin-tools needs a private key: bundles in the older HMAC format have no pins."
+            raise Usage(msg, hint="Pass --key FILE.")
+        sign_hmac(spec, output, approved_by, env, key_env, as_json=as_json)
+        return
+    here = find_repository(Path.cwd())
+    place = place_of(output, name, version, here)
+    environments = _environments(env, place, here)
+    _warn_of_unknown_key(private, place.repository or here)
+    frozen = freeze(spec, environments, as_json=as_json)
+    signed = sign_bundle(
+        place,
+        pin_tools(from_env(), frozen, _warn_of_changed_tool) if pinned else frozen,
+        environments=environments,
+        approved_by=approved_by,
+        key=private,
+        source=source_of(spec),
+        now=SystemClock().now(),
+    )
+    for path in signed.skipped:
+        render.warning(f"{path} is not a bundle, and was ignored in the numbering of versions.")
+    answer = {
+        "output": str(signed.file),
+        "digest": signed.statement.digest,
+        "signature": {"algorithm": private.algorithm.value, "key_id": private.keyid},
+        **facts_of(signed.statement),
+        "signers": list(signed.signers),
+        "added": signed.added,
+    }
+    render.emit(answer, as_json=as_json, text=lambda: _print_signed(signed, private))
+
+
+@app.command("verify")
+def verify(
+    file: BundleFile,
+    *,
+    trust: TrustOption = None,
+    trust_root: PinOption = None,
+    env: Annotated[str | None, typer.Option("--env", help="Verify for this environment only.")] = None,
+    key_env: KeyEnvOption = HMAC_KEY,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a bundle and show each check. Exit status 3 if it is not trusted.
+
+    Example: kneo spec bundle verify bundles/hello/1.0.0.dsse.json --env prod
+    """
+    if is_hmac(file):
+        verify_hmac(file, key_env, as_json=as_json)
+        return
+    account = _account(file, trust, trust_root, env)
+    shown = account.shown
+    failed = shown.failed
+    answer = {
+        "valid": account.valid,
+        "digest_valid": shown.passed(SPEC_STEP),
+        "signature_valid": shown.passed(SIGNATURES_STEP),
+        "errors": [f"{failed.number}. {failed.title}: {failed.detail}"] if failed else [],
+        "reason": failed.code if failed else None,
+        **trust_facts(account),
+        "environments": [
+            {"name": each.environment, "valid": each.valid, "steps": [step_facts(step) for step in each.steps]}
+            for each in account.environments
+        ],
+    }
+    render.emit(answer, as_json=as_json, text=lambda: print_account(account))
+    if not account.valid:
+        raise typer.Exit(Untrusted.exit_code)
+
+
+@app.command("inspect")
+def inspect(
+    file: BundleFile,
+    *,
+    trust: TrustOption = None,
+    trust_root: PinOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the content of a bundle and, if there is a trust root, its verification.
+
+    Example: kneo spec bundle inspect bundles/hello/1.0.0.dsse.json
+    """
+    if is_hmac(file):
+        inspect_hmac(file, as_json=as_json)
+        return
+    envelope, statement = read_statement(file)
+    try:
+        account = _account(file, trust, trust_root, None)
+    except NotFound:
+        account = None
+    except Untrusted as error:
+        render.warning(error.message, error.hint)
+        account = None
+    owners = {str(keyid): key.principal for keyid, key in account.trust.root.keys.items()} if account else {}
+    signatures = [{"keyid": s.keyid, "principal": owners.get(s.keyid)} for s in envelope.signatures]
+    answer = {
+        "file": str(file),
+        "digest": statement.digest,
+        **facts_of(statement),
+        "signatures": signatures,
+        "valid": account.valid if account else None,
+        "steps": [step_facts(step) for step in account.shown.steps] if account else [],
+        "spec": statement.predicate.spec,
+    }
+
+    def show() -> None:
+        render.text(f"{file}\n  digest        {statement.digest}")
+        print_facts(statement)
+        for signature in signatures:
+            owner = signature["principal"] or "an unknown person"
+            render.text(f"  signed with   {signature['keyid']} of {owner}")
+        if account:
+            print_account(account)
+
+    render.emit(answer, as_json=as_json, text=show)
+
+
+@app.command("export")
+def export(
+    file: BundleFile,
+    *,
+    shape: Annotated[Shape, typer.Option("--format", help="pae: raw bytes for openssl. sigstore: Sigstore bundles.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; created if missing.")],
+    trust: TrustOption = None,
+    trust_root: PinOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export the signatures for other tools.
+
+    Example: kneo spec bundle export bundles/hello/1.0.0.dsse.json --format pae --output exported
+    """
+    envelope, _ = read_statement(file)
+    try:
+        settings, pin = from_env(), parse_digest(trust_root) if trust_root else None
+        keys = known_keys(choose_root(file, trust, pin, settings, SystemClock().now()))
+    except NotFound:
+        keys = []
+    files = export_pae(envelope, keys) if shape is Shape.PAE else export_sigstore(envelope)
+    for name, data in files.items():
+        write_whole(output / name, data)
+    written = [str(output / name) for name in files]
+    answer = {"format": shape.value, "digest": envelope.digest, "files": written}
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Wrote {', '.join(written)}"))
+
+
+# ---- signing ----------------------------------------------------------------------------------------------------
+
+
+def _signing_key(file: Path | None, variable: str, signer: str | None, public: Path | None) -> SigningKey | None:
+    given = signing_key(file, signer, public)
+    if given is not None:
+        return given
+    content = secret_in(variable)
+    if "-----BEGIN" in content:
+        return private_from(content.encode(), where=variable)
+    return None
+
+
+def _environments(asked: Sequence[str] | None, place: Place, here: ConfigRepository | None) -> list[str]:
+    """Return the environments of a bundle: from --env, from its present file, or all of the repository."""
+    if asked:
+        return sorted(set(asked))
+    if place.file.exists():
+        return list(read_statement(place.file)[1].predicate.environments)
+    repository = place.repository or here
+    found = repository.environment_names() if repository else []
+    if not found:
+        msg = "No environment is set, and there are no environment files here."
+        raise Usage(msg, hint="Pass --env NAME, once for each environment.")
+    return found
+
+
+def _warn_of_unknown_key(key: SigningKey, repository: ConfigRepository | None) -> None:
+    if repository is None or not repository.trust_file.is_file():
+        return
+    if key.keyid not in TrustFiles(repository.trust_file).read().newest.document.keys:
+        msg = f"The key {key.keyid} is not in the trust root; its signature does not count yet."
+        render.warning(msg, "A holder of a root key adds it: kneo trust add-key")
+
+
+def _warn_of_changed_tool(tool: str, server: str) -> None:
+    msg = f"The parameters of the tool {tool} are not those of the MCP server {server}."
+    render.warning(msg, f"Unless you narrowed them, update the spec: kneo spec mcp pull SPEC {server}")
+
+
+def _print_signed(signed: SignedBundle, key: SigningKey) -> None:
+    predicate = signed.statement.predicate
+    what = f"{predicate.name} {predicate.version}"
+    if signed.added:
+        render.success(f"Added your signature to {what}: {signed.file}")
+    else:
+        render.success(f"Signed {what} (number {predicate.seq}) for {', '.join(predicate.environments)}: {signed.file}")
+    render.text(f"  digest  {signed.statement.digest}\n  key     {key.keyid}")
+    render.text(
+        f"  Next: declare it in environments/*.yaml as {{bundle: {predicate.name}, version: {predicate.version}}}"
+    )
+
+
+# ---- showing ----------------------------------------------------------------------------------------------------
+
+
+def _account(file: Path, trust: Path | None, trust_root: str | None, env: str | None) -> Account:
+    now = SystemClock().now()
+    pin: Digest | None = parse_digest(trust_root) if trust_root else None
+    return check_bundle(file, choose_root(file, trust, pin, from_env(), now), env, now)

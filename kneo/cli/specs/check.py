@@ -1,0 +1,196 @@
+"""Checks of a spec for every command about specs: load it, apply the rules and policies, print the findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import typer
+
+from kneo import __version__
+from kneo.cli import render
+from kneo.cli.connection import choose, open_service
+from kneo.cli.project import LoadedFile, Project, open_project
+from kneo.errors import Usage
+from kneo.spec.compiler import refusal
+from kneo.spec.coverage.policy import check_policy
+from kneo.spec.diagnostics import Diagnostic, Severity, has_errors
+from kneo.spec.lint.formats import as_github, as_sarif, as_text
+from kneo.spec.models.environment import with_gates
+from kneo.spec.models.spec import Spec
+from kneo.spec.reading.load import resolve
+
+
+class Format(StrEnum):
+    TEXT = "text"
+    SARIF = "sarif"
+    GITHUB = "github"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A spec, its findings, and the files that were read."""
+
+    project: Project
+    file: LoadedFile
+    findings: tuple[Diagnostic, ...]
+
+    @property
+    def spec(self) -> Spec | None:
+        return self.file.loaded.spec
+
+    @property
+    def valid(self) -> bool:
+        return self.spec is not None and not has_errors(self.findings)
+
+    @property
+    def name(self) -> str:
+        return self.project.shown(self.file.path)
+
+    def usable(self) -> Spec:
+        """Return the spec of a check that found its shape right."""
+        assert self.spec is not None, "commands read the findings first"
+        return self.spec
+
+    def gated(self) -> Spec:
+        """Return the spec as it runs in its environment, with the gates that the environment adds."""
+        return with_gates(self.usable(), self.project.gates_for(self.file.path))
+
+    def origin(self) -> dict[str, object]:
+        """Return the files and the environment of a response."""
+        shown = self.project.shown
+        return {
+            "file": self.name,
+            "overlays": [shown(path) for path in self.file.overlays],
+            "environment": self.project.environment,
+        }
+
+    def by_service(self, verb: str, service_url: str | None, profile: str | None) -> dict[str, object]:
+        """Send the resolved spec to a service, which has its own modules, tools and policies.
+
+        Args:
+            verb: ``validate``, ``compile``, ``explain`` or ``policy-report``.
+            service_url: The service's address, if named.
+            profile: A profile's name, if named.
+        """
+        if self.spec is None:
+            require_usable(self, as_json=False)
+        settings = self.project.settings
+        address = choose(settings, service_url, profile)
+        if address is None:
+            message = "No service is named."
+            raise Usage(message, hint="Use --service-url URL or --profile NAME.")
+        service = open_service(settings, address)
+        try:
+            body = {"spec": self.file.loaded.tree, "environment": self.project.environment}
+            return service.send("POST", f"/specs/{verb}", body=body)
+        finally:
+            service.close()
+
+    def with_findings(self, answer: Mapping[str, object]) -> Checked:
+        """Return the findings of a service, with positions in the local files."""
+        listed = answer.get("diagnostics")
+        known = {(found.code, found.path_text): found for found in self.findings}
+        findings = [_from_json(each, known) for each in (listed if isinstance(listed, list) else [])]
+        return replace(self, findings=tuple(findings))
+
+
+def _from_json(value: Mapping[str, object], known: Mapping[tuple[str, str | None], Diagnostic]) -> Diagnostic:
+    code, path, suggestion = str(value.get("code", "E_UNKNOWN")), value.get("path"), value.get("suggestion")
+    same = known.get((code, path if isinstance(path, str) else None))
+    if same is not None:
+        return same
+    severity = value.get("severity")
+    kind = Severity(severity) if isinstance(severity, str) and severity in set(Severity) else Severity.ERROR
+    at = (path,) if isinstance(path, str) else None
+    return Diagnostic(
+        code, kind, str(value.get("message", "")), at, suggestion if isinstance(suggestion, str) else None
+    )
+
+
+def check(argument: Path | None, environment: str | None) -> Checked:
+    """Check a spec of the project, by the rules and by the policy of its environment.
+
+    Args:
+        argument: The file; None is the project's default spec.
+        environment: The environment; None is the project's.
+
+    Raises:
+        Usage, NotFound: the spec does not exist.
+    """
+    return check_in(open_project(environment), argument)
+
+
+def check_in(project: Project, argument: Path | None) -> Checked:
+    """Check a spec of a project that is open."""
+    file = project.load(argument)
+    for overlay in file.missing:
+        render.warning(f"The overlay {project.shown(overlay)} does not exist and is left out.")
+    resolved = resolve(file.loaded, file.files)
+    findings = resolved.diagnostics
+    if resolved.spec is not None:
+        gated = with_gates(resolved.spec, project.gates_for(file.path))
+        violations = check_policy(gated, findings, project.policy_for(file.path))
+        findings = (*findings, *resolved.located(violations))
+    return Checked(project, replace(file, loaded=resolved), findings)
+
+
+def print_findings(
+    checked: Checked, findings: Sequence[Diagnostic], shape: Format, answer: Mapping[str, object] | None
+) -> None:
+    """Print findings: as JSON where an answer is passed, else in the format."""
+    if shape is Format.SARIF:
+        render.print_json(as_sarif(findings, tool_version=__version__))
+    elif answer is not None:
+        render.print_json(answer)
+    elif shape is Format.GITHUB:
+        typer.echo(as_github(findings), nl=False)
+    else:
+        _print_text(checked, findings)
+
+
+def require_usable(checked: Checked, *, as_json: bool) -> None:
+    """Stop a command whose spec has errors, and print its findings.
+
+    Raises:
+        typer.Exit: with status 1.
+    """
+    if checked.valid:
+        return
+    findings = [found.as_json() for found in checked.findings]
+    answer = {"ok": False, "valid": False, "diagnostics": findings, **checked.origin()}
+    print_findings(checked, checked.findings, Format.TEXT, answer if as_json else None)
+    raise typer.Exit(1)
+
+
+def read_tree(path: Path | None, environment: str | None) -> Mapping[str, object]:
+    """Return the resolved spec of a run: with the overlays, defaults and policy of its project.
+
+    Raises:
+        Usage, NotFound: the spec does not exist.
+        Invalid: ``spec_invalid``; the diagnostics are in its details.
+    """
+    checked = check(path, environment)
+    if not checked.valid:
+        raise refusal(checked.findings)
+    return checked.file.loaded.tree
+
+
+def _print_text(checked: Checked, findings: Sequence[Diagnostic]) -> None:
+    for found in findings:
+        render.text(as_text(found, checked.file.sources))
+    errors = sum(found.is_error for found in findings)
+    warnings = sum(found.severity is Severity.WARNING for found in findings)
+    counts = [_count(number, word) for number, word in ((errors, "error"), (warnings, "warning")) if number]
+    overlays = "".join(f" + {checked.project.shown(path)}" for path in checked.file.overlays)
+    subject = f"{checked.name}{overlays} ({checked.project.environment})"
+    if counts:
+        render.line(render.FAILED if errors else render.CAREFUL, f"{subject}: {', '.join(counts)}")
+    else:
+        render.success(f"{subject}: no problems found")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,328 @@
+"""The reconciliation of one environment: verify new bundles, then evaluate gates and apply changes in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import chain
+
+from kneo import registry
+from kneo.controller import metrics
+from kneo.controller.pending_plans import keep_plans, plan_of_action, plan_of_rules
+from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
+from kneo.controller.registry_state import (
+    RegistryCache,
+    RegistryState,
+    Served,
+    gather_evidence,
+    record_decisions,
+    rules_before,
+)
+from kneo.controller.source.snapshot import SourceSnapshot
+from kneo.controller.stages import gates, report
+from kneo.controller.stages.apply import Lease, apply, check_lease
+from kneo.controller.stages.approvals import signed_by_known
+from kneo.controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
+from kneo.controller.stages.load import DeclaredState, SourceProblem, find_bundles
+from kneo.controller.stages.plan import Action, ReleasePlan, Retire, make_plan
+from kneo.controller.stages.report import Drift, Outcome
+from kneo.controller.stages.verify import Candidate, TrustContext, Verified, verify
+from kneo.controller.verification_cache import VerificationCache
+from kneo.digest import Digest, digest_of
+from kneo.errors import KneoError, Transient
+from kneo.notify import outbox
+from kneo.records.release import EnvironmentRecord, Promotion, PromotionKind, Release
+from kneo.spec.models.environment import Environment
+from kneo.spec.windows import windows_open
+from kneo.store import releases
+from kneo.store.engine import Store, Tx, lock_table
+
+DRIFT_INTERVAL = timedelta(minutes=10)
+"""Interval at which all releases are verified again without another reason."""
+
+
+class DriftWatch:
+    """Verifies releases again when trust or rules change, and at an interval; remembers drift in between."""
+
+    def __init__(self) -> None:
+        self._checked: dict[str, tuple[Digest, datetime, tuple[Drift, ...]]] = {}
+
+    def due(self, now: datetime) -> bool:
+        """Return whether the interval of an environment has passed."""
+        return any(now >= checked + DRIFT_INTERVAL for _, checked, _ in self._checked.values())
+
+    def check(
+        self,
+        tx: Tx,
+        environment: Environment,
+        trust: TrustContext,
+        served: Mapping[str, Release],
+        *,
+        new: Collection[str],
+    ) -> tuple[Drift, ...]:
+        """Return the drift of an environment's releases.
+
+        Args:
+            tx: An open transaction.
+            environment: The environment's file.
+            trust: The trust of this reconciliation.
+            served: The environment's releases.
+            new: Digests that were verified for this very transaction; they are not verified again.
+        """
+        epoch = trust.epoch(environment)
+        known = self._checked.get(environment.name)
+        if known is None or known[0] != epoch or trust.now >= known[1] + DRIFT_INTERVAL:
+            older = (release for _, release in sorted(served.items()) if release.digest not in new)
+            drift = [drifted for release in older if (drifted := _find_drift(tx, environment, trust, release))]
+            known = self._checked[environment.name] = (epoch, trust.now, tuple(drift))
+        return tuple(item for item in known[2] if item.bundle in served and served[item.bundle].digest == item.digest)
+
+
+def _find_drift(tx: Tx, environment: Environment, trust: TrustContext, release: Release) -> Drift | None:
+    """Hash and verify a release, as the runtime does before it runs the release."""
+    try:
+        registry.check_served(releases.bundle(tx, release.digest), release, environment, trust.root, trust.hmac_key)
+    except KneoError as error:
+        return Drift(release.bundle, release.digest, error.code, error.message)
+    return None
+
+
+@dataclass(frozen=True)
+class ReconcileContext:
+    """The context that all environments of one reconciliation share."""
+
+    snapshot: SourceSnapshot
+    declared: DeclaredState
+    trust: TrustContext
+    lease: Lease
+    state: RegistryState
+    cache: RegistryCache
+    files: EnvironmentFiles
+    commit_times: CommitTimes | None = None
+    """Set while a registry is rebuilt from Git."""
+
+    quiet: bool = False
+    """Whether notifications are suppressed, because these changes happened before."""
+
+
+@dataclass(frozen=True)
+class EnvironmentContext:
+    """One environment in a reconciliation."""
+
+    environment: Environment
+    before: Environment | None
+    """The environment file in force before this commit, where its rules differ."""
+
+    shared: ReconcileContext
+
+    @property
+    def name(self) -> str:
+        return self.environment.name
+
+    @property
+    def files(self) -> tuple[Environment, ...]:
+        return (self.environment, self.before) if self.before else (self.environment,)
+
+    @property
+    def rules(self) -> tuple[Rules, ...]:
+        return gates.rules_of(self.environment, self.before)
+
+    @property
+    def revision(self) -> str:
+        return self.shared.declared.revision
+
+    @property
+    def record(self) -> EnvironmentRecord | None:
+        return self.shared.state.records.get(self.name)
+
+    @property
+    def pending(self) -> frozenset[str]:
+        """Digests of the bundles that were verified for this environment before and are pending."""
+        pending = self.record.pending if self.record is not None else ()
+        return frozenset(item.digest for item in pending if item.digest is not None)
+
+
+class EnvironmentReconciler:
+    """Reconciles environments one by one, with a cache of verified bundles and of drift."""
+
+    def __init__(self, store: Store, channels: Sequence[str] = ()) -> None:
+        self.store = store
+        self.channels = tuple(channels)
+        self.drift = DriftWatch()
+        self._verified = VerificationCache()
+
+    def run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
+        """Bring one environment to its declared state, as far as trust and gates allow.
+
+        Raises:
+            Transient: the lease was lost, or another process changed the registry; nothing was written.
+        """
+        declared, name = shared.declared, environment.name
+        before = rules_before(shared.state.records.get(name), environment, declared.revision)
+        if isinstance(before, SourceProblem):
+            return self.refuse(name, before, shared)
+        context = EnvironmentContext(environment, before, shared)
+        places = find_bundles(environment, declared.blobs)
+        verified = self._verify(context, places)
+        approval_files = signed_by_known(declared.approval_files.get(name, ()), shared.trust.root)
+        with self.store.write() as tx:
+            check_lease(tx, shared.lease)
+            # Decisions, holds and suspensions take this lock too: each comes before or after this transaction.
+            lock_table(tx, f"environment/{name}")
+            outcome, changed = self._decide(tx, context, verified, approval_files)
+        if not shared.quiet:
+            _count(context, changed)
+        self._verified.remember(name, shared.trust.epoch(environment), places, declared.blobs, verified)
+        return outcome
+
+    def refuse(self, name: str, problem: SourceProblem, shared: ReconcileContext) -> Outcome:
+        """Report an environment that this commit cannot change."""
+        result = report.report_problem(problem, shared.declared.revision, trusted=True)
+        with self.store.write() as tx:
+            check_lease(tx, shared.lease)
+            report.write_report(tx, name, result, revision=shared.declared.revision)
+        return result.outcome
+
+    def _verify(self, context: EnvironmentContext, places: Mapping[str, str]) -> Verified:
+        """Verify new bundles; the files of releases that were verified under the same trust are not even read."""
+        shared, environment = context.shared, context.environment
+        served = shared.state.served.get(context.name, {})
+        epoch, blobs = shared.trust.epoch(environment), shared.declared.blobs
+        unchanged = self._verified.unchanged(environment, epoch, places, blobs, served)
+        paths = {name: path for name, path in places.items() if name not in unchanged}
+        envelopes = shared.snapshot.read(paths.values())
+        if context.record is not None and context.record.trust_epoch == epoch:
+            unchanged |= self._verified.recognise(environment, paths, envelopes, served)
+        verified = verify(
+            context.files, shared.declared, envelopes, shared.trust, shared.state.history, unchanged, context.pending
+        )
+        metrics.VERIFIED.labels("accepted", "").inc(len(verified.candidates))
+        for rejection in verified.rejected:
+            metrics.VERIFIED.labels("rejected", rejection.reason).inc()
+        return verified
+
+    def _decide(
+        self, tx: Tx, context: EnvironmentContext, verified: Verified, approval_files: Sequence[bytes]
+    ) -> tuple[Outcome, tuple[Promotion, ...]]:
+        shared, trust = context.shared, context.shared.trust
+        served = shared.cache.read(tx, shared.lease.fence).served
+        _check_unmoved(context, served)
+        record_decisions(tx, context.name, approval_files, trust)
+        evidence = gather_evidence(tx, context.files, approval_files, trust, served, verified.candidates)
+        evidence = replace(evidence, commit_times=shared.commit_times)
+        rules = _evaluate_rules(context, evidence)
+        if isinstance(rules, Blocked):
+            result = report.report_policy(context.environment, rules, context.revision)
+            report.write_report(tx, context.name, result, revision=context.revision)
+            keep_plans(tx, context.name, (plan_of_rules(context.before, context.environment),))
+            return result.outcome, ()
+        _accept_file(tx, context, rules)
+        return self._change(tx, context, verified, evidence)
+
+    def _change(
+        self, tx: Tx, context: EnvironmentContext, verified: Verified, evidence: Evidence
+    ) -> tuple[Outcome, tuple[Promotion, ...]]:
+        shared, name, revision = context.shared, context.name, context.revision
+        plan = make_plan(name, revision, verified, evidence.served.get(name, {}), shared.state.history.known)
+        verdicts = gates.evaluate_gates(plan, context.rules, evidence, refused=verified.refusal)
+        allowed = [(action, verdict) for action, verdict in verdicts if isinstance(verdict, Allowed)]
+        blocked = [(action, verdict) for action, verdict in verdicts if isinstance(verdict, Blocked)]
+        if shared.commit_times is not None:
+            releases.qualify(tx, name, _qualified(blocked, plan, context, evidence), revision)
+        change = registry.ReleaseChange(revision=revision, policy_digest=context.environment.policy_digest)
+        changed = apply(tx, name, allowed, change)
+        shared.cache.add(changed)
+        if _update_signatures(tx, context, verified):
+            shared.cache.invalidate()
+        served = shared.cache.read(tx, shared.lease.fence).served.get(name, {})
+        new = {action.bundle.digest for action, _ in allowed if not isinstance(action, Retire)}
+        drift = self.drift.check(tx, context.environment, shared.trust, served, new=new)
+        metrics.DRIFT.labels(name).set(len(drift))
+        result = report.report(
+            report.Findings(
+                revision=revision,
+                environment=context.environment,
+                rejected=verified.rejected,
+                blocked=blocked,
+                changed=len(allowed),
+                drift=drift,
+                open_tasks=registry.open_tasks(tx, name) if context.environment.spec.retired else None,
+            )
+        )
+        pending = report.write_report(tx, name, result, revision=revision)
+        keep_plans(tx, name, (plan_of_action(tx, action) for action, _ in blocked))
+        if not shared.quiet:
+            changes = report.notices_of_changes(name, revision, tx.at, allowed)
+            findings = report.notices_of_findings(name, revision, pending, drift, served)
+            outbox.post(tx, self.channels, chain(changes, findings))
+        return result.outcome, changed
+
+
+def _qualified(
+    blocked: Sequence[tuple[Action, Blocked]], plan: ReleasePlan, context: EnvironmentContext, evidence: Evidence
+) -> Iterator[str]:
+    """Yield the bundles that qualify in a rebuild: only evidence that was lost with the registry is missing.
+
+    Lost evidence is an approval that has no rejection, or a window that is closed now and was open by the commit dates.
+    """
+    rules = context.rules
+    for action, verdict in blocked:
+        if isinstance(action, Retire) or all(item.environment.spec.promote_from is None for item in rules):
+            continue
+        lost = all(_was_open(item, rules, context.shared.commit_times) for item in (verdict, *verdict.also))
+        if lost and all(isinstance(gates.from_environment(action, plan, item, evidence), Allowed) for item in rules):
+            yield action.bundle.digest
+
+
+def _was_open(blocked: Blocked, rules: Sequence[Rules], times: CommitTimes | None) -> bool:
+    if blocked.gate == "windows" and times is not None:
+        return any(all(windows_open(item.environment.windows, at) for item in rules) for at in (times.at, times.until))
+    return blocked.gate == "approvals" and blocked.reason == "AwaitingApproval"
+
+
+def _count(context: EnvironmentContext, changed: Sequence[Promotion]) -> None:
+    """Count committed promotions."""
+    committed = context.shared.snapshot.committed_at
+    lead = context.shared.trust.now.timestamp() - committed if committed is not None else None
+    for promotion in changed:
+        metrics.CHANGES.labels(context.name, promotion.kind.value).inc()
+        if lead is not None and promotion.kind is not PromotionKind.RETIRE:
+            metrics.LEAD_SECONDS.labels(context.name).observe(max(0.0, lead))
+
+
+def _check_unmoved(context: EnvironmentContext, served: Served) -> None:
+    if served.get(context.name, {}) != context.shared.state.served.get(context.name, {}):
+        msg = f"The releases of {context.name} changed while a plan for them was made."
+        raise Transient(msg, code="RegistryMoved")
+
+
+def _evaluate_rules(context: EnvironmentContext, evidence: Evidence) -> GateVerdict:
+    record = context.record
+    if record is not None and (record.policy_digest == context.environment.policy_digest or context.before is None):
+        return Allowed()
+    return evaluate_policy_gate(context.environment, context.before, context.shared.files, evidence)
+
+
+def _accept_file(tx: Tx, context: EnvironmentContext, rules: Allowed) -> None:
+    registry.accept_environment(
+        tx,
+        context.name,
+        context.shared.declared.files[context.name],
+        context.environment.policy_digest,
+        revision=context.revision,
+        epoch=context.shared.trust.epoch(context.environment),
+        approvals=rules.approvals,
+    )
+
+
+def _update_signatures(tx: Tx, context: EnvironmentContext, verified: Verified) -> bool:
+    """Store changed signatures of accepted bundles, which later verifications use; return whether there were any."""
+    accepted, updated = context.shared.state.history.known, False
+    for bundle in verified.desired.values():
+        if not isinstance(bundle, Candidate) or bundle.digest not in accepted:
+            continue
+        if accepted[bundle.digest].envelope_digest != digest_of(bundle.record.envelope):
+            registry.update_signatures(tx, bundle.record, revision=context.revision)
+            updated = True
+    return updated

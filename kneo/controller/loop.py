@@ -1,0 +1,229 @@
+"""The controller loop: reconcile on request, on a new commit and on an interval, with backoff after failures."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+
+from kneo.clock import monotonic, new_id
+from kneo.controller import metrics
+from kneo.controller.reconcile import Reconciler, ReconcileResult
+from kneo.controller.source_tracker import UNREACHABLE
+from kneo.controller.stages.apply import Lease
+from kneo.controller.stages.report import Ready, Reconciling
+from kneo.errors import Invalid, KneoError, Transient
+from kneo.store import requests
+from kneo.store.engine import Store
+from kneo.store.requests import ControllerRequest
+
+log = logging.getLogger("kneo.controller")
+
+LEASE = timedelta(seconds=15)
+REQUEST_POLL_SECONDS = 0.2
+"""Interval at which request rows are read."""
+
+FIRST_BACKOFF_SECONDS = 0.75
+LAST_BACKOFF_SECONDS = 900.0
+DEFAULT_INTERVAL = timedelta(seconds=60)
+LATE, LATE_SECONDS = 5, 120.0
+"""Intervals without success after which a controller is not alive, but never fewer than these seconds."""
+
+JITTER = 0.1
+"""Jitter of intervals and backoffs, so that controllers do not reconcile in step."""
+
+
+def backoff_seconds(failures: int) -> float:
+    """Return the pause after a number of failures in a row, before jitter."""
+    return min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 20))
+
+
+class Controller:
+    """Reconciles one source. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
+
+    def __init__(self, store: Store, reconciler: Reconciler, *, interval: timedelta = DEFAULT_INTERVAL) -> None:
+        self.store = store
+        self.reconciler = reconciler
+        self.interval = interval
+        self.owner = new_id("ctl", store.clock.now())
+        self._announced = threading.Event()
+        self._stopping = threading.Event()
+        self._failures = 0
+        self._settled = False
+        self._next = 0.0
+        self._last_success = monotonic()
+        self._held: Lease | None = None
+        self._renew_at = 0.0
+
+    def is_alive(self) -> bool:
+        """Return whether this controller or the lease holder reached the repository in time."""
+        return monotonic() - self._last_success <= max(LATE_SECONDS, LATE * self.interval.total_seconds())
+
+    def poke(self) -> None:
+        """Announce a possible new commit."""
+        self._announced.set()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._announced.set()
+
+    def run(self) -> None:
+        """Reconcile until ``stop``."""
+        while not self._stopping.is_set():
+            try:
+                self._turn()
+            except Transient as error:
+                log.warning("%s", error)
+            self._announced.wait(REQUEST_POLL_SECONDS)
+        with self.store.write() as tx:
+            requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
+
+    def run_once(self) -> ReconcileResult:
+        """Reconcile once now.
+
+        Raises:
+            Transient: another controller is at work, or the repository or database did not answer.
+            Invalid: the repository cannot be reconciled.
+        """
+        lease = self._lease()
+        if lease is None:
+            msg = "Another controller is at work on this database."
+            raise Transient(msg, code="LeaseHeld")
+        try:
+            with self._renewing(lease):
+                return self.reconciler.reconcile(lease)
+        finally:
+            with self.store.write() as tx:
+                requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
+
+    def _turn(self) -> None:
+        lease = self._lease()
+        if lease is None:
+            self._last_success = monotonic()
+            return
+        with self.store.read() as tx:
+            rows = requests.open_requests(tx)
+        announced = self._announced.is_set()
+        looks = [request for request in rows if request.kind not in self.reconciler.handlers]
+        for request in rows:
+            if request.kind in self.reconciler.handlers:
+                self._finish([request], self._answer(request, lease))
+        if not (looks or announced or monotonic() >= self._next or self.reconciler.drift_due()):
+            return
+        self._announced.clear()
+        with self._renewing(lease):
+            forced = bool(looks) or self.reconciler.drift_due()
+            result = self._pass(lease, forced=forced, announced=announced or bool(looks))
+        self._finish(looks, result)
+
+    def _answer(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
+        """Execute a request row by its handler."""
+        try:
+            with self._renewing(lease):
+                return self.reconciler.handlers[request.kind](request, lease)
+        except KneoError as error:
+            return {"error": error.code, "kind": type(error).__name__, "message": str(error)}
+
+    def _finish(self, handled: Sequence[ControllerRequest], result: Mapping[str, object]) -> None:
+        if not handled:
+            return
+        with self.store.write() as tx:
+            for request in handled:
+                requests.finish(tx, request.id, "done" if "error" not in result else "failed", result)
+
+    @contextlib.contextmanager
+    def _renewing(self, lease: Lease) -> Iterator[None]:
+        """Renew the lease during a long block: a first fetch may take minutes, the lease lasts seconds."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(LEASE.total_seconds() / 3):
+                try:
+                    with self.store.write() as tx:
+                        if requests.holds_lease(tx, lease.name, lease.owner, lease.fence):
+                            requests.take_lease(tx, lease.name, lease.owner, LEASE)
+                except Transient as error:
+                    log.warning("the lease could not be renewed: %s", error)
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _pass(self, lease: Lease, *, forced: bool, announced: bool) -> dict[str, object]:
+        """Reconcile, and schedule the next time. Errors are logged and returned, so that the loop continues."""
+        try:
+            if not forced and self._nothing_new():
+                self._plan_next(failed=False)
+                self._tidy()
+                return {"revision": "unchanged"}
+            before = self.reconciler.commit
+            with metrics.RECONCILE_SECONDS.labels("pass").time():
+                done = self.reconciler.reconcile(lease)
+        except Transient as error:
+            self._held = None
+            self._plan_next(failed=True)
+            log.warning("reconcile failed, next try in %.1f s: %s", self._next - monotonic(), error)
+            return {"error": error.code, "message": str(error)}
+        except Invalid as error:
+            # Only another commit, which the interval detects, or another setting can help.
+            self._plan_next(failed=error.code in UNREACHABLE)
+            self._settled = True
+            log.warning("the source cannot be reconciled: %s", error)
+            return {"error": error.code, "message": str(error)}
+        except KneoError as error:
+            self._plan_next(failed=True)
+            log.exception("reconcile failed")
+            return {"error": error.code, "message": str(error)}
+        self._plan_next(failed=False)
+        if not announced and before not in {None, self.reconciler.commit}:
+            metrics.HOOKS_MISSED.inc()
+        self._settled = not any(isinstance(outcome, Reconciling) for outcome in done.outcomes.values())
+        for name, outcome in done.outcomes.items():
+            metrics.READY.labels(name).set(isinstance(outcome, Ready))
+        log.info("reconciled", extra={"revision": done.revision})
+        return {
+            "revision": done.revision,
+            "environments": {name: outcome.state for name, outcome in done.outcomes.items()},
+        }
+
+    def _tidy(self) -> None:
+        """Repack the mirror when idle: every push leaves a pack, and many packs make git slow."""
+        try:
+            self.reconciler.mirror.maintain()
+        except KneoError as error:
+            log.warning("the mirror could not be repacked: %s", error)
+
+    def _nothing_new(self) -> bool:
+        if not self._settled or self.reconciler.commit is None:
+            return False
+        with metrics.RECONCILE_SECONDS.labels("poll").time():
+            return self.reconciler.is_current()
+
+    def _plan_next(self, *, failed: bool) -> None:
+        metrics.RECONCILES.labels("failed" if failed else "done").inc()
+        if not failed:
+            self._last_success = monotonic()
+            metrics.LAST_SUCCESS.set(self.store.clock.now().timestamp())
+        self._failures = self._failures + 1 if failed else 0
+        pause = backoff_seconds(self._failures) if failed else self.interval.total_seconds()
+        spread = 1.0 + random.uniform(-JITTER, JITTER)  # noqa: S311 - spreading load needs no secrecy
+        self._next = monotonic() + pause * spread
+
+    def _lease(self) -> Lease | None:
+        """Take or keep the lease. Every write checks it, so it is not renewed at every turn."""
+        if self._held is not None and monotonic() < self._renew_at:
+            return self._held
+        self._renew_at = monotonic() + LEASE.total_seconds() / 3
+        with self.store.write() as tx:
+            fence = requests.take_lease(tx, requests.CONTROLLER_LEASE, self.owner, LEASE)
+        self._held = Lease(requests.CONTROLLER_LEASE, self.owner, fence) if fence is not None else None
+        if self._held is None:
+            self._renew_at = 0.0
+        return self._held

@@ -1,0 +1,280 @@
+"""The preview of a commit: what a reconciliation would change, as JSON, without changing anything.
+
+``preview`` compares a commit with the registry, ``compare`` in the next module with the releases of earlier commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from kneo.clock import isoformat
+from kneo.controller.differences import policy_difference, trust_difference, window_state
+from kneo.controller.policy_gate import environment_files, evaluate_policy_gate, root_threshold
+from kneo.controller.registry_state import RegistryState, gather_evidence, is_retired, read_registry, rules_before
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.source.snapshot import Commit, SourceSnapshot
+from kneo.controller.source_tracker import check_history
+from kneo.controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of
+from kneo.controller.stages.load import DeclaredState, SourceProblem, find_bundles, in_order, load, removed
+from kneo.controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
+from kneo.controller.stages.report import further_gates
+from kneo.controller.stages.verify import (
+    Candidate,
+    TrustConfig,
+    TrustContext,
+    UnchangedBundle,
+    Verified,
+    earlier_roots,
+    establish_trust,
+    root_in_force,
+    verify,
+)
+from kneo.errors import Invalid, KneoError
+from kneo.records.release import Release, also_closed
+from kneo.registry import OpenTasks, open_tasks, spec_in
+from kneo.registry.comparison import compare_specs
+from kneo.spec.coverage.environment_gates import guarded_steps
+from kneo.spec.diff.weakening import weakenings
+from kneo.spec.index import SpecIndex
+from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
+from kneo.spec.reading.load import load_tree
+from kneo.store import releases, sources
+from kneo.store.engine import Tx
+
+Json = dict[str, object]
+Spec = Mapping[str, object]
+Releases = dict[str, dict[str, Release]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanInputs:
+    """The state that a commit is compared with.
+
+    Args:
+        state: The registry.
+        gather: Returns the evidence for gates, from environment files, approval files, trust and candidate digests.
+        spec_of: Returns the spec of a released bundle, by digest.
+        now: The time of the preview.
+        commits: Reads the commits since the accepted one, where the trust root requires signed commits.
+        open_in: Returns the open tasks of an environment; None where they are unknown.
+    """
+
+    state: RegistryState
+    gather: Callable[[Sequence[Environment], Sequence[bytes], TrustContext, Collection[str]], Evidence]
+    spec_of: Callable[[str], Spec | None]
+    now: datetime
+    commits: Callable[[], Iterable[Commit]] = tuple
+    open_in: Callable[[str], OpenTasks | None] = lambda _: None
+
+
+def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: TrustConfig, only: str | None) -> Json:
+    """Describe what the controller would change with a commit now."""
+    state, source = read_registry(tx), sources.source(tx)
+    accepted = source.accepted_commit if source else None
+    inputs = PlanInputs(
+        state=state,
+        gather=lambda files, approvals, trust, digests: gather_evidence(
+            tx, files, approvals, trust, state.served, digests
+        ),
+        spec_of=lambda digest: _stored_spec(tx, digest),
+        now=tx.now,
+        commits=lambda: mirror.since(accepted, snapshot.commit) if accepted else (),
+        open_in=lambda name: open_tasks(tx, name),
+    )
+    return describe_plan(snapshot, inputs, config, only)
+
+
+def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: TrustConfig, only: str | None) -> Json:
+    """Evaluate a commit as the controller does, and describe the result."""
+    declared, state = load(snapshot), inputs.state
+    earlier = earlier_roots(state.roots, declared.revision)
+    roots = trust_difference(earlier[-1] if earlier else None, declared.roots[-1] if declared.roots else None)
+    result: Json = {
+        "ref": snapshot.ref,
+        "revision": snapshot.revision,
+        "commits": _commits(inputs, config, earlier),
+        "trust": roots | {"version": roots["to"], "changed": roots["from"] != roots["to"]},
+    }
+    trust = establish_trust(config, declared, state.roots, inputs.now)
+    if isinstance(trust, SourceProblem):
+        return result | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
+    served = {name: dict(here) for name, here in state.served.items()}
+    described = {
+        name: _environment(name, snapshot, declared, trust, inputs, served) for name in in_order(declared.environments)
+    }
+    gone = [
+        name
+        for name in sorted(set(state.names) - set(declared.environments))
+        if only in {None, name} and not is_retired(state.records.get(name), state.served)
+    ]
+    return result | {
+        "environments": [
+            *(described[name] for name in sorted(described) if only in {None, name}),
+            *(_removed(name, declared.revision, inputs.open_in(name)) for name in gone),
+        ],
+    }
+
+
+def _commits(inputs: PlanInputs, config: TrustConfig, earlier: Sequence[bytes]) -> Json | None:
+    """Describe whether the commits are signed as the trust root requires; None where it does not."""
+    root = root_in_force(config.pin, earlier, inputs.now)
+    try:
+        required = check_history(inputs.commits, root, inputs.now)
+    except Invalid as error:
+        return {"ok": False, "reason": error.code, "message": str(error)}
+    return {"ok": True, "reason": "Verified", "message": ""} if required else None
+
+
+def _removed(name: str, revision: str, open_: OpenTasks | None) -> Json:
+    """Describe an environment whose file a commit removes."""
+    problem = removed(name, revision, open_ or "Open tasks there can still be answered.")
+    return _unchanged(name, problem) | {"removed": True, "open_tasks": open_.as_json() if open_ is not None else None}
+
+
+def _environment(
+    name: str,
+    snapshot: SourceSnapshot,
+    declared: DeclaredState,
+    trust: TrustContext,
+    inputs: PlanInputs,
+    served: Releases,
+) -> Json:
+    """Evaluate one environment, and update its releases in ``served``: another environment may promote from it."""
+    environment, state = declared.environments[name], inputs.state
+    if isinstance(environment, SourceProblem):
+        return _unchanged(name, environment)
+    before = rules_before(state.records.get(name), environment, declared.revision)
+    if isinstance(before, SourceProblem):
+        return _unchanged(name, before)
+    files = (environment, before) if before else (environment,)
+    envelopes = snapshot.read(find_bundles(environment, declared.blobs).values())
+    verified = verify(files, declared, envelopes, trust, state.history, {})
+    evidence = inputs.gather(files, declared.approval_files.get(name, ()), trust, verified.candidates)
+    evidence = replace(evidence, served=served)
+    plan = make_plan(name, declared.revision, verified, served.get(name, {}), state.history.known)
+    verdicts = evaluate_gates(plan, rules_of(environment, before), evidence, refused=verified.refusal)
+    rules = _evaluate_file(environment, before, declared, trust, state, evidence)
+    if isinstance(rules, Allowed):
+        _apply(verdicts, name, served.setdefault(name, {}), declared.revision, inputs.now)
+    gates = [_gate(name_of(a), v) for a, v in verdicts if isinstance(v, Blocked)]
+    return {
+        "name": name,
+        "actions": [_action(a, rules if isinstance(rules, Blocked) else v, inputs) for a, v in verdicts],
+        "verdicts": _verdicts(verified),
+        "gates": [*([_gate(environment.file, rules)] if isinstance(rules, Blocked) else ()), *gates],
+        "rules": {"changed": before is not None, "easier": list(weakenings(before, environment) if before else ())},
+        "policy": policy_difference(before, environment) if before else [],
+        "windows": window_state(environment, inputs.now),
+        "retired": environment.spec.retired,
+        "open_tasks": open_.as_json() if environment.spec.retired and (open_ := inputs.open_in(name)) else None,
+        "new": name not in state.records,
+        "added_gates": [_added(gate, verified) for gate in environment.gates],
+    }
+
+
+def _evaluate_file(
+    environment: Environment,
+    before: Environment | None,
+    declared: DeclaredState,
+    trust: TrustContext,
+    state: RegistryState,
+    evidence: Evidence,
+) -> GateVerdict:
+    if before is None and environment.name in state.records:
+        return Allowed()
+    files = environment_files(state.records, declared.environments, declared.revision, root_threshold(trust.root))
+    return evaluate_policy_gate(environment, before, files, evidence)
+
+
+def _apply(
+    verdicts: Iterable[tuple[Action, GateVerdict]], name: str, here: dict[str, Release], revision: str, now: datetime
+) -> None:
+    for action, verdict in verdicts:
+        if not isinstance(verdict, Allowed):
+            continue
+        if isinstance(action, Retire):
+            del here[name_of(action)]
+        else:
+            here[action.bundle.name] = planned_release(action.bundle, name, revision, now)
+
+
+def planned_release(bundle: Candidate | UnchangedBundle, environment: str, revision: str, now: datetime) -> Release:
+    """Return the release of a bundle as it would be."""
+    return Release(
+        environment=environment,
+        bundle=bundle.name,
+        version=bundle.version,
+        digest=bundle.digest,
+        revision=revision,
+        promotion_id="",
+        since=isoformat(now),
+    )
+
+
+def _added(gate: EnvironmentGate, verified: Verified) -> Json:
+    """Describe the steps of each candidate that a gate of the environment is added around."""
+    views = {
+        name: _view(spec_in(bundle.record), gate)
+        for name, bundle in verified.desired.items()
+        if isinstance(bundle, Candidate)
+    }
+    steps = {name: places for name, view in views.items() if (places := guarded_steps(view, gate.name))}
+    return {"gate": gate.name, "steps": steps}
+
+
+def _view(spec: Spec, gate: EnvironmentGate) -> SpecIndex:
+    loaded = load_tree(dict(spec)).spec
+    assert loaded is not None, "the spec of a candidate was verified"
+    return SpecIndex.of(with_gates(loaded, (gate,)))
+
+
+def _unchanged(name: str, problem: SourceProblem) -> Json:
+    reason = {"reason": problem.reason, "message": problem.message}
+    return {"name": name, "problem": reason, "actions": [], "verdicts": [], "gates": []}
+
+
+def _action(action: Action, verdict: GateVerdict, inputs: PlanInputs) -> Json:
+    bundle = None if isinstance(action, Retire) else action.bundle
+    old = inputs.spec_of(action.current.digest) if action.current is not None else None
+    return {
+        "kind": kind_of(action).value,
+        "bundle": name_of(action),
+        "from": action.current.version if action.current is not None else None,
+        "to": bundle.version if bundle else None,
+        "digest": bundle.digest if bundle else None,
+        "signers": list(bundle.record.signers) if bundle else [],
+        "allowed": isinstance(verdict, Allowed),
+        "diff": compare_specs(old, spec_in(bundle.record)).as_json()["changes"] if bundle else [],
+    }
+
+
+def _gate(subject: str, verdict: Blocked) -> Json:
+    return {
+        "bundle": subject,
+        "gate": verdict.gate,
+        "reason": verdict.reason,
+        "message": verdict.message + also_closed(further_gates(verdict)),
+        "who": list(verdict.who),
+    }
+
+
+def _verdicts(verified: Verified) -> list[Json]:
+    rejected = [
+        {"bundle": item.bundle, "version": item.version, "ok": False, "reason": item.reason, "message": item.message}
+        for item in verified.rejected
+    ]
+    accepted = [
+        {"bundle": item.name, "version": item.version, "ok": True, "reason": "Verified", "message": ""}
+        for item in verified.desired.values()
+    ]
+    return [*rejected, *accepted]
+
+
+def _stored_spec(tx: Tx, digest: str) -> Spec | None:
+    record = releases.bundle(tx, digest)
+    try:
+        return spec_in(record) if record is not None else None
+    except KneoError:
+        return None

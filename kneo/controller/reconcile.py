@@ -1,0 +1,288 @@
+"""The reconciliation of a commit: from the source to the releases and conditions of every environment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from kneo import registry
+from kneo.controller import metrics
+from kneo.controller.environment import EnvironmentReconciler, ReconcileContext
+from kneo.controller.policy_gate import environment_files, root_threshold
+from kneo.controller.preview import preview
+from kneo.controller.registry_state import RegistryCache, Served, is_retired, read_registry
+from kneo.controller.rollback import parse_rollback, roll_back
+from kneo.controller.source.mirror import Mirror
+from kneo.controller.source.snapshot import SourceSnapshot
+from kneo.controller.source_tracker import UNREACHABLE, SourceTracker
+from kneo.controller.stages.apply import Lease, check_lease
+from kneo.controller.stages.gates import CommitTimes
+from kneo.controller.stages.load import DeclaredState, Loader, SourceProblem, in_order, removed
+from kneo.controller.stages.report import Outcome, Ready, Stalled, report_problem, write_report
+from kneo.controller.stages.verify import TrustConfig, TrustContext, establish_trust
+from kneo.digest import Digest
+from kneo.errors import Invalid
+from kneo.store import audit, releases, sources
+from kneo.store.engine import Store, Tx
+from kneo.store.requests import ControllerRequest
+from kneo.trust.keys import PublicKey
+
+log = logging.getLogger("kneo.controller")
+
+T = TypeVar("T")
+
+
+@dataclass
+class CommitCalendar:
+    """The start of each release by the dates of the replayed commits, while a registry is rebuilt from Git.
+
+    Commit dates are set by their authors. They count only for the time since a release began, and never make that longer
+    than the time since the bundle was signed.
+
+    Args:
+        now: The latest time that a commit date counts as.
+    """
+
+    now: datetime
+    _at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    _since: dict[tuple[str, str], datetime] = field(default_factory=dict)
+
+    def begin(self, commit: SourceSnapshot, following: SourceSnapshot | None) -> CommitTimes:
+        """Return the times of a commit.
+
+        Args:
+            commit: The commit.
+            following: The commit after it; None for the newest.
+        """
+        self._at = max(self._at, self._date(commit))
+        until = max(self._at, self._date(following)) if following is not None else self.now
+        return CommitTimes(since=dict(self._since), at=self._at, until=until)
+
+    def end(self, after: Served) -> None:
+        """Record the releases after a commit."""
+        self._since = {
+            (environment, release.digest): self._since.get((environment, release.digest), self._at)
+            for environment, served in after.items()
+            for release in served.values()
+        }
+
+    def _date(self, commit: SourceSnapshot) -> datetime:
+        # A commit without a readable date counts as made now, so that no soak time passes because of it.
+        if commit.committed_at is None:
+            return self.now
+        return min(self.now, datetime.fromtimestamp(commit.committed_at, UTC))
+
+
+@dataclass(frozen=True)
+class ReconcileResult:
+    """The outcome of a reconciliation, by environment."""
+
+    revision: str
+    outcomes: Mapping[str, Outcome]
+    problem: SourceProblem | None = None
+    """The problem of the whole commit."""
+
+
+Handler = Callable[[ControllerRequest, Lease], Mapping[str, object]]
+"""Executes a request row."""
+
+
+class Reconciler:
+    """Brings the registry to the state that the commits of a repository declare.
+
+    Args:
+        store: The registry's database.
+        mirror: The mirror of the repository.
+        pin: Digest of the pinned trust root.
+        service_key: The key of the own service; None counts no decision that the service recorded.
+        hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
+        channels: Channels of notifications.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        mirror: Mirror,
+        pin: Digest,
+        *,
+        service_key: PublicKey | None = None,
+        hmac_key: str = "",
+        channels: Sequence[str] = (),
+    ) -> None:
+        self.store = store
+        self.mirror = mirror
+        self.config = TrustConfig(pin, service_key, hmac_key)
+        self.commit: str | None = None
+        """The last commit that was reconciled whole."""
+
+        self.environments = EnvironmentReconciler(store, channels)
+        self._source = SourceTracker(store, mirror, pin)
+        self._loader = Loader()
+        self._cache = RegistryCache()
+
+    def reconcile(self, lease: Lease) -> ReconcileResult:
+        """Bring the registry to the state that the newest commit declares, as far as trust and gates allow.
+
+        Raises:
+            Transient: the repository or the database did not answer; nothing was written, try again.
+            Invalid: the repository itself cannot be followed (``HistoryRewritten``, ``LimitExceeded``, …). The problem is in
+                every environment's conditions; current releases stay.
+        """
+        self.commit = None
+        if self.drift_due():
+            self._cache.invalidate()
+        snapshot = self._guarded(lease, self._source.fetch)
+        earlier = self._guarded(lease, lambda: self._source.commits_to_replay(snapshot))
+        if earlier or self._rebuilding():
+            result = self._rebuild([*earlier, snapshot], lease)
+        else:
+            result, _ = self._follow(snapshot, lease)
+        if result.problem is None:
+            self.commit = snapshot.commit
+        return result
+
+    def _rebuild(self, commits: Sequence[SourceSnapshot], lease: Lease) -> ReconcileResult:
+        """Reconcile an empty registry with one commit after another.
+
+        The releases of an environment depend on earlier commits too: a version that was promoted while the environment before
+        it still had it, a release that a broken file keeps.
+        """
+        log.info("rebuilding the registry from %d commits", len(commits))
+        with self.store.write() as tx:
+            check_lease(tx, lease)
+            sources.begin_rebuild(tx, self.mirror.address.url, self.mirror.ref)
+        calendar = CommitCalendar(self.store.clock.now())
+        try:
+            for commit, following in zip(commits, [*commits[1:], None], strict=True):
+                times = calendar.begin(commit, following)
+                result, after = self._follow(commit, lease, times, quiet=following is not None)
+                calendar.end(after)
+        except Invalid:
+            # A controller that followed these commits one by one would have stopped here as well.
+            self._end_rebuild(lease)
+            raise
+        self._end_rebuild(lease)
+        return result
+
+    def _rebuilding(self) -> bool:
+        with self.store.read() as tx:
+            return sources.is_rebuilding(tx)
+
+    def _end_rebuild(self, lease: Lease) -> None:
+        with self.store.write() as tx:
+            check_lease(tx, lease)
+            sources.end_rebuild(tx)
+
+    def _follow(
+        self, snapshot: SourceSnapshot, lease: Lease, times: CommitTimes | None = None, *, quiet: bool = False
+    ) -> tuple[ReconcileResult, Served]:
+        """Reconcile one commit; return its result and the releases after it."""
+        self._guarded(lease, lambda: self._source.check_signed(snapshot))
+        declared = self._guarded(lease, lambda: self._loader.load(snapshot))
+        with self.store.read() as tx:
+            state, rebuilding = read_registry(tx, self._cache.read(tx, lease.fence)), sources.is_rebuilding(tx)
+        trust = establish_trust(self.config, declared, state.roots, self.store.clock.now(), rebuilding=rebuilding)
+        self._accept(snapshot, declared, trust, lease, last=not quiet)
+        if isinstance(trust, SourceProblem):
+            audit.seal(self.store)
+            stalled = Stalled(trust.reason, trust.message)
+            outcomes: Mapping[str, Outcome] = dict.fromkeys(declared.environments, stalled)
+            return ReconcileResult(declared.revision, outcomes, trust), state.served
+        metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
+        threshold = root_threshold(trust.root)
+        files = environment_files(state.records, declared.environments, declared.revision, threshold)
+        context = ReconcileContext(snapshot, declared, trust, lease, state, self._cache, files, times, quiet)
+        outcomes = self._each_environment(context)
+        audit.seal(self.store)
+        with self.store.read() as tx:
+            return ReconcileResult(declared.revision, outcomes), self._cache.read(tx, lease.fence).served
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """Handlers of request rows, by kind."""
+        # A stored dictionary would keep this object alive in a cycle, and the process that reads the mirror with it.
+        return {"rollback": self._roll_back, "plan": self._preview}
+
+    def is_current(self) -> bool:
+        """Return whether the ref still names the last commit that was reconciled whole.
+
+        Raises:
+            Transient, Invalid: see ``Mirror.poll``.
+        """
+        return self.commit is not None and self._source.poll() == self.commit
+
+    def drift_due(self) -> bool:
+        """Return whether all releases are due for verification."""
+        return self.environments.drift.due(self.store.clock.now())
+
+    def _roll_back(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
+        # A rollback changes releases outside of the cache.
+        self._cache.invalidate()
+        rollback = parse_rollback(request.payload, request.actor)
+        return roll_back(self.store, rollback, lease, self.config, self.environments.channels)
+
+    def _preview(self, request: ControllerRequest, _lease: Lease) -> Mapping[str, object]:
+        ref, name = request.payload.get("ref"), request.payload.get("environment")
+        snapshot = self.mirror.peek(str(ref)) if ref else self.mirror.fetch()
+        with self.store.read() as tx:
+            return preview(tx, snapshot, self.mirror, self.config, str(name) if name else None)
+
+    def _guarded(self, lease: Lease, read: Callable[[], T]) -> T:
+        """Read from the repository; report a problem of the repository in every environment."""
+        try:
+            return read()
+        except Invalid as error:
+            if error.code in UNREACHABLE:
+                raise
+            with self.store.write() as tx:
+                check_lease(tx, lease)
+                self._source.refuse(tx, error)
+                _report_everywhere(tx, SourceProblem(error.code, str(error)))
+            audit.seal(self.store)
+            raise
+
+    def _accept(
+        self,
+        snapshot: SourceSnapshot,
+        declared: DeclaredState,
+        trust: TrustContext | SourceProblem,
+        lease: Lease,
+        *,
+        last: bool,
+    ) -> None:
+        """Accept the commit and its trust roots, or report why not."""
+        with self.store.write() as tx:
+            check_lease(tx, lease)
+            if isinstance(trust, SourceProblem):
+                self._source.refuse(tx, Invalid(trust.message, code=trust.reason, new=snapshot.commit))
+                _report_everywhere(tx, trust, declared)
+            else:
+                (self._source.accept if last else self._source.accept_earlier)(tx, snapshot)
+                registry.accept_roots(tx, declared.roots, revision=declared.revision)
+
+    def _each_environment(self, context: ReconcileContext) -> dict[str, Outcome]:
+        declared, state, outcomes = context.declared, context.state, dict[str, Outcome]()
+        for name in in_order(declared.environments):
+            environment = declared.environments[name]
+            if isinstance(environment, SourceProblem):
+                outcomes[name] = self.environments.refuse(name, environment, context)
+            else:
+                outcomes[name] = self.environments.run(environment, context)
+        for name in sorted(set(state.names) - set(declared.environments)):
+            if is_retired(state.records.get(name), state.served):
+                outcomes[name] = Ready(0)
+                continue
+            with self.store.read() as tx:
+                problem = removed(name, declared.revision, registry.open_tasks(tx, name))
+            outcomes[name] = self.environments.refuse(name, problem, context)
+        return outcomes
+
+
+def _report_everywhere(tx: Tx, problem: SourceProblem, declared: DeclaredState | None = None) -> None:
+    revision = declared.revision if declared else "unknown"
+    names = set(declared.environments) if declared else set()
+    for name in sorted(names | set(releases.environment_names(tx))):
+        write_report(tx, name, report_problem(problem, revision, trusted=False), revision=revision)

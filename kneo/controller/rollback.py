@@ -1,0 +1,147 @@
+"""A requested rollback: release an earlier bundle of this environment at once, and hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kneo import registry
+from kneo.controller.registry_state import gather_evidence, served_by
+from kneo.controller.stages.apply import Lease, apply, check_lease
+from kneo.controller.stages.approvals import ApprovalVote
+from kneo.controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence, evaluate_gates, rules_of
+from kneo.controller.stages.plan import ReleasePlan, Rollback
+from kneo.controller.stages.report import notices_of_changes
+from kneo.controller.stages.verify import TrustConfig, TrustContext, candidate_of, check_spec
+from kneo.digest import Digest
+from kneo.errors import Conflict, NotFound
+from kneo.notify import outbox
+from kneo.records.release import Hold, PromotionKind, Release
+from kneo.spec.models.environment import Environment
+from kneo.store import releases
+from kneo.store.engine import Store, Tx
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackRequest:
+    """A request to roll back a bundle.
+
+    Args:
+        environment: Name of the environment.
+        bundle: Name of the bundle.
+        version: A version that was released here before; None for the previous one.
+        reason: Reason for the environment's history.
+        actor: The requester.
+    """
+
+    environment: str
+    bundle: str
+    version: str | None
+    reason: str
+    actor: str
+
+
+def parse_rollback(payload: Mapping[str, object], actor: str) -> RollbackRequest:
+    """Read a rollback from the payload of a request row."""
+    version = payload.get("to")
+    return RollbackRequest(
+        environment=str(payload.get("environment")),
+        bundle=str(payload.get("bundle")),
+        version=str(version) if version else None,
+        reason=str(payload.get("reason") or ""),
+        actor=actor,
+    )
+
+
+def roll_back(
+    store: Store, request: RollbackRequest, lease: Lease, config: TrustConfig, channels: Sequence[str] = ()
+) -> dict[str, object]:
+    """Release an earlier bundle, hold it and notify, in one transaction.
+
+    Raises:
+        NotFound: the bundle is not released here, or the version never was.
+        Conflict: a gate blocks it; the code is its reason.
+        Untrusted: that version fails verification today.
+    """
+    name = request.environment
+    with store.write() as tx:
+        check_lease(tx, lease)
+        registry.lock_environment(tx, name)
+        environment = registry.declared(tx, name)
+        current = _current(tx, request)
+        target = _target(tx, request, current)
+        root, key = registry.trust_root(tx, config.pin), config.hmac_key
+        trust = TrustContext(root=root, before=None, service_key=config.service_key, hmac_key=key, now=tx.now)
+        bundle = registry.check_served(releases.bundle(tx, target.digest), target, environment, root, key)
+        check_spec(bundle, (environment,), f"{bundle.name} {bundle.version}")
+        evidence = gather_evidence(tx, (environment,), (), trust, served_by(releases.list_releases(tx)))
+        evidence = _with_requester(evidence, environment, bundle.name, bundle.digest, request.actor)
+        plan = ReleasePlan(name, current.revision, (Rollback(candidate_of(bundle, current.revision), current),), {})
+        ((action, verdict),) = evaluate_gates(plan, rules_of(environment, None), evidence, gates=ROLLBACK_GATES)
+        if not isinstance(verdict, Allowed):
+            who = f" It can be unblocked by {', '.join(verdict.who)}." if verdict.who else ""
+            raise Conflict(f"{verdict.message}{who}", code=verdict.reason, who=list(verdict.who))
+        change = registry.ReleaseChange(
+            revision=target.revision,
+            policy_digest=environment.policy_digest,
+            actor=request.actor,
+            reason=request.reason,
+        )
+        apply(tx, name, [(action, verdict)], change)
+        hold = Hold(
+            environment=name,
+            bundle=request.bundle,
+            digest=bundle.digest,
+            actor=request.actor,
+            reason=f"rolled back: {request.reason}",
+            since=tx.at,
+        )
+        registry.hold(tx, hold)
+        # The released bundle is no longer pending.
+        pending = [item for item in releases.pending(tx, name) if item.digest != bundle.digest]
+        releases.put_pending(tx, name, pending)
+        why = f"requested by {request.actor}: {request.reason}"
+        outbox.post(tx, channels, notices_of_changes(name, current.revision, tx.at, [(action, verdict)], why))
+    return {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest, "held": True}
+
+
+def _with_requester(evidence: Evidence, environment: Environment, bundle: str, digest: Digest, actor: str) -> Evidence:
+    """Add the requester's approval, which counts where an environment accepts unsigned approvals."""
+    vote = ApprovalVote(
+        principal=actor,
+        name=bundle,
+        approves=True,
+        signed=False,
+        id="",
+        policy_digest=environment.policy_digest,
+        first_seen=evidence.now,
+        roles=frozenset(),
+        issued=evidence.now,
+    )
+    votes = {**evidence.votes, digest: (*evidence.votes.get(digest, ()), vote)}
+    return replace(evidence, votes=votes, requester=actor)
+
+
+def _current(tx: Tx, request: RollbackRequest) -> Release:
+    current = releases.release(tx, request.environment, request.bundle)
+    if current is None:
+        msg = f"{request.bundle[:200]} is not released to {request.environment}."
+        raise NotFound(msg, code="not_served", hint=f"Show its releases: kneo status {request.environment}")
+    return current
+
+
+def _target(tx: Tx, request: RollbackRequest, current: Release) -> Release:
+    for promotion in releases.list_promotions(tx, request.environment, request.bundle):
+        if promotion.kind is PromotionKind.RETIRE or promotion.to_digest in {None, current.digest}:
+            continue
+        if request.version in {None, promotion.version, promotion.to_digest}:
+            return replace(
+                current,
+                version=str(promotion.version),
+                digest=str(promotion.to_digest),
+                revision=promotion.revision,
+            )
+    version = f"Version {request.version[:100]}" if request.version else "Another version"
+    msg = f"{version} of {request.bundle[:200]} was never released to {request.environment}."
+    hint = f"Show its history: kneo history {request.environment} {request.bundle}"
+    raise NotFound(msg, code="never_served", hint=hint)

@@ -1,0 +1,217 @@
+"""Approvals and rejections as votes: each verified under the trust in force. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from kneo.clock import isoformat, parse_time
+from kneo.controller.stages.verify import TrustContext
+from kneo.digest import Digest, digest_of_json
+from kneo.errors import KneoError, Untrusted
+from kneo.names import person_key
+from kneo.records.release import ApprovalRecord
+from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
+from kneo.trust.dsse import Signer, find_signers, parse_envelope
+from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.root import TrustRoot
+from kneo.trust.statement import ApprovalDecision, DecisionSubject, parse_approval
+from kneo.trust.verified import VerifiedApproval
+
+GIT = "git"
+REGISTRY = "registry"
+
+
+@dataclass(frozen=True)
+class ApprovalVote:
+    """One person's decision about one subject under one set of rules."""
+
+    principal: str
+    name: str
+    """The subject's name in the decision: a bundle's name, an environment file's path, or the name of ``about``."""
+
+    approves: bool
+    signed: bool
+    id: str
+    policy_digest: str
+    first_seen: datetime
+    roles: frozenset[str]
+    """Trust root roles of the key; empty for a person whom the service authenticated."""
+
+    issued: datetime | None = None
+    """Time of signing; a rejection without one has the time of first sight, an approval without one None."""
+
+    reason: str = ""
+    about: DecisionSubject | None = None
+    """The subject, where it is neither a bundle nor a set of rules."""
+
+    @property
+    def order(self) -> tuple[datetime, bool]:
+        """Sort key of one person's decisions: the last signed counts, at equal times the rejection."""
+        return self.issued or datetime.min.replace(tzinfo=UTC), not self.approves
+
+
+ApprovalVotes = Mapping[str, tuple[ApprovalVote, ...]]
+"""Votes by the digest of their subject."""
+
+
+def signed_by_known(envelopes: Sequence[bytes], root: TrustRoot) -> tuple[bytes, ...]:
+    """Return the approval files with a signature of the trust root, so that a transaction parses no others."""
+    return tuple(envelope for envelope in envelopes if _signers(envelope, root))
+
+
+def _signers(envelope: bytes, root: TrustRoot) -> tuple[Signer, ...]:
+    try:
+        return tuple(find_signers(parse_envelope(envelope), root.keys))
+    except KneoError:
+        return ()
+
+
+def committed_records(
+    envelopes: Sequence[bytes], root: TrustRoot, known: Mapping[tuple[str, str], ApprovalRecord], now: datetime
+) -> tuple[ApprovalRecord, ...]:
+    """Read the approvals in a commit that carry a signature of the trust root.
+
+    Args:
+        envelopes: The approval files.
+        root: The trust root in force.
+        known: Recorded approvals with their time of first sight, by payload digest and principal.
+        now: The time of this reconciliation.
+    """
+    records = []
+    for envelope in envelopes:
+        try:
+            records += _committed(envelope, root, known, now)
+        except KneoError:
+            continue  # a file that is no approval has no effect
+    return tuple(records)
+
+
+def _committed(
+    envelope: bytes, root: TrustRoot, known: Mapping[tuple[str, str], ApprovalRecord], now: datetime
+) -> list[ApprovalRecord]:
+    opened = parse_envelope(envelope)
+    if opened.payload_type != PAYLOAD_TYPE:
+        return []  # a record of it would block the same payload signed with the right type
+    statement = parse_approval(opened.payload)
+    predicate = statement.predicate
+    records = []
+    for signer in find_signers(opened, root.keys):
+        before = known.get((opened.digest, signer.principal))
+        if before is None and (predicate.issued_at is None or predicate.issued_at > now + CLOCK_SKEW):
+            continue  # a decision held back before its commit would choose when it counts
+        records.append(
+            before
+            or ApprovalRecord(
+                id="appr_" + digest_of_json([opened.digest, signer.principal]).removeprefix("sha256:")[:26],
+                environment=predicate.environment,
+                subject=predicate.bundle_digest,
+                subject_name=statement.subject_name,
+                policy_digest=predicate.policy_digest,
+                principal=signer.principal,
+                keyid=signer.keyid,
+                decision=predicate.decision.value,
+                signed=True,
+                origin=GIT,
+                payload_digest=opened.digest,
+                envelope=envelope,
+                expires_at=isoformat(predicate.expires),
+                first_seen_at=isoformat(now),
+            )
+        )
+    return records
+
+
+def count_votes(
+    records: Iterable[ApprovalRecord],
+    environment: str,
+    trust: TrustContext,
+) -> ApprovalVotes:
+    """Verify the decisions about an environment; a decision that fails verification is no vote.
+
+    Args:
+        records: Decisions in the order of their first sight. The last approval and the last rejection of each person count,
+            signed ones apart from those that the service recorded.
+        environment: Name of the environment.
+        trust: The trust of this reconciliation; without a service key no unsigned approval counts.
+    """
+    latest: dict[str, dict[tuple[str, str, bool, bool], ApprovalVote]] = {}
+    for record in records:
+        try:
+            approval = _verified(record, environment, trust)
+        except KneoError:
+            continue
+        for vote in _votes(record, approval, trust.root):
+            votes = latest.setdefault(record.subject, {})
+            key = person_key(vote.principal), vote.policy_digest, vote.signed, vote.approves
+            if key not in votes or votes[key].order <= vote.order:
+                votes[key] = vote
+    return {subject: tuple(votes.values()) for subject, votes in latest.items()}
+
+
+def _verified(record: ApprovalRecord, environment: str, trust: TrustContext) -> VerifiedApproval | None:
+    root = trust.root
+    subject, policy = Digest(record.subject), Digest(record.policy_digest)
+    if record.signed:
+        return verify_approval(
+            record.envelope,
+            root=root,
+            roles=tuple(root.document.roles),
+            bundle_digest=subject,
+            environment=environment,
+            policy_digest=policy,
+            now=trust.now,
+            first_seen=parse_time(record.first_seen_at),
+        )
+    if trust.service_key is None:
+        return None
+    if root.expired_at(parse_time(record.first_seen_at)):
+        msg = f"The trust root expired on {root.expires.isoformat()}, before this decision was seen."
+        raise Untrusted(msg, code="Expired")
+    return verify_recorded_approval(
+        record.envelope,
+        service_key=trust.service_key,
+        bundle_digest=subject,
+        environment=environment,
+        policy_digest=policy,
+        now=trust.now,
+    )
+
+
+def _votes(record: ApprovalRecord, approval: VerifiedApproval | None, root: TrustRoot) -> list[ApprovalVote]:
+    """Return the vote of the record's person; an envelope with several signatures has a record for each person."""
+    if approval is None:
+        return []
+    signers = [signer for signer in approval.signers if signer.principal == record.principal]
+    predicate, seen_at = approval.statement.predicate, parse_time(record.first_seen_at)
+    approves = predicate.decision is ApprovalDecision.APPROVE
+    return [
+        ApprovalVote(
+            principal=signer.principal,
+            name=approval.statement.subject_name,
+            approves=approves,
+            signed=record.signed,
+            id=record.id,
+            policy_digest=record.policy_digest,
+            first_seen=seen_at,
+            roles=_roles(root, signer.keyid) if record.signed else frozenset(),
+            issued=predicate.issued_at or (None if approves else seen_at),
+            reason=predicate.reason or "",
+            about=predicate.about,
+        )
+        for signer in signers[:1]
+    ]
+
+
+def _roles(root: TrustRoot, keyid: str) -> frozenset[str]:
+    return frozenset(name for name in root.document.roles if any(keyid == known for known in root.role_keys(name)))
+
+
+def role_members(trust: TrustContext) -> Mapping[str, frozenset[str]]:
+    """Return the people with a valid key for each role."""
+    root, now = trust.root, trust.now
+    return {
+        name: frozenset(key.principal for keyid, key in root.role_keys(name).items() if not root.void(keyid, now))
+        for name in root.document.roles
+    }

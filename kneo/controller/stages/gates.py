@@ -1,0 +1,472 @@
+"""The gates of a planned change, and their evaluation. Pure; all evidence is an argument.
+
+Every gate has to allow a change. The first blocked gate gives reason and message, and lists the other blocked ones. Where a
+commit changes an environment's rules, every gate is evaluated under the rules before and after the commit, and both have to
+allow the change: a commit cannot loosen the rules for its own releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from kneo.clock import isoformat, parse_time
+from kneo.controller.stages.approvals import ApprovalVote, ApprovalVotes
+from kneo.controller.stages.plan import Action, ReleasePlan, Retire, name_of, version_of
+from kneo.controller.stages.verify import Candidate
+from kneo.digest import Digest
+from kneo.names import person_key
+from kneo.records.release import Hold, Release, Suspension
+from kneo.spec.models.environment import Approvals, Environment
+from kneo.spec.windows import next_opening, windows_open
+from kneo.trust.root import ROOT_ROLE
+from kneo.trust.statement import DecisionSubject, prune_subject
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """An allowed change.
+
+    Args:
+        approvals: Ids of the approvals that allow it.
+    """
+
+    approvals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A change that a gate blocks.
+
+    Args:
+        gate: Name of the gate.
+        reason: Reason of the condition.
+        message: Message for people.
+        who: People who can unblock it.
+        subject: Subject of an approval that unblocks it.
+        also: The other blocked gates.
+    """
+
+    gate: str
+    reason: str
+    message: str
+    who: tuple[str, ...] = ()
+    subject: str | None = None
+    also: tuple[Blocked, ...] = ()
+
+
+GateVerdict = Allowed | Blocked
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitTimes:
+    """Times from commit dates while a registry is rebuilt from Git. They can block a change, never allow one.
+
+    Args:
+        since: Start of each release, by environment and digest; for others the replayed commit.
+        at: Time of the replayed commit.
+        until: Time of the commit after it.
+    """
+
+    since: Mapping[tuple[str, str], datetime]
+    at: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The evidence for gates.
+
+    Args:
+        now: The time of this reconciliation.
+        served: Releases by environment and bundle name.
+        votes: Verified decisions of people, by the digest of their subject.
+        members: People with a valid key, by role of the trust root.
+        holds: Holds in this environment, by bundle name.
+        suspension: Suspension of this environment.
+        failures: Time of the last failed run in the environment that this one promotes from, by bundle digest.
+        requester: The person who requested a rollback; None for changes of a commit.
+        root_expires: Expiry of the trust root; None for never.
+        served_before: Digests of the bundles that this environment has ever released.
+        commit_times: Commit dates, while a registry is rebuilt from Git.
+    """
+
+    now: datetime
+    served: Mapping[str, Mapping[str, Release]]
+    votes: ApprovalVotes = field(default_factory=dict)
+    members: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    holds: Mapping[str, Hold] = field(default_factory=dict)
+    suspension: Suspension | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+    requester: str | None = None
+    served_before: frozenset[str] = frozenset()
+    commit_times: CommitTimes | None = None
+    root_expires: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of an environment file.
+
+    Args:
+        environment: The file.
+        digests: Policy digests that an approval may name: this file's, and that of the file after it.
+    """
+
+    environment: Environment
+    digests: frozenset[str]
+
+
+Gate = Callable[[Action, ReleasePlan, Rules, Evidence], GateVerdict]
+
+
+def trusted_root(action: Action, _plan: ReleasePlan, _rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Block every release under an expired trust root, also of bundles that were accepted before it expired."""
+    if isinstance(action, Retire) or evidence.root_expires is None or evidence.now < evidence.root_expires:
+        return Allowed()
+    message = f"The trust root expired on {isoformat(evidence.root_expires)}; releases are blocked until it is renewed."
+    return Blocked("trust", "Expired", message, tuple(sorted(evidence.members.get(ROOT_ROLE, ()))))
+
+
+def not_suspended(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    environment = rules.environment
+    if environment.spec.suspend:
+        return Blocked("suspend", "Suspended", f"environments/{environment.name}.yaml sets suspend: true.")
+    suspension = evidence.suspension
+    if suspension is not None:
+        until = f" until {suspension.until}" if suspension.until else ""
+        return Blocked(
+            "suspend", "Suspended", f"suspended by {suspension.actor}{until}: {suspension.reason}", (suspension.actor,)
+        )
+    return Allowed()
+
+
+def not_held(action: Action, _plan: ReleasePlan, _rules: Rules, evidence: Evidence) -> GateVerdict:
+    hold = evidence.holds.get(name_of(action))
+    if hold is None:
+        return Allowed()
+    until = f" until {hold.until}" if hold.until else ""
+    return Blocked("hold", "Held", f"held by {hold.actor}{until}: {hold.reason}", (hold.actor,))
+
+
+def no_mass_prune(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Require an approval for the removal of more releases than the file allows at once."""
+    if not isinstance(action, Retire):
+        return Allowed()
+    retired = [other.current for other in plan.actions if isinstance(other, Retire)]
+    served = len(evidence.served.get(plan.environment, {}))
+    limit = rules.environment.spec.prune.max_percent
+    ends = rules.environment.spec.retired
+    if len(retired) * 100 <= limit * served and not ends:
+        return Allowed()
+    about = prune_subject(plan.environment, plan.revision, ((item.bundle, item.digest) for item in retired))
+    rule = rules.environment.spec.approvals or Approvals()
+    # A mass removal needs an approval, also where promotions need none.
+    rule = rule.model_copy(update={"required": max(1, rule.required)})
+    message = (
+        f"This commit removes {len(retired)} of {served} releases; removing more than {limit} % needs an approval."
+    )
+    if ends:
+        message = f"{plan.environment} is retired: removing its {served} releases needs an approval."
+    verdict = count_approvals(about.digest, about.name, rule, rules, evidence, "this removal", about=about)
+    if isinstance(verdict, Blocked):
+        return replace(verdict, gate="prune", reason="MassPruneBlocked", message=message)
+    return verdict
+
+
+def from_environment(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Require that the previous environment has released a new bundle, long enough and without a failed run."""
+    origin = rules.environment.spec.promote_from
+    if origin is None or isinstance(action, Retire) or action.bundle.digest in evidence.served_before:
+        return Allowed()
+    release = evidence.served.get(origin, {}).get(action.bundle.name)
+    if release is None or release.digest != action.bundle.digest:
+        message = f"{action.bundle.name} {action.bundle.version} ({action.bundle.digest}) is not released to {origin}."
+        return Blocked("promoteFrom", "DependencyNotReady", message)
+    soak = rules.environment.spec.soak
+    failed = evidence.failures.get(release.digest)
+    began = max(release.since, failed) if failed is not None else release.since
+    until, now = parse_time(began) + soak, evidence.now
+    if evidence.commit_times is not None:
+        until, now = (
+            _released_since(evidence.commit_times, origin, action.bundle, evidence.now) + soak,
+            evidence.commit_times.until,
+        )
+    if soak and now < until:
+        since = f"; a run failed there at {failed}" if failed is not None and failed == began else ""
+        message = f"It has to run in {origin} without failure until {isoformat(until)}{since}."
+        return Blocked("soak", "AwaitingSoak", message)
+    return Allowed()
+
+
+def _released_since(times: CommitTimes, origin: str, bundle: Candidate, now: datetime) -> datetime:
+    """Return the start of a bundle's release by commit dates, never before the bundle was signed."""
+    since = times.since.get((origin, bundle.digest), times.at)
+    return max(since, bundle.issued_at) if bundle.issued_at is not None else now
+
+
+def within_window(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    windows = rules.environment.windows
+    if windows_open(windows, evidence.now):
+        return Allowed()
+    opens = next_opening(windows, evidence.now)
+    when = f"until {isoformat(opens)}" if opens else "in any window"
+    return Blocked("windows", "WindowClosed", f"Changes are not allowed {when}.")
+
+
+def approved(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Require enough approvals by people of the required roles who have no part in the change."""
+    rule = rules.environment.spec.approvals
+    if rule is None or rule.required == 0 or isinstance(action, Retire):
+        return Allowed()
+    involved = frozenset() if rules.environment.spec.allow_self else _involved(action, rule, evidence)
+    what = f"{name_of(action)} {version_of(action)}"
+    bundle = action.bundle
+    return count_approvals(bundle.digest, bundle.name, rule, rules, evidence, what, involved=involved)
+
+
+def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[str]:
+    """Return the people whose approval does not count, because of their part in the change."""
+    assert not isinstance(action, Retire)
+    bundle, people = action.bundle, set[str]()
+    if "bundle_signer" in rule.exclude:
+        people |= set(bundle.record.signers)
+    if "author" in rule.exclude and bundle.author is not None:
+        people.add(bundle.author)
+    if "requester" in rule.exclude and evidence.requester is not None:
+        people.add(evidence.requester)
+    return frozenset(map(person_key, people))
+
+
+def count_approvals(
+    subject: Digest,
+    name: str,
+    rule: Approvals,
+    rules: Rules,
+    evidence: Evidence,
+    what: str,
+    *,
+    involved: Collection[str] = (),
+    about: DecisionSubject | None = None,
+) -> GateVerdict:
+    """Count the decisions about one subject under one rule.
+
+    Args:
+        subject: Digest of the subject.
+        name: The subject's name in decisions, so that a decision about a bundle is none about rules.
+        rule: The required number of approvals, and the roles.
+        rules: The environment file with the people, and the policy digests that an approval may name.
+        evidence: The evidence for gates.
+        what: The subject in words.
+        involved: Keys of the people whose decision does not count, because of their part in the change.
+        about: The subject in full, where it is neither a bundle nor a set of rules.
+    """
+    votes = [
+        vote
+        for vote in evidence.votes.get(subject, ())
+        if (vote.name, vote.about) == (name, about)
+        and person_key(vote.principal) not in involved
+        and _may_decide(vote, rule, rules)
+    ]
+    against = _rejections(votes)
+    if against:
+        why = f" Reason: {against[0].reason}" if against[0].reason else ""
+        message = f"{against[0].principal} rejected {what}.{why}"
+        return Blocked("approvals", "Rejected", message, (against[0].principal,), subject)
+    counting: dict[str, ApprovalVote] = {}
+    for vote in votes:
+        known = counting.get(person_key(vote.principal))
+        if _counts_now(vote, rule, rules, evidence) and (known is None or known.order <= vote.order):
+            counting[person_key(vote.principal)] = vote
+    if len(counting) >= rule.required:
+        return Allowed(tuple(sorted(vote.id for vote in counting.values() if vote.id)))
+    message = f"{what} is waiting for approval ({len(counting)} of {rule.required})."
+    could = {name for name in _eligible(rule, rules, evidence) if person_key(name) not in {*involved, *counting}}
+    return Blocked("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
+
+
+def _rejections(votes: Sequence[ApprovalVote]) -> list[ApprovalVote]:
+    """Return the rejections that no later approval of the same person replaces.
+
+    A rejection counts under all rules and without a time limit: an approval lapses, a rejection has to be withdrawn.
+    """
+    latest: dict[str, ApprovalVote] = {}
+    for vote in votes:
+        known = latest.get(person_key(vote.principal))
+        if known is None or known.order <= vote.order:
+            latest[person_key(vote.principal)] = vote
+    return [vote for vote in latest.values() if not vote.approves]
+
+
+def _may_decide(vote: ApprovalVote, rule: Approvals, rules: Rules) -> bool:
+    if rule.signed and not vote.signed:
+        return False
+    return bool((vote.roles | _roles_of(vote.principal, rules.environment)) & set(rule.roles))
+
+
+def _counts_now(vote: ApprovalVote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:
+    """Return whether an approval was given under these rules and has not lapsed."""
+    return vote.approves and vote.policy_digest in rules.digests and evidence.now < vote.first_seen + rule.expires
+
+
+def _roles_of(name: str, environment: Environment) -> frozenset[str]:
+    people = environment.spec.people.items()
+    return frozenset(role for known, person in people if person_key(known) == person_key(name) for role in person.roles)
+
+
+def _eligible(rule: Approvals, rules: Rules, evidence: Evidence) -> frozenset[str]:
+    people = rules.environment.spec.people
+    listed = {name for name, person in people.items() if set(person.roles) & set(rule.roles)}
+    keyed = {name for role in rule.roles for name in evidence.members.get(role, ())}
+    return frozenset(listed | keyed)
+
+
+def evaluate_own_policy(
+    after: Environment, before: Environment | None, easier: Sequence[str], evidence: Evidence
+) -> GateVerdict:
+    """Evaluate whether a new environment file may come into force, by the rules of the file in force.
+
+    Args:
+        after: The file in the commit.
+        before: The file in force; None for a new environment.
+        easier: Rules that the new file weakens.
+        evidence: The evidence for gates.
+    """
+    if before is None or not easier:
+        return Allowed()
+    rule = before.spec.approvals
+    if rule is None or rule.required == 0:
+        return Allowed()
+    rules = Rules(before, frozenset({after.policy_digest}))
+    verdict = count_approvals(after.policy_digest, after.file, rule, rules, evidence, f"The change of {after.file}")
+    if isinstance(verdict, Blocked):
+        message = f"{verdict.message} This change weakens protection rules: {'; '.join(easier)}."
+        return replace(verdict, gate="policy", message=message)
+    return verdict
+
+
+GATES: Sequence[Gate] = (
+    trusted_root,
+    not_suspended,
+    not_held,
+    no_mass_prune,
+    from_environment,
+    within_window,
+    approved,
+)
+
+ROLLBACK_GATES: Sequence[Gate] = (not_suspended, approved)
+"""Gates of a requested rollback: an earlier release of this environment needs no window and no soak."""
+
+
+def rules_of(environment: Environment, before: Environment | None) -> tuple[Rules, ...]:
+    """Return the rules for a commit: its own file, and the file in force before it where that differs."""
+    if before is None or before.policy_digest == environment.policy_digest:
+        return (Rules(environment, frozenset({environment.policy_digest})),)
+    both = frozenset({environment.policy_digest, before.policy_digest})
+    return (Rules(environment, frozenset({environment.policy_digest})), Rules(before, both))
+
+
+def evaluate_gates(
+    plan: ReleasePlan,
+    rules: Sequence[Rules],
+    evidence: Evidence,
+    *,
+    refused: str | None = None,
+    gates: Sequence[Gate] | None = None,
+) -> tuple[tuple[Action, GateVerdict], ...]:
+    """Evaluate every gate for every action, under every set of rules.
+
+    Args:
+        plan: The planned changes.
+        rules: The sets of rules; without any, everything is blocked.
+        evidence: The evidence for gates.
+        refused: The reason why a declared release is not among the actions, if there is one.
+        gates: The gates to evaluate; a requested rollback needs fewer than all.
+    """
+    gates = GATES if gates is None else gates
+    evaluated = {name_of(action): (action, _evaluate(action, plan, rules, evidence, gates)) for action in plan.actions}
+    _block_dependents(plan, evaluated, evidence)
+    verdicts = tuple(evaluated.values())
+    blocked = refused or next((verdict.message for _, verdict in verdicts if isinstance(verdict, Blocked)), None)
+    if any(item.environment.spec.atomic for item in rules) and blocked is not None:
+        held = Blocked(
+            "atomic", "AtomicBlocked", f"The environment is atomic, and another change is blocked: {blocked}"
+        )
+        return tuple((action, held if isinstance(verdict, Allowed) else verdict) for action, verdict in verdicts)
+    return verdicts
+
+
+def _evaluate(
+    action: Action, plan: ReleasePlan, rules: Sequence[Rules], evidence: Evidence, gates: Sequence[Gate]
+) -> GateVerdict:
+    if not rules:
+        return Blocked("policy", "PolicyInvalid", "The environment has no rules.")
+    approvals: list[str] = []
+    closed: dict[str, Blocked] = {}
+    for number, item in enumerate(rules):
+        for gate in gates:
+            verdict = gate(action, plan, item, evidence)
+            if isinstance(verdict, Blocked):
+                closed.setdefault(verdict.gate, verdict if number == 0 else _under_earlier_rules(verdict))
+            else:
+                approvals += verdict.approvals
+    if closed:
+        first, *others = closed.values()
+        return replace(first, also=tuple(others))
+    return Allowed(tuple(dict.fromkeys(approvals)))
+
+
+def _under_earlier_rules(verdict: Blocked) -> Blocked:
+    message = f"{verdict.message} The rule is from before this commit; the next commit is evaluated without it."
+    return replace(verdict, message=message)
+
+
+# ---- dependencies -----------------------------------------------------------------------------------------------
+
+
+def _block_dependents(plan: ReleasePlan, evaluated: dict[str, tuple[Action, GateVerdict]], evidence: Evidence) -> None:
+    """Block changes that would leave a release without one that it depends on.
+
+    Releases that depend on each other may change together; so the allowed changes are evaluated as a whole, and those
+    that do not fit are removed until the rest does.
+    """
+    served = evidence.served.get(plan.environment, {})
+    while True:
+        allowed = {name: action for name, (action, verdict) in evaluated.items() if isinstance(verdict, Allowed)}
+        after = _served_after(served, allowed)
+        unmet = _unmet(plan, allowed, served, after)
+        if unmet is None:
+            return
+        name, message = unmet
+        evaluated[name] = (evaluated[name][0], Blocked("dependsOn", "DependencyNotReady", message))
+
+
+def _served_after(served: Mapping[str, Release], allowed: Mapping[str, Action]) -> frozenset[str]:
+    digests = {name: release.digest for name, release in served.items()}
+    for name, action in allowed.items():
+        if isinstance(action, Retire):
+            digests.pop(name, None)
+        else:
+            digests[name] = action.bundle.digest
+    return frozenset(digests.values())
+
+
+def _unmet(
+    plan: ReleasePlan, allowed: Mapping[str, Action], served: Mapping[str, Release], after: frozenset[str]
+) -> tuple[str, str] | None:
+    for name, action in allowed.items():
+        if isinstance(action, Retire):
+            continue
+        missing = [need for need in action.bundle.depends_on if need.digest not in after]
+        if missing:
+            return name, f"It depends on {missing[0].name} ({missing[0].digest}), which is not released here."
+    leaving = {release.digest: name for name, release in served.items() if release.digest not in after}
+    for bundle in plan.unchanged.values():
+        broken = [need for need in bundle.needs if need in leaving]
+        if broken:
+            return leaving[
+                broken[0]
+            ], f"{bundle.name} {bundle.version} depends on the release that this change replaces."
+    return None
