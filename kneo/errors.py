@@ -12,7 +12,7 @@
     ├── Conflict     the object has changed, or its state     HTTP 409      exit 5
     └── Transient    temporarily unavailable; try again       HTTP 503      exit 75
 
-Only ``kneo.service.problems`` and ``cli.main`` translate these into responses. A message says what happened and
+Only ``kneo.service.problems`` and ``kneo.cli.main`` translate these into responses. A message says what happened and
 where; ``hint`` says what to do next.
 """
 

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from cli.main import run
 from conformance.spec.corpus import VERSIONS, Answer, Case, Finding, answer_of, cases, lay_out, recorded, recording
+
+from kneo.cli.main import run
 
 PAGE = Path(__file__).parents[3] / "docs" / "conformance" / "spec.md"
 CORPUS = cases()

@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cli.main import run
 from conformance.clients.published import Missing, environment
 
+from kneo.cli.main import run
 from kneo.clock import ManualClock
 from kneo.trust.hmac_bundle import check_hmac_bundle, sign_hmac_bundle
 
@@ -65,7 +65,7 @@ def test_our_command_makes_the_bytes_that_its_command_makes(
 ) -> None:
     metadata = json.loads(file.read_bytes())["metadata"]
     then = ManualClock(datetime.fromisoformat(metadata["created_at"]))
-    monkeypatch.setattr("cli.specs.bundle_hmac.SystemClock", lambda: then)
+    monkeypatch.setattr("kneo.cli.specs.bundle_hmac.SystemClock", lambda: then)
     (spec,) = (HERE / "specs").glob(f"{file.stem.partition('-')[0]}.*")
     assert _sign(spec, tmp_path, monkeypatch, metadata["environment"]) == file.read_bytes()
 
