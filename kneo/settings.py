@@ -29,10 +29,14 @@ Parse = Callable[[str], T]
 
 @dataclass(frozen=True)
 class Setting:
-    """The variable of a setting, or several in one text, and its parser; None where ``from_env`` computes the value."""
+    """The variable of a setting, or several in one text, and its parser; None where ``from_env`` computes the value.
+
+    The value of a secret setting can also stand in a file, which the variable with ``_FILE`` at its end names.
+    """
 
     variable: str
     parse: Parse[Any] | None
+    secret: bool = False
 
 
 def setting(variable: str, default: T, parse: Parse[T] | None, *, secret: bool = False) -> T:
@@ -41,7 +45,7 @@ def setting(variable: str, default: T, parse: Parse[T] | None, *, secret: bool =
     The field's docstring is its documentation in the reference: the meaning, then "Default: …" where the default value says
     too little, then "Read by: …" where other processes read it than the class says.
     """
-    metadata = {"setting": Setting(variable, parse)}
+    metadata = {"setting": Setting(variable, parse, secret)}
     if isinstance(default, dict):
         return field(default_factory=dict, repr=not secret, metadata=metadata)  # type: ignore[return-value]  # empty
     return field(default=default, repr=not secret, metadata=metadata)
@@ -457,7 +461,7 @@ class Settings:
     project_root: Path
     """The folder of ``.kneo``, or the working directory. Relative paths start here."""
 
-    database_url: str = field(repr=False, metadata={"setting": Setting("KNEO_SERV_DATABASE_URL", None)})
+    database_url: str = field(repr=False, metadata={"setting": Setting("KNEO_SERV_DATABASE_URL", None, secret=True)})
     """The database: ``sqlite:///path`` or ``postgresql://…``. Default: a SQLite file in the project. Read by: all processes."""
 
     state_dir: Path
@@ -537,7 +541,7 @@ class Settings:
     channels: Mapping[str, str] = setting("KNEO_SERV_CHANNEL_NAME", {}, None, secret=True)
     """Address of a channel for human tasks, by the name that specs use (`KNEO_SERV_CHANNEL_SLACK_OPS` is
     `slack-ops`): `https://…`, `slack:https://…`, `smtp://…` or `smtps://…`; see
-    [notifications](../guide/notifications.md). Names that end with `_FILE`, `_KEY`, `_KEYS`, `_TOKEN`, `_PASSWORD` or
+    [notifications](../guide/notifications.md). Names that end with `_KEY`, `_KEYS`, `_TOKEN`, `_PASSWORD` or
     `_SECRETS` are refused. Read by: worker."""
 
     webhook_keys: Mapping[str, tuple[bytes, ...]] = setting("KNEO_SERV_CHANNEL_NAME_SECRET", {}, None, secret=True)
@@ -586,6 +590,20 @@ class Settings:
         """
         url = _database_url(url, self.state_dir)
         return replace(self, database_url=url, state_dir=_state_dir(url, self.project_root))
+
+
+SETTINGS = (
+    Settings,
+    HttpSettings,
+    Limits,
+    ExecutionSettings,
+    GitCredentials,
+    ModelSettings,
+    Tracing,
+    AgentSettings,
+    McpSettings,
+)
+"""The classes with settings."""
 
 
 def settings_of(group: type) -> Iterator[tuple[str, object, Setting]]:
@@ -732,7 +750,7 @@ def _named_by(env: Mapping[str, str], prefix: str) -> dict[str, str]:
     return found
 
 
-_RESERVED_ENDS = ("-file", "-secrets", "-token", "-password", "-key", "-keys")
+_RESERVED_ENDS = ("-secrets", "-token", "-password", "-key", "-keys")
 """Ends of names that no channel may have: they would name a setting of a channel."""
 
 
@@ -809,6 +827,43 @@ def _project_config(env: Mapping[str, str], cwd: Path) -> Path | None:
 
 MAX_SECRET_BYTES = 65_536
 
+FILE_END = "_FILE"
+"""The end of a variable that names a file with the value of the variable before it."""
+
+
+def read_secret_files(env: Mapping[str, str], cwd: Path) -> dict[str, str]:
+    """Return the environment with the values of secret settings whose ``…_FILE`` variable names a file.
+
+    Args:
+        env: The environment.
+        cwd: The folder of relative paths.
+
+    Raises:
+        Invalid: ``invalid_setting``: a setting is set in both ways, or its file is missing, empty, too large or not text.
+    """
+    values = dict(env)
+    for name in _secret_variables(env):
+        named = env.get(name + FILE_END, "").strip()
+        if named:
+            _check_one_source(name, env)
+            values[name] = _secret_text(cwd / Path(named).expanduser(), name + FILE_END)
+            del values[name + FILE_END]
+    return values
+
+
+def _secret_variables(env: Mapping[str, str]) -> list[str]:
+    """Return the variables of all secret settings, and those of the channels whose ``…_FILE`` variable is set."""
+    declared = [each for group in SETTINGS for _name, _default, each in settings_of(group) if each.secret]
+    named = [variable for each in declared for variable in each.variable.split(", ")]
+    channels = [name.removesuffix(FILE_END) for name in env if name.endswith(FILE_END)]
+    return named + [name for name in channels if name.startswith(CHANNEL_PREFIX) and name != CHANNEL_PREFIX]
+
+
+def _check_one_source(name: str, env: Mapping[str, str]) -> None:
+    if env.get(name, "").strip() and env.get(name + FILE_END, "").strip():
+        msg = f"{name} and {name}{FILE_END} are both set; only one can hold the secret."
+        raise Invalid(msg, code="invalid_setting", hint=f"Unset {name} or {name}{FILE_END}.")
+
 
 def read_secret(name: str, folder: Path | None = None, env: Mapping[str, str] | None = None) -> str | None:
     """Return a secret by the name of its variable: from the variable, the file that ``NAME_FILE`` names, or a folder.
@@ -826,33 +881,51 @@ def read_secret(name: str, folder: Path | None = None, env: Mapping[str, str] | 
     env = _environment() if env is None else env
     if name.startswith(OWN_PREFIX) or not _VARIABLE.fullmatch(name):
         return None
-    value, named = env.get(name, "").strip(), env.get(f"{name}_FILE", "").strip()
-    if value and named:
-        msg = f"{name} and {name}_FILE are both set; only one can hold the secret."
-        raise Invalid(msg, code="invalid_setting")
+    _check_one_source(name, env)
+    value, named = env.get(name, "").strip(), env.get(name + FILE_END, "").strip()
     if value:
         return value
     if named:
-        return _secret_file(Path(named).expanduser(), f"{name}_FILE")
+        return _secret_text(Path(named).expanduser(), name + FILE_END).strip()
     path = folder.expanduser() / name if folder is not None else None
-    return _secret_file(path, "KNEO_SERV_SECRETS_DIR") if path is not None and path.is_file() else None
+    return _secret_text(path, "KNEO_SERV_SECRETS_DIR").strip() if path is not None and path.is_file() else None
 
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}")
 
 
-def _secret_file(path: Path, variable: str) -> str | None:
+def _secret_text(path: Path, variable: str) -> str:
+    """Return the text of a secret's file without the newline at its end.
+
+    Raises:
+        Invalid: ``invalid_setting``; the message names the variable and the file, never its content.
+    """
+    problem = None
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SECRET_BYTES + 1)
-        text = data.decode("utf-8").strip()
+        data = _read_file(path, MAX_SECRET_BYTES + 1)
+        text = data.decode("utf-8").rstrip("\r\n")
+    except FileNotFoundError:
+        problem = "which does not exist"
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"{variable} names {path}, which cannot be read as text: {type(error).__name__}."
-        raise Invalid(msg, code="invalid_setting") from None
-    if len(data) > MAX_SECRET_BYTES:
-        msg = f"{variable} names {path}, which is larger than {MAX_SECRET_BYTES} bytes."
+        problem = f"which cannot be read as text: {type(error).__name__}"
+    else:
+        if len(data) > MAX_SECRET_BYTES:
+            problem = f"which is larger than {MAX_SECRET_BYTES} bytes"
+        elif not text.strip():
+            problem = "which is empty"
+    if problem is not None:
+        msg = f"{variable} names {path}, {problem}."
         raise Invalid(msg, code="invalid_setting")
-    return text or None
+    return text
+
+
+def _read_file(path: Path, size: int) -> bytes:
+    """Read the beginning of a regular file; a pipe or a device could block the process."""
+    if path.exists() and not path.is_file():
+        msg = "not a regular file"
+        raise OSError(msg)
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def variables_set(
@@ -860,7 +933,11 @@ def variables_set(
 ) -> frozenset[str]:
     """Return those of these variables that have a value, in the environment or in a file; see :func:`read_secret`."""
     env = _environment() if env is None else env
-    return frozenset(name for name in names if env.get(name) or read_secret(name, folder, env))
+    return frozenset(name for name in names if _is_set(name, env) or read_secret(name, folder, env))
+
+
+def _is_set(name: str, env: Mapping[str, str]) -> bool:
+    return bool(env.get(name)) or (name.startswith(OWN_PREFIX) and bool(env.get(name + FILE_END)))
 
 
 def _database_url(text: str, state_path: Path) -> str:
@@ -885,10 +962,11 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     """Read the settings of this process.
 
     Raises:
-        Invalid: ``invalid_setting``: a variable's text does not fit; the message names the variable.
+        Invalid: ``invalid_setting``: a variable's text does not fit, or the file of a secret cannot be read; the message
+            names the variable.
     """
-    env = _environment() if env is None else env
     cwd = Path.cwd() if cwd is None else cwd
+    env = read_secret_files(_environment() if env is None else env, cwd)
     config = _project_config(env, cwd)
     root = project_root_of(config) if config is not None else cwd
     url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), root / ".kneo" / "kneo_runs.sqlite")

@@ -29,6 +29,10 @@ Kneo reads its settings from environment variables, once at the start of a proce
 its variable. A process that executes steps removes the `KNEO_SERV_*` variables from its environment, so that the functions of specs and
 their child processes cannot read them; give functions variables of their own.
 
+Every secret setting can also stand in a file: set the variable with `_FILE` at its end to the path, as `KNEO_SERV_API_KEYS_FILE`. The
+file is text of at most 64 KiB; a newline at its end is removed. A process does not start where a variable is set in both ways, or where the
+file is missing or empty. Keep such a file readable by Kneo's user only; functions of specs run as the same user.
+
 "Read by" names the processes that use a setting: `service` (`kneo up`, `kneo service serve`), `worker` (`kneo up`, `kneo worker`, and
 the service's own worker), `controller` (`kneo up`, `kneo controller run`), `command` (commands on the database or on files) and `client`
 (commands and programs that call a service). [Operations](../operations.md) explains how to use them.
@@ -36,6 +40,7 @@ the service's own worker), `controller` (`kneo up`, `kneo controller run`), `com
 
 
 def settings_page(generated: str) -> str:
+    assert set(TITLES) == set(settings.SETTINGS), "each class of settings needs a title"
     docstrings = _docstrings()
     lines = [generated, "", HEAD]
     for group, title in TITLES.items():
@@ -54,6 +59,8 @@ def _rows(group: type, docstrings: dict[str, str], reader: str) -> Iterator[tupl
         meaning, read_by = _split(docstrings[f"{group.__name__}.{name}"], "Read by")
         meaning, words = _split(meaning, "Default")
         variables = ", ".join(f"`{variable}`" for variable in declared.variable.split(", "))
+        if declared.secret:
+            variables += ", or `…_FILE`"
         unit = UNITS.get(name.rpartition("_")[2], "")
         yield variables, words or _shown(default), unit, read_by or reader, meaning
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,9 @@ import pytest
 from kneo.digest import digest_of
 from kneo.errors import Invalid
 from kneo.settings import (
+    HOOK_PROVIDERS,
+    NOTIFY_CHANNELS,
+    SETTINGS,
     Limits,
     debug_wanted,
     find_project_config,
@@ -15,6 +21,7 @@ from kneo.settings import (
     hide_settings,
     process_environment,
     read_secret,
+    settings_of,
     variables_set,
 )
 
@@ -226,9 +233,7 @@ def test_webhook_secrets_and_channels_are_known_by_name(here: Path) -> None:
     assert from_env({"KNEO_SERV_METRICS_PORT": "9100"}, here).metrics_port == 9100
 
 
-@pytest.mark.parametrize(
-    "name", ["OPS_SECRET_FILE", "OPS_FILE", "OPS_TOKEN", "OPS_PASSWORD", "OPS_KEY", "OPS_SECRETS", "Ops_Secret_File"]
-)
+@pytest.mark.parametrize("name", ["OPS_TOKEN", "OPS_PASSWORD", "OPS_KEY", "OPS_SECRETS", "Ops_Token"])
 def test_a_setting_that_is_not_known_is_refused_and_becomes_no_channel(here: Path, name: str) -> None:
     env = {"KNEO_SERV_CHANNEL_OPS": "https://hooks.example", f"KNEO_SERV_CHANNEL_{name}": "/run/secrets/ops"}
     with pytest.raises(Invalid, match=f"KNEO_SERV_CHANNEL_{name.upper()}") as caught:
@@ -299,6 +304,94 @@ def test_a_secret_of_two_sources_or_of_none_that_can_be_read_is_refused(tmp_path
         with pytest.raises(Invalid, match=name) as refused:
             read_secret("A", None, {"A_FILE": str(tmp_path / name)})
         assert "xxx" not in str(refused.value)
+
+
+SECRET_SETTINGS = {
+    "KNEO_SERV_DATABASE_URL": lambda settings: settings.database_url,
+    "KNEO_SERV_API_KEYS": lambda settings: settings.api_keys,
+    "KNEO_SERV_ADMIN_API_KEY": lambda settings: settings.admin_api_key,
+    "KNEO_SERV_API_KEY": lambda settings: settings.client_api_key,
+    "KNEO_SERV_KEY_PASSPHRASE": lambda settings: settings.key_passphrase,
+    "KNEO_SERV_SERVICE_KEY": lambda settings: settings.service_key,
+    "KNEO_SERV_DATA_KEYS": lambda settings: settings.data_keys,
+    "KNEO_SERV_SPEC_SIGNING_KEY": lambda settings: settings.spec_signing_key,
+    "KNEO_SERV_NOTIFY_TOKEN": lambda settings: settings.notify_token,
+    **{f"KNEO_SERV_HOOK_SECRET_{name.upper()}": lambda settings: settings.hook_secrets for name in HOOK_PROVIDERS},
+    **{f"KNEO_SERV_NOTIFY_{name.upper()}": lambda settings: settings.notify for name in NOTIFY_CHANNELS},
+    "KNEO_SERV_NOTIFY_WEBHOOK_SECRET": lambda settings: settings.notify_webhook_keys,
+    "KNEO_SERV_CHANNEL_SLACK_OPS": lambda settings: settings.channels,
+    "KNEO_SERV_CHANNEL_SLACK_OPS_SECRET": lambda settings: settings.webhook_keys,
+}
+BESIDE = {
+    "KNEO_SERV_NOTIFY_WEBHOOK_SECRET": {"KNEO_SERV_NOTIFY_WEBHOOK": "https://hooks.example"},
+    "KNEO_SERV_CHANNEL_SLACK_OPS_SECRET": {"KNEO_SERV_CHANNEL_SLACK_OPS": "https://hooks.example"},
+}
+
+
+def value_of(variable: str) -> str:
+    if variable == "KNEO_SERV_DATABASE_URL":
+        return "postgresql://u:p@h/d"
+    return WEBHOOK_SECRET if variable.endswith(("SLACK_OPS_SECRET", "WEBHOOK_SECRET")) else "https://h/x"
+
+
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
+
+
+@pytest.mark.parametrize(("variable", "read"), SECRET_SETTINGS.items())
+def test_a_secret_setting_stands_in_a_variable_or_in_a_file(here: Path, variable: str, read: Callable) -> None:
+    value = value_of(variable)
+    (here / "secret").write_text(value + "\n")
+    beside = BESIDE.get(variable, {})
+    plain = read(from_env({variable: value} | beside, here))
+    assert plain
+    assert plain != read(from_env(beside, here))
+    assert read(from_env({f"{variable}_FILE": "secret"} | beside, here)) == plain
+    assert read(from_env({f"{variable}_FILE": str(here / "secret"), variable: " "} | beside, here)) == plain
+    with pytest.raises(Invalid, match=f"{variable} and {variable}_FILE are both set") as refused:
+        from_env({f"{variable}_FILE": "secret", variable: value} | beside, here)
+    assert refused.value.code == "invalid_setting"
+    with pytest.raises(Invalid, match=rf"{variable}_FILE names .*none, which does not exist"):
+        from_env({f"{variable}_FILE": "none"} | beside, here)
+
+
+def test_every_secret_setting_is_in_the_table_above() -> None:
+    declared = [each for group in SETTINGS for _name, _default, each in settings_of(group) if each.secret]
+    named = {
+        name.replace("CHANNEL_NAME", "CHANNEL_SLACK_OPS") for each in declared for name in each.variable.split(", ")
+    }
+    assert named == set(SECRET_SETTINGS)
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\n", b"\xff\xfe", b"x" * 70_000])
+def test_a_file_that_holds_no_secret_is_refused(here: Path, content: bytes) -> None:
+    (here / "keys").write_bytes(content)
+    with pytest.raises(Invalid, match="KNEO_SERV_API_KEYS_FILE names") as refused:
+        from_env({"KNEO_SERV_API_KEYS_FILE": "keys"}, here)
+    assert refused.value.code == "invalid_setting"
+    assert "xxx" not in str(refused.value)
+
+
+def test_a_pipe_or_folder_is_not_the_file_of_a_secret(here: Path) -> None:
+    os.mkfifo(here / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(Invalid, match="cannot be read"):
+            from_env({"KNEO_SERV_API_KEYS_FILE": name}, here)
+
+
+def test_spaces_of_a_secret_in_a_file_are_kept(here: Path) -> None:
+    (here / "phrase").write_text(" open sesame \r\n")
+    assert from_env({"KNEO_SERV_KEY_PASSPHRASE_FILE": "phrase"}, here).key_passphrase == " open sesame "
+
+
+def test_a_file_of_a_setting_that_is_no_secret_is_not_read(here: Path) -> None:
+    (here / "level").write_text("DEBUG")
+    assert from_env({"KNEO_SERV_LOG_LEVEL_FILE": "level"}, here).http.log_level == "INFO"
+
+
+def test_api_keys_in_a_file_switch_authentication_on(here: Path) -> None:
+    (here / "keys").write_text("ann:key:admin\n")
+    assert from_env({"KNEO_SERV_API_KEYS_FILE": "keys"}, here).auth_enabled
+    assert variables_set(["KNEO_SERV_API_KEYS"], {"KNEO_SERV_API_KEYS_FILE": "keys"}) == {"KNEO_SERV_API_KEYS"}
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900)])
