@@ -19,6 +19,15 @@ MEMORY_ENTRY = "memory:0"
 
 Role: TypeAlias = Literal["user", "assistant"]
 
+AUTO = "auto"
+ADDED_ROLES: Mapping[str, tuple[Role, ...]] = {
+    AUTO: ("user", "assistant"),
+    "never": (),
+    "user_only": ("user",),
+    "assistant_only": ("assistant",),
+}
+"""The messages of a turn that a session gets, by the ``append_mode`` of the agent."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionKey:
@@ -67,11 +76,18 @@ class AgentSession:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedTurn:
-    """The input and the final text of an agent's step in a run that succeeded."""
+    """The input and the final text of an agent's step in a run that succeeded; the spec may add only one of them."""
 
     agent: str
     user: str
     assistant: str
+    append_mode: str = AUTO
+
+    @property
+    def messages(self) -> tuple[tuple[Role, str], ...]:
+        """The messages that the turn adds to its session."""
+        texts: Mapping[Role, str] = {"user": self.user, "assistant": self.assistant}
+        return tuple((role, texts[role]) for role in ADDED_ROLES[self.append_mode])
 
 
 def finished_turns(
@@ -107,7 +123,8 @@ def finished_turns(
         user = str(begins.body["input"])
         text = None if _is_repeated(location, repeated) else _accepted(step.output_text, decided)
         if text is not None and text.strip() and user.strip():  # providers refuse messages without text
-            turns.append(FinishedTurn(agent=str(begins.facts["agent"]), user=user, assistant=text))
+            mode = str(begins.facts.get("append_mode", AUTO))
+            turns.append(FinishedTurn(agent=str(begins.facts["agent"]), user=user, assistant=text, append_mode=mode))
     return turns
 
 

@@ -47,14 +47,12 @@ _INSERT_MESSAGE = Prepared(insert(session_messages))
 
 def append(tx: Tx, key: SessionKey, run_id: str, turns: Sequence[FinishedTurn]) -> None:
     """Add the turns of a run, which ends with this transaction."""
-    if not turns:
+    messages = [
+        {"agent": turn.agent, "role": role, "text": _cut(text)} for turn in turns for role, text in turn.messages
+    ]
+    if not messages:
         return
     number = _lock(tx, key).last_number
-    messages = [
-        {"agent": turn.agent, "role": role, "text": _cut(text)}
-        for turn in turns
-        for role, text in (("user", turn.user), ("assistant", turn.assistant))
-    ]
     rows = [
         {**vars(key), **message, "number": number + n, "run_id": run_id, "created_at": tx.at}
         for n, message in enumerate(messages, 1)

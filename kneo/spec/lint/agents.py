@@ -42,6 +42,28 @@ def _preferences(at: LocatedAgent, stated: RuntimePreferences) -> Iterator[Diagn
         yield warning("W_RUNTIME_ADAPTER_REF", message, (*path, "adapter_ref"))
 
 
+APPEND_MODES = ("auto", "never", "user_only", "assistant_only")
+
+
+def unsupported_fields(index: SpecIndex) -> Iterator[Diagnostic]:
+    """The maps of an agent that have no schema hold only what has an effect."""
+    for at in index.agents:
+        if at.agent.history:
+            message = "history has no effect: an agent sees its step's input and what its memory says."
+            hint = "Write memory: {policy: sliding_window, max_messages: 20}, or leave it out."
+            yield error("E_FIELD_UNSUPPORTED", message, (*at.path, "history"), suggestion=hint)
+        for name, value in at.agent.defaults.items():
+            path = (*at.path, "defaults", name)
+            if name != "append_mode":
+                message = f"{name[:80]} is no default of an agent."
+                yield error(
+                    "E_FIELD_UNSUPPORTED", message, path, suggestion="Leave it out; append_mode is the only one."
+                )
+            elif value not in APPEND_MODES:
+                message = f"{str(value)[:80]!r} is no append_mode."
+                yield error("E_FIELD_UNSUPPORTED", message, path, suggestion=f"Write one of {', '.join(APPEND_MODES)}.")
+
+
 MEMORY_POLICIES = ("full", "sliding_window", "summary", "retrieval")
 
 

@@ -25,10 +25,6 @@ NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
     Spec: {
         "policies": "nothing here is applied; an environment's policy is in its own file",
     },
-    Agent: {
-        "history": "an agent sees the text that its step is given, and what its memory says",
-        "defaults": "an agent's answer is its step's output",
-    },
     Memory: {"preserve_system_messages": "the system prompt is always sent"},
     RuntimePreferences: {"adapter_ref": "no adapter is registered in this version"},
     ConcurrentWorkflow: {"max_iterations": "every participant runs once"},
@@ -82,7 +78,6 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
     (Tool, "retries"): lambda value: value != 0,
     (Tool, "output"): lambda value: value != "trusted",
-    (Agent, "defaults"): lambda value: value != {"append_mode": "auto"},
 }
 """Whether a value differs from the behaviour of every run, for fields that can state it."""
 
@@ -115,6 +110,10 @@ def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
         yield from _guardrails(at)
         if at.agent.memory is not None:
             yield from _memory(index, at, at.agent.memory)
+        elif at.agent.defaults.get("append_mode", "auto") != "auto":
+            message = "append_mode has no effect: an agent without a memory adds nothing to a session."
+            path = (*at.path, "defaults", "append_mode")
+            yield warning(CODE, message, path, suggestion="Leave it out, or give the agent a memory.")
         yield from _middleware(at)
 
 

@@ -223,7 +223,9 @@ class Agent(SpecModel):
         | None
     ) = Field(default=None, description="How it works; left out: simple.")
     runtime_preferences: RuntimePreferences | None = None
-    history: JsonObject | None = Field(default=None, description="Accepted for older specs; memory is what counts.")
+    history: JsonObject | None = Field(
+        default=None, description="Accepted empty for older specs; an agent's history is its memory."
+    )
     memory: Memory | None = None
     guardrails: Guardrails | None = None
     tools: (
@@ -240,7 +242,9 @@ class Agent(SpecModel):
         description="Names of middleware that the program registers, around each tool call; the first is outermost.",
     )
     defaults: JsonObject = Field(
-        default_factory=dict, description="append_mode: auto, never, user_only or assistant_only."
+        default_factory=dict,
+        description="append_mode: the messages that a run adds to the session: auto (both), never, user_only or assistant_only. "
+        "Only with a memory.",
     )
     output_schema: JsonObject | None = Field(
         default=None,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from builders import build_task
 
 from kneo.records.agent_session import MEMORY_ENTRY, finished_turns
@@ -94,3 +97,19 @@ def test_texts_that_people_rejected_are_not_added_and_edited_ones_are_as_edited(
 def test_steps_that_a_fork_took_over_are_its_parents() -> None:
     steps = [step(1, "a", "A", run="run_0"), step(2, "b", "B")]
     assert added(steps, begun("a~0"), begun("b~0")) == ["in > B"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "messages"),
+    [
+        ("auto", (("user", "in"), ("assistant", "A"))),
+        ("never", ()),
+        ("user_only", (("user", "in"),)),
+        ("assistant_only", (("assistant", "A"),)),
+    ],
+)
+def test_the_append_mode_of_the_agent_chooses_the_messages(mode: str, messages: tuple[tuple[str, str], ...]) -> None:
+    entry = begun("a~0")
+    entry = replace(entry, facts={**entry.facts, "append_mode": mode})
+    [turn] = finished_turns("run_1", [step(1, "a", "A")], [entry], [])
+    assert turn.messages == messages

@@ -110,3 +110,17 @@ def test_a_structured_answer_is_not_mistaken_for_one_of_an_earlier_run(clock: Ma
     made = house(*["Unused."] * 4, "no JSON either", "{}", spec=spec, clock=clock)
     made.turn = replace(made.turn, session=history)
     assert asyncio.run(made.take()).text == "{}"
+
+
+def test_a_session_of_answers_alone_is_one_message(clock: ManualClock) -> None:
+    history = History()
+    history.add("one", "1", "two", "2")
+    history.messages = [message for message in history.messages if message.role == "assistant"]
+    spec = spec_of(agent={"memory": {"policy": "full"}, "defaults": {"append_mode": "assistant_only"}})
+    made = house("Done.", spec=spec, clock=clock)
+    made.turn = replace(made.turn, session=history)
+    asyncio.run(made.take())
+    [(_, messages, _)] = made.script.requests
+    assert prompts(messages) == ["Your earlier answers:\n\n1\n\n2", "Do it."]
+    [entry] = [entry for entry in made.journal.load() if entry.name == "memory:0"]
+    assert entry.facts["append_mode"] == "assistant_only"

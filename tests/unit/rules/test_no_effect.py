@@ -25,7 +25,8 @@ READ: dict[str, dict[str, str]] = {
         PROGRAM: "name as_agent",
         "kneo/agents/providers.py": "model runtime_preferences",
         "kneo/agents/loop.py": "system_prompt strategy tools output_schema middleware",
-        "kneo/agents/memory.py": "memory",
+        "kneo/agents/memory.py": "memory defaults",
+        "kneo/spec/lint/agents.py": "history",
         "kneo/agents/questions.py": "ask_question",
         "kneo/agents/skills.py": "skills",
         "kneo/agents/guardrails.py": "guardrails",
@@ -225,10 +226,6 @@ SAMPLES: dict[str, tuple[dict, str]] = {
         "workflow.steps[0].steps[0].timeout_seconds",
     ),
 }
-OF_AGENTS = {
-    "history": {"limit": 3},
-    "defaults": {"append_mode": "never"},
-}
 WITH_DUMMY = {
     "memory": {"policy": "full"},
     "strategy": "react",
@@ -240,10 +237,6 @@ WITH_DUMMY = {
 }
 OF_MODELS = {"temperature": 0.0, "max_tokens": 5, "timeout_seconds": 5, "extra": {"base_url": "x"}, "token_budget": 5}
 OF_MODELS |= {"fallbacks": [{"provider": "dummy", "name": "other"}]}
-SAMPLES |= {
-    f"Agent.{field}": ({"components": {"agents": {"a": {"name": "a", field: value}}}}, f"components.agents.a.{field}")
-    for field, value in OF_AGENTS.items()
-}
 ECHO = {"provider": "dummy", "name": "echo"}
 SAMPLES |= {
     f"Agent.{field}": ({"agent": {"name": "root", "model": ECHO, field: value}, "tools": TOOL}, f"agent.{field}")
@@ -333,6 +326,12 @@ def test_a_field_of_a_guardrail_without_effect_is_found(stage: str, change: dict
 @pytest.mark.parametrize("strategy", [{}, {"strategy": "simple"}])
 def test_tools_of_an_agent_that_is_not_offered_them_are_found(strategy: dict) -> None:
     assert found_in({"agent": {"name": "root", "tools": ["search"], **strategy}, "tools": TOOL}) == {"agent.tools"}
+
+
+@pytest.mark.parametrize(("memory", "found"), [({"policy": "full"}, set()), (None, {"agent.defaults.append_mode"})])
+def test_append_mode_has_an_effect_with_a_memory(memory: dict | None, found: set[str]) -> None:
+    agent = {"name": "root", "defaults": {"append_mode": "never"}, **({"memory": memory} if memory else {})}
+    assert found_in({"agent": agent}) == found
 
 
 REF = {"ref": "search"}
