@@ -67,6 +67,10 @@ extras: $(VENV)/.ready-dev ## Install Kneo with each extra and with none, and us
 temporal: $(VENV)/.ready-dev ## Dispatch runs through a real Temporal server to workers that are killed (installs the server into your cache)
 	@$(BIN)/pytest -rs tests/e2e/temporal --temporal
 
+.PHONY: docs
+docs: $(VENV)/.ready-docs ## Build the documentation site into site/, without a network connection
+	@$(BIN)/python tests/guards/docs_site.py
+
 .PHONY: reference fuzz bench-lint bench-reconcile bench-inbox
 reference: $(VENV)/.ready-dev ## Generate docs/reference/
 	@$(BIN)/python tests/guards/reference_pages.py
@@ -122,7 +126,7 @@ format: $(VENV)/.ready-dev ## Format the code
 	@$(BIN)/ruff format .
 
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis .demo
+	rm -rf $(VENV) build site .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis .demo
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or set make PYTHON=/path/to/python."; exit 1; }
@@ -144,6 +148,11 @@ $(VENV)/.ready-models: pyproject.toml $(VENV)/.ready
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
 	@echo "Installing the tools for tests and checks"
 	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.ready-docs: pyproject.toml $(VENV)/.ready-dev
+	@echo "Installing the generator of the documentation site"
+	@$(PIP) install --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.ready-browser: pyproject.toml $(VENV)/.ready-dev

@@ -541,11 +541,11 @@ class Settings:
     channels: Mapping[str, str] = setting("KNEO_SERV_CHANNEL_NAME", {}, None, secret=True)
     """Address of a channel for human tasks, by the name that specs use (`KNEO_SERV_CHANNEL_SLACK_OPS` is
     `slack-ops`): `https://…`, `slack:https://…`, `smtp://…` or `smtps://…`; see
-    [notifications](../guide/notifications.md). Names that end with `_KEY`, `_KEYS`, `_TOKEN`, `_PASSWORD` or
+    [notifications](../guides/people/notify.md). Names that end with `_KEY`, `_KEYS`, `_TOKEN`, `_PASSWORD` or
     `_SECRETS` are refused. Read by: worker."""
 
     webhook_keys: Mapping[str, tuple[bytes, ...]] = setting("KNEO_SERV_CHANNEL_NAME_SECRET", {}, None, secret=True)
-    """Secrets that sign the [webhooks](../guide/notifications.md#verify-a-webhook) of a channel,
+    """Secrets that sign the [webhooks](../guides/people/notify.md#verify-a-webhook) of a channel,
     separated by spaces. Default: none, unsigned. Read by: worker."""
 
     notify_webhook_keys: tuple[bytes, ...] = setting("KNEO_SERV_NOTIFY_WEBHOOK_SECRET", (), None, secret=True)

@@ -1,4 +1,4 @@
-"""The specs, the code and the commands of ``docs/guide/agents.md`` work, in the order of the page, with a scripted model."""
+"""The specs, the code and the commands of ``docs/guides/specs/agents.md`` work, in the order of the page, with a scripted model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model_turns import variables
 
 pytestmark = pytest.mark.e2e
 
-PAGE = (Path(__file__).parents[2] / "docs/guide/agents.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/guides/specs/agents.md").read_text()
 FILES = dict(re.findall(r"^```(?:yaml|python)[^\n]*\n# (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 COMMANDS = [
     line for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()

@@ -26,7 +26,7 @@ from kneo.trust.keys import PrivateKey
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-PAGE = (Path(__file__).parents[2] / "docs" / "guide" / "protocols.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "api" / "protocols.md").read_text()
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = {kind: [each["text"] for each in BLOCK.finditer(PAGE) if each["kind"] == kind] for kind in ("python", "yaml")}
 

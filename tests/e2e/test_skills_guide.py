@@ -1,4 +1,4 @@
-"""The files and the commands of ``docs/guide/skills.md`` work, in the order of the page, with a scripted model."""
+"""The files and the commands of ``docs/guides/specs/skills.md`` work, in the order of the page, with a scripted model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model_turns import variables
 
 pytestmark = pytest.mark.e2e
 
-PAGE = (Path(__file__).parents[2] / "docs/guide/skills.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/guides/specs/skills.md").read_text()
 FILES = dict(re.findall(r"^```(?:yaml|markdown)[^\n]*\n# (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 COMMANDS = [
     line for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()

@@ -11,7 +11,7 @@ from kneo_process import Machine
 from model_server import Call, Reply, model_server
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "guide" / "tools.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "specs" / "tools.md").read_text()
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = {kind: [each["text"] for each in BLOCK.finditer(PAGE) if each["kind"] == kind] for kind in ("python", "yaml")}
 

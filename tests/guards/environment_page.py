@@ -28,7 +28,7 @@ are not rules: releases pass the gates of this page, and whoever can merge can s
 STOP = ("Gate", "Human")
 """Models with a page of their own."""
 
-GUIDES = {"Gate": "[gate](../guide/gates.md)", "Human": "[human](../guide/people.md)"}
+GUIDES = {"Gate": "[gate](../guides/people/gates.md)", "Human": "[human](../guides/people/tasks.md)"}
 
 
 @dataclass(frozen=True)

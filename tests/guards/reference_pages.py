@@ -69,7 +69,7 @@ HTTP_HEAD = f"""\
 # HTTP operations
 
 The same for programs is in [openapi.json](openapi.json) and at `/openapi.json` of a running service. Refusals, waiting, streams and
-idempotency keys are explained in [the guide](../guide/http.md).
+idempotency keys are explained in [the guide](../guides/api/http.md).
 """
 
 

@@ -35,7 +35,7 @@ file is missing or empty. Keep such a file readable by Kneo's user only; functio
 
 "Read by" names the processes that use a setting: `service` (`kneo up`, `kneo service serve`), `worker` (`kneo up`, `kneo worker`, and
 the service's own worker), `controller` (`kneo up`, `kneo controller run`), `command` (commands on the database or on files) and `client`
-(commands and programs that call a service). [Operations](../operations.md) explains how to use them.
+(commands and programs that call a service). [Operations](../operations/README.md) explains how to use them.
 """
 
 

@@ -1,4 +1,4 @@
-"""Every example of the guide is what it says.
+"""Every example of the guides is what it says.
 
 A YAML block is checked by what it is: a spec, an environment, a project config, answers, or a part of a spec, to which the
 components it names are added. It has no finding, or the one that stands behind ``yaml`` in its fence. One that begins
@@ -30,8 +30,8 @@ from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import parse_model
 
 ROOT = Path(__file__).parents[2]
-GUIDE = ROOT / "docs" / "guide"
-PAGES = sorted(page.name for page in GUIDE.glob("*.md"))
+GUIDES = ROOT / "docs" / "guides"
+PAGES = sorted(page.relative_to(GUIDES).as_posix() for page in GUIDES.rglob("*.md"))
 FENCE = re.compile(r"^```(?P<kind>\w+)(?: (?P<said>[^\n]+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN_ID = re.compile(r"run_[0-9a-z]{26}")
 FILE = re.compile(r"\A# ([\w.-]+\.yaml)\n")
@@ -66,12 +66,18 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     text = page.read_text()
     return [
-        Block(page.name, text.count("\n", 0, found.start()) + 1, found["kind"], found["said"] or "", found["text"])
+        Block(
+            page.relative_to(GUIDES).as_posix(),
+            text.count("\n", 0, found.start()) + 1,
+            found["kind"],
+            found["said"] or "",
+            found["text"],
+        )
         for found in FENCE.finditer(text)
     ]
 
 
-BLOCKS = [block for name in PAGES for block in blocks(GUIDE / name)]
+BLOCKS = [block for name in PAGES for block in blocks(GUIDES / name)]
 YAML = [block for block in BLOCKS if block.kind == "yaml"]
 
 

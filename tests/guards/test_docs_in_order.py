@@ -1,14 +1,18 @@
-"""The pages: every one can be found, every link leads somewhere, and every make target is explained."""
+"""The pages: every one is in the navigation, every link has a target, and every make target is explained."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent)]
+
+from docs_site import JOINED, problems  # noqa: E402
+
 DOCS = ROOT / "docs"
-INDEX = DOCS / "README.md"
 PAGES = sorted(DOCS.rglob("*.md"))
 DOORS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 
@@ -32,14 +36,30 @@ def places(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(text)}
 
 
-def test_every_page_can_be_reached_from_the_index():
-    reached, left = set(), [INDEX]
-    while left:
-        page = left.pop()
-        if page not in reached:
-            reached.add(page)
-            left += [found for found, _ in links(page) if found.suffix == ".md" and found.is_relative_to(DOCS)]
-    assert [str(page.relative_to(DOCS)) for page in PAGES if page not in reached] == []
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(
+        r"^ +- (?:[^:\n]+: )?([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(listed) > 40
+    root = set(JOINED.values())
+    assert [name for name in listed if name not in root and not (DOCS / name).is_file()] == []
+    reached = {DOCS / name for name in listed}
+    for index in [page for page in reached if page.name == "README.md"]:
+        reached |= {found for found, _ in links(index) if found.parent == index.parent}
+    assert [str(page.relative_to(DOCS)) for page in PAGES if page not in reached] == [], "list the page in mkdocs.yml"
+
+
+def test_the_build_of_the_site_finds_dead_links_and_loaded_addresses(tmp_path: Path):
+    (tmp_path / "a.html").write_text('<h1 id="top"></h1><a href="b.html#top">b</a><a href="https://kneo.example">k</a>')
+    (tmp_path / "b.html").write_text(
+        '<a href="a.html#top">a</a><a href="a.html#end">a</a><img src="c.svg"><script src="https://cdn.example/x.js"></script>'
+    )
+    assert sorted(problems(tmp_path)) == [
+        "a.html links to b.html#top, which has no such anchor",
+        "b.html links to a.html#end, which has no such anchor",
+        "b.html links to c.svg",
+        "b.html loads https://cdn.example/x.js",
+    ]
 
 
 @pytest.mark.parametrize("page", [*DOORS, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))

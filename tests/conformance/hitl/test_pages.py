@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[2] / "docs"
-PAGE = DOCS / "guide" / "sdk.md"
+PAGE = DOCS / "guides" / "python" / "workflows.md"
 DIFFERENCES = DOCS / "conformance" / "sdk.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| (?P<where>[^|]+) \| (?P<here>[^|]+) \| (?P<why>[^|]+) \| `(?P<test>test_\w+)` \|$", re.MULTILINE)

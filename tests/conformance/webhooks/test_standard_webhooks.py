@@ -66,7 +66,7 @@ def test_a_secret_without_a_webhook_stops_the_start(tmp_path: Path, name: str) -
 
 
 def test_the_receiver_in_the_guide_takes_what_is_sent_and_nothing_else() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "guide" / "notifications.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "guides" / "people" / "notify.md").read_text()
     example = re.search(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert example is not None
     guide: dict[str, Callable[..., bool]] = {}

@@ -1,4 +1,4 @@
-"""Every command of ``docs/guide/releases.md`` works, in the order of the page, on the repository that ``kneo init`` makes."""
+"""Every command of ``docs/guides/releases/README.md`` works, in the order of the page, on the repository that ``kneo init`` makes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kneo_process import Desk, Machine
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs/guide/releases.md").read_text()
+PAGE = (ROOT / "docs/guides/releases/README.md").read_text()
 SECTION = re.compile(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SECTIONS = {title: [block.splitlines() for block in BLOCK.findall(text)] for title, text in SECTION.findall(PAGE)}

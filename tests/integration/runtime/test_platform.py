@@ -255,6 +255,6 @@ def test_what_an_environment_asks_for_is_asked_of_every_run(manager: PlatformMan
 
 def test_the_program_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[3] / "docs" / "guide" / "embedding.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "guides" / "python" / "embed.md").read_text()
     program, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(program, "embedding.md", "exec"), {})

@@ -103,7 +103,7 @@ def test_an_object_that_is_called_is_a_middleware(clock: ManualClock) -> None:
 
 
 def test_the_middleware_of_the_guide_limits_calls(clock: ManualClock) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "guide" / "embedding.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "guides" / "python" / "embed.md").read_text()
     [code] = [each for each in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if ".use(" in each]
     names: dict[str, ToolRegistry] = {}
     exec(code, names)

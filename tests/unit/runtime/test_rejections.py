@@ -22,7 +22,7 @@ from kneo.spec.models.environment import EnvironmentGate, with_gates
 from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 
-GUIDE = Path(__file__).parents[3] / "docs/guide/gates.md"
+GUIDE = Path(__file__).parents[3] / "docs/guides/people/gates.md"
 HEADER = "| position | left out |"
 
 
