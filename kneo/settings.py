@@ -8,6 +8,7 @@ import than a local command takes to start. Variables keep the ``KNEO_SERV_`` pr
 from __future__ import annotations
 
 import base64
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -158,6 +159,14 @@ def _hosts(text: str) -> tuple[str, ...]:
     return hosts
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_network(part)) for part in _list(text))
+    except ValueError:
+        msg = "list addresses or networks, as 10.0.0.7 or 10.0.0.0/24"
+        raise ValueError(msg) from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Bounds on requests and specs. Sizes are in bytes unless the name says characters. Read by: service."""
@@ -207,6 +216,11 @@ class HttpSettings:
     allowed_hosts: tuple[str, ...] = setting("KNEO_SERV_ALLOWED_HOSTS", (), _hosts)
     """Host names that requests may use, separated by commas; `*` allows every name. Default: every name with API
     keys; without keys the names of this machine."""
+
+    trusted_proxies: tuple[str, ...] = setting("KNEO_SERV_TRUSTED_PROXIES", (), _networks)
+    """Addresses and networks of reverse proxies, separated by commas. A request that comes from one of them has the client
+    and the scheme that its `X-Forwarded-For` and `X-Forwarded-Proto` name; from any other address these headers are
+    ignored. Default: none."""
 
     anonymous: bool = setting("KNEO_SERV_ALLOW_ANONYMOUS", False, _flag)
     """Let a service without API keys listen on addresses that other machines reach. Every caller has every right."""

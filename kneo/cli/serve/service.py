@@ -110,6 +110,8 @@ def serve_with_reload(settings: Settings, host: str, port: int) -> None:
         log_level="warning",
         http="kneo.cli.serve.http_limits:DefaultProtocol",
         h11_max_incomplete_event_size=settings.http.header_bytes,
+        proxy_headers=bool(settings.http.trusted_proxies),
+        forwarded_allow_ips=list(settings.http.trusted_proxies),
     )
 
 
@@ -168,6 +170,9 @@ class Server(uvicorn.Server):
                 app,
                 http=timed_protocol(http, protocol),
                 h11_max_incomplete_event_size=http.header_bytes,
+                # Without these two uvicorn trusts every process of this machine.
+                proxy_headers=bool(http.trusted_proxies),
+                forwarded_allow_ips=list(http.trusted_proxies),
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=shutdown_seconds,
