@@ -33,7 +33,7 @@ def rejected(gate: CompiledGate, decision: Decision, value: Value, location: str
 
 def forwarded(value: Value, decision: Decision) -> Value:
     """Return a value with the reviewer's words as its text: the effect of ``continue`` at a step of kind human."""
-    return replace(value, text=f"Rejected by human reviewer: {feedback_of(decision)}")
+    return replace(value, text=f"Rejected by human reviewer: {feedback_of(decision)}", outputs={})
 
 
 def filled_in(value: Value, decision: Decision, step_id: str) -> Value:
@@ -55,4 +55,6 @@ def chosen_text(decision: Decision) -> str:
 
 def edited(value: Value, decision: Decision) -> Value:
     """Return a result with the reviewer's text."""
-    return replace(value, text=decision.content or "", metadata={**value.metadata, "decision": "edited"}, review=None)
+    return replace(
+        value, text=decision.content or "", metadata={**value.metadata, "decision": "edited"}, outputs={}, review=None
+    )

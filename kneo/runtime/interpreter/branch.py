@@ -173,7 +173,7 @@ class RouterNode(SerialNode):
             step_id=self.id,
             key=self.route.key(location),
             gate=self.route,
-            subject=value,
+            subject=value.as_subject(),
             options=self.offered,
             facts={"choices": dict(self.descriptions)},
         )

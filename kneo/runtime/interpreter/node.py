@@ -337,7 +337,7 @@ class ProgramNode(ABC):
         """Return the frame with another input for the action that has this ticket."""
         own = self.pending(frame, location)
         if own is not None and own.ticket == ticket:
-            return {**frame, "input": replace(read_value(frame["input"]), text=text).as_json()}
+            return {**frame, "input": replace(read_value(frame["input"]), text=text, outputs={}).as_json()}
         return self._each_child(
             frame, lambda node, child, inner: node.replace_input(child, ticket, text, inner), location
         )

@@ -288,7 +288,7 @@ class LoopNode(SerialNode):
             step_id=self.id,
             key=self.each.key(here),
             gate=self.each,
-            subject=read_value(frame["output"]),
+            subject=read_value(frame["output"]).as_subject(),
             facts={"iteration": number(frame, "round"), "max_iterations": self.max_iterations},
         )
 
@@ -309,7 +309,7 @@ class LoopNode(SerialNode):
         reviews = number(frame, "reviews")
         if turn >= self.max_iterations or reviews >= self.each.max_retries:
             return stopped(rejection(here, decision))
-        review = ReviewFeedback(previous_output=output.text, feedback=feedback_of(decision))
+        review = ReviewFeedback(previous_output=output.as_subject().text, feedback=feedback_of(decision))
         again = self._round({**frame, "reviews": reviews + 1}, turn + 1, replace(output, review=review))
         return self.advance(context, again, location)
 

@@ -253,7 +253,7 @@ class StepNode(ProgramNode):
             step_id=self.id,
             key=gate.key(location),
             gate=gate,
-            subject=subject,
+            subject=subject.as_subject(),
             options=tuple(gate.human.options) if gate.human.options else None,
             attempt=attempt,
         )
@@ -272,7 +272,7 @@ class StepNode(ProgramNode):
                 return self._decided(context, frame, outcome.decision, location)
             case StepFailed():
                 if outcome.input_text is not None:
-                    value = replace(read_value(frame["input"]), text=outcome.input_text)
+                    value = replace(read_value(frame["input"]), text=outcome.input_text, outputs={})
                     frame = {**frame, "input": value.as_json()}
                 return self._failed(context, frame, outcome.error, location, final=outcome.final)
             case _ if isinstance(self.body, Activity):
@@ -395,13 +395,13 @@ class StepNode(ProgramNode):
             case DecisionKind.APPROVED:
                 return self._finished(result)
             case DecisionKind.SELECTED:
-                return self._finished(replace(result, text=chosen_text(decision)))
+                return self._finished(replace(result, text=chosen_text(decision), outputs={}))
             case DecisionKind.EDITED | DecisionKind.PROVIDED:
-                return self._finished(replace(result, text=decision.content or ""))
+                return self._finished(replace(result, text=decision.content or "", outputs={}))
             case DecisionKind.REJECTED if effect_of(gate, decision) == RETRY:
                 return RepeatRequested(
                     feedback=feedback_of(decision),
-                    rejected=value.text,
+                    rejected=value.as_subject().text,
                     limit=gate.max_retries,
                     error=rejection(location, decision),
                 )
@@ -434,7 +434,7 @@ class StepNode(ProgramNode):
         reviews = number(frame, "reviews")
         if reviews >= gate.max_retries:
             return stopped(rejection(location, decision))
-        review = ReviewFeedback(previous_output=output.text, feedback=feedback_of(decision))
+        review = ReviewFeedback(previous_output=output.as_subject().text, feedback=feedback_of(decision))
         again = {**frame, "reviews": reviews + 1, "failures": 0}
         return self._repeat(context, again, replace(value, review=review), location)
 

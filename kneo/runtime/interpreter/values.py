@@ -48,6 +48,10 @@ class Value:
     def facts(self) -> Facts:
         return Facts(text=self.text, status=self.status, metadata=self.metadata, variables=self.variables)
 
+    def as_subject(self) -> Value:
+        """Return the value as people decide about it: its text is everything that the next agent is given."""
+        return replace(self, text=text_of_outputs(self.outputs)) if self.text in self.outputs.values() else self
+
     def passed_on(self, status: str) -> Value:
         """Return the value for the following step where a step has no result, with the reason as its status."""
         return replace(self, status=status, metadata={}, outputs={}, review=None)
@@ -66,6 +70,18 @@ class Value:
         if self.review is not None:
             values["review"] = {"previous_output": self.review.previous_output, "feedback": self.review.feedback}
         return values
+
+
+def text_of_outputs(outputs: Mapping[str, str]) -> str:
+    """Return the outputs of parallel steps as one text, each under the id of its step; a single one as it is."""
+    if len(outputs) == 1:
+        return next(iter(outputs.values()))
+    return "\n\n".join(titled(name, output) for name, output in outputs.items())
+
+
+def titled(name: str, text: str) -> str:
+    """Return a text under the name of the step or participant that wrote it."""
+    return f"[{name}]\n{text}"
 
 
 def read_value(content: object) -> Value:

@@ -28,6 +28,7 @@ from kneo.errors import Invalid
 from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
+from kneo.runtime.interpreter.values import text_of_outputs, titled
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.threads import in_thread
 from kneo.settings import AgentSettings
@@ -192,26 +193,20 @@ def providers_of(program: Program) -> frozenset[str]:
 def with_earlier(text: str, context: StepContext) -> str:
     """Return an agent's input with the outputs of the parallel steps before it, or with the messages before its turn.
 
-    A text that a person changed stands for the outputs, and is the newest message.
+    A text that people decided about stands for the outputs, and is the newest message.
     """
     if text in context.outputs.values():
-        return "\n\n".join(_titled(name, output) for name, output in context.outputs.items())
+        return text_of_outputs(context.outputs)
     messages = context.messages
     if not any(each.participant for each in messages):
         return text
     if messages[0].participant:
-        return "\n\n".join(
-            (text, "Your earlier answers:", *(_titled(each.participant, each.text) for each in messages))
-        )
+        return "\n\n".join((text, "Your earlier answers:", *(titled(each.participant, each.text) for each in messages)))
     task, *others = messages
     newest = () if text == others[-1].text else (text,)
     return "\n\n".join(
-        (task.text, "The conversation so far:", *(_titled(each.participant, each.text) for each in others), *newest)
+        (task.text, "The conversation so far:", *(titled(each.participant, each.text) for each in others), *newest)
     )
-
-
-def _titled(name: str, text: str) -> str:
-    return f"[{name}]\n{text}"
 
 
 def input_of(text: str, context: StepContext) -> str:

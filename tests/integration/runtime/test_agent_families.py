@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -115,6 +115,39 @@ def test_the_step_after_parallel_ones_is_given_all_outputs(make: MakeRuns) -> No
     run = runs.drive(runs.begin(tree({"type": "sequential", "steps": [both, step("c")]}, *map(agent, "abc"))))
     assert run.status is RunStatus.SUCCEEDED
     assert inputs(runs)[-1] == ("c", "[a]\nFrom a.\n\n[b]\nFrom b.")
+
+
+OPS = {"human": "ops", "decisions": ["approved", "edited", "rejected"]}
+BOTH = {"id": "both", "kind": "parallel", "steps": [step("a"), step("b")]}
+GATES: dict[str, Sequence[dict[str, object]]] = {
+    "after them": ({**BOTH, "review": {"after": OPS}}, step("c")),
+    "before the next step": (BOTH, {**step("c"), "review": {"before": OPS}}),
+    "between": (BOTH, {"id": "ask", "kind": "human", "ref": "ops"}, step("c")),
+    "each time": (
+        {"id": "again", "kind": "loop", "max_iterations": 1, "steps": [BOTH], "review": {"each": OPS}},
+        step("c"),
+    ),
+    "choosing": (
+        BOTH,
+        {"id": "way", "kind": "router", "review": {"route": {"human": "ops"}}, "choices": {"on": {"steps": ["c"]}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_person_decides_about_all_that_the_next_agent_is_given(make: MakeRuns, gate: str) -> None:
+    runs = make(lambda request: Reply(f"From {names(request)}."))
+    spec = tree({"type": "sequential", "steps": list(GATES[gate])}, *map(agent, "abc"))
+    spec["components"] |= {"humans": {"ops": {"description": "Fine?"}}}  # type: ignore[operator]
+    run = runs.drive(runs.begin(spec))
+    [task] = runs.open(run)
+    assert task.subject == "[a]\nFrom a.\n\n[b]\nFrom b."
+    if gate == "choosing":
+        runs.decide(task, "selected", selected_option="on")
+    else:
+        runs.decide(task, "approved")
+    assert runs.drive(run).status is RunStatus.SUCCEEDED
+    assert inputs(runs)[-1] == ("c", task.subject)
 
 
 def test_outputs_that_a_person_replaced_are_not_passed_on(make: MakeRuns) -> None:
