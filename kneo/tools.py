@@ -184,6 +184,25 @@ people may have approved.
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class TurnContext:
+    """The turn of an agent that a middleware stands around. A step that paused has one turn for each time it continues."""
+
+    run_id: str
+    step_id: str
+    agent: str
+
+
+TakeNext = Callable[[], Awaitable[str]]
+"""Takes the turn of an agent, once, and returns its answer."""
+
+TurnMiddleware = Callable[[TurnContext, TakeNext], Awaitable[None]]
+"""A function around the turns of an agent, to measure, to limit or to refuse.
+
+It awaits the turn or raises. It cannot change the answer, which has passed the agent's guardrails.
+"""
+
+
 @dataclass(frozen=True)
 class RegisteredTool:
     definition: ToolDefinition
@@ -191,19 +210,29 @@ class RegisteredTool:
 
 
 class ToolRegistry:
-    """The tools of a process, by name, and the middleware around calls. A spec overrides parts of a tool's definition."""
+    """The tools of a process, by name, and the middleware of agents. A spec overrides parts of a tool's definition."""
 
     def __init__(self) -> None:
         self._tools: dict[str, RegisteredTool] = {}
         self._middleware: dict[str, Middleware] = {}
+        self._turn_middleware: dict[str, TurnMiddleware] = {}
 
     def use(self, name: str, middleware: Middleware) -> None:
-        """Add a middleware, for agents whose spec names it.
+        """Add a middleware around tool calls, for agents whose spec names it.
 
         Raises:
             Invalid: the name is not valid, or the function is not asynchronous.
             Conflict: a middleware has that name.
         """
+        self._check_middleware(name, middleware, "context, arguments, call_next")
+        self._middleware[name] = middleware
+
+    def use_around_turns(self, name: str, middleware: TurnMiddleware) -> None:
+        """Add a middleware around turns, for agents whose spec names it; raises what ``use`` raises."""
+        self._check_middleware(name, middleware, "context, call_next")
+        self._turn_middleware[name] = middleware
+
+    def _check_middleware(self, name: str, middleware: object, parameters: str) -> None:
         if not _NAME.fullmatch(name):
             msg = f"{name[:100]!r} is not a name of a middleware; use letters, digits, dots, dashes and underscores."
             raise Invalid(msg)
@@ -212,16 +241,25 @@ class ToolRegistry:
         )
         if not inspect.iscoroutinefunction(call):
             msg = f"The middleware {name} is not an asynchronous function."
-            raise Invalid(msg, hint="Write it as async def middleware(context, arguments, call_next): …")
-        if name in self._middleware:
+            raise Invalid(msg, hint=f"Write it as async def middleware({parameters}): …")
+        if name in self._middleware or name in self._turn_middleware:
             msg = f"The middleware {name} is registered already."
             raise Conflict(msg)
-        self._middleware[name] = middleware
 
     @property
     def middleware(self) -> Mapping[str, Middleware]:
-        """The middleware by name."""
+        """The middleware around tool calls by name."""
         return MappingProxyType(self._middleware)
+
+    @property
+    def turn_middleware(self) -> Mapping[str, TurnMiddleware]:
+        """The middleware around turns by name."""
+        return MappingProxyType(self._turn_middleware)
+
+    @property
+    def middleware_names(self) -> frozenset[str]:
+        """The names that agents can have under ``middleware``."""
+        return frozenset({**self._middleware, **self._turn_middleware})
 
     def register(self, definition: ToolDefinition, handler: Handler) -> None:
         """Add a tool.

@@ -48,6 +48,7 @@ from kneo.agents.structured import (
     structured_answer,
 )
 from kneo.agents.turn import GuardrailViolation, Turn, TurnResult
+from kneo.agents.turn_middleware import take_inside
 from kneo.digest import canonical_json
 from kneo.errors import Invalid
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
@@ -112,7 +113,8 @@ async def take_turn(turn: Turn, services: AgentServices, caller: Progress | None
     progress.messages += progress.past
     model = await recorded_model(turn, services, progress)
     with agent_span(turn):
-        result = await _Conversation(turn, services, progress, entries, past, model, guardrails).answer()
+        conversation = _Conversation(turn, services, progress, entries, past, model, guardrails)
+        result = await take_inside(turn, services.turn_middleware, conversation.answer)
     return replace(result, input=turn.text) if guardrails.of("input") else result
 
 
@@ -368,10 +370,11 @@ def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool],
     Raises:
         Invalid: ``tool_not_found``: a name is neither in the spec nor registered; ``middleware_not_found``.
     """
-    unknown = [name for name in turn.agent.middleware if name not in services.middleware]
+    known = services.middleware | services.turn_middleware.keys()
+    unknown = [name for name in turn.agent.middleware if name not in known]
     if unknown:
         msg = f"The agent {turn.agent_name} names the middleware {unknown[0]}, which is not registered in this process."
-        raise Invalid(msg, code="middleware_not_found", hint="Register it: ToolRegistry.use(name, middleware).")
+        raise Invalid(msg, code="middleware_not_found", hint="Register it: ToolRegistry.use or use_around_turns.")
     selection = turn.agent.tools
     included = [name for name in selection.include if name not in selection.exclude] if selection is not None else []
     tools = {}

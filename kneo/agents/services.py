@@ -12,6 +12,7 @@ from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.settings import AgentSettings, Settings
 from kneo.spec.models.rules import McpRules, ToolRules
 from kneo.spec.models.spec import Tool
+from kneo.tools import TurnMiddleware
 
 BackendKind: TypeAlias = Literal["python", "http", "mcp"]
 
@@ -42,7 +43,8 @@ class AgentServices:
         tools: The backend of each kind of tool. A tool whose kind has none fails at its call.
         rules: The tool rules of an environment as they are now, so that stricter rules reach runs that wait.
         registered: A tool that the process registered, by name; the backend ``python`` calls it.
-        middleware: The names of the middleware that the process registered, which the backends call.
+        middleware: The names of the middleware around tool calls that the process registered, which the backends call.
+        turn_middleware: The middleware around turns that the process registered, by name.
     """
 
     models: object = None
@@ -50,6 +52,7 @@ class AgentServices:
     rules: RulesNow = unrestricted
     registered: Callable[[str], Tool | None] = _not_registered
     middleware: frozenset[str] = frozenset()
+    turn_middleware: Mapping[str, TurnMiddleware] = field(default_factory=dict)
     limits: AgentSettings = field(default_factory=AgentSettings)
     clock: Clock = field(default_factory=SystemClock)
 

@@ -109,12 +109,13 @@ class Project:
         settings = self.settings
         roots = (*settings.import_roots, *_config_repository(spec))
         modules = ModuleFiles(roots, settings.import_allow)
-        tools = spec_compiler(settings).tools
+        compiler = spec_compiler(settings)
         declared = self._declared(spec)
         return RuleContext(
             modules,
             settings.import_allow or None,
-            tools,
+            compiler.tools,
+            middleware=compiler.middleware,
             environment=self.environment,
             rules=declared.spec if declared else None,
             models=model_check(settings, self.config),

@@ -21,6 +21,9 @@ class NamedTools(Protocol):
     @property
     def names(self) -> frozenset[str]: ...
 
+    @property
+    def middleware_names(self) -> frozenset[str]: ...
+
 
 class SpecCompiler:
     """Checks specs with the tools of an embedding program.
@@ -40,8 +43,13 @@ class SpecCompiler:
         return self.tool_registry.names if self.tool_registry is not None else frozenset()
 
     @property
+    def middleware(self) -> frozenset[str] | None:
+        """The names of the middleware that agents may have; ``None`` without a registry."""
+        return self.tool_registry.middleware_names if self.tool_registry is not None else None
+
+    @property
     def _context(self) -> RuleContext:
-        return RuleContext(tools=self.tools)
+        return RuleContext(tools=self.tools, middleware=self.middleware)
 
     def load(
         self,

@@ -43,6 +43,7 @@ class RuleContext:
             means that no index exists, and rules about missing modules report nothing.
         import_allow: Module prefixes that ``implementation`` may name. None means every module in ``modules``.
         tools: Names of the embedding program's tool registry, in addition to the spec's ``tools``.
+        middleware: Names of the middleware that the embedding program registers. None means that it is not known.
         functions: Names that the embedding program registers, in addition to ``components.functions``.
         environment: The environment of the check, where one is chosen.
         rules: The declaration of that environment, where there is one.
@@ -60,6 +61,7 @@ class RuleContext:
     models: ModelCheck | None = None
     mcp_commands: tuple[str, ...] | None = None
     mcp_installed: bool | None = None
+    middleware: frozenset[str] | None = None
 
 
 NOTHING_KNOWN = RuleContext()

@@ -61,6 +61,7 @@ def open_services(
         models=models,
         tools={kind: MiddlewareTools(backend, around) for kind, backend in backends.items()},
         middleware=frozenset(around),
+        turn_middleware=registry.turn_middleware if registry is not None else {},
         rules=rules.tools,
         registered=python.registered,
         limits=settings.agents,

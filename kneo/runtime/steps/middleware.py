@@ -28,7 +28,7 @@ class MiddlewareTools:
             AnswerRequired: the tool needs an answer of a person, whatever the middleware returned.
             Exception: the call or a middleware failed.
         """
-        names = call.turn.agent.middleware
+        names = [name for name in call.turn.agent.middleware if name in self._middleware]
         if not names:
             return await self._backend.call(call)
         inner = _SingleCall(self._backend, call)

@@ -12,7 +12,14 @@ from typing import TypeAlias
 from kneo.spec.coverage.privileged_calls import coverage
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint.agents import guardrails, memory, runtime_preferences, unsupported_fields, workflow_agents
+from kneo.spec.lint.agents import (
+    guardrails,
+    memory,
+    middleware,
+    runtime_preferences,
+    unsupported_fields,
+    workflow_agents,
+)
 from kneo.spec.lint.calls import effects, requests, tool_names, tool_people
 from kneo.spec.lint.environment import refused_servers, refused_tools
 from kneo.spec.lint.gates import gates, humans
@@ -48,6 +55,7 @@ RULES: tuple[Rule, ...] = (
     humans,
     gates,
     memory,
+    middleware,
     guardrails,
     tool_backings,
     effects,

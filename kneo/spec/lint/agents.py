@@ -64,6 +64,19 @@ def unsupported_fields(index: SpecIndex) -> Iterator[Diagnostic]:
                 yield error("E_FIELD_UNSUPPORTED", message, path, suggestion=f"Write one of {', '.join(APPEND_MODES)}.")
 
 
+def middleware(index: SpecIndex) -> Iterator[Diagnostic]:
+    """The middleware that agents name is registered, as far as this process knows."""
+    known = index.context.middleware
+    if known is None:
+        return
+    for at in index.agents:
+        for number, name in enumerate(at.agent.middleware):
+            if name not in known:
+                message = f"The middleware {name} is not registered here; where it is not, the agent's steps fail."
+                hint = index.hints.near(name, known) or "Register it: ToolRegistry.use or use_around_turns."
+                yield warning("W_MIDDLEWARE_UNKNOWN", message, (*at.path, "middleware", number), suggestion=hint)
+
+
 MEMORY_POLICIES = ("full", "sliding_window", "summary", "retrieval")
 
 

@@ -114,15 +114,6 @@ def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
             message = "append_mode has no effect: an agent without a memory adds nothing to a session."
             path = (*at.path, "defaults", "append_mode")
             yield warning(CODE, message, path, suggestion="Leave it out, or give the agent a memory.")
-        yield from _middleware(at)
-
-
-def _middleware(at: LocatedAgent) -> Iterator[Diagnostic]:
-    """Middleware stands around the calls of tools."""
-    is_asked = at.agent.model is None or at.agent.model.provider != DUMMY
-    if at.agent.middleware and is_asked and not (at.agent.tools is not None and at.agent.tools.include):
-        message = "middleware has no effect: the agent has no tools whose calls it could stand around."
-        yield warning(CODE, message, (*at.path, "middleware"), suggestion="Leave it out, or give the agent tools.")
 
 
 def _memory(index: SpecIndex, at: LocatedAgent, memory: Memory) -> Iterator[Diagnostic]:

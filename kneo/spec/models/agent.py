@@ -239,7 +239,8 @@ class Agent(SpecModel):
     skills: ListOf[str] = Field(default=(), description="Names in skills.")
     middleware: ListOf[str] = Field(
         default=(),
-        description="Names of middleware that the program registers, around each tool call; the first is outermost.",
+        description="Names of middleware that the program registers, around the turns or the tool calls of the agent; the first "
+        "is outermost.",
     )
     defaults: JsonObject = Field(
         default_factory=dict,
