@@ -84,7 +84,9 @@ NO_SPAN = Span()
 def configure_tracing(tracing: Tracing, *, version: str) -> contextlib.AbstractContextManager[None]:
     """Record spans if tracing is enabled; at the end of the block the remaining ones are sent.
 
-    The standard ``OTEL_…`` variables name the receiver, unless the embedding program has a provider of its own.
+    The standard ``OTEL_…`` variables name the receiver, unless the embedding program has a provider of its own. The provider that
+    this makes is not the global one: libraries of protocols and models would record spans with the messages of errors, which have
+    content.
 
     Raises:
         Invalid: ``invalid_setting``: tracing is enabled and OpenTelemetry is not installed.
@@ -107,7 +109,6 @@ def configure_tracing(tracing: Tracing, *, version: str) -> contextlib.AbstractC
         resource = resources.Resource({"service.name": "kneo"}).merge(resources.OTELResourceDetector().detect())
         provider = made = sdk.TracerProvider(resource=resource)
         made.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
-        trace.set_tracer_provider(made)
     _state.tracer = provider.get_tracer("kneo", version)
     _state.tracing = tracing
     return _sending(made)

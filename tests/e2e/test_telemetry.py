@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,3 +121,36 @@ def test_a_local_run_is_told_as_well(tmp_path: Path, receiver: tuple[Receiver, s
     (dispatched,) = heard.named("kneo.queue.dispatch")
     assert dispatched[2]["kneo.run_id"] == run["run_id"]
     assert [span[2]["kneo.step_id"] for span in heard.named("kneo.step")] == ["draft", "publish"]
+
+
+LIBRARIES = """
+import asyncio
+import httpx
+from a2a.client.transports.jsonrpc import JsonRpcTransport
+from a2a.types import GetTaskRequest
+from opentelemetry import trace
+from kneo.settings import Tracing
+from kneo.telemetry.spans import configure_tracing, span
+
+async def fail():
+    reply = {"jsonrpc": "2.0", "id": "1", "error": {"code": -32602, "message": "marker-4711"}}
+    http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=reply)))
+    try:
+        await JsonRpcTransport(http, None, "http://a.example").get_task(GetTaskRequest(id="1"))
+    except Exception as error:
+        assert "marker-4711" in str(error)
+    else:
+        raise AssertionError
+
+with configure_tracing(Tracing(enabled=True), version="1"), span("kneo.step"):
+    asyncio.run(fail())
+    with trace.get_tracer("mcp-python-sdk").start_as_current_span("tools/call") as called:
+        called.set_status(trace.StatusCode.ERROR, "marker-4711")
+"""
+
+
+def test_no_span_of_a_library_is_sent(receiver: tuple[Receiver, str]) -> None:
+    heard, address = receiver
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
+    subprocess.run([sys.executable, "-c", LIBRARIES], check=True, env=env, timeout=240)
+    assert [span[0] for span in heard.spans] == ["kneo.step"]

@@ -298,3 +298,15 @@ def test_the_card_is_signed_with_the_service_key(house: Bench) -> None:
                 verify(card)
 
     asyncio.run(work())
+
+
+METHODS = ("CreateTaskPushNotificationConfig", "GetTaskPushNotificationConfig", "ListTaskPushNotificationConfigs")
+
+
+def test_push_notifications_are_refused(house: Bench) -> None:
+    task = {"taskId": "run_1", "id": "p-1", "url": "http://169.254.169.254/"}
+    client = house.client("service")
+    for method in (*METHODS, "DeleteTaskPushNotificationConfig"):
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": task}
+        answer = client.post("/a2a/prod/plain", json=body, headers={"A2A-Version": "1.0"}).json()
+        assert answer["error"]["code"] == -32003, (method, answer)
