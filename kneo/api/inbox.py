@@ -14,14 +14,13 @@ from kneo.api.may_answer import (
     approval_gates,
     may_decide_change,
     may_decide_task,
-    pending_changes,
     waits_for,
 )
 from kneo.api.operation import operation
 from kneo.api.task_views import Json, votes_of
 from kneo.records.release import Pending
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
-from kneo.store import tasks
+from kneo.store import releases, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
 from kneo.tasks.people import identities_of
@@ -204,7 +203,7 @@ def _changes(tx: Tx, context: Context, show: Show) -> Iterator[InboxChangeView]:
         return
     found = [
         (environment, item)
-        for environment, item in pending_changes(tx)
+        for environment, item in releases.list_pending(tx)
         if (_is_mine(context, item) if show == "mine" else any(approval_gates(item)))
     ]
     for environment, item in sorted(found, key=lambda one: one[1].since)[:MAX_CHANGES]:
@@ -217,7 +216,7 @@ def _is_mine(context: Context, item: Pending) -> bool:
 
 
 def _count(tx: Tx, context: Context) -> int:
-    changes = sum(_is_mine(context, item) for _, item in pending_changes(tx))
+    changes = sum(_is_mine(context, item) for _, item in releases.list_pending(tx))
     if not context.principal.may("human:write"):
         return changes
     return changes + tasks.count_tasks(tx, _filter(tx, context, "mine"))

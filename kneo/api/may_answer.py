@@ -14,7 +14,6 @@ from kneo.errors import Forbidden, KneoError
 from kneo.names import person_key
 from kneo.records.release import Pending, PendingGate
 from kneo.records.task import SIGNED_BY_REVIEWER, HumanTask
-from kneo.store import releases
 from kneo.tasks.inbox import check_decider
 
 if TYPE_CHECKING:
@@ -112,9 +111,3 @@ def _names(gate: PendingGate, name: str) -> bool:
 def _has_decided(tx: Tx, environment: str, pending: Pending, name: str) -> bool:
     decided = registry.decisions_about(tx, environment, pending)
     return any(person_key(item.principal) == person_key(name) for item in decided)
-
-
-def pending_changes(tx: Tx) -> Iterator[tuple[str, Pending]]:
-    """Yield every pending change with its environment."""
-    for environment in releases.environment_names(tx):
-        yield from ((environment, item) for item in releases.pending(tx, environment))

@@ -135,6 +135,10 @@ def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
     Raises:
         Untrusted: the stored chain does not start at the pin or does not hold together.
     """
+    return tx.once((TrustRoot, pin), lambda: _trust_root(tx, pin))
+
+
+def _trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
     chain = releases.trust_chain(tx)
     if not chain:
         msg = "This database has no accepted trust root."

@@ -48,6 +48,7 @@ MEANINGS: Mapping[int, tuple[str, str]] = {
     413: ("The body is too large.", "payload_too_large"),
     422: ("A field or a query parameter is not valid.", "validation_error"),
     429: ("Too many requests under this key; see Retry-After.", "rate_limited"),
+    431: ("The head of the request, its address and headers, is too large.", "headers_too_large"),
     500: ("Internal error; the log of the service has the details.", "internal_error"),
     503: ("Try again later; see Retry-After.", "try_again"),
 }
@@ -115,7 +116,7 @@ def _complete_one(described: Tree, operation: RouteEntry) -> None:
 
 
 def _refusals(described: Tree, operation: RouteEntry) -> list[int]:
-    statuses = [500, 503, *operation.errors]
+    statuses = [431, 500, 503, *operation.errors]
     if operation.required:
         statuses += [401, 403, 422, 429]
     if "{" in operation.template:

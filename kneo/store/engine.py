@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -74,6 +74,16 @@ class Tx:
     find_key: FindKey = no_key
     data_keys: DataKeys = NO_KEYS
     notifications: list[tuple[str, object]] = field(default_factory=list)
+    snapshot: dict[Hashable, object] | None = None
+    """What was read once of a consistent snapshot; ``None`` in a transaction that writes."""
+
+    def once(self, key: Hashable, read: Callable[[], T]) -> T:
+        """Return what a function reads; a snapshot is read once for each key."""
+        if self.snapshot is None:
+            return read()
+        if key not in self.snapshot:
+            self.snapshot[key] = read()
+        return cast("T", self.snapshot[key])
 
     def notify(self, topic: str, change: object = None) -> None:
         """Notify the listeners of a topic after the commit."""
@@ -191,7 +201,7 @@ class Store:
             Transient: the database stayed busy or unreachable.
         """
         with _translate(), self._connections.read() as connection:
-            yield Tx(connection, self.clock.now(), self.find_key, self._data_keys)
+            yield Tx(connection, self.clock.now(), self.find_key, self._data_keys, snapshot={})
 
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[Lock]:
         """Try to acquire a lock exclusively; it is true where that succeeded.

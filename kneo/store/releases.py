@@ -58,8 +58,10 @@ def trust_revisions(tx: Tx) -> tuple[str | None, ...]:
 
 def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
     """Read the accepted trust roots, oldest first: version, digest of the payload, envelope."""
-    rows = tx.connection.execute(select(trust_roots).order_by(trust_roots.c.version))
-    return tuple((row.version, row.digest, row.envelope) for row in rows)
+    query = select(trust_roots).order_by(trust_roots.c.version)
+    return tx.once(
+        trust_roots, lambda: tuple((row.version, row.digest, row.envelope) for row in tx.connection.execute(query))
+    )
 
 
 # ---- bundles ----------------------------------------------------------------------------------------------------
@@ -102,8 +104,11 @@ def put_envelope(tx: Tx, digest: str, envelope: bytes, signers: Iterable[str]) -
 
 
 def bundle(tx: Tx, digest: str) -> BundleRecord | None:
-    row = tx.connection.execute(select(bundles).where(bundles.c.digest == digest)).first()
-    return _bundle(row) if row else None
+    def read() -> BundleRecord | None:
+        row = tx.connection.execute(select(bundles).where(bundles.c.digest == digest)).first()
+        return _bundle(row) if row else None
+
+    return tx.once((BundleRecord, digest), read)
 
 
 def released_payloads(tx: Tx, limit: int) -> tuple[bytes, ...]:
@@ -148,7 +153,7 @@ _ENVIRONMENT = Prepared(select(environments).where(environments.c.name == bindpa
 
 
 def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
-    return tuple(_environment(tx, row) for row in _ENVIRONMENTS.rows(tx, {}))
+    return tx.once(environments, lambda: tuple(_environment(tx, row) for row in _ENVIRONMENTS.rows(tx, {})))
 
 
 def environment_names(tx: Tx) -> tuple[str, ...]:
@@ -162,17 +167,26 @@ def environment_names(tx: Tx) -> tuple[str, ...]:
 
 
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
-    row = _ENVIRONMENT.first(tx, {"called": name})
-    return _environment(tx, row) if row else None
+    def read() -> EnvironmentRecord | None:
+        row = _ENVIRONMENT.first(tx, {"called": name})
+        return _environment(tx, row) if row else None
+
+    return tx.once((EnvironmentRecord, name), read)
 
 
 def pending(tx: Tx, environment_name: str) -> tuple[Pending, ...]:
-    rows = tx.connection.execute(
+    query = (
         select(pending_releases)
         .where(pending_releases.c.environment == environment_name)
         .order_by(pending_releases.c.bundle)
     )
-    return tuple(_pending(row) for row in rows)
+    return tx.once((Pending, environment_name), lambda: tuple(_pending(row) for row in tx.connection.execute(query)))
+
+
+def list_pending(tx: Tx) -> tuple[tuple[str, Pending], ...]:
+    """List the pending changes of all environments, each with its environment."""
+    query = select(pending_releases).order_by(pending_releases.c.environment, pending_releases.c.bundle)
+    return tx.once(Pending, lambda: tuple((row.environment, _pending(row)) for row in tx.connection.execute(query)))
 
 
 def find_pending(tx: Tx, pending_id: str) -> tuple[str, Pending] | None:

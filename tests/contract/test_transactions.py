@@ -52,12 +52,25 @@ def test_a_transaction_has_one_time(store: Store, clock: ManualClock) -> None:
 
 
 def test_a_reader_sees_one_still_picture(store: Store) -> None:
+    count = select(func.count()).select_from(trust_roots)
     with store.read() as tx:
-        seen = releases.trust_chain(tx)
+        seen = tx.connection.execute(count).scalar_one()
         with store.write() as other:
             releases.insert_trust_root(other, 1, DIGEST, b"{}")
-        assert releases.trust_chain(tx) == seen == ()
+        assert tx.connection.execute(count).scalar_one() == seen == 0
     assert count_roots(store) == 1
+
+
+def test_a_snapshot_is_read_once_and_a_transaction_that_writes_reads_what_it_wrote(store: Store) -> None:
+    with store.write() as tx:
+        assert releases.trust_chain(tx) == ()
+        releases.insert_trust_root(tx, 1, DIGEST, b"{}")
+        assert len(releases.trust_chain(tx)) == 1
+    with store.read() as tx:
+        assert releases.trust_chain(tx) is releases.trust_chain(tx)
+        assert tx.once("none", lambda: None) is tx.once("none", lambda: pytest.fail("read again")) is None
+    with store.read() as tx:
+        assert len(releases.trust_chain(tx)) == 1
 
 
 def test_a_reader_does_not_wait_for_a_writer(store: Store) -> None:

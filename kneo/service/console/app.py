@@ -235,7 +235,8 @@ class Console:
 
     async def _crash(self, request: Request, _error: Exception) -> Response:
         problem = KneoError("The console could not show this page.", hint="The log of the service has the details.")
-        return self.render(request, "error.html", 500, problem=problem, sign_in_url="", shown_status=500)
+        values = {"problem": problem, "sign_in_url": "", "shown_status": 500, "request_id": _request_id(request)}
+        return self.render(request, "error.html", 500, **values)
 
     def _error(self, request: Request, error: KneoError, status: int | None = None) -> HTMLResponse:
         """Return an error as a page, with the header where a person is signed in."""
@@ -244,13 +245,23 @@ class Console:
         headers = dict(HEADERS)
         if "retry_after" in error.details:
             headers["retry-after"] = str(error.details["retry_after"])
-        values = {"problem": error, "shown_status": status, "sign_in_url": login_url(request) if status == 401 else ""}
+        values = {
+            "problem": error,
+            "shown_status": status,
+            "sign_in_url": login_url(request) if status == 401 else "",
+            "request_id": _request_id(request),
+        }
         if signed_in is None:
             response = self.render(request, "error.html", status, **values)
             response.headers.update(headers)
             return response
         page = self._page_request(request, signed_in, Form())
         return HTMLResponse(render("error.html", {**self._frame(page, ""), **values}), status, headers=headers)
+
+
+def _request_id(request: Request) -> str:
+    """Return the id under which the log of the service has a request."""
+    return str(request.scope.get("kneo.request_id", ""))
 
 
 async def _static(request: Request) -> Response:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from pydantic import ValidationError
 
 from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
@@ -48,36 +51,40 @@ def _consequences(run: RunView, steps: StepPageView) -> dict[str, object]:
     }
 
 
-@pages.get("/runs/{run_id}/cancel", scope=SCOPES)
-def ask_to_cancel(request: PageRequest) -> Page:
-    """Show what cancelling a run ends."""
-    return _page(request, "run_cancel.html", None)
+@dataclass(frozen=True)
+class RunAct:
+    """An act on a run: its path, its page, and what it does; ``perform`` returns the id of the run."""
+
+    name: str
+    template: str
+    perform: Callable[[PageRequest], str]
 
 
-@pages.post("/runs/{run_id}/cancel", scope=SCOPES)
-def accept_cancel(request: PageRequest) -> Page | SeeOther:
-    """Cancel a run."""
-    try:
-        run = request.call(cancel_run, request.path["run_id"])
-    except KneoError as error:
-        return _page(request, "run_cancel.html", error)
-    return SeeOther(f"/console/runs/{run.id}")
+ACTS = (
+    RunAct("cancel", "run_cancel.html", lambda request: request.call(cancel_run, request.path["run_id"]).id),
+    RunAct("continue", "run_continue.html", lambda request: request.begin(continue_run, request.path["run_id"])),
+)
+"""The acts without choices: cancel a run, and try a failed run again from the step that failed."""
 
 
-@pages.get("/runs/{run_id}/continue", scope=SCOPES)
-def ask_to_continue(request: PageRequest) -> Page:
-    """Show from which step a failed run is tried again."""
-    return _page(request, "run_continue.html", None)
+def _show(act: RunAct) -> Callable[[PageRequest], Page]:
+    return lambda request: _page(request, act.template, None)
 
 
-@pages.post("/runs/{run_id}/continue", scope=SCOPES)
-def accept_continue(request: PageRequest) -> Page | SeeOther:
-    """Try a failed run again from the step that failed."""
-    try:
-        run_id = request.begin(continue_run, request.path["run_id"])
-    except KneoError as error:
-        return _page(request, "run_continue.html", error)
-    return SeeOther(f"/console/runs/{run_id}")
+def _perform(act: RunAct) -> Callable[[PageRequest], Page | SeeOther]:
+    def perform(request: PageRequest) -> Page | SeeOther:
+        try:
+            run_id = act.perform(request)
+        except KneoError as error:
+            return _page(request, act.template, error)
+        return SeeOther(f"/console/runs/{run_id}")
+
+    return perform
+
+
+for _act in ACTS:
+    pages.get(f"/runs/{{run_id}}/{_act.name}", scope=SCOPES)(_show(_act))
+    pages.post(f"/runs/{{run_id}}/{_act.name}", scope=SCOPES)(_perform(_act))
 
 
 @pages.get("/runs/{run_id}/fork", scope=SCOPES)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from console_pages import Browser, HtmlPage, signed_in
+from kneo_process import eventually
 from service_bench import Bench, serving
 
 from kneo.clock import ManualClock
 from kneo.records.release import Hold
 from kneo.service.auth import APIKeyRecord, AuthConfig, configured, keyring
+from kneo.service.console import identity
 from kneo.service.console.app import AREAS
 from kneo.service.console.render import STATIC
 from kneo.service.console.session import Sessions, make_link
@@ -143,6 +146,27 @@ def test_an_unknown_page_is_a_page(stranger: Browser, browse: Callable[[str], Br
     assert "Not found" in stranger.get("/console/nothing-here", expect=404).text
     live = stranger.client.get("/console/inbox", headers={"x-kneo-live": "1"})
     assert live.status_code == 401
+
+
+def test_an_error_in_a_page_is_logged_under_the_request_id_that_the_page_shows(
+    browse: Callable[[str], Browser], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the cause, for the log alone")
+
+    monkeypatch.setattr(identity, "get_me", replace(identity.get_me, function=fail))
+    browser = browse("viewer")
+    page = browser.get("/console/me", expect=500, **{"x-request-id": "look-for-me-1"})
+    assert "look-for-me-1" in page.text
+    assert "the cause" not in page.html
+
+    def causes() -> list[str]:
+        of_request = [each for each in caplog.records if getattr(each, "request_id", "") == "look-for-me-1"]
+        return [str(each.exc_info[1]) for each in of_request if each.exc_info]
+
+    # The response leaves before the request is logged.
+    eventually(causes)
+    assert causes() == ["the cause, for the log alone"]
 
 
 def test_a_browser_at_the_root_is_led_to_the_console(bench: Bench) -> None:

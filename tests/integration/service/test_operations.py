@@ -70,6 +70,7 @@ def test_the_description_names_security_errors_and_every_operation(bench: Bench)
         if operation.id not in described:
             continue
         item = described[operation.id]
+        assert {"431", "500", "503"} <= set(item["responses"])
         if operation.required:
             assert item["security"] == [{"bearer": []}, {"apiKey": []}]
             assert {"401", "403", "422", "429"} <= set(item["responses"])
