@@ -502,10 +502,14 @@ class Settings:
     """The folders of ``implementation:`` modules."""
 
     api_keys: str = setting("KNEO_SERV_API_KEYS", "", _secret, secret=True)
-    """`name:key:role_or_scope[,…]`, separated by `;`; see [roles](roles.md). A key switches authentication on."""
+    """`name:key:role_or_scope[,…]` or `name:sha256:digest:role_or_scope[,…]`, separated by `;`; see [roles](roles.md). A key
+    switches authentication on. A file is read again when the process gets SIGHUP."""
 
     admin_api_key: str = setting("KNEO_SERV_ADMIN_API_KEY", "", _secret, secret=True)
-    """A key with every right."""
+    """A key with every right, or `sha256:` and its digest. A file is read again when the process gets SIGHUP."""
+
+    key_files: bool = False
+    """Whether API keys stand in files, which a service reads again on SIGHUP."""
 
     auth_enabled: bool = setting("KNEO_SERV_AUTH_ENABLED", False, None)
     """Refuse to start without API keys. Default: off without keys."""
@@ -980,7 +984,8 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
             names the variable.
     """
     cwd = Path.cwd() if cwd is None else cwd
-    env = read_secret_files(_environment() if env is None else env, cwd)
+    given = _environment() if env is None else env
+    env = read_secret_files(given, cwd)
     config = _project_config(env, cwd)
     root = project_root_of(config) if config is not None else cwd
     url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), root / ".kneo" / "kneo_runs.sqlite")
@@ -997,6 +1002,9 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         project_config=config,
         spec_root=Path(env.get("KNEO_SERV_SPEC_ROOT", "") or root),
         import_roots=(root,) if cwd == root else (root, cwd),
+        key_files=any(
+            given.get(name + FILE_END, "").strip() for name in ("KNEO_SERV_API_KEYS", "KNEO_SERV_ADMIN_API_KEY")
+        ),
         auth_enabled=_flag(env.get("KNEO_SERV_AUTH_ENABLED", "").strip())
         or bool(own.get("api_keys") or own.get("admin_api_key")),
         known_roots_path=_home_path(env, "KNEO_SERV_KNOWN_ROOTS_PATH", Settings.known_roots_path),

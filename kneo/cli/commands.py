@@ -57,7 +57,12 @@ COMMANDS: dict[str, Entry] = {
             "mcp": Entry("kneo.cli.specs.mcp:app", "Declare the tools of MCP servers"),
         },
     ),
-    "keys": Entry("kneo.cli.specs.keys:app", "Generate and show signing keys", SPECS),
+    "keys": Entry(
+        "kneo.cli.specs.keys:app",
+        "Generate and show signing keys; generate API keys",
+        SPECS,
+        {"api-key": Entry("kneo.cli.serve.api_keys:api_key", "Generate an API key and its entry for the settings")},
+    ),
     "trust": Entry("kneo.cli.specs.trust:app", "Manage the trust root: keys, roles and thresholds", SPECS),
     "run": Entry("kneo.cli.runs.run:run", "Start a run and wait until it pauses or finishes", RUNS),
     "runs": Entry(

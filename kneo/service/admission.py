@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from urllib.parse import parse_qsl
@@ -105,19 +105,36 @@ class Admission:
             return
         response = _Outgoing(send)
         try:
-            headers = Headers(scope=scope)
+            headers, version = Headers(scope=scope), self.keyring.version
             principal = authenticate(self.keyring, headers)
             scope[PRINCIPAL] = principal
             self._check(operation, principal, scope)
             key = _key(operation, principal, headers)
             if key is None:
-                await self.app(scope, receive, response.take)
+                response.is_revoked = partial(self._is_revoked, version, operation, principal, headers)
+                await self._answer(scope, receive, response)
             else:
                 await self._once(key, scope, receive, response)
         except KneoError as error:
             await refusal(error)(scope, receive, response.take)
         await self._record_refusal(operation, scope, response)
         await response.release()
+
+    async def _answer(self, scope: Scope, receive: Receive, response: _Outgoing) -> None:
+        try:
+            await self.app(scope, receive, response.take)
+        except* _Revoked:
+            log.info("a stream has ended, because its API key was removed or changed")
+
+    def _is_revoked(self, version: int, operation: RouteEntry, principal: Principal, headers: Headers) -> bool:
+        """Return whether the keys were replaced since a request was admitted, and would not admit it any more."""
+        if self.keyring.version == version:
+            return False
+        try:
+            now = authenticate(self.keyring, headers)
+        except KneoError:
+            return True
+        return now.name != principal.name or not all(now.may(need.scope) for need in operation.required)
 
     async def _record_refusal(self, operation: RouteEntry, scope: Scope, response: _Outgoing) -> None:
         """Record a refusal before it is sent, unless the operation that refused has recorded it."""
@@ -219,8 +236,21 @@ class UnknownParameters(Invalid):
         )
 
 
+class _Revoked(Exception):
+    """The key of a stream was removed."""
+
+
+def _never() -> bool:
+    return False
+
+
 class _Outgoing:
-    """A response on its way out. A success is sent at once; a refusal, or a response that is held, on ``release``."""
+    """A response on its way out. A success is sent at once; a refusal, or a response that is held, on ``release``.
+
+    Attributes:
+        is_revoked: Returns whether the caller's key lost the request. A response that is sent in parts, a stream, then ends
+            before its next part, at the latest with the next heartbeat.
+    """
 
     def __init__(self, send: Send) -> None:
         self.status = 0
@@ -228,6 +258,7 @@ class _Outgoing:
         self.holding = False
         self.replayed = False
         """Whether the response is about the work of an earlier request."""
+        self.is_revoked: Callable[[], bool] = _never
         self._send = send
         self._held: list[Message] = []
 
@@ -237,6 +268,9 @@ class _Outgoing:
             if self.replayed and self.status < 300:
                 message = {**message, "headers": [*message.get("headers", ()), (b"idempotency-replayed", b"true")]}
         if not self.holding and self.status < 400:
+            if message.get("more_body", False) and self.is_revoked():
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+                raise _Revoked
             await self._send(message)
             return
         self.body += message.get("body", b"")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -37,13 +39,13 @@ from kneo.api import links as links_api
 from kneo.api import runs as runs_api
 from kneo.api import tasks as tasks_api
 from kneo.api.spec_loader import SpecLoader
-from kneo.errors import Usage
+from kneo.errors import KneoError, Usage
 from kneo.platform import PlatformManager
 from kneo.runtime.engine.start import Starter
 from kneo.service import problems
 from kneo.service.access_log import AccessLog
 from kneo.service.admission import Admission
-from kneo.service.auth import AuthConfig, Keyring, configured, keyring
+from kneo.service.auth import AuthConfig, Keyring, configured, hash_keys, keyring
 from kneo.service.console.app import Console, show_console
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
@@ -62,10 +64,13 @@ from kneo.service.routes import (
     streams,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
-from kneo.settings import Settings
+from kneo.settings import Settings, from_env
+from kneo.store import audit as audit_log
 from kneo.store import project_metadata
 from kneo.store.change_feed import ChangeFeed
-from kneo.store.engine import Store
+from kneo.store.engine import Store, Tx
+
+log = logging.getLogger("kneo.service")
 
 App = FastAPI
 """The type of the application, for modules that do not import FastAPI."""
@@ -253,6 +258,37 @@ def description() -> dict[str, object]:
     app = FastAPI(title="Kneo", version=WIRE_VERSION)
     _route(app, metrics_too=True)
     return app.openapi()
+
+
+_reloading = threading.Lock()
+
+
+def reload_keys(app: FastAPI) -> None:
+    """Replace the API keys of a running service by those that its settings name now.
+
+    Sessions and streams of a removed key end. Settings that are not valid change nothing; the log has the error. Settings other
+    than keys are not replaced.
+    """
+    service: Service = app.state.service
+    with _reloading:
+        before = service.keyring.names
+        try:
+            service.keyring.replace(hash_keys(configured(from_env())))
+        except KneoError as error:
+            log.error("the API keys were not reloaded, the present ones stay in force: %s", error)  # noqa: TRY400
+            return
+        names = service.keyring.names
+        facts = {"added": sorted(names - before), "removed": sorted(before - names)}
+        log.info("the API keys were reloaded", extra=facts)
+
+        def work(tx: Tx) -> None:
+            project_metadata.put_key_names(tx, names)
+            audit_log.record(tx, "api_keys.reloaded", actor=None, metadata=facts)
+
+        try:
+            service.store.transact(work)
+        except KneoError as error:
+            log.error("the names of the reloaded API keys could not be stored; reload again: %s", error)  # noqa: TRY400
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -79,11 +80,29 @@ ANONYMOUS = Principal("anonymous", frozenset({"*"}))
 
 
 class Keyring:
-    """The keys of this service, kept as hashes only."""
+    """The keys of this service, kept as hashes only.
+
+    Attributes:
+        required: Whether a request needs a key.
+        version: Changes whenever the keys are replaced.
+    """
 
     def __init__(self, keys: Mapping[bytes, Principal], *, required: bool) -> None:
         self._keys = keys
         self.required = required
+        self.version = 0
+
+    def replace(self, keys: Mapping[bytes, Principal]) -> None:
+        """Replace all keys while requests are served; a keyring that requires keys never becomes empty.
+
+        Raises:
+            Invalid: keys are required and there are none, or the other way round.
+        """
+        if bool(keys) != self.required:
+            msg = "Reloading cannot switch authentication on or off."
+            raise Invalid(msg, code="invalid_setting", hint="Restart the service.")
+        self._keys = keys
+        self.version += 1
 
     @property
     def names(self) -> frozenset[str]:
@@ -116,7 +135,7 @@ class Keyring:
 
 @dataclass(frozen=True)
 class APIKeyRecord:
-    """An API key, its owner and its scopes."""
+    """An API key, its owner and its scopes. The key is a text, or ``sha256:`` and the hex digits of its SHA-256."""
 
     name: str
     key: str = field(repr=False)
@@ -147,20 +166,56 @@ def configured(settings: Settings) -> AuthConfig:
 
 def _entry(entry: str, number: int) -> APIKeyRecord:
     parts = [part.strip() for part in entry.split(":", 2)]
+    if len(parts) == 3 and parts[1] == _DIGEST:
+        digest, _, last = parts[2].partition(":")
+        parts = [parts[0], f"{_DIGEST}:{digest.strip()}", last.strip()]
     if len(parts) != 3 or not all(parts):
-        msg = f"Entry {number} of KNEO_SERV_API_KEYS is not name:key:role."
-        raise Invalid(msg, code="invalid_setting")
+        msg = f"Entry {number} of KNEO_SERV_API_KEYS is not name:key:role or name:sha256:digest:role."
+        raise Invalid(msg, code="invalid_setting", hint="kneo keys api-key NAME --role ROLE prints an entry.")
     words = [word.strip() for word in parts[2].split(",")]
     roles = tuple(word for word in words if word in ROLES)
     return APIKeyRecord(parts[0], parts[1], roles, tuple(word for word in words if word not in ROLES))
 
 
-def keyring(config: AuthConfig) -> Keyring:
-    """Hash the keys of a service.
+_DIGEST = "sha256"
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def key_digest(key: str) -> str:
+    """Return a key as settings may hold it instead of the key: ``sha256:`` and the hex digits of its SHA-256."""
+    return f"{_DIGEST}:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _hashed(record: APIKeyRecord) -> bytes:
+    """Return the SHA-256 of a record's key.
 
     Raises:
-        Invalid: a name or key is empty, a name is not valid or has two spellings, a role or scope is unknown, two
-            entries have the same key, or keys are required and there are none. The service does not start.
+        Invalid: the digest is malformed. Taken for a key, whoever reads the settings could use it.
+    """
+    scheme, separator, digest = record.key.partition(":")
+    if scheme != _DIGEST or not separator:
+        return hashlib.sha256(record.key.encode()).digest()
+    if not _HEX.fullmatch(digest):
+        msg = f"The API key of {record.name} is not sha256: and 64 hex digits in lower case."
+        raise Invalid(msg, code="invalid_setting")
+    return bytes.fromhex(digest)
+
+
+def keyring(config: AuthConfig) -> Keyring:
+    """Make the keyring of a service.
+
+    Raises:
+        Invalid: as in ``hash_keys``. The service does not start.
+    """
+    return Keyring(hash_keys(config), required=config.enabled)
+
+
+def hash_keys(config: AuthConfig) -> Mapping[bytes, Principal]:
+    """Return the owners of the keys, by the SHA-256 of each key.
+
+    Raises:
+        Invalid: a name or key is empty, a name is not valid or has two spellings, a role or scope is unknown, a digest is
+            malformed, two entries have the same key, or keys are required and there are none.
     """
     keys: dict[bytes, Principal] = {}
     names: dict[str, str] = {}
@@ -173,7 +228,7 @@ def keyring(config: AuthConfig) -> Keyring:
         if first != name:
             msg = f"{shown(name)} and {shown(first)} are two spellings of one name; give both API keys the same."
             raise Invalid(msg, code="invalid_setting")
-        hashed = hashlib.sha256(record.key.encode()).digest()
+        hashed = _hashed(record)
         if hashed in keys:
             msg = f"{record.name} and {keys[hashed].name} have the same API key; keys are people."
             raise Invalid(msg, code="invalid_setting")
@@ -182,7 +237,7 @@ def keyring(config: AuthConfig) -> Keyring:
         msg = "API keys are required, and there are none."
         hint = "KNEO_SERV_AUTH_ENABLED asks for those of KNEO_SERV_API_KEYS and KNEO_SERV_ADMIN_API_KEY."
         raise Invalid(msg, code="invalid_setting", hint=hint)
-    return Keyring(keys, required=config.enabled)
+    return keys
 
 
 def _scopes(record: APIKeyRecord) -> frozenset[str]:

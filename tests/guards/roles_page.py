@@ -12,7 +12,8 @@ from kneo.service.routing import VERSION, RouteEntry, RouteTable
 HEAD = """\
 # Roles and scopes
 
-`KNEO_SERV_API_KEYS` gives each key a name and roles or scopes: `ann:KEY:approver;ci:KEY:viewer,runs:write`. The name is who did what in the
+`KNEO_SERV_API_KEYS` gives each key a name and roles or scopes: `ann:KEY:approver;ci:KEY:viewer,runs:write`, with
+[the digest of a key](../operations/api-keys.md) in place of `KEY` where you want to store none. The name is who did what in the
 audit log, and the person of that name in environment files. A request without a known key is refused with 401, one whose key lacks the scope
 with 403 and the scope that is missing. A service without keys lets everybody on this machine do everything.
 

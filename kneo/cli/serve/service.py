@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from kneo.cli.serve.worker import logged_settings
 from kneo.errors import NotFound
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
-from kneo.service.app import App, create_app, drain
+from kneo.service.app import App, create_app, drain, reload_keys
 from kneo.service.auth import configured, keyring
 from kneo.service.console.session import make_link
 from kneo.service.head_check import check_reachable
@@ -45,7 +46,10 @@ def serve(
         bool, typer.Option("--reload", help="For development: restart when a Python file of the project changes.")
     ] = False,
 ) -> None:
-    """Run the API server, and a worker unless --workers is 0."""
+    """Run the API server, and a worker unless --workers is 0.
+
+    SIGHUP reads the files of API keys again.
+    """
     settings = logged_settings()
     if reload:
         render.success(f"Kneo is up at http://{host}:{port}; it restarts when code changes")
@@ -150,6 +154,10 @@ def serve_http(
         announce(f"http://{host}:{listener.getsockname()[1]}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _already_stopping)
+        if settings.key_files:
+            signal.signal(
+                signal.SIGHUP, lambda *_: threading.Thread(target=reload_keys, args=(app,), daemon=True).start()
+            )
         Server(app, settings.http).run(sockets=[listener])
 
 

@@ -21,15 +21,15 @@ async def live_events(feed: ChangeFeed, *, heartbeat: float, is_signed_in: Calla
 
     Args:
         feed: The feed of changes.
-        heartbeat: Seconds after which the connection is kept open with a comment, and the session is checked.
-        is_signed_in: Returns whether the session still exists.
+        heartbeat: Seconds after which the connection is kept open with a comment.
+        is_signed_in: Returns whether the session still exists; asked before each event and comment.
     """
     known: Marks | None = None
     while not feed.stopping:
         changed = await next_change(feed, MarksChanged(known), heartbeat)
+        if not await run_in_threadpool(is_signed_in):
+            return
         if changed is None:
-            if not await run_in_threadpool(is_signed_in):
-                return
             yield None
             continue
         now = await run_in_threadpool(numbered, feed.store)

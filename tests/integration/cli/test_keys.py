@@ -1,9 +1,12 @@
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kneo.service.auth import configured, key_digest, keyring
+from kneo.settings import from_env
 from kneo.trust.keys import PrivateKey
 
 Kneo = Callable[..., Any]
@@ -60,3 +63,34 @@ def test_what_is_no_key(kneo: Kneo, tmp_path: Path):
     assert kneo("keys", "show", tmp_path / "missing").status == 4
     assert kneo("keys", "generate").status == 2
     assert kneo("keys", "generate", "-o", tmp_path / "y", "--algorithm", "rsa").status == 2
+
+
+def test_an_api_key_is_printed_once_with_an_entry_that_holds_its_digest(kneo: Kneo, tmp_path: Path):
+    made = kneo("keys", "api-key", "ann", "--role", "approver,human:link", "--json").json
+    assert len(made["key"]) > 40
+    assert made["key"] not in made["entry"]
+    ring = keyring(configured(from_env({"KNEO_SERV_API_KEYS": made["entry"]}, tmp_path)))
+    principal = ring.find(made["key"])
+    assert principal is not None
+    assert (principal.name, principal.may("human:link")) == ("ann", True)
+    assert ring.find(made["entry"].split(":", 1)[1].rsplit(":", 2)[0]) is None
+    assert kneo("keys", "api-key", "ann", "--role", "approver", "--json").json["key"] != made["key"]
+
+
+def test_the_entry_of_an_existing_key(kneo: Kneo, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("k" * 24 + "\n"))
+    made = kneo("keys", "api-key", "ci", "--role", "service", "--stdin")
+    assert made.out == f"entry  ci:{key_digest('k' * 24)}:service\n"
+
+
+@pytest.mark.parametrize("text", ["short\n", "", "k" * 2_000, "two" * 10 + "\n" + "lines" * 10])
+def test_a_key_that_can_be_guessed_gets_no_digest(kneo: Kneo, monkeypatch: pytest.MonkeyPatch, text: str):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    refused = kneo("keys", "api-key", "ci", "--role", "service", "--stdin")
+    assert (refused.status, "24 to 1000" in refused.err) == (1, True)
+
+
+@pytest.mark.parametrize(("name", "role"), [("ann", "king"), ("a;b", "admin"), ("", "admin"), ("a:b", "admin")])
+def test_an_entry_that_no_service_accepts_is_refused(kneo: Kneo, name: str, role: str):
+    refused = kneo("keys", "api-key", name, "--role", role)
+    assert (refused.status, refused.out) == (1, "")

@@ -241,7 +241,18 @@ def test_code_outside_the_project_is_not_imported(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", ["ann:k1:boss", "ann:k1", "ann:k1:runs:fly", "ann:k1:viewer;bob:k1:viewer", ":k1:viewer"]
+    "keys",
+    [
+        "ann:k1:boss",
+        "ann:k1",
+        "ann:k1:runs:fly",
+        "ann:k1:viewer;bob:k1:viewer",
+        ":k1:viewer",
+        "ann:sha256:viewer",
+        "ann:sha256:abc:viewer",
+        "ann:sha256:" + "A" * 64 + ":viewer",
+        "ann:sha256:" + "a" * 64,
+    ],
 )
 def test_keys_that_make_no_sense_keep_the_service_from_starting(keys: str, tmp_path: Path) -> None:
     with pytest.raises(Invalid):
