@@ -10,20 +10,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kneo.api.content_texts import ContentTexts
 from kneo.api.context import Context
 from kneo.api.operation import operation
 from kneo.api.run_steps import path_of
 from kneo.records.conversation import ConversationEntry, EntryKind
-from kneo.redaction import redact, redact_text
 from kneo.runtime.engine.wait import find_run
 from kneo.spec.tool_names import OUTPUT_TOOL
 from kneo.store import agent_journal
-
-MAX_TEXT_CHARS = 20_000
-"""Characters of one text in a conversation."""
-
-MAX_CHARS = 4_000_000
-"""Characters of all texts of a response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +76,7 @@ def get_run_conversation(
     for entry in entries:
         if step is None or path_of(entry.location) == step:
             by_conversation[entry.conversation].append(entry)
-    texts = _Texts(personal=not whole)
+    texts = ContentTexts(personal=not whole)
     views = [
         ConversationView(
             step=path_of(own[0].location),
@@ -92,39 +86,14 @@ def get_run_conversation(
         )
         for name, own in sorted(by_conversation.items(), key=lambda item: item[1][0].started_at)
     ]
-    return ConversationsView(run_id=run_id, conversations=views, count=len(views), truncated=texts.left <= 0)
-
-
-class _Texts:
-    """Cleans and bounds the texts of one response.
-
-    Args:
-        personal: Whether personal data is removed too.
-    """
-
-    def __init__(self, *, personal: bool) -> None:
-        self.personal = personal
-        self.left = MAX_CHARS
-
-    def shown(self, value: object) -> str:
-        """Return a text, or data as JSON, without secrets and cut where it is too long."""
-        # Cleaned as a whole: half a secret is not recognized.
-        text = self._cleaned(value)
-        most = max(min(MAX_TEXT_CHARS, self.left), 0)
-        self.left -= len(text)
-        return text if len(text) <= most else f"{text[:most]}[cut: {len(text)} characters in all]"
-
-    def _cleaned(self, value: object) -> str:
-        if isinstance(value, str):
-            return redact_text(value, personal=self.personal)
-        return json.dumps(redact(value, personal=self.personal), ensure_ascii=False, default=str)
+    return ConversationsView(run_id=run_id, conversations=views, count=len(views), truncated=texts.truncated)
 
 
 WITHHELD = "[withheld: a guardrail checks it]"
 """Stands for a text that a guardrail has not passed on."""
 
 
-def _shown(entry: ConversationEntry, texts: _Texts) -> Iterator[MessageView]:
+def _shown(entry: ConversationEntry, texts: ContentTexts) -> Iterator[MessageView]:
     """Yield the messages of a journal entry that may be shown.
 
     What a guardrail has not passed on yet, or has changed, is not among them; the text that it passed on is an entry of its own.
@@ -159,7 +128,7 @@ def _hides(message: MessageView, withheld: object, *, is_first: bool) -> bool:
             return True
 
 
-def _messages(body: Mapping[str, object], texts: _Texts) -> Iterator[MessageView]:
+def _messages(body: Mapping[str, object], texts: ContentTexts) -> Iterator[MessageView]:
     """Yield the messages in the body of a journal entry."""
     for message in _listed(body, "messages"):
         at = message.get("timestamp")
@@ -172,7 +141,7 @@ def _messages(body: Mapping[str, object], texts: _Texts) -> Iterator[MessageView
             yield _sent(part, at, texts)
 
 
-def _reply(message: Mapping[str, object], texts: _Texts) -> MessageView:
+def _reply(message: Mapping[str, object], texts: ContentTexts) -> MessageView:
     parts = _listed(message, "parts")
     calls = [
         MessageCallView(
@@ -187,7 +156,7 @@ def _reply(message: Mapping[str, object], texts: _Texts) -> MessageView:
     return _message("assistant", said, message.get("timestamp"), texts, calls=calls)
 
 
-def _sent(part: Mapping[str, object], at: object, texts: _Texts) -> MessageView:
+def _sent(part: Mapping[str, object], at: object, texts: ContentTexts) -> MessageView:
     """Build the view of a part of a request: a prompt, or the result of a call."""
     role = _ROLES.get(str(part.get("part_kind")), "user")
     call_id, name = part.get("tool_call_id"), part.get("tool_name")
@@ -203,7 +172,7 @@ def _message(
     role: str,
     value: object,
     at: object,
-    texts: _Texts,
+    texts: ContentTexts,
     *,
     calls: list[MessageCallView] | None = None,
     call_id: object = None,

@@ -28,6 +28,9 @@ ERRORS: Mapping[str, tuple[int, ...]] = {
 }
 """Statuses of errors of routes that are not operations."""
 
+WITH_SLASHES = frozenset({"session_id"})
+"""Parameters of paths whose values may contain slashes."""
+
 OWN_KEYS = frozenset({"send_to_agent", "send_to_mcp_server"})
 """Routes of protocols, whose messages carry their own idempotency keys."""
 
@@ -79,10 +82,14 @@ class RouteTable:
 
     def __init__(self, routers: Iterable[APIRouter]) -> None:
         self._by_length: dict[tuple[str, int], list[tuple[re.Pattern[str], RouteEntry]]] = {}
+        self._of_any_length: list[tuple[re.Pattern[str], RouteEntry]] = []
         for operation in _listed(routers):
             pattern = re.compile(re.sub(r"\{([^}]*)\}", r"(?P<\1>[^/]+)", operation.template))
             length = operation.template.count("/")
             self._by_length.setdefault((operation.method, length), []).append((pattern, operation))
+            if any(f"{{{name}}}" in operation.template for name in WITH_SLASHES):
+                wide = re.compile(re.sub(r"\{([^}]*)\}", _wide, operation.template))
+                self._of_any_length.append((wide, operation))
         self._methods = sorted({method for method, _ in self._by_length})
 
     def note(self, scope: Scope) -> RouteEntry | None:
@@ -106,6 +113,9 @@ class RouteTable:
         bare = without_version(path)
         for pattern, operation in self._by_length.get((method, bare.count("/")), ()):
             if match := pattern.fullmatch(bare):
+                return RouteMatch(operation, match.groupdict())
+        for pattern, operation in self._of_any_length:
+            if operation.method == method and (match := pattern.fullmatch(bare)):
                 return RouteMatch(operation, match.groupdict())
         return None
 
@@ -142,6 +152,11 @@ class DirectRoute(BaseRoute):
 def without_version(path: str) -> str:
     """Return a path as it is below the version."""
     return path[len(VERSION) :] if path.startswith(VERSION + "/") else path
+
+
+def _wide(name: re.Match[str]) -> str:
+    """Return the pattern of a parameter in a path."""
+    return f"(?P<{name[1]}>{'.+' if name[1] in WITH_SLASHES else '[^/]+'})"
 
 
 def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, func, inse
 
 from kneo.clock import isoformat
 from kneo.records.agent_session import AgentSession, FinishedTurn, SessionKey, SessionMessage, SessionSummary
+from kneo.store import json_text
 from kneo.store.engine import Tx, insert_ignoring_duplicates, upsert
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import agent_sessions, session_messages, session_summaries
@@ -47,15 +48,21 @@ _INSERT_MESSAGE = Prepared(insert(session_messages))
 
 def append(tx: Tx, key: SessionKey, run_id: str, turns: Sequence[FinishedTurn]) -> None:
     """Add the turns of a run, which ends with this transaction."""
-    messages = [
-        {"agent": turn.agent, "role": role, "text": _cut(text)} for turn in turns for role, text in turn.messages
-    ]
+    messages = [(turn.agent, role, _cut(text)) for turn in turns for role, text in turn.messages]
     if not messages:
         return
     number = _lock(tx, key).last_number
     rows = [
-        {**vars(key), **message, "number": number + n, "run_id": run_id, "created_at": tx.at}
-        for n, message in enumerate(messages, 1)
+        {
+            **vars(key),
+            "agent": agent,
+            "number": n,
+            "role": role,
+            **_stored(tx, text, _place(key, agent, n)),
+            "run_id": run_id,
+            "created_at": tx.at,
+        }
+        for n, (agent, role, text) in enumerate(messages, number + 1)
     ]
     _INSERT_MESSAGE.change_many(tx, rows)
     _CHANGE.change(tx, {**_of(key), "last_number": number + len(rows), "updated_at": tx.at})
@@ -71,6 +78,41 @@ def _lock(tx: Tx, key: SessionKey) -> Row:
 
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARS else f"{text[:MAX_TEXT_CHARS]}[cut: {len(text)} characters in all]"
+
+
+def _place(key: SessionKey, agent: str, number: int, part: str = "message") -> bytes:
+    """Return what a sealed text is bound to, so that rows cannot be swapped."""
+    return json_text.encode([part, key.environment, key.requester, key.session_id, agent, number])
+
+
+def _stored(tx: Tx, text: str, place: bytes) -> dict[str, object]:
+    """Return the columns of a text, which is sealed where there are keys."""
+    body = text.encode()
+    sealed = tx.data_keys.seal(body, place)
+    return {"text": text, "sealed": None} if sealed is body else {"text": "", "sealed": sealed}
+
+
+def _read(tx: Tx, row: Row, place: bytes) -> str:
+    """Return the text of a row.
+
+    Raises:
+        JournalSealed: its key is not here.
+        Untrusted: it was changed in the database.
+    """
+    if row.sealed is None:
+        return str(row.text)
+    return tx.data_keys.open(bytes(row.sealed), place).decode()
+
+
+def _message(tx: Tx, key: SessionKey, row: Row) -> SessionMessage:
+    return SessionMessage(
+        number=row.number,
+        agent=row.agent,
+        role=row.role,
+        text=_read(tx, row, _place(key, row.agent, row.number)),
+        run_id=row.run_id,
+        created_at=row.created_at,
+    )
 
 
 _NEWEST = Prepared(
@@ -101,17 +143,24 @@ def newest_messages(
     """
     names = {"of_agent": agent, "after": after, "not_of_run": without_run, "most": limit}
     rows = _NEWEST.rows(tx, {**_of(key), **names})
-    return tuple(
-        SessionMessage(
-            number=row.number,
-            agent=row.agent,
-            role=row.role,
-            text=row.text,
-            run_id=row.run_id,
-            created_at=row.created_at,
-        )
-        for row in reversed(rows)
-    )
+    return tuple(_message(tx, key, row) for row in reversed(rows))
+
+
+def list_messages(
+    tx: Tx, key: SessionKey, *, agent: str | None = None, limit: int, offset: int = 0
+) -> tuple[tuple[SessionMessage, ...], int]:
+    """Return a page of the messages of a session in their order, and the count of all."""
+    where = [
+        session_messages.c.environment == key.environment,
+        session_messages.c.requester == key.requester,
+        session_messages.c.session_id == key.session_id,
+    ]
+    if agent is not None:
+        where.append(session_messages.c.agent == agent)
+    page = select(session_messages).where(*where).order_by(session_messages.c.number).limit(limit).offset(offset)
+    rows = tx.connection.execute(page).all()
+    total = tx.connection.execute(select(func.count()).select_from(session_messages).where(*where)).scalar_one()
+    return tuple(_message(tx, key, row) for row in rows), total
 
 
 _COUNT = Prepared(
@@ -144,7 +193,9 @@ _MESSAGE = Prepared(
 def find_summary(tx: Tx, key: SessionKey, agent: str) -> SessionSummary | None:
     """Read the summary of an agent's earlier messages."""
     row = _SUMMARY.first(tx, {**_of(key), "of_agent": agent})
-    return None if row is None else SessionSummary(number=row.number, text=row.text)
+    if row is None:
+        return None
+    return SessionSummary(number=row.number, text=_read(tx, row, _place(key, agent, row.number, "summary")))
 
 
 def keep_summary(tx: Tx, key: SessionKey, last: SessionMessage, text: str) -> bool:
@@ -154,12 +205,13 @@ def keep_summary(tx: Tx, key: SessionKey, last: SessionMessage, text: str) -> bo
     """
     session = _LOCK.first(tx, _of(key))
     message = _MESSAGE.first(tx, {**_of(key), "of_agent": last.agent, "of_number": last.number})
-    known = find_summary(tx, key, last.agent)
+    known = _SUMMARY.first(tx, {**_of(key), "of_agent": last.agent})
     is_kept = session is not None and message is not None and message.run_id == last.run_id
     if not is_kept or (known is not None and known.number >= last.number):
         return False
     names = {**vars(key), "agent": last.agent}
-    upsert(tx, session_summaries, names, number=last.number, text=_cut(text), created_at=tx.at)
+    stored = _stored(tx, _cut(text), _place(key, last.agent, last.number, "summary"))
+    upsert(tx, session_summaries, names, number=last.number, **stored, created_at=tx.at)
     return True
 
 

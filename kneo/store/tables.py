@@ -504,7 +504,9 @@ session_messages = Table(
     Column("agent", Text),
     Column("number", Integer),
     Column("role", Bounded(10), nullable=False),
+    # Empty where the text is sealed.
     Column("text", Text, nullable=False),
+    Column("sealed", LargeBinary),
     Column("run_id", ID, nullable=False),
     Column("created_at", TIME, nullable=False),
     PrimaryKeyConstraint("environment", "requester", "session_id", "agent", "number"),
@@ -519,6 +521,7 @@ session_summaries = Table(
     Column("agent", Text),
     Column("number", Integer, nullable=False),
     Column("text", Text, nullable=False),
+    Column("sealed", LargeBinary),
     Column("created_at", TIME, nullable=False),
     PrimaryKeyConstraint("environment", "requester", "session_id", "agent"),
 )

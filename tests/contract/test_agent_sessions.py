@@ -7,12 +7,16 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select, update
 
 from kneo.clock import ManualClock
+from kneo.errors import Untrusted
 from kneo.records.agent_session import FinishedTurn, SessionKey, SessionMessage
 from kneo.store import agent_sessions
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.store.tables import session_messages, session_summaries
+from kneo.trust.sealing import NO_KEYS, DataKeys, JournalSealed
 
 ANN = SessionKey(environment="prod", requester="ann", session_id="s")
 
@@ -135,3 +139,41 @@ def test_sessions_are_listed_by_requester_and_deleted_when_they_are_old(store: S
     with store.read() as tx:
         assert [each.key.session_id for each in agent_sessions.list_sessions(tx, "ann", limit=10)[0]] == ["t"]
         assert agent_sessions.list_sessions(tx, "bob", limit=10)[1] == 1
+
+
+def test_sealed_texts_are_unreadable_in_the_database(migrated_url: str, clock: ManualClock) -> None:
+    sealed = open_store(migrated_url, clock, data_keys=DataKeys([b"k" * 32]))
+    add(sealed, turn("a private sentence", "a private answer"))
+    [*_, last] = read(sealed)
+    sealed.transact(lambda tx: agent_sessions.keep_summary(tx, ANN, last, "a private summary"))
+    with sealed.read() as tx:
+        stored = [tx.connection.execute(select(table)).all() for table in (session_messages, session_summaries)]
+        summary = agent_sessions.find_summary(tx, ANN, "support")
+        listed, total = agent_sessions.list_messages(tx, ANN, limit=1, offset=1)
+    assert b"private" not in b"".join(bytes(row.sealed) for rows in stored for row in rows)
+    assert {row.text for rows in stored for row in rows} == {""}
+    assert texts(sealed) == ["a private sentence", "a private answer"]
+    assert (summary is not None and summary.text, [each.text for each in listed], total) == (
+        "a private summary",
+        ["a private answer"],
+        2,
+    )
+    without = open_store(migrated_url, clock)
+    with pytest.raises(JournalSealed):
+        read(without)
+    with sealed.write() as tx:
+        swapped = session_messages.c.number == 1
+        tx.connection.execute(update(session_messages).where(swapped).values(sealed=stored[0][1].sealed))
+    with pytest.raises(Untrusted):
+        read(sealed)
+    for store in (without, sealed):
+        store.close()
+
+
+def test_plain_texts_from_before_stay_readable(migrated_url: str, clock: ManualClock) -> None:
+    plain, sealed = (open_store(migrated_url, clock, data_keys=keys) for keys in (NO_KEYS, DataKeys([b"k" * 32])))
+    add(plain, turn("one", "1"))
+    add(sealed, turn("two", "2"), run="run_2")
+    assert texts(sealed) == ["one", "1", "two", "2"]
+    for store in (plain, sealed):
+        store.close()

@@ -89,6 +89,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "runs steps": ("list_run_steps",),
     "sessions delete": ("delete_session",),
     "sessions list": ("list_sessions",),
+    "sessions show": ("list_session_messages",),
     "runs trace": ("get_run_trace",),
     "runs watch": ("stream_run_events",),
     "source accept-rewrite": ("get_source", "accept_rewrite"),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kneo.api.sessions import delete_session, list_sessions
+from kneo.api.sessions import delete_session, list_session_messages, list_sessions
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
@@ -40,6 +40,47 @@ def list_(
             for each in page.sessions
         ]
         render.table("Sessions", ["Session", "Environment", "Messages", "Created", "Last used"], rows)
+        shown = page.offset + page.count
+        if shown < page.total:
+            render.text(f"{page.count} of {page.total}. Next page: --offset {shown}")
+
+    render.emit(page, as_json=options.as_json, text=text)
+
+
+@app.command("show")
+@examples("kneo sessions show trip", "kneo sessions show trip --env prod --agent support --json")
+def show(
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="Id of the session, as kneo sessions list shows.")],
+    environment: Annotated[
+        str | None, typer.Option("--env", help="The environment, where several have the session.")
+    ] = None,
+    requester: RequesterOption = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="Only the messages of this agent.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Show personal data too.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Number of messages to show.")] = 100,
+    offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Number of messages to skip.")] = 0,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Show the messages that agents remember of a session, in their order."""
+    with options.open() as opened:
+        page = opened.call(
+            list_session_messages,
+            session,
+            environment=environment,
+            requester=requester,
+            agent=agent,
+            whole=whole,
+            limit=limit,
+            offset=offset,
+        )
+
+    def text() -> None:
+        for message in page.messages:
+            render.text(f"{message.created_at}  {message.agent}  {message.role}")
+            render.text(f"  {message.text}")
+        if not page.messages:
+            render.text("No messages.")
         shown = page.offset + page.count
         if shown < page.total:
             render.text(f"{page.count} of {page.total}. Next page: --offset {shown}")

@@ -6,16 +6,19 @@ and a run that fails or is stopped leaves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from kneo.records.agent_session import SessionKey, SessionMessage, SessionSummary, finished_turns
 from kneo.records.run import Run
 from kneo.records.task import TaskStatus
+from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.threads import in_thread
 from kneo.store import agent_journal, agent_sessions, history, tasks
 from kneo.store.engine import Store, Tx
+from kneo.trust.sealing import JournalSealed
 
 
 def session_key(run: Run) -> SessionKey | None:
@@ -34,6 +37,16 @@ def session_history(store: Store, run: Run) -> StoredHistory | None:
     return None if key is None else StoredHistory(store=store, key=key, parent=parent)
 
 
+@contextmanager
+def _unsealed(store: Store) -> Iterator[Tx]:
+    """Read texts that may be sealed; a run whose key is not here is released, and waits for a worker that has it."""
+    try:
+        with store.read() as tx:
+            yield tx
+    except JournalSealed as sealed:
+        raise CodeUnavailable(sealed.message, code=sealed.code, hint=sealed.hint) from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredHistory:
     """The messages of a session in the database; the port ``SessionHistory`` of agents.
@@ -47,7 +60,7 @@ class StoredHistory:
     parent: str = ""
 
     def newest(self, agent: str, *, after: int = 0, limit: int) -> Sequence[SessionMessage]:
-        with self.store.read() as tx:
+        with _unsealed(self.store) as tx:
             return agent_sessions.newest_messages(
                 tx, self.key, agent, after=after, without_run=self.parent, limit=limit
             )
@@ -57,7 +70,7 @@ class StoredHistory:
             return agent_sessions.count_messages(tx, self.key, agent)
 
     def summary(self, agent: str) -> SessionSummary | None:
-        with self.store.read() as tx:
+        with _unsealed(self.store) as tx:
             return agent_sessions.find_summary(tx, self.key, agent)
 
     async def keep_summary(self, last: SessionMessage, text: str) -> None:
