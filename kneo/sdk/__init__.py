@@ -1,126 +1,38 @@
-"""Workflows written in Python, executed by the engine that executes every spec. This module has the message types."""
+"""Workflows written in Python, executed by the engine that executes every spec."""
 
-from __future__ import annotations
-
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TypeAlias
-
-from kneo.errors import KneoError
+from kneo.sdk.messages import HumanInterventionRequest, HumanInterventionRequiredError, Message, RunConfig, RunResult
+from kneo.sdk.middleware import AgentRunContext, BaseAgentMiddleware
+from kneo.sdk.participants import AgentStep, FunctionStep, HumanInTheLoopStep
+from kneo.sdk.workflows import (
+    ConcurrentWorkflow,
+    GroupChatWorkflow,
+    HandoffWorkflow,
+    SequentialWorkflow,
+    Workflow,
+    WorkflowAgent,
+    WorkflowBuilder,
+    WorkflowEdge,
+    WorkflowFailed,
+)
 
 __all__ = [
+    "AgentRunContext",
+    "AgentStep",
+    "BaseAgentMiddleware",
+    "ConcurrentWorkflow",
+    "FunctionStep",
+    "GroupChatWorkflow",
+    "HandoffWorkflow",
+    "HumanInTheLoopStep",
     "HumanInterventionRequest",
     "HumanInterventionRequiredError",
     "Message",
     "RunConfig",
     "RunResult",
+    "SequentialWorkflow",
+    "Workflow",
+    "WorkflowAgent",
+    "WorkflowBuilder",
+    "WorkflowEdge",
+    "WorkflowFailed",
 ]
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a conversation: the role of its author, its text, and the name of the step that wrote it."""
-
-    role: str
-    content: str
-    name: str | None = None
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Metadata of a run, passed to every participant unchanged."""
-
-    metadata: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The result of a run, or of one participant."""
-
-    messages: Sequence[Message]
-    metadata: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def output_text(self) -> str:
-        """The text of the last message."""
-        return self.messages[-1].content if self.messages else ""
-
-
-Response: TypeAlias = str | Message | Sequence[Message] | RunResult
-"""The types that participants and resolvers may return."""
-
-
-@dataclass(frozen=True)
-class HumanInterventionRequest:
-    """A question to a person, with the conversation it is about."""
-
-    step_name: str
-    prompt: str
-    messages: Sequence[Message]
-    config: RunConfig
-    metadata: Mapping[str, object] = field(default_factory=dict)
-
-
-Resolver: TypeAlias = Callable[[HumanInterventionRequest], Response | Awaitable[Response | None] | None]
-"""A function that answers a question during the run; ``None`` leaves the question open as a human task."""
-
-Prompt: TypeAlias = str | Callable[[Sequence[Message], RunConfig], str | Awaitable[str]]
-
-
-class HumanInterventionRequiredError(KneoError):
-    """A run is paused for a person. Its state is in the database, so the process may end.
-
-    Attributes:
-        step_name: The name of the human step.
-        prompt: The question.
-        request: ``step_name``, ``prompt``, ``messages``, ``config`` and ``metadata``, as plain values.
-        run_id: The run, for ``Workflow.resume``.
-        continuation_id: The human task, for ``kneo task decide`` and HTTP.
-        step_path: The path of the human step, through nested workflows.
-    """
-
-    http_status = 409
-    exit_code = 5
-    default_code = "human_intervention_required"
-
-    def __init__(self, request: HumanInterventionRequest, *, run_id: str, continuation_id: str, step_path: str) -> None:
-        super().__init__(f'Human input required for workflow step "{request.step_name}".')
-        self.step_name = request.step_name
-        self.prompt = request.prompt
-        self.request = asdict(request)
-        self.run_id = run_id
-        self.continuation_id = continuation_id
-        self.step_path = step_path
-
-
-def as_messages(response: Response) -> tuple[Message, ...]:
-    """Convert a response to messages; a text becomes a message of the user."""
-    match response:
-        case str():
-            return (Message("user", response),)
-        case Message():
-            return (response,)
-        case RunResult():
-            return tuple(response.messages)
-        case _:
-            return tuple(response)
-
-
-def as_text(response: object, author: str) -> str:
-    """Convert a response to the text that the next step receives.
-
-    Raises:
-        TypeError: the response has none of the allowed types.
-    """
-    match response:
-        case str():
-            return response
-        case Message():
-            return response.content
-        case RunResult():
-            return response.output_text
-        case list() | tuple() if response and all(isinstance(each, Message) for each in response):
-            return "\n\n".join(each.content for each in response)
-        case _:
-            msg = f"{author} returned {type(response).__name__}; expected a str, Message, list of Message or RunResult."
-            raise TypeError(msg)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
 from inspect import isawaitable, iscoroutinefunction
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from kneo.errors import Conflict
 from kneo.runtime.steps.code import INPROCESS
@@ -14,7 +14,7 @@ from kneo.runtime.steps.threads import in_thread
 from kneo.sdk.db import RunDatabase
 from kneo.sdk.host import Began, RunHost, Work, no_listener
 from kneo.spec.models.agent import Agent
-from kneo.tools import FunctionTool, RegisteredTool, ToolRegistry
+from kneo.tools import FunctionTool, Middleware, RegisteredTool, ToolRegistry
 
 Json: TypeAlias = dict[str, object]
 
@@ -49,7 +49,8 @@ class SpecBuilder:
     def agent(self, path: str, name: str, agent: Agent | Mapping[str, object]) -> str:
         """Add an agent of the spec language; return the name of its component.
 
-        Functions among its tools become tools of the spec, with the gates that their decorators declare.
+        Functions among its tools become tools of the spec, with the gates that their decorators declare. Functions among its
+        middleware run around its tool calls.
 
         Raises:
             Conflict: two different tools have one name.
@@ -60,8 +61,24 @@ class SpecBuilder:
             tree["tools"] = {**selected, "include": [self._tool(each) for each in selected.get("include", ())]}
         elif isinstance(selected, list | tuple):
             tree["tools"] = {"include": [self._tool(each) for each in selected]}
+        if tree.get("middleware"):
+            tree["middleware"] = [self._middleware(each) for each in tree["middleware"]]
         self.components["agents"][path] = {"name": name, **tree}
         return path
+
+    def _middleware(self, middleware: object) -> str:
+        """Return the name of a middleware around tool calls; a function is registered.
+
+        Raises:
+            Conflict: two different ones have one name.
+            Invalid: it is not an asynchronous function.
+        """
+        if isinstance(middleware, str):
+            return middleware
+        name = str(getattr(middleware, "__name__", type(middleware).__name__))
+        if self.tools.middleware.get(name) is not middleware:
+            self.tools.use(name, cast("Middleware", middleware))
+        return name
 
     def _tool(self, tool: object) -> str:
         """Return the name of a tool; a function is registered."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol, TypeAlias
 
 from kneo.errors import Usage
+from kneo.records.run import StepRecord
 from kneo.runtime.interpreter.node import below
 from kneo.runtime.steps.context import StepContext, StepOutput
-from kneo.sdk import Message, Prompt, Resolver, Response, RunConfig, as_text
 from kneo.sdk.builder import Json, SpecBuilder, call, identifier
 from kneo.sdk.host import RunSnapshot
+from kneo.sdk.messages import Message, Prompt, Resolver, Response, RunConfig, as_text
 from kneo.spec.models.agent import Agent
 
 Function: TypeAlias = Callable[[Sequence[Message], RunConfig], Response | Awaitable[Response]]
@@ -27,38 +30,75 @@ class Runnable(Protocol):
     def run(self, messages: Sequence[Message], config: RunConfig) -> Response | Awaitable[Response]: ...
 
 
+CONFIG = "config"
+"""The name of the journal entry with the configuration that a resume replaced."""
+
+
 class ConversationBuilder(SpecBuilder):
     """The spec of a workflow of participants, and the conversation of its runs, read from their records.
 
     Attributes:
-        configs: The configuration of this process's runs, by run.
+        config: The configuration that the spec is built for.
         humans: Human steps by path.
-        concurrent: Paths of concurrent workflows, whose participants do not read each other's messages.
+        concurrent: The names of participants that run at the same time, by the path around them; they do not read each
+            other's messages.
+        supersteps: Paths of graphs' supersteps, with the path of the step that ends each.
         hidden: Paths of steps whose outputs are not messages.
+        groups: Paths of groups of steps that the program did not write.
     """
 
-    def __init__(self, configs: Mapping[str, RunConfig]) -> None:
+    def __init__(self, config: RunConfig | None = None) -> None:
         super().__init__()
-        self.configs = configs
+        self.config = config or RunConfig()
         self.humans: dict[str, HumanInTheLoopStep] = {}
-        self.concurrent: set[str] = set()
+        self.concurrent: dict[str, Sequence[str]] = {}
+        self.supersteps: dict[str, str] = {}
         self.hidden: set[str] = set()
+        self.groups: set[str] = set()
 
-    def config(self, run_id: str) -> RunConfig:
-        return self.configs.get(run_id) or RunConfig()
+    def agent(self, path: str, name: str, agent: Agent | Mapping[str, object]) -> str:
+        """Add an agent with the settings of the run's configuration; return the name of its component."""
+        super().agent(path, name, agent)
+        config = self.config
+        settings: Json = {"system_prompt": config.system_prompt} if config.system_prompt is not None else {}
+        if config.temperature is None and config.max_iterations is None:
+            self.components["agents"][path] = {**self._agent(path), **settings}
+            return path
+        tree = Agent.model_validate(self._agent(path)).model_dump(by_alias=True, exclude_unset=True)
+        if config.temperature is not None and "model" in tree:
+            settings["model"] = {**tree["model"], "temperature": config.temperature}
+        if config.max_iterations is not None:
+            strategy = tree.get("strategy") or {"type": "simple"}
+            settings["strategy"] = {**strategy, "max_iterations": config.max_iterations}
+        self.components["agents"][path] = tree | settings
+        return path
+
+    def _agent(self, path: str) -> Json:
+        agent = self.components["agents"][path]
+        assert isinstance(agent, dict)
+        return agent
+
+    def config_of(self, snapshot: RunSnapshot) -> RunConfig:
+        """Return the configuration of a run: that of its last resume with one, else that of its start."""
+        replaced = next((entry for entry in snapshot.journal if not entry.location and entry.name == CONFIG), None)
+        return RunConfig.decode(json.loads(replaced.value) if replaced else snapshot.caller_metadata.get(CONFIG))
+
+    async def read(self, context: StepContext) -> RunSnapshot:
+        """Read the run of a step."""
+        return await asyncio.to_thread(self.host.snapshot, context.run_id)
 
     async def ask(self, function: Callable[..., object], text: str, context: StepContext) -> object:
         """Call the function of a step with the conversation that the step reads."""
-        snapshot = await asyncio.to_thread(self.host.snapshot, context.run_id)
+        snapshot = await self.read(context)
         messages = self.conversation(snapshot, context.step_id, text)
         if context.previous_output is not None:
             feedback = context.feedback or "It was rejected without a reason."
             messages = (*messages, Message("assistant", context.previous_output), Message("user", feedback))
-        return await call(function, messages, self.config(context.run_id))
+        return await call(function, messages, self.config_of(snapshot))
 
     async def last_input(self, step_path: str, context: StepContext) -> str:
         """Return the last input of a step."""
-        snapshot = await asyncio.to_thread(self.host.snapshot, context.run_id)
+        snapshot = await self.read(context)
         return next(step.input_text for step in reversed(snapshot.steps) if step.step_id == step_path)
 
     def conversation(self, snapshot: RunSnapshot, path: str, text: str) -> Sequence[Message]:
@@ -68,29 +108,70 @@ class ConversationBuilder(SpecBuilder):
         messages = [Message(*each) for each in earlier] if isinstance(earlier, list) else []
         author = name if isinstance(name, str) else None
         messages.append(Message(str(metadata.get("role") or "user"), run.input_text, author))
-        for step in snapshot.steps:
-            if step.status != "completed" or step.step_id in self.hidden or not self._reads(path, step.step_id):
+        for step in in_order(snapshot.steps, self.concurrent):
+            if step.status != "completed" or step.step_id in self.hidden or not self._reads(path, step, snapshot):
                 continue
             human = self.humans.get(step.step_id)
-            output = snapshot.output(step)
-            content = step.input_text if output is None else output
             role = human.response_role if human is not None else "assistant"
-            messages.append(Message(role, content, step.step_id.rpartition("/")[2]))
+            messages.append(Message(role, output_of(snapshot, step), step.step_id.rpartition("/")[2]))
         last = messages[-1]
         return (*messages[:-1], Message(last.role, text, last.name))
 
     def visible(self, snapshot: RunSnapshot) -> list[str]:
-        """List the finished steps whose outputs are messages."""
-        return [step.step_id for step in snapshot.steps if step.step_id not in self.hidden]
+        """List the finished steps whose outputs are messages, by their paths through nested workflows."""
+        steps = in_order(snapshot.steps, self.concurrent)
+        return [self._shown(step.step_id) for step in steps if step.step_id not in self.hidden]
 
-    def _reads(self, path: str, other: str) -> bool:
-        """Decide whether a step reads another step's output: not when both are in a concurrent workflow."""
-        reader, writer = path.split("/"), other.split("/")
+    def _shown(self, path: str) -> str:
+        names = path.split("/")
+        return "/".join(name for end, name in enumerate(names, 1) if "/".join(names[:end]) not in self.groups)
+
+    def _reads(self, path: str, step: StepRecord, snapshot: RunSnapshot) -> bool:
+        """Decide whether a step reads the output of another one: not where both run at the same time."""
+        reader, writer = path.split("/"), step.step_id.split("/")
         shared = 0
         while shared < min(len(reader), len(writer)) and reader[shared] == writer[shared]:
             shared += 1
-        concurrent = path != "" and "/".join(writer[:shared]) in self.concurrent and shared < len(reader)
-        return not concurrent
+        common = "/".join(writer[:shared])
+        if path == "" or shared == len(reader):
+            return True
+        if common in self.supersteps:
+            ends = (each.sequence for each in snapshot.steps if each.step_id == self.supersteps[common])
+            return step.sequence < max(ends, default=0)
+        return common not in self.concurrent
+
+
+def in_order(steps: Sequence[StepRecord], concurrent: Mapping[str, Sequence[str]]) -> Sequence[StepRecord]:
+    """Return finished steps in an order that does not depend on which one of several at the same time was quicker."""
+    ordered: list[StepRecord] = []
+    for path, group in itertools.groupby(steps, lambda step: _around(step.step_id, concurrent)):
+        members = list(group)
+        if path is not None:
+            inner = {each: names for each, names in concurrent.items() if each != path}
+            names = concurrent[path]
+            members.sort(key=lambda step: names.index(_member(step.step_id, path)))
+            members = list(in_order(members, inner))
+        ordered += members
+    return ordered
+
+
+def _around(step_id: str, concurrent: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the outermost path around a step in which steps run at the same time."""
+    paths = [path for path, names in concurrent.items() if _member(step_id, path) in names]
+    return min(paths, key=len, default=None)
+
+
+def _member(step_id: str, path: str) -> str:
+    """Return the name of the member of ``path`` that a step is, or is in; empty where it is in none."""
+    if path and not step_id.startswith(f"{path}/"):
+        return ""
+    return step_id[len(path) + 1 if path else 0 :].partition("/")[0]
+
+
+def output_of(snapshot: RunSnapshot, step: StepRecord) -> str:
+    """Return the output of a step as reviewed; a step without one passes its input on."""
+    output = snapshot.output(step)
+    return step.input_text if output is None else output
 
 
 @dataclass(frozen=True)
@@ -194,6 +275,7 @@ class WorkflowPart:
     family: str
     members: Sequence[Participant]
     settings: Mapping[str, object] = field(default_factory=dict)
+    description: str = ""
 
     def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
         ref = below(path, self.name)
@@ -201,25 +283,23 @@ class WorkflowPart:
         return [_step(self.name, "workflow", ref, "")]
 
     def workflow(self, builder: ConversationBuilder, path: str) -> Json:
-        """Return the workflow with its members at ``path``.
-
-        Raises:
-            Usage: a human step with a function as its prompt is not in a sequential workflow.
-        """
-        head: Json = {"type": self.family, "name": self.name, **self.settings}
-        if self.family == "concurrent":
-            builder.concurrent.add(path)
-        members = [member.to_spec(builder, path) for member in self.members]
-        steps = [step for member_steps in members for step in member_steps]
+        """Return the workflow with its members at ``path``."""
+        head: Json = {**self.head(), "type": self.family, **self.settings}
+        limit = {"graph": "max_steps", "handoff": "max_iterations"}.get(self.family)
+        if limit and builder.config.max_iterations is not None:
+            head[limit] = builder.config.max_iterations
         if self.family == "sequential":
-            return head | {"steps": steps}
-        for member, member_steps in zip(self.members, members, strict=True):
-            if len(member_steps) > 1:
-                msg = f"{member.name} of the {self.family} workflow {self.name} has a prompt that is a function."
-                raise Usage(msg, hint="Put it into a sequential workflow of its own, and that workflow here.")
+            return head | {"steps": [step for member in self.members for step in member.to_spec(builder, path)]}
+        if self.family == "concurrent":
+            builder.concurrent[path] = [member.name for member in self.members]
+        steps = [as_one_step(builder, member, path) for member in self.members]
         if self.family == "graph":
             return head | {"nodes": {str(step["id"]): step for step in steps}}
         return head | {"participants": steps}
+
+    def head(self) -> Json:
+        """Return the keys that workflows of every family have."""
+        return {"name": self.name, **({"description": self.description} if self.description else {})}
 
 
 Participant: TypeAlias = FunctionStep | AgentStep | HumanInTheLoopStep | WorkflowPart
@@ -248,6 +328,16 @@ def as_participant(member: object) -> Participant:
         return FunctionStep(name=getattr(member, "__name__", "step"), function=member)
     msg = f"{type(member).__name__} cannot take part in a workflow."
     raise Usage(msg, hint="Pass a function, an agent, WorkflowBuilder.human_step(...) or another workflow.")
+
+
+def as_one_step(builder: ConversationBuilder, member: Participant, path: str) -> Json:
+    """Return a participant as one step: a prompt that is a function needs a group of steps around its question."""
+    if not isinstance(member, HumanInTheLoopStep) or isinstance(member.prompt, str):
+        (step,) = member.to_spec(builder, path)
+        return step
+    group = below(path, member.name)
+    builder.groups.add(group)
+    return {"id": member.name, "kind": "steps", "steps": list(member.to_spec(builder, group))}
 
 
 def _step(name: str, kind: str, ref: str, description: str) -> Json:

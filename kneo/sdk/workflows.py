@@ -1,51 +1,78 @@
-"""Workflows of functions, agents and people, built in Python with ``WorkflowBuilder``."""
+"""Workflows of functions, agents and people: their runs, and the builder."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import Self
 
+from kneo.digest import digest_of
 from kneo.errors import NotFound, Usage
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.sdk import (
+from kneo.sdk.builder import call
+from kneo.sdk.db import RunDatabase, scratch
+from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_sync
+from kneo.sdk.messages import (
     HumanInterventionRequest,
     HumanInterventionRequiredError,
+    Message,
     Response,
     RunConfig,
     RunResult,
     as_messages,
     as_text,
 )
-from kneo.sdk.builder import call
-from kneo.sdk.db import RunDatabase, scratch
-from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_sync
+from kneo.sdk.middleware import AgentRunContext, RunHandler, RunMiddleware, dispatch, hook_of
 from kneo.sdk.participants import (
+    CONFIG,
     AgentStep,
     ConversationBuilder,
     FunctionStep,
     HumanInTheLoopStep,
+    Participant,
     WorkflowPart,
     as_participant,
 )
+from kneo.sdk.routes import (
+    DEFAULT_ITERATIONS,
+    EdgeFunction,
+    HandoffFunction,
+    SelectedHandoff,
+    SuperstepGraph,
+    WorkflowEdge,
+)
+from kneo.store.history import record_entry
 from kneo.tasks.decisions import DecisionRequest
 
-__all__ = ["HumanInTheLoopStep", "Workflow", "WorkflowBuilder", "WorkflowFailed"]
+__all__ = [
+    "ConcurrentWorkflow",
+    "GroupChatWorkflow",
+    "HandoffWorkflow",
+    "HumanInTheLoopStep",
+    "SequentialWorkflow",
+    "Workflow",
+    "WorkflowAgent",
+    "WorkflowBuilder",
+    "WorkflowEdge",
+    "WorkflowFailed",
+]
 
 
-@dataclass
 class Workflow:
     """A workflow that can run.
 
-    Attributes:
+    Args:
         part: The workflow and its participants.
         database: The database of its runs; the default is a temporary one that ends with this process.
     """
 
-    part: WorkflowPart
-    database: RunDatabase | None = None
-    _configs: dict[str, RunConfig] = field(default_factory=dict)
+    def __init__(self, part: WorkflowPart, database: RunDatabase | None = None) -> None:
+        self.part = part
+        self.database = database
+        self._build(RunConfig())  # refuses what the spec cannot express now, not when the workflow runs
 
     @property
     def name(self) -> str:
@@ -54,11 +81,11 @@ class Workflow:
     @property
     def supports_streaming(self) -> bool:
         """Whether the output can be streamed: not when the workflow asks people."""
-        return not self._build().humans
+        return not self._build(RunConfig()).humans
 
-    def spec(self) -> Mapping[str, object]:
+    def spec(self, config: RunConfig | None = None) -> Mapping[str, object]:
         """Return the spec that runs."""
-        return self._build().tree
+        return self._build(config or RunConfig()).tree
 
     async def run(self, messages: Response, config: RunConfig | None = None) -> RunResult:
         """Run to the end.
@@ -71,12 +98,12 @@ class Workflow:
         if not conversation:
             msg = "A run needs at least one message."
             raise Usage(msg)
-        builder = self._open()
+        config = config or RunConfig()
+        encoded, builder = config.encode(), self._open(config)
         *earlier, last = conversation
         history = [[message.role, message.content, message.name] for message in earlier]
-        metadata = {"messages": history, "role": last.role, "name": last.name}
+        metadata = {"messages": history, "role": last.role, "name": last.name, CONFIG: encoded}
         run = await asyncio.to_thread(builder.host.start, builder.tree, last.content, metadata)
-        self._configs[run.id] = config or RunConfig()
         return await _drive(builder, run.id)
 
     async def resume(self, run_id: str, response: Response | None = None, config: RunConfig | None = None) -> RunResult:
@@ -85,18 +112,20 @@ class Workflow:
         Args:
             run_id: The run.
             response: The answer to its first open question; without one, resolvers are called again.
-            config: The configuration for participants from here on.
+            config: The configuration for functions and people from here on, in this process and others; the default is
+                the one so far. Agents keep the settings of the start.
 
         Raises:
             NotFound: the run does not exist, belongs to another workflow, or has no open question.
             HumanInterventionRequiredError, WorkflowFailed: as ``run``.
         """
-        builder = self._open()
+        builder = self._open(config or RunConfig())
         snapshot = await asyncio.to_thread(builder.host.snapshot, run_id)
         if snapshot.run.workflow_name != self.name:
             msg = f"The run {run_id} belongs to the workflow {snapshot.run.workflow_name}, not to {self.name}."
             raise NotFound(msg)
-        self._configs[run_id] = config or self._configs.get(run_id) or RunConfig()
+        if config is not None:
+            await asyncio.to_thread(_replace_config, builder, run_id, config)
         if response is not None:
             if not snapshot.open_tasks:
                 msg = f"The run {run_id} has no open question."
@@ -109,6 +138,17 @@ class Workflow:
         """Run to the end in synchronous code; raises what ``run`` raises."""
         return run_sync(self.run(messages, config))
 
+    def as_agent(
+        self,
+        *,
+        name: str | None = None,
+        description: str = "",
+        system_prompt: str | None = None,
+        middlewares: Sequence[RunMiddleware] = (),
+    ) -> WorkflowAgent:
+        """Return the workflow as an agent, with middleware around its runs."""
+        return WorkflowAgent(self, name or self.name, description, system_prompt, middlewares)
+
     def stream(self, _messages: Response, _config: RunConfig | None = None) -> None:
         """Refuse to stream: a workflow that asks people has no output before their answers.
 
@@ -118,16 +158,89 @@ class Workflow:
         msg = f"The workflow {self.name} cannot be streamed. Run it, or read the events of its run over HTTP."
         raise Usage(msg, code="streaming_unsupported")
 
-    def _build(self) -> ConversationBuilder:
-        builder = ConversationBuilder(self._configs)
+    def _build(self, config: RunConfig) -> ConversationBuilder:
+        builder = ConversationBuilder(config)
         builder.finish(self.name, self.part.workflow(builder, ""))
         return builder
 
-    def _open(self) -> ConversationBuilder:
-        builder = self._build()
+    def _open(self, config: RunConfig) -> ConversationBuilder:
+        builder = self._build(config)
         self.database = self.database or scratch()
         builder.open(self.database)
         return builder
+
+
+class WorkflowAgent:
+    """A workflow as an agent: it answers messages, and takes part in other workflows.
+
+    Middleware runs around each call of ``run`` and ``resume``, in this process. A pause passes through it as
+    ``HumanInterventionRequiredError``.
+
+    Raises:
+        Usage: a middleware has hooks that do not apply to workflows.
+    """
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        name: str,
+        description: str = "",
+        system_prompt: str | None = None,
+        middlewares: Sequence[RunMiddleware] = (),
+    ) -> None:
+        self.workflow = workflow
+        self.name = name
+        self.description = description
+        self.system_prompt = system_prompt
+        self.hooks = [hook_of(each) for each in middlewares]
+
+    @property
+    def part(self) -> WorkflowPart:
+        """The workflow, as a participant of another one.
+
+        Raises:
+            Usage: the agent has middleware or instructions, which a workflow around it would skip.
+        """
+        if self.hooks or self.system_prompt is not None:
+            msg = f"The agent {self.name} has middleware or a system_prompt, which apply to its own runs only."
+            raise Usage(msg, hint="Pass the workflow itself as a participant, and wrap the outermost one.")
+        return replace(self.workflow.part, name=self.name, description=self.description)
+
+    async def run(self, messages: Response, config: RunConfig | None = None) -> RunResult:
+        """Run to the end; raises what ``Workflow.run`` raises."""
+
+        async def terminal(context: AgentRunContext) -> RunResult:
+            return await self.workflow.run(context.messages, context.run_config)
+
+        return await self._wrapped(as_messages(messages), config or RunConfig(), None, terminal)
+
+    async def resume(self, run_id: str, response: Response | None = None, config: RunConfig | None = None) -> RunResult:
+        """Continue a paused run; raises what ``Workflow.resume`` raises."""
+
+        async def terminal(context: AgentRunContext) -> RunResult:
+            answer = None if response is None else context.messages
+            return await self.workflow.resume(run_id, answer, None if config is None else context.run_config)
+
+        messages = () if response is None else as_messages(response)
+        return await self._wrapped(messages, config or RunConfig(), run_id, terminal)
+
+    def run_sync(self, messages: Response, config: RunConfig | None = None) -> RunResult:
+        """Run to the end in synchronous code; raises what ``run`` raises."""
+        return run_sync(self.run(messages, config))
+
+    async def _wrapped(
+        self, messages: Sequence[Message], config: RunConfig, run_id: str | None, terminal: RunHandler
+    ) -> RunResult:
+        if self.system_prompt is not None and config.system_prompt is None:
+            config = replace(config, system_prompt=self.system_prompt)
+        context = AgentRunContext(self.name, list(messages), config, run_id)
+        return await dispatch(self.hooks, context, terminal)
+
+
+def _replace_config(builder: ConversationBuilder, run_id: str, config: RunConfig) -> None:
+    value = json.dumps(config.encode())
+    digest = digest_of(value.encode())
+    builder.host.store.transact(lambda tx: record_entry(tx, run_id, "", CONFIG, input_digest=digest, value=value))
 
 
 async def _drive(builder: ConversationBuilder, run_id: str) -> RunResult:
@@ -164,7 +277,7 @@ def _request(builder: ConversationBuilder, snapshot: RunSnapshot, task: HumanTas
         step_name=task.step_id,
         prompt=task.prompt,
         messages=builder.conversation(snapshot, task.step_path, task.subject),
-        config=builder.config(snapshot.run.id),
+        config=builder.config_of(snapshot),
         metadata=dict(step.metadata or {}) if step else {},
     )
 
@@ -191,22 +304,160 @@ def _answer(task: HumanTask, response: object) -> DecisionRequest:
     )
 
 
+class SequentialWorkflow(Workflow):
+    """A workflow whose participants run one after the other."""
+
+    def __init__(
+        self,
+        participants: Sequence[object],
+        *,
+        name: str = "sequential-workflow",
+        description: str = "",
+        database: RunDatabase | None = None,
+    ) -> None:
+        super().__init__(_part("sequential", participants, name, description), database)
+
+
+class ConcurrentWorkflow(Workflow):
+    """A workflow whose participants run at the same time, on the same messages."""
+
+    def __init__(
+        self,
+        participants: Sequence[object],
+        *,
+        name: str = "concurrent-workflow",
+        description: str = "",
+        database: RunDatabase | None = None,
+    ) -> None:
+        super().__init__(_part("concurrent", participants, name, description), database)
+
+
+class HandoffWorkflow(Workflow):
+    """A workflow whose next participant a function selects.
+
+    Args:
+        participants: The participants.
+        selector: ``f(messages, config, turn)`` returns the name of the next participant, or ``None`` to stop.
+        name: The name of its runs.
+        description: The description of the workflow.
+        max_iterations: The most turns, unless the run's configuration says otherwise.
+        database: The database of its runs.
+    """
+
+    def __init__(
+        self,
+        participants: Sequence[object],
+        selector: HandoffFunction,
+        *,
+        name: str = "handoff-workflow",
+        description: str = "",
+        max_iterations: int = DEFAULT_ITERATIONS,
+        database: RunDatabase | None = None,
+    ) -> None:
+        members = _members(participants, name)
+        part = SelectedHandoff(
+            name=name,
+            family="handoff",
+            members=members,
+            description=description,
+            select=selector,
+            max_iterations=max_iterations,
+        )
+        super().__init__(part, database)
+
+
+class GroupChatWorkflow(Workflow):
+    """A workflow whose participants take turns, for a number of rounds."""
+
+    def __init__(
+        self,
+        participants: Sequence[object],
+        *,
+        rounds: int = 1,
+        name: str = "group-chat-workflow",
+        description: str = "",
+        database: RunDatabase | None = None,
+    ) -> None:
+        super().__init__(_part("group-chat", participants, name, description, rounds=rounds), database)
+
+
 class WorkflowBuilder:
-    """Builds workflows and their steps."""
+    """Builds workflows and their steps; an instance builds a graph from its first node.
+
+    Args:
+        start: The participant that runs first.
+        name: The name of the graph's runs.
+        description: The description of the graph.
+        max_iterations: The most supersteps, unless the run's configuration says otherwise.
+        database: The database of its runs.
+    """
 
     human_step = HumanInTheLoopStep
-    function_step = FunctionStep
+    function_step = step = FunctionStep
     agent_step = AgentStep
+    sequential = SequentialWorkflow
+    concurrent = ConcurrentWorkflow
+    group_chat = GroupChatWorkflow
 
-    @staticmethod
-    def sequential(members: Sequence[object], *, name: str, database: RunDatabase | None = None) -> Workflow:
-        """Build a workflow whose participants run one after the other."""
-        return _workflow("sequential", members, name, database)
+    def __init__(
+        self,
+        start: object,
+        *,
+        name: str = "workflow",
+        description: str = "",
+        max_iterations: int = DEFAULT_ITERATIONS,
+        database: RunDatabase | None = None,
+    ) -> None:
+        self._name, self._description, self._database = name, description, database
+        self._max_iterations = max_iterations
+        self._nodes: dict[str, Participant] = {}
+        self._edges: list[WorkflowEdge] = []
+        self._start = self._add(start)
 
-    @staticmethod
-    def concurrent(members: Sequence[object], *, name: str, database: RunDatabase | None = None) -> Workflow:
-        """Build a workflow whose participants run at the same time, on the same messages."""
-        return _workflow("concurrent", members, name, database)
+    def add_executor(self, executor: object) -> Self:
+        """Add a node.
+
+        Raises:
+            Usage: the node cannot take part, or another node has its name.
+        """
+        self._add(executor)
+        return self
+
+    def add_edge(
+        self, source: object, target: object, *, condition: EdgeFunction | None = None, label: str = ""
+    ) -> Self:
+        """Add an edge between two nodes, or the names of added nodes; of a node's edges all that hold are followed.
+
+        Raises:
+            Usage: as ``add_executor``, or a name is none of a node.
+        """
+        self._edges.append(WorkflowEdge(self._add(source), self._add(target), condition, label))
+        return self
+
+    def build(self) -> Workflow:
+        """Return the graph as a workflow."""
+        part = SuperstepGraph(
+            name=self._name,
+            family="graph",
+            members=list(self._nodes.values()),
+            description=self._description,
+            starts=[self._start],
+            edges=list(self._edges),
+            max_iterations=self._max_iterations,
+        )
+        return Workflow(part, self._database)
+
+    def _add(self, node: object) -> str:
+        if isinstance(node, str):
+            if node not in self._nodes:
+                msg = f"The graph {self._name} has no node {node}. Nodes: {', '.join(self._nodes)}."
+                raise Usage(msg)
+            return node
+        participant = as_participant(node)
+        if self._nodes.setdefault(participant.name, participant) != participant:
+            msg = f"Two nodes of the graph {self._name} are called {participant.name}."
+            raise Usage(msg)
+        return participant.name
 
     @staticmethod
     def handoff(
@@ -217,17 +468,13 @@ class WorkflowBuilder:
         max_iterations: int | None = None,
         database: RunDatabase | None = None,
     ) -> Workflow:
-        """Build a workflow whose participants hand over to the next; ``sequence`` names them in another order."""
-        limit = {} if max_iterations is None else {"max_iterations": max_iterations}
-        selector = {"type": "sequence", "sequence": list(sequence)}
-        return _workflow("handoff", members, name, database, selector=selector, **limit)
+        """Build a workflow whose participants hand over to the next; ``sequence`` names them in another order.
 
-    @staticmethod
-    def group_chat(
-        members: Sequence[object], *, name: str, rounds: int = 1, database: RunDatabase | None = None
-    ) -> Workflow:
-        """Build a workflow whose participants take turns, for a number of rounds."""
-        return _workflow("group-chat", members, name, database, rounds=rounds)
+        For a function that selects the next participant, make a ``HandoffWorkflow``.
+        """
+        limit = {} if max_iterations is None else {"max_iterations": max_iterations}
+        order = {"type": "sequence", "sequence": list(sequence)}
+        return Workflow(_part("handoff", members, name, "", selector=order, **limit), database)
 
     @staticmethod
     def graph(
@@ -239,20 +486,36 @@ class WorkflowBuilder:
         max_steps: int = 50,
         database: RunDatabase | None = None,
     ) -> Workflow:
-        """Build a graph; an edge is ``(from, to)`` or ``(from, to, condition)`` with a condition of the spec language."""
+        """Build a graph of the spec language; of a node's edges the first that holds is followed.
+
+        An edge is ``(from, to)`` or ``(from, to, condition)`` with a condition of the spec language. For conditions in Python,
+        make an instance of the builder.
+        """
         spec_edges = [
             {"from": edge[0], "to": edge[1], **({"condition": dict(edge[2])} if len(edge) == 3 else {})}
             for edge in edges
         ]
-        return _workflow("graph", nodes, name, database, start=start, edges=spec_edges, max_steps=max_steps)
+        part = _part("graph", nodes, name, "", start=start, edges=spec_edges, max_steps=max_steps)
+        return Workflow(part, database)
 
 
-def _workflow(
-    family: str, members: Sequence[object], name: str, database: RunDatabase | None, **settings: object
-) -> Workflow:
+def _part(family: str, members: Sequence[object], name: str, description: str, **settings: object) -> WorkflowPart:
+    participants = _members(members, name)
+    return WorkflowPart(name=name, family=family, members=participants, description=description, settings=settings)
+
+
+def _members(members: Sequence[object], name: str) -> Sequence[Participant]:
+    """Return the members of a workflow as participants.
+
+    Raises:
+        Usage: two have one name, there are none, or one cannot take part.
+    """
     participants = [as_participant(member) for member in members]
     names = [participant.name for participant in participants]
     if len(set(names)) < len(names):
         msg = f"Two participants of {name} have the same name: {', '.join(names)}."
         raise Usage(msg)
-    return Workflow(WorkflowPart(name=name, family=family, members=participants, settings=settings), database)
+    if not names:
+        msg = f"The workflow {name} has no participants."
+        raise Usage(msg)
+    return participants

@@ -86,6 +86,11 @@ class StepContext:
     token: CancelToken = field(default_factory=CancelToken, compare=False)
     _asked: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
+    @property
+    def location(self) -> str:
+        """The location of the step in its run: its path, with the rounds of loops."""
+        return self.idempotency_key.partition(":")[2].rpartition(":")[0]
+
     def wait(
         self,
         prompt: str,

@@ -68,7 +68,7 @@ def test_without_a_resolver_the_run_waits(database: SqliteDb) -> None:
     assert (error.step_name, error.prompt) == ("approval", "Approve?")
     assert error.request.keys() == {"step_name", "prompt", "messages", "config", "metadata"}
     assert error.request["metadata"] == {"risk": "high"}
-    assert error.request["config"] == {"metadata": {"tenant": "a"}}
+    assert error.request["config"]["metadata"] == {"tenant": "a"}
     assert error.request["messages"][-1]["content"] == "draft of cats"
 
 
