@@ -1,5 +1,6 @@
 """Workflows written in Python, executed by the engine that executes every spec."""
 
+from kneo.sdk.host import run_sync
 from kneo.sdk.messages import HumanInterventionRequest, HumanInterventionRequiredError, Message, RunConfig, RunResult
 from kneo.sdk.middleware import AgentRunContext, BaseAgentMiddleware
 from kneo.sdk.participants import AgentStep, FunctionStep, HumanInTheLoopStep
@@ -35,4 +36,5 @@ __all__ = [
     "WorkflowBuilder",
     "WorkflowEdge",
     "WorkflowFailed",
+    "run_sync",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
@@ -17,6 +18,9 @@ from kneo.spec.models.agent import Agent
 from kneo.tools import FunctionTool, Middleware, RegisteredTool, ToolRegistry
 
 Json: TypeAlias = dict[str, object]
+
+TURN_PARAMETERS = 2
+"""The parameters of a middleware around turns: the context and the turn."""
 
 
 class SpecBuilder:
@@ -50,7 +54,7 @@ class SpecBuilder:
         """Add an agent of the spec language; return the name of its component.
 
         Functions among its tools become tools of the spec, with the gates that their decorators declare. Functions among its
-        middleware run around its tool calls.
+        middleware run around its turns or its tool calls.
 
         Raises:
             Conflict: two different tools have one name.
@@ -67,7 +71,7 @@ class SpecBuilder:
         return path
 
     def _middleware(self, middleware: object) -> str:
-        """Return the name of a middleware around tool calls; a function is registered.
+        """Return the name of a middleware; a function is registered: of two parameters around turns, of three around tool calls.
 
         Raises:
             Conflict: two different ones have one name.
@@ -76,8 +80,12 @@ class SpecBuilder:
         if isinstance(middleware, str):
             return middleware
         name = str(getattr(middleware, "__name__", type(middleware).__name__))
-        if self.tools.middleware.get(name) is not middleware:
-            self.tools.use(name, cast("Middleware", middleware))
+        known = {**self.tools.middleware, **self.tools.turn_middleware}
+        if known.get(name) is not middleware:
+            if callable(middleware) and len(inspect.signature(middleware).parameters) == TURN_PARAMETERS:
+                self.tools.use_around_turns(name, middleware)
+            else:
+                self.tools.use(name, cast("Middleware", middleware))
         return name
 
     def _tool(self, tool: object) -> str:

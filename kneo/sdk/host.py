@@ -249,7 +249,8 @@ class RunHost:
         Raises:
             Invalid: ``spec_invalid``; the diagnostics are in its details.
         """
-        loaded = load_tree(dict(tree), rules=check, context=RuleContext(tools=self.tools.names))
+        context = RuleContext(tools=self.tools.names, middleware=self.tools.middleware_names)
+        loaded = load_tree(dict(tree), rules=check, context=context)
         if loaded.spec is None or not loaded.valid:
             errors = [f"{item.code}: {item.message}" for item in loaded.diagnostics if item.is_error]
             diagnostics = [item.as_json() for item in loaded.diagnostics]

@@ -31,7 +31,7 @@ from kneo.sdk import (
 from kneo.sdk.db import RunDatabase
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.middleware import RunHandler
-from kneo.tools import CallNext, ToolContext
+from kneo.tools import CallNext, TakeNext, ToolContext, TurnContext
 
 ASK = WorkflowBuilder.human_step
 
@@ -427,6 +427,9 @@ def test_middleware_of_an_agent_runs_around_its_tool_calls(database: SqliteDb, m
     def look_up(city: str) -> str:
         return f"It rains in {city}."
 
+    async def turns(context: TurnContext, call_next: TakeNext) -> None:
+        seen.append((context.agent, await call_next()))
+
     async def louder(context: ToolContext, arguments: object, call_next: CallNext) -> object:
         seen.append((context.tool, arguments))
         return str(await call_next()).upper()
@@ -435,12 +438,12 @@ def test_middleware_of_an_agent_runs_around_its_tool_calls(database: SqliteDb, m
         "model": {"provider": "openai", "name": "gpt-5-mini"},
         "strategy": "react",
         "tools": [look_up],
-        "middleware": [louder],
+        "middleware": [louder, turns],
     }
     workflow = SequentialWorkflow([WorkflowBuilder.agent_step("weather", agent)], database=database)
     with model_server([Reply(calls=[Call("look_up", {"city": "Paris"})]), Reply("Rain.")]) as server:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
         monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
         assert workflow.run_sync("in").output_text == "Rain."
-    assert seen == [("look_up", {"city": "Paris"})]
+    assert seen == [("look_up", {"city": "Paris"}), ("weather", "Rain.")]
     assert "IT RAINS IN PARIS." in server.requests[-1].text

@@ -19,7 +19,7 @@ ROW = re.compile(r"^\| (?P<where>[^|]+) \| (?P<here>[^|]+) \| (?P<why>[^|]+) \| 
 def sections() -> list[tuple[str, str]]:
     """Return each section's title and Python, all its blocks as one program with lines where they stand."""
     found = []
-    for part in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^##? ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
         blocks = BLOCK.findall(part)
         if blocks:
             found.append((part.partition("\n")[0], "\n".join(blocks)))
