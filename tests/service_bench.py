@@ -40,6 +40,7 @@ def spec_of(*steps: Mapping[str, object], name: str = "lab", **components: objec
                 "boom": {"implementation": "lab_functions.boom"},
                 "flaky": {"implementation": "lab_functions.flaky"},
                 "slow": {"implementation": "lab_functions.slow"},
+                "large": {"implementation": "lab_functions.large"},
             },
             "humans": {"editor": {"description": "Publish this announcement?", "assignee": "ann@example.com"}},
             **components,
@@ -62,6 +63,14 @@ def flaky(text):
 
 def leak(text):
     raise RuntimeError("no /srv/app/secrets/file, token=abcdefgh")
+
+
+def large(text):
+    return "large " * 166_666 + "text"
+
+
+def pay(arguments):
+    return {"paid": arguments["amount"]}
 
 
 def slow(text):

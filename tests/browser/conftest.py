@@ -76,20 +76,27 @@ def bench(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     sys.modules.pop("lab_functions", None)
 
 
+@pytest.fixture(scope="module")
+def address(bench: Bench) -> str:
+    """The address of the service; a module with a service of its own has its own."""
+    return bench.url
+
+
 @pytest.fixture
-def visit(chromium: Browser, bench: Bench) -> Iterator[Callable[..., Page]]:
+def visit(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
     """Opens a page as a role, under the content security policy; fails when a page wrote into the browser's console."""
     contexts: list[BrowserContext] = []
     messages: list[str] = []
 
-    def open_page(role: str, path: str, **options: object) -> Page:
-        context = chromium.new_context(base_url=bench.url, **options)
+    def open_page(role: str | None, path: str, **options: object) -> Page:
+        context = chromium.new_context(base_url=address, **options)
         contexts.append(context)
         context.set_default_timeout(120_000)
         context.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
         context.on("weberror", lambda error: messages.append(str(error.error)))
-        cookies = signed_in(bench.url, role).client.cookies
-        context.add_cookies([{"name": name, "value": value, "url": bench.url} for name, value in cookies.items()])
+        if role is not None:
+            cookies = signed_in(address, role).client.cookies
+            context.add_cookies([{"name": name, "value": value, "url": address} for name, value in cookies.items()])
         page = context.new_page()
         page.goto(path)
         return page
@@ -99,3 +106,35 @@ def visit(chromium: Browser, bench: Bench) -> Iterator[Callable[..., Page]]:
         context.close()
     PlainBrowser.close_all()
     assert messages == []
+
+
+MODES = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 320, "height": 740}, "is_mobile": True, "has_touch": True},
+}
+
+AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+
+
+@pytest.fixture(params=MODES)
+def problems_of(request: pytest.FixtureRequest, visit: Callable[..., Page]) -> Callable[[list[str]], list[object]]:
+    """Returns what axe finds on pages, and which of them are wider than the screen: in light, in dark and on a phone."""
+
+    def find(paths: list[str]) -> list[object]:
+        from axe_playwright_python.sync_playwright import Axe
+
+        # axe is evaluated in the page, which the policy forbids; the other tests keep the policy.
+        page = visit("admin", paths[0], bypass_csp=True, **MODES[request.param])
+        problems: list[object] = []
+        for path in paths:
+            shown = page.goto(path)
+            assert shown is not None
+            problems += [(path, shown.status)] if shown.status != 200 else []
+            found = Axe().run(page, options=AXE).response["violations"]
+            problems += [(path, each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found]
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            problems += [(path, f"{wide} px too wide")] if wide > 0 else []
+        return problems
+
+    return find

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from kneo_process import eventually
+from model_server import Call, Reply, model_server
 from service_bench import DRAFT, PUBLISH, Bench, Json, spec_of
 
 if TYPE_CHECKING:
@@ -13,18 +17,15 @@ if TYPE_CHECKING:
 
 Visit = Callable[..., "Page"]
 
-MODES = {
-    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
-    "phone": {"viewport": {"width": 320, "height": 740}, "is_mobile": True, "has_touch": True},
-}
+PHONE = {"viewport": {"width": 320, "height": 740}, "is_mobile": True, "has_touch": True}
+
+BOOM = {"id": "explode", "kind": "function", "ref": "boom"}
+LARGE = {"id": "large", "kind": "function", "ref": "large"}
 
 FIELDS = [
     {"name": "tone", "allowed_values": ["dry", "warm"]},
     {"name": "copies", "type": "int", "description": "One to nine."},
 ]
-
-AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 
 
 def asked(bench: Bench, text: str = "Hello Mara", **human: object) -> str:
@@ -57,38 +58,39 @@ def decided(bench: Bench) -> str:
 @pytest.fixture(scope="module")
 def pages(bench: Bench) -> list[str]:
     """One page of each kind."""
+    run = f"/console/runs/{bench.paused(input='a lamp')['run_id']}"
+    failed = f"/console/runs/{bench.start(spec_of(DRAFT, BOOM))['run_id']}"
     return [
         "/console/inbox",
         "/console/inbox?show=decided",
         "/console/help",
-        "/console/nothing-here",
+        "/console/me",
         asked(bench, decisions=["approved", "edited", "rejected"]),
         asked(bench, fields=FIELDS),
         asked(bench, options=["finance", "support"], decisions=["selected", "rejected"], multiple=True),
         sent_back(bench),
         decided(bench),
         "/console/runs",
-        f"/console/runs/{bench.paused()['run_id']}",
+        "/console/runs?status=paused",
+        "/console/usage",
+        run,
+        f"{run}/steps/1",
+        f"{run}/fork?step=draft",
+        f"{run}/conversation",
+        f"{run}/cancel",
+        failed,
+        f"{failed}/continue",
+        f"/console/trace/{run.rpartition('/')[2]}",
+        "/console/find?q=Hello",
         "/console/audit",
         "/console/login",
     ]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_page_is_accessible_and_as_wide_as_the_screen(visit: Visit, pages: list[str], mode: str) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
-    # axe is evaluated in the page, which the policy forbids; the other tests keep the policy.
-    page = visit("admin", pages[0], bypass_csp=True, **MODES[mode])
-    problems: list[object] = []
-    for path in pages:
-        if path != "/console/nothing-here":
-            page.goto(path)
-        found = Axe().run(page, options=AXE).response["violations"]
-        problems += [(path, each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found]
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        problems += [(path, f"{wide} px too wide")] if wide > 0 else []
-    assert problems == []
+def test_every_page_is_accessible_and_as_wide_as_the_screen(
+    problems_of: Callable[[list[str]], list[object]], pages: list[str]
+) -> None:
+    assert problems_of(pages) == []
 
 
 def test_the_inbox_shows_a_new_task_by_itself(bench: Bench, visit: Visit) -> None:
@@ -110,7 +112,7 @@ def test_a_task_is_decided_with_the_keyboard(bench: Bench, visit: Visit) -> None
 
 def test_a_task_is_decided_on_a_phone_without_javascript(bench: Bench, visit: Visit) -> None:
     task = asked(bench, decisions=["approved", "edited", "rejected"])
-    page = visit("reviewer", task, java_script_enabled=False, **MODES["phone"])
+    page = visit("reviewer", task, java_script_enabled=False, **PHONE)
     page.tap(".todecide")
     page.check("input[value=edited]")
     page.fill("textarea[name=content]", "Shorter.")
@@ -144,3 +146,83 @@ def test_eight_tabs_share_one_stream(bench: Bench, visit: Visit) -> None:
     task = asked(bench, "In every tab").rpartition("/")[2]
     for tab in tabs:
         expect(tab.locator(f"[data-task={task}]")).to_be_visible(timeout=120_000)
+
+
+def test_a_run_is_forked_from_a_step_and_the_fork_is_cancelled(bench: Bench, visit: Visit) -> None:
+    run = bench.paused(input="fork me")
+    page = visit("operator", f"/console/runs/{run['run_id']}")
+    page.click("text=Fork")
+    page.goto(f"/console/runs/{run['run_id']}/fork?step=draft")
+    page.check("input[name=change_input]")
+    page.fill("textarea[name=input]", "another lamp")
+    page.click("text=Start the fork")
+    page.wait_for_url(lambda url: "/fork" not in url)
+    fork = page.url.rpartition("/")[2]
+    assert fork != run["run_id"]
+    eventually(lambda: bench.get(f"/runs/{fork}")["status"] == "paused")
+    assert "another lamp" in page.reload().text()
+    page.goto(f"/console/runs/{fork}/cancel")
+    page.click("form button.danger, form button.first")
+    page.wait_for_url(f"**/console/runs/{fork}")
+    assert bench.get(f"/runs/{fork}")["status"] == "cancelled"
+    assert bench.get(f"/runs/{run['run_id']}")["status"] == "paused", "only the fork is cancelled"
+
+
+def test_a_tool_call_runs_with_the_arguments_that_a_person_edited(
+    bench: Bench, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"provider": "openai", "name": "m", "extra": {"api": "chat"}}
+    pay = {
+        "description": "Pay.",
+        "implementation": "lab_functions.pay",
+        "parameters": {"type": "object", "properties": {"amount": {"type": "integer"}}, "required": ["amount"]},
+        "capabilities": ["privileged"],
+        "review": {"before": {"human": "boss"}},
+    }
+    spec = {
+        "version": "v1",
+        "agent": {"name": "teller", "model": model, "strategy": "react", "tools": ["pay"]},
+        "workflow": {"type": "sequential", "name": "pay", "steps": [{"id": "work", "kind": "agent", "ref": "teller"}]},
+        "tools": {"pay": pay},
+        "components": {"humans": {"boss": {"prompt": "Pay this?", "decisions": ["approved", "edited", "rejected"]}}},
+    }
+    with model_server([Reply(calls=[Call("pay", {"amount": 500})]), Reply("Paid.")]) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "key")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
+        run = bench.start(spec)
+        assert run["status"] == "paused", run
+        page = visit("reviewer", f"/console/inbox/{run['continuation_id']}")
+        assert "500" in page.inner_text(".arguments")
+        page.keyboard.press("e")
+        assert json.loads(page.input_value("textarea[name=content]")) == {"amount": 500}
+        page.fill("textarea[name=content]", '{"amount": 5}')
+        page.fill("textarea[name=reason]", "A typing error")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("[data-receipt]")
+        assert "reviewer" in page.inner_text("[data-receipt]")
+        eventually(lambda: bench.get(f"/runs/{run['run_id']}")["status"] == "succeeded")
+        assert re.search(r"paid\W+5\b", server.requests[-1].text), "the model reads what was paid"
+
+
+def test_a_subject_of_a_megabyte_is_shortened_with_a_link_to_the_whole(bench: Bench, visit: Visit) -> None:
+    human = {"prompt": "Publish this?", "decisions": ["approved", "edited", "rejected"]}
+    run = bench.start(spec_of(LARGE, {"id": "ask", "kind": "human", "ref": "board"}, PUBLISH, humans={"board": human}))
+    assert run["status"] == "paused", run
+    page = visit("reviewer", f"/console/inbox/{run['continuation_id']}")
+    assert len(page.content()) < 250_000
+    page.keyboard.press("e")
+    assert page.input_value("textarea[name=content]") == ""
+    assert "too long" in page.inner_text("#decide")
+    whole = page.request.get(page.get_attribute("article a:text-is('Whole text')", "href") or "")
+    assert len(whole.body()) == 1_000_000
+    page.check("input[value=approved]")
+    page.click("#decide form[data-keep] button[type=submit]")
+    page.wait_for_selector("[data-receipt]")
+
+
+def test_a_receipt_is_printed_on_one_page_without_navigation(bench: Bench, visit: Visit) -> None:
+    page = visit("reviewer", decided(bench))
+    page.emulate_media(media="print")
+    shown = {each: page.is_visible(each) for each in (".top", ".tabs", ".rail", "[data-receipt]", ".subject")}
+    assert shown == {".top": False, ".tabs": False, ".rail": False, "[data-receipt]": True, ".subject": True}
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1

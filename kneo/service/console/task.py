@@ -202,12 +202,13 @@ def _choices(task: HumanTaskDetailView) -> list[dict[str, object]]:
 
 
 def _edit_text(task: HumanTaskDetailView) -> str:
-    """Return the text that an edit starts from: the arguments of a call, else the subject."""
+    """Return the text that an edit starts from: the arguments of a call, else the subject; a longer one starts empty."""
     allowed = task.request["decisions"]
     if not isinstance(allowed, list) or "edited" not in allowed:
         return ""
     call = _call(task)
-    return json.dumps(call["arguments"], ensure_ascii=False, indent=2) if call else task.current_input
+    text = json.dumps(call["arguments"], ensure_ascii=False, indent=2) if call else task.current_input
+    return text if len(text) <= SHOWN_CHARS else ""
 
 
 def _call(task: HumanTaskDetailView) -> Mapping[str, object] | None:

@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 
 import pytest
-from config_repo import ConfigRepo, announcement
+from config_house import RULES, House, released
 from console_pages import Browser, HtmlPage, signed_in
-from service_bench import Bench, Json, serving
+from service_bench import Json
 
 from kneo.cli.commands import COMMANDS, RELEASES, RUNS, Entry
-from kneo.cli.serve.controller import Repository, make_controller
 from kneo.service.console.app import AREAS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b {{ 7*7 }}"
 
 PRINTED = "".join(letter for letter in HOSTILE if letter.isprintable())
 
-PEOPLE = {name: {"roles": ["approver"]} for name in ("approver", "admin")}
-RULES: Json = {"people": PEOPLE, "promoteFrom": "dev", "approvals": {"required": 1, "roles": ["approver"]}}
-
 Browse = Callable[[str], Browser]
-
-
-class House:
-    """A service and a controller over a config repository in which ``announcement`` is released to prod."""
-
-    def __init__(self, bench: Bench, repo: ConfigRepo) -> None:
-        self.bench = bench
-        self.repo = repo
-        self.version = 1
-
-    def release(self, text: str = "Be brief.") -> Json:
-        """Declare a new version in dev and prod; return the change of prod, which waits for an approval."""
-        self.version += 1
-        spec = announcement()
-        spec["agent"] = {**spec["agent"], "system_prompt": f"{self.version}: {text}"}
-        self.repo.release("dev", "announcement", f"{self.version}.0.0", spec)
-        self.repo.environment("prod", {"announcement": f"{self.version}.0.0"}, **RULES)
-        self.repo.commit("Release")
-        self.bench.post("/environments/prod/reconcile", role="operator")
-        (found,) = self.bench.get("/promotions", environment="prod", phase="waiting")["promotions"]
-        assert found["version"] == f"{self.version}.0.0"
-        return found
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    folder = tmp_path_factory.mktemp("environments")
-    repo = ConfigRepo(folder / "repo")
-    repo.release("dev", "announcement", "1.0.0")
-    repo.environment("prod", {"announcement": "1.0.0"})
-    repo.commit("Release to prod")
-    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=0) as bench:
-        source = Repository(str(repo.folder), "main", repo.pin, timedelta(hours=1))
-        make_controller(bench.settings, bench.store, source).run_once()
-        controller = make_controller(bench.settings, bench.store, source)
-        thread = threading.Thread(target=controller.run)
-        thread.start()
-        yield House(bench, repo)
-        controller.stop()
-        thread.join()
+    with released(tmp_path_factory.mktemp("environments")) as house:
+        yield house
 
 
 @pytest.fixture
@@ -192,6 +152,63 @@ def test_a_rollback_offers_earlier_versions(house: House, browse: Browse) -> Non
     form = page.form("/rollback")
     refused = admin.post(form.action, form.values(reason="It fails", to="9.9.9"), expect=404)
     assert "It fails" in refused.text
+
+
+def test_a_rollback_releases_an_earlier_version_and_holds_it(house: House, browse: Browse) -> None:
+    for _ in range(2):
+        house.approve(house.release())
+        house.bench.post("/environments/prod/reconcile", role="operator")
+    admin = browse("admin")
+    earlier = f"{house.version - 1}.0.0"
+    form = admin.get("/console/environments/prod/rollback?bundle=announcement").form("/rollback")
+    done = admin.post(form.action, form.values(reason="It forgets names", to=earlier))
+    page = admin.get(done.headers["location"])
+    assert "The controller rolled back and holds the release." in page.text
+    served = house.bench.get("/environments/prod")
+    assert [one["version"] for one in served["releases"]] == [earlier]
+    assert "It forgets names" in admin.get("/console/environments").text
+    lift = admin.get("/console/environments/prod/unhold?bundle=announcement").form("/unhold")
+    admin.post(lift.action, lift.values())
+
+
+def test_a_plan_shows_what_another_branch_would_change(house: House, browse: Browse) -> None:
+    repo = house.repo
+    repo.git("checkout", "-q", "-b", "next")
+    version = house.sign(f"Say less. {HOSTILE}")
+    repo.environment(
+        "prod", {"announcement": version}, **{**RULES, "approvals": {"required": 0, "roles": ["approver"]}}
+    )
+    repo.commit("Plan a release")
+    repo.git("checkout", "-q", "main")
+    page = browse("viewer").get("/console/plan?ref=next&environment=prod")
+    assert f"Release announcement {version}" in page.text
+    assert "loosened" in page.text
+    assert "system_prompt" in page.text
+    assert "<img" not in page.html
+    assert "kneo plan --ref next --env prod" in page.text
+    missing = browse("viewer").get("/console/plan?ref=never-was&environment=prod", expect=404)
+    assert "never-was" in missing.text
+    assert "Release announcement" not in missing.text
+
+
+def test_a_change_of_rules_is_reviewed_and_approved(house: House, browse: Browse) -> None:
+    repo = house.repo
+    weaker = {**RULES, "approvals": {"required": 0, "roles": ["approver"]}}
+    served = house.bench.get("/environments/prod")["releases"]
+    repo.environment("prod", {one["bundle"]: one["version"] for one in served}, **weaker)
+    repo.commit("Require no approval")
+    change = house.reconciled()
+    assert change["kind"] == "policy"
+    browser = browse("approver")
+    page = review(browser, change)
+    assert "approvals.required" in page.text
+    assert "loosened" in page.text
+    assert "The new rules of prod come into force" in page.text
+    where = decided(browser, change, decision="approved", reason="We are two")
+    assert isinstance(where, str)
+    assert browser.get(where).having("data-receipt")
+    house.bench.post("/environments/prod/reconcile", role="operator")
+    assert house.bench.get("/environments/prod")["approvals"]["required"] == 0
 
 
 @pytest.mark.parametrize("role", ["viewer", "auditor", "approver", "operator"])

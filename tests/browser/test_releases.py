@@ -1,0 +1,78 @@
+"""Releases in a browser: accessibility of their pages, approving one, rolling one back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from config_house import RULES, House, released
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+Visit = Callable[..., "Page"]
+
+PROD = "/console/environments/prod"
+
+
+@pytest.fixture(scope="module")
+def house(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with released(tmp_path_factory.mktemp("releases")) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def address(house: House) -> str:
+    return house.bench.url
+
+
+def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit) -> None:
+    for _ in range(2):
+        change = house.release()
+        page = visit("approver", "/console/inbox")
+        page.click(f"[data-task={change['id']}]")
+        page.keyboard.press("a")
+        page.fill("textarea[name=reason]", "Read it")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("[data-receipt]")
+        assert "approver" in page.inner_text("[data-receipt]")
+    page.goto(f"{PROD}/announcement")
+    assert "3.0.0" in page.inner_text("h1")
+    page = visit("admin", f"{PROD}/announcement")
+    page.click("text=Roll back")
+    page.fill("textarea[name=reason]", "It forgets names")
+    page.click("form[data-keep] button[type=submit]")
+    page.wait_for_selector("[role=status] >> text=rolled back")
+    served = house.bench.get("/environments/prod")
+    assert [(one["bundle"], one["version"]) for one in served["releases"]] == [("announcement", "2.0.0")]
+    assert [(one["bundle"], one["actor"]) for one in served["holds"]] == [("announcement", "admin")]
+    page.goto("/console/environments")
+    assert "It forgets names" in page.inner_text("#attention")
+
+
+def test_pages_of_releases_are_accessible_and_as_wide_as_the_screen(
+    house: House, problems_of: Callable[[list[str]], list[object]]
+) -> None:
+    if not house.bench.get("/promotions", environment="prod", phase="waiting")["promotions"]:
+        house.release("Say <b>less</b>.")
+        house.repo.git("checkout", "-q", "-b", "next")
+        house.repo.environment("prod", {}, **{**RULES, "approvals": {"required": 2, "roles": ["approver"]}})
+        house.repo.commit("Plan more")
+        house.repo.git("checkout", "-q", "main")
+    (change,) = house.bench.get("/promotions", environment="prod", phase="waiting")["promotions"]
+    acts = [f"{PROD}/{name}?bundle=announcement" for name in ("hold", "unhold", "rollback", "suspend", "reconcile")]
+    pages = [
+        "/console/environments",
+        PROD,
+        f"{PROD}/announcement",
+        f"/console/promotions/{change['id']}",
+        "/console/plan",
+        "/console/plan?ref=next",
+        "/console/bundles",
+        "/console/bundles/announcement",
+        "/console/bundles/announcement/diff",
+        f"/console/trace/{change['digest']}",
+        *acts,
+    ]
+    assert problems_of(pages) == []
