@@ -121,6 +121,12 @@ bench-agents: $(VENV)/.ready-dev ## Measure turns of agents, side by side with o
 bench-inbox: $(VENV)/.ready-dev ## Measure an inbox of 100,000 open tasks, on both databases
 	@$(BIN)/python -m benchmarks.inbox
 
+RUNS ?= 2000000
+
+.PHONY: bench-scale
+bench-scale: $(VENV)/.ready-dev ## Measure statements in a database of RUNS runs, with and without their indexes
+	@$(BIN)/python -m benchmarks.scale --runs $(RUNS)
+
 format: $(VENV)/.ready-dev ## Format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, func, select
+from collections.abc import Mapping
+
+from sqlalchemy import Column, Table, func, select
 
 from kneo.records.run import RunStatus
+from kneo.records.task import TaskStatus
 from kneo.store.engine import Tx
+from kneo.store.prune import FINAL, RESOLVED
 from kneo.store.tables import audit_pending, outbox, runs, tasks
 
+ENDED: Mapping[Table, frozenset[str]] = {runs: frozenset(FINAL), tasks: frozenset(RESOLVED)}
+"""The statuses of rows that are kept until retention deletes them, so that counting them takes longer and longer."""
 
-def runs_by_status(tx: Tx) -> dict[str, int]:
-    return _by_status(tx, runs.c.status)
+
+def active_by_status(tx: Tx) -> tuple[dict[str, int], dict[str, int]]:
+    """Count the runs and the human tasks that have not ended."""
+    runs_active, tasks_active = (
+        sorted(set(of) - ENDED[table]) for table, of in ((runs, RunStatus), (tasks, TaskStatus))
+    )
+    return _by_status(tx, runs.c.status, *runs_active), _by_status(tx, tasks.c.status, *tasks_active)
 
 
-def tasks_by_status(tx: Tx) -> dict[str, int]:
-    return _by_status(tx, tasks.c.status)
+def ended_by_status(tx: Tx) -> tuple[dict[str, int], dict[str, int]]:
+    """Count the runs and the human tasks that have ended. Reads an entry of an index for each."""
+    return _by_status(tx, runs.c.status, *ENDED[runs]), _by_status(tx, tasks.c.status, *ENDED[tasks])
 
 
 def unsent_messages(tx: Tx) -> dict[str, int]:
@@ -23,8 +35,7 @@ def unsent_messages(tx: Tx) -> dict[str, int]:
 
 
 def _by_status(tx: Tx, column: Column[str], *statuses: str) -> dict[str, int]:
-    where = [column.in_(statuses)] if statuses else []
-    rows = tx.connection.execute(select(column, func.count()).where(*where).group_by(column))
+    rows = tx.connection.execute(select(column, func.count()).where(column.in_(statuses)).group_by(column))
     return dict.fromkeys(statuses, 0) | {row[0]: row[1] for row in rows}
 
 

@@ -35,7 +35,15 @@ def insert(tx: Tx, letters: Iterable[Letter]) -> None:
     """Add the messages whose key was never added."""
     begun = {"status": "waiting", "attempts": 0, "next_at": tx.at, "created_at": tx.at}
     rows = [
-        {"id": new_id("msg", tx.now), "dedupe_key": item.key, "channel": item.channel, "payload": item.payload, **begun}
+        {
+            "id": new_id("msg", tx.now),
+            "dedupe_key": item.key,
+            "channel": item.channel,
+            "payload": item.payload,
+            "run_id": item.payload.get("run_id"),
+            "continuation_id": item.payload.get("continuation_id"),
+            **begun,
+        }
         for item in letters
     ]
     insert_many_ignoring_duplicates(tx, outbox, rows)

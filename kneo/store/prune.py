@@ -101,7 +101,7 @@ def prune_tasks(store: Store, older_than: timedelta, *, go_on: GoOn = always) ->
 def _forget_messages(tx: Tx, about: str, ids: Sequence[str]) -> None:
     """Delete messages about runs or tasks; those about releases stay, so that none is sent twice."""
     if ids:
-        tx.connection.execute(delete(outbox).where(outbox.c.payload[about].as_string().in_(ids)))
+        tx.connection.execute(delete(outbox).where(outbox.c[about].in_(ids)))
 
 
 def prune_idempotency_keys(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:

@@ -306,7 +306,8 @@ def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int)
 
 def clear_owners(tx: Tx) -> int:
     """Release the runs of dead processes. Only the one process that may execute steps calls this, at its start."""
-    return tx.connection.execute(update(runs).where(runs.c.owner.is_not(None)).values(owner=None)).rowcount
+    held = runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_not(None)
+    return tx.connection.execute(update(runs).where(*held).values(owner=None)).rowcount
 
 
 _RUNNABLE = Prepared(

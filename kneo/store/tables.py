@@ -208,7 +208,12 @@ outbox = Table(
     Column("error", Text),
     Column("created_at", TIME, nullable=False),
     Column("finished_at", TIME),
+    Column("run_id", ID),
+    Column("continuation_id", ID),
     Index(None, "status", "next_at"),
+    # Retention finds messages by them.
+    _partial("run_id IS NOT NULL", "run_id"),
+    _partial("continuation_id IS NOT NULL", "continuation_id"),
 )
 
 leases = Table(
@@ -409,6 +414,10 @@ runs = Table(
     _partial("deadline_at IS NOT NULL", "status", "deadline_at"),
     _partial("resume_at IS NOT NULL", "resume_at"),
     _partial("bundle_digest IS NOT NULL", "bundle_digest"),
+    Index(None, "spec_digest"),
+    _partial("bundle IS NOT NULL", "bundle", "updated_at"),
+    _partial("workflow_name IS NOT NULL", "workflow_name", "updated_at"),
+    _partial("error IS NOT NULL", "created_at", "id", name="ix_runs_failed"),
     # The order of creation with the constant filter columns, so that a count or a filtered list reads the index alone.
     Index("ix_runs_created", "created_at", "id", "environment", "bundle", "target", "workflow_name"),
 )
@@ -767,6 +776,7 @@ idempotency_keys = Table(
     Column("subject", Text),
     Column("attempt", ID),
     PrimaryKeyConstraint("principal", "scope", "key"),
+    Index(None, "created_at"),
 )
 
 task_links = Table(
@@ -836,6 +846,8 @@ audit_events = Table(
     Column("metadata", Text, nullable=False),
     Index(None, "event_type", "id"),
     Index(None, "run_id", "id"),
+    _partial("environment IS NOT NULL", "environment", "id"),
+    _partial("actor IS NOT NULL", "actor", "id"),
 )
 
 audit_pending = Table(

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
-from kneo.store import append_only, audit, backup, migrate
+from kneo.store import append_only, audit, backup, migrate, outbox
 from kneo.store.engine import Store
 from kneo.store.migrate import HEAD, current_version, open_store
 from kneo.store.tables import metadata
@@ -148,13 +148,31 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "session_summaries",
         "sign_in_links",
     ]
+    indexes = [
+        "audit_events_actor_id",
+        "audit_events_environment_id",
+        "idempotency_keys_created_at",
+        "outbox_continuation_id",
+        "outbox_run_id",
+        "runs_bundle_updated_at",
+        "runs_failed",
+        "runs_spec_digest",
+        "runs_workflow_name_updated_at",
+    ]
     with store.write() as tx:
+        outbox.insert(tx, [outbox.Letter(key="k", channel="c", payload={"run_id": "run_1"})])
         for table in added:
             tx.connection.execute(text(f"DROP TABLE {table}"))
+        for index in indexes:
+            tx.connection.execute(text(f"DROP INDEX ix_{index}"))
+        for column in ("run_id", "continuation_id"):
+            tx.connection.execute(text(f"ALTER TABLE outbox DROP COLUMN {column}"))
         tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0001'"))
     migrate.migrate(store)
     assert current_version(store) == HEAD
     assert differences(store) == []
+    with store.read() as tx:
+        assert tx.connection.execute(text("SELECT run_id, continuation_id FROM outbox")).all() == [("run_1", None)]
 
 
 def test_a_later_version_migrates_a_database_and_keeps_every_row(
