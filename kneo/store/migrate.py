@@ -19,7 +19,7 @@ from kneo.store.engine import BUSY_TIMEOUT_MS, FindKey, Store, Tx, lock_table, n
 from kneo.store.tables import metadata
 from kneo.trust.sealing import NO_KEYS, DataKeys
 
-HEAD = "kneo_0005"
+HEAD = "kneo_0006"
 """The newest revision; a test compares it with the folder."""
 
 MIGRATIONS = Path(__file__).with_name("migrations")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "kneo_0005"
-down_revision = "kneo_0004"
+revision = "kneo_0006"
+down_revision = "kneo_0005"
 branch_labels = None
 depends_on = None
 
