@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kneo.agents.mcp.failures import McpRefused
 from kneo.digest import digest_of_json
-from kneo.spec.models.spec import McpPin
+from kneo.spec.models.spec import McpPin, Tool
 
 HINT = "Review the server's change, then sign a new version with kneo spec bundle sign --pin-tools."
 
@@ -64,3 +64,12 @@ def check_pin(server: str, name: str, pin: McpPin | None, offered: Mapping[str, 
     if changed:
         msg = f"The {' and the '.join(changed)} of the tool {name} of the MCP server {server} changed since it was pinned."
         raise McpRefused(msg, code="tool_changed", hint=HINT)
+
+
+def changed_parts(tool: Tool, offered: OfferedTool) -> tuple[str, ...]:
+    """Return the schemas of a declared tool that differ from what its server says; those left out do not."""
+    parts = (
+        ("parameters", tool.parameters or None, offered.input_schema),
+        ("returns", tool.returns, offered.output_schema),
+    )
+    return tuple(name for name, declared, now in parts if declared is not None and declared != now)

@@ -24,13 +24,14 @@ from kneo.agents.mcp.connection import Connection, ServerTransport
 from kneo.agents.mcp.elicitation import Elicitation
 from kneo.agents.mcp.failures import McpServerFailed, McpSessionEnded, McpToolFailed, McpUnreachable
 from kneo.agents.mcp.http import HttpTransport
-from kneo.agents.mcp.pins import OfferedTool, check_pin
+from kneo.agents.mcp.pins import OfferedTool, changed_parts, check_pin
 from kneo.agents.mcp.stdio import ServerCommand, ServerProcess
 from kneo.agents.mcp.targets import ConnectionTarget, target_of
 from kneo.agents.secrets import Secrets
 from kneo.agents.services import RulesNow
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
+from kneo.records.run import NewTrace
 from kneo.redaction import REDACTED
 from kneo.settings import McpSettings
 from kneo.spec.models.agent import Agent
@@ -42,6 +43,12 @@ MAX_ROUNDS = 20
 
 ROUND_SECONDS = 0.05
 """Wait after the first such result; each further wait is longer by this time."""
+
+TOOL_CHANGED = "W_MCP_TOOL_CHANGED"
+"""The code of a tool that is not what its server says, where no pin refuses it."""
+
+MAX_WARNED = 10_000
+"""Tools of runs that a process remembers to have warned of."""
 
 SECRET_CHARS = 8
 """Shorter secrets are not looked for in results: their text stands there for other reasons."""
@@ -65,6 +72,8 @@ class _Lease:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.calls = 0
+        self.offered: Mapping[str, OfferedTool] | None = None
+        """The server's tools when the connection began; ``None`` before they are listed, or where they cannot be."""
         self.closing: asyncio.TimerHandle | None = None
 
 
@@ -90,6 +99,7 @@ class McpServers:
         self._rules, self._secrets, self._settings, self._resolver = rules, secrets, settings, resolver
         self._leases: dict[str, _Lease] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     async def call(self, call: ToolCall) -> object:
         """Call a tool of a server.
@@ -140,6 +150,8 @@ class McpServers:
         target, request = planned.target, planned.request
         async with self._connected(target) as connection:
             await connection.ready()
+            if not planned.is_pinned:
+                await self._warn_of_change(planned, connection)
             try:
                 async with asyncio.timeout(planned.seconds):
                     if planned.is_pinned:
@@ -154,6 +166,33 @@ class McpServers:
                 raise McpServerFailed(msg, code="tool_timeout") from None
             except MCPError as error:
                 raise McpToolFailed(error.message[:2_000]) from None
+
+    async def _warn_of_change(self, planned: _PlannedCall, connection: Connection) -> None:
+        """Note in the trace of a run, once, that a tool without a pin is not what its server said at the start of the connection."""
+        call, lease = planned.call, self._leases.get(planned.target.key)
+        is_declared = bool(call.tool.parameters) or call.tool.returns is not None
+        if lease is None or not is_declared or (call.turn.run_id, call.name) in self._warned:
+            return
+        if lease.offered is None:
+            lease.offered = {}
+            # The call decides whether the server works; a server that lists nothing in time may still answer it.
+            with contextlib.suppress(KneoError, TimeoutError):
+                async with asyncio.timeout(self._settings.connect_seconds):
+                    lease.offered = await _offered(connection)
+        offered = lease.offered.get(planned.request.name)
+        changed = changed_parts(call.tool, offered) if offered is not None else ()
+        if not changed:
+            return
+        if len(self._warned) >= MAX_WARNED:
+            self._warned.clear()
+        self._warned.add((call.turn.run_id, call.name))
+        facts = {"agent_name": call.turn.agent_name, "tool_name": call.name, "server": planned.target.name}
+        event = NewTrace(
+            type="mcp_tool_changed",
+            step_id=call.turn.step_id,
+            data={**facts, "code": TOOL_CHANGED, "changed": list(changed)},
+        )
+        await call.turn.journal.append(trace=[event], durable=False)
 
     async def tools(self, name: str, server: McpServer, environment: str | None = None) -> Mapping[str, OfferedTool]:
         """List the tools of a server, as it describes them now.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from agent_turns import MemoryJournal
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -677,3 +678,41 @@ except Exception as error:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("mcp_not_installed")
     assert "pip install 'kneo[mcp]'" in done.stdout
+
+
+# ---- tools that are not as declared ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("declared", "changed"),
+    [
+        ({"parameters": {"type": "object", "properties": {"words": {"type": "string"}}}}, ["parameters"]),
+        ({}, None),
+        (None, None),
+    ],
+    ids=["other", "nothing", "same"],
+)
+def test_a_tool_without_a_pin_that_is_not_as_declared_is_noted_once_in_a_run(
+    declared: dict[str, object] | None, changed: list[str] | None
+) -> None:
+    journal = MemoryJournal()
+
+    async def main() -> None:
+        async with opened() as servers:
+            fields = declared
+            if fields is None:
+                offered = (await servers.tools("s", stdio()))["echo"]
+                fields = {"parameters": dict(offered.input_schema)}
+            call = call_of("echo", {"text": "hi"}, **fields)
+            call = replace(call, turn=replace(call.turn, journal=journal))
+            for _ in range(2):
+                assert await servers.call(call) == {"result": "hi"}
+            if changed is not None:
+                other = replace(call, turn=replace(call.turn, run_id="run_2"))
+                await servers.call(other)
+
+    run(main())
+    noted = [event.data for event in journal.trace if event.type == "mcp_tool_changed"]
+    assert [(each["code"], each["changed"]) for each in noted] == (
+        [] if changed is None else [("W_MCP_TOOL_CHANGED", changed)] * 2
+    )
