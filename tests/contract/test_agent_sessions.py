@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, insert, select, text, update
 
 from kneo.clock import ManualClock
 from kneo.errors import Untrusted
@@ -15,6 +15,7 @@ from kneo.records.agent_session import FinishedTurn, SessionKey, SessionMessage
 from kneo.store import agent_sessions
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.store.tables import agent_sessions as agent_sessions_table
 from kneo.store.tables import session_messages, session_summaries
 from kneo.trust.sealing import NO_KEYS, DataKeys, JournalSealed
 
@@ -177,3 +178,37 @@ def test_plain_texts_from_before_stay_readable(migrated_url: str, clock: ManualC
     assert texts(sealed) == ["one", "1", "two", "2"]
     for store in (plain, sealed):
         store.close()
+
+
+def test_one_of_ten_thousand_sessions_is_read_without_the_others(store: Store) -> None:
+    add(store, turn("1", "2"))
+    with store.write() as tx:
+        for table in (agent_sessions_table, session_messages):
+            row = dict(tx.connection.execute(select(table).limit(1)).mappings().one())
+            copies = [
+                row | {"session_id": f"s{number}", "requester": f"person-{number % 100}"} for number in range(10_000)
+            ]
+            tx.connection.execute(insert(table), copies)
+        if not store.is_sqlite:
+            tx.connection.execute(text("ANALYZE"))
+    key = SessionKey(environment="prod", requester="person-7", session_id="s7")
+    statements: list[tuple[str, object]] = []
+
+    def seen(_connection: object, _cursor: object, statement: str, parameters: object, *_more: object) -> None:
+        statements.append((statement, parameters))
+
+    with store.read() as tx:
+        event.listen(tx.connection, "before_cursor_execute", seen)
+        agent_sessions.newest_messages(tx, key, "support", limit=100)
+        agent_sessions.list_messages(tx, key, limit=10)
+        page, total = agent_sessions.list_sessions(tx, "person-7", limit=10)
+        event.remove(tx.connection, "before_cursor_execute", seen)
+        assert (len(page), total) == (10, 100)
+        explain = "EXPLAIN QUERY PLAN " if store.is_sqlite else "EXPLAIN "
+        plans = [
+            str(row[-1])
+            for statement, parameters in statements
+            for row in tx.connection.exec_driver_sql(explain + statement, parameters).all()  # type: ignore[arg-type]
+        ]
+    assert len(statements) >= 4
+    assert not [step for step in plans if step.startswith("SCAN") or "Seq Scan" in step], plans
