@@ -581,7 +581,8 @@ class Settings:
     """Folder of secrets, one file for each, named like the variable. Read by: worker, command."""
 
     metrics_port: int = setting("KNEO_SERV_METRICS_PORT", 0, _port)
-    """Port at which `controller run` serves liveness and metrics. Default: 0, none. Read by: controller."""
+    """Port at which `controller run` and `worker` serve `/livez` and `/metrics`, to everyone that reaches it. Default: 0,
+    none. Read by: worker, controller."""
 
     limits: Limits = field(default_factory=Limits)
     git: GitCredentials = field(default_factory=GitCredentials)

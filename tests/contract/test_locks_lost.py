@@ -130,7 +130,7 @@ def test_steps_are_executed_only_while_the_lock_is_held(pg: Store, monkeypatch: 
     monkeypatch.setattr("kneo.runtime.engine.assemble.INTERVAL_SECONDS", 0.05)
     made: list[Steps] = []
 
-    def make() -> Steps:
+    def make(_beat: object) -> Steps:
         made.append(Steps())
         return made[-1]
 

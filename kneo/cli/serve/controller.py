@@ -16,7 +16,7 @@ from kneo.cli import render
 from kneo.cli.compose import make_store, process_store
 from kneo.cli.repository.known_roots import KnownRoots
 from kneo.cli.repository.mirrors import open_mirror
-from kneo.cli.serve.liveness import serving_probes
+from kneo.cli.serve.liveness import open_probes
 from kneo.cli.serve.worker import until_stopped
 from kneo.clock import parse_duration
 from kneo.controller.loop import Controller
@@ -125,8 +125,7 @@ def run_controller(settings: Settings, repository: Repository, stopping: threadi
         store = stack.enter_context(process_store(settings))
         controller = stack.enter_context(reconciling(settings, store, repository))
         stack.enter_context(telling(settings, store))
-        if settings.metrics_port:
-            stack.enter_context(serving_probes("0.0.0.0", settings.metrics_port, controller.is_alive))  # noqa: S104 - probes
+        stack.enter_context(open_probes(settings, controller.is_alive))
         stopping.wait()
 
 

@@ -9,6 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from kneo.settings import Settings
+
+
+def open_probes(settings: Settings, is_alive: Callable[[], bool]) -> contextlib.AbstractContextManager[object]:
+    """Serve probes at ``KNEO_SERV_METRICS_PORT`` while a block runs; none without a port."""
+    if not settings.metrics_port:
+        return contextlib.nullcontext()
+    return serving_probes("0.0.0.0", settings.metrics_port, is_alive)  # noqa: S104 - probes come from other machines
+
 
 @contextlib.contextmanager
 def serving_probes(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[int]:
@@ -22,7 +31,7 @@ def serving_probes(host: str, port: int, is_alive: Callable[[], bool]) -> Iterat
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest())
             elif self.path in {"/livez", "/healthz"}:
                 alive = is_alive()
-                self._answer(200 if alive else 503, "text/plain", b"ok\n" if alive else b"no source finished in time\n")
+                self._answer(200 if alive else 503, "text/plain", b"ok\n" if alive else b"a loop of this process hangs; see its log\n")
             else:
                 self._answer(404, "text/plain", b"/livez or /metrics\n")
 

@@ -16,12 +16,10 @@ import uvicorn
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.compose import find_store, make_starter, process_store
-from kneo.cli.embedding import registered_tools, spec_compiler
+from kneo.cli.embedding import spec_compiler
 from kneo.cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
-from kneo.cli.serve.worker import logged_settings
+from kneo.cli.serve.worker import executing, logged_settings
 from kneo.errors import NotFound
-from kneo.maintenance import make_retention
-from kneo.runtime.engine.assemble import working
 from kneo.service.app import App, create_app, drain, reload_keys
 from kneo.service.auth import configured, keyring
 from kneo.service.console.session import make_link
@@ -92,11 +90,10 @@ def run_service(settings: Settings, host: str, port: int, workers: int, announce
     check_reachable(settings, host)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(process_store(settings))
+        alive: Callable[[], bool] = always
         if workers:
-            stack.enter_context(
-                working(settings, store, workers, make_retention(settings, store), registered_tools(settings))
-            )
-        serve_http(settings, store, host, port, announce=announce, executes=workers > 0)
+            alive = stack.enter_context(executing(settings, store, workers)).heartbeats.is_alive
+        serve_http(settings, store, host, port, announce=announce, executes=workers > 0, alive=alive)
 
 
 def serve_with_reload(settings: Settings, host: str, port: int) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from kneo.cli import render
 from kneo.cli.compose import process_store
-from kneo.cli.embedding import registered_tools
 from kneo.cli.serve.controller import (
     IntervalOption,
     RefOption,
@@ -18,10 +17,8 @@ from kneo.cli.serve.controller import (
     find_repository,
     reconciling,
 )
-from kneo.cli.serve.service import HostOption, PortOption, always, console_link, serve_http
-from kneo.cli.serve.worker import logged_settings
-from kneo.maintenance import make_retention
-from kneo.runtime.engine.assemble import working
+from kneo.cli.serve.service import HostOption, PortOption, console_link, serve_http
+from kneo.cli.serve.worker import executing, logged_settings
 from kneo.runtime.engine.worker import Worker
 from kneo.service.head_check import check_reachable
 from kneo.settings import Settings
@@ -67,14 +64,12 @@ def run_processes(
     settings = with_repository(settings, repository) if repository else settings
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(process_store(settings))
-        stack.enter_context(
-            working(
-                settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store), registered_tools(settings)
-            )
-        )
-        alive: Callable[[], bool] = always
+        parts = [stack.enter_context(executing(settings, store, Worker.DEFAULT_CONCURRENCY)).heartbeats.is_alive]
         if repository is not None:
-            alive = stack.enter_context(reconciling(settings, store, repository)).is_alive
+            parts.append(stack.enter_context(reconciling(settings, store, repository)).is_alive)
+
+        def alive() -> bool:
+            return all(part() for part in parts)
 
         def announce_with_link(url: str) -> None:
             announce(url)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
 
 from kneo.cli.compose import process_store
 from kneo.cli.embedding import registered_tools, spec_compiler
+from kneo.cli.serve.liveness import open_probes
+from kneo.cli.serve.worker_metrics import measured
 from kneo.maintenance import make_retention
-from kneo.runtime.engine.assemble import working
+from kneo.runtime.engine.assemble import LockedWorker, working
 from kneo.settings import Settings, from_env
+from kneo.store.engine import Store
 from kneo.telemetry import configure_logging
 
 
@@ -28,11 +32,19 @@ def worker(
 def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) -> None:
     """Run a worker and the timers until a signal stops the process."""
     spec_compiler(settings)  # A platform that fails to load stops the worker now, not a run later.
-    with (
-        process_store(settings) as store,
-        working(settings, store, concurrency, make_retention(settings, store), registered_tools(settings)),
-    ):
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(process_store(settings))
+        worker = stack.enter_context(executing(settings, store, concurrency))
+        stack.enter_context(open_probes(settings, worker.heartbeats.is_alive))
         stopping.wait()
+
+
+@contextlib.contextmanager
+def executing(settings: Settings, store: Store, concurrency: int) -> Iterator[LockedWorker]:
+    """Execute steps, process deadlines and delete old data in the background of a block; expose the worker's metrics."""
+    retention, tools = make_retention(settings, store), registered_tools(settings)
+    with working(settings, store, concurrency, retention, tools) as worker, measured(worker):
+        yield worker
 
 
 def logged_settings() -> Settings:

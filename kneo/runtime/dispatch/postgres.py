@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 from procrastinate import App, JobContext, PsycopgConnector
@@ -45,13 +46,21 @@ RESUMED = 1_000
 class QueueWorker:
     """One of any number of processes that execute steps. ``run`` blocks; ``stop`` works from any thread."""
 
-    def __init__(self, store: Store, driver: Driver, *, concurrency: int) -> None:
+    def __init__(
+        self, store: Store, driver: Driver, *, concurrency: int, beat: Callable[[], None] = lambda: None
+    ) -> None:
         self.store = store
         self.driver = driver
         self.concurrency = concurrency
+        self._beat = beat
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._working: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> int:
+        """The number of runs that this worker drives."""
+        return self.driver.busy
 
     def run(self) -> None:
         """Work until ``stop``; running steps are finished first, and their runs released."""
@@ -70,6 +79,7 @@ class QueueWorker:
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
+            self._beat()
             self._working = asyncio.create_task(self._work())
             try:
                 await self._working
@@ -116,6 +126,7 @@ class QueueWorker:
         """Retry the jobs of dead workers, enqueue parked runs whose time has come, and restore lost ones."""
         last_restore = 0.0
         while True:
+            self._beat()
             try:
                 for job in await app.job_manager.get_stalled_jobs(
                     queue=queue.QUEUE, seconds_since_heartbeat=STALLED_SECONDS

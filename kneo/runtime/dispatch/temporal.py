@@ -79,16 +79,30 @@ class TemporalServer:
 class TemporalWorker:
     """One of any number of processes that execute steps. ``run`` blocks; ``stop`` works from any thread."""
 
-    def __init__(self, store: Store, driver: Driver, server: TemporalServer, *, concurrency: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        driver: Driver,
+        server: TemporalServer,
+        *,
+        concurrency: int,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self.store = store
         self.driver = driver
         self.server = server
         self.concurrency = concurrency
+        self._beat = beat
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wakeup = asyncio.Event()
         self._stopping = threading.Event()
         self._handed: dict[str, float] = {}
         """Claims that were handed to the server, and when."""
+
+    @property
+    def busy(self) -> int:
+        """The number of runs that this worker drives."""
+        return self.driver.busy
 
     def run(self) -> None:
         """Work until ``stop``; running steps are finished first, and their runs released."""
@@ -107,6 +121,7 @@ class TemporalWorker:
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
+            self._beat()
             try:
                 await self._work()
             # The library raises RuntimeError when it cannot connect, and when its own worker fails.
@@ -158,6 +173,7 @@ class TemporalWorker:
         """Start a workflow for each due run, until ``stop``."""
         last_restore = -RESTORE_SECONDS
         while not self._stopping.is_set():
+            self._beat()
             now = asyncio.get_running_loop().time()
             self._handed = {claim: at for claim, at in self._handed.items() if now - at < RESTORE_SECONDS}
             try:

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 from kneo.errors import Conflict, Invalid
@@ -16,6 +17,7 @@ from kneo.notify.channels import known_channels
 from kneo.project import read_config
 from kneo.project.secrets import require_provider_secrets
 from kneo.runtime.engine.driver import Driver, LockLost
+from kneo.runtime.engine.heartbeat import Heartbeats
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
 from kneo.runtime.engine.wait import RunSettled, SettledRun, wait_until_settled
@@ -37,6 +39,11 @@ log = logging.getLogger("kneo.runtime")
 
 class StepWorker(Protocol):
     """A worker that executes steps until ``stop``."""
+
+    concurrency: int
+
+    @property
+    def busy(self) -> int: ...
 
     def run(self) -> None: ...
 
@@ -69,7 +76,13 @@ def services_of(settings: Settings, store: Store, code: CodeLoader, tools: ToolR
     return open_services
 
 
-def make_worker(settings: Settings, store: Store, concurrency: int, tools: ToolRegistry | None = None) -> StepWorker:
+def make_worker(
+    settings: Settings,
+    store: Store,
+    concurrency: int,
+    tools: ToolRegistry | None = None,
+    beat: Callable[[], None] = lambda: None,
+) -> StepWorker:
     """Return this process's worker: the only one on a SQLite file, one of many on PostgreSQL.
 
     Raises:
@@ -77,21 +90,25 @@ def make_worker(settings: Settings, store: Store, concurrency: int, tools: ToolR
     """
     driver = make_driver(settings, store, tools)
     if settings.execution.dispatch == "temporal":
-        return _temporal_worker(settings, store, driver, concurrency)
-    return worker_on(store, driver, concurrency=concurrency)
+        return _temporal_worker(settings, store, driver, concurrency, beat)
+    return worker_on(store, driver, concurrency=concurrency, beat=beat)
 
 
-def worker_on(store: Store, driver: Driver, *, concurrency: int) -> StepWorker:
+def worker_on(
+    store: Store, driver: Driver, *, concurrency: int, beat: Callable[[], None] = lambda: None
+) -> StepWorker:
     """Return a worker with a driver: the only one on a SQLite file, one of many on PostgreSQL."""
     if store.is_sqlite:
-        return Worker(store, driver, concurrency=concurrency)
+        return Worker(store, driver, concurrency=concurrency, beat=beat)
     # A quarter of a second to import, and needed on PostgreSQL only.
     module = importlib.import_module("kneo.runtime.dispatch.postgres")
-    worker: StepWorker = module.QueueWorker(store, driver, concurrency=concurrency)
+    worker: StepWorker = module.QueueWorker(store, driver, concurrency=concurrency, beat=beat)
     return worker
 
 
-def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurrency: int) -> StepWorker:
+def _temporal_worker(
+    settings: Settings, store: Store, driver: Driver, concurrency: int, beat: Callable[[], None]
+) -> StepWorker:
     if store.is_sqlite:
         msg = "KNEO_SERV_DISPATCH asks for Temporal, which hands runs to many processes; a SQLite file has one."
         raise Invalid(msg, code="invalid_setting", hint="Set KNEO_SERV_DATABASE_URL to a PostgreSQL database.")
@@ -102,7 +119,7 @@ def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurren
         raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[temporal]'") from error
     execution = settings.execution
     server = module.TemporalServer(execution.temporal_address, execution.temporal_namespace)
-    worker: StepWorker = module.TemporalWorker(store, driver, server, concurrency=concurrency)
+    worker: StepWorker = module.TemporalWorker(store, driver, server, concurrency=concurrency, beat=beat)
     return worker
 
 
@@ -134,7 +151,7 @@ def working(
     concurrency: int,
     prune: RetentionJob | None = None,
     tools: ToolRegistry | None = None,
-) -> Iterator[StepWorker]:
+) -> Iterator[LockedWorker]:
     """Run a worker, timers and notifications in the background of a block.
 
     Args:
@@ -155,9 +172,10 @@ def working(
     hide_settings()
     with only_worker(store) as lock, contextlib.ExitStack() as stack:
         start_warm_up(store)
-        worker = LockedWorker(lock, lambda: make_worker(settings, store, concurrency, tools))
+        worker = LockedWorker(lock, lambda beat: make_worker(settings, store, concurrency, tools, beat))
         stack.enter_context(telling(settings, store))
-        stack.enter_context(background("timers", lambda: run_timers(store, stopping), stopping.set))
+        timers = partial(run_timers, store, stopping, worker.heartbeats.timers.beat)
+        stack.enter_context(background("timers", timers, stopping.set))
         if prune is not None:
             stack.enter_context(background("retention", lambda: run_retention(store, stopping, prune), stopping.set))
         stack.enter_context(background("worker", worker.run, worker.stop))
@@ -172,15 +190,26 @@ class LockedWorker:
 
     Args:
         lock: The lock, held.
-        make: Returns a new worker.
+        make: Returns a new worker, which calls its argument at each turn.
     """
 
-    def __init__(self, lock: Lock, make: Callable[[], StepWorker]) -> None:
+    def __init__(self, lock: Lock, make: Callable[[Callable[[], None]], StepWorker]) -> None:
+        self.heartbeats = Heartbeats()
         self._lock = lock
         self._make = make
-        self._worker = make()
+        self._worker = make(self.heartbeats.steps.beat)
         self._turn = threading.Lock()
         self._stopping = threading.Event()
+
+    @property
+    def concurrency(self) -> int:
+        """The number of runs that the worker drives at most."""
+        return self._worker.concurrency
+
+    @property
+    def busy(self) -> int:
+        """The number of runs that the worker drives."""
+        return self._worker.busy
 
     def run(self) -> None:
         """Work until ``stop``."""
@@ -189,11 +218,12 @@ class LockedWorker:
                 while not self._stopping.wait(INTERVAL_SECONDS) and self._keeps_lock():
                     pass
             while not self._stopping.is_set() and not self._lock.renew():
+                self.heartbeats.steps.beat()
                 self._stopping.wait(INTERVAL_SECONDS)
             with self._turn:
                 if self._stopping.is_set():
                     return
-                self._worker = self._make()
+                self._worker = self._make(self.heartbeats.steps.beat)
             log.warning("executing steps again")
 
     def stop(self) -> None:

@@ -80,6 +80,11 @@ class Driver:
         claim = claim or new_id("claim", self.store.clock.now())
         return RunSession(self._deps, run_id, claim, loop, resume, parks=parks)
 
+    @property
+    def busy(self) -> int:
+        """The number of runs that ``drive`` advances."""
+        return len(self._driven)
+
     def check(self, sessions: Sequence[RunSession]) -> Sequence[RunSession]:
         """Check the leases of suspended and busy sessions, and wake those with a signal.
 

@@ -55,13 +55,21 @@ def end_overdue_runs(store: Store) -> int:
     return count
 
 
-def run_timers(store: Store, stopping: threading.Event) -> None:
-    """Tick every second until stopped; of all processes that share a database, one at a time does."""
+def run_timers(store: Store, stopping: threading.Event, beat: Callable[[], None] = lambda: None) -> None:
+    """Tick every second until stopped; of all processes that share a database, one at a time does.
+
+    Args:
+        store: The database.
+        stopping: Ends the loop.
+        beat: Called at each turn.
+    """
     while not stopping.is_set():
+        beat()
         try:
             with store.exclusive(TIMERS_LOCK) as lock:
                 while lock.held() and not stopping.is_set():
                     started = monotonic()
+                    beat()
                     tick(store)
                     stopping.wait(max(0.0, INTERVAL_SECONDS - (monotonic() - started)))
         except Transient as error:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections.abc import Callable
 from typing import ClassVar
 
 from kneo.clock import monotonic
@@ -35,10 +36,18 @@ class Worker:
 
     DEFAULT_CONCURRENCY: ClassVar[int] = 4
 
-    def __init__(self, store: Store, driver: Driver, *, concurrency: int = DEFAULT_CONCURRENCY) -> None:
+    def __init__(
+        self,
+        store: Store,
+        driver: Driver,
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self.store = store
         self.driver = driver
         self.concurrency = concurrency
+        self._beat = beat
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop of steps that are not plain functions; runs begin only while there is one."""
@@ -53,6 +62,11 @@ class Worker:
         """The monotonic time of the last check of this worker's sessions."""
         self._has_more = False
         """Whether the last poll reached its limit."""
+
+    @property
+    def busy(self) -> int:
+        """The number of runs that this worker drives."""
+        return len(self._busy)
 
     def run(self) -> None:
         """Work until ``stop``; running steps are finished first."""
@@ -75,6 +89,7 @@ class Worker:
         await in_thread(self._clear_owners)
         self._loop = asyncio.get_running_loop()
         while not self._stopping:
+            self._beat()
             self._wakeup.clear()
             # A read of SQLite never waits, and is shorter than a hop to a thread.
             self._add(*self._find())

@@ -38,10 +38,10 @@ class HealthView:
 @router.get("/healthz", operation_id="health", responses=responds(HealthView))
 @router.get("/livez", operation_id="live", responses=responds(HealthView))
 async def live(service: ServiceDep) -> Response:
-    """Check that the process is alive; with a controller in it, that its last reconciliation finished in time."""
+    """Check that the process is alive; with a worker or a controller in it, that they work."""
     # On the event loop, so that it responds when every thread is busy.
     if not service.alive():
-        return problem(503, "not_alive", "The controller in this process did not finish a reconciliation in time.", {})
+        return problem(503, "not_alive", "The worker or the controller in this process hangs; see its log.", {})
     return JsonResponse(HealthView.of({"status": "healthy"}))
 
 
