@@ -18,7 +18,7 @@ from kneo.records.run import RunStatus
 from kneo.settings import ExecutionSettings, Settings, from_env
 from kneo.spec.project import MIN_USAGE_DAYS, Retention
 from kneo.store import backup as backups
-from kneo.store import prune
+from kneo.store import project_metadata, prune
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 
@@ -56,7 +56,7 @@ def restore_sqlite_database(source: str | Path, destination: str | Path) -> dict
 
 
 def backup(store: Store, destination: Path) -> dict[str, object]:
-    """Back up a database of either kind into a SQLite file.
+    """Back up a database of either kind into a SQLite file, and record that in the database.
 
     Returns:
         ``destination``, ``bytes_copied``, and ``audit`` which a restored database must match: ``valid``,
@@ -66,6 +66,7 @@ def backup(store: Store, destination: Path) -> dict[str, object]:
         Invalid: the copy is damaged.
     """
     verdict = backups.back_up(store, destination)
+    store.transact(project_metadata.record_backup)
     return {
         "destination": str(destination),
         "bytes_copied": destination.stat().st_size,

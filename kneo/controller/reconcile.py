@@ -28,6 +28,7 @@ from kneo.errors import Invalid
 from kneo.store import audit, releases, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
+from kneo.telemetry.spans import span
 from kneo.trust.keys import PublicKey
 
 log = logging.getLogger("kneo.controller")
@@ -131,10 +132,20 @@ class Reconciler:
             Invalid: the repository itself cannot be followed (``HistoryRewritten``, ``LimitExceeded``, …). The problem is in
                 every environment's conditions; current releases stay.
         """
+        with span("kneo.reconcile") as traced:
+            result = self._reconcile(lease)
+            traced.note(
+                kneo_revision=result.revision,
+                kneo_problem=result.problem.reason if result.problem is not None else None,
+            )
+        return result
+
+    def _reconcile(self, lease: Lease) -> ReconcileResult:
         self.commit = None
         if self.drift_due():
             self._cache.invalidate()
-        snapshot = self._guarded(lease, self._source.fetch)
+        with span("kneo.source.fetch", kind="client"):
+            snapshot = self._guarded(lease, self._source.fetch)
         earlier = self._guarded(lease, lambda: self._source.commits_to_replay(snapshot))
         if earlier or self._rebuilding():
             result = self._rebuild([*earlier, snapshot], lease)
@@ -267,10 +278,12 @@ class Reconciler:
         declared, state, outcomes = context.declared, context.state, dict[str, Outcome]()
         for name in in_order(declared.environments):
             environment = declared.environments[name]
-            if isinstance(environment, SourceProblem):
-                outcomes[name] = self.environments.refuse(name, environment, context)
-            else:
-                outcomes[name] = self.environments.run(environment, context)
+            with span("kneo.reconcile.environment", kneo_environment=name) as traced:
+                if isinstance(environment, SourceProblem):
+                    outcomes[name] = self.environments.refuse(name, environment, context)
+                else:
+                    outcomes[name] = self.environments.run(environment, context)
+                traced.note(kneo_state=outcomes[name].state)
         for name in sorted(set(state.names) - set(declared.environments)):
             if is_retired(state.records.get(name), state.served):
                 outcomes[name] = Ready(0)

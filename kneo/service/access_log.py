@@ -16,6 +16,7 @@ from kneo.redaction import redact_text
 from kneo.service.auth import PRINCIPAL
 from kneo.service.problems import crash
 from kneo.service.routing import RouteEntry, RouteTable
+from kneo.telemetry.log_context import log_fields
 from kneo.telemetry.spans import Span, span
 
 log = logging.getLogger("kneo_serv.service")
@@ -84,20 +85,23 @@ class AccessLog:
 
         failed: Exception | None = None
         operation = self.routes.note(scope)
-        with span(operation.id if operation else scope["method"], kind="server", headers=headers) as traced:
+        traceparent = _trace_id(headers.get("traceparent", ""))
+        with (
+            log_fields(request_id=request_id, trace_id=traceparent),
+            span(operation.id if operation else scope["method"], kind="server", headers=headers) as traced,
+        ):
             try:
                 await self.app(scope, receive, sending)
             except Exception as error:
                 failed = error
-                log.exception("a request failed", extra={"event": "http_request_failed", "request_id": request_id})
+                log.exception("a request failed", extra={"event": "http_request_failed"})
                 if not status:
                     await crash()(scope, receive, sending)
             _note(traced, scope, operation, status, failed)
         seconds = monotonic() - started
         self.observer.seen(operation, scope["method"], status, seconds)
         if self.logged:
-            trace_id = traced.trace_id or _trace_id(headers.get("traceparent", ""))
-            _log(scope, headers, request_id, status, seconds, failed, trace_id)
+            _log(scope, headers, request_id, status, seconds, failed, traced.trace_id or traceparent)
 
 
 def _note(traced: Span, scope: Scope, operation: RouteEntry | None, status: int, failed: Exception | None) -> None:

@@ -17,7 +17,7 @@ from kneo.errors import KneoError
 from kneo.records.usage import AgentUsage
 from kneo.service.events import Streams
 from kneo.service.routing import RouteEntry
-from kneo.store import audit, metrics, requests, usage
+from kneo.store import audit, metrics, project_metadata, requests, usage
 from kneo.store.engine import Store, Tx
 
 COUNT_SHARE = 100
@@ -105,6 +105,7 @@ class _DatabaseMetrics(Collector):
             controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
             sealed, _ = audit.chain_head(tx)
             used = usage.total_by_model(tx)
+            backup = project_metadata.last_backup(tx)
             now = tx.now
         yield GaugeMetricFamily("kneo_store_up", "Whether the database is reachable.", value=1)
         yield GaugeMetricFamily("kneo_service_key", "Whether this process can sign receipts.", value=self._signs())
@@ -117,6 +118,11 @@ class _DatabaseMetrics(Collector):
         yield from _usage(used)
         yield GaugeMetricFamily("kneo_audit_unsealed_events", "Audit events not yet in the chain.", value=pending)
         yield GaugeMetricFamily("kneo_audit_tree_size", "Audit events in the chain.", value=sealed)
+        yield GaugeMetricFamily(
+            "kneo_backup_last_success_timestamp",
+            "Time of the last backup by kneo maintenance backup, Unix time; 0 without one.",
+            value=backup.timestamp() if backup is not None else 0,
+        )
         yield GaugeMetricFamily("kneo_controller_running", "Whether a controller holds its lease.", value=controller)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 
 from sqlalchemy import select
 
+from kneo.clock import parse_time
 from kneo.names import person_key
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.store.engine import Tx, lock_table, upsert
 from kneo.store.tables import project_metadata
 
-POLICIES, KEY_NAMES = "environment_policy_enforcement", "api_key_names"
+POLICIES, KEY_NAMES, BACKUP = "environment_policy_enforcement", "api_key_names", "last_backup"
 
 
 def read(tx: Tx, key: str) -> Mapping[str, object]:
@@ -54,6 +56,17 @@ def read_key_names(tx: Tx) -> Mapping[str, str]:
     """
     names = read(tx, KEY_NAMES).get("names")
     return {person_key(str(name)): str(name) for name in names} if isinstance(names, list) else {}
+
+
+def record_backup(tx: Tx) -> None:
+    """Record that a backup was completed now."""
+    write(tx, BACKUP, {"at": tx.at})
+
+
+def last_backup(tx: Tx) -> datetime | None:
+    """Return when the last backup was completed; None without one."""
+    at = read(tx, BACKUP).get("at")
+    return parse_time(at) if isinstance(at, str) else None
 
 
 def put_key_names(tx: Tx, names: Collection[str]) -> None:

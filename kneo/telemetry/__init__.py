@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from kneo.telemetry.log_context import current_fields
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -14,7 +16,7 @@ _write = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record with its ``extra`` fields as one line of JSON."""
+    """Formats a record with its ``extra`` fields and those of the current work as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -23,6 +25,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        entry |= current_fields()
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

@@ -125,6 +125,15 @@ def _sending(provider: object) -> Iterator[None]:
             shutdown()
 
 
+def current_trace_id() -> str | None:
+    """Return the id of the trace that this code is part of; None where nothing is recorded."""
+    if _state.tracer is None:
+        return None
+    trace = importlib.import_module("opentelemetry.trace")
+    context = trace.get_current_span().get_span_context()
+    return format(context.trace_id, "032x") if context.is_valid else None
+
+
 @contextlib.contextmanager
 def span(
     name: str,

@@ -154,3 +154,22 @@ def test_no_span_of_a_library_is_sent(receiver: tuple[Receiver, str]) -> None:
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
     subprocess.run([sys.executable, "-c", LIBRARIES], check=True, env=env, timeout=240)
     assert [span[0] for span in heard.spans] == ["kneo.step"]
+
+
+def test_a_reconciliation_is_a_trace(tmp_path: Path, receiver: tuple[Receiver, str]) -> None:
+    heard, address = receiver
+    machine = Machine(
+        tmp_path,
+        f"sqlite:///{tmp_path / 'kneo.sqlite'}",
+        KNEO_SERV_OTEL_ENABLED="true",
+        OTEL_EXPORTER_OTLP_ENDPOINT=address,
+    )
+    made = machine.json("init", "team")
+    machine.kneo("controller", "run", "--repo", "team", "--once", expect=None)
+    (reconciled,) = heard.named("kneo.reconcile")
+    assert str(reconciled[2]["kneo.revision"])
+    (fetched,) = heard.named("kneo.source.fetch")
+    places = heard.named("kneo.reconcile.environment")
+    assert {fetched[1], *(span[1] for span in places)} == {reconciled[1]}
+    assert sorted(str(span[2]["kneo.environment"]) for span in places) == sorted(made["environments"])
+    assert all(span[2]["kneo.state"] for span in places)

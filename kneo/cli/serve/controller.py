@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from kneo.cli import render
-from kneo.cli.compose import make_store, process_store
+from kneo.cli.compose import process_store
 from kneo.cli.repository.known_roots import KnownRoots
 from kneo.cli.repository.mirrors import open_mirror
 from kneo.cli.serve.liveness import open_probes
@@ -76,8 +76,8 @@ def controller_run(
     if not once:
         until_stopped(lambda stopping: run_controller(settings, repository, stopping))
         return
-    store = make_store(settings)
-    done = make_controller(settings, store, repository).run_once()
+    with process_store(settings) as store:
+        done = make_controller(settings, store, repository).run_once()
     states = {name: outcome.state for name, outcome in done.outcomes.items()}
 
     def show() -> None:

@@ -31,7 +31,11 @@ def serving_probes(host: str, port: int, is_alive: Callable[[], bool]) -> Iterat
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest())
             elif self.path in {"/livez", "/healthz"}:
                 alive = is_alive()
-                self._answer(200 if alive else 503, "text/plain", b"ok\n" if alive else b"a loop of this process hangs; see its log\n")
+                self._answer(
+                    200 if alive else 503,
+                    "text/plain",
+                    b"ok\n" if alive else b"a loop of this process hangs; see its log\n",
+                )
             else:
                 self._answer(404, "text/plain", b"/livez or /metrics\n")
 

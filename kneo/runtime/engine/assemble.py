@@ -40,7 +40,8 @@ log = logging.getLogger("kneo.runtime")
 class StepWorker(Protocol):
     """A worker that executes steps until ``stop``."""
 
-    concurrency: int
+    @property
+    def concurrency(self) -> int: ...
 
     @property
     def busy(self) -> int: ...
@@ -94,9 +95,7 @@ def make_worker(
     return worker_on(store, driver, concurrency=concurrency, beat=beat)
 
 
-def worker_on(
-    store: Store, driver: Driver, *, concurrency: int, beat: Callable[[], None] = lambda: None
-) -> StepWorker:
+def worker_on(store: Store, driver: Driver, *, concurrency: int, beat: Callable[[], None] = lambda: None) -> StepWorker:
     """Return a worker with a driver: the only one on a SQLite file, one of many on PostgreSQL."""
     if store.is_sqlite:
         return Worker(store, driver, concurrency=concurrency, beat=beat)

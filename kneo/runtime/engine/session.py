@@ -42,6 +42,7 @@ from kneo.store import runs
 from kneo.store.delta_readers import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
+from kneo.telemetry.log_context import log_fields
 from kneo.telemetry.spans import span
 
 log = logging.getLogger("kneo.runtime")
@@ -205,6 +206,10 @@ class RunSession:
         return True
 
     def _drive(self) -> Iterator[_Pause]:
+        with log_fields(run_id=self.run_id):
+            yield from self._drive_leased()
+
+    def _drive_leased(self) -> Iterator[_Pause]:
         try:
             run = self._acquire()
             if run is None:

@@ -22,6 +22,8 @@ from kneo.errors import Conflict, Invalid, NotFound
 from kneo.maintenance import backup, backup_sqlite_database, restore, restore_sqlite_database, vacuum
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind
+from kneo.service.events import Streams
+from kneo.service.metrics import Metrics
 from kneo.settings import Settings, from_env
 from kneo.store import audit, receipts, runs
 from kneo.store.engine import WORKER_LOCK, Store
@@ -320,3 +322,18 @@ def test_space_is_given_back(engine: Engine) -> None:
             tx.connection.execute(text("DROP TABLE big"))
         answer = vacuum(engine.store)
         assert answer["bytes_before"] - answer["bytes_after"] > 900_000
+
+
+def test_a_finished_backup_is_recorded_for_the_metric(store: Store, tmp_path: Path) -> None:
+    def recorded() -> float:
+        text = Metrics(store, Streams(1, 1, 1.0)).text().decode()
+        (line,) = [line for line in text.splitlines() if line.startswith("kneo_backup_last_success_timestamp ")]
+        return float(line.split()[1])
+
+    assert recorded() == 0
+    with pytest.raises(FileExistsError):
+        backup(store, Path("/dev/null/copy.sqlite"))
+    assert recorded() == 0
+    began = store.clock.now().timestamp()
+    backup(store, tmp_path / "copy.sqlite")
+    assert recorded() >= began - 0.001
