@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,14 @@ from kneo_process import Machine, eventually
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 README = Path(__file__).parents[2] / "README.md"
-SERVER = "kneo up --repo acme"
+SERVER = "kneo up --repo ."
 EDITOR = """#!{python}
 import pathlib, sys
 file = pathlib.Path(sys.argv[1])
 text = file.read_text()
 file.write_text(text.replace("1.0.0", "1.1.0") if file.name == "prod.yaml" else text + "metadata: {{note: changed}}\\n")
 """
-REFUSED = {'kneo run acme/specs/announcement.yaml --env prod --input "Hello"': 1}
+REFUSED = {'kneo run specs/announcement.yaml --env prod --input "Hello"': 1}
 """The commands that fail, with their exit status."""
 
 
@@ -32,6 +33,11 @@ def commands(heading: str) -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [re.sub(r"\s+#.*$", "", line) for line in lines]
+
+
+def released(machine: Machine, folder: Path, version: str) -> bool:
+    """Return whether prod mentions a version, released or pending."""
+    return version in machine.kneo("status", "prod", cwd=folder, expect=None).stdout
 
 
 def with_ids(command: str, printed: str) -> str:
@@ -45,6 +51,8 @@ def machine(tmp_path: Path, database_url: str) -> Iterator[Machine]:
     editor.write_text(EDITOR.format(python=sys.executable))
     editor.chmod(0o700)
     made = Machine(tmp_path / "work", database_url)
+    if database_url.startswith("sqlite"):
+        del made.env["KNEO_SERV_DATABASE_URL"]  # a newcomer sets no variable
     made.env = {**GIT_ENV, **made.env, "EDITOR": str(editor), "COLUMNS": "300"}
     yield made
     made.stop()
@@ -54,13 +62,13 @@ def test_the_commands_of_the_readme_work(machine: Machine) -> None:
     folder, printed = machine.folder, ""
     for command in [*commands("Quickstart"), *commands("Release a change")]:
         if command == SERVER:
-            machine.up("--repo", "acme", "--interval", "1h")
-            eventually(lambda: "1.0.0" in machine.kneo("status", "prod", expect=None).stdout)
+            machine.start("up", "--port", "0", "--repo", ".", "--interval", "1h", cwd=folder)
+            eventually(partial(released, machine, folder, "1.0.0"))
         elif command.startswith("cd "):
             folder /= command.removeprefix("cd ")
         else:
             if command.startswith("kneo approve"):
-                eventually(lambda: "1.1.0" in machine.kneo("status", "prod", expect=None).stdout)
+                eventually(partial(released, machine, folder, "1.1.0"))
             done = subprocess.run(
                 ["bash", "-c", with_ids(command, printed)],
                 cwd=folder,
@@ -71,6 +79,6 @@ def test_the_commands_of_the_readme_work(machine: Machine) -> None:
             )
             assert done.returncode == REFUSED.get(command, 0), f"{command}\n{done.stdout}\n{done.stderr}"
             printed += done.stdout + done.stderr
-    eventually(lambda: "1.1.0" in str(machine.json("status", "prod")["releases"]))
+    eventually(lambda: "1.1.0" in str(machine.json("status", "prod", cwd=folder)["releases"]))
     assert "bundles only" in printed
     assert "Status: succeeded" in printed
