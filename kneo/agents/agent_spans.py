@@ -1,7 +1,7 @@
 """Spans of agents, model requests and tool calls, by OpenTelemetry's semantic conventions for generative AI.
 
 A span has names, numbers and settings. Messages, arguments and results are added only where the operator enables them, redacted
-and truncated; the messages of an agent with guardrails on its answers never are, because nobody may see what did not pass.
+and truncated; the messages of an agent with guardrails on its answers never are, because no view may show what did not pass.
 """
 
 from __future__ import annotations

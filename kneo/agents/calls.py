@@ -153,7 +153,7 @@ class CallJournal:
         return result
 
     async def refuse(self, call: RequestedCall, reason: Refusal, result: Arguments) -> CallResult:
-        """Record that a call is not made, and what the model is told instead."""
+        """Record that a call is not made, and what the model gets as its result."""
         now = self.now()
         body = {"arguments": call.arguments, "result": dict(result)}
         entry = self._entry(call, EntryStatus.DENIED, body, {"tool": call.name, "reason": reason}, now, now)

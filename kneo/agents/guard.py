@@ -1,7 +1,7 @@
 """The guard: every tool call passes it, whatever is behind the tool.
 
 In this order: a known result, the arguments, denials, guardrails, the agent's own question, gates, the call. Denials are checked
-at each entry of the turn, so also after an approval; guardrails check arguments before anybody is asked, and again where a person
+at each entry of the turn, so also after an approval; guardrails check arguments before any question to a person, and again where a person
 edited them.
 """
 

@@ -30,7 +30,7 @@ from kneo.spec.models.agent import Guardrail
 Stage: TypeAlias = Literal["input", "tool", "output", "workflow"]
 
 MAX_RETRIES = 2
-"""Times that a model is told of a refused text at one stage of a conversation."""
+"""Times that a model gets a refused text back at one stage of a conversation."""
 
 MAX_EDITS = 10
 """Times that a person may edit one text; each edited text is checked again."""
@@ -124,7 +124,7 @@ class TurnGuardrails:
 
     @property
     def retries(self) -> int:
-        """The answers that the model was told to write again."""
+        """The number of answers that the model had to write again."""
         return self._retried("output") + self._retried("workflow")
 
     def of(self, stage: Stage, tool: str | None = None) -> Sequence[tuple[int, Guardrail]]:
@@ -269,7 +269,7 @@ class TurnGuardrails:
                     value = entry.body["value"]
                 case "retried":
                     assert entry is not None
-                    return Refused(guardrail, _told(at, guardrail, entry.body.get("reason")))
+                    return Refused(guardrail, _refusal(at, guardrail, entry.body.get("reason")))
                 case "asked":
                     edited = self._reviewed(at, position, guardrail, value)
                     if edited is not None:
@@ -462,7 +462,7 @@ def _number(n: str) -> int:
     return int(n.partition(".")[0])
 
 
-def _told(at: CheckedText, guardrail: Guardrail, reason: object) -> str:
+def _refusal(at: CheckedText, guardrail: Guardrail, reason: object) -> str:
     why = f" {reason}" if isinstance(reason, str) and reason else ""
     if at.stage == "tool":
         return f"The guardrail {guardrail.id} refuses {at.what}.{why}"

@@ -317,7 +317,7 @@ class _Conversation:
             # The reason repeats parts of an answer that no guardrail has checked.
             hint = answer.message[:500] if self.turn.withheld is None else None
             raise Invalid(msg, code="output_invalid", hint=hint)
-        return ask_again(reply, answer.told)
+        return ask_again(reply, answer.correction)
 
     async def _checked(self, answer: str | StructuredAnswer) -> TurnResult | Refused:
         """Return an answer as the guardrails pass it on, or why the model is to write another one.

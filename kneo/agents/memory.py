@@ -204,12 +204,12 @@ class _Recalling:
         try:
             function = self._function(part)
             if function is not None:
-                told = [{"role": message.role, "text": message.text} for message in kept]
-                answer = await self._call(function, {"summary": known.text if known else None, "messages": told})
+                listed = [{"role": message.role, "text": message.text} for message in kept]
+                answer = await self._call(function, {"summary": known.text if known else None, "messages": listed})
             else:
-                listed = [f"{message.role}: {message.text}" for message in kept]
+                lines = [f"{message.role}: {message.text}" for message in kept]
                 earlier = [f"{SUMMARY}\n{known.text}"] if known is not None else []
-                answer = await self._ask(part, "\n\n".join((SUMMARIZE, *earlier, *listed)), messages[-1].number)
+                answer = await self._ask(part, "\n\n".join((SUMMARIZE, *earlier, *lines)), messages[-1].number)
             if not isinstance(answer, str) or not answer.strip():
                 msg = "The summariser returned no text."
                 raise Invalid(msg, code="summary_empty")  # noqa: TRY301 - one place for all failures

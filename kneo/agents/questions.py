@@ -41,7 +41,7 @@ AFTER_INTERRUPTION = ("repeat", "done", "stop")
 """The options for a call that was under way when its process ended."""
 
 REFUSING = frozenset({"stop", "fail", "cancel"})
-"""Effects of a rejection that end the run; after every other one, the agent is told."""
+"""Effects of a rejection that end the run; after every other one, the model gets the rejection as the call's result."""
 
 
 def gate_question(

@@ -12,7 +12,7 @@ PLAIN = frozenset({"", "identity"})
 
 
 class ReplyTooLarge(Exception):
-    """A reply has more bytes than are read, or its size is hidden by a compression that nobody asked for."""
+    """A reply has more bytes than are read, or its size is hidden by a compression that was not requested."""
 
 
 class ByteStream(Protocol):

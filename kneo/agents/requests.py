@@ -188,7 +188,7 @@ class RecordedModel(WrapperModel):
         raise AssertionError
 
     def request_stream(self, *_arguments: object, **_options: object) -> NoReturn:
-        """Refuse: a turn streams on the wire by itself where somebody listens, and uses complete replies only."""
+        """Refuse: a turn streams on the wire by itself where a client reads its deltas, and uses complete replies only."""
         raise NotImplementedError
 
     def prepare_messages(

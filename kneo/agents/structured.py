@@ -39,7 +39,7 @@ class Misfit:
     message: str
 
     @property
-    def told(self) -> str:
+    def correction(self) -> str:
         """The message to the model."""
         return f"The answer does not satisfy the JSON Schema: {self.message}. Answer again, with JSON that does."
 

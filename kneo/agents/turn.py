@@ -134,7 +134,7 @@ class DeltaStream(Protocol):
     """Receives the text of a model's replies while it arrives. What it passes on may get lost; the journal has every reply."""
 
     def is_read(self) -> bool:
-        """Return whether somebody reads now; asked before each request, which is streamed only then."""
+        """Return whether a client reads the deltas now; checked before each request, which is streamed only then."""
         ...
 
     def write(self, request: int, offset: int, text: str) -> None:
@@ -243,7 +243,7 @@ class Turn:
         depth: How many agents are above this one, each behind a tool or a guardrail of the one before.
         is_hidden: Whether no view shows what the agent was given and what it replied: it checks a text for a guardrail, or takes
             over from an agent whose answers are checked.
-        deltas: Receives the text of replies while it arrives; ``None`` where nobody may read it before the step has ended.
+        deltas: Receives the text of replies while it arrives; ``None`` where no client may read it before the step has ended.
     """
 
     run_id: str

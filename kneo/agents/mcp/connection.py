@@ -52,7 +52,7 @@ class ServerTransport(Protocol):
         ...
 
     def last_words(self) -> str:
-        """Return what the server wrote beside its messages, for the message of a failure."""
+        """Return what the server wrote in addition to its messages, for the message of a failure."""
         ...
 
 

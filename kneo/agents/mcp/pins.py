@@ -21,7 +21,7 @@ class OfferedTool:
     input_schema: Mapping[str, object] = field(default_factory=dict)
     output_schema: Mapping[str, object] | None = None
     is_read_only: bool = False
-    """Whether the server says that calls change nothing; nobody has checked that."""
+    """Whether the server says that calls change nothing; that is not verified."""
 
     def pin(self) -> McpPin:
         """Return the pin of this description.
