@@ -1,7 +1,8 @@
 """Guardrails of one turn: their checks, their verdicts in the journal, and the effects of their actions.
 
 A guardrail that cannot check blocks. A verdict is a journal row, so that a turn that is entered again neither asks an agent nor
-calls a function a second time; it counts for the same text only.
+calls a function a second time; it counts for the same text only. A check that could not be carried out ended its run; a run that is
+continued checks again.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ PASS = re.compile(r"\s*PASS\b")
 """The beginning of an agent's reply that lets a text pass."""
 
 _REVISE = re.compile(r"\s*REVISE:\s*(?P<text>.*)", re.DOTALL)
+
+FAILED = "failed"
+"""The outcome of a check that could not be carried out."""
 
 _TEXT_CHECKS = frozenset({"keyword", "regex"})
 _REVIEWS = frozenset({"human_review", "escalate"})
@@ -118,7 +122,8 @@ class TurnGuardrails:
         self, turn: Turn, entries: Sequence[ConversationEntry], *, clock: Clock, limits: AgentSettings, take: NestedTurn
     ) -> None:
         self._turn, self._clock, self._limits, self._take = turn, clock, limits, take
-        self._rows = {entry.name: entry for entry in entries if entry.kind is EntryKind.GUARD}
+        rows = (entry for entry in entries if entry.kind is EntryKind.GUARD)
+        self._rows = {entry.name: entry for entry in rows if entry.facts.get("outcome") != FAILED}
         guardrails = turn.agent.guardrails
         self._stages = guardrails.stages() if guardrails is not None else {}
 
@@ -276,7 +281,9 @@ class TurnGuardrails:
                         return edited
                 case _:
                     assert entry is not None
-                    raise self.violation(at, guardrail, entry.facts.get("error"))
+                    violation = self.violation(at, guardrail, entry.facts.get("error"))
+                    violation.is_check_failure = entry.facts["outcome"] == FAILED
+                    raise violation
         return value
 
     async def _judge(
@@ -317,7 +324,7 @@ class TurnGuardrails:
         if verdict.passed:
             return "passed"
         if verdict.error is not None:
-            return "failed"
+            return FAILED
         if guardrail.action in _REVIEWS:
             return "asked"
         outcome = _ACTIONS.get(guardrail.action, "blocked")

@@ -79,10 +79,15 @@ class Stopped(BaseException):
 
 
 class GuardrailViolation(Invalid):
-    """A guardrail blocks a text, or its check could not be carried out. Ends the run, whatever ``on_error`` says."""
+    """A guardrail blocks a text, or its check could not be carried out. Ends the run, whatever ``on_error`` says.
+
+    Attributes:
+        is_check_failure: Whether the check could not be carried out: a run that is continued checks again.
+    """
 
     http_status = 422
     default_code = "guardrail_violation"
+    is_check_failure = False
 
 
 class Journal(Protocol):

@@ -67,12 +67,12 @@ class Attempt:
         """Replace the input of a failed step, which ``on_error`` may pass on, by what its guardrails passed on.
 
         Args:
-            passed: The input as they passed it on; ``None`` where the step failed before: then the run ends.
+            passed: The input as they passed it on; ``None`` where the step failed before: then the run ends, and can be continued.
         """
         if self._shows_input or not isinstance(self._outcome, StepFailed):
             return
         if passed is None:
-            self._outcome = RunStopped(error=self._outcome.error, status=RunStatus.FAILED)
+            self._outcome = RunStopped(error=self._outcome.error, status=RunStatus.FAILED, can_continue=True)
         elif passed.changed:
             self._outcome = replace(self._outcome, input_text=passed.text)
 
@@ -167,7 +167,7 @@ def _failed(error: BaseException) -> StepFailed | RunStopped:
     described = _error(error)
     if isinstance(error, GuardrailViolation):
         # Not a failure of the step: on_error would pass on what was blocked, or do something else with it.
-        return RunStopped(error=described, status=RunStatus.FAILED)
+        return RunStopped(error=described, status=RunStatus.FAILED, can_continue=error.is_check_failure)
     return StepFailed(error=described, final=isinstance(error, KneoError) and described.type in FINAL)
 
 

@@ -155,6 +155,8 @@ class RunStopped:
 
     error: RunError
     status: RunStatus = RunStatus.CANCELLED
+    can_continue: bool = False
+    """Whether the failed run can be continued, with another attempt at the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,8 +318,10 @@ class ProgramNode(ABC):
     ) -> Progress:
         """Put a child's progress into the frame, or continue after the child ended."""
         match progress:
-            case RunEnded():
+            case RunEnded(kept=None):
                 return progress
+            case RunEnded():
+                return replace(progress, kept=with_child(frame, child_key, progress.kept))
             case Completed() | Failed() | RepeatRequested():
                 after = self.resume(context, without(frame, child_key), child_key, progress, location)
                 if isinstance(after, Failed) and isinstance(progress, Failed) and after.error is progress.error:
@@ -330,8 +334,8 @@ class ProgramNode(ABC):
     # ---- changes of a whole state -------------------------------------------------------------------------------
 
     def prepare_retry(self, frame: Frame) -> Frame:
-        """Return the frame of a failed node, ready for another attempt."""
-        return self._each_child(frame, lambda node, child, _location: node.prepare_retry(child), "")
+        """Return the frame of a failed node, ready for another attempt; its open tasks ended with the run, and open anew."""
+        return self._each_child(dropped(frame, "task"), lambda node, child, _location: node.prepare_retry(child), "")
 
     def replace_input(self, frame: Frame, ticket: str, text: str, location: str) -> Frame:
         """Return the frame with another input for the action that has this ticket."""

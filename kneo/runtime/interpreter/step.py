@@ -294,7 +294,8 @@ class StepNode(ProgramNode):
             case StepPostponed():
                 return self._postponed(context, frame, outcome, location)
             case RunStopped():
-                return RunEnded(status=outcome.status, output=None, error=outcome.error)
+                state = frame if outcome.can_continue else None
+                return RunEnded(status=outcome.status, output=None, error=outcome.error, kept=state)
             case _:
                 raise mismatch(location, outcome)
 

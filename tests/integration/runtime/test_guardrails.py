@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import continue_run
 from kneo.runtime.engine.start import StartRequest
 from kneo.runtime.steps.executor import Executor
 from kneo.store.engine import Store
@@ -143,6 +145,45 @@ def test_what_an_input_guardrail_holds_back_goes_no_further(make: MakeRuns, stor
                 row for row in tx.connection.execute(select(metadata.tables["steps"])) if row.run_id == run.id
             ]
         assert MARKER not in str(steps_of_run)
+
+
+CHECK = """
+from pathlib import Path
+def check(text):
+    if Path({file!r}).exists():
+        raise RuntimeError("The list of words cannot be read.")
+    return "marker" not in text
+"""
+
+
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_a_run_whose_input_could_not_be_checked_is_continued(
+    make: MakeRuns, store: Store, tmp_path: Path, is_parallel: bool
+) -> None:
+    runs = make(replies("Done."))
+    module, broken = f"checks_{uuid.uuid4().hex}", tmp_path / "broken"
+    (tmp_path / "code" / f"{module}.py").write_text(CHECK.format(file=str(broken)))
+    broken.touch()
+    guard = {"id": "words", "type": "function", "ref": "check"}
+    writer = agent("writer", guardrails={"input": [guard]})
+    asks = {"id": "ask", "kind": "human", "ref": "boss"}
+    steps = [step("writer", on_error="continue")]
+    if is_parallel:
+        steps = [{"id": "both", "kind": "parallel", "on_error": "continue", "steps": [*steps, asks]}]
+    spec = tree(steps, writer)
+    spec["components"]["functions"] = {"check": {"implementation": f"{module}.check"}}  # type: ignore[index]
+    run = runs.drive(begin(runs, spec))
+    assert (run.status, run.error.type if run.error else None) == (RunStatus.FAILED, "guardrail_violation")
+    assert runs.server.requests == []
+    assert runs.open(run) == ()
+    broken.unlink()
+    run = runs.drive(continue_run(store, ProgramLoader(store), run.id, actor="bob"))
+    if is_parallel:
+        [task] = runs.open(run)
+        runs.decide(task, "approved")
+        run = runs.drive(run)
+    assert run.status is RunStatus.SUCCEEDED, run
+    assert len(runs.server.requests) == 1
 
 
 def test_a_guardrail_step_passes_its_input_on_or_ends_the_run(make: MakeRuns) -> None:
