@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,9 @@ from kneo.cli.specs.check import Checked, check, require_usable
 from kneo.cli.specs.spec import EnvOption, JsonOption, SpecArgument
 from kneo.runtime.simulate.exploration import BranchOutcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
+from kneo.spec.coverage.guardrails import GuardrailPlace, guardrail_places
 from kneo.spec.documents import DEFAULT_LIMITS
+from kneo.spec.index import SpecIndex
 from kneo.spec.models.answers import AnswersFile
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import parse_model
@@ -49,18 +52,22 @@ def simulate(
     simulator = Simulator.of(checked.gated(), least=least, limit=limit, rows=rows)
     everything = simulator.everything()
     scenarios = [simulator.following(name, written) for name, written in scripts]
+    places = list(guardrail_places(SpecIndex.of(checked.gated())))
     findings = [finding for simulation in (everything, *scenarios) for finding in simulation.findings]
     answer = {
         "ok": not findings,
         **checked.origin(),
         **{key: value for key, value in everything.as_json().items() if key not in {"file", "findings"}},
         "scenarios": [scenario.as_json() for scenario in scenarios],
+        "guardrails": [place.as_json() for place in places],
         "findings": [finding.as_json() for finding in findings],
     }
 
     def show() -> None:
         for simulation in scenarios or [everything]:
             _matrix(checked, simulation)
+        if places:
+            _guardrails(places)
         for finding in findings:
             render.line(render.FAILED, f"{finding.file or checked.name}: {finding.message} ({finding.code})")
         if not findings:
@@ -89,6 +96,15 @@ def _matrix(checked: Checked, simulation: Simulation) -> None:
     if simulation.cut:
         rest = f"{simulation.cut} states were not followed"
         render.warning(f"{rest}; there are at least {simulation.branches} branches. --limit follows more.")
+
+
+def _guardrails(places: Sequence[GuardrailPlace]) -> None:
+    render.text("Guardrails")
+    for place in places:
+        found = [*place.steps, *(f"tool {name}" for name in place.tools)]
+        kind, action = place.guardrail.type, place.guardrail.action
+        where = f" at {', '.join(found)}" if found else ""
+        render.text(f"     {place.stage}: {place.guardrail.id} ({kind}, {action}) of {place.agent}{where}")
 
 
 def _end(outcome: BranchOutcome) -> str:

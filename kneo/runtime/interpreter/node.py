@@ -318,15 +318,14 @@ class ProgramNode(ABC):
     ) -> Progress:
         """Put a child's progress into the frame, or continue after the child ended."""
         match progress:
-            case RunEnded(kept=None):
-                return progress
             case RunEnded():
-                return replace(progress, kept=with_child(frame, child_key, progress.kept))
+                kept = progress.kept
+                return progress if kept is None else replace(progress, kept=with_child(frame, child_key, kept))
             case Completed() | Failed() | RepeatRequested():
                 after = self.resume(context, without(frame, child_key), child_key, progress, location)
                 if isinstance(after, Failed) and isinstance(progress, Failed) and after.error is progress.error:
-                    kept = with_child(frame, child_key, progress.kept) if progress.kept is not None else None
-                    return Failed(error=after.error, kept=kept)
+                    stuck = with_child(frame, child_key, progress.kept) if progress.kept is not None else None
+                    return Failed(error=after.error, kept=stuck)
                 return after
             case _:
                 return self.changed(context, with_child(frame, child_key, progress), location)
