@@ -108,6 +108,7 @@ def _context(given: dict) -> RuleContext:
         models=_model_check(given["machine"]) if "machine" in given else None,
         mcp_commands=None if commands is None else tuple(commands),
         mcp_installed=given.get("mcp_installed"),
+        a2a_installed=given.get("a2a_installed"),
         middleware=frozenset(given["middleware"]) if "middleware" in given else None,
     )
 

@@ -103,14 +103,22 @@ class CallJournal:
     async def begin(self, call: RequestedCall, arguments: Arguments, started: str) -> None:
         """Record durably that a call begins: what reads this later knows that it may have taken effect."""
         before = self.find(call)
-        body = {"arguments": arguments}
-        if before is not None and "form" in before.body:
-            body["form"] = before.body["form"]  # type: ignore[assignment]
+        body: dict[str, object] = {"arguments": arguments}
+        if before is not None:
+            body |= {name: before.body[name] for name in ("form", "state") if name in before.body}
         facts = {**(before.facts if before is not None else {}), "tool": call.name, "begun": count(before, "begun") + 1}
         facts.pop("interrupted", None)
         entry = self._entry(call, EntryStatus.BEGUN, body, facts, started)
         self._announced.add(call.key)
         await self._append(entry, self.event(call, "tool_call_started"), durable=True)
+
+    async def keep_state(self, call: RequestedCall, arguments: Arguments, state: Arguments) -> None:
+        """Record durably the state with which a call is made again after an interruption."""
+        before = self.find(call)
+        body = {**(before.body if before is not None else {"arguments": arguments}), "state": state}
+        facts = before.facts if before is not None else {"tool": call.name}
+        began = before.started_at if before is not None else None
+        await self._append(self._entry(call, EntryStatus.BEGUN, body, facts, began or self.now()), durable=True)
 
     async def announce(self, call: RequestedCall) -> None:
         """Record once, in the trace alone, that a call is under way: for people who watch."""
@@ -127,8 +135,11 @@ class CallJournal:
 
     async def wait(self, call: RequestedCall, arguments: Arguments, form: Arguments, facts: Mapping[str, int]) -> None:
         """Record durably that a tool asked a question of its own, with the state that it is called again with."""
-        body = {"arguments": arguments, "form": form}
-        kept = {"tool": call.name, "begun": count(self.find(call), "begun"), **facts}
+        before = self.find(call)
+        body: dict[str, object] = {"arguments": arguments, "form": form}
+        if before is not None and "state" in before.body:
+            body["state"] = before.body["state"]
+        kept = {"tool": call.name, "begun": count(before, "begun"), **facts}
         await self._append(self._entry(call, EntryStatus.WAITING, body, kept, self.now()), durable=True)
 
     async def finish(

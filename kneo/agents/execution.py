@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 
 from kneo.agents.agent_spans import note_call, tool_span
 from kneo.agents.calls import Arguments, CallJournal, CallResult, RequestedCall, count, short_digest
@@ -34,7 +35,8 @@ _RESULTS = frozenset({"max_iterations", "model_empty_reply", "output_invalid", "
 
 def backend_of(tool: Tool) -> BackendKind:
     """Return the kind of backend that calls a tool; tools that the process registered are Python."""
-    return "http" if tool.http is not None else "mcp" if tool.mcp is not None else "python"
+    kinds: Mapping[BackendKind, object] = {"http": tool.http, "mcp": tool.mcp, "a2a": tool.a2a}
+    return next((kind for kind, declared in kinds.items() if declared is not None), "python")
 
 
 def tool_failed(call: RequestedCall) -> Invalid:
@@ -74,7 +76,7 @@ class CallExecution:
         if tool.agent is not None:
             return await self._call_agent(call, tool, arguments)
         entry = self._journal.find(call)
-        if entry is not None and entry.status is EntryStatus.BEGUN:
+        if entry is not None and entry.status is EntryStatus.BEGUN and "state" not in entry.body:
             resolved = await self._resolve_interrupted(call, tool, arguments, entry)
             if resolved is not None:
                 return resolved
@@ -199,10 +201,12 @@ class CallExecution:
             arguments=arguments,
             idempotency_key=self._journal.idempotency_key(call),
             turn=self._turn,
+            keep=partial(self._journal.keep_state, call, arguments),
         )
-        form = entry.body.get("form") if entry is not None else None
+        body: Mapping[str, object] = entry.body if entry is not None else {}
+        form, state = body.get("form"), body.get("state")
         if not isinstance(form, Mapping):
-            return made
+            return replace(made, state=state) if isinstance(state, Mapping) else made
         question = form_question(self._turn, call, arguments, count(entry, "forms"), form["prompt"], form["schema"])
         decision = self._turn.answers.get(question.key)
         if decision is None:
@@ -212,14 +216,18 @@ class CallExecution:
     async def _watched(self, call: RequestedCall, attempts: Coroutine[None, None, object]) -> object:
         """Wait for a call, and announce one that takes its time. A quick one is announced together with its result."""
         calling = asyncio.ensure_future(attempts)
+        reason: tuple[object, ...] = ()
         try:
             quick, _ = await asyncio.wait([calling], timeout=ANNOUNCED_AFTER)
             if not quick:
                 await self._journal.announce(call)
             return await calling
+        except asyncio.CancelledError as cancelled:
+            reason = cancelled.args
+            raise
         finally:
             if not calling.done():
-                calling.cancel()
+                calling.cancel(*reason)
                 await asyncio.wait([calling])
 
     async def _attempts(self, tool: Tool, made: ToolCall) -> object:
@@ -227,8 +235,9 @@ class CallExecution:
         if backend is None:
             msg = f"This process cannot call tools of the kind {backend_of(tool)}."
             raise Invalid(msg, code="tool_not_found")
-        # A server of MCP tools may state a time of its own, which its backend keeps.
+        # A server of MCP tools may state a time of its own, which its backend keeps. That of remote agents cancels the task then.
         seconds = tool.timeout_seconds or (None if tool.mcp is not None else self._services.limits.tool_seconds)
+        seconds = None if tool.a2a is not None else seconds
         repetitions = 0 if tool.has_effects else tool.retries
         while True:
             try:

@@ -47,7 +47,7 @@ AGENT_SCHEMA: Arguments = {
     "required": ["input"],
     "additionalProperties": False,
 }
-"""The arguments of an agent behind a tool."""
+"""The arguments of an agent behind a tool, also of a remote one without parameters."""
 
 
 ASK_TOOL = Tool(description="Ask a person a question.")
@@ -56,7 +56,8 @@ ASK_TOOL = Tool(description="Ask a person a question.")
 
 def schema_of(tool: Tool) -> Arguments:
     """Return the JSON Schema of a tool's arguments."""
-    return AGENT_SCHEMA if tool.agent is not None else {"type": "object", **tool.parameters}
+    takes_text = tool.agent is not None or (tool.a2a is not None and not tool.parameters)
+    return AGENT_SCHEMA if takes_text else {"type": "object", **tool.parameters}
 
 
 def builtin_tools(*, asks: bool, skills: AgentSkills) -> Mapping[str, Arguments]:

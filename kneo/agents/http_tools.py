@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient, HttpFailed, WebRequest, WebResponse
-from kneo.agents.secrets import Secrets, fill_secrets
+from kneo.agents.secrets import Secrets, fill_secrets, hide_secrets
 from kneo.agents.services import RulesNow, unrestricted
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
-from kneo.redaction import REDACTED
 from kneo.spec.models.spec import HttpTool
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]{1,100})\}")
 _ORIGIN = re.compile(r"https?://[^/?#{}\\\s]+(?=[/?#]|$)", re.IGNORECASE)
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _ERROR_CHARS = 1_000
-_SECRET_CHARS = 8
-"""Shorter words of a header (``Bearer``) are no secrets."""
-
 _MISSING = object()
 
 
@@ -151,8 +147,7 @@ def read_response(request: WebRequest, response: WebResponse) -> object:
         HttpFailed: the status is 400 or above, or a redirect without a target.
     """
     text = response.body.decode("utf-8", errors="replace").replace("\0", "\ufffd")
-    for secret in _words(request.secret_headers.values()):
-        text = text.replace(secret, REDACTED)
+    text = hide_secrets(text, request.secret_headers.values())
     if response.status >= 300:
         msg = (
             f"The server answers {request.method} with the status {response.status}: {text[:_ERROR_CHARS] or 'no text'}"
@@ -232,12 +227,6 @@ def _filled_in(value: object, template: Template) -> object:
             return [each for each in (_filled_in(item, template) for item in items) if each is not _MISSING]
         case _:
             return value
-
-
-def _words(values: Iterable[str]) -> list[str]:
-    """Return what of secret headers must not come back: their values and the words of these, the longest first."""
-    words = {word for text in values for word in (text, *text.split())}
-    return sorted((word for word in words if len(word) >= _SECRET_CHARS), key=len, reverse=True)
 
 
 def _no_constant(name: str) -> object:

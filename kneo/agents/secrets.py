@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from kneo.errors import Forbidden
+from kneo.redaction import REDACTED
 from kneo.spec.models.agent import PROVIDER_VARIABLES
 from kneo.spec.models.spec import SECRET_REFERENCE
 
 Secrets: TypeAlias = Callable[[str], str | None]
 """From a name to the secret's value."""
+
+
+_LEAST_CHARS = 8
+"""Shorter words of a header (``Bearer``) are no secrets."""
+
+
+def hide_secrets(text: str, headers: Iterable[str]) -> str:
+    """Return what a server wrote without the values of secret headers, and the words of these, that it repeats."""
+    words = {word for value in headers for word in (value, *value.split()) if len(word) >= _LEAST_CHARS}
+    for secret in sorted(words, key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
+    return text
 
 
 def require_secret(name: str, secrets: Secrets) -> str:

@@ -14,7 +14,7 @@ from kneo.spec.models.rules import McpRules, ToolRules
 from kneo.spec.models.spec import Tool
 from kneo.tools import TurnMiddleware
 
-BackendKind: TypeAlias = Literal["python", "http", "mcp"]
+BackendKind: TypeAlias = Literal["python", "http", "mcp", "a2a"]
 
 RulesNow: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
 """From an environment to its tool rules as they are now; for ``None`` those of the operator. Waits without blocking the event loop."""

@@ -13,11 +13,17 @@ from kneo.spec.models.rules import ModelRules
 from kneo.spec.models.spec import Spec
 
 MCP_HINT = "Install it: pip install 'kneo[mcp]'."
+A2A_HINT = "Install it: pip install 'kneo[a2a]'."
 
 
 def has_mcp() -> bool:
     """Tell whether the library of MCP servers is installed, without importing it."""
     return importlib.util.find_spec("mcp") is not None
+
+
+def has_a2a() -> bool:
+    """Tell whether the library of Agent2Agent is installed, without importing it."""
+    return importlib.util.find_spec("a2a") is not None
 
 
 def check_agents(
@@ -27,6 +33,7 @@ def check_agents(
     rules: ModelRules | None,
     *,
     mcp_installed: Callable[[], bool] = has_mcp,
+    a2a_installed: Callable[[], bool] = has_a2a,
 ) -> None:
     """Refuse agents that cannot work on this machine, also those behind their tools.
 
@@ -36,10 +43,11 @@ def check_agents(
         operator: The connections of this machine; ``None`` where another machine executes the run, which then checks them.
         rules: The rules for models of the run's environment; ``None`` where there is no environment.
         mcp_installed: Whether the library of MCP servers is installed.
+        a2a_installed: Whether the library of Agent2Agent is installed.
 
     Raises:
-        Invalid: ``provider_not_configured``, ``model_not_allowed``, ``model_host_denied``, ``mcp_not_installed``, or
-            ``spec_invalid``: a skill has no content.
+        Invalid: ``provider_not_configured``, ``model_not_allowed``, ``model_host_denied``, ``mcp_not_installed``,
+            ``a2a_not_installed``, or ``spec_invalid``: a skill has no content.
     """
     for name, agent in _reached(spec, used):
         check_skills(name, agent, spec)
@@ -47,6 +55,7 @@ def check_agents(
             check_models(name, agent, operator, rules)
         if operator is not None:
             check_mcp(name, agent, spec, mcp_installed=mcp_installed)
+            check_a2a(name, agent, spec, a2a_installed=a2a_installed)
 
 
 def check_skills(name: str, agent: Agent, spec: Spec) -> None:
@@ -71,6 +80,18 @@ def check_mcp(name: str, agent: Agent, spec: Spec, *, mcp_installed: Callable[[]
     if tool is not None and not mcp_installed():
         msg = f"The agent {name} needs the tool {tool} of an MCP server, whose library is not installed here."
         raise Invalid(msg, code="mcp_not_installed", hint=MCP_HINT, lacking="library")
+
+
+def check_a2a(name: str, agent: Agent, spec: Spec, *, a2a_installed: Callable[[], bool] = has_a2a) -> None:
+    """Refuse an agent with remote agents where the library of Agent2Agent is not installed.
+
+    Raises:
+        Invalid: ``a2a_not_installed``.
+    """
+    tool = next((each for each in callable_tools(agent) if each in spec.tools and spec.tools[each].a2a), None)
+    if tool is not None and not a2a_installed():
+        msg = f"The agent {name} needs the remote agent {tool}, and the library of Agent2Agent is not installed here."
+        raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT, lacking="library")
 
 
 def _reached(spec: Spec, used: Mapping[str, Agent]) -> Iterator[tuple[str, Agent]]:

@@ -62,6 +62,10 @@ class PeopleRequired(BaseException):
         self.questions = tuple(questions)
 
 
+GIVEN_UP = "given up"
+"""The argument of ``asyncio.CancelledError`` where nothing continues the turn: its run has ended, or its step is not needed."""
+
+
 class Postponed(BaseException):
     """The turn is to be entered again later, because a provider asks for it or a limit is reached. Not a failure."""
 
@@ -198,11 +202,16 @@ class AnswerRequired(Exception):
         self.prompt, self.schema, self.state, self.restarted = prompt, schema, state, restarted
 
 
+async def keep_nothing(_state: Mapping[str, object]) -> None:
+    """Keep no state, where a call has no journal."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ToolCall:
     """One call that the guard has let pass.
 
-    ``state`` and ``answer`` are set when a call that raised ``AnswerRequired`` is called again.
+    ``state`` and ``answer`` are set when a call that raised ``AnswerRequired`` is called again. ``state`` alone is set when a call
+    that kept a state was interrupted afterwards.
     """
 
     name: str
@@ -213,10 +222,13 @@ class ToolCall:
     turn: Turn
     state: Mapping[str, object] | None = None
     answer: Decision | None = None
+    keep: Callable[[Mapping[str, object]], Awaitable[None]] = keep_nothing
+    """Records a state durably. A call that is interrupted afterwards is made again with it, and nobody is asked whether it took
+    effect."""
 
 
 class ToolBackend(Protocol):
-    """What is behind a tool: a Python function, an HTTP request, an MCP server."""
+    """What is behind a tool: a Python function, an HTTP request, an MCP server, a remote agent."""
 
     async def call(self, call: ToolCall) -> object:
         """Make the call and return its result, a JSON value or text.

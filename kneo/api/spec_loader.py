@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from kneo.agents.providers import model_check
-from kneo.agents.start_check import has_mcp
+from kneo.agents.start_check import has_a2a, has_mcp
 from kneo.api.requests import SkillsOverlay, SpecSelection
 from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.project import read_config
@@ -108,6 +108,7 @@ class SpecLoader:
             models=model_check(settings, read_config(settings)),
             mcp_commands=settings.mcp.commands,
             mcp_installed=has_mcp(),
+            a2a_installed=has_a2a(),
         )
 
     def _document(self, path: str | None) -> Document:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kneo.agents.providers import model_check
-from kneo.agents.start_check import has_mcp
+from kneo.agents.start_check import has_a2a, has_mcp
 from kneo.cli.embedding import spec_compiler
 from kneo.cli.files import read_bytes
 from kneo.errors import NotFound, Usage
@@ -121,6 +121,7 @@ class Project:
             models=model_check(settings, self.config),
             mcp_commands=settings.mcp.commands,
             mcp_installed=has_mcp(),
+            a2a_installed=has_a2a(),
         )
 
     def policy_for(self, spec: Path) -> PolicyFlags:

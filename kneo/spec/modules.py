@@ -50,6 +50,7 @@ class RuleContext:
         models: Tells whether this machine can ask the models of an agent. None means that it is not known.
         mcp_commands: The programs that MCP servers may be where no environment is declared. None means not known.
         mcp_installed: Whether this machine has the library of MCP servers. None means that it is not known.
+        a2a_installed: Whether it has the library of Agent2Agent.
     """
 
     modules: Mapping[str, Module] | None = None
@@ -61,6 +62,7 @@ class RuleContext:
     models: ModelCheck | None = None
     mcp_commands: tuple[str, ...] | None = None
     mcp_installed: bool | None = None
+    a2a_installed: bool | None = None
     middleware: frozenset[str] | None = None
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from foreign_agent import foreign_agent_in_thread
 from kneo_process import Machine
 from model_server import Call, Reply, model_server
 
@@ -61,3 +62,23 @@ def test_the_python_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.Monkey
             exec(compile(program, f"tools.md: {number}", "exec"), {"__name__": "example"})
         assert "invited ann at ann@example.com" in server.requests[-1].text
         assert "42 users" in server.requests[-1].text
+
+
+def test_the_remote_agent_of_the_guide_is_called(tmp_path: Path) -> None:
+    (shown,) = [block for block in BLOCKS["yaml"] if "a2a:" in block]
+    replies = [Reply(calls=[Call("translate", {"input": "Good morning."})]), Reply("Published.")]
+    with foreign_agent_in_thread() as agent, model_server(replies) as server:
+        host = agent.url.removeprefix("http://")
+        variables = {
+            "OPENAI_BASE_URL": server.openai_url,
+            "KNEO_SERV_TOOLS_INSIDE": host,
+            "TRANSLATOR_KEY": "k-12345678",
+        }
+        url = f"sqlite:///{tmp_path / 'kneo.sqlite'}"
+        machine = Machine(tmp_path / "home", url, OPENAI_API_KEY="sk-guide", **variables)
+        spec = shown.replace("https://agents.example/v1/a2a/prod/translator", agent.url)
+        (machine.folder / "publisher.yaml").write_text(spec.replace("[agents.example]", "[127.0.0.1]"))
+        run = machine.json("run", "publisher.yaml", "--input", "Publish it in French.")
+        assert (run["status"], run["output_text"]) == ("succeeded", "Published.")
+        assert "done: Good morning." in server.requests[-1].text
+        assert set(agent.authorization) == {"Bearer k-12345678"}

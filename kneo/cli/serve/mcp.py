@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
-import importlib
 from typing import Annotated
 
 import typer
@@ -16,12 +15,12 @@ from kneo.cli.commands import examples
 from kneo.cli.compose import executes_runs, make_starter, process_store
 from kneo.cli.embedding import registered_tools, spec_compiler
 from kneo.cli.serve.worker import logged_settings
-from kneo.errors import Invalid
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.runtime.engine.worker import Worker
 from kneo.service.app import make_service
 from kneo.service.auth import Keyring
+from kneo.service.protocols.libraries import import_with_extra
 from kneo.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -41,6 +40,8 @@ def serve(
 
     Works on the local database as the owner of this process, and executes runs unless another process does.
     """
+    server = import_with_extra("kneo.service.protocols.mcp.server", "mcp")
+    stdio = import_with_extra("kneo.service.protocols.mcp.stdio", "mcp")
     settings = logged_settings()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(process_store(settings))
@@ -54,14 +55,6 @@ def serve(
         stack.callback(service.changes.stop)
         owner = Principal(getpass.getuser(), frozenset({EVERYTHING}))
         list_agents(service.context(owner), environment, "mcp")
-        try:
-            server = importlib.import_module("kneo.service.protocols.mcp.server")
-            stdio = importlib.import_module("kneo.service.protocols.mcp.stdio")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] == "kneo":
-                raise
-            msg = "MCP needs a package that is not installed here."
-            raise Invalid(msg, code="mcp_not_installed", hint="Install it: pip install 'kneo[mcp]'.") from None
         tools_of = server.AgentTools(service, owner, environment, _address(settings))
         asyncio.run(stdio.serve_stdio(tools_of))
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from functools import partial
 
+from kneo.agents.a2a import RemoteAgents
 from kneo.agents.http import HttpClient
 from kneo.agents.http_tools import HttpTools
 from kneo.agents.mcp import McpTools
@@ -49,13 +50,10 @@ def open_services(
     children = ChildProcesses(code)
     python = PythonTools(code, children, registry)
     mcp = McpTools(rules.tools, settings.secret, settings.mcp)
-    http = HttpTools(
-        settings.secret,
-        rules.tools,
-        seconds=settings.agents.tool_seconds,
-        client=partial(HttpClient, max_bytes=settings.agents.fetch_bytes),
-    )
-    backends: Mapping[BackendKind, ToolBackend] = {"python": python, "http": http, "mcp": mcp}
+    client, seconds = partial(HttpClient, max_bytes=settings.agents.fetch_bytes), settings.agents.tool_seconds
+    http = HttpTools(settings.secret, rules.tools, seconds=seconds, client=client)
+    a2a = RemoteAgents(settings.secret, rules.tools, seconds=seconds, client=client)
+    backends: Mapping[BackendKind, ToolBackend] = {"python": python, "http": http, "mcp": mcp, "a2a": a2a}
     around = registry.middleware if registry is not None else {}
     services = AgentServices(
         models=models,

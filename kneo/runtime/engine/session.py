@@ -9,6 +9,7 @@ ends resumes it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
@@ -21,6 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias, TypeVar
 
 from kneo.agents.guardrails import passed_input
+from kneo.agents.turn import GIVEN_UP
 from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
@@ -410,7 +412,7 @@ class RunSession:
         if self._busy:
             current = {action.ticket for action in todo}
             for ticket in [ticket for ticket in self._busy if ticket not in current]:
-                self._busy.pop(ticket).cancel()
+                self._busy.pop(ticket).cancel(GIVEN_UP)
 
     def _plain(self, action: Execute) -> Call | None:
         """Return the call of a plain function that may begin now."""
@@ -556,8 +558,9 @@ class RunSession:
 
     def _stop_busy(self) -> Iterator[_Pause]:
         """Stop the running steps and wait until they have cleaned up; their journal entries are not written."""
+        reason = GIVEN_UP if self._busy and self._has_ended() else None
         for task in self._busy.values():
-            task.cancel()
+            task.cancel(reason)
         while True:
             self._receive()
             for append in self._appends:
@@ -568,6 +571,13 @@ class RunSession:
             if not self._busy or self._loop.is_closed():
                 return
             yield _Pause(LOOK_SECONDS)
+
+    def _has_ended(self) -> bool:
+        """Return whether the run has ended, so that no process continues it."""
+        with contextlib.suppress(Transient), self._store.read() as tx:
+            now = runs.get(tx, self.run_id)
+            return now is None or now.status.is_final
+        return False
 
     def _finish(self, attempt: record.AttemptResult) -> bool:
         return self._record(

@@ -180,9 +180,10 @@ class LoopTask(Generic[T]):
 
         loop.call_soon_threadsafe(begin)
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str | None = None) -> None:
+        """Cancel the coroutine, with the argument of its ``asyncio.CancelledError``."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
+            self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel(reason))
 
     @property
     def was_stopped(self) -> bool:

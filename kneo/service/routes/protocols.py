@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
 from typing import Annotated
 from urllib.parse import quote
 
@@ -13,10 +11,11 @@ from starlette.responses import Response
 
 from kneo.api.agents import AgentView, find_agent, list_agents
 from kneo.api.context import Principal
-from kneo.errors import Invalid, NotFound
+from kneo.errors import NotFound
 from kneo.service.auth import require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.protocols.calls import AgentCalls
+from kneo.service.protocols.libraries import import_with_extra
 from kneo.service.protocols.limited import LimitedResponse
 from kneo.service.router import ApiRouter, JsonResponse, Responses
 from kneo.service.routing import VERSION
@@ -79,7 +78,7 @@ async def send_to_agent(
     Sending needs the scope runs:write, answering a question human:write. The id of a message is its idempotency key.
     """
     agent = await run_in_threadpool(find_agent, service.context(principal), environment, bundle, "a2a")
-    module = await run_in_threadpool(_library, "kneo.service.protocols.a2a.server", "a2a")
+    module = await run_in_threadpool(import_with_extra, "kneo.service.protocols.a2a.server", "a2a")
     response: Response = await module.serve_request(
         request, AgentCalls(service, principal, agent, "a2a"), _address(request, service)
     )
@@ -105,14 +104,14 @@ async def send_to_mcp_server(
     key.
     """
     await run_in_threadpool(list_agents, service.context(principal), environment, "mcp")
-    module = await run_in_threadpool(_library, "kneo.service.protocols.mcp.server", "mcp")
+    module = await run_in_threadpool(import_with_extra, "kneo.service.protocols.mcp.server", "mcp")
     tools = module.AgentTools(service, principal, environment, _address(request, service))
     response = module.McpResponse(tools, service.settings.limits.body_bytes)
     return LimitedResponse(response, service.streams, principal.name)
 
 
 def _card(request: Request, service: Service, agent: AgentView) -> JsonResponse:
-    module = _library("kneo.service.protocols.a2a.card", "a2a")
+    module = import_with_extra("kneo.service.protocols.a2a.card", "a2a")
     return JsonResponse(
         module.signed_card(agent, _address(request, service), f"{VERSION}{_path(agent)}", _key(service))
     )
@@ -139,18 +138,3 @@ def _address(request: Request, service: Service) -> str:
     host, port = request.scope["server"]
     name = f"[{host}]" if ":" in host else host
     return f"{request.scope['scheme']}://{name}:{port}"
-
-
-def _library(name: str, extra: str) -> ModuleType:
-    """Import a module that needs the SDK of a protocol.
-
-    Raises:
-        Invalid: ``a2a_not_installed``, ``mcp_not_installed``.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "kneo":
-            raise
-        msg = "This protocol needs a package that is not installed here."
-        raise Invalid(msg, code=f"{extra}_not_installed", hint=f"Install it: pip install 'kneo[{extra}]'.") from None

@@ -30,7 +30,7 @@ def tool(change: ChangeContext) -> Sentence:
             words = text(change, MEDIUM, "prompts", "description")
         case ("mcp", "pin", *_):
             words = _pin(change)
-        case (("implementation" | "http" | "agent" | "mcp"), *_):
+        case (("implementation" | "http" | "agent" | "a2a" | "mcp"), *_):
             words = value_change(change, HIGH, "tools", f"{'.'.join(change.location.rest)} of {change.name}")
         case ("capabilities", name):
             words = _capability(change, name)

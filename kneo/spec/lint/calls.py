@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping
 
 from kneo.spec.coverage.exposure import callable_tools
 from kneo.spec.coverage.gates import LocatedGate, all_gates, effective_human
-from kneo.spec.diagnostics import Diagnostic, error, warning
+from kneo.spec.diagnostics import Diagnostic, Severity, error, warning
 from kneo.spec.documents import Path
 from kneo.spec.hosts import host_of, within
 from kneo.spec.index import SpecIndex
 from kneo.spec.lint.implementations import parameters_of
 from kneo.spec.models.agent import ASK_QUESTION
-from kneo.spec.models.spec import HttpTool, Tool, Verify
+from kneo.spec.models.spec import HttpTool, RemoteAgent, Tool, Verify
 from kneo.spec.tool_names import RESERVED, model_name
 
 KEYS = frozenset({"key", "context"})
 """The parameters of a Python tool with which it receives the idempotency key of a call."""
+
+PUBLIC_KEYS = frozenset({"OKP", "EC", "RSA"})
+"""The types of JSON Web Keys that have a public half."""
 
 _ORIGIN = re.compile(r"https?://[^/?#{}\\\s@]+(?=[/?#]|$)", re.IGNORECASE)
 _SECRET = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]{0,200}\}")
@@ -67,21 +70,18 @@ def _key(index: SpecIndex, name: str, tool: Tool, path: Path) -> Iterator[Diagno
 
 
 def requests(index: SpecIndex) -> Iterator[Diagnostic]:
-    """HTTP tools have a host that no argument changes, and secrets only in their own headers."""
+    """HTTP tools and remote agents have a host that no argument changes, and secrets only in their own headers."""
     for name, tool in index.spec.tools.items():
-        if tool.http is None:
-            continue
-        path: Path = ("tools", name, "http")
-        if _ORIGIN.match(tool.http.url) is None:
-            message = f"The url of {name} needs a scheme and a host of its own, without arguments and credentials."
-            hint = "Write https://host/path/{argument}."
-            yield error("E_TOOL_HTTP", message, (*path, "url"), suggestion=hint)
-        yield from _secrets(tool.http, path)
+        if tool.http is not None:
+            yield from _request(tool.http, name)
+        if tool.a2a is not None:
+            yield from _remote_agent(index, tool.a2a, name)
     for at in index.agents:
         permissions = at.agent.tools.permissions if at.agent.tools else None
         for name in callable_tools(at.agent):
             called = index.spec.tools.get(name)
-            host = host_of(called.http.url) if called is not None and called.http is not None else None
+            to = (called.http or called.a2a) if called is not None else None
+            host = host_of(to.url) if to is not None else None
             allowed = permissions.allowed_domains if permissions else ()
             if host is None or (
                 within(host, allowed) and not within(host, permissions.denied_domains if permissions else ())
@@ -92,12 +92,44 @@ def requests(index: SpecIndex) -> Iterator[Diagnostic]:
             yield warning("W_TOOL_HOST_DENIED", message, (*at.path, "tools", "permissions"), suggestion=hint)
 
 
-def _secrets(http: HttpTool, path: Path) -> Iterator[Diagnostic]:
-    for header, text in http.secret_headers.items():
+def _request(http: HttpTool, name: str) -> Iterator[Diagnostic]:
+    path: Path = ("tools", name, "http")
+    if _ORIGIN.match(http.url) is None:
+        message = f"The url of {name} needs a scheme and a host of its own, without arguments and credentials."
+        hint = "Write https://host/path/{argument}."
+        yield error("E_TOOL_HTTP", message, (*path, "url"), suggestion=hint)
+    yield from _secrets(http, path)
+
+
+def _remote_agent(index: SpecIndex, agent: RemoteAgent, name: str) -> Iterator[Diagnostic]:
+    path: Path = ("tools", name, "a2a")
+    if _ORIGIN.match(agent.url) is None or "?" in agent.url or "#" in agent.url:
+        message = f"The url of {name} needs a scheme and a host, without credentials, query and fragment."
+        hint = "Write https://host/path: the agent's card is at that address with /.well-known/agent-card.json."
+        yield error("E_TOOL_A2A", message, (*path, "url"), suggestion=hint)
+    yield from _secret_headers("E_TOOL_A2A", agent.secret_headers, path)
+    for number, key in enumerate(agent.keys):
+        if key.get("kty") not in PUBLIC_KEYS or "d" in key:
+            message = f"Key {number + 1} of {name} is no public key."
+            hint = "Copy it from the JSON Web Key Set of the service: kty is OKP, EC or RSA, and d is private."
+            yield error("E_TOOL_A2A", message, (*path, "keys", number), suggestion=hint)
+    if index.context.a2a_installed is False:
+        message = f"The library of Agent2Agent is not installed here: a run that needs the tool {name} is refused."
+        yield Diagnostic("I_A2A_EXTRA", Severity.INFO, message, path, "Install it: pip install 'kneo[a2a]'.")
+
+
+def _secret_headers(code: str, headers: Mapping[str, str], path: Path) -> Iterator[Diagnostic]:
+    for header, text in headers.items():
         if _SECRET.search(text) is None:
             message = f"The header {header} names no secret."
-            hint = "Write ${NAME} for the secret, or move the header to headers."
-            yield error("E_TOOL_HTTP", message, (*path, "secret_headers", header), suggestion=hint)
+            hint = "Write ${NAME} for the secret" + (
+                ", or move the header to headers." if code == "E_TOOL_HTTP" else "."
+            )
+            yield error(code, message, (*path, "secret_headers", header), suggestion=hint)
+
+
+def _secrets(http: HttpTool, path: Path) -> Iterator[Diagnostic]:
+    yield from _secret_headers("E_TOOL_HTTP", http.secret_headers, path)
     parts: Mapping[str, Mapping[str, str]] = {"headers": http.headers, "query": http.query}
     for part, texts in parts.items():
         for name, text in texts.items():

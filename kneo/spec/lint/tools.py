@@ -55,7 +55,7 @@ def tool_backings(index: SpecIndex) -> Iterator[Diagnostic]:
         backings = tool.backings
         external = tool.review is not None and tool.review.external is not None
         if not backings and not external and name not in index.context.tools:
-            hint = "Give it one of implementation, http, mcp and agent."
+            hint = "Give it one of implementation, http, mcp, agent and a2a."
             yield error("E_TOOL_NO_BACKING", f"The tool {name} has no implementation.", path, suggestion=hint)
         if len(backings) > 1:
             message = f"The tool {name} has {' and '.join(backings)}; a call can only go to one of them."

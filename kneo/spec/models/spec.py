@@ -66,6 +66,27 @@ class HttpTool(SpecModel):
     )
 
 
+class RemoteAgent(SpecModel):
+    """An agent of another service, which is called over Agent2Agent."""
+
+    url: str = Field(
+        max_length=2_000,
+        description="The address of the agent, whose card is at URL/.well-known/agent-card.json.",
+        examples=["https://agents.example/v1/a2a/prod/translator"],
+    )
+    secret_headers: dict[str, str] = Field(
+        default_factory=dict,
+        description="Headers with ${NAME} for a secret of the process that runs steps; sent to the host of url alone.",
+        examples=[{"Authorization": "Bearer ${AGENT_KEY}"}],
+    )
+    keys: ListOf[JsonObject] = Field(
+        default=(),
+        max_length=20,
+        description="Public keys as JSON Web Keys. One of them has to have signed the agent's card; left out: the card needs no "
+        "signature.",
+    )
+
+
 class Verify(SpecModel):
     """A function that finds out whether an interrupted call took effect."""
 
@@ -84,13 +105,13 @@ OnInterrupted: TypeAlias = Annotated[
     Discriminator(_verify_tag),
 ]
 
-Backing: TypeAlias = Literal["implementation", "http", "mcp", "agent"]
+Backing: TypeAlias = Literal["implementation", "http", "mcp", "agent", "a2a"]
 
 _WITH_EFFECTS: frozenset[Capability] = frozenset({"filesystem_write", "shell", "privileged"})
 
 
 class Tool(SpecModel):
-    """Something an agent can call, backed by exactly one of implementation, http, mcp and agent."""
+    """Something an agent can call, backed by exactly one of implementation, http, mcp, agent and a2a."""
 
     description: Text = Field(description="The purpose of the tool, for the model.")
     parameters: JsonObject = Field(default_factory=dict, description="JSON Schema of its arguments.")
@@ -100,6 +121,10 @@ class Tool(SpecModel):
     http: HttpTool | None = None
     mcp: McpToolRef | None = None
     agent: str | None = Field(default=None, description="A name in components.agents: the agent is the tool.")
+    a2a: RemoteAgent | None = Field(
+        default=None,
+        description="An agent of another service. Without parameters it is given a text, else the arguments as data.",
+    )
     transfer: bool = Field(
         default=False,
         description="With agent: the call hands the task over. The agent's answer is the answer of the step, and the caller is "
@@ -152,13 +177,14 @@ class Tool(SpecModel):
             "http": self.http,
             "mcp": self.mcp,
             "agent": self.agent,
+            "a2a": self.a2a,
         }
         return tuple(name for name, value in named.items() if value is not None)
 
     @property
     def all_capabilities(self) -> tuple[Capability, ...]:
-        """The declared capabilities; an HTTP tool also has ``network``."""
-        implied: tuple[Capability, ...] = ("network",) if self.http is not None else ()
+        """The declared capabilities; an HTTP tool and a remote agent also have ``network``."""
+        implied: tuple[Capability, ...] = ("network",) if self.http is not None or self.a2a is not None else ()
         return tuple(dict.fromkeys((*self.capabilities, *implied)))
 
     @property

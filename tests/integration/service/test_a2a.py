@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import replace
 from typing import Any, Self
 from uuid import uuid4
 
@@ -25,11 +26,15 @@ from a2a.types import (
 )
 from a2a.utils.errors import A2AError
 from a2a.utils.signing import InvalidSignaturesError, create_signature_verifier
-from config_repo import ConfigRepo, announcement
 from jwt import PyJWK
-from service_bench import Bench, serving
+from rules_now import inside_prod
+from served_agents import lab_announcement, served_agents, without_library
+from service_bench import Bench
+from tool_calls import KEY, tool_call
 
-from kneo.cli.serve.controller import Repository, make_controller
+from kneo.agents.a2a import RemoteAgents
+from kneo.agents.turn import AnswerRequired
+from kneo.records.task import Decision, DecisionKind
 
 ASKS = {"requested": "before"}
 
@@ -38,22 +43,9 @@ ASKS = {"requested": "before"}
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A service over prod, which serves two of three bundles over Agent2Agent, and dev, which serves none."""
     folder = tmp_path_factory.mktemp("a2a")
-    repo = ConfigRepo(folder / "repo")
-    spec = announcement()
-    spec["components"]["functions"]["publish"]["implementation"] = "lab_functions.publish"
-    steps = spec["workflow"]["steps"]
-    asked = {**spec, "workflow": {**spec["workflow"], "steps": steps[:2]}}
-    plain = {**spec, "workflow": {**spec["workflow"], "steps": steps[:1]}}
-    for name, body in (("asked", asked), ("plain", plain), ("hidden", plain)):
-        repo.bundle(name, "1.0.0", body)
-    versions = dict.fromkeys(("asked", "plain", "hidden"), "1.0.0")
-    repo.environment("prod", versions, protocols={"a2a": ["asked", "plain"]})
-    repo.environment("dev", versions)
-    repo.commit("Serve two agents")
-    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}") as made:
-        source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
-        outcome = make_controller(made.settings, made.store, source).run_once()
-        assert outcome.outcomes["prod"].state == "Ready", outcome
+    steps = lab_announcement()["workflow"]["steps"]
+    bundles = {"asked": steps[:2], "plain": steps[:1], "hidden": steps[:1]}
+    with served_agents(folder, bundles, a2a=["asked", "plain"]) as made:
         yield made
 
 
@@ -310,3 +302,45 @@ def test_push_notifications_are_refused(house: Bench) -> None:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": task}
         answer = client.post("/a2a/prod/plain", json=body, headers={"A2A-Version": "1.0"}).json()
         assert answer["error"]["code"] == -32003, (method, answer)
+
+
+def test_without_the_extra_a_message_names_the_command_that_installs_it(
+    house: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_library(monkeypatch, sys.modules, "a2a")
+    client = house.client("service")
+    card, sent = (
+        client.get("/a2a/prod/plain/.well-known/agent-card.json"),
+        client.post("/a2a/prod/plain", json={"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {}}),
+    )
+    for answer in (card, sent):
+        assert (answer.status_code, answer.json()["error"]) == (400, "a2a_not_installed")
+        assert "pip install 'kneo[a2a]'" in answer.json()["hint"]
+
+
+def test_a_served_agent_is_a_tool_of_agents_elsewhere(house: Bench) -> None:
+    agent = {"tools": {"permissions": {"allow_network": True, "allowed_domains": ["127.0.0.1"]}}}
+    (key,) = house.get("/.well-known/jwks.json")["keys"]
+    headers = {"secret_headers": {"Authorization": "Bearer ${AGENT_KEY}"}, "keys": [key]}
+    remote = RemoteAgents({"AGENT_KEY": "service-key"}.get, inside_prod(int(house.url.rpartition(":")[2])), seconds=240)
+
+    async def call(bundle: str, key: str, **more: Any) -> object:
+        declared = {"url": f"{house.url}/v1/a2a/prod/{bundle}", **headers}
+        made = tool_call({"input": "told from afar"}, agent=agent, environment="prod", a2a=declared)
+        return await remote.call(replace(made, idempotency_key=key, **more))
+
+    async def work() -> None:
+        assert "told from afar" in str(await call("plain", KEY))
+        assert "told from afar" in str(await call("plain", KEY))
+        with pytest.raises(AnswerRequired, match="/console/inbox/") as asked:
+            await call("asked", f"{KEY}-2")
+        state, at = asked.value.state, "2026-01-31T00:00:00.000000+00:00"
+        none = dict.fromkeys(("content", "selected_option", "comment"))
+        given = Decision(kind=DecisionKind.PROVIDED, actor="ann", by="person", at=at, **none, values={"answer": "why?"})
+        with pytest.raises(AnswerRequired, match="not answered by this text") as again:
+            await call("asked", f"{KEY}-2", state=state, answer=given)
+        approved = replace(given, values={"answer": "approved"})
+        assert "told from afar" in str(await call("asked", f"{KEY}-2", state=again.value.state, answer=approved))
+
+    asyncio.run(work())
+    assert house.get("/runs", environment="prod", q="told from afar")["count"] == 2

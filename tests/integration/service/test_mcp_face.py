@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 
 import httpx2
 import pytest
-from config_repo import ConfigRepo, announcement
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult
-from service_bench import Bench, serving
+from served_agents import lab_announcement, served_agents, without_library
+from service_bench import Bench
 
-from kneo.cli.serve.controller import Repository, make_controller
 from kneo.service.protocols.mcp.server import tool_name
 
 
@@ -25,23 +25,10 @@ from kneo.service.protocols.mcp.server import tool_name
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A service over prod, which serves two of three bundles over MCP."""
     folder = tmp_path_factory.mktemp("mcp")
-    repo = ConfigRepo(folder / "repo")
-    spec = announcement()
-    spec["components"]["functions"]["publish"]["implementation"] = "lab_functions.publish"
-    steps = spec["workflow"]["steps"]
-    plain = {**spec, "workflow": {**spec["workflow"], "steps": steps[:1]}}
+    steps = lab_announcement()["workflow"]["steps"]
     gates = [{**steps[1], "id": "first"}, {**steps[1], "id": "second"}]
-    twice = {**spec, "workflow": {**spec["workflow"], "steps": [*steps[:1], *gates]}}
-    for name, body in (("asked", twice), ("plain", plain), ("hidden", plain)):
-        repo.bundle(name, "1.0.0", body)
-    versions = dict.fromkeys(("asked", "plain", "hidden"), "1.0.0")
-    repo.environment("prod", versions, protocols={"mcp": ["asked", "plain"]})
-    repo.environment("dev", versions)
-    repo.commit("Serve two agents")
-    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}") as made:
-        source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
-        outcome = make_controller(made.settings, made.store, source).run_once()
-        assert outcome.outcomes["prod"].state == "Ready", outcome
+    bundles = {"asked": [*steps[:1], *gates], "plain": steps[:1], "hidden": steps[:1]}
+    with served_agents(folder, bundles, mcp=["asked", "plain"]) as made:
         yield made
 
 
@@ -199,3 +186,26 @@ def test_names_of_tools_are_unique_and_fit_models() -> None:
     assert len(set(made)) == len(names)
     assert all(len(name) <= 64 and name.replace("_", "").replace("-", "").isascii() for name in made)
     assert "get_run" not in made
+
+
+def test_without_the_extra_a_message_names_the_command_that_installs_it(
+    house: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_library(monkeypatch, sys.modules, "mcp")
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    answer = house.client("service").post("/mcp/prod", json=body)
+    assert (answer.status_code, answer.json()["error"]) == (400, "mcp_not_installed")
+    assert "pip install 'kneo[mcp]'" in answer.json()["hint"]
+
+
+def test_the_command_names_it_as_well() -> None:
+    program = "import sys; sys.modules['mcp'] = None; from kneo.cli.main import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", program, "mcp", "serve", "--env", "prod"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "pip install 'kneo[mcp]'" in ran.stderr

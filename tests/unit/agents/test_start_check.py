@@ -23,6 +23,7 @@ def spec(*included: str, **behind: Any) -> Spec:
             "tools": {
                 "crm": {"description": "Looks up.", "mcp": {"server": "crm"}},
                 "unused": {"description": "Looks up.", "mcp": {"server": "crm"}},
+                "paint": {"description": "Paints.", "a2a": {"url": "https://agents.example/painter"}},
                 "write": {"description": "Writes.", "agent": "writer"},
             },
             "mcp_servers": {"crm": {"transport": "http", "url": "https://crm.example.org/mcp"}},
@@ -46,6 +47,15 @@ def test_a_tool_of_an_mcp_server_needs_the_library(checked: Spec, agent: str) ->
     assert "pip install 'kneo[mcp]'" in str(caught.value.hint)
     check(checked, installed=True)
     check(checked, operator=None)  # another machine executes the run
+
+
+def test_a_remote_agent_needs_the_library() -> None:
+    checked = spec("paint")
+    with pytest.raises(Invalid, match="The agent root needs the remote agent paint") as caught:
+        check_agents(checked, {"root": checked.agent}, OPERATOR, None, a2a_installed=lambda: False)
+    assert caught.value.code == "a2a_not_installed"
+    assert "pip install 'kneo[a2a]'" in str(caught.value.hint)
+    check(checked)
 
 
 def test_tools_that_no_agent_can_call_need_no_library() -> None:

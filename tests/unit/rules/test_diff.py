@@ -34,6 +34,7 @@ PLAIN: dict = {
     "tools": {
         "search": {"description": "Finds pages.", "implementation": "app.search"},
         "fetch": {"description": "Fetches a page.", "http": {"url": "https://a.example"}},
+        "paint": {"description": "Paints.", "a2a": {"url": "https://a.example"}},
         "crm": {
             "description": "Finds people.",
             "mcp": {"server": "files", "pin": {"description": "Finds.", "schema_digest": f"sha256:{'0' * 64}"}},
@@ -158,6 +159,7 @@ BOSS = "components/humans/boss"
         ("tools/search/returns", {"type": "object"}, "MEDIUM", "tools", "Returns of the tool search is {'type': 'object'}."),
         ("tools/search/timeout_seconds", 5, "MEDIUM", "tools", "Timeout_seconds of the tool search is 5."),
         ("tools/fetch/http/url", "https://b.example", "HIGH", "tools", "Http.url of the tool fetch changes from 'https://a.example' to 'https://b.example'."),
+        ("tools/paint/a2a/url", "https://b.example", "HIGH", "tools", "A2a.url of the tool paint changes from 'https://a.example' to 'https://b.example'."),
         ("tools/fetch/http/body", {"a": 1}, "HIGH", "tools", "Http.body of the tool fetch is {'a': 1}."),
         ("agent/model/fallbacks", [{"provider": "ollama", "name": "m"}], "MEDIUM", "models", "Model.fallbacks of the root agent is [{'provider': 'ollama', 'name': 'm'}]."),
         ("agent/model/fallbacks", [{"provider": "vllm", "name": "m", "extra": {"base_url": "x"}}], "HIGH", "models", "Model.fallbacks of the root agent is [{'provider': 'vllm', 'name': 'm', 'extra': {'base_url': 'x'}}]."),

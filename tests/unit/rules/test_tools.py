@@ -19,6 +19,7 @@ from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.validate import InvalidDeclaration
 
 GET = {"url": "https://crm.example/{id}"}
+AGENT = {"url": "https://agents.example/painter"}
 POST = {"url": "https://crm.example", "method": "POST"}
 
 
@@ -40,6 +41,8 @@ def tool(**fields: object) -> Tool:
         ({"http": POST}, True),
         ({"http": POST, "effects": False}, False),
         ({"http": GET, "effects": True}, True),
+        ({"a2a": AGENT}, True),
+        ({"a2a": AGENT, "effects": False}, False),
         ({"effects": True}, True),
     ],
 )
@@ -50,6 +53,7 @@ def test_effects_follow_from_capabilities_and_method(fields: dict[str, object], 
 def test_an_http_tool_uses_the_network_whatever_it_declares() -> None:
     assert tool(http=GET).all_capabilities == ("network",)
     assert tool(http=GET, capabilities=["privileged", "network"]).all_capabilities == ("privileged", "network")
+    assert tool(a2a=AGENT).all_capabilities == ("network",)
 
 
 def findings(**fields: object) -> dict[str, str | None]:
@@ -99,10 +103,34 @@ def test_the_effect_of_a_rejection() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"http": GET}, {"mcp": {"server": "s"}}, {"agent": "a"}], ids=["http", "mcp", "agent"]
+    "other",
+    [{"http": GET}, {"mcp": {"server": "s"}}, {"agent": "a"}, {"a2a": AGENT}],
+    ids=["http", "mcp", "agent", "a2a"],
 )
 def test_a_tool_has_one_backing(other: dict[str, object]) -> None:
     assert "E_TOOL_MULTIPLE_BACKINGS" in findings(implementation="acme.t", **other)
+
+
+PUBLIC = {"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"url": "https://agents.example/painter?key=1"},
+        {"url": "https://agents.example/#painter"},
+        {"url": "https://user:word@agents.example/"},
+        {"url": "agents.example"},
+        {**AGENT, "secret_headers": {"Authorization": "Bearer of-the-text"}},
+        {**AGENT, "keys": [PUBLIC, {**PUBLIC, "d": "private"}]},
+        {**AGENT, "keys": [{"kty": "oct", "k": "shared"}]},
+        {**AGENT, "keys": [{}]},
+    ],
+)
+def test_a_remote_agent_has_a_plain_address_named_secrets_and_public_keys(fields: dict[str, object]) -> None:
+    assert "E_TOOL_A2A" in findings(a2a=fields)
+    sound = {**AGENT, "secret_headers": {"Authorization": "Bearer ${KEY}"}, "keys": [PUBLIC]}
+    assert not {"E_TOOL_A2A", "E_TOOL_NO_BACKING"} & findings(a2a=sound).keys()
 
 
 def test_http_is_a_backing() -> None:

@@ -7,12 +7,11 @@ runs, which any process of the service can read.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import NoReturn
 
-from a2a.helpers import get_data_parts, get_text_parts
+from a2a.helpers import get_text_parts
 from a2a.server.context import ServerCallContext
 from a2a.server.events import Event
 from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
@@ -48,15 +47,13 @@ from a2a.utils.errors import (
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kneo.agents.a2a.parts import data_of
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.protocols.a2a.tasks import context_of, output_of, status_of, task_of
 from kneo.service.protocols.calls import AgentCalls, AgentMessage, is_settled
 from kneo.service.protocols.limited import LimitedResponse
-
-# The SDK logs requests that it cannot parse, with their content. The access log has every request.
-logging.getLogger("a2a").setLevel(logging.CRITICAL)
 
 
 async def serve_request(request: Request, calls: AgentCalls, address: str) -> Response:
@@ -175,7 +172,7 @@ class _Handler(RequestHandler):
             self._refuse(error)
 
     async def _answer(self, message: Message, *, wait: bool) -> SettledRun:
-        data = [one for one in _data(message.parts) if isinstance(one, Mapping)]
+        data = [one for one in data_of(message.parts) if isinstance(one, Mapping)]
         value: object = {name: field for name, field in data[0].items() if name != "continuation_id"} if data else None
         task = str(data[0]["continuation_id"]) if data and "continuation_id" in data[0] else None
         return await self.calls.answer(
@@ -238,7 +235,7 @@ def _text(message: Message) -> str:
     if any(part.WhichOneof("content") not in {"text", "data"} for part in message.parts):
         msg = "A message has parts of text and data; files are not accepted."
         raise ContentTypeNotSupportedError(msg)
-    data = (json.dumps(one, ensure_ascii=False, sort_keys=True) for one in _data(message.parts))
+    data = (json.dumps(one, ensure_ascii=False, sort_keys=True) for one in data_of(message.parts))
     return "\n".join((*get_text_parts(message.parts), *data))
 
 
@@ -248,20 +245,7 @@ def _metadata(message: Message) -> dict[str, object]:
         return {}
     part = Part()
     part.data.struct_value.CopyFrom(message.metadata)
-    return {"message": _data([part])[0]}
-
-
-def _data(parts: Sequence[Part]) -> list[object]:
-    return [_narrowed(value) for value in get_data_parts(parts)]
-
-
-def _narrowed(value: object) -> object:
-    """Return data with whole numbers as such: the protocol's library reads every number as a float."""
-    if isinstance(value, dict):
-        return {name: _narrowed(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_narrowed(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return {"message": data_of([part])[0]}
 
 
 def _history(params: object) -> int | None:

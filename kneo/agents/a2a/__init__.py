@@ -1,0 +1,63 @@
+"""Remote agents: tools that are agents of other services, called over Agent2Agent."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kneo.agents.addresses import HostRules
+from kneo.agents.http import HttpClient
+from kneo.agents.secrets import Secrets
+from kneo.agents.services import RulesNow, unrestricted
+from kneo.agents.start_check import A2A_HINT
+from kneo.agents.turn import ToolCall
+from kneo.errors import Invalid
+
+if TYPE_CHECKING:
+    from kneo.agents.a2a.calls import RemoteCalls
+
+# The SDK logs agent cards and requests that it cannot parse, with their content.
+logging.getLogger("a2a").setLevel(logging.CRITICAL)
+
+
+class RemoteAgents:
+    """The backend of remote agents, for a process that may never call one: the SDK is imported at the first call.
+
+    Args:
+        secrets: The secrets of this process.
+        rules: The rules in force, with the services inside the network that tools may reach.
+        seconds: Time for a call whose tool states none.
+        client: Makes the client for the rules of an agent.
+    """
+
+    def __init__(
+        self,
+        secrets: Secrets,
+        rules: RulesNow = unrestricted,
+        *,
+        seconds: float = 60,
+        client: Callable[[HostRules], HttpClient] = HttpClient,
+    ) -> None:
+        self._secrets, self._rules, self._seconds, self._client = secrets, rules, seconds, client
+        self._calls: RemoteCalls | None = None
+
+    async def call(self, call: ToolCall) -> object:
+        """Call a remote agent; see ``RemoteCalls.call``.
+
+        Raises:
+            Invalid: ``a2a_not_installed``.
+        """
+        if self._calls is None:
+            try:
+                # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
+                module = await asyncio.to_thread(importlib.import_module, "kneo.agents.a2a.calls")
+            except ModuleNotFoundError as error:
+                if error.name is None or error.name.partition(".")[0] == "kneo":
+                    raise
+                msg = "Remote agents need a package that is not installed here."
+                raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT) from None
+            self._calls = module.RemoteCalls(self._secrets, self._rules, seconds=self._seconds, client=self._client)
+        return await self._calls.call(call)

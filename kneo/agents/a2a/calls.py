@@ -1,0 +1,268 @@
+"""Calls of remote agents: one message, then reads of its task until the task ends or asks a question.
+
+The id of the message is the idempotency key of the call. The id of the task is kept in the journal before it is read the first
+time: a call that is interrupted afterwards continues to read it, and sends no second message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+from a2a.client import Client, ClientConfig, ClientFactory
+from a2a.helpers import get_text_parts, new_data_part, new_text_part
+from a2a.types import (
+    CancelTaskRequest,
+    GetTaskRequest,
+    Message,
+    Part,
+    Role,
+    SendMessageConfiguration,
+    SendMessageRequest,
+    Task,
+    TaskState,
+)
+from a2a.utils.constants import TransportProtocol
+from a2a.utils.errors import A2AError
+
+from kneo.agents.a2a.card import fetch_card
+from kneo.agents.a2a.parts import value_of
+from kneo.agents.a2a.transport import CheckedTransport
+from kneo.agents.addresses import HostRules
+from kneo.agents.http import HttpClient, HttpFailed
+from kneo.agents.questions import answer_of
+from kneo.agents.secrets import Secrets, fill_secrets
+from kneo.agents.services import RulesNow
+from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolCall
+from kneo.errors import KneoError
+from kneo.records.task import DecisionKind
+from kneo.spec.models.spec import RemoteAgent
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds between two reads of a task."""
+
+MAX_LOST_READS = 20
+"""Reads of a task in a row that may fail without an answer."""
+
+CANCEL_SECONDS = 5.0
+"""Time for the cancellation of a task that nobody waits for any more."""
+
+MAX_PROMPT_CHARS = 4_000
+MAX_ID_CHARS = 500
+
+ANSWER_SCHEMA: Mapping[str, object] = {
+    "type": "object",
+    "properties": {"answer": {"type": "string", "minLength": 1, "maxLength": 20_000}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+
+_WORKING = frozenset({TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING})
+_TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class RemoteAgentFailed(KneoError):
+    """A remote agent that has not done its task."""
+
+    default_code = "remote_agent_failed"
+
+
+class RemoteCalls:
+    """Calls remote agents; see ``RemoteAgents`` for the arguments."""
+
+    def __init__(
+        self, secrets: Secrets, rules: RulesNow, *, seconds: float, client: Callable[[HostRules], HttpClient]
+    ) -> None:
+        self._secrets, self._rules, self._seconds, self._client = secrets, rules, seconds, client
+
+    async def call(self, call: ToolCall) -> object:
+        """Send the arguments of a call, or the answer to a question of the agent, and return the agent's result.
+
+        Raises:
+            AnswerRequired: the agent asks a question.
+            Forbidden: the host, an address or a secret is refused.
+            Untrusted: the agent's card has no signature by a key of the spec.
+            HttpFailed: the agent is not reached, or its service refuses the request.
+            RemoteAgentFailed: the agent has not done its task.
+        """
+        agent = call.tool.a2a
+        assert agent is not None
+        secrets = {name: fill_secrets(value, self._secrets) for name, value in agent.secret_headers.items()}
+        rules = await self._rules(call.turn.environment)
+        client = self._client(HostRules.of(call.turn.agent, rules.inside))
+        seconds = call.tool.timeout_seconds or self._seconds
+        transport = CheckedTransport(client, agent.url, secrets, seconds)
+        async with httpx.AsyncClient(transport=transport, trust_env=False) as http:
+            return await _RemoteCall(call, agent, http).result(seconds)
+
+
+class _RemoteCall:
+    """One call: its client and its task."""
+
+    def __init__(self, call: ToolCall, agent: RemoteAgent, http: httpx.AsyncClient) -> None:
+        self._call, self._agent, self._http = call, agent, http
+        self._client: Client | None = None
+        self._task_id = ""
+
+    async def result(self, seconds: float) -> object:
+        """Return the result within a time; a task that is not done then is cancelled."""
+        try:
+            async with asyncio.timeout(seconds), self._failures():
+                return await self._result()
+        except TimeoutError:
+            await self._cancel()
+            msg = f"The remote agent {self._call.name} took longer than {seconds:g} s."
+            raise RemoteAgentFailed(msg, code="remote_agent_timeout") from None
+        except asyncio.CancelledError as error:
+            if GIVEN_UP in error.args:
+                await self._cancel()
+            raise
+
+    async def _result(self) -> object:
+        card = await fetch_card(self._http, self._agent.url, self._agent.keys)
+        config = ClientConfig(
+            httpx_client=self._http,
+            streaming=False,
+            supported_protocol_bindings=[TransportProtocol.JSONRPC],
+            accepted_output_modes=["text/plain", "application/json"],
+        )
+        self._client = ClientFactory(config).create(card)
+        state = self._call.state
+        if state is None:
+            sent = await self._send([_part(self._call)], self._call.idempotency_key)
+        else:
+            self._task_id = str(state["task_id"])
+            sent = await self._continue(state)
+        if isinstance(sent, Message):
+            return value_of(sent.parts)
+        return self._outcome(await self._settled(sent))
+
+    async def _continue(self, state: Mapping[str, object]) -> Task | Message:
+        """Return the task of an earlier call of this method, after the answer to the question that it asked."""
+        task = await self._settled(await self._read())
+        decision = self._call.answer
+        if decision is None or not _asks(task) or _question_id(task) != state.get("question_id"):
+            # The agent's own people may have answered meanwhile.
+            return task
+        if decision.kind is DecisionKind.REJECTED:
+            await self._cancel()
+            msg = f"The remote agent {self._call.name} asked a question, and a person declined to answer it."
+            raise RemoteAgentFailed(msg)
+        value = answer_of(decision)
+        text = value.get("answer") if isinstance(value, Mapping) else value
+        number = _number(state) + 1
+        try:
+            return await self._send(
+                [new_text_part(str(text))], f"{self._call.idempotency_key}:answer-{number}", task=task
+            )
+        except A2AError as error:
+            raise self._question(task, number, f"The agent does not take the answer: {_text(error)}\n\n") from None
+
+    def _outcome(self, task: Task) -> object:
+        state, said = task.status.state, "\n".join(get_text_parts(task.status.message.parts))
+        if state == TaskState.TASK_STATE_COMPLETED:
+            parts = [part for artifact in task.artifacts for part in artifact.parts]
+            return value_of(parts or task.status.message.parts)
+        if _asks(task):
+            asked = _number(self._call.state or {}) + (self._call.answer is not None)
+            raise self._question(task, asked)
+        name = TaskState.Name(state).removeprefix("TASK_STATE_").lower().replace("_", "-")
+        msg = f"The remote agent {self._call.name} ended its task as {name}: {said[:1_000] or 'no message'}"
+        hint = "Give the service's key in a2a.secret_headers." if state == TaskState.TASK_STATE_AUTH_REQUIRED else None
+        raise RemoteAgentFailed(msg, hint=hint)
+
+    def _question(self, task: Task, number: int, before: str = "") -> AnswerRequired:
+        said = "\n".join(get_text_parts(task.status.message.parts)) or "The agent needs more input."
+        prompt = f"{before}The remote agent {self._call.name} asks:\n{said}"[:MAX_PROMPT_CHARS]
+        state = {"task_id": task.id, "question_id": _question_id(task), "answers": number}
+        return AnswerRequired(prompt, ANSWER_SCHEMA, state)
+
+    async def _send(self, parts: Sequence[Part], message_id: str, *, task: Task | None = None) -> Task | Message:
+        """Send a message once, and keep the id of the task that it begins."""
+        message = Message(role=Role.ROLE_USER, parts=parts, message_id=message_id)
+        if task is not None:
+            message.task_id, message.context_id = task.id, task.context_id
+        request = SendMessageRequest(message=message, configuration=SendMessageConfiguration(return_immediately=True))
+        assert self._client is not None
+        async for event in self._client.send_message(request):
+            if event.HasField("message"):
+                return event.message
+            await self._take(event.task)
+            return event.task
+        msg = f"The remote agent {self._call.name} gave no response to the message."
+        raise RemoteAgentFailed(msg)
+
+    async def _take(self, task: Task) -> None:
+        if not 0 < len(task.id) <= MAX_ID_CHARS or self._task_id not in {"", task.id}:
+            msg = f"The remote agent {self._call.name} responded with another task."
+            raise RemoteAgentFailed(msg)
+        if not self._task_id:
+            self._task_id = task.id
+            if task.status.state in _WORKING or _asks(task):
+                await self._call.keep({"task_id": task.id})
+
+    async def _read(self) -> Task:
+        assert self._client is not None
+        task = await self._client.get_task(GetTaskRequest(id=self._task_id, history_length=0))
+        await self._take(task)
+        return task
+
+    async def _settled(self, task: Task) -> Task:
+        """Read a task until it is not at work any more."""
+        pause, lost = FIRST_PAUSE, 0
+        while task.status.state in _WORKING:
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)
+            try:
+                task, lost = await self._read(), 0
+            except HttpFailed as error:
+                lost += 1
+                if not _may_pass(error) or lost > MAX_LOST_READS:
+                    raise
+        return task
+
+    async def _cancel(self) -> None:
+        if self._client is None or not self._task_id:
+            return
+        with suppress(Exception):
+            async with asyncio.timeout(CANCEL_SECONDS):
+                await self._client.cancel_task(CancelTaskRequest(id=self._task_id))
+
+    @asynccontextmanager
+    async def _failures(self) -> AsyncIterator[None]:
+        """Turn what the library raises, also for responses that it cannot read, into an error of the call."""
+        try:
+            yield
+        except (KneoError, AnswerRequired, TimeoutError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the library raises many kinds for a malformed response
+            msg = f"The remote agent {self._call.name} failed: {_text(error)}"
+            raise RemoteAgentFailed(msg) from None
+
+
+def _part(call: ToolCall) -> Part:
+    """Return the arguments as a message: the text of a tool without parameters, else data."""
+    return new_data_part(dict(call.arguments)) if call.tool.parameters else new_text_part(str(call.arguments["input"]))
+
+
+def _asks(task: Task) -> bool:
+    return task.status.state == TaskState.TASK_STATE_INPUT_REQUIRED
+
+
+def _question_id(task: Task) -> str:
+    return task.status.message.message_id[:MAX_ID_CHARS]
+
+
+def _number(state: Mapping[str, object]) -> int:
+    number = state.get("answers")
+    return number if isinstance(number, int) else 0
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:1_000]}"
+
+
+def _may_pass(error: HttpFailed) -> bool:
+    return error.code == "http_failed" or error.details.get("status") in _TRY_AGAIN

@@ -1,0 +1,50 @@
+"""A service over prod, which serves some bundles by a protocol, and dev, which serves none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from config_repo import ConfigRepo, announcement
+from service_bench import Bench, serving
+
+from kneo.cli.serve.controller import Repository, make_controller
+
+
+@contextmanager
+def served_agents(folder: Path, bundles: Mapping[str, list[dict[str, Any]]], **protocols: list[str]) -> Iterator[Bench]:
+    """Serve bundles, each with the steps of its workflow, by the protocols of prod."""
+    repo = ConfigRepo(folder / "repo")
+    for name, steps in bundles.items():
+        spec = lab_announcement()
+        repo.bundle(name, "1.0.0", {**spec, "workflow": {**spec["workflow"], "steps": steps}})
+    versions = dict.fromkeys(bundles, "1.0.0")
+    repo.environment("prod", versions, protocols=protocols)
+    repo.environment("dev", versions)
+    repo.commit("Serve agents")
+    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}") as made:
+        source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
+        outcome = make_controller(made.settings, made.store, source).run_once()
+        assert outcome.outcomes["prod"].state == "Ready", outcome
+        yield made
+
+
+def lab_announcement() -> dict[str, Any]:
+    """Return the announcement's spec with a function that the service of tests can import."""
+    spec: dict[str, Any] = announcement()
+    spec["components"]["functions"]["publish"]["implementation"] = "lab_functions.publish"
+    return spec
+
+
+def without_library(patch: Any, modules: dict[str, Any], *names: str) -> None:
+    """Remove libraries and what imported them, as where their extra is not installed."""
+    for loaded in list(modules):
+        if loaded.partition(".")[0] in names or loaded.startswith(
+            tuple(f"kneo.service.protocols.{name}." for name in names)
+        ):
+            patch.delitem(modules, loaded)
+    for name in names:
+        patch.setitem(modules, name, None)
