@@ -18,9 +18,9 @@ from kneo.records.run import RunStatus
 from kneo.settings import ExecutionSettings, Settings, from_env
 from kneo.spec.project import MIN_USAGE_DAYS, Retention
 from kneo.store import backup as backups
+from kneo.store import migrate as migrations
 from kneo.store import project_metadata, prune
 from kneo.store.engine import Store
-from kneo.store.migrate import open_store
 
 
 class LockAcquisitionError(Conflict):
@@ -98,9 +98,32 @@ def restore(settings: Settings, source: Path, *, replace: bool = False) -> dict[
             raise Conflict(msg, code="store_not_empty", hint="Pass --replace to replace it by the backup.")
         verdict = backups.restore_file(source, path, clock)
     else:
-        with closing(open_store(url, clock)) as store:
+        with closing(migrations.open_store(url, clock)) as store:
             verdict = backups.restore(source, store)
     return {"source": str(source), "audit": _chain(verdict)}
+
+
+def migrate(settings: Settings, *, dry_run: bool = False) -> dict[str, object]:
+    """Create or migrate the schema of the database of these settings, also where ``KNEO_SERV_MIGRATE`` is ``never``.
+
+    Args:
+        settings: The settings with the database.
+        dry_run: Whether to return what would be changed instead.
+
+    Returns:
+        ``from`` (null for an empty database), ``to``, ``migrations`` by revision, and ``compatible_from``: processes of versions
+        before this revision cannot open the database afterwards.
+
+    Raises:
+        Invalid: ``schema_too_new``, ``schema_unsupported``, ``store_not_ours``.
+    """
+    change = migrations.migrate_database(settings.database_url, SystemClock(), dry_run=dry_run)
+    return {
+        "from": change.version,
+        "to": change.version if change.is_empty else migrations.HEAD,
+        "migrations": dict(change.revisions),
+        "compatible_from": change.compatible_from,
+    }
 
 
 def vacuum(store: Store) -> dict[str, int]:

@@ -481,6 +481,10 @@ class Settings:
     state_dir: Path
     """The folder of data that belongs to the database: Git mirrors, the service key. Mode 0700."""
 
+    migrate: str = setting("KNEO_SERV_MIGRATE", "auto", _one_of("auto", "never"))
+    """Whether a process that opens the database migrates an older schema. With `never` it is refused, and `kneo maintenance
+    migrate` migrates it. Read by: all processes."""
+
     project_config: Path | None = setting("KNEO_PROJECT_CONFIG", None, None)
     """The project's config file. Default: the nearest one at or above the working directory. Read by: all processes."""
 

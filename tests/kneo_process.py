@@ -43,6 +43,9 @@ class Machine:
     program: ClassVar[Sequence[str]] = ("-m", "kneo.cli.main")
     """What a process that stays executes."""
 
+    begin: ClassVar[Callable[..., subprocess.Popen[str]]] = staticmethod(start_python)
+    """How a process that stays is started."""
+
     def __init__(self, folder: Path, database_url: str, **variables: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ class Process:
     def __init__(self, machine: Machine, arguments: Sequence[str], *, answers: bool, cwd: Path) -> None:
         self.log = machine.folder / f"process-{len(machine.processes)}.log"
         with self.log.open("w") as log:
-            self.popen = start_python(
+            self.popen = machine.begin(
                 [sys.executable, *machine.program, *arguments],
                 cwd=cwd,
                 env=machine.env,

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 def make_store(settings: Settings) -> Store:
-    """Open the database and migrate it to the current schema."""
+    """Open the database, and migrate it to the current schema unless ``KNEO_SERV_MIGRATE`` is ``never``."""
 
     def find_key() -> PrivateKey | None:
         from kneo.store.service_key import find_service_key  # imports cryptography, which most commands do not need
 
         return find_service_key(settings)
 
-    return open_store(settings.database_url, SystemClock(), find_key, DataKeys.read(settings.data_keys))
+    keys = DataKeys.read(settings.data_keys)
+    return open_store(settings.database_url, SystemClock(), find_key, keys, migrates=settings.migrate == "auto")
 
 
 @contextlib.contextmanager

@@ -129,6 +129,7 @@ class PlatformManager:
             self.settings.database_url,
             partial(find_service_key, self.settings),
             data_keys=DataKeys.read(self.settings.data_keys),
+            migrates=self.settings.migrate == "auto",
         )
         if continuation_store is not None and continuation_store is not self.database:
             msg = "Runs and human tasks are kept in one database."

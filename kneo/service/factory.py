@@ -51,7 +51,9 @@ def create_persistence_stores(state_path: str | Path | None = None) -> tuple[Dat
     if state_path is not None:
         settings = settings.on(f"sqlite:///{Path(state_path).resolve()}")
     keys = DataKeys.read(settings.data_keys)
-    database = Database(settings.database_url, partial(find_service_key, settings), data_keys=keys)
+    database = Database(
+        settings.database_url, partial(find_service_key, settings), data_keys=keys, migrates=settings.migrate == "auto"
+    )
     return database, database
 
 

@@ -23,7 +23,7 @@ from kneo.errors import Conflict, Invalid, NotFound, Transient
 from kneo.records.audit import ChainVerdict
 from kneo.store import audit, queue, runs, tasks
 from kneo.store.engine import BUSY_TIMEOUT_MS, WORKER_LOCK, Store, Tx
-from kneo.store.migrate import open_store
+from kneo.store.migrate import check_same_schema, open_store
 from kneo.store.tables import metadata
 
 ROWS_AT_ONCE = 500
@@ -36,9 +36,10 @@ def back_up(store: Store, destination: Path) -> ChainVerdict:
         The verdict on the copy's audit log. A broken log is copied too, as evidence.
 
     Raises:
-        Invalid: ``backup_damaged``: the copy is not intact.
+        Invalid: ``backup_damaged``: the copy is not intact. ``schema_too_new``: a newer version migrated the database.
         Transient: the database cannot be reached.
     """
+    check_same_schema(store)
     with _draft(destination) as draft:
         if store.is_sqlite:
             assert store.engine.url.database is not None
@@ -189,6 +190,7 @@ def _copy_into(source: Path, copied: Path, copy: Store) -> None:
             old.read() as rows,
             copy.write() as target,
         ):
+            check_same_schema(old)
             _copy_rows(rows, target)
     except (SQLAlchemyError, ValueError, TypeError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error

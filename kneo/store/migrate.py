@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sqlite3
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, insert, inspect, select, text
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    delete,
+    insert,
+    inspect,
+    select,
+    text,
+)
 
 from kneo.clock import Clock, SystemClock
 from kneo.errors import Invalid, Transient
@@ -19,8 +35,17 @@ from kneo.store.engine import BUSY_TIMEOUT_MS, FindKey, Store, Tx, lock_table, n
 from kneo.store.tables import metadata
 from kneo.trust.sealing import NO_KEYS, DataKeys
 
-HEAD = "kneo_0006"
+log = logging.getLogger("kneo.store")
+
+HEAD = "kneo_0007"
 """The newest revision; a test compares it with the folder."""
+
+COMPATIBLE_FROM = "kneo_0007"
+"""The newest revision of the oldest version of Kneo that works on the schema of ``HEAD``.
+
+It stays while migrations only add: tables, indexes, columns that may be empty or have a default of the server. A migration
+that renames, changes or removes something that version ``kneo_…`` uses sets it to the first revision that does without.
+"""
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -32,6 +57,16 @@ _versions = Table(
     Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
+
+_compatibility = Table(
+    "schema_compatibility",
+    MetaData(),
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
+    Column("compatible_from", String(32), nullable=False),
+)
+
+OWN_TABLES = frozenset({VERSION_TABLE, _compatibility.name})
+"""Tables about the schema, which backups do not copy."""
 
 _REVISION, _DEVELOPMENT_REVISION = re.compile(r"kneo_\d{4}"), re.compile(r"\d{4}")
 
@@ -63,12 +98,20 @@ class Database:
         find_key: Finds the key that signs receipts; without a key there are no receipts.
         clock: The source of the time.
         data_keys: Seal the bodies of journals.
+        migrates: Whether an older schema is migrated.
     """
 
     def __init__(
-        self, url: str, find_key: FindKey = no_key, clock: Clock | None = None, data_keys: DataKeys = NO_KEYS
+        self,
+        url: str,
+        find_key: FindKey = no_key,
+        clock: Clock | None = None,
+        data_keys: DataKeys = NO_KEYS,
+        *,
+        migrates: bool = True,
     ) -> None:
         self.url = url
+        self._migrates = migrates
         self._find_key, self._data_keys = find_key, data_keys
         self._clock = clock or SystemClock()
         self._store: Store | None = None
@@ -76,10 +119,12 @@ class Database:
 
     @property
     def store(self) -> Store:
-        """The open database, at the newest revision."""
+        """The open database."""
         with self._lock:
             if self._store is None:
-                self._store = open_store(self.url, self._clock, self._find_key, self._data_keys)
+                self._store = open_store(
+                    self.url, self._clock, self._find_key, self._data_keys, migrates=self._migrates
+                )
             return self._store
 
     def close(self) -> None:
@@ -90,18 +135,24 @@ class Database:
             self._store = None
 
 
-def open_store(url: str, clock: Clock, find_key: FindKey = no_key, data_keys: DataKeys = NO_KEYS) -> Store:
-    """Open a database and bring its schema to the newest revision.
+def open_store(
+    url: str, clock: Clock, find_key: FindKey = no_key, data_keys: DataKeys = NO_KEYS, *, migrates: bool = True
+) -> Store:
+    """Open a database, and bring an older schema to the newest revision.
+
+    The schema of a newer version is left as it is where that version says that this one works on it.
 
     Args:
         url: ``sqlite:///path`` or ``postgresql+psycopg://…``.
         clock: The source of the time.
         find_key: Finds the key that signs receipts.
         data_keys: Seal the bodies of journals.
+        migrates: Whether an older schema is migrated, and an empty database gets one.
 
     Raises:
-        Invalid: ``schema_too_new`` for the schema of a newer version, ``schema_unsupported`` for that of a development version,
-            ``store_not_ours`` for another program's database. Nothing was changed in it.
+        Invalid: ``schema_too_new`` for the schema of a newer version on which this one does not work, ``schema_too_old`` where
+            the schema would have to be migrated, ``schema_unsupported`` for that of a development version, ``store_not_ours``
+            for another program's database. Nothing was changed in it.
         Transient: the database cannot be reached.
     """
     if url.startswith("sqlite:///"):
@@ -109,7 +160,7 @@ def open_store(url: str, clock: Clock, find_key: FindKey = no_key, data_keys: Da
     store = Store(open_engine(url), clock, find_key, data_keys)
     try:
         if current_version(store) != HEAD:
-            migrate(store)
+            _use_other_schema(store, migrates=migrates)
     except BaseException:
         store.close()
         raise
@@ -120,6 +171,75 @@ def current_version(store: Store) -> str | None:
     """Read the revision of a database; ``None`` for an empty one."""
     with store.read() as tx:
         return _version(tx.connection)
+
+
+def _use_other_schema(store: Store, *, migrates: bool) -> None:
+    """Migrate a schema, or check that this version works on it as it is."""
+    change = plan_migration(store)
+    if change.is_empty:
+        log.info("the database has the schema of a newer version, which this version works on: %s", change.version)
+    elif not migrates:
+        found = f"has schema {change.version}" if change.version is not None else "is empty"
+        msg = f"The database {found}, and this version of Kneo needs schema {HEAD}. KNEO_SERV_MIGRATE is never."
+        raise Invalid(msg, code="schema_too_old", hint="Run kneo maintenance migrate.")
+    else:
+        migrate(store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaChange:
+    """The change that brings a database to the schema of this version.
+
+    Attributes:
+        version: The present revision; ``None`` for an empty database.
+        revisions: The revisions to apply, oldest first, with what each changes; none for an empty database, which gets the
+            newest schema at once.
+        compatible_from: The newest revision of the oldest version of Kneo that works on the database afterwards.
+    """
+
+    version: str | None
+    revisions: Mapping[str, str]
+    compatible_from: str
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is changed."""
+        return self.version is not None and not self.revisions
+
+
+def plan_migration(store: Store) -> SchemaChange:
+    """Return what ``migrate`` would change.
+
+    Raises:
+        Invalid: as in ``open_store``.
+    """
+    with store.read() as tx:
+        version = _version(tx.connection)
+        if version is None:
+            _check_tables(inspect(tx.connection).get_table_names())
+            return SchemaChange(version=None, revisions={}, compatible_from=COMPATIBLE_FROM)
+        compatible_from = _check_revision(version, tx.connection)
+    return SchemaChange(version=version, revisions=_revisions_after(version), compatible_from=compatible_from)
+
+
+def _revisions_after(version: str) -> Mapping[str, str]:
+    """Return the revisions after one, oldest first, with the first line of each docstring."""
+    if version >= HEAD:
+        return {}
+    directory = importlib.import_module("alembic.script").ScriptDirectory(str(MIGRATIONS))
+    scripts = reversed(list(directory.walk_revisions(base=version, head="heads")))
+    return {one.revision: str(one.doc) for one in scripts if one.revision != version}
+
+
+def check_same_schema(store: Store) -> None:
+    """Refuse the schema of a newer version, also one that this version works on: copying its rows would lose some.
+
+    Raises:
+        Invalid: ``schema_too_new``.
+    """
+    version = current_version(store)
+    if version is not None and version > HEAD:
+        raise _too_new(version)
 
 
 def migrate(store: Store) -> None:
@@ -134,14 +254,41 @@ def migrate(store: Store) -> None:
         if version is None:
             _check_tables(inspect(tx.connection).get_table_names())
             create_schema(tx)
-        elif version != HEAD:
-            _check_revision(version)
+        elif version < HEAD:
+            _check_revision(version, tx.connection)
             # Alembic takes 250 ms to import, which commands on a current database do not pay.
             command = importlib.import_module("alembic.command")
             config = importlib.import_module("alembic.config").Config()
             config.set_main_option("script_location", str(MIGRATIONS))
             config.attributes["connection"] = tx.connection
             command.upgrade(config, "head")
+            tx.connection.execute(delete(_compatibility))
+            tx.connection.execute(insert(_compatibility).values(id=1, compatible_from=COMPATIBLE_FROM))
+        else:
+            _check_revision(version, tx.connection)
+
+
+def migrate_database(url: str, clock: Clock, *, dry_run: bool = False) -> SchemaChange:
+    """Create or migrate the schema of a database, and return what was changed.
+
+    Args:
+        url: ``sqlite:///path`` or ``postgresql+psycopg://…``.
+        clock: The source of the time.
+        dry_run: Whether to return what would be changed instead.
+
+    Raises:
+        Invalid, Transient: as in ``open_store``.
+    """
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///"))
+        _check_file(path)
+        if dry_run and not path.exists():  # Opening the database would create it.
+            return SchemaChange(version=None, revisions={}, compatible_from=COMPATIBLE_FROM)
+    with closing(Store(open_engine(url), clock)) as store:
+        change = plan_migration(store)
+        if not dry_run and not change.is_empty:
+            migrate(store)
+    return change
 
 
 def create_schema(tx: Tx) -> None:
@@ -156,6 +303,8 @@ def create_schema(tx: Tx) -> None:
     metadata.create_all(tx.connection, checkfirst=False)
     append_only.create_triggers(tx)
     queue.create_schema(tx)
+    _compatibility.create(tx.connection)
+    tx.connection.execute(insert(_compatibility).values(id=1, compatible_from=COMPATIBLE_FROM))
     _versions.create(tx.connection)
     tx.connection.execute(insert(_versions).values(version_num=HEAD))
 
@@ -166,20 +315,33 @@ def _version(connection: Connection) -> str | None:
     return connection.execute(select(_versions.c.version_num)).scalar()
 
 
-def _check_revision(version: str) -> None:
+def _check_revision(version: str, connection: Connection) -> str:
+    """Check that this version of Kneo works on the schema of a revision, or can migrate it.
+
+    Returns:
+        The newest revision of the oldest version that works on it, after the migration where there is one.
+    """
     if _DEVELOPMENT_REVISION.fullmatch(version):
         msg = f"The database has schema {version} of a development version of Kneo, which cannot be upgraded."
         raise Invalid(msg, code="schema_unsupported", hint="Use an empty database; it gets the schema of this version.")
     if not _REVISION.fullmatch(version):
         raise ForeignDatabase(f"schema version {version[:40]}")
-    if version > HEAD:
-        msg = f"The database has schema {version}, which is newer than schema {HEAD} of this version of Kneo."
-        raise Invalid(msg, code="schema_too_new", hint="Run the newer version of Kneo, or restore a backup.")
+    if version <= HEAD:
+        return COMPATIBLE_FROM
+    compatible_from: str | None = connection.execute(select(_compatibility.c.compatible_from)).scalar()
+    if compatible_from is None or compatible_from > HEAD:
+        raise _too_new(version)
+    return compatible_from
+
+
+def _too_new(version: str) -> Invalid:
+    msg = f"The database has schema {version}, which is newer than schema {HEAD} of this version of Kneo."
+    return Invalid(msg, code="schema_too_new", hint="Run the newer version of Kneo, or restore a backup.")
 
 
 def _check_tables(names: Collection[str]) -> None:
     """Refuse a database that has tables and no revision."""
-    others = sorted(set(names) - {VERSION_TABLE})
+    others = sorted(set(names) - OWN_TABLES)
     if others:
         shown = ", ".join(name[:60] for name in others[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 from collections.abc import Callable
@@ -50,6 +51,7 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]
         revision.write_text(LATER_REVISION)
         monkeypatch.setattr(migrate, "MIGRATIONS", folder)
         monkeypatch.setattr(migrate, "HEAD", LATER)
+        monkeypatch.setattr(migrate, "COMPATIBLE_FROM", LATER)
         return revision
 
     return install
@@ -61,7 +63,9 @@ def differences(store: Store) -> list[object]:
         opts = {
             "compare_type": True,
             "compare_server_default": True,
-            "include_object": lambda item, *_: item.info.get("only", here) == here,
+            "include_object": lambda item, name, *_: (
+                item.info.get("only", here) == here and name not in migrate.OWN_TABLES
+            ),
         }
         context = MigrationContext.configure(tx.connection, opts=opts)
         return list(compare_metadata(context, metadata))
@@ -79,7 +83,7 @@ def fill(store: Store) -> set[str]:
     found = MetaData()
     with store.write() as tx:
         found.reflect(tx.connection)
-        tables = [table for table in found.sorted_tables if table.name != "alembic_version"]
+        tables = [table for table in found.sorted_tables if table.name not in migrate.OWN_TABLES]
         for table in tables:
             tx.connection.execute(insert(table).values({column.name: value_for(column) for column in table.columns}))
     return {table.name for table in tables}
@@ -144,6 +148,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "agent_sessions",
         "browser_sessions",
         "pending_plans",
+        "schema_compatibility",
         "session_messages",
         "session_summaries",
         "sign_in_links",
@@ -207,6 +212,68 @@ def test_an_earlier_version_refuses_a_migrated_database_and_leaves_it_alone(
     monkeypatch.setattr(migrate, "HEAD", LATER)
     with closing(open_store(migrated_url, clock)) as store:
         assert current_version(store) == LATER
+
+
+def test_an_earlier_version_opens_a_database_to_which_a_later_one_only_added(
+    migrated_url: str, clock: ManualClock, later: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    later()
+    monkeypatch.setattr(migrate, "COMPATIBLE_FROM", HEAD)
+    with closing(open_store(migrated_url, clock)) as newer:
+        filled = fill(newer)
+    monkeypatch.setattr(migrate, "HEAD", HEAD)
+    with closing(open_store(migrated_url, clock, migrates=False)) as older:
+        assert current_version(older) == LATER
+        assert missing(older, filled) == set()
+        with pytest.raises(Invalid) as refused:
+            backup.back_up(older, tmp_path / "incomplete.sqlite")
+        assert refused.value.code == "schema_too_new"
+        assert not (tmp_path / "incomplete.sqlite").exists()
+    change = migrate.migrate_database(migrated_url, clock)
+    assert (change.version, change.is_empty, change.compatible_from) == (LATER, True, HEAD)
+
+
+def test_what_is_to_be_migrated_is_listed_oldest_first(store: Store) -> None:
+    with store.write() as tx:
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0002'"))
+    change = migrate.plan_migration(store)
+    assert list(change.revisions) == [f"kneo_{number:04}" for number in range(3, int(HEAD[-4:]) + 1)]
+    assert change.revisions["kneo_0004"] == "The plans of pending changes."
+    assert change.compatible_from == migrate.COMPATIBLE_FROM
+    assert current_version(store) == "kneo_0002"
+
+
+ADDITIVE = {"create_table", "create_index", "add_column", "get_bind", "get_context", "batch_alter_table"}
+"""Operations of Alembic after which an earlier version still works."""
+
+
+def operations(revision: Path) -> set[str]:
+    """Return what a migration does with ``op`` or a batch of it, and columns that must have a value and have no default."""
+    tree = ast.parse(revision.read_text())
+    upgrade = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "upgrade")
+    calls = [node for node in ast.walk(upgrade) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    names = {call.func.attr for call in calls if isinstance(call.func.value, ast.Name) and call.func.value.id != "sa"}
+    for call in calls:
+        if call.func.attr == "add_column":
+            text_of = ast.unparse(call)
+            if "nullable=False" in text_of and "server_default" not in text_of:
+                names.add("add_column without a default")
+    return names
+
+
+def test_migrations_that_earlier_versions_survive_only_add() -> None:
+    newer = [
+        path
+        for path in (migrate.MIGRATIONS / "versions").glob("kneo_*.py")
+        if path.name[: len(HEAD)] > migrate.COMPATIBLE_FROM
+    ]
+    assert {path.name: operations(path) - ADDITIVE for path in newer if operations(path) - ADDITIVE} == {}
+
+
+def test_an_operation_that_breaks_earlier_versions_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "kneo_9999.py"
+    path.write_text(LATER_REVISION.replace('server_default="0"', "").replace("nullable=False, )", "nullable=False)"))
+    assert operations(path) - ADDITIVE == {"alter_column", "add_column without a default"}
 
 
 def test_a_backup_of_an_earlier_version_restores_that_version_or_upgrades(

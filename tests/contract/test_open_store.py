@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, inspect, text
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
 from kneo.store.engine import Store
-from kneo.store.migrate import HEAD, current_version, open_store
+from kneo.store.migrate import COMPATIBLE_FROM, HEAD, OWN_TABLES, current_version, migrate_database, open_store
 from kneo.store.tables import metadata
 
 CLOCK = ManualClock(datetime(2026, 1, 31, tzinfo=UTC))
@@ -32,7 +32,7 @@ store.close()
 def test_an_empty_database_gets_every_table(database_url: str) -> None:
     store = open_store(database_url, CLOCK)
     with store.read() as tx:
-        assert set(inspect(tx.connection).get_table_names()) == {*metadata.tables, "alembic_version"}
+        assert set(inspect(tx.connection).get_table_names()) == {*metadata.tables, *OWN_TABLES}
     assert current_version(store) == HEAD
     store.close()
 
@@ -144,6 +144,7 @@ def test_an_empty_file_becomes_ours(tmp_path: Path) -> None:
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store, migrated_url: str) -> None:
     with store.write() as tx:
         tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_9999'"))
+        tx.connection.execute(text("UPDATE schema_compatibility SET compatible_from = 'kneo_9998'"))
     with pytest.raises(Invalid) as refused:
         open_store(migrated_url, CLOCK)
     assert refused.value.code == "schema_too_new"
@@ -177,3 +178,27 @@ def test_a_connection_that_is_returned_after_the_store_was_closed_is_closed(stor
         store.close()
     assert driver is not None
     assert driver.closed
+
+
+def test_a_process_that_does_not_migrate_refuses_an_older_schema_and_an_empty_database(database_url: str) -> None:
+    with pytest.raises(Invalid, match="is empty") as refused:
+        open_store(database_url, CLOCK, migrates=False)
+    assert refused.value.code == "schema_too_old"
+    assert refused.value.hint == "Run kneo maintenance migrate."
+    change = migrate_database(database_url, CLOCK)
+    assert (change.version, change.compatible_from) == (None, COMPATIBLE_FROM)
+    store = open_store(database_url, CLOCK, migrates=False)
+    with store.write() as tx:
+        tx.connection.execute(text("DROP TABLE schema_compatibility"))
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0004'"))
+    store.close()
+    with pytest.raises(Invalid, match="has schema kneo_0004") as refused:
+        open_store(database_url, CLOCK, migrates=False)
+    assert refused.value.code == "schema_too_old"
+
+
+def test_a_dry_run_changes_nothing(database_url: str, tmp_path: Path) -> None:
+    assert migrate_database(database_url, CLOCK, dry_run=True).version is None
+    assert not list(tmp_path.glob("kneo.sqlite*"))
+    with pytest.raises(Invalid, match="is empty"):
+        open_store(database_url, CLOCK, migrates=False)

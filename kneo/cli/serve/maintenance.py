@@ -11,7 +11,7 @@ import typer
 from kneo.cli import render
 from kneo.cli.compose import find_store, make_store
 from kneo.cli.connection import JsonOption
-from kneo.maintenance import backup, make_retention, restore, vacuum
+from kneo.maintenance import backup, make_retention, migrate, restore, vacuum
 from kneo.runtime.engine.timers import end_overdue_runs
 from kneo.settings import from_env
 from kneo.tasks.deadlines import process_due
@@ -78,6 +78,34 @@ def restore_backup(
     """
     answer = restore(from_env(), source, replace=replace)
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Restored from {source}."))
+
+
+@app.command("migrate")
+def migrate_schema(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be changed, and change nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create or migrate the schema of the database, for processes with KNEO_SERV_MIGRATE=never.
+
+    Example: kneo maintenance migrate --dry-run
+    """
+    answer = migrate(from_env(), dry_run=dry_run)
+    render.emit(answer, as_json=as_json, text=lambda: _show_migration(answer, dry_run=dry_run))
+
+
+def _show_migration(answer: dict[str, object], *, dry_run: bool) -> None:
+    before, after, revisions = answer["from"], answer["to"], answer["migrations"]
+    if before == after:
+        render.success(f"The database has schema {after}; nothing to migrate.")
+        return
+    assert isinstance(revisions, dict)
+    for revision, change in revisions.items():
+        render.text(f"{revision}  {change}")
+    done = "Would migrate" if dry_run else "Migrated"
+    render.success(f"{done} the database from {before or 'empty'} to {after}.")
+    render.text(f"Processes of versions before schema {answer['compatible_from']} cannot open it afterwards.")
 
 
 @app.command("vacuum")
