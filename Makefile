@@ -20,6 +20,10 @@ demo: $(VENV)/.ready-models ## Run the demo: sign, release, approve, run, decide
 up: $(VENV)/.ready-models ## Run the demo and leave the server running
 	@$(BIN)/python -m examples.demo --up
 
+.PHONY: console-pictures
+console-pictures: $(VENV)/.ready-models $(VENV)/.ready-browser ## Take the pictures of the console in README.md from the demo
+	@$(BIN)/python -m examples.console_pictures
+
 test: $(VENV)/.ready-dev $(if $(BROWSER),$(VENV)/.ready-browser) ## Run the tests, databases included
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 

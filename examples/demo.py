@@ -99,6 +99,10 @@ class Demo:
         Thread(target=process.stdout.read, daemon=True).start()
         return process
 
+    def sign_in_link(self, person: str) -> str:
+        """Make a link that signs one browser in as a person, once."""
+        return self.kneo("service", "sign-in-link", "--person", person, "--address", self.url, quiet=True).strip()
+
     def wait_for(self, version: str = "", reason: str = "") -> None:
         """Wait until prod has released a version, or has a condition with a reason."""
         deadline = monotonic() + PATIENCE_SECONDS
@@ -125,8 +129,8 @@ class Demo:
         render.text(f"     {json.dumps(problem or answer)}")
 
 
-def run(demo: Demo) -> None:
-    """Declare, sign, deploy, run, approve; then try what is refused."""
+def declare(demo: Demo) -> None:
+    """Create a config repository, and declare version 1.1.0 of its bundle in prod, which waits for an approval."""
     demo.heading(
         "A config repository",
         "Specs, signed bundles, one file per environment and a trust root. The private keys stay outside: bob holds those of",
@@ -138,12 +142,18 @@ def run(demo: Demo) -> None:
     demo.heading(
         "Change the spec, lint it, sign it, declare it in prod, commit", "The signature covers the resolved spec."
     )
-    _edit(demo.folder / "acme" / spec, "dummy", "dummy")
+    _edit(demo.folder / "acme" / spec, "Write a short announcement", "Write an announcement of two sentences")
     demo.kneo("spec", "lint", spec, cwd="acme")
     _sign(demo, "1.1.0", key)
     _name_release(demo, "1.0.0", "1.1.0")
     demo.git("add", "-A")
     demo.git("commit", "-m", f"Release {NAME} 1.1.0 to prod")
+
+
+def run(demo: Demo) -> None:
+    """Declare, sign, deploy, run, approve; then try what is refused."""
+    declare(demo)
+    key = "../acme-keys/release.pem"
 
     demo.heading(
         "One process reconciles the commit", "The trust root that kneo init created on this machine is pinned."
@@ -259,8 +269,7 @@ def _end(demo: Demo, process: subprocess.Popen[str]) -> None:
         return
     at = ("--service-url", demo.url)
     demo.kneo("run", "--bundle", NAME, "--env", "prod", "--input", "We ship on Monday", *at, "--json", quiet=True)
-    words = ("--person", "ann", "--address", demo.url)
-    link = demo.kneo("service", "sign-in-link", *words, quiet=True).strip()
+    link = demo.sign_in_link("ann")
     render.text(f"\n✓ A task waits for ann. Open the console as ann, once within ten minutes:\n    {link}")
     render.text(f"\n✓ Kneo is up at {demo.url} (API documentation: {demo.url}/docs). Commit to {FOLDER}/acme; try:")
     render.text(f"    cd {FOLDER} && export HOME=$PWD/home KNEO_SERV_API_KEY={demo.keys['bob']}")

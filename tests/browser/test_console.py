@@ -226,3 +226,14 @@ def test_a_receipt_is_printed_on_one_page_without_navigation(bench: Bench, visit
     shown = {each: page.is_visible(each) for each in (".top", ".tabs", ".rail", "[data-receipt]", ".subject")}
     assert shown == {".top": False, ".tabs": False, ".rail": False, "[data-receipt]": True, ".subject": True}
     assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1
+
+
+def test_a_phone_can_install_the_console(visit: Visit) -> None:
+    page = visit("reviewer", "/console/inbox", **PHONE)
+    browser = page.context.new_cdp_session(page)
+    manifest = browser.send("Page.getAppManifest")
+    assert manifest["errors"] == []
+    assert manifest["url"].partition("?")[0].endswith("/console/static/manifest.webmanifest")
+    problems = [each["errorId"] for each in browser.send("Page.getInstallabilityErrors")["installabilityErrors"]]
+    # A private window installs nothing, whatever the page says.
+    assert set(problems) <= {"in-incognito"}

@@ -179,7 +179,7 @@ def test_a_browser_at_the_root_is_led_to_the_console(bench: Bench) -> None:
 def test_static_files_are_kept_for_ever_under_their_hash(bench: Bench, stranger: Browser) -> None:
     page = stranger.get("/console/login")
     files = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', page.html)
-    assert len(files) == 3
+    assert len(files) == 5
     for file in files:
         response = httpx.get(f"{bench.url}{file}", timeout=240)
         assert response.status_code == 200
