@@ -79,6 +79,7 @@ READ: dict[str, dict[str, str]] = {
     "Memory": {"kneo/agents/memory.py": "policy max_messages summarizer retriever top_k"},
     "MemoryRef": {"kneo/agents/memory.py": "ref"},
     "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
+    "RemoteAgent": {"kneo/agents/a2a/calls.py": "url secret_headers keys"},
     "Quorum": {"kneo/tasks/quorum.py": "approvals each order reject"},
     "Review": {
         "kneo/runtime/interpreter/step.py": "before after error",
@@ -112,7 +113,7 @@ READ: dict[str, dict[str, str]] = {
     "StepsStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "Tool": {
         "kneo/agents/guard.py": "parameters",
-        "kneo/agents/execution.py": "http mcp agent returns timeout_seconds max_result_chars retries on_interrupted output",
+        "kneo/agents/execution.py": "http mcp a2a agent returns timeout_seconds max_result_chars retries on_interrupted output",
         "kneo/agents/loop.py": "description transfer",
         "kneo/runtime/steps/python_tools.py": "implementation",
         "kneo/spec/models/spec.py": "capabilities effects",
