@@ -37,7 +37,7 @@ from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.load import load_tree
 from kneo.store import history, runs, tasks
-from kneo.store.engine import WORKER_LOCK, Store
+from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import JournalEntry
 from kneo.store.locks import Lock
 from kneo.tasks.decisions import DecisionRequest
@@ -221,27 +221,25 @@ class RunHost:
         """Record a run that repeats another run; return its id.
 
         Args:
-            request: The run to repeat, and the step to begin at.
+            request: The run to repeat, and the step to begin at: what earlier steps recorded is kept.
             before: A checkpoint by name, or by name and number (``draft``, ``draft:2``): the results of earlier
-                checkpoints are kept. None keeps none.
+                checkpoints are kept too. None keeps none of the step to begin at.
 
         Raises:
             NotFound, Conflict, Forbidden: the run, the step or the checkpoint does not exist, or the run is refused.
         """
-        kept = self._checkpoints_before(request.run_id, before) if before is not None else ()
+        recorded = self.snapshot(request.run_id).journal
+        kept = set(_checkpoints_before(request.run_id, recorded, before) if before is not None else ())
+
+        def keep(tx: Tx, run: Run) -> None:
+            done = {step.location for step in history.list_steps(tx, run.id)}
+            entries = [each for each in recorded if each in kept or each.location in done or not each.location]
+            history.copy_entries(tx, entries, run.id)
+
         starter = Starter(self.store, self.check_spec, pin=None)
         request = replace(request, requester=actor())
         programs = ProgramLoader(self.store)
-        return fork(starter, programs, request, lambda tx, run: history.copy_entries(tx, kept, run.id)).id
-
-    def _checkpoints_before(self, run_id: str, before: str) -> Sequence[JournalEntry]:
-        recorded = self.snapshot(run_id).journal
-        anchor = next((entry for entry in recorded if before in {entry.name, entry.name.rpartition(":")[0]}), None)
-        if anchor is None:
-            names = ", ".join(entry.name for entry in recorded) or "none"
-            msg = f"The run {run_id} has no checkpoint {before[:80]}. Recorded checkpoints: {names}."
-            raise NotFound(msg, code="checkpoint_not_found", hint="Leave from_ out to replay from the beginning.")
-        return [entry for entry in recorded if entry.sequence < anchor.sequence]
+        return fork(starter, programs, request, keep).id
 
     def check_spec(self, tree: Mapping[str, object]) -> Spec:
         """Check a spec that a program built, by the rules for every spec.
@@ -260,6 +258,15 @@ class RunHost:
     def apply_timers(self) -> None:
         """Apply deadlines that have passed while no process was running."""
         tick(self.store)
+
+
+def _checkpoints_before(run_id: str, recorded: Sequence[JournalEntry], before: str) -> Sequence[JournalEntry]:
+    anchor = next((entry for entry in recorded if before in {entry.name, entry.name.rpartition(":")[0]}), None)
+    if anchor is None:
+        names = ", ".join(entry.name for entry in recorded) or "none"
+        msg = f"The run {run_id} has no checkpoint {before[:80]}. Recorded checkpoints: {names}."
+        raise NotFound(msg, code="checkpoint_not_found", hint="Leave from_ out to replay from the beginning.")
+    return [entry for entry in recorded if entry.sequence < anchor.sequence]
 
 
 def actor() -> str:

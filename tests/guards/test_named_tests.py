@@ -12,6 +12,7 @@ THREATS = ROOT / "docs/security/threats.md"
 WEAKNESSES = ROOT / "docs/conformance/weaknesses.md"
 GATES = ROOT / "docs/conformance/gates.md"
 AGENTS = ROOT / "docs/conformance/agents.md"
+PYTHON = ROOT / "docs/conformance/python.md"
 WAITING = "waits for the agent layer"
 _NAMED = re.compile(r"`(tests/[^`:]+\.py)?(?:::([a-z_]+))?`")
 
@@ -25,7 +26,7 @@ def rows_of(page: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", [THREATS, WEAKNESSES, GATES, AGENTS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [THREATS, WEAKNESSES, GATES, AGENTS, PYTHON], ids=lambda page: page.name)
 def test_every_row_names_tests_and_every_test_that_is_named_exists(page: Path) -> None:
     rows = rows_of(page)
     assert len(rows) > 20

@@ -60,6 +60,13 @@ class StepStartedEvent(StepEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunContentEvent(StepEvent):
+    """A piece of the reply of the step's agent, while it arrives; none where a reviewer or a guardrail reads it first."""
+
+    content: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepCompletedEvent(StepEvent):
     content: str | None = None
 

@@ -82,6 +82,9 @@ class Parallel(Primitive):
     def to_spec(self, builder: StepBuilder, path: str) -> Json:
         return {"id": self.name, "kind": "parallel", "steps": builder.branches(self.steps, path)}
 
+    def branch_names(self) -> Sequence[str]:
+        return [step.name for step in self.steps]
+
     def join_steps(self, builder: StepBuilder, path: str) -> list[Json]:
         """Return the step that joins the outputs of the branches for the next step and its reviewers."""
 

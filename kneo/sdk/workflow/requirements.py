@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
 from kneo.records import run as records
@@ -72,6 +72,23 @@ class Requirement:
         position = self.task.position
         number = self.task.key.removesuffix(f".{position}").rpartition("@")[2] if position in {"after", "error"} else ""
         return int(number) if number.isdigit() else 0
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the question as plain values."""
+        return {
+            "continuation_id": self.task.id,
+            "step_id": self.step_id,
+            "step_name": self.step_name,
+            "step_type": self.step_type,
+            "step_index": self.step_index,
+            "position": self.task.position,
+            "message": self.task.prompt,
+            "decisions": [str(each) for each in self.task.decisions],
+            "is_resolved": self.is_resolved,
+            "retry_count": self.retry_count,
+            "timeout_at": self.timeout_at,
+            "on_timeout": self.on_timeout,
+        }
 
     def _set(self, kind: DecisionKind, **values: object) -> None:
         if kind not in self.task.decisions:
@@ -184,6 +201,25 @@ class StepRequirement(Requirement):
             return ()
         return answer.selected_options or ((answer.selected_option,) if answer.selected_option else ())
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the question as plain values."""
+        return {
+            **super().to_dict(),
+            "requires_confirmation": self.requires_confirmation,
+            "requires_user_input": self.requires_user_input,
+            "requires_output_review": self.requires_output_review,
+            "requires_iteration_review": self.requires_iteration_review,
+            "requires_route_selection": self.requires_route_selection,
+            "user_input_schema": [asdict(each) for each in self.user_input_schema],
+            "available_choices": list(self.available_choices),
+            "step_input": self.step_input,
+            "step_output": self.step_output,
+            "confirmed": self.confirmed,
+            "rejection_feedback": self.rejection_feedback,
+            "edited_output": self.edited_output,
+            "selected_choices": list(self.selected_choices),
+        }
+
     @property
     def executor_requirements(self) -> Sequence[StepRequirement]:
         """The question itself, where it is asked in the middle of the step."""
@@ -192,11 +228,14 @@ class StepRequirement(Requirement):
     # ---- answers ----------------------------------------------------------------------------------------------
 
     def confirm(self) -> None:
-        """Approve; call ``set_user_input`` first when values are required.
+        """Approve; call ``set_user_input`` first when values are required. A question that takes a bool is answered with true.
 
         Raises:
             ValueError: values are missing, or the question is about a route.
         """
+        if self.task.position == "wait" and (self.task.answer_schema or {}).get("type") == "boolean":
+            self.provide(True)
+            return
         if self.requires_user_input:
             self._check(self.user_input)
         self._set(DecisionKind.APPROVED, **({"values": dict(self.user_input)} if self.requires_user_input else {}))
@@ -234,6 +273,19 @@ class StepRequirement(Requirement):
         self.user_input = merged
         if not self.requires_confirmation:
             self.confirm()
+
+    def provide_user_input(self, values: Mapping[str, object]) -> None:
+        """Fill in values, and approve: arguments of a tool call, fields of a step, or the answer to a question in a step.
+
+        Raises:
+            ValueError: a value is missing or does not fit.
+            DecisionNotAllowed: the answer does not fit the question in a step.
+        """
+        if self.task.position == "wait":
+            self.provide(dict(values))
+            return
+        self.set_user_input(**values)
+        self.confirm()
 
     def select(self, *names: str) -> None:
         """Choose a route, or several in order where that is allowed.
@@ -302,6 +354,10 @@ class ToolRequirement(StepRequirement):
     def external_execution_required(self) -> bool:
         return self.task.position == "external"
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the question as plain values."""
+        return {**super().to_dict(), "tool_name": self.tool_name, "tool_args": dict(self.tool_args)}
+
     def reject(self, feedback: str | None = None) -> None:
         """Reject the call; the agent is told, with the feedback, or the run ends, as the tool's ``on_reject`` says."""
         super().reject(feedback)
@@ -316,15 +372,6 @@ class ToolRequirement(StepRequirement):
             msg = f"The arguments of {self.tool_name} are a map."
             raise TypeError(msg)
         self._set(DecisionKind.EDITED, content=encode_content(dict(content)))
-
-    def provide_user_input(self, values: Mapping[str, object]) -> None:
-        """Fill in arguments, and approve the call.
-
-        Raises:
-            ValueError: a value is missing or does not fit.
-        """
-        self.set_user_input(**values)
-        self.confirm()
 
     def set_external_execution_result(self, result: object) -> None:
         """Provide the result of the call, which was carried out elsewhere."""
@@ -348,6 +395,10 @@ class ErrorRequirement(Requirement):
         facts = self.task.metadata.get("facts")
         error = facts.get("error") if isinstance(facts, Mapping) else None
         return error if isinstance(error, Mapping) else {}
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the question as plain values."""
+        return {**super().to_dict(), "error_message": self.error_message, "error_type": self.error_type}
 
     def retry(self) -> None:
         """Repeat the step.
@@ -428,6 +479,23 @@ class WorkflowRunOutput:
             else:
                 output.step_requirements.append(StepRequirement(task, location))
         return output
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the state as plain values, for JSON."""
+        return {
+            "run_id": self.run_id,
+            "session_id": self.session_id,
+            "workflow_name": self.workflow_name,
+            "status": self.status.value,
+            "content": self.content,
+            "is_paused": self.is_paused,
+            "pause_kind": self.pause_kind,
+            "paused_step_name": self.paused_step_name,
+            "paused_step_index": self.paused_step_index,
+            "step_results": [each.to_dict() for each in self.step_results],
+            "step_requirements": [each.to_dict() for each in self.step_requirements],
+            "error_requirements": [each.to_dict() for each in self.error_requirements],
+        }
 
     @property
     def is_paused(self) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, TypeAlias
 
 from kneo.runtime.interpreter.node import below
@@ -14,6 +17,7 @@ from kneo.runtime.steps.context import StepOutput as ActivityOutput
 from kneo.runtime.steps.functions import FunctionSchemas, as_text
 from kneo.sdk.builder import SpecBuilder, call
 from kneo.sdk.host import RunSnapshot, Work
+from kneo.sdk.workflow.session_state import STATE, is_change, read_state, record_change
 from kneo.sdk.workflow.types import (
     NEEDS_REVIEW,
     Executor,
@@ -66,6 +70,10 @@ class Primitive(ABC):
         """Return the steps of the spec that follow the primitive."""
         return []
 
+    def branch_names(self) -> Sequence[str]:
+        """Return the names of the steps that run at the same time."""
+        return ()
+
     def head(self) -> Json:
         """Return the keys that steps of every kind have."""
         return {"id": self.name, **gates(self.kind, self.name, self.human_review)}
@@ -79,6 +87,8 @@ class PrimitiveLocation:
     kind: str
     index: int
     review: HumanReview | None = None
+    branches: Sequence[str] = ()
+    """The names of the steps in a Parallel."""
 
 
 class StepBuilder(SpecBuilder):
@@ -113,7 +123,9 @@ class StepBuilder(SpecBuilder):
         steps = []
         for index, member in enumerate(members):
             member_path = below(path, member.name)
-            self.locations[member_path] = PrimitiveLocation(member.name, member.kind, index, member.human_review)
+            self.locations[member_path] = PrimitiveLocation(
+                member.name, member.kind, index, member.human_review, member.branch_names()
+            )
             steps.append(member.to_spec(self, member_path))
         return steps
 
@@ -125,13 +137,21 @@ class StepBuilder(SpecBuilder):
 
         return {"id": name, "kind": "function", "ref": self.function(below(path, name), work)}
 
-    async def ask(self, function: Callable[[StepInput], object], text: str, context: StepContext) -> object:
-        """Call the function of a primitive with its input."""
-        return await call(function, await self.step_input(text, context))
-
-    async def step_input(self, text: str, context: StepContext) -> StepInput:
-        """Return the input of a step."""
+    async def ask(self, function: Callable[..., object], text: str, context: StepContext) -> object:
+        """Call the function of a primitive with its input, and with the session's state if it has a parameter for it."""
         snapshot = await asyncio.to_thread(self.host.snapshot, context.run_id)
+        step_input = self.step_input(snapshot, text, context)
+        if not takes(function, STATE):
+            return await call(function, step_input)
+        before = read_state(snapshot, without=context.location)
+        state = copy.deepcopy(before)
+        result = await call(partial(function, session_state=state), step_input)
+        if state != before or any(is_change(entry, context.location) for entry in snapshot.journal):
+            await asyncio.to_thread(record_change, self.host.store, context.run_id, context.location, before, state)
+        return result
+
+    def step_input(self, snapshot: RunSnapshot, text: str, context: StepContext) -> StepInput:
+        """Return the input of a step."""
         data = snapshot.caller_metadata.get("additional_data")
         additional: Json = dict(data) if isinstance(data, Mapping) else {}
         if context.values:
@@ -141,10 +161,11 @@ class StepBuilder(SpecBuilder):
         return StepInput(
             input=snapshot.run.input_text,
             previous_step_content=text,
-            previous_step_outputs={output.step_name or "": output for output in self.outputs(snapshot)},
+            previous_step_outputs=self.outputs_by_name(snapshot),
             additional_data=additional,
             run_id=context.run_id,
             idempotency_key=context.idempotency_key,
+            session_id=session_of(snapshot),
         )
 
     def outputs(self, snapshot: RunSnapshot) -> list[StepOutput]:
@@ -157,24 +178,63 @@ class StepBuilder(SpecBuilder):
                 step.error.message if step.error else None,
             )
             for step in snapshot.steps
-            if step.step_id in self.locations
+            if step.step_id in self.locations and self.locations[step.step_id].kind == Step.kind
         ]
+
+    def outputs_by_name(self, snapshot: RunSnapshot) -> Mapping[str, StepOutput]:
+        """Return the outputs of steps and of containers by name; a step's counts before a container's of the same name."""
+        found = {output.step_name or "": output for output in self.outputs(snapshot)}
+        for path, location in self.locations.items():
+            content = self._content(snapshot, path, location)
+            if content is not None:
+                found.setdefault(location.name, StepOutput(content, location.name))
+        return found
+
+    def _content(self, snapshot: RunSnapshot, path: str, location: PrimitiveLocation) -> object:
+        """Return what the steps in a primitive passed on last; None where none has ended."""
+        if location.branches:
+            branches = {name: below(path, name) for name in location.branches}
+            contents = {name: self._content(snapshot, at, self.locations[at]) for name, at in branches.items()}
+            return {name: content for name, content in contents.items() if content is not None} or None
+        if path in snapshot.edits:
+            return snapshot.edits[path]
+        steps = [step for step in snapshot.steps if step.step_id == path or step.step_id.startswith(f"{path}/")]
+        steps = [step for step in steps if location.kind == Step.kind or step.step_id != path]
+        return snapshot.output(steps[-1]) if steps else None
+
+
+def session_of(snapshot: RunSnapshot) -> str | None:
+    """Return the session of a run."""
+    session = snapshot.run.metadata.get("session_id")
+    return session if isinstance(session, str) else None
+
+
+def takes(function: Callable[..., object], name: str) -> bool:
+    """Return whether a function has a parameter of this name."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some callables of C have no signature
+        return False
 
 
 class Step(Primitive):
-    """A step that an agent or a function executes.
+    """A step that an agent, a team or a function executes.
 
     Args:
         name: The name of the step; the default is the name of its executor or agent.
-        agent: An agent of the spec language, or an object with ``run(text)`` or ``arun(text)``.
-        executor: ``f(step_input)``, sync or async.
+        agent: An agent of the spec language, or an object with ``run(text)`` or ``arun(text)``. Its result is passed on, of
+            an object with ``content``, ``output`` or ``output_text`` that. Parameters ``session_id`` and ``session_state``
+            receive the session.
+        team: A team of agents: the same as an agent.
+        executor: ``f(step_input)``, sync or async. A parameter ``session_state`` receives the state of the session, which the
+            function may change.
         description: The description shown where people choose.
         human_review: The questions to people around it; ``@pause`` at the executor is the same.
         timeout_seconds: The time limit of one attempt.
         parameters: The parameters of HumanReview, instead of ``human_review``.
 
     Raises:
-        ValueError: the step has neither agent nor executor, or both, or does not support the review.
+        ValueError: the step has none or several of agent, team and executor, or does not support the review.
     """
 
     kind = "Step"
@@ -184,24 +244,30 @@ class Step(Primitive):
         name: str | None = None,
         *,
         agent: object = None,
+        team: object = None,
         executor: Executor | None = None,
         description: str | None = None,
         human_review: HumanReview | None = None,
         timeout_seconds: int | None = None,
         **parameters: object,
     ) -> None:
-        subject = executor if executor is not None else agent
-        name = name or str(getattr(subject, "__name__", None) or getattr(agent, "name", "step"))
+        runners = [each for each in (executor, agent, team) if each is not None]
+        subject = runners[0] if runners else None
+        name = name or str(getattr(subject, "__name__", None) or getattr(subject, "name", None) or "step")
         problem = None
-        if (agent is None) == (executor is None):
-            problem = f"Step {name} takes an agent or an executor."
+        if len(runners) != 1:
+            problem = f"Step {name} takes one of agent, team and executor."
         elif hasattr(subject, "as_step"):
             problem = f"{name} is a workflow: pass it among the steps itself, without a Step around it."
+        elif hasattr(subject, "part"):
+            problem = f"{name} is a workflow of WorkflowBuilder, which cannot be a step here: build it of steps."
         elif executor is not None and not callable(executor):
             problem = f"The executor of Step {name} is {type(executor).__name__}, which cannot be called."
+        elif executor is None and not isinstance(subject, Agent | Mapping) and runner_of(subject) is None:
+            problem = f"The agent of Step {name} is {type(subject).__name__}, which has neither run nor arun."
         if problem is not None:
             raise ValueError(problem)
-        self.agent = agent
+        self.agent = agent if agent is not None else team
         self.executor = executor
         self.timeout_seconds = timeout_seconds
         if human_review is None and not parameters:
@@ -223,22 +289,33 @@ class Step(Primitive):
         predicate = review.requires_output_review if review is not None else False
 
         async def work(text: str, context: StepContext) -> ActivityOutput:
-            step_input = await builder.step_input(text, context)
-            content = await (call(self.executor, step_input) if self.executor else self._run_agent(step_input))
+            content = await builder.ask(self.executor or self._run_agent, text, context)
             output = content if isinstance(content, StepOutput) else StepOutput(content)
             metadata = await review_metadata(predicate, output) if callable(predicate) else {}
             return ActivityOutput(text=as_text(output.text, FunctionSchemas()), metadata=metadata)
 
         return work
 
-    async def _run_agent(self, step_input: StepInput) -> object:
+    async def _run_agent(self, step_input: StepInput, session_state: Json) -> object:
         """Run an agent object of this process."""
-        run = getattr(self.agent, "arun", None) or getattr(self.agent, "run", None)
-        if run is None:
-            msg = f"The agent of Step {self.name} has neither run nor arun."
-            raise TypeError(msg)
-        response = await call(run, message_for_agent(step_input))
-        return getattr(response, "content", response)
+        run = runner_of(self.agent)
+        assert run is not None
+        session = {"session_id": step_input.session_id, STATE: session_state}
+        response = await call(
+            partial(run, **{name: value for name, value in session.items() if takes(run, name)}),
+            message_for_agent(step_input),
+        )
+        return next((getattr(response, each) for each in RESULTS if hasattr(response, each)), response)
+
+
+RESULTS = ("content", "output", "output_text")
+"""The attributes that hold the result of an agent's run."""
+
+
+def runner_of(agent: object) -> Callable[..., object] | None:
+    """Return the method that runs an agent: ``arun``, else ``run``."""
+    run = getattr(agent, "arun", None) or getattr(agent, "run", None)
+    return run if callable(run) else None
 
 
 def message_for_agent(step_input: StepInput) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import TypeAlias
+
+from pydantic import BaseModel
 
 from kneo.tasks.forms import TYPES
 
@@ -88,6 +90,10 @@ class StepOutput:
     def text(self) -> str:
         return encode_content(self.content)
 
+    def to_dict(self) -> Json:
+        """Return the output as plain values."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class StepInput:
@@ -96,11 +102,13 @@ class StepInput:
     Attributes:
         input: The input of the run.
         previous_step_content: The output of the step before, as reviewed.
-        previous_step_outputs: The outputs of all finished steps, by name.
+        previous_step_outputs: The outputs of all finished steps, by name. The content of a Parallel is the map of its branches'
+            contents, that of another container the content of the last step in it.
         additional_data: The data that the program passed at the start of the run, with ``user_input`` (values that
             people filled in for this step), ``rejection_feedback`` and ``previous_output`` (of a rejected output).
         run_id: The run.
         idempotency_key: The same key when an attempt is repeated after a crash; pass it to external effects.
+        session_id: The session of the run.
     """
 
     input: str
@@ -109,6 +117,7 @@ class StepInput:
     additional_data: Mapping[str, object]
     run_id: str
     idempotency_key: str
+    session_id: str | None = None
 
     def get_step_output(self, step_name: str) -> StepOutput | None:
         return self.previous_step_outputs.get(step_name)
@@ -128,9 +137,13 @@ Predicate: TypeAlias = Callable[[StepOutput], object]
 
 
 def encode_content(content: object) -> str:
-    """Encode content as the text that the next step receives."""
+    """Encode content as the text that the next step receives; an object of pydantic as its JSON."""
     if isinstance(content, str):
         return content
+    if isinstance(content, BaseModel):
+        return content.model_dump_json()
+    if is_dataclass(content) and not isinstance(content, type):
+        content = asdict(content)
     return "" if content is None else json.dumps(content, ensure_ascii=False)
 
 
@@ -143,6 +156,14 @@ class HumanReview:
         on_reject: The default is ``skip``, and ``else_branch`` for a Condition.
         max_retries: Repetitions after the first attempt; 0 means none.
         timeout: Seconds until the deadline of each question.
+        assignee: The person who is asked first.
+        candidates: The people who may answer, as in a spec: ``{"groups": ["ops"], "exclude": ["requester"]}``.
+        quorum: The approvals that a decision needs: a number, or a map as in a spec.
+        escalate: The escalation chain: ``(seconds, to)`` each.
+        remind: Seconds after which candidates are reminded.
+        due: Seconds until an answer is overdue.
+        priority: From 0 to 100.
+        notify: Channels for notifications.
     """
 
     requires_confirmation: bool = False
@@ -160,6 +181,14 @@ class HumanReview:
     max_retries: int = 3
     timeout: int | None = None
     on_timeout: OnTimeout = OnTimeout.cancel
+    assignee: str | None = None
+    candidates: Mapping[str, object] | None = None
+    quorum: int | Mapping[str, object] | None = None
+    escalate: Sequence[tuple[int, str]] = ()
+    remind: Sequence[int] = ()
+    due: int | None = None
+    priority: int | None = None
+    notify: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, enum in (("on_reject", OnReject), ("on_error", OnError), ("on_timeout", OnTimeout)):
@@ -172,6 +201,24 @@ class HumanReview:
         if self.requires_output_review and self.requires_iteration_review:
             msg = "requires_output_review and requires_iteration_review are for different primitives."
             raise ValueError(msg)
+
+    @property
+    def people(self) -> Json:
+        """The people of each question, their deadlines and notifications, as keys of a gate."""
+        quorum = {"approvals": self.quorum} if isinstance(self.quorum, int) else self.quorum
+        values: Json = {
+            "assignee": self.assignee,
+            "candidates": dict(self.candidates) if self.candidates is not None else None,
+            "quorum": dict(quorum) if quorum is not None else None,
+            "escalate": [{"after": after, "to": to} for after, to in self.escalate],
+            "remind": list(self.remind),
+            "due": self.due,
+            "priority": self.priority,
+            "notify": list(self.notify),
+        }
+        if self.timeout is not None:
+            values |= {"timeout_seconds": self.timeout, "on_timeout": self.on_timeout.value}
+        return {name: value for name, value in values.items() if value not in (None, [])}
 
     @property
     def input_fields(self) -> tuple[UserInputField, ...]:
@@ -245,12 +292,10 @@ def gates(kind: str, name: str, review: HumanReview | None) -> Json:
     if review is None:
         return {}
     gate: Json = {}
-    time: Json = {}
-    if review.timeout is not None:
-        time = {"timeout_seconds": review.timeout, "on_timeout": review.on_timeout.value}
+    people = review.people
     if review.requires_confirmation or (review.requires_user_input and kind == "Step"):
-        gate["before"] = _before(kind, name, review) | time
-    after = {"on_reject": (review.on_reject or OnReject.skip).value, "max_retries": review.max_retries, **time}
+        gate["before"] = _before(kind, name, review) | people
+    after = {"on_reject": (review.on_reject or OnReject.skip).value, "max_retries": review.max_retries, **people}
     if review.requires_output_review:
         when = {"when": {"type": "metadata_equals", "key": NEEDS_REVIEW, "value": "true"}}
         prompt = review.output_review_message or f"Review the output of {name}?"
@@ -260,10 +305,10 @@ def gates(kind: str, name: str, review: HumanReview | None) -> Json:
     if review.requires_user_input and kind == "Router":
         prompt = review.user_input_message or f"Which way should {name} go?"
         multiple = {"multiple": True} if review.allow_multiple_selections else {}
-        gate["route"] = {"prompt": prompt, "decisions": ["selected"], **multiple, **time}
+        gate["route"] = {"prompt": prompt, "decisions": ["selected"], **multiple, **people}
     if review.on_error is OnError.pause:
         options = {"options": ["retry", "skip"], "max_retries": review.max_retries}
-        gate["error"] = {"prompt": f"{name} failed.", **options, **time}
+        gate["error"] = {"prompt": f"{name} failed.", **options, **people}
     return {
         **({"review": gate} if gate else {}),
         **({"on_error": "continue"} if review.on_error is OnError.skip else {}),

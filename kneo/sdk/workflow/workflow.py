@@ -6,21 +6,25 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from kneo.clock import isoformat
 from kneo.errors import NotFound
+from kneo.records.delta import ModelDelta
 from kneo.records.run import Run, RunStatus, TraceEvent
+from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import ForkRequest
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.steps.context import StepContext
 from kneo.sdk.db import RunDatabase, scratch
-from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_in_background, run_sync
+from kneo.sdk.host import RunSnapshot, WorkflowFailed, actor, run_in_background, run_sync
 from kneo.sdk.run import workflow as events
 from kneo.sdk.run.workflow import EXECUTOR_POSITIONS, WorkflowEvent
 from kneo.sdk.workflow.containers import Member, Steps, as_primitives
 from kneo.sdk.workflow.requirements import Requirement, WorkflowRunOutput
+from kneo.sdk.workflow.session_state import STATE, encode_state, read_state
 from kneo.sdk.workflow.step import StepBuilder
 from kneo.sdk.workflow.types import Json, encode_content
 from kneo.store import history, runs
@@ -36,6 +40,7 @@ class Session:
 
     session_id: str | None
     runs: Sequence[WorkflowRunOutput]
+    session_state: Mapping[str, object] = field(default_factory=dict)
 
 
 class Workflow:
@@ -47,6 +52,7 @@ class Workflow:
         db: The database of its runs; the default is a temporary one that ends with this process.
         description: The description of the workflow.
         session_id: The conversation of its runs, by which another process finds them; the default is a new one.
+        session_state: The state of a session at its beginning: a map that its steps read and change.
     """
 
     def __init__(
@@ -57,7 +63,10 @@ class Workflow:
         db: RunDatabase | None = None,
         description: str | None = None,
         session_id: str | None = None,
+        session_state: Mapping[str, object] | None = None,
     ) -> None:
+        encode_state(session_state)
+        self.session_state = session_state or {}
         self.name = name
         self.steps = as_primitives(steps)
         self.description = description
@@ -87,6 +96,7 @@ class Workflow:
         *,
         session_id: str | None = None,
         additional_data: Json | None = None,
+        session_state: Json | None = None,
         stream: bool = False,
     ) -> WorkflowRunOutput | Iterator[WorkflowEvent]:
         """Run to the next pause or to the end.
@@ -95,12 +105,13 @@ class Workflow:
             input: A text; another value is passed on as JSON.
             session_id: The conversation of the run.
             additional_data: Data for every step.
+            session_state: Values of the session's state, in place of those that its runs left.
             stream: Return events while they happen instead of the run's state at the end.
 
         Raises:
             WorkflowFailed: a step failed, and no fallback handled it.
         """
-        execution = self._start(input, session_id, additional_data)
+        execution = self._start(input, session_id, additional_data, session_state)
         return execution.follow() if stream else run_sync(execution.drive())
 
     async def arun(
@@ -109,10 +120,11 @@ class Workflow:
         *,
         session_id: str | None = None,
         additional_data: Json | None = None,
+        session_state: Json | None = None,
         stream: bool = False,
     ) -> WorkflowRunOutput | AsyncIterator[WorkflowEvent]:
         """Run as ``run`` does, on the caller's event loop."""
-        execution = await asyncio.to_thread(self._start, input, session_id, additional_data)
+        execution = await asyncio.to_thread(self._start, input, session_id, additional_data, session_state)
         return _async(execution.follow()) if stream else await execution.drive()
 
     def continue_run(
@@ -157,24 +169,71 @@ class Workflow:
     # ---- state ------------------------------------------------------------------------------------------------
 
     def get_run(self, run_id: str) -> WorkflowRunOutput:
-        """Read the state of a run.
+        """Read the state of a run; a deadline that has passed is processed first.
+
+        A run that a deadline answered is running: ``continue_run(run_id=…)`` continues it.
 
         Raises:
             NotFound: this workflow has no such run.
         """
         execution, snapshot = self._find(run_id)
+        if snapshot.open_tasks:
+            execution.builder.host.apply_timers()
+            execution, snapshot = self._find(run_id)
         return WorkflowRunOutput.of(execution.builder, snapshot)
+
+    def cancel_run(self, run_id: str) -> WorkflowRunOutput:
+        """Cancel a run and withdraw its questions; a run that has ended stays as it is.
+
+        Raises:
+            NotFound: this workflow has no such run.
+        """
+        execution, _ = self._find(run_id)
+        cancel_run(execution.builder.host.store, run_id, actor=actor())
+        return self.get_run(run_id)
+
+    def replay(
+        self,
+        run_id: str,
+        *,
+        from_step: str | None = None,
+        input: str | None = None,  # noqa: A002 - the name that programs use
+        answers: Mapping[str, object] | None = None,
+        ask: Sequence[str] = (),
+    ) -> WorkflowRunOutput:
+        """Run again from a step of a run, as another run; recorded answers are used again where they still fit.
+
+        Args:
+            run_id: The run to repeat.
+            from_step: The path of the step to begin at; the default is the first one.
+            input: A new input of that step.
+            answers: Answers that replace recorded ones, by the keys of the questions.
+            ask: Questions to ask again, by their keys, or ``all``.
+
+        Raises:
+            NotFound: this workflow has no such run, or the run did not reach the step.
+            WorkflowFailed: as ``run``.
+        """
+        execution, _ = self._find(run_id)
+        request = ForkRequest(run_id=run_id, step=from_step, input=input, answers=answers or {}, ask=tuple(ask))
+        execution.run_id = execution.builder.host.fork(request, before=None)
+        return run_sync(execution.drive())
 
     def get_session(self, session_id: str | None = None) -> Session:
         """Read a conversation; the default is the workflow's own."""
         session_id = session_id or self.session_id
         builder = self._build()
         builder.open(self.db)
+        snapshots = self._snapshots(builder, session_id, MAX_SESSION_RUNS)
+        state = read_state(snapshots[-1]) if snapshots else self.session_state
+        return Session(session_id, [WorkflowRunOutput.of(builder, snapshot) for snapshot in snapshots], state)
+
+    def _snapshots(self, builder: StepBuilder, session_id: str, limit: int) -> Sequence[RunSnapshot]:
+        """Read the newest runs of a session, oldest first."""
         where = RunFilter(workflow_name=self.name, session_id=session_id)
         with builder.host.store.read() as tx:
-            rows = runs.list_runs(tx, where, limit=MAX_SESSION_RUNS, offset=0)
-        snapshots = [builder.host.snapshot(run_id) for run_id in sorted(run.id for run in rows)]
-        return Session(session_id, [WorkflowRunOutput.of(builder, snapshot) for snapshot in snapshots])
+            rows = runs.list_runs(tx, where, limit=limit, offset=0)
+        return [builder.host.snapshot(run_id) for run_id in sorted(run.id for run in rows)]
 
     def _build(self) -> StepBuilder:
         builder = StepBuilder()
@@ -190,10 +249,15 @@ class Workflow:
             raise NotFound(msg)
         return execution, snapshot
 
-    def _start(self, content: object, session_id: str | None, data: Json | None) -> _Execution:
+    def _start(
+        self, content: object, session_id: str | None, data: Json | None, state: Mapping[str, object] | None
+    ) -> _Execution:
         execution = _Execution(self._build(), self.db, self.name)
-        builder, metadata = execution.builder, {"additional_data": data or {}}
-        session_id = session_id or self.session_id
+        builder, session_id = execution.builder, session_id or self.session_id
+        last = self._snapshots(builder, session_id, 1)
+        current = {**(read_state(last[0]) if last else self.session_state), **(state or {})}
+        encode_state(current)
+        metadata = {"additional_data": data or {}, STATE: current}
         execution.run_id = builder.host.start(builder.tree, encode_content(content), metadata, session_id=session_id).id
         return execution
 
@@ -237,7 +301,7 @@ class _Execution:
         self.run_id = run_id
         self.trace_count = 0
         self._workflow_name = workflow_name
-        self._started: queue.SimpleQueue[WorkflowEvent] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[WorkflowEvent] = queue.SimpleQueue()
         builder.open(database, self._began)
 
     def answer(self, snapshot: RunSnapshot, requirements: Sequence[Requirement]) -> None:
@@ -270,15 +334,19 @@ class _Execution:
     def follow(self) -> Iterator[WorkflowEvent]:
         """Execute the run to its next pause or to its end, and yield its events.
 
-        Starts of steps come from this process, all other events from the trace of the run.
+        Starts of steps and content of agents come from this process, all other events from the trace of the run.
         """
+        with self.builder.host.store.deltas.listen(self.run_id, self._received):
+            yield from self._follow()
+
+    def _follow(self) -> Iterator[WorkflowEvent]:
         driving = run_in_background(self.builder.host.drive(self.run_id))
         running = True
         while running:
             running = bool(wait([driving], timeout=LOOK_SECONDS).not_done)
             found = []
-            while not self._started.empty():
-                found.append(self._started.get())
+            while not self._arrived.empty():
+                found.append(self._arrived.get())
             with self.builder.host.store.read() as tx:
                 trace = history.list_trace(tx, self.run_id, after=self.trace_count)
             self.trace_count = max([self.trace_count, *(entry.sequence for entry in trace)])
@@ -286,10 +354,15 @@ class _Execution:
             yield from sorted([*traced, *found], key=lambda event: event.at)
         yield self._last(driving.result().run)
 
+    def _received(self, delta: ModelDelta) -> None:
+        step = self._step(delta.run_id, delta.step_id, isoformat(self.builder.host.store.clock.now()))
+        if step is not None:
+            self._arrived.put(events.RunContentEvent(**step, content=delta.text))
+
     def _began(self, activity: Activity, context: StepContext) -> None:
         step = self._step(context.run_id, activity.path, isoformat(self.builder.host.store.clock.now()))
         if step is not None:
-            self._started.put(events.StepStartedEvent(**step))
+            self._arrived.put(events.StepStartedEvent(**step))
 
     def _step(self, run_id: str, path: str | None, at: str) -> dict[str, Any] | None:
         """Return the fields of an event at a primitive; None where the path is not one of a primitive."""

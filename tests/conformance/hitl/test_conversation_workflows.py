@@ -421,7 +421,15 @@ def test_a_workflow_as_agent_takes_part_in_another_workflow(database: SqliteDb) 
     assert asyncio.run(workflow.resume(error.run_id, "yes")).output_text == "b(in, a(in), yes)"
 
 
-def test_middleware_of_an_agent_runs_around_its_tool_calls(database: SqliteDb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_has_neither_tools_nor_middleware() -> None:
+    for name in ("tools", "middlewares"):
+        with pytest.raises(TypeError, match=name):
+            RunConfig(**{name: []})
+
+
+def test_middleware_of_an_agent_runs_around_its_turns_and_tool_calls(
+    database: SqliteDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[str, object]] = []
 
     def look_up(city: str) -> str:

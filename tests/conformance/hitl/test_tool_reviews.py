@@ -13,7 +13,7 @@ from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.host import WorkflowFailed
 from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPausedEvent, WorkflowCompletedEvent
 from kneo.sdk.tools import tool
-from kneo.sdk.workflow import Condition, HumanReview, Loop, Parallel, Step, Steps, ToolRequirement, Workflow
+from kneo.sdk.workflow import Condition, HumanReview, Loop, Parallel, Router, Step, Steps, ToolRequirement, Workflow
 from kneo.sdk.workflow.requirements import WorkflowRunOutput
 
 
@@ -216,7 +216,7 @@ def test_an_answer_counts_once_though_two_copies_have_it(db: SqliteDb, model: Ca
     assert bank.sent == [(5, "bob")]
 
 
-@pytest.mark.parametrize("kind", ["Steps", "Condition", "Loop", "Parallel"])
+@pytest.mark.parametrize("kind", ["Steps", "Condition", "Loop", "Router", "Parallel"])
 def test_a_call_pauses_wherever_its_agent_stands(db: SqliteDb, model: Callable[..., ModelServer], kind: str) -> None:
     model(SEND)
     bank = Bank(requires_confirmation=True)
@@ -225,6 +225,7 @@ def test_a_call_pauses_wherever_its_agent_stands(db: SqliteDb, model: Callable[.
         "Steps": lambda: Steps("group", [step]),
         "Condition": lambda: Condition("group", evaluator=lambda _: True, steps=[step]),
         "Loop": lambda: Loop("group", [step], max_iterations=1),
+        "Router": lambda: Router("group", [step], selector=lambda _: "work"),
         "Parallel": lambda: Parallel(step, Step("other", executor=lambda _: "other"), name="group"),
     }[kind]()
     workflow = Workflow("pay", [container], db=db)
