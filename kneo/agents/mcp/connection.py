@@ -55,6 +55,10 @@ class ServerTransport(Protocol):
         """Return what the server wrote in addition to its messages, for the message of a failure."""
         ...
 
+    def secrets(self) -> tuple[str, ...]:
+        """Return the secrets that the connection got by itself."""
+        ...
+
 
 class Connection:
     """One connection, owned by a task of its own, which alone enters and leaves the SDK's cancel scopes.
@@ -78,6 +82,11 @@ class Connection:
     @property
     def is_open(self) -> bool:
         return not (self._is_broken or self._task.done() or self._stop.is_set() or self._transport.has_ended())
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets that the connection got by itself, which must not be in results."""
+        return self._transport.secrets()
 
     async def ready(self) -> None:
         """Wait until the connection is open.

@@ -18,6 +18,7 @@ from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR
 
 from kneo.agents.addresses import HostRules, Resolve, resolve
 from kneo.agents.mcp.failures import McpRefused
+from kneo.agents.mcp.oauth import ClientCredentials, ConnectionTokens
 from kneo.errors import Invalid
 
 S = TypeVar("S")
@@ -85,6 +86,7 @@ class Endpoint:
     is_sse: bool = False
     message_url: str | None = None
     headers: Mapping[str, str] = field(repr=False)
+    credentials: ClientCredentials | None = None
     tls: Tls
     hosts: HostRules
     max_message_bytes: int
@@ -98,14 +100,16 @@ class HttpTransport:
     def __init__(self, endpoint: Endpoint, resolver: Resolve = resolve) -> None:
         self._endpoint = endpoint
         self._network = _CheckedNetwork(endpoint, resolver)
+        self._tokens = ConnectionTokens()
 
     def streams(self) -> Transport:
-        seconds = self._endpoint.connect_seconds
+        seconds, credentials = self._endpoint.connect_seconds, self._endpoint.credentials
         client = httpx2.AsyncClient(
             transport=self._network,
             headers={**self._endpoint.headers, "Accept-Encoding": "identity"},
             timeout=httpx2.Timeout(seconds, read=self._endpoint.read_seconds),
             trust_env=False,
+            auth=credentials.flow(self._endpoint.url, self._tokens) if credentials is not None else None,
         )
         if self._endpoint.is_sse:
             # The SDK bounds each event by itself here, at 1 MiB; the stream has the events of the whole connection.
@@ -122,6 +126,9 @@ class HttpTransport:
     def last_words(self) -> str:
         return ""
 
+    def secrets(self) -> tuple[str, ...]:
+        return self._tokens.secrets
+
 
 @contextlib.asynccontextmanager
 async def _with(client: httpx2.AsyncClient, transport: AbstractAsyncContextManager[S]) -> AsyncGenerator[S]:
@@ -136,6 +143,7 @@ class _CheckedNetwork(httpx2.AsyncBaseTransport):
         self._endpoint, self._resolver = endpoint, resolver
         self._http = httpx2.AsyncHTTPTransport(verify=endpoint.tls.context(), trust_env=False)
         self.session_ended = False
+        self._read_by_flow = {404} if endpoint.credentials is None else {401, 403, 404}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         hosts = self._endpoint.hosts
@@ -186,7 +194,7 @@ class _CheckedNetwork(httpx2.AsyncBaseTransport):
         elif response.status_code == 404 and _SESSION in request.headers:
             self.session_ended = True
             problem, code = "the server has ended the session", SESSION_ENDED
-        elif response.status_code >= 400 and response.status_code != 404 and not is_json:
+        elif response.status_code >= 400 and response.status_code not in self._read_by_flow and not is_json:
             problem, code = f"HTTP status {response.status_code}", INTERNAL_ERROR
         else:
             assert isinstance(response.stream, httpx2.AsyncByteStream)

@@ -156,7 +156,8 @@ class McpServers:
                 async with asyncio.timeout(planned.seconds):
                     if planned.is_pinned:
                         check_pin(target.name, request.name, planned.pin, await _offered(connection))
-                    return _value(await _finished(connection, request, planned.call), target.secrets)
+                    result = await _finished(connection, request, planned.call)
+                    return _value(result, (*target.secrets, *connection.secrets))
             except asyncio.CancelledError:
                 self._retire(target.key)  # the server may still be at work, or hang
                 raise
@@ -165,7 +166,7 @@ class McpServers:
                 msg = f"The MCP server {target.name} did not answer the call of {request.name} within {planned.seconds:g} s."
                 raise McpServerFailed(msg, code="tool_timeout") from None
             except MCPError as error:
-                raise McpToolFailed(error.message[:2_000]) from None
+                raise McpToolFailed(str(_without_secrets(error.message[:2_000], connection.secrets))) from None
 
     async def _warn_of_change(self, planned: _PlannedCall, connection: Connection) -> None:
         """Note in the trace of a run, once, that a tool without a pin is not what its server said at the start of the connection."""

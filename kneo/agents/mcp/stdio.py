@@ -94,6 +94,9 @@ class ServerProcess(asyncio.SubprocessProtocol):
     def has_ended(self) -> bool:
         return self._output_ended
 
+    def secrets(self) -> tuple[str, ...]:
+        return ()
+
     def last_words(self) -> str:
         """Return the end of the server's standard error, for the message of a failure."""
         return self._stderr.strip()

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field
 from kneo.agents.addresses import HostRules
 from kneo.agents.mcp.failures import McpRefused
 from kneo.agents.mcp.http import READ_SECONDS, Endpoint, Tls
+from kneo.agents.mcp.oauth import ClientCredentials
 from kneo.agents.mcp.stdio import ServerCommand
 from kneo.agents.secrets import Secrets, require_secret
 from kneo.errors import Forbidden
 from kneo.settings import process_environment
 from kneo.spec.models.rules import ToolRules
-from kneo.spec.models.spec import SECRET_REFERENCE, McpServer
+from kneo.spec.models.spec import SECRET_REFERENCE, McpOAuth, McpServer
 
 MAX_MESSAGE_BYTES = 4_194_304
 """Bytes of one message of a server, where its declaration has no ``max_response_bytes``."""
@@ -117,6 +118,8 @@ def _endpoint(
     hosts = HostRules(allowed=allowed, denied=denied, inside=frozenset(each.lower() for each in rules.inside))
     try:
         hosts.check_url(url)
+        if server.oauth is not None:
+            hosts.check_url(server.oauth.issuer)
     except Forbidden as error:
         msg = f"The MCP server {name} cannot be connected to: {error.message}"
         hint = "The environment's tools.mcp.hosts and tools.inside decide, and the agent's denied_domains."
@@ -133,9 +136,15 @@ def _endpoint(
         is_sse=server.transport == "sse",
         message_url=server.message_url,
         headers=filled.each(server.headers),
+        credentials=_credentials(server.oauth, filled) if server.oauth is not None else None,
         tls=tls,
         hosts=hosts,
         max_message_bytes=server.max_response_bytes or MAX_MESSAGE_BYTES,
         connect_seconds=connect_seconds,
         read_seconds=server.sse_read_timeout or READ_SECONDS,
     )
+
+
+def _credentials(oauth: McpOAuth, filled: _Filled) -> ClientCredentials:
+    secret = filled.secret(oauth.client_secret_ref)
+    return ClientCredentials(issuer=oauth.issuer, client_id=oauth.client_id, client_secret=secret)

@@ -64,7 +64,14 @@ def _host(index: SpecIndex, name: str, server: McpServer) -> Iterator[Diagnostic
     rules = index.context.rules
     if rules is None or rules.tools.mcp.hosts is None:
         return
-    for key, url in (("url", server.url), ("sse_url", server.sse_url), ("message_url", server.message_url)):
+    issuer = server.oauth.issuer if server.oauth is not None else None
+    addresses = (
+        ("url", server.url),
+        ("sse_url", server.sse_url),
+        ("message_url", server.message_url),
+        ("oauth", issuer),
+    )
+    for key, url in addresses:
         host = host_of(url) if url is not None else None
         if host is not None and not within(host, rules.tools.mcp.hosts):
             message = f"The MCP server {name} is on {host}, which this environment does not allow: calls are refused."

@@ -221,6 +221,16 @@ _LOADER = re.compile(r"(?:LD|DYLD|GLIBC|MALLOC)_")
 """Variables by which an allowed program would load another."""
 
 
+class McpOAuth(SpecModel):
+    """The OAuth client credentials with which a server over HTTP is called."""
+
+    issuer: str = Field(
+        description="The authorization server, by its issuer URL; the secret is sent to its token endpoint alone."
+    )
+    client_id: str
+    client_secret_ref: str = Field(description="The secret of the process that holds the client secret, by its name.")
+
+
 class McpServer(SpecModel):
     """A server that offers tools over the Model Context Protocol."""
 
@@ -241,6 +251,19 @@ class McpServer(SpecModel):
     client_cert: str | None = None
     client_key: str | None = None
     client_key_ref: str | None = Field(default=None, description="Environment variable that holds the client key.")
+    oauth: McpOAuth | None = Field(
+        default=None, description="http: the client credentials for access tokens, in place of a header Authorization."
+    )
+
+    @model_validator(mode="after")
+    def _authorizes_once(self) -> Self:
+        if self.oauth is not None and self.transport != "http":
+            message = f"oauth is for servers with the transport http; this one has {self.transport}."
+            raise refused("E_SCHEMA", message, "oauth")
+        if self.oauth is not None and any(name.lower() == "authorization" for name in self.headers or {}):
+            message = "A server has oauth or a header Authorization."
+            raise refused("E_SCHEMA", message, "headers")
+        return self
 
     def unsafe_start(self) -> tuple[tuple[str | int, ...], str] | None:
         """Return where and why a program is not started, whichever commands are allowed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -33,6 +34,7 @@ from kneo.agents.turn import AnswerRequired, ToolCall, Turn
 from kneo.clock import SystemClock
 from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.records.task import Decision, DecisionKind
+from kneo.redaction import REDACTED
 from kneo.settings import McpSettings
 from kneo.spec.models.rules import McpRules, ToolRules
 from kneo.spec.models.spec import McpPin, McpServer, Spec
@@ -716,3 +718,118 @@ def test_a_tool_without_a_pin_that_is_not_as_declared_is_noted_once_in_a_run(
     assert [(each["code"], each["changed"]) for each in noted] == (
         [] if changed is None else [("W_MCP_TOOL_CHANGED", changed)] * 2
     )
+
+
+# ---- OAuth client credentials ---------------------------------------------------------------------------------------
+
+
+class Guarded:
+    """An MCP server with an authorization server at the same address; tokens are ``access-token-1``, …"""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.issuer: str | None = None
+        self.given: list[str] = []
+        self.valid: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answer(self, call: WebCall) -> bytes:
+        path = call.target.partition("?")[0]
+        if path.startswith("/.well-known/oauth-protected-resource"):
+            return self.json({"resource": f"{self.url}/mcp", "authorization_servers": [self.issuer or self.url]})
+        if path.startswith("/.well-known/oauth-authorization-server"):
+            endpoints = {f"{name}_endpoint": f"{self.url}/{name}" for name in ("token", "authorization")}
+            return self.json({"issuer": self.issuer or self.url, "response_types_supported": ["code"], **endpoints})
+        if path == "/token":
+            return self.token(call)
+        if call.method != "POST":
+            return page(status=405)
+        if call.headers.get("authorization") not in {f"Bearer {each}" for each in self.valid}:
+            return page(b"no", status=401, content_type="text/plain", www_authenticate="Bearer")
+        message = json.loads(call.body)
+        match message["method"]:
+            case "initialize":
+                info = {"name": "guarded", "version": "1"}
+                result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}
+            case "tools/call":
+                result = {"content": [{"type": "text", "text": f"with {call.headers['authorization']}"}]}
+            case method:
+                return page(status=202 if method.startswith("notifications/") else 404)
+        return self.json({"jsonrpc": "2.0", "id": message["id"], "result": result})
+
+    def token(self, call: WebCall) -> bytes:
+        basic = base64.b64encode(b"kneo:s3cr3t-of-the-client").decode()
+        if call.headers.get("authorization") != f"Basic {basic}" or b"client_credentials" not in call.body:
+            return self.json({"error": "invalid_client"}, status=401)
+        token = f"access-token-{len(self.given) + 1}"
+        self.given.append(token)
+        self.valid = {token}
+        return self.json({"access_token": token, "token_type": "Bearer", "expires_in": 3600})
+
+    @staticmethod
+    def json(value: object, status: int = 200) -> bytes:
+        return page(json.dumps(value).encode(), status=status, content_type="application/json")
+
+
+def oauth_of(guarded: Guarded, **changes: str) -> McpServer:
+    oauth = {"issuer": guarded.url, "client_id": "kneo", "client_secret_ref": "CRM_SECRET", **changes}
+    return McpServer.model_validate({"transport": "http", "url": f"{guarded.url}/mcp", "oauth": oauth})
+
+
+SECRETS = {"CRM_SECRET": "s3cr3t-of-the-client", "WRONG": "another-secret-value"}
+
+
+def test_a_server_is_called_with_a_token_for_client_credentials() -> None:
+    guarded = Guarded()
+
+    async def main() -> None:
+        async with raw_web(guarded.answer) as web, opened(rules=inside(web.port), secrets=SECRETS) as servers:
+            guarded.port = web.port
+            call = call_of("echo", {}, oauth_of(guarded))
+            for _ in range(2):
+                assert await servers.call(call) == f"with Bearer {REDACTED}"
+            assert guarded.given == ["access-token-1"]
+            guarded.valid = set()  # as when it expired
+            assert await servers.call(call) == f"with Bearer {REDACTED}"
+            assert guarded.given == ["access-token-1", "access-token-2"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("case", ["secret", "issuer", "host"])
+def test_a_client_secret_is_sent_to_its_issuer_alone(case: str) -> None:
+    guarded, sent = Guarded(), list[WebCall]()
+
+    def noting(call: WebCall) -> bytes:
+        sent.append(call)
+        return guarded.answer(call)
+
+    async def main() -> None:
+        async with raw_web(noting) as web, opened(rules=inside(web.port), secrets=SECRETS) as servers:
+            guarded.port = web.port
+            server = oauth_of(guarded, **({"client_secret_ref": "WRONG"} if case == "secret" else {}))
+            if case == "issuer":
+                guarded.issuer = f"http://127.0.0.1:{web.port}/other"
+            if case == "host":
+                server = oauth_of(guarded, issuer="http://127.0.0.1:1")
+            with pytest.raises(McpRefused if case == "host" else McpServerFailed) as failed:
+                await servers.call(call_of("echo", {}, server))
+            assert not any(secret in str(failed.value) for secret in SECRETS.values())
+
+    run(main())
+    assert guarded.given == []
+    tokens = [call for call in sent if call.target == "/token"]
+    assert bool(tokens) is (case == "secret")
+
+
+def test_oauth_is_for_one_way_of_authorization() -> None:
+    oauth = {"issuer": "https://login.example", "client_id": "kneo", "client_secret_ref": "S"}
+    for fields in (
+        {"transport": "stdio", "command": "/bin/x"},
+        {"transport": "http", "url": "https://crm.example", "headers": {"authorization": "Bearer ${T}"}},
+    ):
+        with pytest.raises(ValueError, match="oauth"):
+            McpServer.model_validate({**fields, "oauth": oauth})

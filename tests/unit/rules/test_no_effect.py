@@ -66,6 +66,7 @@ READ: dict[str, dict[str, str]] = {
     "LeafStep": {PROGRAM: f"{STEP} kind ref timeout_seconds"},
     "LoopStep": {PROGRAM: f"{STEP} kind steps max_iterations until timeout_seconds"},
     "HttpTool": {"kneo/agents/http_tools.py": "method url headers query body secret_headers"},
+    "McpOAuth": {"kneo/agents/mcp/targets.py": "issuer client_id client_secret_ref"},
     "McpToolRef": {"kneo/agents/mcp/servers.py": "server name pin"},
     "Model": {
         "kneo/agents/providers.py": "provider name extra fallbacks",
