@@ -67,6 +67,23 @@ example-renew: $(VENV)/.ready-dev ## Sign this repository's own example with new
 extras: $(VENV)/.ready-dev ## Install Kneo with each extra and with none, and use it (needs a package index)
 	@$(BIN)/pytest -rs tests/conformance/extras --fresh-environments
 
+.PHONY: deploy-check lock image
+deploy-check: $(VENV)/.ready-deploy ## Check the files of deploy/ with the programs that read them (needs a package index)
+	@$(BIN)/pytest -rs tests/deploy
+	@$(BIN)/uv pip install --quiet --dry-run --no-deps --require-hashes --target $(VENV)/.locked --requirement deploy/image/requirements.lock
+	@echo "The lock resolves with its hashes."
+
+lock: $(VENV)/.ready-deploy ## Lock the packages of the image in deploy/image/requirements.lock
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra deploy --extra models --extra a2a --python-version 3.12 --universal \
+		--generate-hashes --no-header --no-annotate --upgrade --output-file deploy/image/requirements.lock
+
+CONTAINER ?= $(shell command -v docker || command -v podman)
+IMAGE ?= kneo:local
+image: $(VENV)/.ready-deploy ## Build the container image from this commit, with docker or podman (IMAGE=name:tag)
+	@rm -f deploy/image/kneo-*.whl
+	@$(BIN)/uv build --quiet --wheel --out-dir deploy/image .
+	@$(CONTAINER) build --file deploy/image/Containerfile --tag $(IMAGE) deploy/image
+
 .PHONY: temporal
 temporal: $(VENV)/.ready-dev ## Dispatch runs through a real Temporal server to workers that are killed (installs the server into your cache)
 	@$(BIN)/pytest -rs tests/e2e/temporal --temporal
@@ -163,6 +180,11 @@ $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
 $(VENV)/.ready-docs: pyproject.toml $(VENV)/.ready-dev
 	@echo "Installing the generator of the documentation site"
 	@$(PIP) install --editable '.[docs]'
+	@touch $@
+
+$(VENV)/.ready-deploy: pyproject.toml $(VENV)/.ready-dev
+	@echo "Installing the programs that check the files of deploy/"
+	@$(PIP) install --editable '.[deploy-check]'
 	@touch $@
 
 $(VENV)/.ready-browser: pyproject.toml $(VENV)/.ready-dev
