@@ -30,7 +30,7 @@ from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.executor import Executor
 from kneo.sdk.db import RunDatabase
-from kneo.sdk.waits import enter_step
+from kneo.sdk.waits import in_step
 from kneo.settings import from_env
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
@@ -134,10 +134,14 @@ class InProcessExecutor(Executor):
         )
         if work is None:
             return await super().execute(program, activity, text, context, conversation)
-        enter_step(context, self.host.store)  # a context variable of this step's own asyncio task
         try:
-            async with asyncio.timeout(activity.timeout_seconds):
-                return await work(text, context)
+            # A context variable of this step's own asyncio task.
+            with in_step(context, self.host.store) as step:
+                async with asyncio.timeout(activity.timeout_seconds):
+                    output = await work(text, context)
+                if step.waits_for is not None:  # of a thread that the step did not join
+                    raise step.waits_for
+                return output
         except (asyncio.CancelledError, TimeoutError):
             context.token.cancel()
             raise

@@ -9,7 +9,8 @@ import inspect
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar, cast, overload
@@ -18,7 +19,7 @@ from pydantic import TypeAdapter
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Usage
-from kneo.runtime.steps.context import StepContext
+from kneo.runtime.steps.context import StepContext, WaitForAnswer
 from kneo.store.engine import Store
 from kneo.store.history import find_entry, record_entry
 
@@ -32,14 +33,19 @@ MAX_CHARS = 1_000_000
 """Characters of JSON in the arguments, and in the result, of one checkpoint."""
 
 
-@dataclass
+@dataclass(eq=False)
 class ActiveStep:
-    """The step that runs in this context, with the number of its questions by kind."""
+    """The step that runs in this context, with the number of its questions by kind.
+
+    Attributes:
+        waits_for: The open question that a thread of the step met; the thread ends, and so does the step.
+    """
 
     context: StepContext
     store: Store
     counts: Counter[str] = field(default_factory=Counter)
     poll_seconds: float = POLL_SECONDS
+    waits_for: WaitForAnswer | None = None
 
     def count(self, kind: str) -> int:
         """Return the number of the next question of a kind; the first is 1."""
@@ -50,22 +56,46 @@ class ActiveStep:
 _active_step: ContextVar[ActiveStep] = ContextVar("active_step")
 
 
-def enter_step(context: StepContext, store: Store) -> None:
-    """Set the step that runs in this context."""
-    _active_step.set(ActiveStep(context, store))
+_running: set[ActiveStep] = set()
+"""The steps that run in this process, for questions from threads that a step started itself."""
+
+
+@contextmanager
+def in_step(context: StepContext, store: Store) -> Iterator[ActiveStep]:
+    """Set the step that runs in this context, until the block ends."""
+    step = ActiveStep(context, store)
+    token = _active_step.set(step)
+    _running.add(step)
+    try:
+        yield step
+    finally:
+        _running.discard(step)
+        _active_step.reset(token)
+
+
+def is_in_step() -> bool:
+    """Return whether a step runs in this context."""
+    return _active_step.get(None) is not None
 
 
 def active_step() -> ActiveStep:
-    """Return the step that runs in this context.
+    """Return the step that runs in this context; in a thread without a context, the only step of this process.
 
     Raises:
-        Usage: no step runs.
+        Usage: no step runs, or a thread without a context runs beside several steps.
     """
     step = _active_step.get(None)
-    if step is None:
-        msg = "Only a step of a running workflow or flow can wait for a person."
-        raise Usage(msg, hint="Call this function from a function that a step runs.")
-    return step
+    if step is not None:
+        return step
+    running = tuple(_running)
+    if len(running) == 1:
+        return running[0]
+    msg = "Only a step of a running workflow or flow can wait for a person."
+    hint = "Call this function from a function that a step runs."
+    if running:
+        msg = f"{len(running)} steps run in this process, and this thread belongs to none of them."
+        hint = "Start the thread with contextvars.copy_context().run, or use asyncio.to_thread."
+    raise Usage(msg, hint=hint)
 
 
 def wait(
@@ -96,18 +126,27 @@ def wait(
     key = name or f"wait_condition:{step.count('wait_condition')}"
     step.poll_seconds = math.inf if timeout is None else timeout
     show = json.dumps(dict(metadata), ensure_ascii=False, indent=2) if metadata else None
-    if schema is None or isinstance(schema, Mapping):
-        return step.context.wait(question or key, key=key, schema=schema, show=show)
-    typed: TypeAdapter[object] = TypeAdapter(cast("type", schema))
-    value = step.context.wait(question or key, key=key, schema=typed.json_schema(), show=show)
+    try:
+        if schema is None or isinstance(schema, Mapping):
+            return step.context.wait(question or key, key=key, schema=schema, show=show)
+        typed: TypeAdapter[object] = TypeAdapter(cast("type", schema))
+        value = step.context.wait(question or key, key=key, schema=typed.json_schema(), show=show)
+    except WaitForAnswer as waiting:
+        step.waits_for = waiting
+        raise
     return typed.validate_python(value)
 
 
 def wait_for_input(
-    *, question: str, name: str | None = None, schema: object = None, timeout: float | None = POLL_SECONDS
+    *,
+    question: str,
+    name: str | None = None,
+    schema: object = None,
+    timeout: float | None = POLL_SECONDS,
+    metadata: Mapping[str, object] | None = None,
 ) -> object:
     """Ask a question and return the answer; see ``wait``."""
-    return wait(question=question, name=name, schema=schema, timeout=timeout)
+    return wait(question=question, name=name, schema=schema, timeout=timeout, metadata=metadata)
 
 
 def ask_question(question: str) -> str:
@@ -157,7 +196,7 @@ def hitl_tool(
 
 
 @dataclass(frozen=True)
-class _CheckpointCall:
+class CheckpointCall:
     """One call of a checkpoint in a step: its name with its number, and the digest of its arguments."""
 
     step: ActiveStep
@@ -165,7 +204,7 @@ class _CheckpointCall:
     input_digest: Digest
 
     @classmethod
-    def of(cls, name: str, args: object, kwargs: object) -> _CheckpointCall:
+    def of(cls, name: str, args: object, kwargs: object) -> CheckpointCall:
         step = active_step()
         text = _encode({"args": args, "kwargs": kwargs}, f"The arguments of {name}")
         return cls(step, f"{name}:{step.count(f'checkpoint {name}')}", digest_of(text.encode()))
@@ -228,7 +267,7 @@ def checkpoint(function: Callable[..., object] | None = None, *, name: str | Non
 
             @functools.wraps(wrapped)
             async def run_async(*args: object, **kwargs: object) -> object:
-                call = _CheckpointCall.of(label, args, kwargs)
+                call = CheckpointCall.of(label, args, kwargs)
                 recorded = await asyncio.to_thread(call.recorded)
                 return recorded[0] if recorded else await asyncio.to_thread(call.record, await wrapped(*args, **kwargs))
 
@@ -236,7 +275,7 @@ def checkpoint(function: Callable[..., object] | None = None, *, name: str | Non
 
         @functools.wraps(wrapped)
         def run(*args: object, **kwargs: object) -> object:
-            call = _CheckpointCall.of(label, args, kwargs)
+            call = CheckpointCall.of(label, args, kwargs)
             recorded = call.recorded()
             return recorded[0] if recorded else call.record(wrapped(*args, **kwargs))
 

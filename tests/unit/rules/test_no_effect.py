@@ -60,7 +60,7 @@ READ: dict[str, dict[str, str]] = {
         OPENING: "description title prompt request_type assignee candidates quorum timeout_seconds on_timeout escalate "
         "remind due priority notify links receipt fields answer_schema options default_option multiple context "
         "response_role",
-        "kneo/sdk/durable.py": "poll_seconds",
+        "kneo/sdk/durable/flows.py": "poll_seconds",
         "kneo/runtime/program/gates.py": "decisions on_reject max_retries",
     },
     "LeafStep": {PROGRAM: f"{STEP} kind ref timeout_seconds"},

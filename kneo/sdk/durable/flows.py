@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -19,26 +20,13 @@ from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
 from kneo.sdk.builder import SpecBuilder, call
 from kneo.sdk.db import RunDatabase, scratch
-from kneo.sdk.host import RunHost, RunSnapshot, actor, run_sync
-from kneo.sdk.waits import POLL_SECONDS, active_step, ask_question, checkpoint, hitl_tool, wait, wait_for_input
+from kneo.sdk.durable.terminal import WaitPrompt
+from kneo.sdk.host import RunHost, RunSnapshot, actor, run_in_background, run_sync
+from kneo.sdk.waits import POLL_SECONDS, active_step
 from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.decisions import decision_from_value, find_pending
 from kneo.tasks.reuse import REPLAY
-
-__all__ = [
-    "Checkpoint",
-    "Execution",
-    "Executions",
-    "Flow",
-    "Wait",
-    "ask_question",
-    "checkpoint",
-    "flow",
-    "hitl_tool",
-    "wait",
-    "wait_for_input",
-]
 
 LOOK_SECONDS = 0.05
 """The interval in which a program looks for the answer that its flow waits for."""
@@ -150,6 +138,13 @@ class Flow:
         run = builder.host.start(builder.tree, arguments, {})
         return Execution.of(run_sync(self._drive(builder.host, run.id, poll=True)))
 
+    def run(self, *args: object, **kwargs: object) -> FlowHandle:
+        """Start an execution in a thread of this process, and return at once; ``wait`` of the handle returns the result."""
+        arguments = json.dumps({"args": args, "kwargs": kwargs}, ensure_ascii=False)
+        builder = self._build()
+        run = builder.host.start(builder.tree, arguments, {})
+        return FlowHandle(self, run.id, run_in_background(self._drive(builder.host, run.id, poll=True)))
+
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run and return the result.
 
@@ -157,7 +152,10 @@ class Flow:
             Conflict: ``execution_waiting``: a question is open; the execution continues after its answer.
             RuntimeError: the execution failed.
         """
-        execution = self.start(*args, **kwargs)
+        return self.result_of(self.start(*args, **kwargs))
+
+    def result_of(self, execution: Execution) -> object:
+        """Return the result of an execution that completed; raises as a call of the flow does."""
         if execution.status == "waiting":
             names = ", ".join(each.name for each in execution.pending_waits)
             msg = f"The execution {execution.id} of {self.name} waits for {names}."
@@ -240,14 +238,55 @@ class Flow:
         The worker lock is held only while steps execute: other programs use the database in the meantime.
         """
         snapshot = await host.drive(run_id)
-        until = monotonic() + (self._polls.get(run_id, POLL_SECONDS) if poll else 0)
-        while snapshot.run.status is RunStatus.PAUSED and monotonic() < until:
-            await asyncio.sleep(LOOK_SECONDS)
-            run = await asyncio.to_thread(find_run, host.store, run_id)
-            if run.status is not RunStatus.PAUSED:  # answered, continued or ended, perhaps by another program
-                snapshot = await host.drive(run_id)
-                until = monotonic() + self._polls.get(run_id, POLL_SECONDS)
+        while poll and snapshot.run.status is RunStatus.PAUSED:
+            answered = await asyncio.to_thread(self._poll, host, snapshot)
+            if not answered:
+                break
+            snapshot = await host.drive(run_id)
         return snapshot
+
+    def _poll(self, host: RunHost, paused: RunSnapshot) -> bool:
+        """Poll for an answer, from this terminal or from elsewhere; return whether there is one in time."""
+        seconds = self._polls.get(paused.run.id, POLL_SECONDS)
+        prompt = WaitPrompt(host, paused.open_tasks, seconds)
+        until = monotonic() + seconds
+        while monotonic() < until:
+            prompt.look(LOOK_SECONDS)
+            if find_run(host.store, paused.run.id).status is not RunStatus.PAUSED:
+                return True  # answered, continued or ended, perhaps by another program
+        return False
+
+
+@dataclass(frozen=True)
+class FlowHandle:
+    """An execution that a thread of this process runs.
+
+    Attributes:
+        flow: Its flow.
+        execution_id: Its id, for ``Executions`` and for ``kneo runs``.
+    """
+
+    flow: Flow
+    execution_id: str
+    _ended: Future[RunSnapshot]
+
+    @property
+    def status(self) -> str:
+        """The status of the execution now."""
+        return Execution.of(self.flow.host().snapshot(self.execution_id)).status
+
+    def wait(self, timeout: float | None = None) -> object:
+        """Wait for the end and return the result.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Raises:
+            TimeoutError: the execution goes on after this time.
+            Conflict: ``execution_waiting``: a question had no answer for as long as its timeout.
+            RuntimeError: the execution failed.
+        """
+        return self.flow.result_of(Execution.of(self._ended.result(timeout)))
 
 
 @overload
@@ -361,3 +400,13 @@ class Executions:
         names = ", ".join(each.name for each in self.flows)
         msg = f"The execution {execution_id[:80]} does not exist. Flows searched: {names}."
         raise NotFound(msg)
+
+
+@dataclass(frozen=True, init=False)
+class Client:
+    """The executions of a program's flows: ``Client(flow).executions.list()``."""
+
+    executions: Executions
+
+    def __init__(self, *flows: Flow) -> None:
+        object.__setattr__(self, "executions", Executions(flows))

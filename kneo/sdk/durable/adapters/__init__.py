@@ -1,0 +1,1 @@
+"""Agents of other libraries as parts of flows. Each module needs its library."""

@@ -1,0 +1,67 @@
+"""Questions of a flow at the terminal of the program that runs it."""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+from collections.abc import Sequence
+
+from kneo.clock import sleep
+from kneo.errors import KneoError
+from kneo.records.task import HumanTask
+from kneo.sdk.host import RunHost
+from kneo.tasks.decisions import decision_from_value
+
+
+class WaitPrompt:
+    """Shows the open questions of a paused run, and takes the answer to the first one where people can type it.
+
+    The line about each question goes to standard error, whether or not a person sits there. Answers are accepted at the same
+    time by the CLI, the API and the console; whichever is recorded first counts.
+
+    Args:
+        host: The database of the run.
+        tasks: Its open questions.
+        seconds: How long the program polls for an answer.
+    """
+
+    def __init__(self, host: RunHost, tasks: Sequence[HumanTask], seconds: float) -> None:
+        self._host = host
+        self._task = tasks[0] if tasks and seconds > 0 and _can_type() else None
+        for task in tasks if seconds > 0 else ():
+            _show(f"Kneo: Waiting on `{task.key}` (type=external_input, timeout={seconds:g}s) in {task.run_id}")
+        if self._task is not None:
+            _show(f"{self._task.prompt}\nAnswer, or leave it to: kneo runs input {self._task.run_id} --value JSON")
+
+    def look(self, seconds: float) -> None:
+        """Wait so long for a typed line, and decide with it."""
+        if self._task is None:
+            sleep(seconds)
+        elif select.select([sys.stdin], [], [], seconds)[0]:
+            line = sys.stdin.readline()
+            if not line:  # the terminal is closed
+                self._task = None
+            elif line.strip():
+                self._decide(self._task, line.strip())
+
+    def _decide(self, task: HumanTask, text: str) -> None:
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        try:
+            self._host.decide(task, decision_from_value(task, value))
+        except KneoError as error:
+            _show(f"{error.message} {error.hint or ''}".rstrip())
+        else:
+            self._task = None
+
+
+def _can_type() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _show(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
