@@ -10,10 +10,12 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from kneo_process import Machine, eventually, run_python
 
 from kneo.cli.main import run as kneo
 from kneo.errors import Conflict, NotFound, Transient, Usage
@@ -22,6 +24,7 @@ from kneo.runtime.engine.recover import continue_run
 from kneo.runtime.steps.context import Declined
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import (
+    Client,
     Execution,
     Executions,
     Flow,
@@ -517,3 +520,101 @@ def wait_for_lock(database: SqliteDb) -> contextlib.AbstractContextManager[None]
         stack.close()
         threading.Event().wait(0.01)
     raise AssertionError
+
+
+SERVED = """
+import os
+from pathlib import Path
+from kneo.sdk.db.sqlite import SqliteDb
+from kneo.sdk.durable import checkpoint, flow, wait
+
+@checkpoint
+def look(topic):
+    with Path("log").open("a") as log:
+        log.write(topic + "\\n")
+    return topic
+
+@flow(database=SqliteDb(db_url=os.environ["KNEO_SERV_DATABASE_URL"]))
+def publish(topic):
+    return f"{look(topic)}: {wait(question='Publish?', timeout=0)}"
+
+if __name__ == "__main__":
+    print(publish.start("cats").id)
+"""
+
+
+def test_waiting_flows_go_on_by_themselves(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, f"sqlite:///{tmp_path / 'flows.db'}")
+    (tmp_path / "flows.py").write_text(SERVED)
+    run_id = run_python([sys.executable, "flows.py"], cwd=tmp_path, env=machine.env).stdout.strip()
+    try:
+        machine.start("sdk", "serve", "flows.py", answers=False)
+        service = machine.start("service", "serve", "--port", "0", "--workers", "0")
+        machine.json("runs", "input", run_id, "--value", '"yes"', "--service-url", service.url)
+        done = eventually(lambda: (run := machine.json("runs", "get", run_id))["status"] == "succeeded" and run)
+        assert done["output_text"] == '"cats: yes"'
+        assert (tmp_path / "log").read_text() == "cats\n"
+    finally:
+        machine.stop()
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("x = 1", "defines no flow"),
+        ("from kneo.sdk.durable import flow\n@flow\ndef f(): ...", "has no database"),
+        ("import nothing_of_this_name", "cannot be imported"),
+        (f"{SERVED}\n@flow(name='publish', database=publish.database)\ndef other(): ...", "two flows named publish"),
+    ],
+)
+def test_a_program_that_cannot_be_served_is_refused(
+    program: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KNEO_SERV_DATABASE_URL", f"sqlite:///{tmp_path / 'flows.db'}")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "program.py").write_text(program)
+    assert kneo(["sdk", "serve", str(tmp_path / "program.py")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_thread_of_a_step_may_wait(database: SqliteDb) -> None:
+    answers: list[object] = []
+
+    def work() -> str:
+        with ThreadPoolExecutor(1) as pool:
+            answers.append(pool.submit(lambda: wait(question="From a pool?", timeout=0)).result())
+        alone = threading.Thread(target=lambda: answers.append(wait(question="From a thread?", timeout=0)))
+        alone.start()
+        alone.join()
+        return "done"
+
+    stage, executions = made(database, work)
+    with monkey_excepthook():
+        waiting = stage.start()
+        assert [each.question for each in waiting.pending_waits] == ["From a pool?"]
+        waiting = executions.input(waiting.id, value=1)
+        assert [each.question for each in waiting.pending_waits] == ["From a thread?"]
+        assert executions.input(waiting.id, value=2).result == "done"
+    assert answers[-2:] == [1, 2]
+
+
+@contextlib.contextmanager
+def monkey_excepthook() -> Iterator[None]:
+    """Keep the question that ends a thread out of the test's warnings."""
+    before, threading.excepthook = threading.excepthook, lambda _arguments: None
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def test_a_started_flow_is_waited_for(database: SqliteDb, capfd: pytest.CaptureFixture[str]) -> None:
+    stage, _ = made(database, lambda topic: f"{topic}: {wait(question='Publish?', metadata={'risk': 'low'})}")
+    handle = stage.run("cats")
+    eventually(lambda: handle.status == "waiting")
+    with pytest.raises(TimeoutError):
+        handle.wait(0.01)
+    client = Client(stage)
+    client.executions.input(handle.execution_id, value="yes")
+    assert handle.wait(240) == "cats: yes"
+    assert "Kneo: Waiting on `wait_condition:1` (type=external_input, timeout=600s)" in capfd.readouterr().err
