@@ -163,7 +163,6 @@ COMMANDS: dict[str, Entry] = {
         SERVERS,
         {"serve": Entry("kneo.cli.serve.flows:serve", "Continue the flows of a program whenever they are answered")},
     ),
-    "maintenance": Entry("kneo.cli.serve.maintenance:app", "Prune, back up, restore and compact the database", SERVERS),
     "credentials": Entry("kneo.cli.config:credentials", "List which credentials are set, without values", SERVERS),
     "trace": Entry("kneo.cli.audit.audit:trace", "Trace a run or digest to its release, commit and approvers", AUDIT),
     "history": Entry("kneo.cli.releases.environments:history", "Show past releases of an environment", AUDIT),
