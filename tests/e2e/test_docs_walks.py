@@ -16,8 +16,13 @@ WALKS = [
     ["tutorials/first-release.md"],
     ["tutorials/first-approval.md"],
     ["tutorials/first-audit.md"],
+    ["tutorials/build-an-app.md"],
     ["operations/api-keys.md"],
+    ["guides/releases/keys.md"],
 ]
+PREPARED = {"guides/releases/keys.md": ["kneo init acme", "cd acme"]}
+"""What a page says to do before it begins, with a link instead of a block."""
+
 FAILING = {'kneo run specs/announcement.yaml --env prod --input "Hello"': 1}
 """The commands that fail, with their exit status."""
 
@@ -35,4 +40,6 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 def test_the_commands_of_the_page_work_in_order(pages: list[str], machine: Machine) -> None:
     walk = Walk(machine, FAILING)
     for page in pages:
+        for command in PREPARED.get(page, []):
+            walk.command(command)
         walk.page(DOCS / page)

@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 from code_fixtures import findings, fixture_files  # noqa: E402
 from environment_page import environment_page  # noqa: E402
+from errors_page import errors_page  # noqa: E402
 from roles_page import roles_page  # noqa: E402
 from settings_page import settings_page  # noqa: E402
 
@@ -229,11 +230,16 @@ def settings_text() -> str:
     return settings_page(GENERATED)
 
 
+def errors_text() -> str:
+    return errors_page(GENERATED)
+
+
 def environment_text() -> str:
     return environment_page(GENERATED)
 
 
 PAGES = {
+    "errors.md": errors_text,
     "environment-file.md": environment_text,
     "settings.md": settings_text,
     "roles.md": roles_text,

@@ -81,7 +81,8 @@ def test_the_reasons_of_the_page_are_those_of_the_code() -> None:
     named = {reason for row in TABLE for reason in re.findall(r"`(\w+)`", row[1])}
     assert not {reason for reason in named if f'"{reason}"' not in code}
     gates = (ROOT / "kneo/controller/stages/gates.py").read_text()
-    assert set(re.findall(r'Waits\("\w+", "(\w+)"', gates)) <= named
+    assert set(found := re.findall(r'Blocked\(\s*"\w+", "(\w+)"', gates)) <= named
+    assert len(found) > 8
     problems = "".join(path.read_text() for path in (ROOT / "kneo/controller").rglob("*.py"))
     assert set(re.findall(r'Problem\("(\w+)"', problems)) <= named
 
