@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from kneo.clock import parse_duration
 from kneo.digest import Digest, parse_digest
@@ -125,6 +126,36 @@ def _url(text: str) -> str:
         msg = "begin with https:// or http://"
         raise ValueError(msg)
     return text.rstrip("/")
+
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def _issuer(text: str) -> str:
+    """Return the address as it is: issuers are compared letter by letter, a final slash included."""
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        parts, host = urlsplit(""), ""
+    is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and text.isprintable() and " " not in text
+    if not host or not is_plain or not (parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)):
+        msg = "be an https:// address without a query (http:// on this machine only)"
+        raise ValueError(msg)
+    return text
+
+
+def _group_roles(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    roles = []
+    for entry in text.split(";"):
+        if not entry.strip():
+            continue
+        group, equals, words = entry.rpartition("=")
+        if not equals or not group.strip() or not _list(words):
+            msg = "list group=role, separated by semicolons"
+            raise ValueError(msg)
+        roles.append((group.strip(), _list(words)))
+    return tuple(roles)
 
 
 def _digest(text: str) -> Digest:
@@ -272,6 +303,29 @@ class HttpSettings:
 
     client_idempotency_key: str = setting("KNEO_SERV_IDEMPOTENCY_KEY", "", _text)
     """The idempotency key of the requests. Default: a new key for each request. Read by: client."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OidcSettings:
+    """The OpenID Connect issuer whose tokens the API accepts; see [OpenID Connect](../operations/oidc.md). Read by: service."""
+
+    issuer: str = setting("KNEO_SERV_OIDC_ISSUER", "", _issuer)
+    """Address of the issuer, exactly as its tokens and its discovery document name it. Default: none, no OIDC."""
+
+    audience: str = setting("KNEO_SERV_OIDC_AUDIENCE", "", _text)
+    """The audience of tokens that the API accepts; required with an issuer."""
+
+    name_claim: str = setting("KNEO_SERV_OIDC_NAME_CLAIM", "sub", _text)
+    """Claim with the name of the person. `email` counts only with `email_verified`."""
+
+    groups_claim: str = setting("KNEO_SERV_OIDC_GROUPS_CLAIM", "groups", _text)
+    """Claim with the groups of the person: a list, or one group."""
+
+    roles: tuple[tuple[str, tuple[str, ...]], ...] = setting("KNEO_SERV_OIDC_ROLES", (), _group_roles)
+    """`group=role_or_scope[,…]`, separated by `;`; see [roles](roles.md). A person without a role is refused."""
+
+    ca_file: Path | None = setting("KNEO_SERV_OIDC_CA_FILE", None, Path)
+    """Certificate authorities to trust for the issuer. Default: the public ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -516,7 +570,7 @@ class Settings:
     """Whether API keys stand in files, which a service reads again on SIGHUP."""
 
     auth_enabled: bool = setting("KNEO_SERV_AUTH_ENABLED", False, None)
-    """Refuse to start without API keys. Default: off without keys."""
+    """Refuse to start without API keys and without an issuer of tokens. Default: off without keys and issuer."""
 
     status_words: str = setting("KNEO_SERV_STATUS_WORDS", "auto", _one_of("auto", "documented", "published"))
     """The vocabulary of a run's status: `documented`, `published`, or `auto` by the client. Read by: service,
@@ -591,6 +645,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     git: GitCredentials = field(default_factory=GitCredentials)
     http: HttpSettings = field(default_factory=HttpSettings)
+    oidc: OidcSettings = field(default_factory=OidcSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     tracing: Tracing = field(default_factory=Tracing)
     models: ModelSettings = field(default_factory=ModelSettings)
@@ -618,6 +673,7 @@ class Settings:
 SETTINGS = (
     Settings,
     HttpSettings,
+    OidcSettings,
     Limits,
     ExecutionSettings,
     GitCredentials,
@@ -751,6 +807,28 @@ def _git_problem(git: GitCredentials) -> str | None:
         or bool(set(git.username) & {":", "@"}),
     }
     return next((problem for problem, is_so in problems.items() if is_so), None)
+
+
+def _oidc(env: Mapping[str, str]) -> OidcSettings:
+    """Read the settings of the issuer.
+
+    Raises:
+        Invalid: ``invalid_setting``: a setting is missing that another one needs.
+    """
+    values = _read(OidcSettings, env)
+    oidc = OidcSettings(**values)
+    problems = {
+        "KNEO_SERV_OIDC_ISSUER is missing, and other KNEO_SERV_OIDC_… settings are set.": bool(values)
+        and not oidc.issuer,
+        "KNEO_SERV_OIDC_ISSUER needs KNEO_SERV_OIDC_AUDIENCE, the audience of tokens of the API.": bool(oidc.issuer)
+        and not oidc.audience,
+        "KNEO_SERV_OIDC_ISSUER needs KNEO_SERV_OIDC_ROLES: no person would have a role.": bool(oidc.issuer)
+        and not oidc.roles,
+    }
+    problem = next((problem for problem, is_so in problems.items() if is_so), None)
+    if problem is not None:
+        raise Invalid(problem, code="invalid_setting")
+    return oidc
 
 
 def _by_suffix(env: Mapping[str, str], prefix: str, names: Iterable[str]) -> dict[str, str]:
@@ -996,6 +1074,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), root / ".kneo" / "kneo_runs.sqlite")
     own = _read(Settings, env)
     execution = _read(ExecutionSettings, env)
+    oidc = _oidc(env)
     channels, webhook_keys = _channels(env)
     notify = _by_suffix(env, NOTIFY_PREFIX, NOTIFY_CHANNELS)
     webhook_secret = NOTIFY_PREFIX + "WEBHOOK_SECRET"
@@ -1011,7 +1090,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
             given.get(name + FILE_END, "").strip() for name in ("KNEO_SERV_API_KEYS", "KNEO_SERV_ADMIN_API_KEY")
         ),
         auth_enabled=_flag(env.get("KNEO_SERV_AUTH_ENABLED", "").strip())
-        or bool(own.get("api_keys") or own.get("admin_api_key")),
+        or bool(own.get("api_keys") or own.get("admin_api_key") or oidc.issuer),
         known_roots_path=_home_path(env, "KNEO_SERV_KNOWN_ROOTS_PATH", Settings.known_roots_path),
         profiles_path=_home_path(env, "KNEO_SERV_PROFILES_PATH", Settings.profiles_path),
         hook_secrets=_by_suffix(env, HOOK_PREFIX, HOOK_PROVIDERS),
@@ -1022,6 +1101,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         limits=Limits(**_read(Limits, env)),
         git=_git(env, cwd),
         http=HttpSettings(**_read(HttpSettings, env)),
+        oidc=oidc,
         execution=ExecutionSettings(
             **execution,
             retention_days={

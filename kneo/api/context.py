@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kneo.errors import Forbidden
@@ -26,10 +27,11 @@ ANY_KEY = "any"
 
 @dataclass(frozen=True)
 class Principal:
-    """A caller: the name of a person, and the scopes of the person's key."""
+    """A caller: the name of a person, the scopes of the person's key or token, and when the token expires."""
 
     name: str
     scopes: frozenset[str]
+    expires_at: datetime | None = None
 
     def may(self, scope: str) -> bool:
         """Return whether the caller has a scope."""

@@ -8,8 +8,8 @@ from kneo import registry
 from kneo.api.context import ANY_KEY, Context
 from kneo.api.operation import operation
 from kneo.errors import KneoError
-from kneo.names import person_key
-from kneo.store import releases
+from kneo.store import oidc_people, releases
+from kneo.tasks.people import find_person
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,11 @@ class EnvironmentMembership:
 
 @dataclass(frozen=True, kw_only=True)
 class CallerView:
-    """The caller."""
+    """The caller. ``groups`` are those that the issuer of tokens states; they count where an environment does not name the caller."""
 
     name: str
     scopes: list[str]
+    groups: list[str]
     environments: list[EnvironmentMembership]
 
 
@@ -36,21 +37,21 @@ def get_me(context: Context) -> CallerView:
     """Return who the caller is: the name and scopes of the key, and the groups and roles in each environment."""
     found: list[EnvironmentMembership] = []
     with context.store.read() as tx:
+        issued = oidc_people.find(tx, context.actor)
         for record in releases.list_environments(tx):
             try:
                 spec = registry.declared(tx, record.name).spec
+                person = find_person(tx, record.name, context.actor)
             except KneoError:
                 continue  # a file of an older version that this one cannot read names no people
-            people = {person_key(name): person for name, person in spec.people.items()}
-            person = people.get(person_key(context.actor))
-            roles = list(person.roles) if person is not None else []
             needed = spec.approvals.roles if spec.approvals is not None else ()
             found.append(
                 EnvironmentMembership(
                     environment=record.name,
-                    groups=list(person.groups) if person is not None else [],
-                    roles=roles,
-                    approver=bool(set(roles) & set(needed)),
+                    groups=sorted(person.groups),
+                    roles=sorted(person.roles),
+                    approver=bool(person.roles & set(needed)),
                 )
             )
-    return CallerView(name=context.actor, scopes=sorted(context.principal.scopes), environments=found)
+    groups = sorted(issued.groups) if issued is not None else []
+    return CallerView(name=context.actor, scopes=sorted(context.principal.scopes), groups=groups, environments=found)

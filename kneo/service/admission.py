@@ -1,6 +1,6 @@
 """Admission of requests, before their bodies are parsed: authentication, authorization, rate limit, idempotency.
 
-The order is fixed: the key (401), the scope (403), the rate (429), the names of the query (422), then the idempotency key. Admission
+The order is fixed: the key or token (401), the scope (403), the rate (429), the names of the query (422), then the idempotency key. Admission
 is middleware rather than dependencies of the framework, so that the order does not rest on how the framework resolves them.
 """
 
@@ -22,7 +22,8 @@ from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError
 from kneo.redaction import redact_text
-from kneo.service.auth import PRINCIPAL, Keyring, authenticate
+from kneo.service.auth import PRINCIPAL, credential_of
+from kneo.service.callers import Callers
 from kneo.service.limits import Rate
 from kneo.service.problems import RECORDED, refusal
 from kneo.service.router import JsonResponse
@@ -86,14 +87,14 @@ class Admission:
 
     Args:
         app: The application behind it.
-        keyring: The API keys and their scopes.
+        callers: The callers that are admitted.
         settings: The rate limit, and the retention of idempotency keys.
         store: The database.
     """
 
-    def __init__(self, app: ASGIApp, *, keyring: Keyring, settings: Settings, store: Store) -> None:
+    def __init__(self, app: ASGIApp, *, callers: Callers, settings: Settings, store: Store) -> None:
         self.app = app
-        self.keyring = keyring
+        self.callers = callers
         self.store = store
         self.rate = Rate(settings.http.rate_per_minute)
         self.refusals = Refusals(store)
@@ -105,8 +106,8 @@ class Admission:
             return
         response = _Outgoing(send)
         try:
-            headers, version = Headers(scope=scope), self.keyring.version
-            principal = authenticate(self.keyring, headers)
+            headers, version = Headers(scope=scope), self.callers.keyring.version
+            principal = await self.callers.authenticate(headers)
             scope[PRINCIPAL] = principal
             self._check(operation, principal, scope)
             key = _key(operation, principal, headers)
@@ -124,15 +125,16 @@ class Admission:
         try:
             await self.app(scope, receive, response.take)
         except* _Revoked:
-            log.info("a stream has ended, because its API key was removed or changed")
+            log.info("a stream has ended, because its API key was removed or changed, or its token has expired")
 
     def _is_revoked(self, version: int, operation: RouteEntry, principal: Principal, headers: Headers) -> bool:
-        """Return whether the keys were replaced since a request was admitted, and would not admit it any more."""
-        if self.keyring.version == version:
+        """Return whether the caller's token has expired, or the keys were replaced and do not admit the request any more."""
+        if principal.expires_at is not None:
+            return principal.expires_at <= self.store.clock.now()
+        if self.callers.keyring.version == version:
             return False
-        try:
-            now = authenticate(self.keyring, headers)
-        except KneoError:
+        now = self.callers.keyring.find(credential_of(headers))
+        if now is None:
             return True
         return now.name != principal.name or not all(now.may(need.scope) for need in operation.required)
 

@@ -45,7 +45,8 @@ from kneo.runtime.engine.start import Starter
 from kneo.service import problems
 from kneo.service.access_log import AccessLog
 from kneo.service.admission import Admission
-from kneo.service.auth import AuthConfig, Keyring, configured, hash_keys, keyring
+from kneo.service.auth import AuthConfig, configured, hash_keys, keyring
+from kneo.service.callers import Callers, make_callers
 from kneo.service.console.app import Console, show_console
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
@@ -66,7 +67,7 @@ from kneo.service.routes import (
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
 from kneo.settings import Settings, from_env
 from kneo.store import audit as audit_log
-from kneo.store import project_metadata
+from kneo.store import oidc_people, project_metadata
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx
 
@@ -197,22 +198,30 @@ def _furnish(
     """Add the routes, their service and the middleware to an application."""
     settings, auth = app.instead.applied(settings)
     ring = keyring(auth)
-    store.transact(lambda tx: project_metadata.put_key_names(tx, ring.names))
+    callers = make_callers(settings.oidc, store, ring)
+    store.transact(lambda tx: _record_callers(tx, callers))
     routes = _route(app, metrics_too=settings.http.metrics)
-    app.state.service = service = make_service(settings, store, starter, ring, tools, alive)
+    app.state.service = service = make_service(settings, store, starter, callers, tools, alive)
     app.mount("/console", Console(app.state.service).application())
     # The middleware that is added last handles a request first.
-    app.add_middleware(Admission, keyring=ring, settings=settings, store=store)
+    app.add_middleware(Admission, callers=callers, settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
-    app.add_middleware(HeadCheck, settings=settings, keyring=ring)
+    app.add_middleware(HeadCheck, settings=settings, callers=callers)
     app.add_middleware(AccessLog, routes=routes, observer=service.metrics, logged=settings.http.request_logs)
+
+
+def _record_callers(tx: Tx, callers: Callers) -> None:
+    """Store whose credentials the service accepts, for processes without these settings."""
+    issuer = callers.people.settings.issuer if callers.people is not None else ""
+    project_metadata.put_key_names(tx, callers.keyring.names, issuer)
+    oidc_people.keep_issuer(tx, issuer)
 
 
 def make_service(
     settings: Settings,
     store: Store,
     starter: Starter,
-    ring: Keyring,
+    callers: Callers,
     tools: frozenset[str],
     alive: Callable[[], bool] = lambda: True,
 ) -> Service:
@@ -224,7 +233,7 @@ def make_service(
         settings=settings,
         store=store,
         starter=starter,
-        keyring=ring,
+        callers=callers,
         alive=alive,
         metrics=Metrics(store, streams),
         specs=SpecLoader(settings, tools),
@@ -282,7 +291,7 @@ def reload_keys(app: FastAPI) -> None:
         log.info("the API keys were reloaded", extra=facts)
 
         def work(tx: Tx) -> None:
-            project_metadata.put_key_names(tx, names)
+            _record_callers(tx, service.callers)
             audit_log.record(tx, "api_keys.reloaded", actor=None, metadata=facts)
 
         try:

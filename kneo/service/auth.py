@@ -1,11 +1,14 @@
-"""API keys, scopes and roles. A key stands for a person: its name is the actor of everything done with it."""
+"""API keys, scopes and roles. A key stands for a person: its name is the actor of everything done with it.
+
+``kneo.service.callers`` authenticates requests, by these keys or by tokens of an issuer.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -83,22 +86,24 @@ class Keyring:
     """The keys of this service, kept as hashes only.
 
     Attributes:
-        required: Whether a request needs a key.
+        required: Whether a request needs a key, or a token of an issuer.
+        may_be_empty: Whether the service works without keys: none is required, or tokens of an issuer are accepted.
         version: Changes whenever the keys are replaced.
     """
 
-    def __init__(self, keys: Mapping[bytes, Principal], *, required: bool) -> None:
+    def __init__(self, keys: Mapping[bytes, Principal], *, required: bool, may_be_empty: bool = False) -> None:
         self._keys = keys
         self.required = required
+        self.may_be_empty = may_be_empty or not required
         self.version = 0
 
     def replace(self, keys: Mapping[bytes, Principal]) -> None:
-        """Replace all keys while requests are served; a keyring that requires keys never becomes empty.
+        """Replace all keys while requests are served; a keyring that must have keys never becomes empty.
 
         Raises:
             Invalid: keys are required and there are none, or the other way round.
         """
-        if bool(keys) != self.required:
+        if not (self.required if keys else self.may_be_empty):
             msg = "Reloading cannot switch authentication on or off."
             raise Invalid(msg, code="invalid_setting", hint="Restart the service.")
         self._keys = keys
@@ -145,10 +150,11 @@ class APIKeyRecord:
 
 @dataclass(frozen=True)
 class AuthConfig:
-    """The API keys, and whether a request needs one."""
+    """The API keys, whether a request needs one, and the issuer whose tokens are accepted as well."""
 
     enabled: bool = False
     api_keys: tuple[APIKeyRecord, ...] = ()
+    issuer: str = ""
 
 
 def configured(settings: Settings) -> AuthConfig:
@@ -161,7 +167,7 @@ def configured(settings: Settings) -> AuthConfig:
     keys = [_entry(entry, number) for number, entry in enumerate(entries, start=1)]
     if settings.admin_api_key:
         keys.append(APIKeyRecord("admin", settings.admin_api_key, roles=("admin",)))
-    return AuthConfig(settings.auth_enabled, tuple(keys))
+    return AuthConfig(settings.auth_enabled, tuple(keys), settings.oidc.issuer)
 
 
 def _entry(entry: str, number: int) -> APIKeyRecord:
@@ -207,7 +213,7 @@ def keyring(config: AuthConfig) -> Keyring:
     Raises:
         Invalid: as in ``hash_keys``. The service does not start.
     """
-    return Keyring(hash_keys(config), required=config.enabled)
+    return Keyring(hash_keys(config), required=config.enabled, may_be_empty=bool(config.issuer))
 
 
 def hash_keys(config: AuthConfig) -> Mapping[bytes, Principal]:
@@ -215,7 +221,7 @@ def hash_keys(config: AuthConfig) -> Mapping[bytes, Principal]:
 
     Raises:
         Invalid: a name or key is empty, a name is not valid or has two spellings, a role or scope is unknown, a digest is
-            malformed, two entries have the same key, or keys are required and there are none.
+            malformed, two entries have the same key, or keys are required and there are neither keys nor an issuer.
     """
     keys: dict[bytes, Principal] = {}
     names: dict[str, str] = {}
@@ -233,7 +239,7 @@ def hash_keys(config: AuthConfig) -> Mapping[bytes, Principal]:
             msg = f"{record.name} and {keys[hashed].name} have the same API key; keys are people."
             raise Invalid(msg, code="invalid_setting")
         keys[hashed] = Principal(name, _scopes(record))
-    if config.enabled and not keys:
+    if config.enabled and not keys and not config.issuer:
         msg = "API keys are required, and there are none."
         hint = "KNEO_SERV_AUTH_ENABLED asks for those of KNEO_SERV_API_KEYS and KNEO_SERV_ADMIN_API_KEY."
         raise Invalid(msg, code="invalid_setting", hint=hint)
@@ -241,45 +247,58 @@ def hash_keys(config: AuthConfig) -> Mapping[bytes, Principal]:
 
 
 def _scopes(record: APIKeyRecord) -> frozenset[str]:
-    for word in (*record.roles, *record.scopes):
-        if word not in (ROLES if word in record.roles else SCOPES):
-            msg = f"The API key of {record.name} has the unknown role or scope {word[:60]!r}."
-            hint = f"Roles are {', '.join(ROLES)}; scopes are {', '.join(SCOPES)}."
-            raise Invalid(msg, code="invalid_setting", hint=hint)
-    return with_included(frozenset(record.scopes).union(*(ROLES[role] for role in record.roles)))
+    return _checked_scopes(f"The API key of {record.name}", record.roles, record.scopes)
 
 
-def authenticate(ring: Keyring, headers: Mapping[str, str]) -> Principal:
-    """Return the caller of a request.
+def _checked_scopes(where: str, roles: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
+    roles, scopes = frozenset(roles), frozenset(scopes)
+    for word in sorted((roles - ROLES.keys()) | (scopes - SCOPES.keys())):
+        msg = f"{where} has the unknown role or scope {word[:60]!r}."
+        hint = f"Roles are {', '.join(ROLES)}; scopes are {', '.join(SCOPES)}."
+        raise Invalid(msg, code="invalid_setting", hint=hint)
+    return with_included(scopes.union(*(ROLES[role] for role in roles)))
 
-    Args:
-        ring: The API keys.
-        headers: The headers of the request, by lower-case name.
+
+def group_scopes(roles: Iterable[tuple[str, tuple[str, ...]]]) -> Mapping[str, frozenset[str]]:
+    """Return the scopes of each group of an issuer that has roles or scopes.
 
     Raises:
-        Unauthorized: keys are required and the request has no known one.
+        Invalid: a role or scope is unknown.
     """
-    if not ring.required:
-        return ANONYMOUS
+    scopes: dict[str, frozenset[str]] = {}
+    for group, words in roles:
+        named = frozenset(words) & ROLES.keys()
+        found = _checked_scopes(f"The group {shown(group)} of KNEO_SERV_OIDC_ROLES", named, frozenset(words) - named)
+        scopes[group] = scopes.get(group, frozenset()) | found
+    return scopes
+
+
+def credential_of(headers: Mapping[str, str]) -> str:
+    """Return the API key or token of a request; empty where it has none.
+
+    Args:
+        headers: The headers of the request, by lower-case name.
+    """
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    key = token.strip() if scheme.lower() == "bearer" else headers.get("x-kneo-api-key", "")
-    principal = ring.find(key) if key else None
-    if principal is None:
-        msg = "A valid API key is required."
-        raise Unauthorized(msg, hint="Send Authorization: Bearer KEY.")
-    return principal
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-kneo-api-key", "")
+
+
+def unauthorized() -> Unauthorized:
+    """Return the refusal of a request without a known credential."""
+    msg = "A valid API key is required."
+    return Unauthorized(msg, hint="Send Authorization: Bearer KEY.")
 
 
 def principal_of(request: Request) -> Principal:
     """Return the caller of a request, as ``Admission`` authenticated it.
 
     Raises:
-        Unauthorized: keys are required and the request has no known one.
+        Unauthorized: ``Admission`` has authenticated no caller.
     """
     known: object = request.scope.get(PRINCIPAL)
-    if isinstance(known, Principal):
-        return known
-    return authenticate(request.app.state.service.keyring, request.headers)
+    if not isinstance(known, Principal):
+        raise unauthorized()
+    return known
 
 
 PRINCIPAL = "kneo.principal"

@@ -14,6 +14,7 @@ from kneo.api.status_words import speaks_published
 from kneo.runtime.engine.start import Starter
 from kneo.runtime.engine.wait import SettledRun, wait_until_settled
 from kneo.service.auth import Keyring
+from kneo.service.callers import Callers
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
 from kneo.service.readiness import Readiness
@@ -30,7 +31,7 @@ class Service:
         settings: This process's settings.
         store: The database.
         starter: Starts runs.
-        keyring: The API keys and their scopes.
+        callers: The callers that are admitted: owners of API keys, people of an issuer.
         alive: Returns whether the other components of this process still work.
         metrics: The metrics.
         specs: Loads specs for requests.
@@ -43,7 +44,7 @@ class Service:
     settings: Settings
     store: Store
     starter: Starter
-    keyring: Keyring
+    callers: Callers
     alive: Callable[[], bool]
     metrics: Metrics
     specs: SpecLoader
@@ -51,6 +52,11 @@ class Service:
     streams: Streams
     readiness: Readiness
     tools: frozenset[str] = frozenset()
+
+    @property
+    def keyring(self) -> Keyring:
+        """The API keys."""
+        return self.callers.keyring
 
     def context(self, principal: Principal) -> Context:
         """Return the context of an operation for a caller."""

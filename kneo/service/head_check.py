@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kneo.errors import Forbidden, Invalid, KneoError
-from kneo.service.auth import Keyring, authenticate
+from kneo.service.callers import Callers
 from kneo.service.problems import refusal
 from kneo.settings import Settings
 
@@ -48,12 +48,13 @@ class HeadCheck:
     Args:
         app: The application behind it.
         settings: Limits, and the allowed hosts.
-        keyring: The API keys, and whether one is required.
+        callers: The callers that are admitted, and whether a credential is required.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, callers: Callers) -> None:
         self.app = app
-        self.keyring = keyring
+        self.callers = callers
+        self.keyring = callers.keyring
         self.max_bytes = settings.http.header_bytes
         self.hosts = frozenset(settings.http.allowed_hosts)
         self.public_host = _host_of(urlsplit(settings.public_url).netloc) if settings.public_url else ""
@@ -62,13 +63,13 @@ class HeadCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                self._check(scope)
+                await self._check(scope)
             except KneoError as error:
                 await refusal(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
+    async def _check(self, scope: Scope) -> None:
         self._check_size(scope)
         headers, path = Headers(scope=scope), _path(scope)
         if path not in PROBES:
@@ -76,7 +77,7 @@ class HeadCheck:
         if not self.keyring.required:
             self._check_origin(scope["method"], headers)
         if PAGES.get(path, "") not in {"", *self.open_pages}:
-            authenticate(self.keyring, headers)
+            await self.callers.authenticate(headers)
 
     def _check_size(self, scope: Scope) -> None:
         line = len(scope.get("raw_path") or b"") + len(scope["query_string"])

@@ -69,8 +69,13 @@ def last_backup(tx: Tx) -> datetime | None:
     return parse_time(at) if isinstance(at, str) else None
 
 
-def put_key_names(tx: Tx, names: Collection[str]) -> None:
-    """Replace the names of API keys, where they differ."""
-    ordered = sorted(names)
-    if read(tx, KEY_NAMES).get("names", []) != ordered:
-        write(tx, KEY_NAMES, {"names": ordered})
+def has_issuer(tx: Tx) -> bool:
+    """Return whether the service accepts people of an OpenID Connect issuer."""
+    return bool(read(tx, KEY_NAMES).get("issuer"))
+
+
+def put_key_names(tx: Tx, names: Collection[str], issuer: str = "") -> None:
+    """Replace the names of API keys and the issuer of tokens, where they differ."""
+    value = {"names": sorted(names), **({"issuer": issuer} if issuer else {})}
+    if read(tx, KEY_NAMES) != value:
+        write(tx, KEY_NAMES, value)

@@ -818,6 +818,25 @@ sign_in_links = Table(
     Column("expires_at", TIME, nullable=False),
 )
 
+oidc_people = Table(
+    "oidc_people",
+    metadata,
+    Column("person_key", NAME, primary_key=True),
+    Column("name", NAME, nullable=False),
+    Column("issuer", Text, nullable=False),
+    Column("subject", Bounded(255), nullable=False),
+    Column("issued_at", TIME, nullable=False),
+    Column("seen_at", TIME, nullable=False),
+)
+
+oidc_groups = Table(
+    "oidc_groups",
+    metadata,
+    Column("person_key", NAME, primary_key=True),
+    Column("name", NAME, primary_key=True),
+    Index("ix_oidc_groups_name", "name"),
+)
+
 receipts = Table(
     "receipts",
     metadata,

@@ -169,6 +169,12 @@ EVENT = [column for column in task_events.c if column.name != "seq"]
 _ADD_EVENT = Prepared(insert(task_events))
 
 
+def open_environments(tx: Tx) -> frozenset[str | None]:
+    """Return the environments of unresolved tasks; ``None`` for that of tasks without one."""
+    query = select(tasks.c.environment).where(tasks.c.resolved_at.is_(None)).distinct()
+    return frozenset(tx.connection.execute(query).scalars())
+
+
 def add_event(tx: Tx, task: HumanTask, kind: str, actor: str | None, data: Mapping[str, object]) -> None:
     row = {"id": new_id("tev", tx.now), "task_id": task.id, "run_id": task.run_id, "at": tx.at}
     _ADD_EVENT.change(tx, row | {"type": kind, "actor": actor, "data": data})

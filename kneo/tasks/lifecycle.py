@@ -9,7 +9,7 @@ from kneo.errors import Conflict
 from kneo.notify.outbox import TaskNotice, post_task
 from kneo.records.audit import AuditEvent
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
-from kneo.store import audit, releases, runs, tasks
+from kneo.store import audit, oidc_people, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.people import known_name, may_still_answer
 
@@ -97,9 +97,10 @@ def _asked(tx: Tx, task: HumanTask) -> list[str]:
 
 def _named(tx: Tx, task: HumanTask) -> Iterator[str]:
     yield from task.candidates.users
-    if task.candidates.is_open or task.environment is None or releases.environment(tx, task.environment) is None:
-        return
     groups, roles = set(task.candidates.groups), set(task.candidates.roles)
-    for name, person in registry.declared(tx, task.environment).spec.people.items():
-        if groups.intersection(person.groups) or roles.intersection(person.roles):
-            yield name
+    if task.environment is not None and releases.environment(tx, task.environment) is not None:
+        for name, person in registry.declared(tx, task.environment).spec.people.items():
+            if groups.intersection(person.groups) or roles.intersection(person.roles):
+                yield name
+    if groups:
+        yield from oidc_people.names_in(tx, groups, MAX_PEOPLE)

@@ -9,7 +9,7 @@ from kneo import registry
 from kneo.errors import Forbidden, Invalid, Untrusted
 from kneo.names import person_key, person_name
 from kneo.records.task import Candidates, HumanTask, TaskStatus
-from kneo.store import project_metadata, releases, tasks
+from kneo.store import oidc_people, project_metadata, releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.schedule import TIMEOUT_POLICY
 
@@ -45,43 +45,67 @@ def _named(kind: str, environment: str | None, names: frozenset[str]) -> frozens
 
 
 def find_person(tx: Tx, environment: str | None, name: str) -> Person:
-    """Return a person of an environment; an environment that Git does not declare gives no groups and roles."""
-    declared = _declared(tx, environment)
-    _, groups, roles = declared.get(person_key(name), (name, frozenset(), frozenset()))
-    return Person(name=name, environment=environment, groups=groups, roles=roles)
+    """Return a person of an environment.
+
+    Roles are those of the environment's file. So are groups, for the people whom the file names; other people have the groups that
+    the issuer of their tokens states.
+    """
+    declared = _declared(tx, environment).get(person_key(name))
+    return replace(declared, name=name) if declared is not None else _issued_person(tx, environment, name)
+
+
+def _issued_person(tx: Tx, environment: str | None, name: str) -> Person:
+    issued = oidc_people.find(tx, name)
+    return Person(name=name, environment=environment, groups=issued.groups if issued is not None else frozenset())
 
 
 def identities_of(tx: Tx, name: str) -> frozenset[str]:
     """Return the identities of a person in all environments."""
+    issued, environments = _issued_person(tx, None, name), releases.list_environments(tx)
     identities = user(name)
-    for record in releases.list_environments(tx):
-        identities |= find_person(tx, record.name, name).who
+    for record in environments:
+        person = _declared(tx, record.name).get(person_key(name)) or replace(issued, environment=record.name)
+        identities |= person.who
+    if issued.groups:
+        undeclared = tasks.open_environments(tx) - {record.name for record in environments}
+        identities = identities.union(*(replace(issued, environment=each).who for each in undeclared))
     return identities
 
 
-def _declared(tx: Tx, environment: str | None) -> dict[str, tuple[str, frozenset[str], frozenset[str]]]:
-    """Return the people of an environment's file by their key: the spelling of the file, groups and roles."""
+def _declared(tx: Tx, environment: str | None) -> dict[str, Person]:
+    """Return the people of an environment's file by their key, in the spelling of the file."""
     if environment is None or releases.environment(tx, environment) is None:
         return {}
     people = registry.declared(tx, environment).spec.people
-    return {person_key(name): (name, frozenset(one.groups), frozenset(one.roles)) for name, one in people.items()}
+    return {
+        person_key(name): Person(
+            name=name, environment=environment, groups=frozenset(one.groups), roles=frozenset(one.roles)
+        )
+        for name, one in people.items()
+    }
 
 
 def known_name(tx: Tx, environment: str | None, name: str) -> str | None:
     """Return how a person's name is declared, or ``None`` for a person whom nothing declares.
 
-    Known are the people of the environment's file, the names of API keys and the principals of the trust root. Where the
-    environment is not declared and the service needs no API key, nothing says who is who, and each name is known.
+    Known are the people of the environment's file, the names of API keys, the principals of the trust root and the people of the
+    issuer of tokens. Where the environment is not declared and the service needs no API key and no token, nothing says who is who,
+    and each name is known.
     """
     key = person_key(name)
     keys = project_metadata.read_key_names(tx)
     declared = environment is not None and releases.environment(tx, environment) is not None
-    if not keys and not declared:
+    if not keys and not declared and not project_metadata.has_issuer(tx):
         return name
     people = _declared(tx, environment)
     if key in people:
-        return people[key][0]
-    return keys.get(key) or _principals(tx).get(key)
+        return people[key].name
+    return keys.get(key) or _principals(tx).get(key) or _issued_name(tx, name)
+
+
+def _issued_name(tx: Tx, name: str) -> str | None:
+    issued = oidc_people.find(tx, name)
+    return issued.name if issued is not None else None
 
 
 def _principals(tx: Tx) -> dict[str, str]:

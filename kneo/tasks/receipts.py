@@ -10,7 +10,7 @@ from kneo.errors import Invalid
 from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
 from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, ReceiptRecord, Vote
-from kneo.store import audit, receipts, releases
+from kneo.store import audit, oidc_people, receipts, releases
 from kneo.store.engine import Tx
 from kneo.tasks.schedule import TIMEOUT_POLICY
 from kneo.trust.dsse import parse_envelope, serialise
@@ -115,7 +115,7 @@ def _receipt(
             "by": decision.by if decision else TIMEOUT_POLICY,
             "actor": decision.actor if decision else TIMEOUT_POLICY,
             "decided_at": decision.at if decision else tx.at,
-            "voters": _voters(task, decision, environment),
+            "voters": _voters(tx, task, decision, environment),
             "allow_self": environment.spec.allow_self if environment else False,
             "bundle_digest": task.bundle_digest,
             "policy_digest": environment.policy_digest if environment else None,
@@ -145,7 +145,7 @@ def _decisive(task: HumanTask, decision: Decision | None) -> tuple[Vote, ...]:
     return tuple(vote for vote in task.votes if vote.actor in decision.voters)
 
 
-def _voters(task: HumanTask, decision: Decision | None, environment: Environment | None) -> list[Voter]:
+def _voters(tx: Tx, task: HumanTask, decision: Decision | None, environment: Environment | None) -> list[Voter]:
     people = {person_key(name): known for name, known in environment.spec.people.items()} if environment else {}
     voters = []
     for vote in _decisive(task, decision):
@@ -156,9 +156,15 @@ def _voters(task: HumanTask, decision: Decision | None, environment: Environment
                 decision=vote.decision.value,
                 at=parse_time(vote.at),
                 roles=known.roles if known else (),
-                groups=known.groups if known else (),
+                groups=known.groups if known else _issued_groups(tx, task, vote.actor),
                 via=vote.via,
                 statement=parse_envelope(vote.statement.encode()).digest if vote.statement is not None else None,
             )
         )
     return voters
+
+
+def _issued_groups(tx: Tx, task: HumanTask, name: str) -> tuple[str, ...]:
+    """Return the groups that the issuer of tokens states of a person, those alone that the task names."""
+    issued = oidc_people.find(tx, name)
+    return tuple(group for group in task.candidates.groups if issued is not None and group in issued.groups)

@@ -147,6 +147,8 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
     added = [
         "agent_sessions",
         "browser_sessions",
+        "oidc_groups",
+        "oidc_people",
         "pending_plans",
         "schema_compatibility",
         "session_messages",

@@ -12,6 +12,7 @@ from kneo import settings
 TITLES = {
     settings.Settings: "Process",
     settings.HttpSettings: "HTTP service and client",
+    settings.OidcSettings: "OpenID Connect",
     settings.Limits: "Limits of requests",
     settings.ExecutionSettings: "Execution and retention",
     settings.GitCredentials: "Git credentials",

@@ -20,6 +20,7 @@ from kneo.runtime.engine.assemble import working
 from kneo.runtime.engine.worker import Worker
 from kneo.service.app import make_service
 from kneo.service.auth import Keyring
+from kneo.service.callers import Callers
 from kneo.service.protocols.libraries import import_with_extra
 from kneo.settings import Settings
 
@@ -51,7 +52,8 @@ def serve(
             tools = registered_tools(settings)
             stack.enter_context(working(settings, store, Worker.DEFAULT_CONCURRENCY, retention, tools))
         starter = make_starter(settings, store, executes=lambda: executes)
-        service = make_service(settings, store, starter, Keyring({}, required=False), spec_compiler(settings).tools)
+        callers = Callers(Keyring({}, required=False))
+        service = make_service(settings, store, starter, callers, spec_compiler(settings).tools)
         stack.callback(service.changes.stop)
         owner = Principal(getpass.getuser(), frozenset({EVERYTHING}))
         list_agents(service.context(owner), environment, "mcp")

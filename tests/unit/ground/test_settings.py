@@ -399,3 +399,46 @@ def test_the_patience_with_models_is_a_duration(here: Path, text: str, seconds: 
     assert from_env({"KNEO_SERV_MODEL_PATIENCE": text}, here).models.patience_seconds == seconds
     with pytest.raises(Invalid, match="KNEO_SERV_MODEL_PATIENCE must be a duration"):
         from_env({"KNEO_SERV_MODEL_PATIENCE": f"{text} or so"}, here)
+
+
+OIDC = {
+    "KNEO_SERV_OIDC_ISSUER": "https://login.example.org/",
+    "KNEO_SERV_OIDC_AUDIENCE": "kneo",
+    "KNEO_SERV_OIDC_ROLES": "ops = operator ; a=b=viewer,human:read;;",
+}
+
+
+def test_an_issuer_is_read_letter_by_letter_and_switches_authentication_on(here: Path) -> None:
+    settings = from_env(OIDC, here)
+    assert settings.auth_enabled
+    assert settings.oidc.issuer == "https://login.example.org/"
+    assert settings.oidc.roles == (("ops", ("operator",)), ("a=b", ("viewer", "human:read")))
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("KNEO_SERV_OIDC_ISSUER", "http://login.example.org"),
+        ("KNEO_SERV_OIDC_ISSUER", "http://localhost.example.org"),
+        ("KNEO_SERV_OIDC_ISSUER", "https://user:pass@login.example.org"),
+        ("KNEO_SERV_OIDC_ISSUER", "https://login.example.org/?tenant=1"),
+        ("KNEO_SERV_OIDC_ISSUER", "https://"),
+        ("KNEO_SERV_OIDC_ISSUER", "https://login.example.org:port"),
+        ("KNEO_SERV_OIDC_ISSUER", "login.example.org"),
+        ("KNEO_SERV_OIDC_ISSUER", ""),
+        ("KNEO_SERV_OIDC_AUDIENCE", ""),
+        ("KNEO_SERV_OIDC_ROLES", ""),
+        ("KNEO_SERV_OIDC_ROLES", "ops"),
+        ("KNEO_SERV_OIDC_ROLES", "=operator"),
+        ("KNEO_SERV_OIDC_ROLES", "ops="),
+    ],
+)
+def test_settings_of_an_issuer_that_do_not_fit(here: Path, variable: str, text: str) -> None:
+    with pytest.raises(Invalid, match=variable) as refused:
+        from_env({**OIDC, variable: text}, here)
+    assert refused.value.code == "invalid_setting"
+
+
+@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1:1", "[::1]:5556"])
+def test_an_issuer_on_this_machine_needs_no_tls(here: Path, host: str) -> None:
+    assert from_env({**OIDC, "KNEO_SERV_OIDC_ISSUER": f"http://{host}/dex"}, here).oidc.issuer

@@ -1,0 +1,103 @@
+"""Rows of the people of an OpenID Connect issuer and of their groups."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import ColumnElement, and_, delete, insert, select
+
+from kneo.clock import isoformat
+from kneo.names import person_key
+from kneo.records.oidc_person import KNOWN_FOR, OidcPerson
+from kneo.store.engine import Tx, lock_table, upsert
+from kneo.store.tables import oidc_groups, oidc_people
+
+_MY_GROUPS = oidc_groups.c.person_key == oidc_people.c.person_key
+
+
+def find(tx: Tx, name: str) -> OidcPerson | None:
+    """Return a person who is still known, in any spelling of the name."""
+    query = (
+        select(oidc_people, oidc_groups.c.name.label("group"))
+        .join(oidc_groups, _MY_GROUPS, isouter=True)
+        .where(oidc_people.c.person_key == person_key(name), oidc_people.c.seen_at > _oldest(tx))
+    )
+    rows = tx.connection.execute(query).all()
+    if not rows:
+        return None
+    first = rows[0]
+    groups = frozenset(row.group for row in rows if row.group is not None)
+    return OidcPerson(
+        name=first.name, issuer=first.issuer, subject=first.subject, groups=groups, issued_at=first.issued_at
+    )
+
+
+def names_in(tx: Tx, groups: Collection[str], limit: int) -> list[str]:
+    """Return the names of known people in any of these groups."""
+    query = (
+        select(oidc_people.c.name)
+        .where(oidc_people.c.seen_at > _oldest(tx))
+        .where(oidc_people.c.person_key.in_(select(oidc_groups.c.person_key).where(oidc_groups.c.name.in_(groups))))
+        .order_by(oidc_people.c.name)
+        .limit(limit)
+    )
+    return list(tx.connection.execute(query).scalars())
+
+
+def put(tx: Tx, person: OidcPerson) -> bool:
+    """Store a person, unless a newer token named the person; return whether subject, issuer or groups are new."""
+    key = person_key(person.name)
+    lock_table(tx, f"oidc_people:{key}")
+    before = find(tx, person.name)
+    if before is not None and before.issued_at > person.issued_at:
+        return False
+    _delete_forgotten(tx)
+    upsert(
+        tx,
+        oidc_people,
+        {"person_key": key},
+        name=person.name,
+        issuer=person.issuer,
+        subject=person.subject,
+        issued_at=person.issued_at,
+        seen_at=tx.at,
+    )
+    if before is None or before.groups != person.groups:
+        tx.connection.execute(delete(oidc_groups).where(oidc_groups.c.person_key == key))
+        if person.groups:
+            rows = [{"person_key": key, "name": group} for group in sorted(person.groups)]
+            tx.connection.execute(insert(oidc_groups), rows)
+    return before is None or (before.subject, before.issuer, before.groups) != (
+        person.subject,
+        person.issuer,
+        person.groups,
+    )
+
+
+def remove(tx: Tx, name: str, issued_at: str) -> bool:
+    """Delete a person, unless a newer token named the person; return whether there was one."""
+    key = person_key(name)
+    mine = and_(oidc_people.c.person_key == key, oidc_people.c.issued_at <= issued_at)
+    if not tx.connection.execute(delete(oidc_people).where(mine)).rowcount:
+        return False
+    tx.connection.execute(delete(oidc_groups).where(oidc_groups.c.person_key == key))
+    return True
+
+
+def keep_issuer(tx: Tx, issuer: str) -> None:
+    """Delete the people of other issuers; with an empty text all."""
+    _delete(tx, oidc_people.c.issuer != issuer)
+
+
+def _delete_forgotten(tx: Tx) -> None:
+    _delete(tx, oidc_people.c.seen_at <= _oldest(tx))
+
+
+def _delete(tx: Tx, which: ColumnElement[bool]) -> None:
+    keys = select(oidc_people.c.person_key).where(which)
+    tx.connection.execute(delete(oidc_groups).where(oidc_groups.c.person_key.in_(keys)))
+    tx.connection.execute(delete(oidc_people).where(which))
+
+
+def _oldest(tx: Tx) -> str:
+    return isoformat(tx.now - KNOWN_FOR)
