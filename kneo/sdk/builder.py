@@ -117,7 +117,7 @@ class SpecBuilder:
 
     def open(self, database: RunDatabase, began: Began = no_listener) -> None:
         """Connect the workflow to the database of its runs."""
-        self.host = RunHost(database, self.work, self.tools, began)
+        self.host = RunHost(database, self.work, self.tools, began, tuple(self.components["functions"]))
 
 
 def _declaration(tool: RegisteredTool) -> Json:

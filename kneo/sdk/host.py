@@ -26,7 +26,7 @@ from kneo.runtime.engine.wait import RunSettled, find_run, wait_until_settled
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
-from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.code import INPROCESS, CodeLoader, CodeUnavailable
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.executor import Executor
 from kneo.sdk.db import RunDatabase
@@ -129,10 +129,11 @@ class InProcessExecutor(Executor):
         self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
     ) -> StepOutput:
         self.host.began(activity, context)
-        work = (
-            self.host.work.get(program.functions[activity.ref].implementation) if activity.kind == "function" else None
-        )
+        implementation = program.functions[activity.ref].implementation if activity.kind == "function" else ""
+        work = self.host.work.get(implementation)
         if work is None:
+            if implementation.startswith(INPROCESS):
+                raise self._missing(activity, context)
             return await super().execute(program, activity, text, context, conversation)
         try:
             # A context variable of this step's own asyncio task.
@@ -146,6 +147,14 @@ class InProcessExecutor(Executor):
             context.token.cancel()
             raise
 
+    def _missing(self, activity: Activity, context: StepContext) -> CodeUnavailable:
+        msg = f"The run {context.run_id} continues with the step {activity.path}, which this program does not have."
+        hint = (
+            f"Steps of this program: {', '.join(self.host.steps)[:500] or 'none'}. Build the workflow with a step of that name at "
+            "that place, and continue the run. What it did and what people answered is kept."
+        )
+        return CodeUnavailable(msg, code="step_missing", hint=hint, run_id=context.run_id, step=activity.path)
+
 
 @dataclass(frozen=True)
 class RunHost:
@@ -154,6 +163,7 @@ class RunHost:
     Attributes:
         database: The database of the runs.
         work: Step functions by the implementation that the spec names.
+        steps: The paths of those steps, for messages.
         tools: The tools of its agents.
         began: Called when a step begins.
     """
@@ -162,6 +172,7 @@ class RunHost:
     work: Mapping[str, Work]
     tools: ToolRegistry = field(default_factory=ToolRegistry)
     began: Began = no_listener
+    steps: Sequence[str] = ()
 
     @property
     def store(self) -> Store:
@@ -329,8 +340,12 @@ def worker_lock(store: Store) -> Iterator[Lock]:
     deadline = monotonic() + LOCK_WAIT_SECONDS
     while (lock := _acquire(store, key)) is None:
         if monotonic() >= deadline:
-            msg = "Another process executes steps on this database."
-            hint = "Stop it, use another database, or embed the steps in that process with KNEO_SERV_PLATFORM."
+            name = store.engine.url.database or "this database"
+            msg = f"Another process executes steps on {name}; this program waited {LOCK_WAIT_SECONDS:g} s for it."
+            hint = (
+                "Two programs use one database in turns: wait until the other one has finished or paused, or stop it. Or give this "
+                "program a database of its own. Nothing was executed, and what people answered is kept."
+            )
             raise Conflict(msg, code="worker_running", hint=hint)
         sleep(LOCK_POLL_SECONDS)
     try:

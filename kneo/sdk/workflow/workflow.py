@@ -245,8 +245,8 @@ class Workflow:
         execution = _Execution(self._build(), self.db, self.name, run_id)
         snapshot = execution.builder.host.snapshot(run_id)
         if snapshot.run.workflow_name != self.name:
-            msg = f"The workflow {self.name} has no run {run_id}."
-            raise NotFound(msg)
+            msg = f"The run {run_id} belongs to the workflow {snapshot.run.workflow_name}, not to {self.name}."
+            raise NotFound(msg, hint="Read and continue it with the program that builds that workflow.")
         return execution, snapshot
 
     def _start(
