@@ -156,6 +156,7 @@ COMMANDS: dict[str, Entry] = {
     "controller": Entry(
         "kneo.cli.serve.controller:controller", "Run the controller: reconcile environments with Git", SERVERS
     ),
+    "doctor": Entry("kneo.cli.doctor.command:doctor", "Check the installation and print what to do", SERVERS),
     "maintenance": Entry("kneo.cli.serve.maintenance:app", "Back up, restore, migrate and prune the database", SERVERS),
     "sdk": Entry(
         "kneo.cli.serve.flows:app",

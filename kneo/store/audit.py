@@ -177,7 +177,7 @@ def verify(
             problem = (
                 _note_problem(walked.checkpoints, keys)
                 or _problem_outside(tx)
-                or (_waiting_problem(tx, waiting) if waiting is not None else None)
+                or (find_waiting_problem(tx, waiting) if waiting is not None else None)
                 or append_only.find_problem(tx)
             )
             verdict = replace(verdict, valid=problem is None, problem=problem)
@@ -254,8 +254,8 @@ def _note_problem(stored: Sequence[audit_tree.Checkpoint], keys: Sequence[Public
     return None
 
 
-def _waiting_problem(tx: Tx, most: timedelta) -> str | None:
-    """Find an event that cannot be sealed, or is overdue."""
+def find_waiting_problem(tx: Tx, most: timedelta) -> str | None:
+    """Return an event that cannot be sealed, or has waited longer than that, as a problem; ``None`` without one."""
     left = (
         select(audit_pending.c.event_id).where(audit_pending.c.unsealable.is_(True)).order_by(audit_pending.c.event_id)
     )

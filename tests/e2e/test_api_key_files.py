@@ -113,7 +113,7 @@ def test_an_invalid_file_keeps_the_keys(keys: Keys, text: str) -> None:
 def test_the_examples_of_the_page_are_valid(tmp_path: Path) -> None:
     blocks = dict(BLOCK.findall(PAGE))
     machine = Desk(tmp_path / "work", f"sqlite:///{tmp_path / 'kneo.sqlite'}")
-    lines = blocks["console"].splitlines()
+    lines = blocks["bash"].splitlines()
     made = [machine.json(*line.split()[1:]) for line in lines]
     entries = blocks["text"].replace("\n", "")
     assert [str(one["entry"]).split(":", 3)[3] for one in made] == [one.split(":", 3)[3] for one in entries.split(";")]

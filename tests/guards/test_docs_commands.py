@@ -27,6 +27,8 @@ EXECUTED = {
     "docs/guides/specs/memory.md": "tests/e2e/test_memory_guide.py",
     "docs/guides/specs/skills.md": "tests/e2e/test_skills_guide.py",
     "docs/operations/oidc.md": "tests/integration/service/test_oidc.py",
+    "docs/operations/doctor.md": "tests/integration/cli/test_doctor.py",
+    "docs/operations/upgrade.md": "tests/integration/cli/test_maintenance.py",
 }
 """The test that executes the ``bash`` (in the README, ``sh``) blocks of a page, where it is not the walk of ``WALKS``."""
 

@@ -23,7 +23,7 @@ MIN_CHARS = 24
 MAX_CHARS = 1_000
 
 
-@examples("kneo keys api-key ann --role approver", "kneo keys api-key ci --role runs:read,runs:write --stdin < ci.key")
+@examples("kneo keys api-key ann --role approver", "kneo keys api-key ci --role runs:read,runs:write --stdin")
 def api_key(
     name: Annotated[str, typer.Argument(help="Owner of the key: a person or a program.")],
     role: Annotated[str, typer.Option("--role", help="Role or scopes, separated by commas.")],

@@ -1,5 +1,8 @@
 """``kneo maintenance``, as an operator types it."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 SPEC = """
@@ -30,3 +33,14 @@ def test_a_run_that_waits_survives_its_database(kneo, tmp_path, monkeypatch):
     assert done.json["status"] == "succeeded"
     assert kneo("maintenance", "vacuum", "--json").json["bytes_after"] > 0
     assert kneo("maintenance", "prune", "--json").json["retention"]["runs"] == 0
+
+
+def test_the_commands_of_the_upgrade_page_migrate_a_database_once(kneo, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs/operations/upgrade.md").read_text()
+    [block] = re.findall(r"^ *```bash\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+    planned, done = [kneo(*line.split()[1:]) for line in block.splitlines()]
+    assert (planned.status, "Would migrate the database from empty" in planned.out) == (0, True)
+    assert (done.status, "Migrated the database from empty" in done.out) == (0, True)
+    assert "nothing to migrate" in kneo("maintenance", "migrate").out
+    monkeypatch.setenv("KNEO_SERV_MIGRATE", "never")
+    assert kneo("run", "spec.yaml", "--input", "x", "--json").json["status"] == "paused"

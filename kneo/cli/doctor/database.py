@@ -1,0 +1,248 @@
+"""Checks of the database, and of what it says about workers, the controller, releases and the audit log."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from kneo import registry
+from kneo.cli.doctor.report import Checks, Diagnosis, error, ok, warning
+from kneo.cli.repository.mirrors import open_mirror
+from kneo.clock import Clock, parse_time
+from kneo.errors import Invalid, Untrusted
+from kneo.notify.channels import plain_name
+from kneo.settings import Settings
+from kneo.store import audit, audit_tree, metrics, releases, requests, runs, sources
+from kneo.store.engine import Store
+from kneo.store.migrate import HEAD, migrate_database
+from kneo.store.server import CONNECTIONS_PER_PROCESS, has_worker, read_server
+from kneo.store.service_key import FILE
+from kneo.trust.checkpoint import read_checkpoint
+from kneo.trust.keys import PrivateKey
+
+MOST_SKEW = timedelta(seconds=5)
+"""Difference of the clocks of this machine and the database from which leases and deadlines suffer."""
+
+MOST_WAIT = timedelta(seconds=60)
+"""Time after which a run should have been taken by a worker."""
+
+ROOT_WARNING = timedelta(days=30)
+"""Time before the end of a trust root from which a new one should be signed."""
+
+SPECS = 500
+"""Released bundles, and as many specs of runs, whose channels are compared with the settings."""
+
+
+def check_schema(settings: Settings, clock: Clock) -> Diagnosis:
+    """Check that the database answers, is Kneo's, and has a schema that this version works on. Changes nothing."""
+    url = settings.database_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return ok("There is no database yet; the first process creates it.")
+    change = migrate_database(url, clock, dry_run=True)
+    if change.version is None:
+        return warning("The database is empty.", "Run kneo maintenance migrate, or start a process.")
+    if change.version > HEAD:
+        hint = f"Finish the upgrade: this version works on schema {HEAD}, and only for the time of an upgrade on a newer one."
+        return warning(f"The database has schema {change.version} of a newer version.", hint)
+    if change.is_empty:
+        return ok(f"The database answers and has schema {change.version}.")
+    message = f"The database has schema {change.version}; this version needs {HEAD}."
+    if settings.migrate == "never":
+        return error(message, "Run kneo maintenance migrate.")
+    return warning(message, "The next process migrates it; back up first.")
+
+
+def database_checks(settings: Settings, store: Store, processes: int) -> Checks:
+    """Return the checks of an open database.
+
+    Args:
+        settings: The settings of this process.
+        store: The database.
+        processes: The processes of Kneo that use it.
+    """
+    return {
+        "connections": partial(check_connections, store, processes),
+        "clock": partial(check_clock, store),
+        "service_key": partial(check_service_key, settings, store),
+        "worker": partial(check_worker, store),
+        "audit": partial(check_audit, store),
+        "trust_root": partial(check_trust_root, settings, store),
+        "source": partial(check_source, settings, store),
+        "controller": partial(check_controller, settings, store),
+        "channels": partial(check_channels, settings, store),
+    }
+
+
+def check_connections(store: Store, processes: int) -> Diagnosis:
+    """Check that the server accepts the connections of all processes."""
+    server = read_server(store)
+    if server is None:
+        return ok("SQLite has no limit of connections.")
+    needed, usable = processes * CONNECTIONS_PER_PROCESS, server.max_connections - server.reserved
+    counts = f"max_connections is {server.max_connections}, of which {usable} are usable"
+    if needed > usable:
+        hint = f"Set max_connections to at least {needed + server.reserved}."
+        return error(f"{processes} processes need up to {needed} connections; {counts}.", hint)
+    if server.used > usable * 0.9:
+        return warning(
+            f"{server.used} connections are open; {counts}.", "Raise max_connections, or find who uses them."
+        )
+    return ok(
+        f"{server.used} connections are open; {counts}: enough for {usable // CONNECTIONS_PER_PROCESS} processes."
+    )
+
+
+def check_clock(store: Store) -> Diagnosis:
+    """Compare the clock of this machine with that of the server."""
+    server = read_server(store)
+    if server is None:
+        return ok("The database is on this machine.")
+    skew = abs(store.clock.now() - server.now)
+    if skew > MOST_SKEW:
+        hint = "Synchronise the clocks (NTP); leases, deadlines and signatures depend on them."
+        return error(f"The clocks of this machine and the database differ by {skew.total_seconds():.0f} seconds.", hint)
+    return ok(f"The clocks differ by less than {MOST_SKEW.total_seconds():.0f} seconds.")
+
+
+def check_service_key(settings: Settings, store: Store) -> Diagnosis:
+    """Check that there is a service key, and that it signed the newest checkpoint of the audit log."""
+    key = _service_key(settings)
+    with store.read() as tx:
+        checkpoint = audit_tree.newest_checkpoint(tx)
+    if key is None and (checkpoint is not None or not store.is_sqlite):
+        hint = "Set KNEO_SERV_SERVICE_KEY for every service, worker and controller; kneo keys generate makes one."
+        return error("There is no service key: nothing can sign receipts and checkpoints.", hint)
+    if key is None:
+        return ok("There is no service key yet; the first signature creates it.")
+    if checkpoint is not None:
+        try:
+            read_checkpoint(checkpoint.note, key.public)
+        except Untrusted:
+            hint = "Use the same KNEO_SERV_SERVICE_KEY everywhere; after a replacement pass the former key to kneo audit verify."
+            return error("The service key is not the one that signed the newest checkpoint of the audit log.", hint)
+    return ok(f"The service key is {key.public.keyid}.")
+
+
+def _service_key(settings: Settings) -> PrivateKey | None:
+    """Read the service key, without creating one."""
+    if settings.service_key:
+        text = settings.service_key.replace("\\n", "\n")
+        try:
+            return PrivateKey.load(text.encode(), settings.key_passphrase or None)
+        except Invalid as failure:
+            msg = f"KNEO_SERV_SERVICE_KEY: {failure.message}"
+            raise Invalid(msg, code="invalid_setting", hint=failure.hint) from failure
+    path = settings.state_dir / FILE
+    is_local = settings.database_url.startswith("sqlite") and path.is_file()
+    return PrivateKey.load(path.read_bytes()) if is_local else None
+
+
+def check_worker(store: Store) -> Diagnosis:
+    """Check that a worker is alive, and that no run waits long for one."""
+    with store.read() as tx:
+        depth, since = metrics.queue(tx)
+        waited = tx.now - parse_time(since) if since is not None else timedelta(0)
+    is_late = waited > MOST_WAIT
+    waiting = f"{depth} runs wait, the first for {waited.total_seconds():.0f} seconds"
+    if not has_worker(store):
+        hint = "Start kneo worker, kneo service serve or kneo up."
+        return error(f"No worker is alive; {waiting}.", hint) if depth else warning("No worker is alive.", hint)
+    if is_late:
+        return warning(f"A worker is alive, and {waiting}.", "Start more workers, or look for steps that hang.")
+    return ok(f"A worker is alive; {depth} runs wait.")
+
+
+def check_audit(store: Store) -> Diagnosis:
+    """Check that the events of the audit log are sealed."""
+    with store.read() as tx:
+        problem = audit.find_waiting_problem(tx, audit.MOST_WAITING)
+        size = audit_tree.size(tx)
+    if problem is not None:
+        hint = "A worker seals events: see the check worker. If one is alive, run kneo audit verify."
+        return error(f"The audit log is not sealed: {problem}.", hint)
+    return ok(f"The audit log is sealed, with {size} events.")
+
+
+def check_trust_root(settings: Settings, store: Store) -> Diagnosis:
+    """Check that the first trust root is pinned, and how long the present one is valid."""
+    with store.read() as tx:
+        if not registry.is_followed(tx, settings.trust_root):
+            return ok("No config repository is reconciled with this database.")
+        if not releases.trust_chain(tx):
+            hint = "kneo source show says whether the repository was reached."
+            return warning("No trust root was accepted yet; no run can start.", hint)
+        root = registry.trust_root(tx, settings.trust_root)
+        left = root.expires - tx.now
+    if left <= timedelta(0):
+        return error(f"The trust root expired on {root.expires:%Y-%m-%d}; nothing new is accepted.", "kneo trust sign")
+    if left < ROOT_WARNING:
+        hint = "Sign the next one: kneo trust sign --help."
+        return warning(f"The trust root expires in {left.days} days, on {root.expires:%Y-%m-%d}.", hint)
+    if settings.trust_root is None:
+        hint = "Set KNEO_SERV_TRUST_ROOT to the digest of the first trust root for every process."
+        return warning("The first trust root is not pinned here; the one in the database is trusted.", hint)
+    return ok(f"The trust root is pinned and valid for {left.days} days.")
+
+
+def check_source(settings: Settings, store: Store) -> Diagnosis:
+    """Check that the mirror of the config repository is readable, and that its host answers."""
+    with store.read() as tx:
+        record = sources.source(tx)
+    if record is None:
+        return ok("No config repository is reconciled with this database.")
+    # Outside the mirrors: asking the host of a damaged mirror would rebuild it.
+    with tempfile.TemporaryDirectory() as folder:
+        open_mirror(settings, record.url, record.ref, Path(folder)).poll()
+    mirror = open_mirror(settings, record.url, record.ref, settings.state_dir / "mirrors")
+    mirror.accepted()
+    if record.failed_at is not None:
+        hint = "The host answers this machine: compare the controller's network and credentials."
+        return warning(f"The controller has failed to fetch since {record.failed_at}: {record.failed_message}", hint)
+    if record.refused_commit is not None:
+        message = f"The commit {record.refused_commit[:12]} is refused: {record.refused_message}"
+        return warning(message, "Correct it in Git; kneo status shows the environments.")
+    return ok(f"The host answers, and {record.ref} is reconciled.")
+
+
+def check_controller(settings: Settings, store: Store) -> Diagnosis:
+    """Check that a controller is alive, where a config repository is reconciled."""
+    with store.read() as tx:
+        if not registry.is_followed(tx, settings.trust_root):
+            return ok("No config repository is reconciled with this database.")
+        holder = requests.lease_holder(tx, requests.CONTROLLER_LEASE)
+    if holder is None:
+        hint = "Start kneo controller run, or kneo up --repo."
+        return warning("No controller is alive; commits are not reconciled.", hint)
+    return ok("A controller is alive.")
+
+
+def check_channels(settings: Settings, store: Store) -> Diagnosis:
+    """Check that this process has the channels that released specs and those of runs notify."""
+    with store.read() as tx:
+        bodies = (*releases.released_payloads(tx, SPECS), *runs.latest_specs(tx, SPECS))
+    named = {plain_name(name) for body in bodies for name in _channels(body)}
+    missing = sorted(named - set(settings.channels))
+    if missing:
+        hint = "Set KNEO_SERV_CHANNEL_… for the workers; the guide Notifications describes the addresses."
+        return warning(f"Specs notify channels that are not set here: {', '.join(missing[:20])}.", hint)
+    return ok(f"All {len(named)} channels of specs are set." if named else "No spec notifies a channel.")
+
+
+def _channels(body: bytes) -> Iterator[str]:
+    """Yield the channels that the spec in a payload notifies."""
+    try:
+        waiting: list[object] = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            names = part.get("notify")
+            yield from (name for name in ([names] if isinstance(names, str) else names or ()) if isinstance(name, str))
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)

@@ -1,0 +1,334 @@
+"""``kneo doctor``: each test makes exactly one thing wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from builders import build_run
+from config_repo import ConfigRepo
+from databases import Server
+from sqlalchemy import text
+
+from kneo.cli.doctor.command import examine
+from kneo.cli.doctor.report import Level, Result
+from kneo.clock import Clock, ManualClock, SystemClock
+from kneo.records.run import RunStatus
+from kneo.service.auth import key_digest
+from kneo.store import audit, runs
+from kneo.store.engine import WORKER_LOCK, Store
+from kneo.store.migrate import HEAD, open_store
+from kneo.trust.keys import PrivateKey
+
+OK, WARNING, ERROR = Level.OK, Level.WARNING, Level.ERROR
+LONG = "k" * 24
+
+Kneo = Callable[..., object]
+
+
+class Installation:
+    """An installation whose settings are variables of this process."""
+
+    def __init__(self, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.url = url
+        self._monkeypatch = monkeypatch
+        self.set(KNEO_SERV_DATABASE_URL=url)
+
+    def set(self, **variables: str) -> None:
+        for name, value in variables.items():
+            self._monkeypatch.setenv(name, value)
+
+    def open(self, clock: Clock | None = None) -> Store:
+        return open_store(self.url, clock or SystemClock())
+
+    def check(self, name: str, *, host: str = "127.0.0.1", processes: int = 1, clock: Clock | None = None) -> Result:
+        """Run all checks and return one."""
+        return next(one for one in examine(host, processes, clock) if one.check == name)
+
+    def level(self, name: str, **options: object) -> Level:
+        return self.check(name, **options).level
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    return Installation(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}", monkeypatch)
+
+
+@pytest.fixture
+def served(migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """An installation on each kind of database."""
+    return Installation(tmp_path, migrated_url, monkeypatch)
+
+
+@pytest.fixture
+def on_postgres(
+    postgres_server: Server, _postgres_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Installation]:
+    name = postgres_server.create(_postgres_template)
+    yield Installation(tmp_path, postgres_server.url(name), monkeypatch)
+    postgres_server.drop(name)
+
+
+def levels(results: Collection[Result], level: Level) -> set[str]:
+    return {result.check for result in results if result.level is level}
+
+
+def test_an_installation_that_works_has_no_error(served: Installation) -> None:
+    served.set(KNEO_SERV_SERVICE_KEY=PrivateKey.generate().dump().decode())
+    results = examine("127.0.0.1", 1)
+    assert levels(results, ERROR) == set()
+    assert levels(results, WARNING) == {"worker"}
+    assert len(results) == 16
+
+
+def test_the_page_has_every_check_in_order_and_its_commands_run(local: Installation, kneo: Kneo) -> None:
+    local.open().close()
+    local.set(KNEO_SERV_API_KEYS=f"ann:{LONG}:admin")
+    page = (Path(__file__).parents[3] / "docs/operations/doctor.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [one.check for one in examine("127.0.0.1", 1)]
+    [block] = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines():
+        assert kneo(*line.split()[1:]).status == 0
+
+
+def test_the_command_prints_the_report_and_fails_on_errors_alone(local: Installation, kneo: Kneo) -> None:
+    local.open().close()
+    report = kneo("doctor", "--json")
+    assert (report.status, report.json["status"]) == (0, "warning")
+    assert {"check", "level", "message", "hint"} == set(report.json["checks"][0])
+    failed = kneo("doctor", "--host", "0.0.0.0")
+    assert failed.status == 1
+    assert "✗ authentication" in failed.out
+    assert "1 errors, 1 warnings" in failed.out
+
+
+def test_nothing_is_changed_and_no_secret_is_printed(local: Installation, kneo: Kneo) -> None:
+    local.set(
+        KNEO_SERV_API_KEYS="ann:TOPSECRET-of-ann:admin;ben:TOP:viewer",
+        KNEO_SERV_CHANNEL_OPS="slack:https://hooks.example/TOPSECRET",
+        KNEO_SERV_DATA_KEYS="VE9QU0VDUkVUVE9QU0VDUkVUVE9QU0VDUkVUVE9QU0U=",
+    )
+    assert kneo("doctor").status == 0
+    assert not list(local.folder.glob("*.sqlite*"))
+    local.open().close()
+    before = {path.name for path in local.folder.iterdir()}
+    report = kneo("doctor", "--json")
+    assert {path.name for path in local.folder.iterdir()} - before <= {"kneo.sqlite.worker.lock"}
+    assert "TOP" not in report.out + report.err
+    local.set(KNEO_SERV_DATABASE_URL="postgresql://kneo:TOPSECRET@127.0.0.1:1/kneo")
+    report = kneo("doctor", "--json")
+    assert (report.status, "TOPSECRET" in report.out + report.err) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"KNEO_SERV_MAX_BODY_BYTES": "many"},
+        {"KNEO_SERV_API_KEYS_FILE": "missing"},
+        {"KNEO_SERV_DATA_KEYS": "short"},
+        {"KNEO_SERV_RETENTION_USAGE_DAYS": "3"},
+        {"KNEO_SERV_DISPATCH": "temporal"},
+    ],
+)
+def test_settings_that_are_not_valid(local: Installation, variables: dict[str, str]) -> None:
+    local.set(**variables)
+    assert local.level("settings") is ERROR
+
+
+def test_a_project_config_that_is_not_valid(local: Installation) -> None:
+    (local.folder / "kneo_serv.yaml").write_text("nothing: here\n")
+    assert local.level("settings") is ERROR
+
+
+def test_a_missing_package(local: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.set(KNEO_SERV_OTEL_ENABLED="1")
+    assert local.level("extras") is OK
+    monkeypatch.setattr("kneo.cli.doctor.process._is_installed", lambda module: module != "opentelemetry.sdk")
+    found = local.check("extras")
+    assert (found.level, found.hint) == (ERROR, "pip install 'kneo[telemetry]'")
+
+
+def test_a_service_that_others_reach_without_keys(local: Installation) -> None:
+    assert local.level("authentication", host="0.0.0.0") is ERROR
+    local.set(KNEO_SERV_PUBLIC_URL="https://kneo.example.org")
+    assert local.level("authentication") is ERROR
+    local.set(KNEO_SERV_ALLOW_ANONYMOUS="1")
+    assert local.level("authentication", host="0.0.0.0") is WARNING
+    local.set(KNEO_SERV_API_KEYS=f"ann:{LONG}:admin")
+    assert local.level("authentication", host="0.0.0.0") is OK
+
+
+def test_api_keys_that_can_be_guessed_or_are_not_valid(local: Installation) -> None:
+    local.set(KNEO_SERV_API_KEYS=f"ann:{LONG}:admin;ben:{key_digest('short')}:viewer")
+    assert local.level("api_keys") is OK
+    local.set(KNEO_SERV_API_KEYS=f"ann:{LONG[1:]}:admin")
+    assert local.level("api_keys") is WARNING
+    assert "ann" in local.check("api_keys").message
+    local.set(KNEO_SERV_API_KEYS=f"ann:{LONG}:king")
+    assert local.level("api_keys") is ERROR
+
+
+def test_a_missing_key_of_a_model_provider(local: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = "project: {name: lab}\nsecrets: {provider_env: {openai: LAB_MODEL_KEY}}\n"
+    (local.folder / "kneo_serv.yaml").write_text(config)
+    assert local.level("model_keys") is WARNING
+    monkeypatch.setenv("LAB_MODEL_KEY", "secret")
+    assert local.level("model_keys") is OK
+
+
+def test_a_full_disk(local: Installation) -> None:
+    local.set(KNEO_SERV_HEALTH_FREE_BYTES=str(2**62))
+    assert local.level("disk") is ERROR
+
+
+def test_a_database_that_does_not_answer(local: Installation) -> None:
+    local.set(KNEO_SERV_DATABASE_URL="postgresql://postgres@127.0.0.1:1/none")
+    assert local.level("database") is ERROR
+
+
+def test_a_database_of_another_program(served: Installation) -> None:
+    with closing(served.open()) as store, store.write() as tx:
+        tx.connection.execute(text("DROP TABLE alembic_version"))
+    assert served.level("database") is ERROR
+
+
+@pytest.mark.parametrize(("migrate", "level"), [("auto", WARNING), ("never", ERROR)])
+def test_a_schema_that_has_to_be_migrated(served: Installation, migrate: str, level: Level) -> None:
+    with closing(served.open()) as store, store.write() as tx:
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0001'"))
+    served.set(KNEO_SERV_MIGRATE=migrate)
+    found = served.check("database")
+    assert (found.level, HEAD in found.message) == (level, True)
+
+
+@pytest.mark.parametrize(("compatible_from", "level"), [(HEAD, WARNING), ("kneo_9999", ERROR)])
+def test_the_schema_of_a_newer_version(served: Installation, compatible_from: str, level: Level) -> None:
+    with closing(served.open()) as store, store.write() as tx:
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_9999'"))
+        tx.connection.execute(text("UPDATE schema_compatibility SET compatible_from = :v"), {"v": compatible_from})
+    assert served.level("database") is level
+
+
+def test_a_server_without_connections_for_all_processes(on_postgres: Installation) -> None:
+    assert on_postgres.level("connections", processes=5) is OK
+    found = on_postgres.check("connections", processes=50)
+    assert found.level is ERROR
+    assert "750" in found.message
+
+
+def test_a_clock_that_differs_from_the_servers(on_postgres: Installation) -> None:
+    assert on_postgres.level("clock") is OK
+    off = ManualClock(SystemClock().now() + timedelta(minutes=5))
+    assert on_postgres.level("clock", clock=off) is ERROR
+
+
+def test_no_service_key_where_it_is_needed(on_postgres: Installation) -> None:
+    assert on_postgres.level("service_key") is ERROR
+    on_postgres.set(KNEO_SERV_SERVICE_KEY="no key")
+    assert on_postgres.level("service_key") is ERROR
+
+
+def test_another_service_key_than_that_of_the_newest_checkpoint(local: Installation, kneo: Kneo) -> None:
+    with closing(local.open()) as store:
+        store.transact(lambda tx: audit.record(tx, "run.created", actor="ann"))
+        audit.seal(store)
+    assert kneo("audit", "checkpoint").status == 0
+    assert local.level("service_key") is OK
+    local.set(KNEO_SERV_SERVICE_KEY=PrivateKey.generate().dump().decode())
+    assert local.level("service_key") is ERROR
+
+
+def test_no_worker_and_runs_that_wait_for_one(served: Installation) -> None:
+    with closing(served.open()) as store:
+        assert served.level("worker") is WARNING
+        store.transact(lambda tx: runs.insert_run(tx, build_run(status=RunStatus.RUNNING)))
+        assert served.level("worker") is ERROR
+        with store.shared(WORKER_LOCK) as lock:
+            assert lock
+            assert served.level("worker", clock=ManualClock(datetime(2020, 1, 1, tzinfo=UTC))) is OK
+            assert served.level("worker", clock=ManualClock(datetime(2050, 1, 1, tzinfo=UTC))) is WARNING
+
+
+def test_audit_events_that_are_not_sealed(served: Installation) -> None:
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+    with closing(served.open(clock)) as store:
+        store.transact(lambda tx: audit.record(tx, "run.created", actor="ann"))
+        assert served.level("audit", clock=clock) is OK
+        clock.advance(timedelta(minutes=2))
+        assert served.level("audit", clock=clock) is ERROR
+        audit.seal(store)
+        assert served.level("audit", clock=clock) is OK
+
+
+@pytest.fixture
+def followed(local: Installation, kneo: Kneo) -> ConfigRepo:
+    """The config repository that the controller has reconciled with the database."""
+    repo = ConfigRepo(local.folder / "repo")
+    repo.release("dev", "announce", "1.0.0")
+    repo.commit("Release")
+    local.set(KNEO_SERV_TRUST_ROOT=str(repo.pin))
+    done = kneo("controller", "run", "--repo", repo.folder, "--once")
+    assert done.status == 0, done.err
+    return repo
+
+
+def test_a_repository_that_is_reconciled(followed: ConfigRepo, local: Installation) -> None:
+    results = examine("127.0.0.1", 1)
+    assert levels(results, ERROR) == set()
+    assert levels(results, WARNING) == {"worker", "controller"}
+
+
+def test_a_trust_root_that_is_not_pinned_or_not_the_pinned_one(
+    followed: ConfigRepo, local: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KNEO_SERV_TRUST_ROOT")
+    assert local.level("trust_root") is WARNING
+    local.set(KNEO_SERV_TRUST_ROOT=f"sha256:{'0' * 64}")
+    assert local.level("trust_root") is ERROR
+
+
+@pytest.mark.parametrize(("days", "level"), [(300, OK), (340, WARNING), (400, ERROR)])
+def test_a_trust_root_that_expires(followed: ConfigRepo, local: Installation, days: int, level: Level) -> None:
+    assert local.level("trust_root", clock=ManualClock(SystemClock().now() + timedelta(days=days))) is level
+
+
+def test_no_trust_root_was_accepted(local: Installation) -> None:
+    local.open().close()
+    local.set(KNEO_SERV_TRUST_ROOT=f"sha256:{'0' * 64}")
+    assert local.level("trust_root") is WARNING
+
+
+def test_a_repository_whose_host_does_not_answer(followed: ConfigRepo, local: Installation) -> None:
+    assert local.level("source") is OK
+    shutil.move(followed.folder, local.folder / "elsewhere")
+    assert local.level("source") is ERROR
+
+
+def test_a_mirror_that_is_damaged(followed: ConfigRepo, local: Installation) -> None:
+    [mirror] = (local.folder / "mirrors").glob("*.git")
+    (mirror / "HEAD").write_text("nothing\n")
+    assert local.level("source") is ERROR
+    assert (mirror / "HEAD").read_text() == "nothing\n"
+
+
+def test_a_refused_commit(followed: ConfigRepo, local: Installation, kneo: Kneo) -> None:
+    followed.write("environments/trust.json", b"{}")
+    followed.commit("Damage the trust root")
+    kneo("controller", "run", "--repo", followed.folder, "--once")
+    assert local.level("source") is WARNING
+
+
+def test_a_channel_that_specs_notify_and_no_setting_has(local: Installation) -> None:
+    with closing(local.open()) as store:
+        spec = b'{"components": {"humans": {"editor": {"notify": ["Slack_Ops"]}}}}'
+        store.transact(lambda tx: runs.insert_spec(tx, "sha256:" + "1" * 64, spec))
+    found = local.check("channels")
+    assert (found.level, "slack-ops" in found.message) == (WARNING, True)
+    local.set(KNEO_SERV_CHANNEL_SLACK_OPS="slack:https://hooks.example/x")
+    assert local.level("channels") is OK
