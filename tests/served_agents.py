@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,28 +15,29 @@ from kneo.cli.serve.controller import Repository, make_controller
 
 
 @contextmanager
-def served_agents(folder: Path, bundles: Mapping[str, list[dict[str, Any]]], **protocols: list[str]) -> Iterator[Bench]:
-    """Serve bundles, each with the steps of its workflow, by the protocols of prod."""
+def served_agents(
+    folder: Path, specs: Mapping[str, Mapping[str, Any]], database_url: str | None = None, **protocols: list[str]
+) -> Iterator[Bench]:
+    """Serve a bundle of each spec by the protocols of prod."""
     repo = ConfigRepo(folder / "repo")
-    for name, steps in bundles.items():
-        spec = lab_announcement()
-        repo.bundle(name, "1.0.0", {**spec, "workflow": {**spec["workflow"], "steps": steps}})
-    versions = dict.fromkeys(bundles, "1.0.0")
+    for name, spec in specs.items():
+        repo.bundle(name, "1.0.0", spec)
+    versions = dict.fromkeys(specs, "1.0.0")
     repo.environment("prod", versions, protocols=protocols)
     repo.environment("dev", versions)
     repo.commit("Serve agents")
-    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}") as made:
+    with serving(folder / "house", database_url or f"sqlite:///{folder / 'house' / 'kneo.sqlite'}") as made:
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
         outcome = make_controller(made.settings, made.store, source).run_once()
         assert outcome.outcomes["prod"].state == "Ready", outcome
         yield made
 
 
-def lab_announcement() -> dict[str, Any]:
-    """Return the announcement's spec with a function that the service of tests can import."""
+def lab_announcement(steps: Sequence[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Return the announcement's spec with a function that the service of tests can import; with other steps where they are given."""
     spec: dict[str, Any] = announcement()
     spec["components"]["functions"]["publish"]["implementation"] = "lab_functions.publish"
-    return spec
+    return spec if steps is None else {**spec, "workflow": {**spec["workflow"], "steps": steps}}
 
 
 def without_library(patch: Any, modules: dict[str, Any], *names: str) -> None:

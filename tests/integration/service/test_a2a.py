@@ -45,7 +45,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("a2a")
     steps = lab_announcement()["workflow"]["steps"]
     bundles = {"asked": steps[:2], "plain": steps[:1], "hidden": steps[:1]}
-    with served_agents(folder, bundles, a2a=["asked", "plain"]) as made:
+    specs = {name: lab_announcement(made) for name, made in bundles.items()}
+    with served_agents(folder, specs, a2a=["asked", "plain"]) as made:
         yield made
 
 

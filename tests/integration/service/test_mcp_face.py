@@ -28,7 +28,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     steps = lab_announcement()["workflow"]["steps"]
     gates = [{**steps[1], "id": "first"}, {**steps[1], "id": "second"}]
     bundles = {"asked": [*steps[:1], *gates], "plain": steps[:1], "hidden": steps[:1]}
-    with served_agents(folder, bundles, mcp=["asked", "plain"]) as made:
+    specs = {name: lab_announcement(made) for name, made in bundles.items()}
+    with served_agents(folder, specs, mcp=["asked", "plain"]) as made:
         yield made
 
 
