@@ -40,7 +40,7 @@ def main(count: int) -> dict[str, float]:
                 time.sleep(0.05)
                 threads = max(threads, threading.active_count())
                 with manager.store.read() as tx:
-                    done = runs.count_runs(tx, RunFilter(status=RunStatus.SUCCEEDED))
+                    done = runs.count_runs(tx, RunFilter(statuses={RunStatus.SUCCEEDED}))
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": seconds, "cpu_seconds": cpu, "threads": float(threads), "megabytes": memory}

@@ -55,7 +55,7 @@ def statements(count: int) -> Mapping[str, Callable[[Tx], object]]:
     day = isoformat(NOW - timedelta(days=1))
     filters = {
         "newest runs": RunFilter(),
-        "running runs": RunFilter(status=RunStatus.RUNNING),
+        "running runs": RunFilter(statuses={RunStatus.RUNNING}),
         "runs of an environment": RunFilter(environment="env-7"),
         "runs of a bundle": RunFilter(bundle="bundle-7"),
         "runs of a workflow": RunFilter(workflow_name="workflow-7"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -18,11 +19,13 @@ from kneo.api.run_views import (
     TraceView,
 )
 from kneo.api.status_words import check_status
+from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import find_run, read_settled_run
 from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
+from kneo.tasks.people import identities_of
 
 RunSortField = Literal[
     "run_id",
@@ -44,9 +47,16 @@ RunSortField = Literal[
 def list_runs(
     context: Context,
     *,
-    status: Word | None = None,
+    status: Annotated[
+        str | None, Field(max_length=200, description="A status, or several, separated by commas.")
+    ] = None,
     environment: Word | None = None,
     bundle: Word | None = None,
+    requester: Annotated[str | None, Field(max_length=200, description="The person who started the run.")] = None,
+    waiting_for: Annotated[
+        str | None,
+        Field(max_length=200, description="A person who may decide an open task of the run; `me` is the caller."),
+    ] = None,
     workflow_kind: Word | None = None,
     workflow_name: Word | None = None,
     session_id: Word | None = None,
@@ -69,20 +79,25 @@ def list_runs(
         msg = f"The order of runs changes while they are sorted by {sort_by}, so no page can begin after one of them."
         hint = f"Sort by {', '.join(sorted(LASTING))}, or page with offset."
         raise InvalidValue(msg, field="after", hint=hint)
-    known = check_status(status) if status is not None else None
     where = RunFilter(
-        status=known,
+        statuses={check_status(word.strip()) for word in status.split(",")} if status is not None else (),
         environment=environment,
         bundle=bundle,
         target=workflow_kind,
         workflow_name=workflow_name,
         session_id=session_id,
+        requester=requester,
         has_error=has_error,
         created_after=stored_time(created_after),
         created_before=stored_time(created_before),
         text=q,
     )
+    if waiting_for is not None:
+        context.principal.require("human:read")
     with context.store.read() as tx:
+        if waiting_for is not None:
+            person = context.actor if waiting_for == ME else waiting_for
+            where = replace(where, waiting_for=identities_of(tx, person))
         descending = sort_order == "desc"
         rows = runs.list_runs(
             tx, where, sort_by=sort_by, descending=descending, limit=limit, offset=offset, after=after

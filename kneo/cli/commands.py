@@ -89,6 +89,8 @@ COMMANDS: dict[str, Entry] = {
         {"chat": Entry("kneo.cli.agents.chat:chat", "Chat with an agent and answer its gates")},
     ),
     "usage": Entry("kneo.cli.runs.usage:usage", "Sum up requests to models, tokens and cost", RUNS),
+    "inbox": Entry("kneo.cli.people.inbox:inbox", "List the tasks and pending changes that wait for you", RUNS),
+    "me": Entry("kneo.cli.people.inbox:me", "Show your name, scopes, groups and roles", RUNS),
     "task": Entry(
         "kneo.cli.people.tasks:app",
         "Work on human tasks: list, review and decide",
@@ -141,6 +143,12 @@ COMMANDS: dict[str, Entry] = {
     "suspend": Entry("kneo.cli.releases.environments:suspend", "Pause all changes to an environment", RELEASES),
     "unsuspend": Entry("kneo.cli.releases.environments:unsuspend", "Resume changes to an environment", RELEASES),
     "reconcile": Entry("kneo.cli.releases.environments:reconcile", "Reconcile the config repository now", RELEASES),
+    "bundles": Entry(
+        "kneo.cli.releases.bundles:app",
+        "List accepted bundles and compare their versions",
+        RELEASES,
+        {"diff": Entry("kneo.cli.releases.bundles:diff", "Compare two accepted versions of a bundle")},
+    ),
     "source": Entry(
         "kneo.cli.releases.approvals:source", "Show the config repository; accept a rewritten history", RELEASES
     ),

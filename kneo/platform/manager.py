@@ -222,9 +222,9 @@ class PlatformManager:
         return find_run(self.store, run_id)
 
     def list_runs(self, *, status: str | None = None, limit: int = 100, offset: int = 0) -> Sequence[Run]:
-        filter_status = RunStatus(status) if status is not None else None
+        statuses = {RunStatus(status)} if status is not None else ()
         with self.store.read() as tx:
-            return runs.list_runs(tx, RunFilter(status=filter_status), limit=limit, offset=offset)
+            return runs.list_runs(tx, RunFilter(statuses=statuses), limit=limit, offset=offset)
 
     def cancel_run(self, run_id: str, *, actor: str = "embedded") -> Run:
         return cancel_run(self.store, run_id, actor=actor)

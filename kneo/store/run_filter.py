@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,7 +13,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from kneo.records.run import RunStatus
-from kneo.store.tables import runs
+from kneo.store.tables import runs, task_candidates, tasks
 
 
 class Unindexed(FunctionElement[Any]):
@@ -61,21 +61,25 @@ SORTABLE: Mapping[str, ColumnElement[Any]] = {
 LASTING = frozenset({"id", "run_id", "created_at"})
 """Orders in which runs keep their place, so that a list can continue after any of them."""
 
-EQUAL = ("status", "environment", "bundle", "target", "workflow_name", "session_id")
-OTHERS = ("has_error", "created_after", "created_before", "text")
+EQUAL = ("environment", "bundle", "target", "workflow_name", "session_id", "requester")
+OTHERS = ("created_after", "created_before")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
     """Conditions that all hold; ``None`` is no condition. Times are ISO-8601 texts, the end excluded."""
 
-    status: RunStatus | None = None
+    statuses: Collection[RunStatus] = ()
+    """One of these statuses; none is no condition."""
     environment: str | None = None
     bundle: str | None = None
     target: str | None = None
     """``workflow`` or ``agent``; on the wire ``workflow_kind``."""
     workflow_name: str | None = None
     session_id: str | None = None
+    requester: str | None = None
+    waiting_for: Collection[str] | None = None
+    """The identities of a person, as in ``task_candidates``; only runs with an open task that the person may decide."""
     has_error: bool | None = None
     created_after: str | None = None
     created_before: str | None = None
@@ -86,14 +90,23 @@ class RunFilter:
     def values(self) -> dict[str, object]:
         """The parameters of the conditions."""
         values = {name: value for name in (*EQUAL, *OTHERS) if (value := getattr(self, name)) is not None}
-        values.pop("has_error", None)
-        return values | ({"text": f"%{escaped(self.text)}%"} if self.text is not None else {})
+        if self.text is not None:
+            values["text"] = f"%{escaped(self.text)}%"
+        if len(self.statuses) == 1:
+            values["status"] = next(iter(self.statuses))
+        elif self.statuses:
+            values["statuses"] = sorted(self.statuses)
+        if self.waiting_for is not None:
+            users = [one.removeprefix("user:") for one in self.waiting_for if one.startswith("user:")]
+            values |= {"who": sorted(self.waiting_for), "refused": sorted(f"not:{name}" for name in users)}
+        return values
 
     @property
     def conditions(self) -> frozenset[str]:
         """The names of the conditions."""
         error = {None: set(), True: {"has_error"}, False: {"has no error"}}[self.has_error]
-        return frozenset({*self.values, *error})
+        waits = {"waits"} if self.waiting_for is not None else set()
+        return frozenset({*self.values, *error, *waits}) - {"who", "refused"}
 
 
 EVERY_RUN = RunFilter()
@@ -106,10 +119,28 @@ def escaped(text: str) -> str:
     return text
 
 
+def _named(parameter: str) -> Select[Any]:
+    return select(task_candidates.c.task_id).where(
+        task_candidates.c.candidate.in_(bindparam(parameter, expanding=True))
+    )
+
+
+_OF_OPEN_TASKS = select(tasks.c.run_id).where(
+    tasks.c.resolved_at.is_(None),
+    or_(tasks.c.restricted.is_(False), tasks.c.id.in_(_named("who"))),
+    tasks.c.id.not_in(_named("refused")),
+)
+"""The runs with an open task that a person may decide."""
+
+
 def _conditions(column: Callable[[str], ColumnElement[Any]]) -> Mapping[str, ColumnElement[bool]]:
     sought: ColumnElement[str] = bindparam("text", type_=String)
     return {
-        **{name: column(name) == bindparam(name) for name in EQUAL},
+        **{name: column(name) == bindparam(name) for name in ("status", *EQUAL)},
+        # An index of its own leads to the runs of a person in the order of creation.
+        "requester": runs.c.requester == bindparam("requester"),
+        "statuses": column("status").in_(bindparam("statuses", expanding=True)),
+        "waits": runs.c.id.in_(_OF_OPEN_TASKS),
         "has_error": runs.c.error.is_not(None),
         "has no error": runs.c.error.is_(None),
         "created_after": runs.c.created_at >= bindparam("created_after"),

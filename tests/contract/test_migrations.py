@@ -163,6 +163,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "outbox_run_id",
         "runs_bundle_updated_at",
         "runs_failed",
+        "runs_requester",
         "runs_spec_digest",
         "runs_workflow_name_updated_at",
     ]

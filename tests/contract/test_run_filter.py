@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from builders import build_run
+from builders import build_run, build_task
+from operation_context import operation_context
 from sqlalchemy import Select, text
 
+from kneo.api.context import Principal
+from kneo.api.runs import list_runs
 from kneo.clock import ManualClock, isoformat
+from kneo.errors import Forbidden
 from kneo.records.run import RunError, RunStatus
-from kneo.store import project_metadata, runs
+from kneo.records.task import Candidates, TaskStatus
+from kneo.store import project_metadata, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.run_filter import LASTING, SORTABLE, RunFilter, counting, listing
 
@@ -23,7 +29,7 @@ def five(store: Store, clock: ManualClock) -> list[str]:
         {"input_text": "100 percent", "metadata": {"session_id": "s1"}},
         {"status": RunStatus.FAILED, "error": RunError(type="boom", message="x"), "output_text": "Said LOUDLY"},
         {"target": "agent", "workflow_name": None},
-        {"environment": "prod", "workflow_name": "other"},
+        {"environment": "prod", "workflow_name": "other", "requester": "bob"},
     )
     made = []
     for changes in differences:
@@ -45,7 +51,11 @@ def five(store: Store, clock: ManualClock) -> list[str]:
         (RunFilter(text="\\"), []),
         (RunFilter(has_error=True), [2]),
         (RunFilter(has_error=False, session_id="s1"), [0, 1]),
-        (RunFilter(status=RunStatus.FAILED), [2]),
+        (RunFilter(statuses={RunStatus.FAILED}), [2]),
+        (RunFilter(statuses={RunStatus.FAILED, RunStatus.RUNNING}), [0, 1, 2, 3, 4]),
+        (RunFilter(statuses={RunStatus.FAILED, RunStatus.PAUSED}), [2]),
+        (RunFilter(requester="bob"), [4]),
+        (RunFilter(requester="ann", session_id="s1"), [0, 1]),
         (RunFilter(target="agent"), [3]),
         (RunFilter(workflow_name="other"), [4]),
         (RunFilter(environment="prod", target="agent"), []),
@@ -95,6 +105,35 @@ def test_values_are_kept_by_name(store: Store) -> None:
         assert project_metadata.read(tx, "other") == {}
 
 
+def test_runs_are_found_by_the_person_they_wait_for(store: Store, five: list[str]) -> None:
+    candidates = [(), ("user:ann",), ("group:prod/editors",), ("user:ann", "not:ann")]
+    with store.write() as tx:
+        for run_id, who in zip(five, candidates, strict=False):
+            named = any(not one.startswith("not:") for one in who)
+            asked = Candidates(users=("ann",)) if named else Candidates()
+            tasks.insert_task(tx, build_task(run_id=run_id, candidates=asked), who)
+        decided = build_task(run_id=five[4], status=TaskStatus.DECIDED, resolved_at=tx.at)
+        tasks.insert_task(tx, decided)
+    with store.read() as tx:
+
+        def waiting(*who: str) -> list[int]:
+            where = RunFilter(waiting_for=who)
+            found = runs.list_runs(tx, where, sort_by="created_at", descending=False)
+            assert runs.count_runs(tx, where) == len(found)
+            return [five.index(run.id) for run in found]
+
+        assert waiting("user:ann") == [0, 1]
+        assert waiting("user:cy", "group:prod/editors") == [0, 2]
+        assert waiting("user:dee") == [0]
+
+
+def test_whom_runs_wait_for_is_shown_to_readers_of_tasks(store: Store) -> None:
+    context = replace(operation_context(store), principal=Principal("ann", frozenset({"runs:read"})))
+    assert list_runs(context, requester="ann").runs == []
+    with pytest.raises(Forbidden):
+        list_runs(context, waiting_for="me")
+
+
 def test_pages_go_on_after_a_run_in_an_order_that_lasts(store: Store, five: list[str]) -> None:
     with store.read() as tx:
         for sort_by, descending in itertools.product(sorted(LASTING), (True, False)):
@@ -111,13 +150,14 @@ def test_runs_are_listed_and_counted_by_an_index(store: Store) -> None:
     ]
     filters += [
         RunFilter(),
-        RunFilter(status=RunStatus.PAUSED),
+        RunFilter(statuses={RunStatus.PAUSED}),
+        RunFilter(requester="ann"),
         RunFilter(created_after="2026"),
         RunFilter(environment="x", bundle="y"),
     ]
     for where, descending in itertools.product(filters, (True, False)):
-        # When they were begun is found by that, and may be sorted otherwise.
-        for sort_by in ("created_at", "updated_at")[: 1 if where.created_after else 2]:
+        # Runs that are found by their creation or their requester may be sorted otherwise.
+        for sort_by in ("created_at", "updated_at")[: 1 if where.created_after or where.requester else 2]:
             statement = listing(where.conditions, sort_by, descending=descending, after=False)
             steps = plan(store, statement, where.values | {"most": 100, "skipped": 0})
             assert "SCAN runs" not in steps

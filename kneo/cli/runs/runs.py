@@ -22,11 +22,17 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="ID of a run,
 
 
 @app.command("list")
-@examples("kneo runs list --env prod --failed", "kneo runs list --status paused --json")
+@examples("kneo runs list --env prod --failed", "kneo runs list --status paused,failed --waiting-for me")
 def list_runs(
-    status: Annotated[str | None, typer.Option("--status", help="Only runs with this status.")] = None,
+    status: Annotated[
+        str | None, typer.Option("--status", help="Only runs with this status, or with one of several: paused,failed.")
+    ] = None,
     environment: Annotated[str | None, typer.Option("--env", help="Only runs of this environment.")] = None,
     workflow: Annotated[str | None, typer.Option("--workflow", help="Only runs of this workflow.")] = None,
+    requester: Annotated[str | None, typer.Option("--requester", help="Only runs that this person started.")] = None,
+    waiting_for: Annotated[
+        str | None, typer.Option("--waiting-for", help="Only runs with a task that this person may decide; or me.")
+    ] = None,
     session: Annotated[
         str | None, typer.Option("--session", help="Only runs of this conversation (session ID).")
     ] = None,
@@ -43,14 +49,16 @@ def list_runs(
     options: ServiceOptions,
 ) -> None:
     """List runs, most recently changed first."""
-    if status is not None:
-        check_status(status)
+    for word in status.split(",") if status is not None else ():
+        check_status(word.strip())
     with options.open() as opened:
         page = opened.call(
             list_runs_,
             status=status,
             environment=environment,
             workflow_name=workflow,
+            requester=requester,
+            waiting_for=waiting_for,
             session_id=session,
             has_error=failed,
             q=text,

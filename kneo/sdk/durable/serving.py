@@ -56,7 +56,7 @@ class FlowServer:
         try:
             host.apply_timers()
             with host.store.read() as tx:
-                of_flow = RunFilter(workflow_name=flow.name, status=RunStatus.RUNNING)
+                of_flow = RunFilter(workflow_name=flow.name, statuses={RunStatus.RUNNING})
                 found = runs.list_runs(tx, of_flow, sort_by="created_at", descending=False, limit=LIST_LIMIT)
         except KneoError as error:
             _log.warning("%s: the executions of %s cannot be read.", error.message, flow.name)

@@ -32,8 +32,14 @@ CHIPS: Mapping[str, tuple[str, str]] = {
     RunStatus.CANCELLED: ("off", "cancelled"),
 }
 
-FILTERS = ("status", "environment", "bundle", "q", "from", "to")
+FILTERS = ("status", "environment", "bundle", "requester", "waiting_for", "q", "from", "to")
 """The fields of the filter form; in the query, so that a filtered list has an address."""
+
+GROUPS: Mapping[str, str] = {
+    f"{RunStatus.RUNNING},{RunStatus.PAUSED}": "under way",
+    f"{RunStatus.FAILED},{RunStatus.TIMED_OUT},{RunStatus.EXPIRED}": "failed, timed out or expired",
+}
+"""Several statuses at once, as the filter offers them."""
 
 By = Literal["day", "model", "agent"]
 
@@ -101,11 +107,14 @@ def show_runs(request: PageRequest) -> Page:
     """List runs, the newest first."""
     filters = {name: request.query.get(name).strip() for name in FILTERS}
     after = request.query.get("after") or None
+    status = ",".join(filter(None, request.query.all("status")))
     listed = request.call(
         list_runs,
-        status=filters["status"] or None,
+        status=_bounded("status", status),
         environment=filters["environment"] or None,
         bundle=filters["bundle"] or None,
+        requester=_bounded("requester", filters["requester"]),
+        waiting_for=_bounded("waiting_for", filters["waiting_for"]),
         q=_bounded("q", filters["q"]),
         created_after=filters["from"] or None,
         created_before=filters["to"] or None,
@@ -119,7 +128,9 @@ def show_runs(request: PageRequest) -> Page:
             "runs": [RunRow.of(run, request) for run in listed.runs],
             "filters": filters,
             "is_filtered": any(filters.values()),
-            "statuses": [(status.value, CHIPS[status][1]) for status in RunStatus],
+            "status": status,
+            "statuses": [*GROUPS.items(), *((one.value, CHIPS[one][1]) for one in RunStatus)],
+            "may_read_tasks": request.may("human:read"),
             "lead": f"{count(listed.total, 'run')}." if listed.total else "",
             "next_url": request.query.with_values(after=listed.next_after) if listed.next_after else "",
             "shown": f"{len(listed.runs)} of {listed.total:,}",
@@ -129,13 +140,13 @@ def show_runs(request: PageRequest) -> Page:
 
 
 def _bounded(name: str, text: str) -> str | None:
-    """Return a search text.
+    """Return the text of a filter; ``None`` for an empty one.
 
     Raises:
         InvalidValue: the text is longer than the operation accepts.
     """
     if len(text) > 200:
-        msg = f"The text to search for is {len(text)} characters long; at most 200 are accepted."
+        msg = f"The filter {name} is {len(text)} characters long; at most 200 are accepted."
         raise InvalidValue(msg, field=name)
     return text or None
 

@@ -149,6 +149,25 @@ def test_conversations_need_their_scope(bench: Bench, browse: Callable[[str], Br
     )
 
 
+def test_runs_are_filtered_by_several_statuses_requester_and_the_person_they_wait_for(
+    bench: Bench, browse: Callable[[str], Browser]
+) -> None:
+    mine, done = bench.paused(role="admin")["run_id"], bench.start(role="service")["run_id"]
+    browser = browse("reviewer")
+
+    def listed(query: str) -> set[str]:
+        return {one["data-run"] for one in browser.get(f"/console/runs?{query}").having("data-run")}
+
+    assert mine in listed("status=running,paused&requester=admin")
+    assert listed("requester=admin&status=succeeded&status=failed").isdisjoint({mine, done})
+    assert listed("requester=service&status=succeeded,failed") >= {done}
+    assert mine in listed("waiting_for=me")
+    assert done not in listed("waiting_for=me")
+    found = bench.get("/runs", waiting_for="reviewer", requester="admin", role="viewer")["runs"]
+    assert [run["id"] for run in found] == [mine]
+    browser.get("/console/runs?status=moon", expect=422)
+
+
 def test_usage_is_summed_up(browse: Callable[[str], Browser]) -> None:
     browser = browse("viewer")
     assert "Usage and cost" in browser.get("/console/usage?by=model").text
