@@ -1,7 +1,14 @@
 """Workflows written in Python, executed by the engine that executes every spec."""
 
 from kneo.sdk.host import run_sync
-from kneo.sdk.messages import HumanInterventionRequest, HumanInterventionRequiredError, Message, RunConfig, RunResult
+from kneo.sdk.messages import (
+    HumanInterventionRequest,
+    HumanInterventionRequiredError,
+    Message,
+    RunConfig,
+    RunResult,
+    StreamChunk,
+)
 from kneo.sdk.middleware import AgentRunContext, BaseAgentMiddleware
 from kneo.sdk.participants import AgentStep, FunctionStep, HumanInTheLoopStep
 from kneo.sdk.workflows import (
@@ -31,6 +38,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "SequentialWorkflow",
+    "StreamChunk",
     "Workflow",
     "WorkflowAgent",
     "WorkflowBuilder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
-from typing import Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from kneo.errors import KneoError, Usage
 
@@ -71,6 +71,20 @@ class RunResult:
     def output_text(self) -> str:
         """The text of the last message."""
         return self.messages[-1].content if self.messages else ""
+
+
+@dataclass(frozen=True)
+class StreamChunk:
+    """A piece of a run's output.
+
+    Attributes:
+        type: ``text`` for a piece of an agent's reply, while it arrives; ``done`` for the whole output, at the end.
+        name: The step that writes the piece.
+    """
+
+    type: Literal["text", "done"]
+    content: str
+    name: str | None = None
 
 
 Response: TypeAlias = str | Message | Sequence[Message] | RunResult

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from kneo.digest import digest_of
 from kneo.errors import NotFound, Usage
+from kneo.records.delta import ModelDelta
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.sdk.builder import call
@@ -22,6 +24,7 @@ from kneo.sdk.messages import (
     Response,
     RunConfig,
     RunResult,
+    StreamChunk,
     as_messages,
     as_text,
 )
@@ -87,24 +90,22 @@ class Workflow:
         """Return the spec that runs."""
         return self._build(config or RunConfig()).tree
 
-    async def run(self, messages: Response, config: RunConfig | None = None) -> RunResult:
+    async def run(
+        self, messages: Response, config: RunConfig | None = None, *, session_id: str | None = None
+    ) -> RunResult:
         """Run to the end.
+
+        Args:
+            messages: The conversation so far.
+            config: The configuration of the run.
+            session_id: The session of the run: agents with a ``memory`` read its earlier turns.
 
         Raises:
             HumanInterventionRequiredError: a question is open, and no resolver answered it.
             WorkflowFailed: the run failed or was cancelled.
         """
-        conversation = as_messages(messages)
-        if not conversation:
-            msg = "A run needs at least one message."
-            raise Usage(msg)
-        config = config or RunConfig()
-        encoded, builder = config.encode(), self._open(config)
-        *earlier, last = conversation
-        history = [[message.role, message.content, message.name] for message in earlier]
-        metadata = {"messages": history, "role": last.role, "name": last.name, CONFIG: encoded}
-        run = await asyncio.to_thread(builder.host.start, builder.tree, last.content, metadata)
-        return await _drive(builder, run.id)
+        builder, run_id = await self._start(messages, config or RunConfig(), session_id)
+        return await _drive(builder, run_id)
 
     async def resume(self, run_id: str, response: Response | None = None, config: RunConfig | None = None) -> RunResult:
         """Continue a paused run, in this process or another one.
@@ -134,9 +135,11 @@ class Workflow:
             await asyncio.to_thread(builder.host.decide, task, _answer(task, response))
         return await _drive(builder, run_id)
 
-    def run_sync(self, messages: Response, config: RunConfig | None = None) -> RunResult:
+    def run_sync(
+        self, messages: Response, config: RunConfig | None = None, *, session_id: str | None = None
+    ) -> RunResult:
         """Run to the end in synchronous code; raises what ``run`` raises."""
-        return run_sync(self.run(messages, config))
+        return run_sync(self.run(messages, config, session_id=session_id))
 
     def as_agent(
         self,
@@ -149,14 +152,56 @@ class Workflow:
         """Return the workflow as an agent, with middleware around its runs."""
         return WorkflowAgent(self, name or self.name, description, system_prompt, middlewares)
 
-    def stream(self, _messages: Response, _config: RunConfig | None = None) -> None:
-        """Refuse to stream: a workflow that asks people has no output before their answers.
+    def stream(self, messages: Response, config: RunConfig | None = None) -> AsyncIterator[StreamChunk]:
+        """Run to the end, and return the pieces of the agents' replies while they arrive.
 
         Raises:
-            Usage: always.
+            Usage: ``streaming_unsupported``: the workflow asks people, and has no output before their answers.
         """
-        msg = f"The workflow {self.name} cannot be streamed. Run it, or read the events of its run over HTTP."
-        raise Usage(msg, code="streaming_unsupported")
+        if not self.supports_streaming:
+            msg = f"The workflow {self.name} asks people and cannot be streamed."
+            raise Usage(msg, code="streaming_unsupported", hint="Run it, and resume it with the answer.")
+        return self._stream(messages, config)
+
+    async def _stream(self, messages: Response, config: RunConfig | None) -> AsyncIterator[StreamChunk]:
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[StreamChunk | None]()
+
+        def receive(delta: ModelDelta) -> None:
+            chunk = StreamChunk("text", delta.text, delta.step_id.rpartition("/")[2])
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(pieces.put_nowait, chunk)
+
+        builder, run_id = await self._start(messages, config or RunConfig(), None)
+        with builder.host.store.deltas.listen(run_id, receive):
+            running = asyncio.ensure_future(_drive(builder, run_id))
+            running.add_done_callback(lambda _: pieces.put_nowait(None))
+            try:
+                while (chunk := await pieces.get()) is not None:
+                    yield chunk
+                result = await running
+            finally:
+                if running.cancel():
+                    await asyncio.wait([running])
+        while not pieces.empty():
+            late = pieces.get_nowait()
+            if late is not None:
+                yield late
+        yield StreamChunk("done", result.output_text)
+
+    async def _start(
+        self, messages: Response, config: RunConfig, session_id: str | None
+    ) -> tuple[ConversationBuilder, str]:
+        """Record a run, without executing it."""
+        conversation = as_messages(messages)
+        if not conversation:
+            msg = "A run needs at least one message."
+            raise Usage(msg)
+        encoded, builder = config.encode(), self._open(config)
+        *earlier, last = conversation
+        history = [[message.role, message.content, message.name] for message in earlier]
+        metadata = {"messages": history, "role": last.role, "name": last.name, CONFIG: encoded}
+        start = partial(builder.host.start, builder.tree, last.content, metadata, session_id=session_id)
+        return builder, (await asyncio.to_thread(start)).id
 
     def _build(self, config: RunConfig) -> ConversationBuilder:
         builder = ConversationBuilder(config)
@@ -206,11 +251,13 @@ class WorkflowAgent:
             raise Usage(msg, hint="Pass the workflow itself as a participant, and wrap the outermost one.")
         return replace(self.workflow.part, name=self.name, description=self.description)
 
-    async def run(self, messages: Response, config: RunConfig | None = None) -> RunResult:
+    async def run(
+        self, messages: Response, config: RunConfig | None = None, *, session_id: str | None = None
+    ) -> RunResult:
         """Run to the end; raises what ``Workflow.run`` raises."""
 
         async def terminal(context: AgentRunContext) -> RunResult:
-            return await self.workflow.run(context.messages, context.run_config)
+            return await self.workflow.run(context.messages, context.run_config, session_id=session_id)
 
         return await self._wrapped(as_messages(messages), config or RunConfig(), None, terminal)
 
@@ -224,9 +271,11 @@ class WorkflowAgent:
         messages = () if response is None else as_messages(response)
         return await self._wrapped(messages, config or RunConfig(), run_id, terminal)
 
-    def run_sync(self, messages: Response, config: RunConfig | None = None) -> RunResult:
+    def run_sync(
+        self, messages: Response, config: RunConfig | None = None, *, session_id: str | None = None
+    ) -> RunResult:
         """Run to the end in synchronous code; raises what ``run`` raises."""
-        return run_sync(self.run(messages, config))
+        return run_sync(self.run(messages, config, session_id=session_id))
 
     async def _wrapped(
         self, messages: Sequence[Message], config: RunConfig, run_id: str | None, terminal: RunHandler

@@ -220,11 +220,14 @@ class Workflow:
         return run_sync(execution.drive())
 
     def get_session(self, session_id: str | None = None) -> Session:
-        """Read a conversation; the default is the workflow's own."""
+        """Read a conversation, the default is the workflow's own; passed deadlines are processed first."""
         session_id = session_id or self.session_id
         builder = self._build()
         builder.open(self.db)
         snapshots = self._snapshots(builder, session_id, MAX_SESSION_RUNS)
+        if any(snapshot.open_tasks for snapshot in snapshots):
+            builder.host.apply_timers()
+            snapshots = self._snapshots(builder, session_id, MAX_SESSION_RUNS)
         state = read_state(snapshots[-1]) if snapshots else self.session_state
         return Session(session_id, [WorkflowRunOutput.of(builder, snapshot) for snapshot in snapshots], state)
 

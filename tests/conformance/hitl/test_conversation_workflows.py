@@ -24,6 +24,7 @@ from kneo.sdk import (
     RunConfig,
     RunResult,
     SequentialWorkflow,
+    StreamChunk,
     Workflow,
     WorkflowBuilder,
     WorkflowFailed,
@@ -455,3 +456,45 @@ def test_middleware_of_an_agent_runs_around_its_turns_and_tool_calls(
         assert workflow.run_sync("in").output_text == "Rain."
     assert seen == [("look_up", {"city": "Paris"}), ("weather", "Rain.")]
     assert "IT RAINS IN PARIS." in server.requests[-1].text
+
+
+# ---- streams and sessions ---------------------------------------------------------------------------------------
+
+
+def test_the_replies_of_agents_are_streamed(database: SqliteDb, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = {"model": {"provider": "openai", "name": "gpt-5-mini"}}
+    workflow = SequentialWorkflow([WorkflowBuilder.agent_step("writer", agent), contents("last")], database=database)
+
+    async def collect() -> list[StreamChunk]:
+        return [chunk async for chunk in workflow.stream("in")]
+
+    with model_server([Reply("One two three.")]) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
+        *pieces, done = asyncio.run(collect())
+    assert "".join(piece.content for piece in pieces) == "One two three."
+    assert {(piece.type, piece.name) for piece in pieces} == {("text", "writer")}
+    assert done == StreamChunk("done", "last(in, One two three.)")
+
+
+def test_a_stream_of_a_run_that_fails_raises(database: SqliteDb) -> None:
+    workflow = SequentialWorkflow([lambda messages, config: 1 / 0], database=database)
+
+    async def collect() -> list[StreamChunk]:
+        return [chunk async for chunk in workflow.stream("in")]
+
+    with pytest.raises(WorkflowFailed, match="division by zero"):
+        asyncio.run(collect())
+
+
+def test_agents_with_a_memory_read_the_session_of_the_run(database: SqliteDb, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = {"model": {"provider": "openai", "name": "gpt-5-mini"}, "memory": {"policy": "full"}}
+    workflow = SequentialWorkflow([WorkflowBuilder.agent_step("chat", agent)], database=database)
+    with model_server(lambda _request: Reply("Hello.")) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
+        workflow.run_sync("My name is Ada.", session_id="trip")
+        workflow.as_agent().run_sync("Who am I?", session_id="trip")
+        assert "Ada" in server.requests[-1].text
+        workflow.run_sync("Who am I?")
+        assert "Ada" not in server.requests[-1].text
