@@ -77,6 +77,10 @@ def short_digest(value: object) -> str:
     return sha256(text).hexdigest()[:8]
 
 
+ARTIFACTS = "artifacts"
+"""The name of the conversation with the whole results, below the one of their calls."""
+
+
 class CallJournal:
     """The entries of a conversation's tool calls: known ones, and the way to add to them."""
 
@@ -163,6 +167,30 @@ class CallJournal:
         await self._append(entry, *events, durable=durable)
         return result
 
+    async def keep_whole(self, call: RequestedCall, text: str, *, characters: int) -> None:
+        """Record the whole of a result in a conversation of its own, which no turn loads.
+
+        Args:
+            call: The call.
+            text: The result.
+            characters: The characters of the result, also of a part that is not kept.
+        """
+        if self._turn.withheld == "all":
+            return  # no view shows what the agent was given
+        now = self.now()
+        entry = ConversationEntry(
+            conversation="",
+            name=artifact_name(call.key),
+            number=call.number,
+            kind=EntryKind.ARTIFACT,
+            status=EntryStatus.DONE,
+            body={"text": text},
+            facts={"tool": call.name, "characters": characters},
+            started_at=now,
+            completed_at=now,
+        )
+        await self._turn.journal.below(ARTIFACTS).append(entry, durable=False)
+
     async def refuse(self, call: RequestedCall, reason: Refusal, result: Arguments) -> CallResult:
         """Record that a call is not made, and what the model gets as its result."""
         now = self.now()
@@ -204,6 +232,11 @@ class CallJournal:
     async def _append(self, entry: ConversationEntry, *events: NewTrace, durable: bool = False) -> None:
         await self._turn.journal.append(entry, trace=events, durable=durable)
         self._entries[entry.name] = entry
+
+
+def artifact_name(call_key: str) -> str:
+    """Return the name of the entry with the whole result of a call."""
+    return f"artifact:{call_key}"
 
 
 def known_result(entry: ConversationEntry) -> CallResult:

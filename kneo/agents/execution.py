@@ -21,6 +21,9 @@ from kneo.redaction import redact_text
 from kneo.spec.models.spec import Tool, Verify
 
 MAX_ERROR_CHARS = 2_000
+MAX_WHOLE_BYTES = 1_000_000
+"""Bytes of a result that is kept whole."""
+
 MAX_FORMS = 10
 """Questions of a tool during one call."""
 MAX_RESTARTS = 2
@@ -43,6 +46,10 @@ def tool_failed(call: RequestedCall) -> Invalid:
     """Return the error of a step whose strategy stops when a tool fails."""
     msg = f"A call of the tool {call.name} failed, and the agent's strategy stops there."
     return Invalid(msg, code="tool_failed", hint="kneo runs trace shows the error.")
+
+
+def _text_of(result: object) -> str:
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 
 def _is_tracked(tool: Tool) -> bool:
@@ -159,16 +166,26 @@ class CallExecution:
     ) -> CallResult:
         """Bound and record a result, and return it as the model is shown it."""
         if result.outcome == "success":
+            await self._keep_whole(call, tool, result.content)
             result = replace(result, content=self._shown(call, tool, result.content))
         return await self._journal.finish(
             call, arguments, result, started=started, durable=_is_tracked(tool), facts=facts
         )
 
+    def _limit(self, tool: Tool) -> int:
+        return tool.max_result_chars or self._services.limits.result_chars
+
+    async def _keep_whole(self, call: RequestedCall, tool: Tool, result: object) -> None:
+        """Record the whole of a result that the model is shown cut, where the tool says so."""
+        text = _text_of(result) if tool.keep == "whole" and not tool.transfer else ""
+        if len(text) > self._limit(tool):
+            kept = text.encode(errors="replace")[:MAX_WHOLE_BYTES].decode(errors="ignore")
+            await self._journal.keep_whole(call, kept, characters=len(text))
+
     def _shown(self, call: RequestedCall, tool: Tool, result: object) -> object:
         if tool.transfer:
             return result
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, allow_nan=False)
-        limit = tool.max_result_chars or self._services.limits.result_chars
+        text, limit = _text_of(result), self._limit(tool)
         cut = f"{text[:limit]}\n[cut: {len(text)} characters in all]" if len(text) > limit else None
         if tool.output != "untrusted":
             return result if cut is None else cut

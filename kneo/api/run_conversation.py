@@ -14,7 +14,9 @@ from kneo.api.content_texts import ContentTexts
 from kneo.api.context import Context
 from kneo.api.operation import operation
 from kneo.api.run_steps import path_of
+from kneo.errors import InvalidValue, NotFound
 from kneo.records.conversation import ConversationEntry, EntryKind
+from kneo.redaction import redact_text
 from kneo.runtime.engine.wait import find_run
 from kneo.spec.tool_names import OUTPUT_TOOL
 from kneo.store import agent_journal
@@ -71,7 +73,7 @@ def get_run_conversation(
     """Read what the agents of a run and their models wrote."""
     find_run(context.store, run_id)
     with context.store.read() as tx:
-        entries = agent_journal.list_entries(tx, run_id)
+        entries = [entry for entry in agent_journal.list_entries(tx, run_id) if entry.kind is not EntryKind.ARTIFACT]
     by_conversation: dict[str, list[ConversationEntry]] = defaultdict(list)
     for entry in entries:
         if step is None or path_of(entry.location) == step:
@@ -87,6 +89,69 @@ def get_run_conversation(
         for name, own in sorted(by_conversation.items(), key=lambda item: item[1][0].started_at)
     ]
     return ConversationsView(run_id=run_id, conversations=views, count=len(views), truncated=texts.truncated)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolResultView:
+    """The whole result of a tool call; ``characters`` counts also a part that was too long to keep."""
+
+    run_id: str
+    conversation: str
+    call: str
+    tool: str
+    text: str
+    characters: int
+    at: str | None
+
+
+@operation("GET", "/runs/{run_id}/results/{call}", scope="runs:content", errors=(404,))
+def get_tool_result(
+    context: Context,
+    run_id: str,
+    call: str,
+    conversation: Annotated[
+        str | None, Field(max_length=2_000, description="The conversation, where several have a call of this name.")
+    ] = None,
+    whole: Annotated[bool, Field(description="Show personal data too. Secrets are never shown.")] = False,
+) -> ToolResultView:
+    """Read the whole of a tool's result that its model was shown cut, of a tool with `keep: whole`.
+
+    `call` is the key of the call in the trace, or its id in the conversation.
+    """
+    find_run(context.store, run_id)
+    with context.store.read() as tx:
+        found = [
+            entry
+            for entry in agent_journal.list_facts(tx, run_id)
+            if entry.kind is EntryKind.ARTIFACT
+            and call in {entry.name.partition(":")[2], entry.name.partition(".")[2]}
+            and conversation in {None, _of_calls(entry)}
+        ]
+        if not found:
+            msg = f"The run {run_id} has no whole result of the call {call[:100]!r}."
+            hint = "Results are kept whole where they are cut, and the tool has keep: whole."
+            raise NotFound(msg, code="result_not_found", hint=hint)
+        if len(found) > 1:
+            names = ", ".join(_of_calls(entry) for entry in found[:10])
+            msg = f"{len(found)} calls have the name {call[:100]!r}, in the conversations {names}."
+            raise InvalidValue(msg, hint="Name one of them as conversation.", field="conversation")
+        [facts] = found
+        [entry] = [each for each in agent_journal.load(tx, run_id, facts.conversation) if each.name == facts.name]
+    characters = entry.facts.get("characters")
+    return ToolResultView(
+        run_id=run_id,
+        conversation=_of_calls(entry),
+        call=entry.name.partition(":")[2],
+        tool=str(entry.facts.get("tool")),
+        text=redact_text(str(entry.body.get("text", "")), personal=not whole),
+        characters=characters if isinstance(characters, int) else 0,
+        at=entry.completed_at,
+    )
+
+
+def _of_calls(entry: ConversationEntry) -> str:
+    """Return the conversation of the call whose result an entry has."""
+    return entry.conversation.rpartition(">")[0]
 
 
 WITHHELD = "[withheld: a guardrail checks it]"

@@ -13,6 +13,8 @@ class EntryKind(StrEnum):
     TOOL = "tool"
     MEMORY = "memory"
     GUARD = "guard"
+    ARTIFACT = "artifact"
+    """The whole of a result that the model was shown cut; in a conversation that no turn loads."""
 
 
 class EntryStatus(StrEnum):

@@ -90,6 +90,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "runs recovery": ("get_run_recovery",),
     "runs replay": ("get_run_replay",),
     "runs conversation": ("get_run_conversation",),
+    "runs result": ("get_tool_result",),
     "runs steps": ("list_run_steps",),
     "sessions delete": ("delete_session",),
     "sessions list": ("list_sessions",),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kneo.api.run_conversation import ConversationsView, get_run_conversation
+from kneo.api.run_conversation import ConversationsView, get_run_conversation, get_tool_result
 from kneo.api.run_steps import StepPageView, StepView, list_run_steps
 from kneo.cli import render
 from kneo.cli.commands import examples
@@ -69,6 +69,25 @@ def conversation(
     with options.open() as opened:
         found = opened.call(get_run_conversation, run_id, step=step, whole=whole)
     render.emit(found, as_json=options.as_json, text=lambda: _show_conversations(found))
+
+
+@examples("kneo runs result run_01JD8Z4V6M3Q call_1", "kneo runs result run_01JD8Z4V6M3Q 2.call_1 --json")
+def result(
+    run_id: RunArgument,
+    call: Annotated[
+        str, typer.Argument(metavar="CALL", help="ID of the call in the conversation, or its key in the trace.")
+    ],
+    conversation: Annotated[
+        str | None, typer.Option("--conversation", help="The conversation, where several have such a call.")
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Show personal data too; secrets are never shown.")] = False,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Show the whole result of a tool call that the model was shown cut."""
+    with options.open() as opened:
+        found = opened.call(get_tool_result, run_id, call, conversation=conversation, whole=whole)
+    render.emit(found, as_json=options.as_json, text=lambda: render.text(found.text))
 
 
 def _show_conversations(found: ConversationsView) -> None:

@@ -49,7 +49,7 @@ OF_MEMORY: Mapping[str, tuple[frozenset[str], str]] = {
 
 NO_EFFECT_AT_TRANSFER: Mapping[type[SpecModel], Mapping[str, str]] = {
     Tool: dict.fromkeys(
-        ("max_result_chars", "output"), "the caller is not shown the answer of an agent that takes over"
+        ("max_result_chars", "keep", "output"), "the caller is not shown the answer of an agent that takes over"
     )
 }
 """The actual behaviour of tools that hand a task over, by field."""
@@ -78,6 +78,7 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
     (Tool, "retries"): lambda value: value != 0,
     (Tool, "output"): lambda value: value != "trusted",
+    (Tool, "keep"): lambda value: value != "shown",
 }
 """Whether a value differs from the behaviour of every run, for fields that can state it."""
 

@@ -153,6 +153,10 @@ class Tool(SpecModel):
         description="Whether a call changes something outside. Left out: derived from capabilities and the HTTP method; false "
         "only counts for calls over the network.",
     )
+    keep: Literal["shown", "whole"] = Field(
+        default="shown",
+        description="whole: a result that is cut for the model is kept whole for people, up to 1 MB: kneo runs result.",
+    )
     output: Literal["trusted", "untrusted"] = Field(
         default="trusted", description="untrusted: the result is marked as data, which no instruction may come from."
     )

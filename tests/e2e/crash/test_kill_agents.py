@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 
 SOURCE = """
 import signal
+from hashlib import sha256
 def look(arguments, key):
     note("look " + key)
     return {"found": arguments["id"]}
@@ -46,6 +47,9 @@ def pay(arguments, key):
     if os.environ.get("DIE_AFTER_EFFECT"):
         os.kill(os.getpid(), signal.SIGKILL)
     return {"paid": arguments["amount"]}
+def screen(text):
+    note("screen " + sha256(text.encode()).hexdigest()[:12])
+    return "rude" not in text
 def look_slowly(arguments, key):
     note("look " + key)
     time.sleep(2)
@@ -63,6 +67,8 @@ SCRIPT = [
     Reply(calls=[Call("look", {"id": "u2"})]),
     Reply("Paid."),
 ]
+
+GUARDED = [*SCRIPT[:-1], Reply("A rude answer."), SCRIPT[-1]]
 
 EFFECT = "effect"
 SAMPLED = (("before", 3), ("after", 4), ("before", 6), (EFFECT, 0))
@@ -89,12 +95,20 @@ def engine(migrated_url: str, tmp_path: Path) -> Iterator[Engine]:
     store.close()
 
 
-def tree(engine: Engine, *, look: str = "look", gate: bool = True) -> dict[str, object]:
+def guardrails(engine: Engine) -> dict[str, object]:
+    """Return the parts of a spec whose agent is checked at each stage; its first answer is refused."""
+    check = {"id": "screen", "type": "function", "ref": "screen"}
+    stages = {"input": [check], "tool": [{**check, "target": "look"}], "output": [{**check, "action": "retry"}]}
+    return {"guardrails": stages, "functions": {"screen": {"implementation": f"{engine.module}.screen"}}}
+
+
+def tree(engine: Engine, *, look: str = "look", gate: bool = True, is_guarded: bool = False) -> dict[str, object]:
     object_of = {
         name: {"type": "object", "properties": {name: {"type": kind}}, "required": [name]}
         for name, kind in (("id", "string"), ("amount", "integer"))
     }
     review = {"review": {"before": {"human": "ops"}}} if gate else {}
+    guarded = guardrails(engine) if is_guarded else {"guardrails": {}, "functions": {}}
     return {
         "agent": {
             "name": "teller",
@@ -102,6 +116,7 @@ def tree(engine: Engine, *, look: str = "look", gate: bool = True) -> dict[str, 
             "strategy": "react",
             "tools": ["look", "pay", "ask_question"],
             "ask_question": "ops",
+            "guardrails": guarded["guardrails"],
         },
         "workflow": {"type": "sequential", "steps": [{"id": "work", "kind": "agent", "ref": "teller"}]},
         "tools": {
@@ -118,7 +133,7 @@ def tree(engine: Engine, *, look: str = "look", gate: bool = True) -> dict[str, 
                 **review,
             },
         },
-        "components": {"humans": {"ops": {"description": "Fine?"}}},
+        "components": {"humans": {"ops": {"description": "Fine?"}}, "functions": guarded["functions"]},
     }
 
 
@@ -167,7 +182,7 @@ def open_tasks(engine: Engine, run: Run) -> list[HumanTask]:
 
 
 def answer(engine: Engine, task: HumanTask) -> None:
-    """Answer as somebody who looks into the effect's own log where a call was interrupted."""
+    """Answer like a person who looks into the effect's own log where a call was interrupted."""
     if task.options is not None:
         paid = [line for line in engine.notes() if line.startswith("pay ")]
         option, content = ("done", '{"paid": 6}') if paid else ("repeat", None)
@@ -191,9 +206,11 @@ def calls(engine: Engine) -> Counter[str]:
     return Counter(line.split()[1] for line in engine.notes())
 
 
-def go_through(engine: Engine, url: str, server: ModelServer, when: str, die_at: int) -> tuple[Run, int]:
+def go_through(
+    engine: Engine, url: str, server: ModelServer, when: str, die_at: int, *, is_guarded: bool = False
+) -> tuple[Run, int]:
     """Run to the end with a process that dies at a write, and another process that continues."""
-    run = start(engine)
+    run = start(engine, is_guarded=is_guarded)
     processes = Processes(engine, url, run, server)
     made_before: Counter[str] = Counter()
     done_before: set[str] = set()
@@ -217,16 +234,16 @@ def go_through(engine: Engine, url: str, server: ModelServer, when: str, die_at:
         assert {key: made[key] for key in done_before & set(made)} == {
             key: made_before[key] for key in done_before & set(made)
         }, "a finished call was repeated"
-        check(engine, now, server)
+        check(engine, now, server, GUARDED if is_guarded else SCRIPT)
     finally:
         processes.stop()
     return now, processes.killed
 
 
-def check(engine: Engine, run: Run, server: ModelServer) -> None:
+def check(engine: Engine, run: Run, server: ModelServer, script: list[Reply]) -> None:
     effects = [line for line in engine.notes() if line.startswith("pay ")]
     assert [line.split()[2] for line in effects] == ["6"], "the gated effect"
-    assert len(server.requests) <= len(SCRIPT) + 1
+    assert len(server.requests) <= len(script) + 1
     last = server.requests[-1].text
     assert '"paid' in json.dumps(last)
     assert "v2" in last
@@ -239,9 +256,10 @@ def check(engine: Engine, run: Run, server: ModelServer) -> None:
     assert run.usage == used
     # Each run of the same script uses the same.
     assert (counted.requests, counted.total_tokens) == (runs * used.requests, runs * used.total_tokens)
-    assert [entry.name for entry in entries if entry.kind is EntryKind.MODEL] == ["model:1", "model:2", "model:3"]
+    replies = [entry.name for entry in entries if entry.kind is EntryKind.MODEL]
+    assert replies == [f"model:{number}" for number in range(1, len(script) + 1)]
     keys = Counter(task.key for task in asked)
-    assert max(keys.values()) == 1, "somebody was asked again"
+    assert max(keys.values()) == 1, "a question was opened again"
     assert {task.status for task in asked} == {TaskStatus.APPLIED}
 
 
@@ -256,6 +274,31 @@ def test_a_killed_turn_continues_where_it_was(engine: Engine, migrated_url: str,
             return
         if not killed:
             assert number > 8, (when, number)
+            return
+    pytest.fail(f"it still wrote after {MOST_WRITES} writes")
+
+
+def test_a_guarded_turn_that_is_killed_checks_no_text_anew(
+    engine: Engine, migrated_url: str, when: str, die_at: int
+) -> None:
+    if when == EFFECT:
+        pytest.skip("the effect is the same with guardrails")
+    for number in range(die_at or 1, MOST_WRITES):
+        engine.log.unlink(missing_ok=True)
+        with model_server(GUARDED) as server:
+            run, killed = go_through(engine, migrated_url, server, when, number, is_guarded=True)
+        with engine.store.read() as tx:
+            guards = [entry for entry in agent_journal.list_entries(tx, run.id) if entry.kind is EntryKind.GUARD]
+        outcomes = Counter(entry.facts.get("outcome") for entry in guards if entry.name.startswith("guard:"))
+        assert outcomes["retried"] == 1
+        # A check whose verdict was not written yet is made once more; every other one is not.
+        screened = Counter(line for line in engine.notes() if line.startswith("screen "))
+        assert sum(count - 1 for count in screened.values()) <= killed, screened
+        if die_at:
+            assert killed == 1
+            return
+        if not killed:
+            assert number > 12, (when, number)
             return
     pytest.fail(f"it still wrote after {MOST_WRITES} writes")
 
