@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from engine import Engine
-from model_server import ModelServer
+from model_server import ModelRequest, ModelServer, Reply
 
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
@@ -23,6 +24,9 @@ from kneo.store import agent_journal, history, tasks
 from kneo.store.engine import Store
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
+
+MakeRuns: TypeAlias = Callable[[Callable[[ModelRequest], Reply]], "AgentRuns"]
+"""From the replies of a server of models to runs that ask it."""
 
 MODEL = {"provider": "openai", "name": "m", "extra": {"api": "chat"}}
 

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
-from agent_runs import MODEL, AgentRuns
-from model_server import Call, ModelRequest, Reply, model_server
+from agent_runs import MODEL, AgentRuns, MakeRuns
+from model_server import Call, ModelRequest, Reply
 
-from kneo.clock import SystemClock
 from kneo.records.run import RunStatus
 from kneo.spec.reading.load import load_tree
-from kneo.store.engine import Store
-from kneo.store.migrate import open_store
-
-MakeRuns = Callable[[Callable[[ModelRequest], Reply]], AgentRuns]
-
-
-@pytest.fixture
-def store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def make(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRuns]:
-    with ExitStack() as servers:
-
-        def runs(answer: Callable[[ModelRequest], Reply]) -> AgentRuns:
-            server = servers.enter_context(model_server(answer))
-            return AgentRuns(store, tmp_path / "code", server, monkeypatch)
-
-        yield runs
 
 
 def agent(name: str, **more: object) -> dict[str, object]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent_runs import MODEL, AgentRuns
-from model_server import Call, ModelRequest, Reply, model_server
+from agent_runs import MODEL, AgentRuns, MakeRuns
+from model_server import Call, ModelRequest, Reply
 from operation_context import operation_context
 from sqlalchemy import select
 
 from kneo.api.run_conversation import get_run_conversation
-from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
@@ -24,30 +22,9 @@ from kneo.runtime.engine.recover import continue_run
 from kneo.runtime.engine.start import StartRequest
 from kneo.runtime.steps.executor import Executor
 from kneo.store.engine import Store
-from kneo.store.migrate import open_store
 from kneo.store.tables import metadata
 
 MARKER = "marker-4711"
-
-MakeRuns = Callable[[Callable[[ModelRequest], Reply]], AgentRuns]
-
-
-@pytest.fixture
-def store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def make(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRuns]:
-    with ExitStack() as servers:
-
-        def runs(answer: Callable[[ModelRequest], Reply]) -> AgentRuns:
-            server = servers.enter_context(model_server(answer))
-            return AgentRuns(store, tmp_path / "code", server, monkeypatch)
-
-        yield runs
 
 
 def keyword(action: str = "block", **config: object) -> dict[str, object]:
@@ -75,9 +52,9 @@ def begin(runs: AgentRuns, spec: dict[str, object], text: str = "Go.") -> Run:
     return runs.starter.start(StartRequest(input=text, requester="bob", spec=spec))
 
 
-def kept(store: Store, *, without: frozenset[str] = frozenset()) -> dict[str, str]:
+def kept(timed_store: Store, *, without: frozenset[str] = frozenset()) -> dict[str, str]:
     """Return every table as one text, without the journal: nobody reads its bodies but the run itself."""
-    with store.read() as tx:
+    with timed_store.read() as tx:
         return {
             table.name: str([tuple(row) for row in tx.connection.execute(select(table))])
             for table in metadata.sorted_tables
@@ -85,14 +62,14 @@ def kept(store: Store, *, without: frozenset[str] = frozenset()) -> dict[str, st
         }
 
 
-def conversation(store: Store, run: Run) -> str:
-    return str(get_run_conversation(operation_context(store), run.id, whole=True))
+def conversation(timed_store: Store, run: Run) -> str:
+    return str(get_run_conversation(operation_context(timed_store), run.id, whole=True))
 
 
 @pytest.mark.parametrize("stage", ["output", "workflow"])
 @pytest.mark.parametrize("on_error", ["fail", "continue", "retry", "fallback"])
 def test_a_blocked_answer_is_nowhere_and_ends_the_run(
-    make: MakeRuns, store: Store, stage: str, on_error: str, caplog: pytest.LogCaptureFixture
+    make: MakeRuns, timed_store: Store, stage: str, on_error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "kneo")
     runs = make(replies(f"It is {MARKER}."))
@@ -100,8 +77,8 @@ def test_a_blocked_answer_is_nowhere_and_ends_the_run(
     run = runs.drive(begin(runs, tree(steps, agent("writer", guardrails={stage: [keyword()]}), agent("other"))))
     assert (run.status, run.error.type) == (RunStatus.FAILED, "guardrail_violation")  # type: ignore[union-attr]
     assert len(runs.server.requests) == 1
-    assert [name for name, text in kept(store).items() if MARKER in text] == []
-    shown = conversation(store, run)
+    assert [name for name, text in kept(timed_store).items() if MARKER in text] == []
+    shown = conversation(timed_store, run)
     assert MARKER not in shown
     assert "[withheld: a guardrail checks it]" in shown
     assert MARKER in str(runs.journal(run))
@@ -109,7 +86,7 @@ def test_a_blocked_answer_is_nowhere_and_ends_the_run(
     assert "guardrail_blocked" in runs.trace(run)
 
 
-def test_a_redacted_answer_is_shown_as_it_passed(make: MakeRuns, store: Store) -> None:
+def test_a_redacted_answer_is_shown_as_it_passed(make: MakeRuns, timed_store: Store) -> None:
     runs = make(replies(f"It is {MARKER}."))
     spec = tree(
         [step("writer"), step("other")], agent("writer", guardrails={"output": [keyword("redact")]}), agent("other")
@@ -117,13 +94,13 @@ def test_a_redacted_answer_is_shown_as_it_passed(make: MakeRuns, store: Store) -
     spec["components"]["agents"]["other"]["model"] = {"provider": "dummy", "name": "echo"}  # type: ignore[index]
     run = runs.drive(begin(runs, spec))
     assert run.output_text == "Final answer: It is [redacted]4711."
-    assert [name for name, text in kept(store).items() if MARKER in text] == []
-    assert MARKER not in conversation(store, run)
-    assert "It is [redacted]4711." in conversation(store, run)
+    assert [name for name, text in kept(timed_store).items() if MARKER in text] == []
+    assert MARKER not in conversation(timed_store, run)
+    assert "It is [redacted]4711." in conversation(timed_store, run)
 
 
 @pytest.mark.parametrize("on_error", ["continue", "fallback"])
-def test_what_an_input_guardrail_holds_back_goes_no_further(make: MakeRuns, store: Store, on_error: str) -> None:
+def test_what_an_input_guardrail_holds_back_goes_no_further(make: MakeRuns, timed_store: Store, on_error: str) -> None:
     def answer(_request: ModelRequest) -> Reply:
         return Reply(calls=[Call("none", {})], text="")
 
@@ -138,9 +115,9 @@ def test_what_an_input_guardrail_holds_back_goes_no_further(make: MakeRuns, stor
         assert run.status is status
         assert (
             MARKER
-            not in f"{run.output_text}{conversation(store, run)}{[request.text for request in runs.server.requests]}"
+            not in f"{run.output_text}{conversation(timed_store, run)}{[request.text for request in runs.server.requests]}"
         )
-        with store.read() as tx:
+        with timed_store.read() as tx:
             steps_of_run = [
                 row for row in tx.connection.execute(select(metadata.tables["steps"])) if row.run_id == run.id
             ]
@@ -158,7 +135,7 @@ def check(text):
 
 @pytest.mark.parametrize("is_parallel", [False, True])
 def test_a_run_whose_input_could_not_be_checked_is_continued(
-    make: MakeRuns, store: Store, tmp_path: Path, is_parallel: bool
+    make: MakeRuns, timed_store: Store, tmp_path: Path, is_parallel: bool
 ) -> None:
     runs = make(replies("Done."))
     module, broken = f"checks_{uuid.uuid4().hex}", tmp_path / "broken"
@@ -177,7 +154,7 @@ def test_a_run_whose_input_could_not_be_checked_is_continued(
     assert runs.server.requests == []
     assert runs.open(run) == ()
     broken.unlink()
-    run = runs.drive(continue_run(store, ProgramLoader(store), run.id, actor="bob"))
+    run = runs.drive(continue_run(timed_store, ProgramLoader(timed_store), run.id, actor="bob"))
     if is_parallel:
         [task] = runs.open(run)
         runs.decide(task, "approved")
@@ -195,7 +172,7 @@ def test_a_guardrail_step_passes_its_input_on_or_ends_the_run(make: MakeRuns) ->
 
 
 def test_guardrails_of_the_provider_dummy_need_no_library_of_agents(
-    make: MakeRuns, store: Store, tmp_path: Path
+    make: MakeRuns, timed_store: Store, tmp_path: Path
 ) -> None:
     runs = make(replies("unused"))
     (tmp_path / "code" / "checks_of_texts.py").write_text(
@@ -206,14 +183,14 @@ def test_guardrails_of_the_provider_dummy_need_no_library_of_agents(
         "agent": {"name": "root", "model": {"provider": "dummy", "name": "echo"}, "guardrails": guards},
         "components": {"functions": {"polite": {"implementation": "checks_of_texts.polite"}}},
     }
-    driver = Driver(store, ProgramLoader(store), Executor(runs.code))
+    driver = Driver(timed_store, ProgramLoader(timed_store), Executor(runs.code))
     for text, output in (("rude", "polite"), ("fine", "Final answer: fine")):
         run = begin(runs, spec, text)
         asyncio.run(driver.drive_alone(run.id))
         assert runs.look(run).output_text == output
 
 
-def test_a_person_reviews_what_a_guardrail_holds_in_another_process(make: MakeRuns, store: Store) -> None:
+def test_a_person_reviews_what_a_guardrail_holds_in_another_process(make: MakeRuns, timed_store: Store) -> None:
     runs = make(replies(f"It is {MARKER}."))
     guarded = agent("writer", guardrails={"output": [keyword("human_review", human="boss")]})
     run = runs.drive(begin(runs, tree([step("writer")], guarded)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,11 @@ from model_server import Call, Reply, model_server
 from operation_context import operation_context
 
 from kneo.api.run_conversation import get_run_conversation, get_tool_result
-from kneo.clock import SystemClock
 from kneo.errors import InvalidValue, NotFound
 from kneo.records.run import Run, RunStatus
 from kneo.store.engine import Store
-from kneo.store.migrate import open_store
 
 LONG = "zebra " * 100 + "ada@example.org"
-
-
-@pytest.fixture
-def store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
-    yield store
-    store.close()
 
 
 def run_with(store: Store, folder: Path, patch: pytest.MonkeyPatch, *texts: str, keep: str = "whole") -> Run:
@@ -40,10 +30,10 @@ def run_with(store: Store, folder: Path, patch: pytest.MonkeyPatch, *texts: str,
 
 
 def test_a_result_that_is_cut_for_the_model_is_kept_whole(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    timed_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_with(store, tmp_path, monkeypatch, LONG)
-    context = operation_context(store)
+    run = run_with(timed_store, tmp_path, monkeypatch, LONG)
+    context = operation_context(timed_store)
     for name in ("c", "1.c"):
         shown = get_tool_result(context, run.id, name)
         assert (shown.tool, shown.conversation, shown.call) == ("look", "work~0", "1.c")
@@ -58,9 +48,9 @@ def test_a_result_that_is_cut_for_the_model_is_kept_whole(
     assert run.usage.tool_calls == 1
 
 
-def test_calls_of_one_name_are_told_apart(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_with(store, tmp_path, monkeypatch, LONG, f"{LONG} again")
-    context = operation_context(store)
+def test_calls_of_one_name_are_told_apart(timed_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with(timed_store, tmp_path, monkeypatch, LONG, f"{LONG} again")
+    context = operation_context(timed_store)
     with pytest.raises(InvalidValue, match="2 calls have the name"):
         get_tool_result(context, run.id, "c")
     assert "again" in get_tool_result(context, run.id, "2.c").text
@@ -68,8 +58,8 @@ def test_calls_of_one_name_are_told_apart(store: Store, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(("text", "keep"), [("short", "whole"), (LONG, "shown")])
 def test_other_results_are_not_kept_twice(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, keep: str
+    timed_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, keep: str
 ) -> None:
-    run = run_with(store, tmp_path, monkeypatch, text, keep=keep)
+    run = run_with(timed_store, tmp_path, monkeypatch, text, keep=keep)
     with pytest.raises(NotFound):
-        get_tool_result(operation_context(store), run.id, "c")
+        get_tool_result(operation_context(timed_store), run.id, "c")
