@@ -15,13 +15,15 @@ import yaml
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 INSTALL = "install it with: make deploy-check"
+PACKAGES = {"promtool": "Debian's package prometheus has it", "systemd-analyze": "systemd has it"}
+"""Programs that come with the machine."""
 
 
 def program(name: str) -> str:
     """Return the path of a program of this environment or machine, or skip the test."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not installed; {INSTALL}")
+        pytest.skip(f"{name} is not installed; {PACKAGES.get(name, INSTALL)}")
     return found
 
 

@@ -18,6 +18,7 @@ CHECKED = {
     "compose/*": "test_compose.py",
     "systemd/*": "test_units.py",
     "proxy/*": "test_proxies.py",
+    "production.env.example": "test_scripts.py",
     "observability/*": "test_observability.py",
     "helm/*": "test_chart.py",
     "kubernetes/*": "test_chart.py",
