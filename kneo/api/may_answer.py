@@ -14,6 +14,7 @@ from kneo.errors import Forbidden, KneoError
 from kneo.names import person_key
 from kneo.records.release import Pending, PendingGate
 from kneo.records.task import SIGNED_BY_REVIEWER, HumanTask
+from kneo.store.service_key import missing_key
 from kneo.tasks.inbox import check_decider
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def may_decide_change(
         principal.require("releases:decide")
         signature = _check_approver(tx, environment, pending, principal.name)
         check_root(tx, settings)
+        if not signature and tx.find_key() is None:
+            raise missing_key()
     except KneoError as error:
         return _refused(error)
     gates = tuple(approval_gates(pending))

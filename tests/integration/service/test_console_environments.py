@@ -186,7 +186,7 @@ def test_a_plan_shows_what_another_branch_would_change(house: House, browse: Bro
     assert "system_prompt" in page.text
     assert "<img" not in page.html
     assert "kneo plan --ref next --env prod" in page.text
-    missing = browse("viewer").get("/console/plan?ref=never-was&environment=prod", expect=404)
+    missing = browse("viewer").get("/console/plan?ref=never-was&environment=prod", expect=503)
     assert "never-was" in missing.text
     assert "Release announcement" not in missing.text
 

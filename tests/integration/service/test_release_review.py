@@ -12,6 +12,7 @@ from service_bench import Bench, Json, serving
 
 from kneo.cli.serve.controller import Repository, make_controller
 from kneo.store import pending_plans
+from kneo.trust.keys import PrivateKey
 
 PEOPLE = {"approver": {"roles": ["approver"]}, "admin": {"roles": ["approver"]}}
 RULES: Json = {
@@ -23,7 +24,7 @@ RULES: Json = {
 
 
 @pytest.fixture(scope="module")
-def repo(tmp_path_factory: pytest.TempPathFactory) -> ConfigRepo:
+def repo(database_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> ConfigRepo:
     repo = ConfigRepo(tmp_path_factory.mktemp("review") / "repo")
     repo.release("dev", "announcement", "1.0.0")
     repo.environment("prod", {"announcement": "1.0.0"})
@@ -32,10 +33,10 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> ConfigRepo:
 
 
 @pytest.fixture(scope="module")
-def bench(repo: ConfigRepo) -> Iterator[Bench]:
+def bench(database_of_module: str, repo: ConfigRepo) -> Iterator[Bench]:
     """A service with a controller that looks all the time, over dev and prod; 2.0.0 waits for an approval in prod."""
-    house = repo.folder.parent / "house"
-    with serving(house, f"sqlite:///{house / 'kneo.sqlite'}", workers=0) as made:
+    house, key = repo.folder.parent / "house", PrivateKey.generate().dump().decode()
+    with serving(house, database_of_module, workers=0, KNEO_SERV_SERVICE_KEY=key) as made:
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(hours=1))
         make_controller(made.settings, made.store, source).run_once()
         changed = announcement()
