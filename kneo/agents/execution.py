@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kneo.agents.agent_spans import note_call, tool_span
@@ -57,6 +57,25 @@ def _is_tracked(tool: Tool) -> bool:
     return tool.has_effects or tool.on_interrupted not in {None, "repeat"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class PermittedCall:
+    """A call that the guard let pass.
+
+    Attributes:
+        call: The call as the model requested it.
+        tool: The tool.
+        arguments: Its arguments, as guardrails and people passed them on.
+        started: When it began; ``None`` where nothing was called.
+        facts: Further facts of its entry.
+    """
+
+    call: RequestedCall
+    tool: Tool
+    arguments: Arguments
+    started: str | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
 class CallExecution:
     """The execution of the calls of one turn."""
 
@@ -68,7 +87,7 @@ class CallExecution:
         strategy = turn.agent.strategy
         self.stops_on_error = strategy is not None and bool(strategy.stop_on_tool_error)
 
-    async def make(self, call: RequestedCall, tool: Tool, arguments: Arguments) -> CallResult:
+    async def make(self, permitted: PermittedCall) -> CallResult:
         """Make a call and return its result.
 
         Raises:
@@ -77,99 +96,83 @@ class CallExecution:
             Invalid: ``tool_failed`` or ``tool_interrupted``: the step ends.
             GuardrailViolation: a guardrail blocks the result.
         """
+        call, tool, arguments = permitted.call, permitted.tool, permitted.arguments
         held = self._guardrails.held(call)
         if held is not None:
-            return await self._keep_held(call, tool, *held)
+            arguments, result, facts = held
+            return await self._keep_held(replace(permitted, arguments=arguments), result, facts)
         if tool.agent is not None:
-            return await self._call_agent(call, tool, arguments)
+            return await self._call_agent(permitted)
         entry = self._journal.find(call)
         if entry is not None and entry.status is EntryStatus.BEGUN and "state" not in entry.body:
-            resolved = await self._resolve_interrupted(call, tool, arguments, entry)
+            resolved = await self._resolve_interrupted(permitted, entry)
             if resolved is not None:
                 return resolved
-        made = self._made(call, tool, arguments, entry)
+        made = self._made(permitted, entry)
         started = self._journal.now()
+        permitted = replace(permitted, started=started)
         if _is_tracked(tool):
             await self._journal.begin(call, arguments, started)
         try:
             with tool_span(self._turn, call.name, call.key, tool) as traced:
-                result = await self._watched(call, self._attempts(tool, made))
+                returned = await self._watched(call, self._attempts(tool, made))
                 if not self._guardrails.of("tool", call.name):
-                    note_call(traced, arguments, result)
+                    note_call(traced, arguments, returned)
         except AnswerRequired as required:
-            return await self._wait(call, tool, arguments, required)
+            return await self._wait(replace(permitted, started=None), required)
         except Exception as error:  # noqa: BLE001 - the model gets it as the call's result
-            return await self._fail(call, tool, arguments, error, started)
-        return await self.keep(call, tool, arguments, result, started)
+            return await self._fail(permitted, error)
+        return await self.keep(permitted, returned)
 
-    async def keep(
-        self,
-        call: RequestedCall,
-        tool: Tool,
-        arguments: Arguments,
-        result: object,
-        started: str | None = None,
-        facts: Mapping[str, object] | None = None,
-    ) -> CallResult:
+    async def keep(self, permitted: PermittedCall, result: object) -> CallResult:
         """Check, bound and record a result, and return it as the model is shown it."""
+        returns = permitted.tool.returns
         try:
             json.dumps(result, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             error = Invalid(f"The result is not JSON: {type(result).__name__}.", code="invalid_result")
-            return await self._fail(call, tool, arguments, error, started)
-        misfit = find_misfits(tool.returns, result) if tool.returns is not None else None
+            return await self._fail(permitted, error)
+        misfit = find_misfits(returns, result) if returns is not None else None
         if misfit is not None:
-            error = Invalid(
-                f"The result does not fit the JSON Schema of the tool's results: {misfit}", code="invalid_result"
-            )
-            return await self._fail(call, tool, arguments, error, started)
-        return await self._keep_checked(call, tool, arguments, CallResult(result), started, facts)
+            msg = f"The result does not fit the JSON Schema of the tool's results: {misfit}"
+            return await self._fail(permitted, Invalid(msg, code="invalid_result"))
+        return await self._keep_checked(permitted, CallResult(result))
 
-    async def _keep_checked(
-        self,
-        call: RequestedCall,
-        tool: Tool,
-        arguments: Arguments,
-        result: CallResult,
-        started: str | None,
-        facts: Mapping[str, object] | None = None,
-    ) -> CallResult:
+    async def _keep_checked(self, permitted: PermittedCall, result: CallResult) -> CallResult:
         """Pass a result by the guardrails of tools, then record it."""
-        if not self._guardrails.of("tool", call.name):
-            return await self._finish(call, tool, arguments, result, started, facts)
-        kept = {**(facts or {}), **({"started_at": started} if started is not None else {})}
-        await self._guardrails.hold(call, arguments, result, kept)
-        return await self._keep_held(call, tool, arguments, result, kept)
+        if not self._guardrails.of("tool", permitted.call.name):
+            return await self._finish(permitted, result)
+        begun = {"started_at": permitted.started} if permitted.started is not None else {}
+        held = {**permitted.facts, **begun}
+        await self._guardrails.hold(permitted.call, permitted.arguments, result, held)
+        return await self._keep_held(permitted, result, held)
 
-    async def _keep_held(
-        self, call: RequestedCall, tool: Tool, arguments: Arguments, result: CallResult, held: Mapping[str, object]
-    ) -> CallResult:
-        facts = {name: value for name, value in held.items() if name != "started_at"}
+    async def _keep_held(self, permitted: PermittedCall, result: CallResult, held: Mapping[str, object]) -> CallResult:
         started = held.get("started_at")
-        begun = started if isinstance(started, str) else None
-        passed = await self._guardrails.result(call, result.content)
+        permitted = replace(
+            permitted,
+            started=started if isinstance(started, str) else None,
+            facts={name: value for name, value in held.items() if name != "started_at"},
+        )
+        passed = await self._guardrails.result(permitted.call, result.content)
         if isinstance(passed, Refused):
-            passed, result = (
-                {"error": "guardrail_violation", "message": passed.message},
-                replace(result, outcome="failed"),
-            )
-        return await self._finish(call, tool, arguments, replace(result, content=passed), begun, facts)
+            refused = {"error": "guardrail_violation", "message": passed.message}
+            return await self._finish(permitted, CallResult(refused, "failed"))
+        return await self._finish(permitted, replace(result, content=passed))
 
-    async def _finish(
-        self,
-        call: RequestedCall,
-        tool: Tool,
-        arguments: Arguments,
-        result: CallResult,
-        started: str | None,
-        facts: Mapping[str, object] | None = None,
-    ) -> CallResult:
+    async def _finish(self, permitted: PermittedCall, result: CallResult) -> CallResult:
         """Bound and record a result, and return it as the model is shown it."""
+        call, tool = permitted.call, permitted.tool
         if result.outcome == "success":
             await self._keep_whole(call, tool, result.content)
             result = replace(result, content=self._shown(call, tool, result.content))
         return await self._journal.finish(
-            call, arguments, result, started=started, durable=_is_tracked(tool), facts=facts
+            call,
+            permitted.arguments,
+            result,
+            started=permitted.started,
+            durable=_is_tracked(tool),
+            facts=permitted.facts,
         )
 
     def _limit(self, tool: Tool) -> int:
@@ -193,25 +196,24 @@ class CallExecution:
         mark = f"untrusted-{short_digest([self._journal.idempotency_key(call), text])}"
         return f"<{mark}>\n{cut or text}\n</{mark}>"
 
-    async def _fail(
-        self, call: RequestedCall, tool: Tool, arguments: Arguments, error: Exception, started: str | None
-    ) -> CallResult:
+    async def _fail(self, permitted: PermittedCall, error: Exception) -> CallResult:
         """Record an error as the call's result, or end the step where the agent's strategy says so."""
-        name = error.code if isinstance(error, KneoError) else type(error).__name__
-        if self.stops_on_error and not _is_tracked(tool):
+        call, name = permitted.call, error.code if isinstance(error, KneoError) else type(error).__name__
+        if self.stops_on_error and not _is_tracked(permitted.tool):
             # There is no entry: a retry of the step makes the call again.
             await self._journal.note(self._journal.event(call, "tool_call_failed", error=name))
             raise tool_failed(call) from None
         message = redact_text(str(error)[: 2 * MAX_ERROR_CHARS])[:MAX_ERROR_CHARS]
         failed = CallResult({"error": name, "message": message}, "failed")
-        kept = await self._keep_checked(call, tool, arguments, failed, started)
+        kept = await self._keep_checked(replace(permitted, facts={}), failed)
         if self.stops_on_error:
             raise tool_failed(call) from None
         return kept
 
     # ---- the call --------------------------------------------------------------------------------------------------
 
-    def _made(self, call: RequestedCall, tool: Tool, arguments: Arguments, entry: ConversationEntry | None) -> ToolCall:
+    def _made(self, permitted: PermittedCall, entry: ConversationEntry | None) -> ToolCall:
+        call, tool, arguments = permitted.call, permitted.tool, permitted.arguments
         made = ToolCall(
             name=call.name,
             tool=tool,
@@ -270,21 +272,21 @@ class CallExecution:
                     raise
                 repetitions -= 1
 
-    async def _wait(
-        self, call: RequestedCall, tool: Tool, arguments: Arguments, required: AnswerRequired
-    ) -> CallResult:
+    async def _wait(self, permitted: PermittedCall, required: AnswerRequired) -> CallResult:
         """Keep a tool's own question with its state, and ask it."""
+        call, arguments = permitted.call, permitted.arguments
         entry, prompt = self._journal.find(call), str(required)
         forms, restarts = count(entry, "forms") + 1, count(entry, "restarts") + required.restarted
         if forms > MAX_FORMS or restarts > MAX_RESTARTS:
             msg = f"The tool asked {forms} questions during one call, and began {restarts} times anew."
-            return await self._fail(call, tool, arguments, Invalid(msg, code="too_many_questions"), None)
+            return await self._fail(permitted, Invalid(msg, code="too_many_questions"))
         form = {"prompt": prompt, "schema": required.schema, "state": required.state}
         await self._journal.wait(call, arguments, form, {"forms": forms, "restarts": restarts})
         raise PeopleRequired([form_question(self._turn, call, arguments, forms, prompt, required.schema)])
 
-    async def _call_agent(self, call: RequestedCall, tool: Tool, arguments: Arguments) -> CallResult:
+    async def _call_agent(self, permitted: PermittedCall) -> CallResult:
         """Take the turn of an agent behind a tool. Its questions come up with the call's key before their own."""
+        call, tool, arguments = permitted.call, permitted.tool, permitted.arguments
         # An agent that takes over answers for this one: what is withheld here is withheld there.
         is_hidden = tool.transfer and self._turn.withheld is not None
         below = nested_turn(
@@ -302,16 +304,16 @@ class CallExecution:
         except KneoError as error:
             if error.code not in _RESULTS:
                 raise
-            return await self._fail(call, tool, arguments, error, None)
-        return await self.keep(call, tool, arguments, result.text, None, {"total_tokens": result.facts["total_tokens"]})
+            return await self._fail(permitted, error)
+        facts = {"total_tokens": result.facts["total_tokens"]}
+        return await self.keep(replace(permitted, facts=facts), result.text)
 
     # ---- interruptions ---------------------------------------------------------------------------------------------
 
-    async def _resolve_interrupted(
-        self, call: RequestedCall, tool: Tool, arguments: Arguments, entry: ConversationEntry
-    ) -> CallResult | None:
+    async def _resolve_interrupted(self, permitted: PermittedCall, entry: ConversationEntry) -> CallResult | None:
         """Find out whether a call took effect that was under way when its process ended; ``None``: it is made again."""
-        rule = tool.on_interrupted or "ask"
+        call, arguments = permitted.call, permitted.arguments
+        rule = permitted.tool.on_interrupted or "ask"
         if rule == "repeat":
             return None
         if rule == "fail":
@@ -320,7 +322,7 @@ class CallExecution:
         verified = await self._verify(call, rule, arguments) if isinstance(rule, Verify) else None
         if verified is not None:
             done, result = verified
-            return await self.keep(call, tool, arguments, result) if done else None
+            return await self.keep(permitted, result) if done else None
         facts = {"begun_at": entry.started_at, "idempotency_key": self._journal.idempotency_key(call)}
         question = interrupted_question(self._turn, call, arguments, count(entry, "begun"), facts)
         decision = self._turn.answers.get(question.key)
@@ -333,7 +335,7 @@ class CallExecution:
             case "done":
                 given = answer_of(replace(decision, selected_option=None, selected_options=()))
                 text = "A person confirmed that this call took effect. Its result is not known."
-                return await self._keep_checked(call, tool, arguments, CallResult(given or text), None)
+                return await self._keep_checked(permitted, CallResult(given or text))
             case _:
                 raise Stopped(question, decision)
 

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.calls import FINISHED, Arguments, CallJournal, CallResult, RequestedCall, known_result, short_digest
-from kneo.agents.execution import CallExecution, tool_failed
+from kneo.agents.execution import CallExecution, PermittedCall, tool_failed
 from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.questions import (
     ASK_QUESTION_SCHEMA,
@@ -242,7 +242,7 @@ class Guard:
             result: object = f"A person declined to answer: {reason_of(decision)}."
         else:
             result = answer_of(decision)
-        return await self._execution.keep(call, ASK_TOOL, call.arguments, result)
+        return await self._execution.keep(PermittedCall(call=call, tool=ASK_TOOL, arguments=call.arguments), result)
 
     async def _read_skill(self, call: RequestedCall) -> CallResult:
         result = self._skills.read(call.arguments, self._services.limits.result_chars)
@@ -254,14 +254,16 @@ class Guard:
         for _ in range(MAX_REVIEWS):
             gate = self._next_gate(call, arguments, agreed)
             if gate is None:
-                return await self._execution.make(call, tool, arguments)
+                return await self._execution.make(PermittedCall(call=call, tool=tool, arguments=arguments))
             schema = schema_of(tool) if gate.position == "before" else tool.returns or {}
             question = gate_question(self._turn, call, gate, arguments, schema)
             decision = self._answer(question)
             if decision.kind is DecisionKind.REJECTED:
                 return await self._rejected(call, gate, question, decision)
             if gate.position == "external":
-                return await self._execution.keep(call, tool, arguments, answer_of(decision))
+                return await self._execution.keep(
+                    PermittedCall(call=call, tool=tool, arguments=arguments), answer_of(decision)
+                )
             try:
                 arguments = edited_arguments(arguments, decision)
                 misfit = find_misfits(schema_of(tool), arguments)
