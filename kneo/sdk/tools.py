@@ -39,10 +39,11 @@ def tool(
     user_input_fields: Sequence[str] = (),
     external_execution: bool = False,
     on_reject: Literal["tell_agent", "stop", "fail"] = "tell_agent",
+    gate: Mapping[str, object] | None = None,
 ) -> Callable[[Callable[..., object]], FunctionTool]: ...
 
 
-def tool(
+def tool(  # noqa: PLR0913 - the parameters by which programs know it
     function: Callable[..., object] | None = None,
     /,
     *,
@@ -53,6 +54,7 @@ def tool(
     user_input_fields: Sequence[str] = (),
     external_execution: bool = False,
     on_reject: Literal["tell_agent", "stop", "fail"] = "tell_agent",
+    gate: Mapping[str, object] | None = None,
 ) -> FunctionTool | Callable[[Callable[..., object]], FunctionTool]:
     """Make a function a tool; its parameters and their types are the arguments.
 
@@ -67,25 +69,32 @@ def tool(
         external_execution: A person or system outside carries out each call and provides its result; the function is not
             called.
         on_reject: What a rejection does: the agent is told, or the run is stopped, or fails.
+        gate: The people and the deadline of the question, as a gate of a spec has them: ``assignee``, ``candidates``,
+            ``quorum``, ``timeout_seconds``, ``on_timeout``, ``escalate``, ``remind``, …
 
     Raises:
-        ValueError: more than one kind of pause, or a field that the function does not have.
+        ValueError: more than one kind of pause, a gate without a pause, or a field that the function does not have.
     """
     requires_user_input = requires_user_input or bool(user_input_fields)
     if requires_confirmation + requires_user_input + external_execution > 1:
         msg = "A tool has one of requires_confirmation, requires_user_input and external_execution."
         raise ValueError(msg)
 
+    if gate and not (requires_confirmation or requires_user_input or external_execution):
+        msg = "A tool with a gate has one of requires_confirmation, requires_user_input and external_execution."
+        raise ValueError(msg)
+    shared: Json = {**(gate or {}), "on_reject": on_reject}
+
     def decorate(function: Callable[..., object]) -> FunctionTool:
         if requires_user_input:
             fields = _fields(function, user_input_fields)
-            gate = {"fields": list(fields.values()), "decisions": ["approved", "rejected"], "on_reject": on_reject}
-            review: Json = {"before": gate}
+            form = {"fields": list(fields.values()), "decisions": ["approved", "rejected"]}
+            review: Json = {"before": {**shared, **form}}
             return FunctionTool(function, name=name, description=description, review=review, optional=frozenset(fields))
         if requires_confirmation:
-            review = {"before": {"decisions": ["approved", "edited", "rejected"], "on_reject": on_reject}}
+            review = {"before": {**shared, "decisions": ["approved", "edited", "rejected"]}}
         else:
-            review = {"external": {"on_reject": on_reject}} if external_execution else {}
+            review = {"external": shared} if external_execution else {}
         return FunctionTool(function, name=name, description=description, review=review)
 
     return decorate if function is None else decorate(function)

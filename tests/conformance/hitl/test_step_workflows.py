@@ -21,6 +21,7 @@ from kneo.sdk import SequentialWorkflow
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import wait
 from kneo.sdk.run.workflow import RunContentEvent
+from kneo.sdk.tools import tool
 from kneo.sdk.workflow import (
     Condition,
     HumanReview,
@@ -32,9 +33,11 @@ from kneo.sdk.workflow import (
     StepInput,
     StepOutput,
     Steps,
+    UserInputField,
     Workflow,
     WorkflowRunOutput,
 )
+from kneo.sdk.workflow.step import Primitive
 from kneo.tasks.decisions import DecisionNotAllowed
 
 
@@ -416,15 +419,9 @@ def test_the_state_of_a_run_is_plain_values(db: SqliteDb) -> None:
 
 
 def test_the_states_of_calls_and_errors_are_plain_values(db: SqliteDb, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_step_input: StepInput) -> str:
-        msg = "No."
-        raise ValueError(msg)
-
     failing = Workflow("e", [Step("a", executor=broken, on_error="pause")], db=db)
     (error,) = json.loads(json.dumps(ran(failing).to_dict()))["error_requirements"]
     assert (error["error_type"], error["error_message"]) == ("ValueError", "No.")
-
-    from kneo.sdk.tools import tool
 
     @tool(requires_confirmation=True)
     def send(amount: int) -> str:
@@ -509,6 +506,66 @@ def test_the_people_of_a_question_are_said_in_the_program(migrated_file: Callabl
     clock.advance(timedelta(days=1))
     assert not workflow.get_run(output.run_id).is_paused
     assert workflow.continue_run(run_id=output.run_id).status == "CANCELLED"
+    workflow.db.close()
+
+
+def broken(_step_input: StepInput) -> str:
+    msg = "No."
+    raise ValueError(msg)
+
+
+LATE = {"timeout": 300, "on_timeout": OnTimeout.cancel}
+POSITIONS: dict[str, Callable[[], Primitive]] = {
+    "before": lambda: Step("a", executor=lambda _: "a", requires_confirmation=True, **LATE),
+    "input": lambda: Step(
+        "a", executor=lambda _: "a", requires_user_input=True, user_input_schema=[UserInputField("n")], **LATE
+    ),
+    "after": lambda: Step("a", executor=lambda _: "a", requires_output_review=True, **LATE),
+    "error": lambda: Step("a", executor=broken, on_error="pause", **LATE),
+    "each": lambda: Loop("l", [step("a")], requires_iteration_review=True, **LATE),
+    "route": lambda: Router("r", [step("a"), step("b")], requires_user_input=True, **LATE),
+    "condition": lambda: Condition("c", steps=[step("a")], requires_confirmation=True, **LATE),
+    "group": lambda: Steps("s", [step("a")], requires_confirmation=True, **LATE),
+}
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_every_pause_may_have_a_deadline(migrated_file: Callable[[str], Path], position: str) -> None:
+    clock = ManualClock(datetime(2026, 5, 1, tzinfo=UTC))
+    workflow = Workflow("w", [POSITIONS[position]()], db=SqliteDb(migrated_file("t.db"), clock=clock))
+    output = ran(workflow)
+    assert output.is_paused
+    clock.advance(timedelta(seconds=299))
+    assert workflow.get_session().runs[-1].is_paused
+    clock.advance(timedelta(seconds=2))
+    assert not workflow.get_session().runs[-1].is_paused
+    assert workflow.continue_run(run_id=output.run_id).status == "CANCELLED"
+    workflow.db.close()
+
+
+def test_a_pause_at_a_tool_call_may_have_people_and_a_deadline(
+    migrated_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+
+    @tool(requires_confirmation=True, gate={"assignee": "ann", "timeout_seconds": 300, "on_timeout": "reject"})
+    def send(amount: int) -> str:
+        sent.append(amount)
+        return "sent"
+
+    clock = ManualClock(datetime(2026, 5, 1, tzinfo=UTC))
+    with model_server([Reply(calls=[Call("send", {"amount": 5})]), Reply("Not sent.")]) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
+        pay = Step("pay", agent=agent(strategy="react", tools=[send]))
+        workflow = Workflow("w", [pay], db=SqliteDb(migrated_file("t.db"), clock=clock))
+        output = ran(workflow)
+        assert output.step_requirements[-1].task.assignee == "ann"
+        clock.advance(timedelta(seconds=301))
+        assert workflow.continue_run(run_id=output.run_id).content == "Not sent."
+    assert sent == []
+    with pytest.raises(ValueError, match="A tool with a gate has one of"):
+        tool(gate={"assignee": "ann"})
     workflow.db.close()
 
 
