@@ -30,7 +30,7 @@ from kneo.runtime.steps.code import INPROCESS, CodeLoader, CodeUnavailable
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.executor import Executor
 from kneo.sdk.db import RunDatabase
-from kneo.sdk.waits import in_step
+from kneo.sdk.waits import INSIDE, in_step
 from kneo.settings import from_env
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
@@ -278,7 +278,7 @@ class RunHost:
 def _checkpoints_before(run_id: str, recorded: Sequence[JournalEntry], before: str) -> Sequence[JournalEntry]:
     anchor = next((entry for entry in recorded if before in {entry.name, entry.name.rpartition(":")[0]}), None)
     if anchor is None:
-        names = ", ".join(entry.name for entry in recorded) or "none"
+        names = ", ".join(entry.name for entry in recorded if not entry.name.endswith(INSIDE)) or "none"
         msg = f"The run {run_id} has no checkpoint {before[:80]}. Recorded checkpoints: {names}."
         raise NotFound(msg, code="checkpoint_not_found", hint="Leave from_ out to replay from the beginning.")
     return [entry for entry in recorded if entry.sequence < anchor.sequence]

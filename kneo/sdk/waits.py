@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar, cast, overload
+from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from pydantic import TypeAdapter
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Usage
 from kneo.runtime.steps.context import StepContext, WaitForAnswer
-from kneo.store.engine import Store
+from kneo.store.engine import Store, Tx
 from kneo.store.history import find_entry, record_entry
 
 P = ParamSpec("P")
@@ -31,6 +31,13 @@ POLL_SECONDS = 600
 
 MAX_CHARS = 1_000_000
 """Characters of JSON in the arguments, and in the result, of one checkpoint."""
+
+
+QUESTIONS = "?"
+"""The kind of every question, in the counts of a step."""
+
+_parts: ContextVar[tuple[Counter[str], ...]] = ContextVar("parts", default=())
+"""What the checkpoints around this point have counted so far, the outermost first."""
 
 
 @dataclass(eq=False)
@@ -49,8 +56,22 @@ class ActiveStep:
 
     def count(self, kind: str) -> int:
         """Return the number of the next question of a kind; the first is 1."""
-        self.counts[kind] += 1
+        self._add({kind: 1})
         return self.counts[kind]
+
+    def ask(self, question: str, **options: Any) -> object:  # noqa: ANN401 - as the context takes them
+        """Ask a question; see ``StepContext.wait``."""
+        self._add({QUESTIONS: 1})
+        return self.context.wait(question, **options)
+
+    def skip(self, counts: Mapping[str, int]) -> None:
+        """Count what a recorded part counted when it ran."""
+        self._add(counts)
+        self.context.skip_questions(counts.get(QUESTIONS, 0))
+
+    def _add(self, counts: Mapping[str, int]) -> None:
+        for around in (self.counts, *_parts.get()):
+            around.update(counts)
 
 
 _active_step: ContextVar[ActiveStep] = ContextVar("active_step")
@@ -128,9 +149,9 @@ def wait(
     show = json.dumps(dict(metadata), ensure_ascii=False, indent=2) if metadata else None
     try:
         if schema is None or isinstance(schema, Mapping):
-            return step.context.wait(question or key, key=key, schema=schema, show=show)
+            return step.ask(question or key, key=key, schema=schema, show=show)
         typed: TypeAdapter[object] = TypeAdapter(cast("type", schema))
-        value = step.context.wait(question or key, key=key, schema=typed.json_schema(), show=show)
+        value = step.ask(question or key, key=key, schema=typed.json_schema(), show=show)
     except WaitForAnswer as waiting:
         step.waits_for = waiting
         raise
@@ -195,6 +216,10 @@ def hitl_tool(
     return decorate
 
 
+INSIDE = "~"
+"""Ends the name of the entry that keeps what a checkpoint counted; no result."""
+
+
 @dataclass(frozen=True)
 class CheckpointCall:
     """One call of a checkpoint in a step: its name with its number, and the digest of its arguments."""
@@ -202,6 +227,8 @@ class CheckpointCall:
     step: ActiveStep
     name: str
     input_digest: Digest
+    counts: Counter[str] = field(default_factory=Counter)
+    """Questions and checkpoints inside this call: a recorded call counts them without asking."""
 
     @classmethod
     def of(cls, name: str, args: object, kwargs: object) -> CheckpointCall:
@@ -214,18 +241,36 @@ class CheckpointCall:
         context = self.step.context
         with self.step.store.read() as tx:
             entry = find_entry(tx, context.run_id, context.step_id, self.name)
-        return (json.loads(entry.value),) if entry is not None and entry.input_digest == self.input_digest else None
+            inside = find_entry(tx, context.run_id, context.step_id, f"{self.name}{INSIDE}")
+        if entry is None or entry.input_digest != self.input_digest:
+            return None
+        if inside is not None:
+            self.step.skip(json.loads(inside.value))
+        return (json.loads(entry.value),)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what the call asks and records inside a block."""
+        token = _parts.set((*_parts.get(), self.counts))
+        try:
+            yield
+        finally:
+            _parts.reset(token)
 
     def record(self, result: object) -> object:
         """Record a result; return it as a later call reads it."""
         value = _encode(result, f"The result of {self.name}")
         context = self.step.context
         context.token.raise_if_cancelled()
-        self.step.store.transact(
-            lambda tx: record_entry(
-                tx, context.run_id, context.step_id, self.name, input_digest=self.input_digest, value=value
-            )
-        )
+        inside = json.dumps(self.counts)
+
+        def write(tx: Tx) -> None:
+            at = (tx, context.run_id, context.step_id)
+            if self.counts:
+                record_entry(*at, f"{self.name}{INSIDE}", input_digest=self.input_digest, value=inside)
+            record_entry(*at, self.name, input_digest=self.input_digest, value=value)
+
+        self.step.store.transact(write)
         return json.loads(value)
 
 
@@ -269,7 +314,11 @@ def checkpoint(function: Callable[..., object] | None = None, *, name: str | Non
             async def run_async(*args: object, **kwargs: object) -> object:
                 call = CheckpointCall.of(label, args, kwargs)
                 recorded = await asyncio.to_thread(call.recorded)
-                return recorded[0] if recorded else await asyncio.to_thread(call.record, await wrapped(*args, **kwargs))
+                if recorded:
+                    return recorded[0]
+                with call.running():
+                    result = await wrapped(*args, **kwargs)
+                return await asyncio.to_thread(call.record, result)
 
             return run_async
 
@@ -277,7 +326,11 @@ def checkpoint(function: Callable[..., object] | None = None, *, name: str | Non
         def run(*args: object, **kwargs: object) -> object:
             call = CheckpointCall.of(label, args, kwargs)
             recorded = call.recorded()
-            return recorded[0] if recorded else call.record(wrapped(*args, **kwargs))
+            if recorded:
+                return recorded[0]
+            with call.running():
+                result = wrapped(*args, **kwargs)
+            return call.record(result)
 
         return run
 

@@ -132,6 +132,11 @@ class StepContext:
         )
         return answer_to(request, self.answers)
 
+    def skip_questions(self, number: int) -> None:
+        """Leave out the answers to questions of a part whose result is recorded, so that it does not ask them again."""
+        for _ in range(number):
+            next(self._asked)
+
 
 def answer_to(request: WaitRequest, answers: Sequence[WaitAnswer]) -> object:
     """Return the answer to a request.

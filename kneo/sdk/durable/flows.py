@@ -22,7 +22,7 @@ from kneo.sdk.builder import SpecBuilder, call
 from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.durable.terminal import WaitPrompt
 from kneo.sdk.host import RunHost, RunSnapshot, actor, run_in_background, run_sync
-from kneo.sdk.waits import POLL_SECONDS, active_step
+from kneo.sdk.waits import INSIDE, POLL_SECONDS, active_step
 from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.decisions import decision_from_value, find_pending
@@ -112,7 +112,11 @@ class Execution:
             result=json.loads(run.output_text) if run.output_text is not None else None,
             error=run.error.message if run.error else None,
             waits=[Wait.of(task) for task in snapshot.tasks],
-            checkpoints=[Checkpoint(entry.name, json.loads(entry.value)) for entry in snapshot.journal],
+            checkpoints=[
+                Checkpoint(entry.name, json.loads(entry.value))
+                for entry in snapshot.journal
+                if not entry.name.endswith(INSIDE)
+            ],
         )
 
 

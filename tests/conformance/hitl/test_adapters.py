@@ -238,3 +238,32 @@ def test_a_tool_that_is_a_question(database: SqliteDb) -> None:
 def test_ask_question_keeps_its_name(server: ModelServer, database: SqliteDb) -> None:
     agent: Agent[None, str] = Agent(model_of(server), tools=[ask_question])
     assert DurableAgent(agent).name == agent.name
+
+
+def test_several_questions_of_a_turn_are_each_asked_once(database: SqliteDb) -> None:
+    def answer_all(request: ModelRequest) -> Reply:
+        done = sum(message["role"] == "tool" for message in request.body["messages"])
+        return Reply(calls=[Call("ask", {"question": "Same?"})]) if done < 3 else Reply("done")
+
+    with model_server(answer_all) as server:
+        agent: Agent[None, str] = Agent(model_of(server), name="default")
+        effects: list[str] = []
+
+        @agent.tool_plain
+        def ask(question: str) -> str:
+            answered = str(wait_for_input(question=question, timeout=0))
+            effects.append(answered)
+            return answered
+
+        async def work() -> str:
+            return (await DurableAgent(agent).run("Go.")).output
+
+        stage = flow(database=database)(work)
+        executions = Executions([stage])
+        waiting = stage.start()
+        for number in range(3):
+            assert [each.name for each in waiting.pending_waits] == [f"wait_condition:{number + 1}"]
+            waiting = executions.input(waiting.id, value=f"answer {number}")
+        assert waiting.result == "done"
+        assert effects == ["answer 0", "answer 1", "answer 2"]
+        assert len(server.requests) == 4

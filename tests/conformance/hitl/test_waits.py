@@ -618,3 +618,25 @@ def test_a_started_flow_is_waited_for(database: SqliteDb, capfd: pytest.CaptureF
     client.executions.input(handle.execution_id, value="yes")
     assert handle.wait(240) == "cats: yes"
     assert "Kneo: Waiting on `wait_condition:1` (type=external_input, timeout=600s)" in capfd.readouterr().err
+
+
+def test_a_checkpoint_that_asked_is_neither_asked_nor_repeated_again(database: SqliteDb) -> None:
+    paid: list[object] = []
+
+    @checkpoint
+    def inner(name: str) -> object:
+        return wait(question=f"Pay {name}?", timeout=0)
+
+    @checkpoint
+    def pay(name: str) -> object:
+        paid.append(inner(name))
+        return paid[-1]
+
+    stage, executions = made(database, lambda: [pay("a"), pay("b"), wait(question="Send?", timeout=0)])
+    waiting = stage.start()
+    for value, question in ((1, "Pay b?"), (2, "Send?")):
+        waiting = executions.input(waiting.id, value=value)
+        assert [each.question for each in waiting.pending_waits] == [question]
+    done = executions.input(waiting.id, value=3)
+    assert (done.result, paid) == ([1, 2, 3], [1, 2])
+    assert [each.name for each in done.checkpoints] == ["inner:1", "pay:1", "inner:2", "pay:2"]

@@ -178,7 +178,8 @@ class _RecordedTools(WrapperToolset[Any]):
         self, call: CheckpointCall, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
     ) -> Mapping[str, object]:
         try:
-            result = await self.wrapped.call_tool(name, tool_args, ctx, tool)
+            with call.running():
+                result = await self.wrapped.call_tool(name, tool_args, ctx, tool)
         except ModelRetry as error:
             found: Mapping[str, object] = {"retry": error.message}
         else:
