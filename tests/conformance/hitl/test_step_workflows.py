@@ -381,7 +381,8 @@ def test_the_outputs_of_containers_are_found_by_name(db: SqliteDb) -> None:
     assert str(seen["choice"]).startswith("right(## x")
     assert str(seen["rounds"]).startswith("r(r(right(")
     assert seen["if"] is seen["nothing"] is None
-    assert [result.step_name for result in output.step_results] == ["a", "x", "y", "z", "right", "r", "r", "look"]
+    names = [result.step_name for result in output.step_results]
+    assert (names[0], sorted(names[1:4]), names[4:]) == ("a", ["x", "y", "z"], ["right", "r", "r", "look"])
 
 
 def test_a_bool_question_is_confirmed_and_a_form_is_provided(db: SqliteDb) -> None:
