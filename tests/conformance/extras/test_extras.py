@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kneo_process import Machine
+from kneo_process import Machine, eventually
+
+from kneo.settings import function_environment
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,16 +35,23 @@ def call(command: list[str | Path], **options: object) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, **options)
 
 
+PIP = ["-m", "pip", "-qq", "--disable-pip-version-check", "--no-input"]
+
+
+def build_wheel(folder: Path, **options: object) -> Path:
+    built = call([sys.executable, *PIP, "wheel", "--no-deps", "--wheel-dir", folder, ROOT], **options)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("kneo-*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="module")
 def install(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Install:
     """Installs what would be published with one extra into an environment of its own; returns its Python."""
     if not request.config.getoption("--fresh-environments"):
         pytest.skip("environments are made from a package index: make extras")
     folder = tmp_path_factory.mktemp("extras")
-    pip = ["-m", "pip", "-qq", "--disable-pip-version-check", "--no-input"]
-    built = call([sys.executable, *pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT])
-    assert built.returncode == 0, built.stderr
-    (wheel,) = folder.glob("kneo-*.whl")
+    wheel = build_wheel(folder)
     made: dict[str, Path] = {}
 
     def install(extra: str) -> Path:
@@ -49,7 +59,7 @@ def install(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             home = folder / (extra or "core")
             assert call([sys.executable, "-m", "venv", home]).returncode == 0
             python = home / "bin" / "python"
-            done = call([python, *pip, "install", f"{wheel}[{extra}]" if extra else wheel])
+            done = call([python, *PIP, "install", f"{wheel}[{extra}]" if extra else wheel])
             assert done.returncode == 0, done.stderr
             made[extra] = python
         return made[extra]
@@ -87,6 +97,48 @@ def test_without_any_extra_everything_works_on_sqlite(install: Install, tmp_path
     kneo.works()
     assert not kneo.has("psycopg")
     assert not kneo.has("opentelemetry.sdk")
+
+
+@pytest.mark.timeout(600)
+def test_the_wheel_is_complete_and_says_where_it_comes_from(install: Install, tmp_path: Path):
+    install("")  # skips without environments
+    environment = {**function_environment(), "KNEO_BUILD_REPOSITORY": "https://git.example.org/team/kneo"}
+    with zipfile.ZipFile(build_wheel(tmp_path, env=environment)) as wheel:
+        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        (metadata,) = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    listed = call(["git", "-C", ROOT, "ls-files", "kneo"])
+    assert packed == set(listed.stdout.split())
+    assert "kneo/py.typed" in packed
+    assert "Project-URL: Source, https://git.example.org/team/kneo" in metadata
+    assert "Classifier: Typing :: Typed" in metadata
+
+
+@pytest.mark.timeout(600)
+def test_a_release_is_made_run_and_approved_without_the_repository(install: Install, tmp_path: Path):
+    kneo = Kneo(install(""), tmp_path)
+    author = {f"GIT_{who}_{what}": "ann@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    kneo.machine.env |= author
+    made = json.loads(kneo("init", "shop", "--json").stdout)
+    command = [kneo.python.with_name("kneo"), "up", "--repo", "shop", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=kneo.machine.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = next(line for line in process.stdout if "http://" in line).split("http://")[1].split(",")[0].strip()
+            service = ["--service-url", f"http://{url}", "--json"]
+
+            def started() -> dict[str, object] | None:
+                done = kneo("run", "--bundle", str(made["bundle"]), "--env", "dev", "--input", "hi", *service)
+                return json.loads(done.stdout) if done.returncode == 0 else None
+
+            run = eventually(started)
+            assert run["status"] == "paused", run
+            decided = kneo("task", "decide", str(run["continuation_id"]), "--approve", *service)
+            assert json.loads(decided.stdout)["status"] == "succeeded", decided
+        finally:
+            process.terminate()
+            process.stdout.read()
 
 
 @pytest.mark.timeout(600)
