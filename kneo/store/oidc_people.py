@@ -17,10 +17,15 @@ _MY_GROUPS = oidc_groups.c.person_key == oidc_people.c.person_key
 
 def find(tx: Tx, name: str) -> OidcPerson | None:
     """Return a person who is still known, in any spelling of the name."""
+    key = person_key(name)
+    return tx.once((OidcPerson, key), lambda: _find(tx, key))
+
+
+def _find(tx: Tx, key: str) -> OidcPerson | None:
     query = (
         select(oidc_people, oidc_groups.c.name.label("group"))
         .join(oidc_groups, _MY_GROUPS, isouter=True)
-        .where(oidc_people.c.person_key == person_key(name), oidc_people.c.seen_at > _oldest(tx))
+        .where(oidc_people.c.person_key == key, oidc_people.c.seen_at > _oldest(tx))
     )
     rows = tx.connection.execute(query).all()
     if not rows:

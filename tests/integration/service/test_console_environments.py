@@ -277,6 +277,7 @@ IN_TERMINALS = {
     "runs trace": "The page of a run shows its steps; the raw events are for programs.",
     "runs watch": "The page of a run follows the run.",
     "run": "Applications start runs; the console shows them.",
+    "runs result": "Programs carry out such a call and send its result.",
     "runs input": "A pause with a task is answered in the inbox.",
     "runs replay": "It lists checkpoints for developers; the page of a run forks from a step.",
     "runs recovery": "The page of a failed run offers what can be done.",
