@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from deploy_files import program, units
 
-INSTANCES = {"kneo-service@.service": "kneo-service@8001.service", "kneo-worker@.service": "kneo-worker@9101.service"}
+INSTANCES = {
+    "kneo-flows@.service": "kneo-flows@myapp.flows.service",
+    "kneo-service@.service": "kneo-service@8001.service",
+    "kneo-worker@.service": "kneo-worker@9101.service",
+}
 SERVICES = [unit for unit in units() if unit.suffix == ".service"]
 STAYING = [unit for unit in SERVICES if "Type=exec" in unit.read_text()]
 
@@ -53,5 +57,5 @@ def test_a_process_that_stays_is_restarted_and_may_drain(unit: Path) -> None:
     assert "Requires=kneo-migrate.service" in text
 
 
-def test_three_kinds_of_processes_stay() -> None:
+def test_four_kinds_of_processes_stay() -> None:
     assert [unit.name for unit in STAYING] == ["kneo-controller.service", *INSTANCES]
