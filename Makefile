@@ -77,6 +77,11 @@ lock: $(VENV)/.ready-deploy ## Lock the packages of the image in deploy/image/re
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra deploy --extra models --extra a2a --python-version 3.12 --universal \
 		--generate-hashes --no-header --no-annotate --upgrade --output-file deploy/image/requirements.lock
 
+.PHONY: chart
+chart: $(VENV)/.ready-deploy ## Render the Helm chart into deploy/kubernetes/base
+	@cp deploy/observability/alerts.yaml deploy/observability/dashboard.json deploy/helm/kneo/files/
+	@$(BIN)/python scripts/render_chart.py
+
 CONTAINER ?= $(shell command -v docker || command -v podman)
 IMAGE ?= kneo:local
 image: $(VENV)/.ready-deploy ## Build the container image from this commit, with docker or podman (IMAGE=name:tag)
