@@ -278,7 +278,7 @@ class CallExecution:
         entry, prompt = self._journal.find(call), str(required)
         forms, restarts = count(entry, "forms") + 1, count(entry, "restarts") + required.restarted
         if forms > MAX_FORMS or restarts > MAX_RESTARTS:
-            msg = f"The tool asked {forms} questions during one call, and began {restarts} times anew."
+            msg = f"The tool asked {forms} questions during one call, and started again {restarts} times."
             return await self._fail(permitted, Invalid(msg, code="too_many_questions"))
         form = {"prompt": prompt, "schema": required.schema, "state": required.state}
         await self._journal.wait(call, arguments, form, {"forms": forms, "restarts": restarts})

@@ -20,7 +20,7 @@ signed. The repository's review guards it, and the controller compares each new 
 **A change that weakens the rules needs approval.** It waits for `approvals.required` people with a role of `approvals.roles`, by the file in
 force, and is approved with `kneo approve ENV --policy` or in the console. The column "weaker" names the changes that wait. All other changes of a
 key pass at once: they tighten the rules or do not concern them. A first environment file, and `inlineSpecs: true`, wait too. `releases` and `suspend`
-are not rules: releases pass the gates of this page, and whoever can merge can suspend an environment.
+are not rules: releases pass the gates of this page, and a person who can merge can suspend an environment.
 
 `kneo plan` shows each change with its direction. The [JSON Schema](../../schemas/environment.schema.json) checks the file in an editor.
 """

@@ -42,8 +42,8 @@ DIAGNOSTICS_HEAD = f"""\
 
 # Diagnostics
 
-Everything that can be said about a file of the spec language. A code that begins with `E_` is an error: the file cannot be used.
-One that begins with `W_` is a warning: it can be used, and somebody should look. `I_` is information about the machine of the
+All findings about a file of the spec language. A code that begins with `E_` is an error: the file cannot be used.
+A code that begins with `W_` is a warning: the file can be used, and needs a review. `I_` is information about the machine of the
 check, which is no fault of the file. An environment's policy can turn warnings and
 chosen codes into violations (`E_ENV_POLICY_…`).
 
@@ -92,7 +92,7 @@ def diagnostics_page() -> str:
         if case.get("context"):
             sections.append(f"\nWhere this is known of the code: `{_flow(case['context'])}`.")
         if case.get("files"):
-            sections.append(f"\nWhere these are beside it: `{'`, `'.join(case['files'])}`.")
+            sections.append(f"\nWith these files next to it: `{'`, `'.join(case['files'])}`.")
         sections.append("\n```diff\n" + "\n".join(_twins(text)) + "\n```\n")
     return "\n".join([DIAGNOSTICS_HEAD, *rows, "", *sections])
 

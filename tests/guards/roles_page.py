@@ -133,7 +133,7 @@ def roles_page(generated: str) -> str:
         "",
         "## What a command needs",
         "",
-        "With `--service-url` or `--profile`; beside the database commands need no key.",
+        "With `--service-url` or `--profile`; commands on the database need no key.",
         "",
     ]
     lines += [_row(["command", "scopes", "roles"]), _row(["---"] * 3)]

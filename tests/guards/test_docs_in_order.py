@@ -74,3 +74,18 @@ def test_contributing_explains_every_make_target():
     explained = set(re.findall(r"`make ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     assert len(targets) > 20
     assert (targets - explained, explained - targets) == (set(), set())
+
+
+WORDS = re.compile(r"\b(told|nobody|beside|anew|somebody|whoever)\b", re.IGNORECASE)
+"""Words that stand in for a noun or a verb; the glossary has better ones."""
+
+
+# Decision records and the changelog are records of their time.
+@pytest.mark.parametrize(
+    "page",
+    [page for page in (*DOORS, *PAGES) if not page.is_relative_to(DOCS / "adr") and page.name != "CHANGELOG.md"],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_the_page_names_people_and_things(page: Path):
+    text = CODE.sub("", page.read_text(encoding="utf-8"))
+    assert [line for line in text.splitlines() if WORDS.search(line)] == []

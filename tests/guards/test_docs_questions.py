@@ -22,7 +22,7 @@ ANSWERS = {
     "What are all keys of an environment file?": "reference/environment-file.md",
     "What are all keys of a spec?": "guides/specs/README.md",
     "How do I deploy it on a server, in a container, on Kubernetes, behind TLS?": "install/README.md",
-    "How do I sign in with our identity provider?": "guides/people/console.md#sign-in",
+    "How do I sign in with our identity provider?": "operations/oidc.md",
     "It says Stalled, AwaitingApproval. What now?": "guides/releases/README.md#reasons-of-conditions",
     "How do I roll back at night? What does a hold do to the next commit?": "guides/releases/README.md#roll-back-a-release",
     "Rotate a key; a person leaves; the root key is lost?": "guides/releases/keys.md#when-a-root-key-is-lost",

@@ -52,7 +52,7 @@ async def stream_run_events(
 
     Each trace event has the name of its type and its number as id; `status` reports that the run pauses or continues,
     `end` that it has ended, after which the stream closes. With `deltas=1` also `model_delta`, without an id: `text` stands
-    at `offset` in the reply to the request number `request` of the agent at `step_id`. Offset 0 begins a reply anew, and a
+    at `offset` in the reply to the request number `request` of the agent at `step_id`. Offset 0 starts a reply again, and a
     higher one than expected shows that text was lost; `model_completed` and the step's output have all of it. Nothing is
     sent before the step has ended where an output guardrail or a person checks its output.
     """
