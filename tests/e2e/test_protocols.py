@@ -49,8 +49,9 @@ def repo(tmp_path: Path) -> ConfigRepo:
     return repo
 
 
-def up(machine: Machine, repo: ConfigRepo) -> Process:
+def up(machine: Machine, repo: ConfigRepo, key: str = "") -> Process:
     process = machine.start("up", "--port", "0", "--repo", str(repo.folder), "--trust-root", repo.pin, cwd=repo.folder)
+    process.http.headers.update({"Authorization": f"Bearer {key}"} if key else {})
     eventually(lambda: process.get("/agents")["count"])
     return process
 
@@ -143,3 +144,30 @@ def test_the_agents_are_tools_over_stdio_and_a_second_server_continues(machine: 
     done = asyncio.run(call("get_run", {"run_id": paused["run_id"]}))
     assert (done["status"], actions) == ("succeeded", [])
     assert "published" in done["output"]
+
+
+def test_a_client_over_stdio_uses_a_service_with_the_rights_of_its_key(machine: Machine, repo: ConfigRepo) -> None:
+    machine.env["KNEO_SERV_API_KEYS"] = "ann:ann-key:admin"
+    service = up(machine, repo, "ann-key")
+    asked = ["approved"]
+
+    async def answer(_context: object, _params: ElicitRequestParams) -> ElicitResult:
+        return ElicitResult(action="accept", content={"decision": asked.pop()})
+
+    arguments = ["-m", "kneo.cli.main", "mcp", "serve", "--env", "prod", "--service-url", service.url]
+    env = {**machine.env, "KNEO_SERV_API_KEY": "ann-key", "KNEO_SERV_DATABASE_URL": "sqlite:////nowhere/kneo.sqlite"}
+    server = StdioServerParameters(command=sys.executable, args=arguments, env=env, cwd=repo.folder)
+
+    async def announce(mode: str) -> dict[str, Any]:
+        async with Client(server, mode=mode, elicitation_callback=answer) as client:
+            assert {tool.name for tool in (await client.list_tools()).tools} == {"announcement", "get_run"}
+            return (await client.call_tool("announcement", {"input": "news"})).structured_content
+
+    done = asyncio.run(announce("2026-07-28"))
+    assert (done["status"], asked) == ("succeeded", [])
+    assert asyncio.run(announce("legacy"))["status"] == "paused"
+    runs = service.get("/runs")["runs"]
+    assert {run["metadata"]["requester"] for run in runs} == {"ann"}
+    machine.env["KNEO_SERV_API_KEY"] = "a-stranger"
+    refused = machine.kneo("mcp", "serve", "--env", "prod", "--service-url", service.url, expect=None)
+    assert refused.returncode == 3, refused.stderr

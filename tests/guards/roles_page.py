@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "events": ("list_audit_events",),
     "history": ("get_environment_history",),
     "hold": ("hold_release",),
+    "mcp serve": ("list_agents", "send_to_mcp_server"),
     "task assign": ("assign_human_task",),
     "task batch": ("resume_human_tasks",),
     "task claim": ("claim_human_task",),

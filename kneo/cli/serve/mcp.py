@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import getpass
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -13,6 +14,7 @@ from kneo.api.agents import list_agents
 from kneo.api.context import EVERYTHING, Principal
 from kneo.cli.commands import examples
 from kneo.cli.compose import executes_runs, make_starter, process_store
+from kneo.cli.connection import ProfileOption, ServiceUrlOption, backend, choose
 from kneo.cli.embedding import registered_tools, spec_compiler
 from kneo.cli.serve.worker import logged_settings
 from kneo.maintenance import make_retention
@@ -33,14 +35,38 @@ def mcp() -> None:
 
 
 @app.command("serve")
-@examples("kneo mcp serve --env prod")
+@examples(
+    "kneo mcp serve --env prod",
+    "kneo mcp serve --env prod --service-url https://kneo.example.com",
+)
 def serve(
     environment: Annotated[str, typer.Option("--env", help="The environment whose agents are tools.")],
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Serve the agents of an environment as MCP tools over stdio.
 
-    Works on the local database as the owner of this process, and executes runs unless another process does.
+    With --service-url or --profile the messages go to that service, with the rights of the API key. Otherwise works on the local
+    database as the owner of this process, and executes runs unless another process does.
     """
+    if service_url is not None or profile is not None:
+        _relay(environment, service_url, profile)
+    else:
+        _serve(environment)
+
+
+def _relay(environment: str, service_url: str | None, profile: str | None) -> None:
+    """Relay messages to a service, which has to serve the environment to the key."""
+    relay = import_with_extra("kneo.service.protocols.mcp.relay", "mcp")
+    address = choose(logged_settings(), service_url, profile)
+    assert address is not None
+    with backend(service_url, profile) as opened:
+        opened.call(list_agents, environment, "mcp")
+    url = f"{address.url.rstrip('/')}/v1/mcp/{quote(environment, safe='')}"
+    asyncio.run(relay.relay_stdio(url, address.key))
+
+
+def _serve(environment: str) -> None:
     server = import_with_extra("kneo.service.protocols.mcp.server", "mcp")
     stdio = import_with_extra("kneo.service.protocols.mcp.stdio", "mcp")
     settings = logged_settings()
