@@ -158,6 +158,10 @@ def _group_roles(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(roles)
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 def _digest(text: str) -> Digest:
     try:
         return parse_digest(text)
@@ -307,13 +311,23 @@ class HttpSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OidcSettings:
-    """The OpenID Connect issuer whose tokens the API accepts; see [OpenID Connect](../operations/oidc.md). Read by: service."""
+    """The OpenID Connect issuer whose tokens the API accepts, and at which people sign in to the console; see [OpenID Connect](../operations/oidc.md). Read by: service."""
 
     issuer: str = setting("KNEO_SERV_OIDC_ISSUER", "", _issuer)
     """Address of the issuer, exactly as its tokens and its discovery document name it. Default: none, no OIDC."""
 
     audience: str = setting("KNEO_SERV_OIDC_AUDIENCE", "", _text)
-    """The audience of tokens that the API accepts; required with an issuer."""
+    """The audience of tokens that the API accepts. Default: none, the API accepts no tokens."""
+
+    client_id: str = setting("KNEO_SERV_OIDC_CLIENT_ID", "", _text)
+    """Client at the issuer with which people sign in to the console; needs `KNEO_SERV_PUBLIC_URL`. Default: none, people
+    sign in with API keys."""
+
+    client_secret: str = setting("KNEO_SERV_OIDC_CLIENT_SECRET", "", _secret, secret=True)
+    """Secret of the client. Default: none, a public client."""
+
+    scopes: tuple[str, ...] = setting("KNEO_SERV_OIDC_SCOPES", ("openid", "profile", "email"), _words)
+    """Scopes of a sign-in, separated by spaces. Default: `openid profile email`."""
 
     name_claim: str = setting("KNEO_SERV_OIDC_NAME_CLAIM", "sub", _text)
     """Claim with the name of the person. `email` counts only with `email_verified`."""
@@ -809,7 +823,7 @@ def _git_problem(git: GitCredentials) -> str | None:
     return next((problem for problem, is_so in problems.items() if is_so), None)
 
 
-def _oidc(env: Mapping[str, str]) -> OidcSettings:
+def _oidc(env: Mapping[str, str], own: Mapping[str, object]) -> OidcSettings:
     """Read the settings of the issuer.
 
     Raises:
@@ -820,8 +834,15 @@ def _oidc(env: Mapping[str, str]) -> OidcSettings:
     problems = {
         "KNEO_SERV_OIDC_ISSUER is missing, and other KNEO_SERV_OIDC_… settings are set.": bool(values)
         and not oidc.issuer,
-        "KNEO_SERV_OIDC_ISSUER needs KNEO_SERV_OIDC_AUDIENCE, the audience of tokens of the API.": bool(oidc.issuer)
-        and not oidc.audience,
+        "KNEO_SERV_OIDC_ISSUER needs KNEO_SERV_OIDC_AUDIENCE, for tokens of the API, or KNEO_SERV_OIDC_CLIENT_ID, for "
+        "signing in to the console.": bool(oidc.issuer) and not (oidc.audience or oidc.client_id),
+        "KNEO_SERV_OIDC_CLIENT_ID needs KNEO_SERV_PUBLIC_URL, to which the issuer sends people back.": bool(
+            oidc.client_id
+        )
+        and not own.get("public_url"),
+        "KNEO_SERV_OIDC_CLIENT_SECRET is set without KNEO_SERV_OIDC_CLIENT_ID.": bool(oidc.client_secret)
+        and not oidc.client_id,
+        "KNEO_SERV_OIDC_SCOPES does not contain openid.": "openid" not in oidc.scopes,
         "KNEO_SERV_OIDC_ISSUER needs KNEO_SERV_OIDC_ROLES: no person would have a role.": bool(oidc.issuer)
         and not oidc.roles,
     }
@@ -1074,7 +1095,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), root / ".kneo" / "kneo_runs.sqlite")
     own = _read(Settings, env)
     execution = _read(ExecutionSettings, env)
-    oidc = _oidc(env)
+    oidc = _oidc(env, own)
     channels, webhook_keys = _channels(env)
     notify = _by_suffix(env, NOTIFY_PREFIX, NOTIFY_CHANNELS)
     webhook_secret = NOTIFY_PREFIX + "WEBHOOK_SECRET"

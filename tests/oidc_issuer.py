@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, urlencode
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -56,6 +59,11 @@ class OidcIssuer:
         self.discovery: Json = {}
         self.status = 200
         self.requests: list[str] = []
+        self.codes: dict[str, dict[str, str]] = {}
+        self.person: Json = {}
+        """Claims of the person who signs in, and changes to those of the ID token."""
+        self.answer: Json = {}
+        """Changes to the parameters with which a browser is sent back."""
         self.wait: Callable[[], object] = lambda: None
         """Called by every request before it is answered."""
 
@@ -68,12 +76,36 @@ class OidcIssuer:
             **self.discovery,
         }
 
-    def respond(self, path: str) -> Response:
+    def respond(self, path: str, form: Mapping[str, str], authorization: str) -> Response:
         if path == "/.well-known/openid-configuration":
             return self.status, json.dumps(self.document()).encode()
         if path == "/keys":
             return self.status, json.dumps({"keys": self.keys}).encode()
+        if path.startswith("/authorize?"):
+            return self.authorize(dict(parse_qsl(path.partition("?")[2])))
+        if path == "/token":
+            return self.exchange(form, authorization)
         return 404, b"{}"
+
+    def authorize(self, query: Mapping[str, str]) -> Response:
+        """Sign in the person at once, and send the browser back with a code."""
+        code = f"code-{len(self.codes)}"
+        self.codes[code] = dict(query)
+        answer = {"code": code, "state": query["state"], "iss": self.url, **self.answer}
+        return 302, f"{query['redirect_uri']}?{urlencode(answer)}".encode()
+
+    def exchange(self, form: Mapping[str, str], authorization: str) -> Response:
+        """Exchange a code once, with the verifier of PKCE and the secret of the client."""
+        asked = self.codes.pop(form.get("code", ""), None)
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        basic = "Basic " + base64.b64encode(b"console:s%2Bcret").decode()
+        if asked is None or asked["code_challenge"] != challenge or asked["redirect_uri"] != form.get("redirect_uri"):
+            return 400, b'{"error": "invalid_grant"}'
+        if authorization != basic:
+            return 401, b'{"error": "invalid_client"}'
+        claims = {"aud": asked["client_id"], "nonce": asked["nonce"], **self.person}
+        return 200, json.dumps({"id_token": self.token(**claims), "access_token": "x", "token_type": "Bearer"}).encode()
 
     def claims(self, **changes: object) -> Json:
         """Good claims of ann, changed; a claim that is changed to ``None`` is left out."""
@@ -111,10 +143,14 @@ def running(issuer: OidcIssuer) -> Iterator[OidcIssuer]:
         def do_GET(self) -> None:
             self._respond()
 
+        def do_POST(self) -> None:
+            self._respond()
+
         def _respond(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
             issuer.requests.append(self.path.partition("?")[0])
             issuer.wait()
-            status, content = issuer.respond(self.path)
+            status, content = issuer.respond(self.path, dict(parse_qsl(body)), self.headers.get("authorization", ""))
             self.send_response(status)
             if status == 302:
                 self.send_header("location", content.decode())

@@ -170,7 +170,13 @@ class Bench:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, database_url: str, *, http: HttpSettings | None = None, workers: int = 4, **variables: str
+    folder: Path,
+    database_url: str,
+    *,
+    http: HttpSettings | None = None,
+    workers: int = 4,
+    port: int = 0,
+    **variables: str,
 ) -> Iterator[Bench]:
     """Run the service over a database until the block ends; without workers nobody drives runs."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +202,7 @@ def serving(
     def stop() -> None:
         server.should_exit = True
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         bench.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with (
             contextlib.closing(bench),

@@ -838,6 +838,17 @@ oidc_groups = Table(
     Index("ix_oidc_groups_name", "name"),
 )
 
+oidc_sign_ins = Table(
+    "oidc_sign_ins",
+    metadata,
+    Column("state_hash", Bounded(64), primary_key=True),
+    Column("browser_hash", Bounded(64), nullable=False),
+    Column("nonce", Bounded(64), nullable=False),
+    Column("code_verifier", Bounded(64), nullable=False),
+    Column("target", Bounded(2_000), nullable=False),
+    Column("created_at", TIME, nullable=False),
+)
+
 receipts = Table(
     "receipts",
     metadata,

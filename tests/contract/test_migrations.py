@@ -149,6 +149,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "browser_sessions",
         "oidc_groups",
         "oidc_people",
+        "oidc_sign_ins",
         "pending_plans",
         "schema_compatibility",
         "session_messages",

@@ -77,7 +77,7 @@ class Console:
 
     def __init__(self, service: Service, areas: Sequence[Pages] = AREAS) -> None:
         self.service = service
-        self.sessions = Sessions(service.store, service.keyring)
+        self.sessions = Sessions(service.store, service.callers)
         self.rate = Rate(service.settings.http.rate_per_minute)
         self.refusals = Refusals(service.store)
         self.routes = [route for area in areas for route in area.routes]

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
@@ -14,8 +15,13 @@ from kneo.api.context import EVERYTHING, Principal
 from kneo.clock import isoformat, parse_time
 from kneo.records.browser_session import LIFETIME, LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
 from kneo.service.auth import ANONYMOUS, Keyring
-from kneo.store import audit, browser_sessions
+from kneo.service.callers import Callers
+from kneo.store import audit, browser_sessions, oidc_people
 from kneo.store.engine import Store, Tx
+
+if TYPE_CHECKING:
+    from kneo.service.oidc.people import OidcPeople
+    from kneo.service.oidc.tokens import Identity
 
 SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_session", "kneo_session"
 """The cookie over https, and over http to this machine, where browsers keep no ``Secure`` cookie."""
@@ -46,12 +52,13 @@ class Sessions:
 
     Args:
         store: The database.
-        keyring: The API keys, whose owners sign in.
+        callers: The callers of the service, who sign in.
     """
 
-    def __init__(self, store: Store, keyring: Keyring) -> None:
+    def __init__(self, store: Store, callers: Callers) -> None:
         self.store = store
-        self.keyring = keyring
+        self.keyring = callers.keyring
+        self.people = callers.people
 
     def find(self, cookies: Mapping[str, str]) -> SignedIn | None:
         """Return the person of a request; ``None`` where nobody is signed in.
@@ -60,7 +67,7 @@ class Sessions:
         """
         token = cookies.get(SECURE_COOKIE) or cookies.get(PLAIN_COOKIE)
         session = self._session(token) if token else None
-        principal = self._principal(session.person, session.key_hash) if session is not None else None
+        principal = self._caller(session) if session is not None else None
         if session is not None and principal is not None:
             return SignedIn(principal, session.token_hash)
         return None if self.keyring.required else SignedIn(ANONYMOUS)
@@ -73,6 +80,15 @@ class Sessions:
             key = session.token_hash
             self.store.transact(lambda tx: browser_sessions.touch(tx, key))
         return session
+
+    def _caller(self, session: BrowserSession) -> Principal | None:
+        """Return the present permissions of a session; ``None`` where its key or its person is not known any more."""
+        if session.method != "oidc":
+            return self._principal(session.person, session.key_hash)
+        scopes = self.people.scopes_of(session.groups or ()) if self.people is not None else frozenset()
+        with self.store.read() as tx:
+            is_known = oidc_people.find(tx, session.person) is not None
+        return Principal(session.person, scopes) if scopes and is_known else None
 
     def _principal(self, person: str, key_hash: str | None) -> Principal | None:
         """Return the present permissions of a session; ``None`` where its key was removed from the keyring."""
@@ -100,6 +116,16 @@ class Sessions:
 
         return self.store.transact(use)
 
+    def sign_in_with_issuer(self, people: OidcPeople, identity: Identity, address: str) -> str:
+        """Start a session for a person of the issuer; return its token.
+
+        Raises:
+            Forbidden: ``no_role``.
+        """
+        name, groups = people.admit(identity).name, tuple(sorted(identity.groups))
+        facts = {"issuer": identity.issuer, "subject": identity.subject}
+        return self.store.transact(lambda tx: start(tx, name, "oidc", address, groups=groups, facts=facts))
+
     def record_refusal(self, method: str, address: str) -> None:
         """Record in the audit log that a sign-in was refused."""
         facts = {"method": method, "address": address}
@@ -125,6 +151,7 @@ def start(
     *,
     key_hash: str | None = None,
     groups: tuple[str, ...] | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> str:
     """Store a new session and its audit event; return the token for the cookie."""
     token = secrets.token_urlsafe(TOKEN_BYTES)
@@ -138,7 +165,9 @@ def start(
         seen_at=tx.at,
     )
     browser_sessions.start(tx, session)
-    audit.record(tx, "console.signed_in", actor=person, metadata={"method": method, "address": address})
+    audit.record(
+        tx, "console.signed_in", actor=person, metadata={"method": method, "address": address, **(facts or {})}
+    )
     return token
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +18,9 @@ from kneo.service.console.session import Sessions, delete_cookies, end, set_cook
 from kneo.service.context import Service
 from kneo.service.head_check import is_loopback
 from kneo.service.limits import Rate
+
+if TYPE_CHECKING:
+    from kneo.service.console.oidc import OidcRoutes
 
 TRIES_PER_MINUTE = 10
 """Sign-ins that one address may try in a minute."""
@@ -51,6 +54,16 @@ class SignIn:
         self.sessions = sessions
         self.render = render
         self.tries = Rate(TRIES_PER_MINUTE)
+        self.oidc = self._oidc(service)
+
+    def _oidc(self, service: Service) -> OidcRoutes | None:
+        people = service.callers.people
+        if people is None or not people.settings.client_id:
+            return None
+        # Loaded where it is configured: it brings an HTTP client.
+        from kneo.service.console.oidc import OidcRoutes
+
+        return OidcRoutes(service.settings, people, self.sessions, self)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -58,53 +71,66 @@ class SignIn:
             Route("/login", self.show, methods=["GET"]),
             Route("/login", self.accept, methods=["POST"]),
             Route("/link/{token}", self.use_link, methods=["GET"]),
+            *(self.oidc.routes() if self.oidc is not None else ()),
         ]
 
     async def show(self, request: Request) -> Response:
         """Show the form."""
-        return self._form(request, safe_next(request.query_params.get("next", HOME)))
+        return self.show_form(request, safe_next(request.query_params.get("next", HOME)))
 
     async def accept(self, request: Request) -> Response:
         """Sign a person in with an API key."""
         check_same_origin(request.headers, self.settings.public_url)
-        self._check_transport(request)
+        self.check_transport(request)
         form = Form.parse((await request.body()).decode(errors="replace"))
         target = safe_next(form.get("next", HOME))
         if wait := self.tries.take(_address(request)):
             msg = "Too many sign-ins were tried from this address; wait a minute."
-            response = self._form(request, target, msg, 429)
+            response = self.show_form(request, target, msg, 429)
             response.headers["retry-after"] = str(max(1, round(wait + 0.5)))
             return response
         token = await run_in_threadpool(self.sessions.sign_in_with_key, form.get("key").strip(), _address(request))
         if token is None:
             await run_in_threadpool(self.sessions.record_refusal, "api_key", _address(request))
-            return self._form(request, target, "No person has this API key.", 401)
-        return self._enter(request, token, target)
+            return self.show_form(request, target, "No person has this API key.", 401)
+        return self.enter(request, token, target)
 
     async def use_link(self, request: Request) -> Response:
         """Sign a person in with a one-time link."""
-        self._check_transport(request)
+        self.check_transport(request)
         if request.headers.get("sec-purpose", "").startswith("prefetch") or request.method == "HEAD":
             return Response(status_code=403, headers=dict(HEADERS))
         if self.tries.take(_address(request)):
-            return self._form(request, HOME, "Too many sign-ins were tried from this address; wait a minute.", 429)
+            return self.show_form(request, HOME, "Too many sign-ins were tried from this address; wait a minute.", 429)
         link = request.path_params["token"]
         token = await run_in_threadpool(self.sessions.sign_in_with_link, link, _address(request))
         if token is None:
             await run_in_threadpool(self.sessions.record_refusal, "link", _address(request))
             msg = "This link does not work: it was used before, or is older than ten minutes."
-            return self._form(request, HOME, msg, 401)
-        return self._enter(request, token, HOME)
+            return self.show_form(request, HOME, msg, 401)
+        return self.enter(request, token, HOME)
 
-    def _form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
-        return self.render(request, "login.html", status, next=target, message=message, needs_key=self.keyring.required)
+    def show_form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
+        """Show the form, with the ways to sign in that are configured."""
+        return self.render(
+            request,
+            "login.html",
+            status,
+            next=target,
+            message=message,
+            is_open=not self.keyring.required,
+            needs_key=bool(self.keyring.names),
+            issuer=self.oidc.issuer_name if self.oidc is not None else "",
+            issuer_url=self.oidc.url(target) if self.oidc is not None else "",
+        )
 
-    def _enter(self, request: Request, token: str, target: str) -> Response:
+    def enter(self, request: Request, token: str, target: str) -> Response:
+        """Give a session to the browser, and show a page."""
         response = RedirectResponse(target, 303, headers=dict(HEADERS))
         set_cookie(response, token, secure=is_secure(request, self.settings.public_url))
         return response
 
-    def _check_transport(self, request: Request) -> None:
+    def check_transport(self, request: Request) -> None:
         """Check that the cookie cannot be read on its way.
 
         Raises:
@@ -116,6 +142,10 @@ class SignIn:
         msg = "Signing in over http:// from another machine would show your session to everyone on the way."
         hint = "Use https://, or localhost; KNEO_SERV_CONSOLE_PLAIN_HTTP=true allows it in a network that you trust."
         raise Forbidden(msg, code="https_required", hint=hint)
+
+    def is_secure(self, request: Request) -> bool:
+        """Return whether the browser reaches the service over https."""
+        return is_secure(request, self.settings.public_url)
 
 
 def is_secure(request: Request, public_url: str) -> bool:

@@ -18,6 +18,7 @@ from service_bench import Bench, serving
 from kneo.clock import ManualClock
 from kneo.records.release import Hold
 from kneo.service.auth import APIKeyRecord, AuthConfig, configured, keyring
+from kneo.service.callers import Callers
 from kneo.service.console import identity
 from kneo.service.console.app import AREAS
 from kneo.service.console.render import STATIC
@@ -206,7 +207,7 @@ def ring(*names: str) -> AuthConfig:
 
 
 def test_a_session_ends_with_its_time_and_with_its_key(store: Store, clock: ManualClock) -> None:
-    sessions = Sessions(store, keyring(ring("ann", "bob")))
+    sessions = Sessions(store, Callers(keyring(ring("ann", "bob"))))
     token = sessions.sign_in_with_key("ann-key", "::1")
     assert token is not None
 
@@ -217,7 +218,7 @@ def test_a_session_ends_with_its_time_and_with_its_key(store: Store, clock: Manu
     for _ in range(20):
         clock.advance(timedelta(minutes=30))
         assert person() == "ann"
-    assert person(Sessions(store, keyring(ring("bob")))) is None, "the key left the keyring"
+    assert person(Sessions(store, Callers(keyring(ring("bob"))))) is None, "the key left the keyring"
     clock.advance(timedelta(minutes=61))
     assert person() is None, "an hour without a request"
 
@@ -234,7 +235,7 @@ def test_a_session_ends_with_its_time_and_with_its_key(store: Store, clock: Manu
 
 def test_a_link_signs_in_once_and_for_ten_minutes(store: Store, clock: ManualClock) -> None:
     keys = keyring(AuthConfig(True, (*ring("root").api_keys, APIKeyRecord("ann", "k", roles=("approver",)))))
-    sessions = Sessions(store, keys)
+    sessions = Sessions(store, Callers(keys))
 
     def link() -> str:
         path = make_link(store, keys, operator="op")
@@ -263,7 +264,7 @@ def test_a_link_signs_in_once_and_for_ten_minutes(store: Store, clock: ManualClo
 
 def test_without_keys_a_link_signs_in_as_the_operator(store: Store) -> None:
     keys = keyring(AuthConfig())
-    sessions = Sessions(store, keys)
+    sessions = Sessions(store, Callers(keys))
     path = make_link(store, keys, operator="mara")
     assert path is not None
     session = sessions.sign_in_with_link(path.rpartition("/")[2], "::1")
@@ -275,7 +276,7 @@ def test_without_keys_a_link_signs_in_as_the_operator(store: Store) -> None:
     assert anonymous is not None
     assert anonymous.principal.name == "anonymous"
     # Keys that are set later end the sessions of people without one.
-    assert Sessions(store, keyring(ring("root"))).find({"kneo_session": session}) is None
+    assert Sessions(store, Callers(keyring(ring("root")))).find({"kneo_session": session}) is None
 
 
 def test_a_link_over_http_signs_in_once_and_survives_a_prefetch(bench: Bench, stranger: Browser) -> None:

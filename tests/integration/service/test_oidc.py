@@ -243,8 +243,11 @@ PAGE = (Path(__file__).parents[3] / "docs/operations/oidc.md").read_text()
 
 
 def test_the_settings_of_the_guide_are_settings(tmp_path: Path) -> None:
-    block = PAGE.partition("```sh\n")[2].partition("```")[0]
-    settings = from_env(dict(shlex.split(line)[0].split("=", 1) for line in block.splitlines()), tmp_path)
+    (tmp_path / "secret").write_text("s3cret\n")
+    blocks = "".join(block.partition("```")[0] for block in PAGE.split("```sh\n")[1:3])
+    lines = blocks.replace("/run/secrets/oidc-client", str(tmp_path / "secret")).splitlines()
+    settings = from_env(dict(shlex.split(line)[0].split("=", 1) for line in lines), tmp_path)
+    assert (settings.oidc.client_id, settings.oidc.client_secret) == ("kneo-console", "s3cret")
     assert (settings.oidc.audience, settings.oidc.name_claim) == ("kneo", "preferred_username")
     assert dict(settings.oidc.roles)["platform"] == ("admin",)
 
@@ -257,7 +260,7 @@ def test_the_commands_of_the_guide_send_a_token(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    get_token, from_variable, from_file = PAGE.split("```sh\n")[2].partition("```")[0].splitlines()
+    get_token, from_variable, from_file = PAGE.split("```sh\n")[3].partition("```")[0].splitlines()
     assert get_token == 'export KNEO_SERV_API_KEY="$(get-token)"'
     token = issuer.token(sub="ada", groups=["operators"])
     monkeypatch.setenv("KNEO_SERV_API_KEY", token)

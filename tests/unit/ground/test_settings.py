@@ -442,3 +442,27 @@ def test_settings_of_an_issuer_that_do_not_fit(here: Path, variable: str, text: 
 @pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1:1", "[::1]:5556"])
 def test_an_issuer_on_this_machine_needs_no_tls(here: Path, host: str) -> None:
     assert from_env({**OIDC, "KNEO_SERV_OIDC_ISSUER": f"http://{host}/dex"}, here).oidc.issuer
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"KNEO_SERV_OIDC_CLIENT_ID": "console"}, "KNEO_SERV_PUBLIC_URL"),
+        ({"KNEO_SERV_OIDC_CLIENT_SECRET": "secret"}, "without KNEO_SERV_OIDC_CLIENT_ID"),
+        ({"KNEO_SERV_OIDC_SCOPES": "profile groups"}, "openid"),
+    ],
+)
+def test_settings_of_a_client_that_do_not_fit(here: Path, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(Invalid, match=message):
+        from_env({**OIDC, **changes}, here)
+
+
+def test_an_issuer_for_the_console_alone(here: Path) -> None:
+    client = {
+        "KNEO_SERV_OIDC_AUDIENCE": "",
+        "KNEO_SERV_OIDC_CLIENT_ID": "console",
+        "KNEO_SERV_OIDC_SCOPES": "openid groups",
+        "KNEO_SERV_PUBLIC_URL": "https://kneo.example.org/",
+    }
+    settings = from_env({**OIDC, **client}, here)
+    assert (settings.oidc.audience, settings.oidc.scopes) == ("", ("openid", "groups"))

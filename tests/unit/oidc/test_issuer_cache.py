@@ -180,7 +180,7 @@ def test_a_final_slash_belongs_to_the_issuer(issuer: OidcIssuer) -> None:
     "body", [b"", b"[]", b"null", b"{", b"\xff", b'{"keys": []}', b"[" * 100_000, b'{"a":' * 50_000, b" " * 300_000]
 )
 def test_bodies_that_are_refused(issuer: OidcIssuer, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def respond(path: str) -> Response:
+    def respond(path: str, *_: object) -> Response:
         return 200, json.dumps(issuer.document()).encode() if path != "/keys" else body
 
     monkeypatch.setattr(issuer, "respond", respond)

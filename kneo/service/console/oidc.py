@@ -1,0 +1,155 @@
+"""Signing in to the console at the OpenID Connect issuer: to the issuer, and back."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Protocol
+from urllib.parse import quote, urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from kneo.errors import KneoError
+from kneo.records.oidc_sign_in import SIGN_IN_LIFETIME
+from kneo.service.console.page import Form
+from kneo.service.console.security import HEADERS, HOME, safe_next
+from kneo.service.console.session import TOKEN_BYTES, Sessions
+from kneo.service.limits import Rate
+from kneo.service.oidc.code_flow import CodeFlow, CodeResponse, SignInRefused
+from kneo.service.oidc.people import OidcPeople
+from kneo.settings import Settings
+
+START, DONE = "/console/oidc/start", "/console/oidc/done"
+
+SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_oidc", "kneo_oidc"
+"""The cookie that binds a sign-in to the browser that began it; see ``kneo.service.console.session``."""
+
+STEPS_PER_MINUTE = 60
+"""Begun and completed sign-ins of one address in a minute."""
+
+_COOKIE = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+class SignInPages(Protocol):
+    """The form of the sign-in, and the session that follows."""
+
+    def show_form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
+        """Show the form with a message."""
+        ...
+
+    def enter(self, request: Request, token: str, target: str) -> Response:
+        """Give a session to the browser, and show a page."""
+        ...
+
+    def check_transport(self, request: Request) -> None:
+        """Check that a cookie cannot be read on its way."""
+        ...
+
+    def is_secure(self, request: Request) -> bool:
+        """Return whether the browser reaches the service over https."""
+        ...
+
+
+class OidcRoutes:
+    """The routes of a sign-in at the issuer.
+
+    Args:
+        settings: The client at the issuer, and the public address, to which the issuer sends browsers back.
+        people: The people of the issuer.
+        sessions: The browser sessions.
+        pages: The form of the sign-in.
+    """
+
+    def __init__(self, settings: Settings, people: OidcPeople, sessions: Sessions, pages: SignInPages) -> None:
+        self.public_url = settings.public_url
+        self.issuer_name = urlsplit(settings.oidc.issuer).netloc
+        self.people = people
+        self.sessions = sessions
+        self.pages = pages
+        self.flow = CodeFlow(people, settings.public_url + DONE)
+        self.steps = Rate(STEPS_PER_MINUTE)
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [Route("/oidc/start", self.start, methods=["GET"]), Route("/oidc/done", self.done, methods=["GET"])]
+
+    def url(self, target: str) -> str:
+        """Return the address at which a sign-in begins: the public one, where the issuer sends the browser back to."""
+        return f"{self.public_url}{START}?next={quote(target, safe='/')}"
+
+    async def start(self, request: Request) -> Response:
+        """Send the browser to the issuer."""
+        self.pages.check_transport(request)
+        target = safe_next(request.query_params.get("next", HOME))
+        browser = _browser(request.cookies) or secrets.token_urlsafe(TOKEN_BYTES)
+        try:
+            self.steps.check(_address(request))
+            url = await self.flow.begin(browser, target)
+        except KneoError as error:
+            return self._refuse(request, error)
+        response = RedirectResponse(url, 303, headers=dict(HEADERS))
+        secure = self.pages.is_secure(request)
+        response.set_cookie(
+            SECURE_COOKIE if secure else PLAIN_COOKIE,
+            browser,
+            max_age=int(SIGN_IN_LIFETIME / timedelta(seconds=1)),
+            path="/",
+            secure=secure,
+            httponly=True,
+            samesite="lax",
+        )
+        return response
+
+    async def done(self, request: Request) -> Response:
+        """Take the browser back from the issuer, and start a session."""
+        self.pages.check_transport(request)
+        address = _address(request)
+        try:
+            self.steps.check(address)
+            browser = _browser(request.cookies)
+            if browser is None:
+                msg = "This browser has begun no sign-in, or it is older than ten minutes."
+                raise SignInRefused(msg, hint="Sign in again, and allow cookies of this site.")
+            completed = await self.flow.complete(browser, _response(Form.parse(request.url.query)))
+            token = await run_in_threadpool(self.sessions.sign_in_with_issuer, self.people, completed.identity, address)
+        except KneoError as error:
+            await run_in_threadpool(self.sessions.record_refusal, "oidc", address)
+            return self._refuse(request, error)
+        response = self.pages.enter(request, token, safe_next(completed.target))
+        for name, secure in ((SECURE_COOKIE, True), (PLAIN_COOKIE, False)):
+            response.delete_cookie(name, path="/", secure=secure, httponly=True, samesite="lax")
+        return response
+
+    def _refuse(self, request: Request, error: KneoError) -> Response:
+        message = f"{error.message} {error.hint}" if error.hint else error.message
+        return self.pages.show_form(request, HOME, message, error.http_status)
+
+
+def _browser(cookies: Mapping[str, str]) -> str | None:
+    value = cookies.get(SECURE_COOKIE) or cookies.get(PLAIN_COOKIE) or ""
+    return value if _COOKIE.fullmatch(value) else None
+
+
+def _response(query: Form) -> CodeResponse:
+    """Read the parameters of the issuer.
+
+    Raises:
+        SignInRefused: a parameter is given twice.
+    """
+    values = {}
+    for name in ("state", "code", "error", "iss"):
+        found = query.all(name)
+        if len(found) > 1:
+            msg = f"The response of the issuer has the parameter {name} twice."
+            raise SignInRefused(msg)
+        values[name] = found[0] if found else ""
+    return CodeResponse(state=values["state"], code=values["code"], error=values["error"], issuer=values["iss"])
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""

@@ -1,0 +1,190 @@
+"""Signing in at the issuer: the authorization code flow with PKCE, state and nonce."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+from starlette.concurrency import run_in_threadpool
+
+from kneo.errors import Unauthorized
+from kneo.records.oidc_sign_in import OidcSignIn
+from kneo.service.oidc.discovery import IssuerClient, IssuerMetadata, IssuerUnavailable
+from kneo.service.oidc.people import OidcPeople
+from kneo.service.oidc.tokens import Identity, InvalidToken, identity_of
+from kneo.store import oidc_sign_ins
+from kneo.store.engine import Tx
+
+SECRET_BYTES = 32
+
+MAX_CODE_CHARS = 4_096
+
+
+class SignInRefused(Unauthorized):
+    """A sign-in at the issuer that signs nobody in."""
+
+    default_code = "sign_in_refused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeResponse:
+    """The parameters with which the issuer sends a browser back."""
+
+    state: str
+    code: str
+    error: str
+    issuer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletedSignIn:
+    """The person of a completed sign-in, and the page to show."""
+
+    identity: Identity
+    target: str
+
+
+class CodeFlow:
+    """Sign-ins at the issuer.
+
+    Args:
+        people: The people of the issuer.
+        redirect_uri: The address to which the issuer sends browsers back; it comes from settings, never from a request.
+    """
+
+    def __init__(self, people: OidcPeople, redirect_uri: str) -> None:
+        self.people = people
+        self.settings = people.settings
+        self.redirect_uri = redirect_uri
+        self.client = IssuerClient(people.settings)
+
+    async def begin(self, browser: str, target: str) -> str:
+        """Begin a sign-in; return the address of the issuer to send the browser to.
+
+        Args:
+            browser: The secret in the browser's cookie, without which the sign-in cannot be completed.
+            target: The page to show afterwards.
+
+        Raises:
+            IssuerUnavailable: the issuer is away, or does not sign people in.
+            Transient: too many sign-ins wait.
+        """
+        metadata = await self.people.issuer.metadata()
+        if not metadata.authorization_endpoint or not metadata.token_endpoint:
+            msg = f"{self.settings.issuer} has no endpoints for signing in."
+            raise IssuerUnavailable(msg)
+        state, nonce, verifier = (secrets.token_urlsafe(SECRET_BYTES) for _ in range(3))
+        await run_in_threadpool(self._store, state, browser, nonce, verifier, target)
+        query = {
+            "response_type": "code",
+            "client_id": self.settings.client_id,
+            "redirect_uri": self.redirect_uri,
+            "scope": " ".join(self.settings.scopes),
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
+            .rstrip(b"=")
+            .decode(),
+            "code_challenge_method": "S256",
+        }
+        separator = "&" if "?" in metadata.authorization_endpoint else "?"
+        return metadata.authorization_endpoint + separator + urlencode(query)
+
+    def _store(self, state: str, browser: str, nonce: str, verifier: str, target: str) -> None:
+        def work(tx: Tx) -> None:
+            sign_in = OidcSignIn(
+                state_hash=_hash(state),
+                browser_hash=_hash(browser),
+                nonce=nonce,
+                code_verifier=verifier,
+                target=target,
+                created_at=tx.at,
+            )
+            oidc_sign_ins.begin(tx, sign_in)
+
+        self.people.store.transact(work)
+
+    async def complete(self, browser: str, response: CodeResponse) -> CompletedSignIn:
+        """Complete a sign-in, once: exchange the code, and check the ID token.
+
+        Raises:
+            SignInRefused: the browser has begun no such sign-in, or the issuer refuses.
+            InvalidToken: the ID token is not accepted.
+            IssuerUnavailable: the issuer is away.
+        """
+        waiting = await run_in_threadpool(
+            self.people.store.transact,
+            lambda tx: oidc_sign_ins.finish(tx, _hash(response.state), _hash(browser)),
+        )
+        if waiting is None:
+            msg = "This browser has begun no such sign-in, it was completed before, or is older than ten minutes."
+            raise SignInRefused(msg, hint="Sign in again.")
+        metadata = await self.people.issuer.metadata()
+        self._check(metadata, response)
+        token = await run_in_threadpool(self._exchange, metadata, response.code, waiting.code_verifier)
+        claims = await self.people.verify(token, self.settings.client_id)
+        nonce, audience = claims.get("nonce"), claims.get("aud")
+        if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), waiting.nonce.encode()):
+            raise InvalidToken("The ID token belongs to another sign-in.")
+        party = claims.get(
+            "azp", self.settings.client_id if isinstance(audience, str) or len(_list(audience)) == 1 else ""
+        )
+        if party != self.settings.client_id:
+            raise InvalidToken("The ID token was issued to another client.")
+        return CompletedSignIn(identity=identity_of(claims, self.settings), target=waiting.target)
+
+    def _check(self, metadata: IssuerMetadata, response: CodeResponse) -> None:
+        expected = {self.settings.issuer} if metadata.names_itself else {self.settings.issuer, ""}
+        if response.issuer not in expected:
+            raise SignInRefused("The response comes from another issuer.", hint="Sign in again.")
+        if response.error:
+            code = response.error if response.error.replace("_", "").isalnum() and response.error.isascii() else "error"
+            msg = f"The issuer refused the sign-in: {code[:60]}."
+            raise SignInRefused(msg)
+        if not response.code or len(response.code) > MAX_CODE_CHARS:
+            raise SignInRefused("The issuer sent no code.", hint="Sign in again.")
+
+    def _exchange(self, metadata: IssuerMetadata, code: str, verifier: str) -> str:
+        """Return the ID token for a code.
+
+        Raises:
+            SignInRefused: the issuer refuses the code, or sends no ID token.
+            IssuerUnavailable: the issuer is away.
+        """
+        name, secret = self.settings.client_id, self.settings.client_secret
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self.redirect_uri,
+            "client_id": name,
+            "code_verifier": verifier,
+        }
+        user = None
+        if secret and metadata.secret_in_body:
+            form["client_secret"] = secret
+        elif secret:
+            # RFC 6749 section 2.3.1 encodes both before the header does.
+            user = (quote(name, safe=""), quote(secret, safe=""))
+        try:
+            response = self.client.post(metadata.token_endpoint, form, user=user)
+        except IssuerUnavailable as error:
+            if error.details.get("status") not in {400, 401, 403}:
+                raise
+            msg = f"The issuer refused the code of the sign-in: {error.details.get('error') or 'without a reason'}."
+            raise SignInRefused(msg, hint="Check KNEO_SERV_OIDC_CLIENT_ID and KNEO_SERV_OIDC_CLIENT_SECRET.") from error
+        token = response.get("id_token")
+        if not isinstance(token, str):
+            raise SignInRefused("The issuer sent no ID token.", hint="KNEO_SERV_OIDC_SCOPES must contain openid.")
+        return token
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,303 @@
+"""Signing in to the console at an issuer in this process, by a browser without script."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from console_pages import Browser
+from oidc_issuer import OidcIssuer, rsa_key, running
+from service_bench import Bench, serving
+
+from kneo.clock import ManualClock, isoformat
+from kneo.errors import Forbidden
+from kneo.records.oidc_sign_in import SIGN_IN_LIFETIME, OidcSignIn
+from kneo.service.auth import configured, keyring
+from kneo.service.callers import make_callers
+from kneo.service.console.session import Sessions
+from kneo.service.oidc.tokens import Identity, identity_of
+from kneo.settings import from_env
+from kneo.store import oidc_people, oidc_sign_ins
+from kneo.store.engine import Store
+
+SECRET = "s+cret"
+ROLES = "operators=operator;reviewers=reviewer"
+
+
+def variables(issuer: OidcIssuer, public_url: str) -> dict[str, str]:
+    return {
+        "KNEO_SERV_OIDC_ISSUER": issuer.url,
+        "KNEO_SERV_OIDC_CLIENT_ID": "console",
+        "KNEO_SERV_OIDC_CLIENT_SECRET": SECRET,
+        "KNEO_SERV_OIDC_ROLES": ROLES,
+        "KNEO_SERV_PUBLIC_URL": public_url,
+    }
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[OidcIssuer]:
+    with running(OidcIssuer()) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def bench(shared: OidcIssuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("service")
+    paths = [*sys.path]
+    port = free_port()
+    with serving(
+        folder,
+        f"sqlite:///{folder / 'kneo.sqlite'}",
+        workers=0,
+        port=port,
+        **variables(shared, f"http://127.0.0.1:{port}"),
+    ) as made:
+        yield made
+    sys.path[:] = paths
+    sys.modules.pop("lab_functions", None)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def issuer(shared: OidcIssuer) -> Iterator[OidcIssuer]:
+    yield shared
+    shared.person, shared.answer = {}, {}
+
+
+@pytest.fixture
+def browser(bench: Bench) -> Iterator[Browser]:
+    yield Browser(bench.url)
+    Browser.close_all()
+
+
+def to_issuer(browser: Browser, target: str = "/console/runs") -> str:
+    """Open the form, follow its button, and return the address of the issuer."""
+    page = browser.get(f"/console/login?next={target}")
+    (start,) = [link for link in page.links if "/console/oidc/start" in link]
+    response = browser.client.get(start)
+    assert response.status_code == 303, response.text
+    return response.headers["location"]
+
+
+def back(url: str) -> str:
+    """Sign in at the issuer, and return the address to which it sends the browser back."""
+    response = httpx.get(url, timeout=240)
+    assert response.status_code == 302, response.text
+    return response.headers["location"]
+
+
+def refused(browser: Browser, url: str, status: int = 401) -> str:
+    page = browser.get(url, expect=status)
+    assert "kneo_session" not in browser.client.cookies
+    return page.text
+
+
+def test_a_person_signs_in_works_and_signs_out(bench: Bench, issuer: OidcIssuer, browser: Browser) -> None:
+    issuer.person = {"sub": "Ivy", "groups": ["operators", "red"]}
+    url = to_issuer(browser)
+    query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    assert url.startswith(f"{issuer.url}/authorize?")
+    assert query["redirect_uri"] == f"{bench.url}/console/oidc/done"
+    assert (query["response_type"], query["code_challenge_method"]) == ("code", "S256")
+    assert query["scope"] == "openid profile email"
+    response = browser.client.get(back(url))
+    assert (response.status_code, response.headers["location"]) == (303, "/console/runs")
+    assert {*browser.client.cookies} == {"kneo_session"}, "neither a token nor the cookie of the sign-in is kept"
+    session = next(line for line in response.headers.get_list("set-cookie") if line.startswith("kneo_session="))
+    assert {"HttpOnly", "SameSite=lax", "Path=/"} <= set(session.split("; "))
+    page = browser.get("/console/runs")
+    assert "Ivy" in page.text
+    assert browser.client.get("/v1/runs").status_code == 401, "a session is no key of the API"
+    kept = httpx.Cookies(browser.client.cookies)
+    browser.post(page.form("/logout").action, {})
+    browser.client.cookies = kept
+    assert browser.client.get("/console/runs").status_code == 303
+    events = bench.get("/audit-events", actor="Ivy")["events"]
+    facts = {event["event_type"]: event["metadata"] for event in events}
+    assert facts["console.signed_in"].items() >= {"method": "oidc", "issuer": issuer.url, "subject": "Ivy"}.items()
+    assert "console.signed_out" in facts
+
+
+def test_a_response_counts_once(issuer: OidcIssuer, browser: Browser) -> None:
+    url = back(to_issuer(browser))
+    kept = httpx.Cookies(browser.client.cookies)
+    assert browser.client.get(url).status_code == 303
+    browser.client.cookies = kept
+    assert "completed before" in refused(browser, url)
+
+
+def test_a_response_counts_in_the_browser_that_began(bench: Bench, issuer: OidcIssuer, browser: Browser) -> None:
+    """An attacker who sends the own response to another browser signs nobody in, and still has it."""
+    url = back(to_issuer(browser))
+    victim = Browser(bench.url)
+    assert "begun no sign-in" in refused(victim, url)
+    to_issuer(victim)
+    assert "begun no such sign-in" in refused(victim, url)
+    assert browser.client.get(url).status_code == 303
+
+
+def test_two_tabs_of_one_browser(issuer: OidcIssuer, browser: Browser) -> None:
+    first, second = back(to_issuer(browser)), back(to_issuer(browser))
+    kept = httpx.Cookies(browser.client.cookies)
+    assert browser.client.get(second).status_code == 303
+    browser.client.cookies = kept
+    assert browser.client.get(first).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nonce": "another"}, "another sign-in"),
+        ({"nonce": None}, "another sign-in"),
+        ({"aud": "another"}, "audience"),
+        ({"aud": ["console", "another"]}, "another client"),
+        ({"azp": "another"}, "another client"),
+        ({"iss": "https://evil.example"}, "issuer"),
+        ({"exp": 1}, "expired"),
+        ({"key": rsa_key("other")}, "signed"),
+        ({"groups": {"a": 1}}, "groups"),
+    ],
+)
+def test_id_tokens_that_are_refused(
+    issuer: OidcIssuer, browser: Browser, changes: dict[str, object], message: str
+) -> None:
+    issuer.person = changes
+    assert message in refused(browser, back(to_issuer(browser)))
+
+
+def test_without_a_role_nobody_signs_in(bench: Bench, issuer: OidcIssuer, browser: Browser) -> None:
+    issuer.person = {"sub": "eve", "groups": ["strangers"]}
+    assert "eve has no role here; groups of the token: strangers." in refused(browser, back(to_issuer(browser)), 403)
+    with bench.store.read() as tx:
+        assert oidc_people.find(tx, "eve") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"iss": "https://evil.example"}, "another issuer"),
+        ({"error": "access_denied"}, "refused the sign-in: access_denied"),
+        ({"error": "<b>call us</b>"}, "refused the sign-in: error"),
+        ({"code": ""}, "no code"),
+        ({"code": "x" * 5_000}, "no code"),
+        ({"code": "invented"}, "invalid_grant"),
+    ],
+)
+def test_responses_that_are_refused(
+    issuer: OidcIssuer, browser: Browser, answer: dict[str, object], message: str
+) -> None:
+    issuer.answer = answer
+    assert message in refused(browser, back(to_issuer(browser)))
+
+
+def test_parameters_that_are_given_twice_or_not_at_all(bench: Bench, issuer: OidcIssuer, browser: Browser) -> None:
+    url = back(to_issuer(browser))
+    assert "twice" in refused(browser, f"{url}&code=other")
+    assert "begun no such sign-in" in refused(browser, "/console/oidc/done")
+    assert browser.client.get(url).status_code == 303
+    refusals = bench.get("/audit-events", event_type="console.sign_in_refused", limit=50)["events"]
+    assert "oidc" in {event["metadata"]["method"] for event in refusals}
+
+
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/console//evil.example", "/v1/runs"])
+def test_a_sign_in_leads_to_no_other_site(issuer: OidcIssuer, browser: Browser, target: str) -> None:
+    response = browser.client.get("/console/oidc/start", params={"next": target})
+    assert browser.client.get(back(response.headers["location"])).headers["location"] == "/console/"
+
+
+def test_the_host_of_a_request_is_not_where_the_issuer_sends_people(bench: Bench, issuer: OidcIssuer) -> None:
+    response = httpx.get(
+        f"{bench.url}/console/oidc/start",
+        headers={"host": "localhost", "x-forwarded-host": "evil.example"},
+        timeout=240,
+    )
+    query = parse_qs(urlsplit(response.headers["location"]).query)
+    assert query["redirect_uri"] == [f"{bench.url}/console/oidc/done"]
+
+
+def test_an_issuer_that_is_away_leaves_the_form(bench: Bench, browser: Browser, tmp_path: Path) -> None:
+    with running(OidcIssuer()) as other:
+        other.status = 500
+        url = f"sqlite:///{tmp_path / 'kneo.sqlite'}"
+        port = free_port()
+        env = variables(other, f"http://127.0.0.1:{port}")
+        with serving(tmp_path, url, workers=0, port=port, **env) as second:
+            page = Browser(second.url).get("/console/oidc/start", expect=503)
+            assert "HTTP 500" in page.text
+            assert page.form("/login"), "API keys still sign people in"
+
+
+def test_without_an_issuer_there_is_no_button(tmp_path: Path) -> None:
+    with serving(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}", workers=0) as plain:
+        browser = Browser(plain.url)
+        assert not [link for link in browser.get("/console/login").links if "oidc" in link]
+        browser.get("/console/oidc/start", expect=404)
+        Browser.close_all()
+
+
+def test_sign_ins_expire_and_are_one_browsers(store: Store, clock: ManualClock) -> None:
+    def begin(state: str) -> None:
+        sign_in = OidcSignIn(
+            state_hash=state,
+            browser_hash="b",
+            nonce="n",
+            code_verifier="v",
+            target="/",
+            created_at=isoformat(clock.now()),
+        )
+        store.transact(lambda tx: oidc_sign_ins.begin(tx, sign_in))
+
+    def finish(state: str, browser: str = "b") -> bool:
+        return store.transact(lambda tx: oidc_sign_ins.finish(tx, state, browser)) is not None
+
+    begin("one")
+    begin("two")
+    assert [finish("one", "c"), finish("one"), finish("one")] == [False, True, False]
+    clock.advance(SIGN_IN_LIFETIME)
+    assert not finish("two")
+
+
+def test_a_session_ends_with_the_role_the_person_and_its_time(store: Store, clock: ManualClock, tmp_path: Path) -> None:
+    with running(OidcIssuer()) as other:
+        settings = from_env(variables(other, "https://kneo.example.org"), tmp_path)
+        ring = keyring(configured(settings))
+        callers = make_callers(settings.oidc, store, ring)
+        people = callers.people
+        assert people is not None
+        now = int(clock.now().timestamp())
+
+        def identity(**changes: object) -> Identity:
+            return identity_of(other.claims(iat=now, exp=now + 60, **changes), settings.oidc)
+
+        def sign_in() -> dict[str, str]:
+            return {"kneo_session": Sessions(store, callers).sign_in_with_issuer(people, identity(), "")}
+
+        cookies = sign_in()
+        signed_in = Sessions(store, callers).find(cookies)
+        assert signed_in is not None
+        assert signed_in.principal.may("runs:write")
+        fewer = make_callers(replace(settings.oidc, roles=(("operators", ("runs:read",)),)), store, ring)
+        signed_in = Sessions(store, fewer).find(cookies)
+        assert signed_in is not None
+        assert not signed_in.principal.may("runs:write"), "roles of groups are those of now"
+        none = make_callers(replace(settings.oidc, roles=(("others", ("admin",)),)), store, ring)
+        assert Sessions(store, none).find(cookies) is None
+        with pytest.raises(Forbidden, match="no role"):
+            people.admit(identity(groups=[]))
+        assert Sessions(store, callers).find(cookies) is None, "a person who lost every role is signed out"
+        cookies = sign_in()
+        for _ in range(13):
+            clock.advance(timedelta(minutes=59))
+            found = Sessions(store, callers).find(cookies)
+        assert found is None
