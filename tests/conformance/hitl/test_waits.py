@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -640,3 +642,66 @@ def test_a_checkpoint_that_asked_is_neither_asked_nor_repeated_again(database: S
     done = executions.input(waiting.id, value=3)
     assert (done.result, paid) == ([1, 2, 3], [1, 2])
     assert [each.name for each in done.checkpoints] == ["inner:1", "pay:1", "inner:2", "pay:2"]
+
+
+POLLING = """
+import os
+from kneo.sdk.db.sqlite import SqliteDb
+from kneo.sdk.durable import ask_question, flow
+
+@flow(database=SqliteDb(db_url=os.environ["KNEO_SERV_DATABASE_URL"]))
+def publish(summary):
+    return f"{summary} {ask_question('What suffix should I add before publishing?')}"
+
+print("Published:", publish("Durable."), flush=True)
+"""
+
+
+def test_an_answer_is_typed_at_the_terminal_of_the_program(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, f"sqlite:///{tmp_path / 'flows.db'}")
+    (tmp_path / "program.py").write_text(POLLING)
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "program.py"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=machine.env
+    )
+    os.close(theirs)
+    seen = ""
+
+    def until(text: str) -> None:
+        nonlocal seen
+        while text not in seen:
+            ready, _, _ = select.select([ours], [], [], 240)
+            assert ready, seen
+            seen += os.read(ours, 65_536).decode()
+
+    try:
+        until("Kneo: Waiting on `ask_question:1:")
+        until("Answer, or leave it to: kneo runs input run_")
+        os.write(ours, b"Verified by ops on call\n")
+        until("Published: Durable. Verified by ops on call")
+        assert process.wait(240) == 0
+    finally:
+        process.kill()
+        process.wait(240)
+        os.close(ours)
+
+
+def test_a_program_without_a_terminal_is_answered_by_a_command(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, f"sqlite:///{tmp_path / 'flows.db'}")
+    (tmp_path / "program.py").write_text(POLLING)
+    with subprocess.Popen(
+        [sys.executable, "program.py"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=machine.env,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert "Kneo: Waiting on `ask_question:1:" in process.stderr.readline()
+        [waiting] = eventually(lambda: machine.json("runs", "list", "--status", "paused")["runs"])
+        machine.kneo("runs", "input", waiting["run_id"], "--value", '"Verified by ops on call"')
+        assert process.stdout.readline() == "Published: Durable. Verified by ops on call\n"
+        assert machine.json("runs", "get", waiting["run_id"])["status"] == "succeeded"
