@@ -9,11 +9,13 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from kneo.cli.doctor.report import Checks, Diagnosis, error, ok, warning
+from kneo.errors import KneoError
 from kneo.maintenance import RetentionPolicy
 from kneo.project import read_config
 from kneo.project.secrets import secret_inventory
 from kneo.service.auth import configured, hash_keys
 from kneo.service.head_check import check_reachable, is_loopback
+from kneo.service.oidc.discovery import IssuerClient
 from kneo.settings import Settings
 from kneo.trust.sealing import DataKeys
 
@@ -33,6 +35,7 @@ def process_checks(settings: Settings, host: str) -> Checks:
         "extras": check_extras,
         "authentication": partial(check_authentication, host=host),
         "api_keys": check_api_keys,
+        "issuer": check_issuer,
         "model_keys": check_model_keys,
         "disk": check_disk,
     }
@@ -96,6 +99,17 @@ def check_api_keys(settings: Settings) -> Diagnosis:
         hint = "Replace them: kneo keys api-key NAME --role ROLE."
         return warning(f"API keys shorter than {MIN_KEY_CHARS} characters belong to: {', '.join(short[:20])}.", hint)
     return ok(f"{len(owners)} API keys are valid." if owners else "There are no API keys.")
+
+
+def check_issuer(settings: Settings) -> Diagnosis:
+    """Check that the issuer of tokens responds, with keys that can be used."""
+    if not settings.oidc.issuer:
+        return ok("There is no OpenID Connect issuer.")
+    try:
+        found = IssuerClient(settings.oidc).discover()
+    except KneoError as problem:
+        return error(problem.message, problem.hint or "Correct KNEO_SERV_OIDC_ISSUER, or let this machine reach it.")
+    return ok(f"{settings.oidc.issuer} publishes {len(found.keys)} keys.")
 
 
 def check_model_keys(settings: Settings) -> Diagnosis:

@@ -13,6 +13,7 @@ import pytest
 from builders import build_run
 from config_repo import ConfigRepo
 from databases import Server
+from oidc_issuer import OidcIssuer, running
 from sqlalchemy import text
 
 from kneo.cli.doctor.command import examine
@@ -84,7 +85,7 @@ def test_an_installation_that_works_has_no_error(served: Installation) -> None:
     results = examine("127.0.0.1", 1)
     assert levels(results, ERROR) == set()
     assert levels(results, WARNING) == {"worker"}
-    assert len(results) == 16
+    assert len(results) == 17
 
 
 def test_the_page_has_every_check_in_order_and_its_commands_run(local: Installation, kneo: Kneo) -> None:
@@ -162,6 +163,14 @@ def test_a_service_that_others_reach_without_keys(local: Installation) -> None:
     assert local.level("authentication", host="0.0.0.0") is WARNING
     local.set(KNEO_SERV_API_KEYS=f"ann:{LONG}:admin")
     assert local.level("authentication", host="0.0.0.0") is OK
+
+
+def test_an_issuer_that_does_not_respond(local: Installation) -> None:
+    assert local.level("issuer") is OK
+    with running(OidcIssuer()) as issuer:
+        local.set(KNEO_SERV_OIDC_ISSUER=issuer.url, KNEO_SERV_OIDC_AUDIENCE="kneo")
+        assert local.level("issuer") is OK
+    assert local.level("issuer") is ERROR
 
 
 def test_api_keys_that_can_be_guessed_or_are_not_valid(local: Installation) -> None:
