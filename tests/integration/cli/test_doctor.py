@@ -168,7 +168,7 @@ def test_a_service_that_others_reach_without_keys(local: Installation) -> None:
 def test_an_issuer_that_does_not_respond(local: Installation) -> None:
     assert local.level("issuer") is OK
     with running(OidcIssuer()) as issuer:
-        local.set(KNEO_SERV_OIDC_ISSUER=issuer.url, KNEO_SERV_OIDC_AUDIENCE="kneo")
+        local.set(KNEO_SERV_OIDC_ISSUER=issuer.url, KNEO_SERV_OIDC_AUDIENCE="kneo", KNEO_SERV_OIDC_ROLES="ops=operator")
         assert local.level("issuer") is OK
     assert local.level("issuer") is ERROR
 
