@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from service_bench import Bench, serving
 
 from kneo.clock import ManualClock
 from kneo.records.release import Hold
+from kneo.service import access_log
 from kneo.service.auth import APIKeyRecord, AuthConfig, configured, keyring
 from kneo.service.callers import Callers
 from kneo.service.console import identity
@@ -25,6 +27,7 @@ from kneo.service.console.render import STATIC
 from kneo.service.console.session import Sessions, make_link
 from kneo.store import approvals, marks
 from kneo.store.engine import Store
+from kneo.telemetry.log_context import current_fields
 
 ROLES = ("admin", "operator", "approver", "reviewer", "auditor", "viewer", "service")
 
@@ -149,25 +152,33 @@ def test_an_unknown_page_is_a_page(stranger: Browser, browse: Callable[[str], Br
     assert live.status_code == 401
 
 
+class Causes(logging.Handler):
+    """The exceptions that are logged for one request."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__()
+        self.request_id = request_id
+        self.causes: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and current_fields().get("request_id") == self.request_id:
+            self.causes.append(str(record.exc_info[1]))
+
+
 def test_an_error_in_a_page_is_logged_under_the_request_id_that_the_page_shows(
-    browse: Callable[[str], Browser], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    browse: Callable[[str], Browser], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("the cause, for the log alone")
 
     monkeypatch.setattr(identity, "get_me", replace(identity.get_me, function=fail))
-    browser = browse("viewer")
-    page = browser.get("/console/me", expect=500, **{"x-request-id": "look-for-me-1"})
+    monkeypatch.setattr(access_log.log, "handlers", [logged := Causes("look-for-me-1")])
+    page = browse("viewer").get("/console/me", expect=500, **{"x-request-id": "look-for-me-1"})
     assert "look-for-me-1" in page.text
     assert "the cause" not in page.html
-
-    def causes() -> list[str]:
-        of_request = [each for each in caplog.records if getattr(each, "request_id", "") == "look-for-me-1"]
-        return [str(each.exc_info[1]) for each in of_request if each.exc_info]
-
     # The response leaves before the request is logged.
-    eventually(causes)
-    assert causes() == ["the cause, for the log alone"]
+    eventually(lambda: logged.causes)
+    assert logged.causes == ["the cause, for the log alone"]
 
 
 def test_a_browser_at_the_root_is_led_to_the_console(bench: Bench) -> None:
