@@ -36,7 +36,7 @@ NOT_FINDINGS = {"E_UNKNOWN_TOOL", "I_HUMAN_REVIEW_CONFIGURED"}
 COMPOSED = {"E_GUARDRAIL_REGEX_UNSAFE", "E_HUMAN_FIELD_REGEX_UNSAFE"}
 """Codes that the source makes of a shorter one."""
 
-_CODE = re.compile(r"\"([EWI]_[A-Z]+(?:_[A-Z]+)*)\"")
+_CODE = re.compile(r"\"([EWI]_[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*)\"")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,19 @@ class Value:
     status: str = "completed"
     variables: Mapping[str, str] = field(default_factory=dict)
     feedback: str | None = None
-    """What a person said who sent a result back; the step that is repeated is told."""
+    """The words of a person who sent a result back, for the step that is repeated."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """The outputs of parallel steps."""
+
+    @property
+    def subject(self) -> str:
+        """The text that people decide about: every output that the next agent is given."""
+        if self.text not in self.outputs.values() or len(self.outputs) == 1:
+            return self.text
+        return "\n\n".join(f"[{name}]\n{text}" for name, text in self.outputs.items())
 
     def passed_on(self, status: str = "skipped") -> Value:
-        return replace(self, status=status, feedback=None)
+        return replace(self, status=status, feedback=None, outputs={})
 
 
 @dataclass(frozen=True)
@@ -206,12 +215,13 @@ class Reference:
             # Which of several it is, and whether a question beside it is answered first, is a matter of speed.
             self.unclear = True
             raise next((one for one in bad if isinstance(one, Stop)), bad[0])
-        text, variables = value.text, dict(value.variables)
-        for _, result in results:
+        text, variables, outputs = value.text, dict(value.variables), {}
+        for step, result in results:
             assert isinstance(result, Value)
             variables |= {name: said for name, said in result.variables.items() if value.variables.get(name) != said}
-            text = text if result.status == "skipped" else result.text
-        return replace(value, text=text, status="completed", variables=variables)
+            if result.status != "skipped":
+                text = outputs[step["id"]] = result.text
+        return replace(value, text=text, status="completed", variables=variables, outputs=outputs)
 
     # ---- steps ------------------------------------------------------------------------------------------------
 
@@ -266,7 +276,9 @@ class Reference:
             again = f"@{reviews}" if reviews else ""
             said = self.ask(f"{place}{again}.after", output, ["approved", "rejected", "edited"])
             if said.kind != "rejected":
-                return self.saved(step, replace(output, text=said.text) if said.kind == "edited" else output)
+                return self.saved(
+                    step, replace(output, text=said.text, outputs={}) if said.kind == "edited" else output
+                )
             effect = gate.get("on_reject", "stop")
             if effect == "continue":
                 return self.saved(step, output)
@@ -319,7 +331,7 @@ class Reference:
             if gate is not None and (reviews or self.asks(gate, output, f"{place}#{turn}", "each")):
                 said = self.ask(f"{place}#{turn}.each", output, ["approved", "rejected", "edited"])
                 if said.kind != "rejected":
-                    return replace(output, text=said.text) if said.kind == "edited" else output
+                    return replace(output, text=said.text, outputs={}) if said.kind == "edited" else output
                 effect = gate.get("on_reject", "stop")
                 if effect not in {"retry", "continue"}:
                     return self.refused(effect, given)
@@ -357,11 +369,11 @@ class Reference:
         if said.kind == "approved":
             return replace(value, status="completed")
         if said.kind != "rejected":
-            return replace(value, text=said.text, status="completed")
+            return replace(value, text=said.text, status="completed", outputs={})
         if effect == "retry":
             raise Back(said.text, human.get("max_retries", 3))
         if effect == "continue":
-            value = replace(value, text=f"Rejected by human reviewer: {said.text}")
+            value = replace(value, text=f"Rejected by human reviewer: {said.text}", outputs={})
         return self.refused(effect, value)
 
     def refused(self, effect: str, value: Value) -> Value:
@@ -369,7 +381,7 @@ class Reference:
             case "skip":
                 return value.passed_on()
             case "continue":
-                return value.passed_on("completed")
+                return replace(value, status="completed", feedback=None)
             case "fail":
                 raise Stop("failed", "human_rejected")
             case "cancel":
@@ -385,7 +397,7 @@ class Reference:
         )
 
     def ask(self, key: str, value: Value, kinds: Sequence[str], options: Sequence[str] = ()) -> Said:
-        self.events.append(("ask", key, value.text))
+        self.events.append(("ask", key, value.subject))
         return self.world.answer(key, kinds, options)
 
     @staticmethod

@@ -222,4 +222,4 @@ def test_all_is_every_extra_but_the_developers():
         inner = [each.removeprefix("kneo[").rstrip("]").split(",") for each in extras[name] if each.startswith("kneo[")]
         return {name} | {found for names in inner for each in names for found in everything(each)}
 
-    assert everything("all") == set(extras) - {"browser", "dev"}
+    assert everything("all") == set(extras) - {"browser", "deploy-check", "dev", "docs"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import httpx
 import pytest
 from console_pages import Browser, HtmlPage, signed_in
 from kneo_process import eventually
+from logged_causes import Causes
 from service_bench import Bench, serving
 
 from kneo.clock import ManualClock
@@ -27,7 +27,6 @@ from kneo.service.console.render import STATIC
 from kneo.service.console.session import Sessions, make_link
 from kneo.store import approvals, marks
 from kneo.store.engine import Store
-from kneo.telemetry.log_context import current_fields
 
 ROLES = ("admin", "operator", "approver", "reviewer", "auditor", "viewer", "service")
 
@@ -150,19 +149,6 @@ def test_an_unknown_page_is_a_page(stranger: Browser, browse: Callable[[str], Br
     assert "Not found" in stranger.get("/console/nothing-here", expect=404).text
     live = stranger.client.get("/console/inbox", headers={"x-kneo-live": "1"})
     assert live.status_code == 401
-
-
-class Causes(logging.Handler):
-    """The exceptions that are logged for one request."""
-
-    def __init__(self, request_id: str) -> None:
-        super().__init__()
-        self.request_id = request_id
-        self.causes: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and current_fields().get("request_id") == self.request_id:
-            self.causes.append(str(record.exc_info[1]))
 
 
 def test_an_error_in_a_page_is_logged_under_the_request_id_that_the_page_shows(

@@ -316,6 +316,7 @@ SECRET_SETTINGS = {
     "KNEO_SERV_DATA_KEYS": lambda settings: settings.data_keys,
     "KNEO_SERV_SPEC_SIGNING_KEY": lambda settings: settings.spec_signing_key,
     "KNEO_SERV_NOTIFY_TOKEN": lambda settings: settings.notify_token,
+    "KNEO_SERV_OIDC_CLIENT_SECRET": lambda settings: settings.oidc.client_secret,
     **{f"KNEO_SERV_HOOK_SECRET_{name.upper()}": lambda settings: settings.hook_secrets for name in HOOK_PROVIDERS},
     **{f"KNEO_SERV_NOTIFY_{name.upper()}": lambda settings: settings.notify for name in NOTIFY_CHANNELS},
     "KNEO_SERV_NOTIFY_WEBHOOK_SECRET": lambda settings: settings.notify_webhook_keys,
@@ -323,6 +324,12 @@ SECRET_SETTINGS = {
     "KNEO_SERV_CHANNEL_SLACK_OPS_SECRET": lambda settings: settings.webhook_keys,
 }
 BESIDE = {
+    "KNEO_SERV_OIDC_CLIENT_SECRET": {
+        "KNEO_SERV_OIDC_ISSUER": "https://issuer.example",
+        "KNEO_SERV_OIDC_CLIENT_ID": "kneo",
+        "KNEO_SERV_OIDC_ROLES": "ops=operator",
+        "KNEO_SERV_PUBLIC_URL": "https://kneo.example",
+    },
     "KNEO_SERV_NOTIFY_WEBHOOK_SECRET": {"KNEO_SERV_NOTIFY_WEBHOOK": "https://hooks.example"},
     "KNEO_SERV_CHANNEL_SLACK_OPS_SECRET": {"KNEO_SERV_CHANNEL_SLACK_OPS": "https://hooks.example"},
 }
