@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from console_pages import Browser, HtmlPage, checked, signed_in
+from kneo_process import eventually
 from service_bench import DRAFT, PUBLISH, Bench, Json, spec_of
 
 FIELDS = [
@@ -189,12 +190,12 @@ def test_a_text_that_was_sent_back_is_compared_with_the_next_one(
     assert "Send back" in page_of(ann, run).text
     assert "runs again with your reason" in page_of(ann, run).text
     decide(ann, run, decision="rejected", reason="Thank her for the photos")
-    task = bench.get("/human-tasks", run_id=run["run_id"])
-    page = ann.get(f"/console/inbox/{task['tasks'][0]['id']}")
+    [task] = eventually(lambda: bench.get("/human-tasks", run_id=run["run_id"], status="open")["tasks"])
+    page = ann.get(f"/console/inbox/{task['id']}")
     assert "Changes since the last version" in page.text
     assert "Thank her for the photos" in page.text
     assert 'class="new"' in page.html
-    assert 'class="new"' not in ann.get(f"/console/inbox/{task['tasks'][0]['id']}?view=text").html
+    assert 'class="new"' not in ann.get(f"/console/inbox/{task['id']}?view=text").html
 
 
 def test_a_task_is_claimed_delegated_snoozed_and_discussed(bench: Bench, browse: Callable[[str], Browser]) -> None:
