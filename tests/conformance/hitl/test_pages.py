@@ -10,19 +10,20 @@ import pytest
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[2] / "docs"
-PAGE = DOCS / "guides" / "python" / "workflows.md"
+PAGES = [DOCS / "guides" / "python" / name for name in ("workflows.md", "other-agents.md")]
 DIFFERENCES = DOCS / "conformance" / "sdk.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?<!-->\n)^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| (?P<where>[^|]+) \| (?P<here>[^|]+) \| (?P<why>[^|]+) \| `(?P<test>test_\w+)` \|$", re.MULTILINE)
 
 
 def sections() -> list[tuple[str, str]]:
-    """Return each section's title and Python, all its blocks as one program with lines where they stand."""
+    """Return each section's title and Python, all its blocks as one program; blocks that say why not are left out."""
     found = []
-    for part in re.split(r"^##? ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
-        blocks = BLOCK.findall(part)
-        if blocks:
-            found.append((part.partition("\n")[0], "\n".join(blocks)))
+    for page in PAGES:
+        for part in re.split(r"^##? ", page.read_text(), flags=re.MULTILINE)[1:]:
+            blocks = BLOCK.findall(part)
+            if blocks:
+                found.append((part.partition("\n")[0], "\n".join(blocks)))
     return found
 
 
@@ -30,7 +31,7 @@ def sections() -> list[tuple[str, str]]:
 def test_the_examples_run(title: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "assert" in program, f"{title} shows nothing that could be wrong"
-    exec(compile(program, f"{PAGE.name}: {title}", "exec"), {"__name__": "example"})
+    exec(compile(program, title, "exec"), {"__name__": "example"})
 
 
 def test_every_difference_has_a_test() -> None:
