@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ class ActiveStep:
     counts: Counter[str] = field(default_factory=Counter)
     poll_seconds: float = POLL_SECONDS
     waits_for: WaitForAnswer | None = None
+    earlier: frozenset[threading.Thread] = field(default_factory=lambda: frozenset(threading.enumerate()))
+    """Threads that ran before the step began, and so belong to something else."""
 
     def count(self, kind: str) -> int:
         """Return the number of the next question of a kind; the first is 1."""
@@ -100,21 +103,21 @@ def is_in_step() -> bool:
 
 
 def active_step() -> ActiveStep:
-    """Return the step that runs in this context; in a thread without a context, the only step of this process.
+    """Return the step that runs in this context; in a thread that began without a context, the only step that it can be of.
 
     Raises:
-        Usage: no step runs, or a thread without a context runs beside several steps.
+        Usage: no step runs, or a thread without a context may belong to several steps.
     """
     step = _active_step.get(None)
     if step is not None:
         return step
-    running = tuple(_running)
+    running = [each for each in tuple(_running) if threading.current_thread() not in each.earlier]
     if len(running) == 1:
         return running[0]
     msg = "Only a step of a running workflow or flow can wait for a person."
     hint = "Call this function from a function that a step runs."
     if running:
-        msg = f"{len(running)} steps run in this process, and this thread belongs to none of them."
+        msg = f"This thread may belong to any of {len(running)} running steps."
         hint = "Start the thread with contextvars.copy_context().run, or use asyncio.to_thread."
     raise Usage(msg, hint=hint)
 

@@ -591,7 +591,7 @@ def test_a_thread_of_a_step_may_wait(database: SqliteDb) -> None:
         return "done"
 
     stage, executions = made(database, work)
-    with monkey_excepthook():
+    with quiet_threads():
         waiting = stage.start()
         assert [each.question for each in waiting.pending_waits] == ["From a pool?"]
         waiting = executions.input(waiting.id, value=1)
@@ -600,8 +600,27 @@ def test_a_thread_of_a_step_may_wait(database: SqliteDb) -> None:
     assert answers[-2:] == [1, 2]
 
 
+def test_a_thread_from_before_a_step_belongs_to_no_step(database: SqliteDb) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        assert ended.wait(240)
+        return "done"
+
+    stage, _ = made(database, work)
+    handle = stage.run()
+    assert begun.wait(240)
+    try:
+        with pytest.raises(Usage, match="Only a step"):
+            wait(question="?", timeout=0)
+    finally:
+        ended.set()
+    assert handle.wait(240) == "done"
+
+
 @contextlib.contextmanager
-def monkey_excepthook() -> Iterator[None]:
+def quiet_threads() -> Iterator[None]:
     """Keep the question that ends a thread out of the test's warnings."""
     before, threading.excepthook = threading.excepthook, lambda _arguments: None
     try:
