@@ -105,7 +105,8 @@ def visit(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     PlainBrowser.close_all()
-    assert messages == []
+    # The browser skips the animation between two pages where the next one is opened before it ends.
+    assert [each for each in messages if "Transition was skipped" not in each] == []
 
 
 MODES = {

@@ -170,9 +170,9 @@ def test_keys_and_scopes_are_those_of_http(house: Bench) -> None:
         refused = house.client(role).post(f"/mcp/{environment}", json=body, headers=headers)
         assert refused.status_code == status, refused.text
     assert house.client("nobody").post("/mcp/prod", json=body, headers=headers).status_code == 401
+    assert house.client("service").get("/mcp/prod").status_code == 405
     huge = house.client("service").post("/mcp/prod", json={**body, "params": {"x": "x" * 50_000}}, headers=headers)
     assert huge.status_code == 413
-    assert house.client("service").get("/mcp/prod").status_code == 405
     broken = house.client("service").post(
         "/mcp/prod", content=b"{", headers={**headers, "Content-Type": "application/json"}
     )
