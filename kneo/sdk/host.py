@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 from kneo.clock import monotonic, sleep
 from kneo.errors import Conflict, Invalid, NotFound
-from kneo.records.run import Run, StepRecord
+from kneo.records.run import Run, RunStatus, StepRecord
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.assemble import services_of
 from kneo.runtime.engine.driver import Driver
@@ -52,8 +52,8 @@ Work: TypeAlias = Callable[[str, StepContext], Awaitable[StepOutput]]
 Began: TypeAlias = Callable[[Activity, StepContext], None]
 """A listener that is called when a step begins."""
 
-SETTLE_SECONDS = 3600.0
-"""The longest wait for a run that another thread drives."""
+SETTLE_SECONDS = 0.2
+"""The interval in which a run that another thread drives is tried again."""
 
 LOCK_WAIT_SECONDS = 30.0
 """How long a program waits for another process to release the worker lock."""
@@ -198,7 +198,16 @@ class RunHost:
         Raises:
             Conflict: ``worker_running``: another process executes steps on this database, or took the lock over.
         """
-        await asyncio.to_thread(self.apply_timers)
+        while True:
+            await asyncio.to_thread(self.apply_timers)
+            await self._drive(run_id)
+            # Another thread may drive the run, and an answer continues it as soon as it has paused.
+            await asyncio.to_thread(wait_until_settled, self.store, RunSettled(run_id), SETTLE_SECONDS)
+            snapshot = await asyncio.to_thread(self.snapshot, run_id)
+            if snapshot.run.status is not RunStatus.RUNNING:
+                return snapshot
+
+    async def _drive(self, run_id: str) -> None:
         driver = Driver(self.store, ProgramLoader(self.store), InProcessExecutor(self))
         holding = worker_lock(self.store)
         lock = await asyncio.to_thread(holding.__enter__)
@@ -206,8 +215,6 @@ class RunHost:
             await driver.drive_alone(run_id, lock)
         finally:
             await asyncio.to_thread(holding.__exit__, None, None, None)
-        await asyncio.to_thread(wait_until_settled, self.store, RunSettled(run_id), SETTLE_SECONDS)
-        return await asyncio.to_thread(self.snapshot, run_id)
 
     def snapshot(self, run_id: str) -> RunSnapshot:
         """Read the state of a run.

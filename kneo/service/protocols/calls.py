@@ -133,21 +133,24 @@ class AgentCalls:
         await self._once(key, digest, execute)
         return await self.find(run_id)
 
-    async def follow(self, settled: SettledRun) -> AsyncGenerator[Event | SettledRun, None]:
-        """Yield the completed steps and tool calls of a run, without their content, and at last the run as it ends or asks."""
-        if is_settled(settled):
-            yield settled
-            return
-        run, service = settled.run, self.service
+    async def follow(self, run_id: str, after: int) -> AsyncGenerator[Event | SettledRun, None]:
+        """Yield the completed steps and tool calls of a run, without their content, and at last the run as it ends or asks.
+
+        Args:
+            run_id: The run.
+            after: The sequence number of the last trace event that the caller knows; 0 for a run that the caller has started,
+                because its first steps may have ended by now.
+        """
+        service = self.service
         heartbeat = service.settings.http.stream_heartbeat_seconds
-        events = run_events(service.changes, run.id, run.trace_count, heartbeat=heartbeat, published=False)
+        events = run_events(service.changes, run_id, after, heartbeat=heartbeat, published=False)
         async with aclosing(events):
             async for event in events:
                 if event is None:
                     continue
                 if event.name.startswith(PROGRESS):
                     yield event
-                if event.name in {"status", "end"} and is_settled(now := await self.find(run.id)):
+                if event.name in {"status", "end"} and is_settled(now := await self.find(run_id)):
                     yield now
                     return
 

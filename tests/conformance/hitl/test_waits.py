@@ -21,9 +21,12 @@ from kneo_process import Machine, eventually, run_python
 
 from kneo.cli.main import run as kneo
 from kneo.errors import Conflict, NotFound, Transient, Usage
+from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import continue_run
+from kneo.runtime.engine.wait import RunSettled
 from kneo.runtime.steps.context import Declined
+from kneo.sdk import host
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import (
     Client,
@@ -40,7 +43,7 @@ from kneo.sdk.durable import (
 from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPausedEvent
 from kneo.sdk.workflow import Step, Workflow
 from kneo.store import history, tasks
-from kneo.store.engine import WORKER_LOCK
+from kneo.store.engine import WORKER_LOCK, Store
 from kneo.tasks.decisions import DecisionNotAllowed, decision_from_value, rejection
 
 
@@ -136,16 +139,33 @@ def test_the_program_stays_for_an_answer_as_long_as_the_question_says(database: 
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(stage()))
     thread.start()
-    host = stage.host()
-    for _ in range(1000):
-        with host.store.read() as tx:
-            waiting = tasks.list_tasks(tx)
-        if waiting:
-            break
-        threading.Event().wait(0.01)
-    host.decide(waiting[0], decision_from_value(waiting[0], "now"))
-    thread.join(30)
+    runs_of_flow = stage.host()
+
+    def asked() -> HumanTask | None:
+        with runs_of_flow.store.read() as tx:
+            return next(iter(tasks.list_tasks(tx)), None)
+
+    task = eventually(asked)
+    assert task
+    runs_of_flow.decide(task, decision_from_value(task, "now"))
+    thread.join(240)
     assert results == ["now"]
+
+
+def test_an_answer_in_the_moment_of_the_pause_continues_the_call(
+    database: SqliteDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, _ = made(database, lambda: wait(question="?", timeout=240))
+    look = host.wait_until_settled
+
+    def answer_first(store: Store, settled: RunSettled, seconds: float) -> object:
+        with store.read() as tx:
+            for task in tasks.of_run(tx, settled.run_id, UNRESOLVED):
+                stage.host().decide(task, decision_from_value(task, "now"))
+        return look(store, settled, min(seconds, 1))
+
+    monkeypatch.setattr(host, "wait_until_settled", answer_first)
+    assert stage() == "now"
 
 
 def test_calling_a_flow_that_waits_says_so(database: SqliteDb) -> None:

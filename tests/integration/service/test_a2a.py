@@ -162,7 +162,7 @@ def test_a_stream_ends_at_the_question_and_again_at_the_end(house: Bench) -> Non
         async with calling(house, "asked", streaming=True) as caller:
             events = await caller.send(text("streamed"))
             assert events[0].HasField("task")
-            last = events[-1].status_update if events[-1].HasField("status_update") else events[-1].task
+            last = events[-1].status_update
             assert last.status.state == TaskState.TASK_STATE_INPUT_REQUIRED
             task_id = events[0].task.id
             after = await caller.send(text("approved"), task_id=task_id)

@@ -52,7 +52,7 @@ from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.protocols.a2a.tasks import context_of, output_of, status_of, task_of
-from kneo.service.protocols.calls import AgentCalls, AgentMessage, is_settled
+from kneo.service.protocols.calls import AgentCalls, AgentMessage
 from kneo.service.protocols.limited import LimitedResponse
 
 
@@ -92,8 +92,10 @@ class _Handler(RequestHandler):
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event]:
         del context
+        answered = params.message.task_id
+        after = (await self._find(answered)).run.trace_count if answered else 0
         settled = await self._take(params, wait=False)
-        async with aclosing(self._events(settled, _history(params.configuration))) as events:
+        async with aclosing(self._events(settled, after, _history(params.configuration))) as events:
             async for event in events:
                 yield event
 
@@ -123,7 +125,7 @@ class _Handler(RequestHandler):
         if settled.run.completed_at is not None:
             msg = f"{params.id} has ended; get the task."
             raise UnsupportedOperationError(msg)
-        async with aclosing(self._events(settled, None)) as events:
+        async with aclosing(self._events(settled, settled.run.trace_count, None)) as events:
             async for event in events:
                 yield event
 
@@ -185,12 +187,16 @@ class _Handler(RequestHandler):
         except KneoError as error:
             self._refuse(error)
 
-    async def _events(self, settled: SettledRun, history: int | None) -> AsyncGenerator[Event]:
-        """Yield the task, then its changes, until it has ended or needs an answer."""
+    async def _find(self, run_id: str) -> SettledRun:
+        try:
+            return await self.calls.find(run_id)
+        except KneoError as error:
+            self._refuse(error)
+
+    async def _events(self, settled: SettledRun, after: int, history: int | None) -> AsyncGenerator[Event]:
+        """Yield the task, then its changes after a trace event, until it has ended or needs an answer."""
         yield task_of(settled, self.address, history)
-        if is_settled(settled):
-            return
-        async with aclosing(self.calls.follow(settled)) as changes:
+        async with aclosing(self.calls.follow(settled.run.id, after)) as changes:
             async for change in changes:
                 if isinstance(change, SettledRun):
                     for last in self._last_events(change):

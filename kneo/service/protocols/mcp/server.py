@@ -109,7 +109,7 @@ class AgentTools:
             )
 
     async def _call(self, context: RequestContext, params: CallToolRequestParams) -> Result:
-        arguments, may_ask = params.arguments or {}, True
+        arguments, may_ask, after = params.arguments or {}, True, 0
         reads = params.name == GET_RUN
         calls = (
             await self._calls_of_run(_text(arguments, "run_id"))
@@ -119,14 +119,16 @@ class AgentTools:
         if params.request_state is not None:
             state = Elicited.read(params.request_state)
             decision = decision_of(state, params.input_responses)
+            after = (await calls.find(state.run_id)).run.trace_count
             settled = await self._answer(calls, state, decision)
             # A person who declined is not asked again in the same call.
             may_ask = decision is not None
         elif reads:
             settled = await calls.read(_text(arguments, "run_id"))
+            after = settled.run.trace_count
         else:
             settled = await calls.start(_message(context, arguments), wait=False)
-        settled = await self._settled(calls, context, settled)
+        settled = await self._settled(calls, context, settled.run.id, after)
         asked = await run_in_threadpool(self._elicitation, context, settled) if may_ask else None
         return asked or self._result(settled)
 
@@ -135,11 +137,11 @@ class AgentTools:
             return await calls.find(state.run_id)
         return await calls.answer(state.run_id, state.task_id, decision, f"{state.request_id}.answer", wait=False)
 
-    async def _settled(self, calls: AgentCalls, context: RequestContext, settled: SettledRun) -> SettledRun:
-        """Wait until a run ends or asks, and report its steps meanwhile."""
+    async def _settled(self, calls: AgentCalls, context: RequestContext, run_id: str, after: int) -> SettledRun:
+        """Wait until a run ends or asks, and report its steps after a trace event meanwhile."""
         count = 0
         try:
-            async with asyncio.timeout(WAIT_SECONDS), aclosing(calls.follow(settled)) as changes:
+            async with asyncio.timeout(WAIT_SECONDS), aclosing(calls.follow(run_id, after)) as changes:
                 async for change in changes:
                     if isinstance(change, SettledRun):
                         return change
@@ -148,7 +150,7 @@ class AgentTools:
                     await context.session.report_progress(count, message=f"{change.name} {step}".strip())
         except TimeoutError:
             pass
-        return await calls.find(settled.run.id)
+        return await calls.find(run_id)
 
     def _elicitation(self, context: RequestContext, settled: SettledRun) -> InputRequiredResult | None:
         """Return a question for the client's person, where the client can ask and the caller may answer."""
