@@ -32,6 +32,7 @@ def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit) -> No
         change = house.release()
         page = visit("approver", "/console/inbox")
         page.click(f"[data-task={change['id']}]")
+        page.wait_for_url(f"**{change['id']}**")
         page.keyboard.press("a")
         page.fill("textarea[name=reason]", "Read it")
         page.keyboard.press("Control+Enter")

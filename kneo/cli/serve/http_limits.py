@@ -151,9 +151,12 @@ else:
         _fed = 0
 
         def data_received(self, data: bytes) -> None:
+            in_body = self._arriving and not self._in_head
             super().data_received(data)
             idle = self.cycle is None or self.cycle.response_complete
-            self._fed = self._fed + len(data) if self._in_head or (idle and not self._arriving) else 0
+            of_head = self._in_head or (idle and not self._arriving)
+            # Input that ends a body may begin the next head; it is not counted.
+            self._fed = self._fed + len(data) if of_head and not in_body else 0
             if self._fed > self.header_bytes and not self.transport.is_closing():
                 self.transport.write(_TOO_LARGE)
                 self.transport.close()

@@ -88,7 +88,7 @@ class App:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return
-        size, more = 0, True
+        size, more = 0, scope["path"] != "/refused"
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -334,6 +334,15 @@ def test_several_requests_at_once_are_answered(place: Place) -> None:
         said = b""
         while said.count(b"HTTP/1.1 200") < 3:
             said += connection.recv(65_536)
+
+
+def test_the_rest_of_a_body_that_was_refused_is_no_head(place: Place) -> None:
+    with connected(place.port) as connection:
+        connection.sendall(b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n")
+        assert answered(connection).endswith(b"\r\n\r\n0")
+        connection.sendall(b"x" * 20_000)
+        connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n12")
+        assert answered(connection).endswith(b"\r\n\r\n2")
 
 
 @pytest.mark.parametrize("filler", [b"X-Large: " + b"x" * 300_000, b"X-Many: y\r\n" * 30_000, b"\r\n" * 10_000])
