@@ -92,7 +92,9 @@ def visit(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
         context = chromium.new_context(base_url=address, **options)
         contexts.append(context)
         context.set_default_timeout(120_000)
-        context.on("console", lambda message: messages.append(f"{message.type}: {message.text} {message.location['url']}"))
+        context.on(
+            "console", lambda message: messages.append(f"{message.type}: {message.text} {message.location['url']}")
+        )
         context.on("weberror", lambda error: messages.append(str(error.error)))
         if role is not None:
             cookies = signed_in(address, role).client.cookies

@@ -74,12 +74,19 @@ _NOT_DAMAGE = re.compile(
 )
 """Causes of such messages with an intact mirror."""
 
+_MISSING_REF = re.compile(r"couldn't find remote ref|not our ref|no such remote ref|unadvertised object")
+"""Messages of git, in its C locale, about a ref or a commit that the host does not have."""
+
 _POLL_BYTES = 65_536
 _MESSAGE_CHARS = 300
 
 
 class MirrorDamaged(Transient):
     """The mirror on this machine is damaged: git's message is about the local copy, not about the host."""
+
+
+class RefMissing(Transient):
+    """The host has no such ref or commit."""
 
 
 class Tokens(Protocol):
@@ -121,6 +128,7 @@ class Git:
 
         Raises:
             Transient: ``FetchFailed``: the host did not answer, or sent other objects than requested.
+            RefMissing: ``FetchFailed``: the host has no such ref.
             MirrorDamaged: git cannot work on the mirror.
             Invalid: ``UnsafeTree``: the objects are malformed; ``LimitExceeded``: they exceed a limit.
         """
@@ -207,7 +215,8 @@ class Git:
             return Invalid(msg, code="UnsafeTree", hint="Run git fsck --strict in a clone to find it.")
         if (_DAMAGE.search(stderr) or f"{self.mirror}/" in stderr) and not _NOT_DAMAGE.search(stderr):
             return MirrorDamaged(what, code="FetchFailed")
-        return Transient(what, code="FetchFailed", hint=_hint(stderr))
+        kind = RefMissing if _MISSING_REF.search(stderr) else Transient
+        return kind(what, code="FetchFailed", hint=_hint(stderr))
 
 
 def find_git() -> str:

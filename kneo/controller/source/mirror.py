@@ -30,12 +30,12 @@ from kneo.controller.source.address import (
     short_ref,
 )
 from kneo.controller.source.credentials import ASKPASS, write_askpass
-from kneo.controller.source.git import Git, MirrorDamaged, Tokens, check_version
+from kneo.controller.source.git import Git, MirrorDamaged, RefMissing, Tokens, check_version
 from kneo.controller.source.limits import SourceLimits
 from kneo.controller.source.objects import ObjectReader
 from kneo.controller.source.snapshot import ID, Blob, Commit, SourceSnapshot, parse_commit
 from kneo.controller.source.tree import FOLDERS, Folder, all_files, our_folders, read_folders, too_large
-from kneo.errors import Conflict, Invalid, Transient
+from kneo.errors import Conflict, Invalid, NotFound, Transient
 from kneo.settings import GitCredentials
 
 log = logging.getLogger("kneo.controller")
@@ -168,6 +168,7 @@ class Mirror:
         """Fetch another ref, or a commit id where the host allows it, and accept nothing. For plans.
 
         Raises:
+            NotFound: ``ref_not_found``: the host has no such ref.
             Transient: ``FetchFailed``.
             Invalid: ``LimitExceeded``, ``UnsafeTree``, or not a ref.
         """
@@ -176,7 +177,11 @@ class Mirror:
             return self._repairing(lambda: self._peek(target))
 
     def _peek(self, target: str) -> SourceSnapshot:
-        self._bring(target, PEEKED)
+        try:
+            self._bring(target, PEEKED)
+        except RefMissing as error:
+            msg = f"{redact(self.address.url)} has no {short_ref(target)}."
+            raise NotFound(msg, code="ref_not_found", hint="Push the branch, or name another one.") from error
         commit = self._head(PEEKED)
         if commit is None:
             raise self._no_commit(target)

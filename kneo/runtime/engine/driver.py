@@ -110,7 +110,7 @@ class Driver:
         With ``parks`` a run that has nothing to do for a while is released too; a worker has to find it when it is due.
 
         Raises:
-            Transient, Elsewhere: as ``RunSession.advance``.
+            Transient, CodeUnavailable: as ``RunSession.advance``.
         """
         loop = asyncio.get_running_loop()
         over: asyncio.Future[None] = loop.create_future()
@@ -166,7 +166,7 @@ class Driver:
 
         Raises:
             LockLost: another process took the lock.
-            Transient, Elsewhere: as ``RunSession.advance``.
+            Transient, CodeUnavailable: as ``RunSession.advance``.
         """
         driving = asyncio.ensure_future(self.drive(run_id))
         try:

@@ -75,7 +75,7 @@ class CodeLoader:
 
         Raises:
             Invalid: the name is not dotted, the module is missing or fails to import, or it has no such function.
-            Elsewhere: it is an object of another process.
+            CodeUnavailable: it is an object of another process.
             Forbidden: the module may not be named, is not the pinned one, or does not own the function.
         """
         module_name, _, attribute = implementation.rpartition(".")

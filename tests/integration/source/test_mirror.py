@@ -226,6 +226,15 @@ def test_peeking_accepts_nothing(origin: Origin, mirror: Mirror) -> None:
     assert mirror.accepted().commit == main  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("ref", ["unknown", "refs/tags/unknown", "0123456789" * 4])
+def test_a_ref_that_the_host_does_not_have_is_not_found(origin: Origin, mirror: Mirror, ref: str) -> None:
+    origin.put(BUNDLE)
+    with pytest.raises(NotFound, match=ref) as refused:
+        mirror.peek(ref)
+    assert refused.value.code == "ref_not_found"
+    assert mirror.fetch()
+
+
 def test_an_annotated_tag_names_its_commit(origin: Origin, mirror: Mirror) -> None:
     commit = origin.put(BUNDLE)
     origin.git("tag", "--annotate", "--message=x", "v1")
