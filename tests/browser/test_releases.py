@@ -19,6 +19,10 @@ PROD = "/console/environments/prod"
 @pytest.fixture(scope="module")
 def house(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with released(tmp_path_factory.mktemp("releases")) as house:
+        house.repo.git("checkout", "-q", "-b", "next")
+        house.repo.environment("prod", {}, **{**RULES, "approvals": {"required": 2, "roles": ["approver"]}})
+        house.repo.commit("Plan more")
+        house.repo.git("checkout", "-q", "main")
         yield house
 
 
@@ -57,10 +61,6 @@ def test_pages_of_releases_are_accessible_and_as_wide_as_the_screen(
 ) -> None:
     if not house.bench.get("/promotions", environment="prod", phase="waiting")["promotions"]:
         house.release("Say <b>less</b>.")
-        house.repo.git("checkout", "-q", "-b", "next")
-        house.repo.environment("prod", {}, **{**RULES, "approvals": {"required": 2, "roles": ["approver"]}})
-        house.repo.commit("Plan more")
-        house.repo.git("checkout", "-q", "main")
     (change,) = house.bench.get("/promotions", environment="prod", phase="waiting")["promotions"]
     acts = [f"{PROD}/{name}?bundle=announcement" for name in ("hold", "unhold", "rollback", "suspend", "reconcile")]
     pages = [

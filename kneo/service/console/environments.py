@@ -178,16 +178,31 @@ def show_promotion(request: PageRequest) -> Page:
 
 
 def _release(request: PageRequest, environment: str, bundle: str) -> Page:
-    item = request.call(get_environment, environment)
-    pending = next((one for one in item.pending if one.bundle == bundle), None)
-    if pending is not None:
-        return _review(request, request.call(get_promotion, pending.id))
+    item, detail = _pending(request, environment, bundle)
+    if detail is not None:
+        return _page(request, item, bundle, detail=detail)
     history = request.call(get_environment_history, environment, bundle=bundle, limit=HISTORY).promotions
     serving = next((one for one in item.releases if one.bundle == bundle), None)
     if serving is None and not history:
         msg = f"{bundle[:200]} was never released to {environment[:80]}."
         raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment[:80]}.yaml.")
     return _page(request, item, bundle, detail=None)
+
+
+def _pending(
+    request: PageRequest, environment: str, bundle: str, tries: int = 5
+) -> tuple[EnvironmentView, PromotionDetailView | None]:
+    """Return an environment, and the change of a bundle that waits in it."""
+    item = request.call(get_environment, environment)
+    pending = next((one for one in item.pending if one.bundle == bundle), None)
+    if pending is None:
+        return item, None
+    try:
+        return item, request.call(get_promotion, pending.id)
+    except NotFound:  # the controller applied the change between the two reads
+        if not tries:
+            raise
+        return _pending(request, environment, bundle, tries - 1)
 
 
 def _review(request: PageRequest, detail: PromotionDetailView) -> Page:
@@ -293,10 +308,8 @@ class _Moved(NotFound):
 
 def _refused(request: PageRequest, error: KneoError, environment: str, bundle: str, promotion: str) -> Page:
     """Show the change again, as it stands now, with what was typed and why the decision was not recorded."""
-    item = request.call(get_environment, environment)
-    pending = next((one for one in item.pending if one.bundle == bundle), None)
-    detail = request.call(get_promotion, pending.id) if pending is not None else None
-    if isinstance(error, NotFound) and (pending is None or pending.id != promotion):
+    item, detail = _pending(request, environment, bundle)
+    if isinstance(error, NotFound) and (detail is None or detail.promotion.id != promotion):
         last = request.call(list_environment_decisions, item.name, limit=1).decisions
         by = f" Last decision: {last[0].principal} ({last[0].decision})." if last else ""
         msg = f"This change is not pending any more; nothing was recorded.{by}"

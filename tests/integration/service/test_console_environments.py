@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from config_house import RULES, House, released
 from console_pages import Browser, HtmlPage, signed_in
 from service_bench import Json
 
+from kneo.api.context import Context
+from kneo.api.promotions import PromotionDetailView, get_promotion
 from kneo.cli.commands import COMMANDS, RELEASES, RUNS, Entry
+from kneo.service.console import environments
 from kneo.service.console.app import AREAS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b {{ 7*7 }}"
@@ -78,6 +82,22 @@ def test_two_people_decide_one_change_and_the_second_keeps_their_words(house: Ho
     assert "not pending any more" in page.text
     assert "Last decision: approver (approve)" in page.text
     assert "Not yet, Ann" in page.text
+
+
+def test_a_change_that_is_applied_while_its_page_is_made_shows_the_release(
+    house: House, browse: Browse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = house.release()
+
+    def approve_first(context: Context, promotion: str) -> PromotionDetailView:
+        if house.bench.get("/promotions", environment="prod", phase="waiting")["promotions"]:
+            house.approve(change)
+        return get_promotion.function(context, promotion)
+
+    monkeypatch.setattr(environments, "get_promotion", replace(get_promotion, function=approve_first))
+    page = browse("approver").get("/console/environments/prod/announcement")
+    assert page.text.count(f"{house.version}.0.0")
+    assert not page.having("data-keep")
 
 
 def test_a_decision_needs_a_choice_and_a_rejection_a_reason(house: House, browse: Browse) -> None:
@@ -186,7 +206,7 @@ def test_a_plan_shows_what_another_branch_would_change(house: House, browse: Bro
     assert "system_prompt" in page.text
     assert "<img" not in page.html
     assert "kneo plan --ref next --env prod" in page.text
-    missing = browse("viewer").get("/console/plan?ref=never-was&environment=prod", expect=503)
+    missing = browse("viewer").get("/console/plan?ref=never-was&environment=prod", expect=404)
     assert "never-was" in missing.text
     assert "Release announcement" not in missing.text
 

@@ -73,6 +73,7 @@ async function refresh() {
     notice("You are signed out; this page is no longer current.", `/console/login?next=${encodeURIComponent(location.pathname + location.search)}`);
     return;
   }
+  if (response.status === 404) { rest(); notice("What this page shows is not there any more; this page is no longer current."); return; }
   if (!response.ok || mine !== request) return;
   const fresh = new DOMParser().parseFromString(policy.createHTML(await response.text()), "text/html");
   document.title = fresh.title;
