@@ -28,7 +28,7 @@ test: $(VENV)/.ready-dev $(if $(BROWSER),$(VENV)/.ready-browser) ## Run the test
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 crash: $(VENV)/.ready-dev ## Kill processes at every write of every kind of run
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py tests/integration/agents/test_model_quota.py --every-write
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py tests/integration/agents/test_model_quota.py tests/soak --every-write
 
 gates: $(VENV)/.ready-dev ## Open and decide a task at every gate position, with killed processes
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/gates --every-gate
@@ -125,6 +125,13 @@ ONLY ?=
 .PHONY: hunt
 hunt: $(VENV)/.ready-dev ## Run random cases against independent models, for SECONDS each (ONLY=name for one hunt)
 	@PYTHONPATH=tests $(BIN)/python -m hunt.run --seconds $(SECONDS) --seed $(SEED) --only "$(ONLY)"
+
+RATE ?= 0
+
+.PHONY: soak
+soak: SECONDS = 120
+soak: $(VENV)/.ready-dev ## Put services, workers and controllers under load and faults, for SECONDS, and check that nothing is lost or done twice (RATE=runs per second)
+	@PYTHONPATH=tests $(BIN)/python -m soak.run --seconds $(SECONDS) --rate $(RATE)
 
 .PHONY: schemathesis
 schemathesis: $(VENV)/.ready-dev ## Send every request that OpenAPI describes or forbids, as each role, for SECONDS each

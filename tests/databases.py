@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +48,12 @@ class NoPostgres(Exception):
     """No PostgreSQL could be started; what was tried is in the message."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
     """A running server, reached through a socket in its own folder."""
 
     folder: Path
+    binaries: Path
     process: subprocess.Popen[bytes]
     _numbers: itertools.count[int]
 
@@ -74,9 +76,21 @@ class Server:
     def _admin(self) -> psycopg.Connection:
         return psycopg.connect(f"host={self.folder} user=postgres dbname=postgres", autocommit=True)
 
-    def stop(self) -> None:
+    def halt(self) -> None:
+        """End the server at once, as a crash does: sessions break off, and the next start replays the log."""
         self.process.send_signal(signal.SIGQUIT)
-        self.process.wait(30)
+        self.process.wait(START_SECONDS)
+
+    def resume(self) -> None:
+        """Start the server again on its data."""
+        # Nothing is executed between fork and exec: that can deadlock where other threads are. A server that a killed test
+        # run leaves behind ends a minute after its folder was removed.
+        self.process = _launch(self.binaries, self.folder, None)
+        _wait_until_ready(self, self.folder / "log")
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.halt()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -190,21 +204,25 @@ def _start(binaries: Path, folder: Path) -> Server:
     if done is None or done.returncode != 0:
         msg = f"initdb failed: {done.stderr.strip()[-400:] if done else 'it may not be executed'}"
         raise NoPostgres(msg)
+    # One library call before exec, made before any thread of ours exists.
+    server = Server(folder, binaries, _launch(binaries, folder, _die_with_parent), itertools.count(1))
+    _wait_until_ready(server, log)
+    return server
+
+
+def _launch(binaries: Path, folder: Path, before_exec: Callable[[], None] | None) -> subprocess.Popen[bytes]:
     options = [word for name, value in SPEED.items() for word in ("-c", f"{name}={value}")]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(binaries / "postgres"), "-D", str(data), "-k", str(folder), *options],
+    with (folder / "log").open("ab") as output:
+        return subprocess.Popen(
+            [str(binaries / "postgres"), "-D", str(folder / "data"), "-k", str(folder), *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd="/",
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one library call, made before any thread of ours exists
+            preexec_fn=before_exec,  # noqa: PLW1509 - see the callers
             **_identity(),
         )
-    server = Server(folder, process, itertools.count(1))
-    _wait_until_ready(server, log)
-    return server
 
 
 def _die_with_parent() -> None:

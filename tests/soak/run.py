@@ -1,0 +1,174 @@
+"""A fleet under load with faults, for as long as wanted, and then the laws that it has to keep.
+
+    PYTHONPATH=tests python -m soak.run --seconds 120
+
+``make soak SECONDS=3600 RATE=20`` runs the same: two services, three workers and two controllers on PostgreSQL, clients that
+start runs, people who decide their tasks, releases that are promoted, and the faults of ``soak.faults`` in turn. Then it reads
+the database and the effects' own log. Exit status 1 where a law is broken; the folder of the soak stays for you to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from soak.collect import Reader, reading
+from soak.evidence import Evidence
+from soak.faults import Faults
+from soak.fleet import Fleet, remove, running
+from soak.growth import growths
+from soak.laws import Violation, repeats, violations
+from soak.load import Load
+
+PROGRESS_SECONDS = 5.0
+TURN_SECONDS = 0.02
+SAMPLES = 400
+"""Samples of each process that a soak takes, at most one a second."""
+
+DRAIN_SECONDS = 300.0
+"""Time in which the runs of a soak end after its last fault."""
+
+CALM_SHARE, LEAST_CALM, MOST_CALM = 0.08, 1.0, 30.0
+"""Calm between two faults: this share of the soak, within bounds."""
+
+SHOWN = 20
+
+
+class Soak:
+    """One soak over a running fleet."""
+
+    def __init__(self, fleet: Fleet, seconds: float, rate: float) -> None:
+        self.fleet, self.seconds, self.rate = fleet, seconds, rate
+        self.faults = Faults(fleet, min(MOST_CALM, max(LEAST_CALM, CALM_SHARE * seconds)))
+        self.load = Load(fleet, self.faults)
+        self.bytes_per_run = 0
+        self._begun = time.monotonic()
+        self._next_progress = self._next_sample = 0.0
+
+    def go(self, reader: Reader) -> Evidence:
+        """Put load on the fleet with faults, let it drain, and return the evidence."""
+        empty = reader.size()
+        self.load.begin()
+        if not self.rate:
+            self.rate = self.load.calibrate(min(15.0, self.seconds / 8))
+        say(f"rate: {self.rate:.1f} runs per second")
+        started, ordered = time.monotonic(), 0
+        while (elapsed := time.monotonic() - started) < self.seconds:
+            while ordered < elapsed * self.rate:
+                self.load.order()
+                ordered += 1
+            self.faults.turn()
+            self._watch()
+            time.sleep(TURN_SECONDS)
+        self._drain(reader)
+        self.fleet.stop()
+        evidence = reader.evidence(self.load, self.faults)
+        self.bytes_per_run = round((reader.size() - empty) / max(1, len(evidence.runs)))
+        return evidence
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        self.fleet.tend()
+        if now >= self._next_sample:
+            self.fleet.measure()
+            self._next_sample = now + max(1.0, self.seconds / SAMPLES)
+        if now >= self._next_progress:
+            self._next_progress = now + PROGRESS_SECONDS
+            say(self._progress())
+
+    def _progress(self) -> str:
+        on = self.faults.current or "no fault"
+        return (
+            f"{time.monotonic() - self._begun:6.0f} s  {len(self.load.started)} runs started, {len(self.load.sent)} decisions sent, "
+            f"{self.load.releases} releases, {len(self.faults.done)} faults, {len(self.load.failures)} failures; {on}"
+        )
+
+    def _drain(self, reader: Reader) -> None:
+        """End the fault that is on, and wait until every run has ended or waits."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self.faults.is_on and time.monotonic() < deadline:
+            self.faults.turn()
+            self._watch()
+            time.sleep(TURN_SECONDS)
+        self.load.finish_starting()
+        while (left := reader.unfinished()) and time.monotonic() < deadline:
+            self._watch()
+            time.sleep(0.2)
+        say(f"drained, {left} runs neither ended nor wait")
+        self.load.finish()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def report(soak: Soak, evidence: Evidence, found: list[Violation]) -> dict[str, object]:
+    """Return the result as JSON."""
+    return {
+        "rate": round(soak.rate, 1),
+        "late": soak.load.late,
+        "bytes_per_run": soak.bytes_per_run,
+        "restarts": soak.fleet.restarts,
+        "runs": len(evidence.runs),
+        "acknowledged": sum(bool(run.run_ids) for run in evidence.started),
+        "statuses": dict(Counter(run.status for run in evidence.runs)),
+        "decisions": sum(task.decision is not None for task in evidence.tasks),
+        "refused_decisions": sum(sent.status == 409 for sent in evidence.sent),
+        "effects": len(evidence.effects),
+        "repeated_by_faults": len(repeats(evidence)),
+        "versions": len({promotion.version for promotion in evidence.promotions}),
+        "faults": dict(Counter(fault.name for fault in evidence.faults)),
+        "growth": [asdict(growth) for growth in growths(evidence.samples, evidence.warm_up)],
+        "violations": [asdict(violation) for violation in found],
+    }
+
+
+def show(result: dict[str, object], evidence: Evidence) -> None:
+    """Print a result for people."""
+    for name, value in result.items():
+        if name not in {"growth", "violations"}:
+            print(f"{name}: {value}")
+    for growth in growths(evidence.samples, evidence.warm_up):
+        print(f"  {growth}")
+    broken = violations(evidence)
+    for violation in broken[:SHOWN]:
+        print(f"VIOLATION {violation.law}: {violation.facts}")
+    print(f"{len(broken)} violations")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120, help="how long the load lasts")
+    parser.add_argument(
+        "--rate", type=float, default=0, help="runs per second; 0 takes half of what this machine carries"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    folder = Path(tempfile.mkdtemp(prefix="kneo-soak-"))
+    with running(folder) as fleet, reading(fleet) as reader:
+        soak = Soak(fleet, options.seconds, options.rate)
+        evidence = soak.go(reader)
+    found = violations(evidence)
+    result = report(soak, evidence, found)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result, evidence)
+    if found:
+        evidence.save(folder / "evidence.json")
+        say(f"evidence and logs: {folder}")
+        return 1
+    remove(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
