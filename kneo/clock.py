@@ -133,7 +133,8 @@ def new_id(prefix: str, now: datetime) -> str:
 
 def first_id(prefix: str, moment: datetime) -> str:
     """Return a text that sorts after every id created before a time and before every id created at it or later."""
-    return _spelled(prefix, int(moment.timestamp() * 1000) << _RANDOM_BITS)
+    # No id was created before 1970.
+    return _spelled(prefix, max(0, int(moment.timestamp() * 1000)) << _RANDOM_BITS)
 
 
 def _spelled(prefix: str, number: int) -> str:

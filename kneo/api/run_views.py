@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kneo.api.page import PageView
+from kneo.api.search_period import SearchPeriod
 from kneo.api.status_words import StatusWord
 from kneo.api.task_views import epoch, human_request
 from kneo.records.run import Checkpoint, Run, RunError, TraceEvent
@@ -135,6 +136,7 @@ class RunPageView(PageView):
 
     runs: list[RunView]
     next_after: Annotated[str | None, Field(description="Where the next page begins, in an order that keeps.")]
+    searched: Annotated[SearchPeriod | None, Field(description="The period of a text search; null without q.")] = None
 
 
 def run_metadata(run: Run, task: HumanTask | None) -> Json:

@@ -18,6 +18,7 @@ from kneo.api.run_views import (
     TraceEventView,
     TraceView,
 )
+from kneo.api.search_period import search_period
 from kneo.api.status_words import check_status
 from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
@@ -63,7 +64,14 @@ def list_runs(
     has_error: bool | None = None,
     created_after: Moment | None = None,
     created_before: Moment | None = None,
-    q: Annotated[str | None, Field(max_length=200, description="A substring of the input or output.")] = None,
+    q: Annotated[
+        str | None,
+        Field(
+            max_length=200,
+            description="A substring of the input or output of runs that were created in a period of up to 366 days; without "
+            "created_after, in the 30 days before created_before or now. The answer's `searched` is the period.",
+        ),
+    ] = None,
     limit: Limit = 100,
     offset: Offset = 0,
     after: Annotated[
@@ -79,6 +87,7 @@ def list_runs(
         msg = f"The order of runs changes while they are sorted by {sort_by}, so no page can begin after one of them."
         hint = f"Sort by {', '.join(sorted(LASTING))}, or page with offset."
         raise InvalidValue(msg, field="after", hint=hint)
+    searched = search_period(context.store.clock.now(), created_after, created_before) if q else None
     where = RunFilter(
         statuses={check_status(word.strip()) for word in status.split(",")} if status is not None else (),
         environment=environment,
@@ -88,9 +97,9 @@ def list_runs(
         session_id=session_id,
         requester=requester,
         has_error=has_error,
-        created_after=stored_time(created_after),
+        created_after=searched.created_after if searched else stored_time(created_after),
         created_before=stored_time(created_before),
-        text=q,
+        text=q or None,
     )
     if waiting_for is not None:
         context.principal.require("human:read")
@@ -109,6 +118,7 @@ def list_runs(
     return RunPageView(
         runs=[RunView.of(run, questions.get(run.id)) for run in rows],
         next_after=rows[-1].id if lasts and len(rows) == limit else None,
+        searched=searched,
         **page_fields(rows, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypedDict
+from typing import Annotated, TypedDict
+
+from pydantic import Field
 
 from kneo.api.may_answer import MayAnswerView
 from kneo.api.page import PageView
+from kneo.api.search_period import SearchPeriod
 from kneo.clock import parse_time
 from kneo.records.run import Run, StepRecord
 from kneo.records.task import HumanTask, TaskEvent
@@ -123,6 +126,9 @@ class HumanTaskPageView(PageView):
 
     tasks: list[HumanTaskView]
     next_after: str | None
+    searched: Annotated[
+        SearchPeriod | None, Field(description="The period of a text search that reaches resolved tasks; otherwise null.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Annotated, Literal, TypedDict
 
@@ -11,8 +11,9 @@ from pydantic import Field
 
 from kneo.api.context import Context
 from kneo.api.operation import operation
-from kneo.api.page import Limit, Offset, Order, page_fields
+from kneo.api.page import Limit, Moment, Offset, Order, page_fields, stored_time
 from kneo.api.requests import Body
+from kneo.api.search_period import search_period
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
 from kneo.clock import first_id, isoformat, parse_duration
 from kneo.errors import InvalidValue
@@ -53,7 +54,16 @@ def list_human_tasks(
     step_id: str | None = None,
     workflow_name: str | None = None,
     workflow_kind: str | None = None,
-    q: Annotated[str | None, Field(max_length=200, description="A part of the title.")] = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
+    q: Annotated[
+        str | None,
+        Field(
+            max_length=200,
+            description="A part of the title. Among resolved tasks the search covers a period of up to 366 days; without "
+            "created_after, the 30 days before created_before or now. The answer's `searched` is the period.",
+        ),
+    ] = None,
     limit: Limit = 100,
     offset: Offset = 0,
     after: Annotated[str | None, Field(description="`next_after` of the previous page.")] = None,
@@ -78,8 +88,14 @@ def list_human_tasks(
             workflow_name=workflow_name,
             workflow_type=workflow_kind,
             who=identities_of(tx, who) if who is not None else None,
+            created_after=stored_time(created_after),
+            created_before=stored_time(created_before),
             text=q or None,
         )
+        searched = None
+        if where.reads_history:
+            searched = search_period(tx.now, created_after, created_before)
+            where = replace(where, created_after=searched.created_after)
         order = sort_by or ("id" if where.overdue_at is None else "due_at")
         rows = tasks.list_tasks(
             tx, where, sort_by=order, descending=sort_order == "desc", limit=limit, offset=offset, after=after or None
@@ -90,6 +106,7 @@ def list_human_tasks(
     return HumanTaskPageView(
         tasks=[HumanTaskView.of(task) for task in rows],
         next_after=rows[-1].id if len(rows) == limit else None,
+        searched=searched,
         **page_fields(rows, total, limit=limit, offset=offset, sort_by=order, sort_order=sort_order),
     )
 

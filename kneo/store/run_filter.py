@@ -36,6 +36,21 @@ def _with_a_plus(element: Unindexed, compiler: SQLCompiler, **more: object) -> s
     return f"+{compiler.process(element.clauses, **more)}"
 
 
+class Computed(FunctionElement[Any]):
+    """The value of a text column as an expression, which neither database reads or orders by an index."""
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(Computed)
+def _concatenated(element: Computed, compiler: SQLCompiler, **more: object) -> str:
+    return f"({compiler.process(element.clauses, **more)} || '')"
+
+
 LIKE_ESCAPE = "\\"
 
 SORTABLE: Mapping[str, ColumnElement[Any]] = {
@@ -84,7 +99,7 @@ class RunFilter:
     created_after: str | None = None
     created_before: str | None = None
     text: str | None = None
-    """A substring of the input or output, ignoring case."""
+    """A substring of the input or output, ignoring case. Every run in the period of creation is read for it."""
 
     @property
     def values(self) -> dict[str, object]:
@@ -165,8 +180,12 @@ def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: boo
 
     Its parameters are those of the conditions, ``most``, ``skipped``, and ``after`` for the id of the last listed run.
     """
-    column = SORTABLE[sort_by]
     conditions = _WALKING if sort_by == "created_at" else _CHOOSING
+    column = SORTABLE[sort_by]
+    nullable = getattr(column, "nullable", False)
+    if "text" in names and sort_by != "created_at":
+        # In any other order a rare text would be looked for in runs outside of the period.
+        column = Computed(column)
     statement = _LISTED.where(*(conditions[name] for name in sorted(names)))
     if after:
         last_id = bindparam("after", type_=String)
@@ -175,7 +194,6 @@ def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: boo
         statement = statement.where(here < there if descending else here > there)
     first, second = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
     # NULLS LAST on a column without NULLs would prevent an ordered scan of its index.
-    nullable = getattr(column, "nullable", False)
     ordered = statement.order_by(first.nulls_last() if nullable else first, second)
     return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
 

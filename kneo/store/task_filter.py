@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, or_, select, tuple_
 
+from kneo.clock import first_id, parse_time
 from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.store.run_filter import LIKE_ESCAPE, Unindexed, escaped
 from kneo.store.tables import task_candidates, tasks
@@ -25,6 +26,11 @@ SORTABLE: Mapping[str, ColumnElement[Any]] = {
 
 EQUAL = ("environment", "kind", "assignee", "claimed_by", "step_id", "run_id", "workflow_name", "workflow_type")
 """Filters that compare a task's own value."""
+
+PERIOD = ("created_after", "created_before")
+
+TASK_PREFIX = "cont"
+"""The prefix of task ids."""
 
 _EVERY_STATUS = frozenset(TaskStatus)
 
@@ -49,6 +55,9 @@ class TaskFilter:
     """The identities of a person, as in ``task_candidates``; only tasks that the person may decide."""
     restricted: bool | None = None
     """With ``who``: only tasks with named candidates, or only those without."""
+    created_after: str | None = None
+    created_before: str | None = None
+    """The end of the period of creation, excluded. Times are ISO-8601 texts, compared in milliseconds."""
     text: str | None = None
     """A substring of the title, ignoring case."""
 
@@ -56,6 +65,11 @@ class TaskFilter:
     def waits(self) -> bool:
         """Whether the filter is limited to unresolved tasks, which the indexes of the inbox cover."""
         return UNRESOLVED.issuperset(self.statuses)
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether a text is searched in tasks that were ever resolved, which are limited by their period of creation alone."""
+        return self.text is not None and not self.waits and self.run_id is None
 
     @property
     def _picks_statuses(self) -> bool:
@@ -73,8 +87,7 @@ class TaskFilter:
             names.add("escalated" if self.escalated else "not escalated")
         if self.overdue_at is not None:
             names.add("overdue_at")
-        if self.text is not None:
-            names.add("text")
+        names |= {name for name in (*PERIOD, "text") if getattr(self, name) is not None}
         if self.who is not None:
             names |= {"not refused", {None: "open to person", True: "named", False: "unrestricted"}[self.restricted]}
         return frozenset(names)
@@ -87,6 +100,9 @@ class TaskFilter:
             values["statuses"] = sorted(self.statuses)
         if self.overdue_at is not None:
             values["overdue_at"] = self.overdue_at
+        for name in PERIOD:
+            if (moment := getattr(self, name)) is not None:
+                values[name] = first_id(TASK_PREFIX, parse_time(moment))
         if self.text is not None:
             values["text"] = f"%{escaped(self.text)}%"
         if self.who is not None:
@@ -126,6 +142,8 @@ def _conditions(column: Callable[[str], ColumnElement[Any]]) -> dict[str, Column
         "escalated": column("escalation") > 0,
         "not escalated": column("escalation") == 0,
         "overdue_at": tasks.c.due_at < bindparam("overdue_at"),
+        "created_after": tasks.c.id >= bindparam("created_after"),
+        "created_before": tasks.c.id < bindparam("created_before"),
         "text": tasks.c.title.ilike(bindparam("text"), escape=LIKE_ESCAPE),
         "open to person": or_(column("restricted").is_(False), column("id").in_(_NAMED)),
         "named": column("restricted").is_(True) & column("id").in_(_NAMED),

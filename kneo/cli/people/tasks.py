@@ -28,6 +28,7 @@ from kneo.api.tasks import (
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
+from kneo.cli.period import Period
 from kneo.cli.requests import request
 from kneo.clock import SystemClock, isoformat, parse_duration
 from kneo.errors import Usage
@@ -60,13 +61,14 @@ def list_tasks(
     assignee: Annotated[
         str | None, typer.Option("--assignee", help="Only tasks assigned to this person: a name, or me.")
     ] = None,
-    text: Annotated[str | None, typer.Option("--search", help="Only tasks with this text in their title.")] = None,
+    text: Annotated[str | None, typer.Option("--search", help="Only tasks with this text in their title; resolved ones of the last 30 days.")] = None,
     sort_by: Annotated[
         TaskOrder | None, typer.Option("--sort", help="Default: oldest first; overdue tasks by their due date.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most tasks to list.")] = 100,
     after: Annotated[str | None, typer.Option("--after", help="Continue after this task.")] = None,
     *,
+    period: Period,
     options: ServiceOptions,
 ) -> None:
     """List open tasks, oldest first."""
@@ -80,16 +82,19 @@ def list_tasks(
             workflow_name=workflow,
             kind=kind,
             assignee=assignee,
+            created_after=period.created_after,
+            created_before=period.created_before,
             q=text,
             sort_by=sort_by,
             sort_order="desc" if sort_by == "priority" else "asc",
             limit=limit,
             after=after,
         )
-    render.emit(page, as_json=options.as_json, text=lambda: _show_page(page))
+    render.emit(page, as_json=options.as_json, text=lambda: _show_page(page, period))
 
 
-def _show_page(page: HumanTaskPageView) -> None:
+def _show_page(page: HumanTaskPageView, period: Period) -> None:
+    period.show(page.searched)
     if not page.tasks:
         render.text("No open tasks.")
         return

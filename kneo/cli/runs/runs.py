@@ -14,6 +14,7 @@ from kneo.cli import render
 from kneo.cli.backend import Json
 from kneo.cli.commands import examples
 from kneo.cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend
+from kneo.cli.period import Period
 from kneo.cli.watch import details, indent, show_event
 
 app = typer.Typer(no_args_is_help=True)
@@ -22,7 +23,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="ID of a run,
 
 
 @app.command("list")
-@examples("kneo runs list --env prod --failed", "kneo runs list --status paused,failed --waiting-for me")
+@examples("kneo runs list --env prod --failed", "kneo runs list --search invoice --since 90d")
 def list_runs(
     status: Annotated[
         str | None, typer.Option("--status", help="Only runs with this status, or with one of several: paused,failed.")
@@ -41,11 +42,13 @@ def list_runs(
         typer.Option("--failed/--fine", help="Only runs with an error, or without one.", show_default=False),
     ] = None,
     text: Annotated[
-        str | None, typer.Option("--search", help="Only runs with this text in their input or output.")
+        str | None,
+        typer.Option("--search", help="Only runs of the last 30 days with this text in their input or output."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Number of runs to show.")] = 20,
     offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Number of runs to skip.")] = 0,
     *,
+    period: Period,
     options: ServiceOptions,
 ) -> None:
     """List runs, most recently changed first."""
@@ -61,14 +64,17 @@ def list_runs(
             waiting_for=waiting_for,
             session_id=session,
             has_error=failed,
+            created_after=period.created_after,
+            created_before=period.created_before,
             q=text,
             limit=limit,
             offset=offset,
         )
-    render.emit(page, as_json=options.as_json, text=lambda: _show_list(page))
+    render.emit(page, as_json=options.as_json, text=lambda: _show_list(page, period))
 
 
-def _show_list(page: RunPageView) -> None:
+def _show_list(page: RunPageView, period: Period) -> None:
+    period.show(page.searched)
     if not page.runs:
         render.text("No runs.")
         return

@@ -15,6 +15,7 @@ from kneo.api.audit_views import AuditEventView, AuditPageView
 from kneo.api.environments import trace
 from kneo.errors import InvalidValue, NotFound
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages
+from kneo.service.console.time_filter import read_time_filter
 from kneo.service.console.words import count
 
 pages = Pages(MenuEntry("audit", "Audit", "/audit", "audit:read"))
@@ -42,8 +43,8 @@ def _list(request: PageRequest, limit: int, after: str | None) -> AuditPageView:
         actor=filters["actor"],
         environment=filters["environment"],
         run_id=filters["run"],
-        created_after=filters["from"],
-        created_before=filters["to"],
+        created_after=read_time_filter(filters["from"] or ""),
+        created_before=read_time_filter(filters["to"] or ""),
         limit=limit,
         after=after,
     )

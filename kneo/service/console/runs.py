@@ -13,6 +13,7 @@ from kneo.clock import parse_time
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages
+from kneo.service.console.time_filter import read_time_filter
 from kneo.service.console.words import count, peek, span
 
 MENU = MenuEntry("runs", "Runs", "/runs", "runs:read")
@@ -116,8 +117,8 @@ def show_runs(request: PageRequest) -> Page:
         requester=_bounded("requester", filters["requester"]),
         waiting_for=_bounded("waiting_for", filters["waiting_for"]),
         q=_bounded("q", filters["q"]),
-        created_after=filters["from"] or None,
-        created_before=filters["to"] or None,
+        created_after=read_time_filter(filters["from"]),
+        created_before=read_time_filter(filters["to"]),
         limit=PAGE_SIZE,
         after=after,
         sort_by="created_at",
@@ -127,6 +128,7 @@ def show_runs(request: PageRequest) -> Page:
         {
             "runs": [RunRow.of(run, request) for run in listed.runs],
             "filters": filters,
+            "searched": listed.searched,
             "is_filtered": any(filters.values()),
             "status": status,
             "statuses": [*GROUPS.items(), *((one.value, CHIPS[one][1]) for one in RunStatus)],

@@ -30,16 +30,23 @@ def find(request: PageRequest) -> Page | SeeOther:
     if exact:
         return SeeOther(exact)
     bundles = _bundles(request, text) if text else []
-    runs = (
-        request.call(list_runs, q=text, limit=MAX_RUNS, sort_by="created_at").runs
-        if text and request.may("runs:read")
-        else []
-    )
+    listed = None
+    if text and request.may("runs:read"):
+        listed = request.call(list_runs, q=text, limit=MAX_RUNS, sort_by="created_at")
+    runs = listed.runs if listed is not None else []
     if len(bundles) == 1 and not runs:
         return SeeOther(f"/console/trace/{bundles[0].digest}")
     if len(runs) == 1 and not bundles:
         return SeeOther(f"/console/runs/{runs[0].id}")
-    return Page("find.html", {"text": text, "bundles": bundles, "runs": [RunRow.of(run, request) for run in runs]})
+    return Page(
+        "find.html",
+        {
+            "text": text,
+            "bundles": bundles,
+            "runs": [RunRow.of(run, request) for run in runs],
+            "searched": listed.searched if listed is not None else None,
+        },
+    )
 
 
 def _exact(request: PageRequest, text: str) -> str:

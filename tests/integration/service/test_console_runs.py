@@ -71,6 +71,11 @@ def test_runs_are_listed_with_filters_in_the_address(bench: Bench, browse: Calla
     assert dict(listed.form("/runs").fields)["q"] == text
     listed = browser.get(f"/console/runs?q={text}&status=succeeded")
     assert [one["data-run"] for one in listed.having("data-run")] == [done["run_id"]]
+    assert "Text is searched in runs created since" in listed.text
+    since = browser.get(f"/console/runs?q={text}&from=2026-01-31")
+    assert {one["data-run"] for one in since.having("data-run")} == {done["run_id"], waits["run_id"]}
+    assert "Text is searched" not in since.text
+    assert "No run fits" in browser.get(f"/console/runs?q={text}&to=2026-01-31").text
     assert "No run fits" in browser.get("/console/runs?environment=nowhere").text
     browser.get("/console/runs?status=nonsense", expect=422)
     browser.get("/console/runs?from=yesterday", expect=422)
@@ -224,7 +229,10 @@ def test_search_leads_to_the_one_thing_or_lists_what_fits(bench: Bench, browse: 
     assert found.headers["location"] == f"/console/runs/{run['run_id']}"
     found = browser.client.get(f"/console/find?q={run['continuation_id']}")
     assert found.headers["location"] == f"/console/inbox/{run['continuation_id']}"
-    assert "Nothing fits" in browser.get("/console/find?q=run_nowhere").text
+    listed = browser.get("/console/find?q=run_nowhere")
+    assert "Nothing fits" in listed.text
+    assert "Texts are searched in runs created since" in listed.text
+    assert "/console/runs?q=run_nowhere" in listed.links
     assert "Type the id" in browser.get("/console/find").text
 
 
