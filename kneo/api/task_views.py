@@ -127,7 +127,8 @@ class HumanTaskPageView(PageView):
     tasks: list[HumanTaskView]
     next_after: str | None
     searched: Annotated[
-        SearchPeriod | None, Field(description="The period of a text search that reaches resolved tasks; otherwise null.")
+        SearchPeriod | None,
+        Field(description="The period of a text search that reaches resolved tasks; otherwise null."),
     ] = None
 
 

@@ -61,7 +61,10 @@ def list_tasks(
     assignee: Annotated[
         str | None, typer.Option("--assignee", help="Only tasks assigned to this person: a name, or me.")
     ] = None,
-    text: Annotated[str | None, typer.Option("--search", help="Only tasks with this text in their title; resolved ones of the last 30 days.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--search", help="Only tasks with this text in their title; resolved ones of the last 30 days."),
+    ] = None,
     sort_by: Annotated[
         TaskOrder | None, typer.Option("--sort", help="Default: oldest first; overdue tasks by their due date.")
     ] = None,
