@@ -57,6 +57,7 @@ class Controller:
         self._last_success = monotonic()
         self._held: Lease | None = None
         self._renew_at = 0.0
+        self._lapses_at = 0.0
 
     def is_alive(self) -> bool:
         """Return whether this controller or the lease holder reached the repository in time."""
@@ -77,7 +78,11 @@ class Controller:
                 self._turn()
             except Transient as error:
                 log.warning("%s", error)
+                if monotonic() >= self._lapses_at:
+                    # The database did not answer for as long as the lease lasts: another controller may hold it.
+                    self._forget_findings()
             self._announced.wait(REQUEST_POLL_SECONDS)
+        self._forget_findings()
         with self.store.write() as tx:
             requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
 
@@ -220,10 +225,20 @@ class Controller:
         """Take or keep the lease. Every write checks it, so it is not renewed at every turn."""
         if self._held is not None and monotonic() < self._renew_at:
             return self._held
-        self._renew_at = monotonic() + LEASE.total_seconds() / 3
+        began = monotonic()
+        self._renew_at = began + LEASE.total_seconds() / 3
         with self.store.write() as tx:
             fence = requests.take_lease(tx, requests.CONTROLLER_LEASE, self.owner, LEASE)
         self._held = Lease(requests.CONTROLLER_LEASE, self.owner, fence) if fence is not None else None
         if self._held is None:
             self._renew_at = 0.0
+            self._forget_findings()
+        else:
+            self._lapses_at = began + LEASE.total_seconds()
         return self._held
+
+    def _forget_findings(self) -> None:
+        """Clear the gauges of findings; with the lease, this controller reconciles whole at once and sets them."""
+        metrics.clear_findings()
+        self._settled = False
+        self._next = 0.0

@@ -31,4 +31,16 @@ LEAD_SECONDS = Histogram(
     buckets=(1, 2, 5, 10, 30, MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 6 * HOUR, DAY, 7 * DAY),
 )
 DRIFT = Gauge("kneo_drift_objects", "Releases that would fail verification today.", ["environment"])
-ROOT_EXPIRY = Gauge("kneo_trust_root_expiry_timestamp", "Expiry of the trust root, Unix time.")
+ROOT_EXPIRY = Gauge(
+    "kneo_trust_root_expiry_timestamp", "Expiry of the trust root, Unix time; 0 where this controller is not at work."
+)
+
+
+def clear_findings() -> None:
+    """Remove what a controller found: another one may have found something else since.
+
+    An alert takes the highest value of all controllers, so an old value would hide the present one, or outlive what it is about.
+    """
+    READY.clear()
+    DRIFT.clear()
+    ROOT_EXPIRY.set(0)

@@ -12,8 +12,9 @@ from controller_bench import Bench, serving
 from prometheus_client.parser import text_string_to_metric_families
 
 from kneo.cli.serve.liveness import serving_probes
-from kneo.controller import loop
+from kneo.controller import loop, metrics
 from kneo.controller.loop import LATE, LATE_SECONDS, Controller
+from kneo.errors import Transient
 from kneo.runtime.engine.start import Starter
 from kneo.service.app import create_app
 from kneo.settings import from_env
@@ -74,6 +75,73 @@ def test_a_pass_counts_what_it_did(bench: Bench, count: Count) -> None:
     assert count("kneo_reconcile_total", result="done") == 1
     assert read(httpx_text(controller), "kneo_environment_ready", environment="prod") == 0
     assert read(httpx_text(controller), "kneo_trust_root_expiry_timestamp") > bench.store.clock.now().timestamp()
+
+
+FINDINGS = ("kneo_environment_ready", "kneo_drift_objects")
+
+
+def findings(controller: Controller) -> set[str]:
+    """Return the environments of each gauge of findings, and whether the expiry of the trust root is known."""
+    families = [*text_string_to_metric_families(httpx_text(controller))]
+    named = {f"{s.name} {s.labels['environment']}" for f in families for s in f.samples if s.name in FINDINGS}
+    expiry = read(httpx_text(controller), "kneo_trust_root_expiry_timestamp")
+    return named | ({"root"} if expiry else set())
+
+
+def test_findings_are_cleared_with_the_lease(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
+    metrics.clear_findings()
+    controller = Controller(bench.store, bench.reconciler())
+    bench.repo.release("prod", "mail", "1.0.0")
+    turn(controller)
+    every = findings(controller)
+    assert {*(f"{name} prod" for name in FINDINGS), "root"} <= every
+
+    def give_lease(owner: str | None) -> None:
+        with bench.store.write() as tx:
+            requests.drop_lease(tx, requests.CONTROLLER_LEASE, controller.owner)
+            if owner is not None:
+                assert requests.take_lease(tx, requests.CONTROLLER_LEASE, owner, loop.LEASE)
+            else:
+                requests.drop_lease(tx, requests.CONTROLLER_LEASE, "other")
+
+    give_lease("other")
+    now += loop.LEASE.total_seconds()
+    turn(controller)
+    assert findings(controller) == set()
+
+    # The commit is the same and the interval is not over, but the gauges are empty.
+    give_lease(None)
+    now += 1
+    turn(controller)
+    assert findings(controller) == every
+
+
+def test_findings_are_cleared_when_the_database_is_away_for_longer_than_the_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
+    monkeypatch.setattr(loop, "REQUEST_POLL_SECONDS", 0)
+    metrics.clear_findings()
+    controller = Controller(bench.store, bench.reconciler())
+    bench.repo.release("prod", "mail", "1.0.0")
+    turn(controller)
+    seen: list[bool] = []
+
+    def away() -> None:
+        nonlocal now
+        seen.append(bool(findings(controller)))
+        now += loop.LEASE.total_seconds() / 2
+        if len(seen) == 4:
+            controller.stop()
+        msg = "The database did not answer."
+        raise Transient(msg)
+
+    monkeypatch.setattr(controller, "_turn", away)
+    controller.run()
+    assert seen == [True, True, False, False]
 
 
 def httpx_text(controller: Controller) -> str:
