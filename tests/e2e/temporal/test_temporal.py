@@ -66,7 +66,7 @@ def worker(machine: Machine) -> Process:
 
 
 def done(engine: Engine, run: Run) -> Run:
-    ended = eventually(lambda: (now := engine.look(run)).status not in {"running", "paused"} and now, seconds=60)
+    ended = eventually(lambda: (now := engine.look(run)).status not in {"running", "paused"} and now)
     assert ended.status is RunStatus.SUCCEEDED, ended.error
     with engine.store.read() as tx:
         keys = [each.idempotency_key for each in history.list_steps(tx, run.id) if each.kind == "function"]
@@ -78,7 +78,7 @@ def done(engine: Engine, run: Run) -> Run:
 def test_a_run_waits_for_a_person_and_goes_on(engine: Engine, machine: Machine) -> None:
     process = worker(machine)
     run = engine.start([step("a", "effect"), ASK, step("b", "effect")])
-    (task,) = eventually(lambda: engine.look(run).status is RunStatus.PAUSED and engine.open(run), seconds=60)
+    (task,) = eventually(lambda: engine.look(run).status is RunStatus.PAUSED and engine.open(run))
     engine.answer(task, "approved")
     assert done(engine, run).output_text.endswith(">b")
     assert process.terminate() == 0, process.log.read_text()
@@ -88,12 +88,12 @@ def test_a_dead_workers_run_is_taken_over(engine: Engine, machine: Machine, serv
     begun = engine.log.with_suffix(".begun")
     first = worker(machine)
     run = engine.start([step("long", "slow"), step("b", "effect")])
-    eventually(begun.exists, seconds=60)
+    eventually(begun.exists)
     second = worker(machine)
     eventually(lambda: any(str(second.popen.pid) in each for each in temporal_server.pollers(server, "kneo-runs")))
     first.kill()
     killed = time.monotonic()
-    eventually(lambda: len(begun.read_text().splitlines()) == 2, seconds=60)
+    eventually(lambda: len(begun.read_text().splitlines()) == 2)
     print(f"taken over after {time.monotonic() - killed:.1f} s")
     assert done(engine, run).epoch == 2
     assert second.terminate() == 0, second.log.read_text()
@@ -103,7 +103,7 @@ def test_a_worker_that_is_stopped_finishes_its_step_and_leaves_the_rest(engine: 
     begun = engine.log.with_suffix(".begun")
     first = worker(machine)
     run = engine.start([step("long", "slow"), step("b", "effect")])
-    eventually(begun.exists, seconds=60)
+    eventually(begun.exists)
     assert first.terminate() == 0, first.log.read_text()
     assert engine.steps(run) == [("long", "completed")]
     worker(machine)
@@ -115,10 +115,10 @@ def test_what_a_worker_that_hung_brings_late_is_discarded(engine: Engine, machin
     begun = engine.log.with_suffix(".begun")
     hung = worker(machine)
     run = engine.start([step("long", "slow"), step("b", "effect")])
-    eventually(begun.exists, seconds=60)
+    eventually(begun.exists)
     hung.popen.send_signal(signal.SIGSTOP)
     worker(machine)
-    eventually(lambda: len(begun.read_text().splitlines()) == 2, seconds=60)
+    eventually(lambda: len(begun.read_text().splitlines()) == 2)
     hung.popen.send_signal(signal.SIGCONT)
     ended = done(engine, run)
     assert hung.terminate() == 0, hung.log.read_text()
@@ -135,7 +135,7 @@ def test_a_server_that_lost_everything_is_told_again(engine: Engine, postgres_ur
     try:
         early = engine.start([step("long", "slow"), step("b", "effect")])
         with temporal_server.serving(tmp_path / "first.log", port):
-            eventually(begun.exists, seconds=60)
+            eventually(begun.exists)
         first.kill()
         second = worker(machine)
         late = engine.start([step("c", "effect")])
