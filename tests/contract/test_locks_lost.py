@@ -161,7 +161,7 @@ def test_a_worker_whose_sessions_were_ended_works_on_and_ends_in_order(
     process = machine.start("worker", answers=False)
     try:
         for lock in (WORKER_LOCK, TIMERS_LOCK):
-            eventually(lambda lock=lock: holders(pg, lock), seconds=60)
+            eventually(lambda lock=lock: holders(pg, lock))
         for lock in (WORKER_LOCK, TIMERS_LOCK):
             before = holders(pg, lock)
             end_sessions(pg, lock)

@@ -40,7 +40,7 @@ async def check_a_run_to_its_end(scene):
     async with connect(scene) as client:
         run = await start(client, scene, "plain")
         assert (run.status, run.output_text) == ("completed", "Published: DRAFT<hello>")
-        again = await client.platform.runs.wait_for_completion(run.run_id, timeout=5)
+        again = await client.platform.runs.wait_for_completion(run.run_id, timeout=240)
         assert (again.status, again.visited_steps) == ("completed", ["draft", "publish"])
 
 
@@ -56,7 +56,7 @@ async def check_waiting_ends_for_a_rejected_run(scene):
         run, request = await pause(client, scene)
         body = {"request_id": request, "decision": "rejected"}
         await client.platform.human_tasks.resume(run.continuation_id, body)
-        ended = await client.platform.runs.wait_for_completion(run.run_id, timeout=5, poll_interval=0.2)
+        ended = await client.platform.runs.wait_for_completion(run.run_id, timeout=240, poll_interval=0.2)
     assert ended.status == "cancelled"
 
 
@@ -92,7 +92,7 @@ async def check_the_past_of_a_run(scene):
     async with connect(scene) as client:
         runs = client.platform.runs
         run = await start(client, scene, "plain")
-        events = [item async for item in runs.tail_trace(run.run_id, timeout=10)]
+        events = [item async for item in runs.tail_trace(run.run_id, timeout=240)]
         assert len(events) == (await runs.trace(run.run_id)).total
         page = await runs.checkpoints(run.run_id)
         assert [item["sequence"] for item in page.items] == sorted(item["sequence"] for item in page.items)

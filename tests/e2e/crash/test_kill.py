@@ -199,11 +199,11 @@ def test_a_dead_workers_run_is_taken_over_in_time(postgres_url: str, tmp_path: P
         first = processes.start()
         eventually(engine.notes)
         processes.start()
-        eventually(lambda: workers(engine) == 2, seconds=60)
+        eventually(lambda: workers(engine) == 2)
         first.kill()
         # Under six seconds on a machine with nothing else to do; here only that nobody has to help.
-        eventually(lambda: engine.look(run).epoch == 2, seconds=30)
-        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now, seconds=60)
+        eventually(lambda: engine.look(run).epoch == 2)
+        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now)
         check(engine, done, [])
     finally:
         processes.stop()
@@ -220,7 +220,7 @@ def test_what_a_stopped_worker_brings_late_is_discarded(postgres_url: str, tmp_p
         eventually(engine.notes)
         zombie.send_signal(signal.SIGSTOP)
         processes.start()
-        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now, seconds=60)
+        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now)
         zombie.send_signal(signal.SIGCONT)
         assert zombie.wait(20) == 0
         check(engine, done, [])

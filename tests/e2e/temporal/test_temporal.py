@@ -141,7 +141,7 @@ def test_a_server_that_lost_everything_is_told_again(engine: Engine, postgres_ur
         late = engine.start([step("c", "effect")])
         with temporal_server.serving(tmp_path / "second.log", port):
             for run in (early, late):
-                eventually(lambda run=run: engine.look(run).status is RunStatus.SUCCEEDED, seconds=90)
+                eventually(lambda run=run: engine.look(run).status is RunStatus.SUCCEEDED)
             assert len(set(engine.notes())) == len(engine.notes()) == 3
             assert second.terminate() == 0, second.log.read_text()
     finally:
