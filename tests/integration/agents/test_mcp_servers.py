@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from kneo_process import eventually
+from processes import is_executing
 from raw_web import RawWeb, WebCall, page, raw_web
 from rules_now import always
 
@@ -88,14 +89,6 @@ async def opened(
         await servers.close()
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
 def pid_in(file: Path) -> int:
     return int(eventually(lambda: file.exists() and file.read_text()))
 
@@ -120,7 +113,7 @@ def test_one_process_answers_all_calls_and_gets_the_idempotency_key_and_its_own_
             assert await servers.call(call_of("echo", {"text": "hi"}, server)) == {"result": "hi"}
             other = await servers.call(call_of("about", server=server.model_copy(update={"env": {"MODE": "rw"}})))
             assert other["pid"] != first["pid"]
-        assert not is_alive(first["pid"])
+        assert not is_executing(first["pid"])
 
     run(main())
 
@@ -129,7 +122,7 @@ def test_an_idle_server_ends_and_the_next_call_starts_another() -> None:
     async def main() -> None:
         async with opened(replace(PATIENCE, idle_seconds=0.01)) as servers:
             first = await servers.call(call_of("about"))
-            await asyncio.to_thread(eventually, lambda: not is_alive(first["pid"]))
+            await asyncio.to_thread(eventually, lambda: not is_executing(first["pid"]))
             assert (await servers.call(call_of("about")))["pid"] != first["pid"]
 
     run(main())
@@ -144,7 +137,7 @@ def test_a_server_that_ignores_its_end_is_killed_with_what_it_started(tmp_path: 
 
     run(main())
     pids = [pid_in(tmp_path / name) for name in ("pid", "child")]
-    eventually(lambda: not any(is_alive(pid) for pid in pids))
+    eventually(lambda: not any(is_executing(pid) for pid in pids))
 
 
 WORKER = """
@@ -170,9 +163,9 @@ def test_no_server_survives_a_killed_worker(tmp_path: Path) -> None:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "called\n"
         pids = [pid_in(tmp_path / name) for name in ("pid", "child")]
-        assert all(is_alive(pid) for pid in pids)
+        assert all(is_executing(pid) for pid in pids)
         os.kill(worker.pid, signal.SIGKILL)
-    eventually(lambda: not any(is_alive(pid) for pid in pids))
+    eventually(lambda: not any(is_executing(pid) for pid in pids))
 
 
 def failure(tool: str, arguments: Mapping[str, object] | None = None, **options: object) -> KneoError:
@@ -263,7 +256,7 @@ def test_a_server_that_ended_between_calls_is_started_again() -> None:
         async with opened() as servers:
             first = await servers.call(call_of("about"))
             os.kill(first["pid"], signal.SIGKILL)
-            await asyncio.to_thread(eventually, lambda: not is_alive(first["pid"]))
+            await asyncio.to_thread(eventually, lambda: not is_executing(first["pid"]))
             for _ in range(2):
                 with contextlib.suppress(McpServerFailed):  # the end may be noticed during the call
                     second = await servers.call(call_of("about"))
@@ -324,7 +317,7 @@ def test_a_cancelled_call_leaves_its_server_to_nobody(tmp_path: Path) -> None:
             hanging.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await hanging
-            await asyncio.to_thread(eventually, lambda: not is_alive(pid))
+            await asyncio.to_thread(eventually, lambda: not is_executing(pid))
             await servers.call(call_of("echo", {"text": "hi"}, server))
 
     run(main())

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from pathlib import Path
 
 import pytest
 from kneo_process import eventually
+from processes import is_executing
 
 from kneo.controller.source.limits import STDERR_BYTES, Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
 
@@ -43,7 +43,7 @@ def test_what_takes_too_long_is_killed_with_all_it_started(tmp_path: Path) -> No
             break
     for name in ("pid", "child"):
         # Killed at once, and gone when the process that inherits it has taken note.
-        eventually(lambda name=name: not _alive(int((tmp_path / name).read_text())))
+        eventually(lambda name=name: not is_executing(int((tmp_path / name).read_text())))
 
 
 def test_what_closes_its_mouth_and_stays_is_killed_too(tmp_path: Path) -> None:
@@ -78,12 +78,3 @@ def test_it_works_beside_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert results == [Finished(0, b"x\n", b"")] * 8
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process still runs; one that is dead and not yet collected does not."""
-    try:
-        os.kill(pid, signal.SIG_DFL)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -30,7 +30,7 @@ document.addEventListener("change", (event) => {
   if (reason) reason.required = event.target.value === "rejected";
 });
 let isSending = false;
-document.addEventListener("submit", () => { isSending = true; });
+document.addEventListener("submit", (event) => { isSending = event.target.method === "post"; });
 addEventListener("beforeunload", (event) => { if (!isSending && touchedForm()) event.preventDefault(); });
 addEventListener("hashchange", openTarget);
 function openTarget() {
@@ -65,6 +65,7 @@ function notice(text, link) {
 }
 
 async function refresh() {
+  if (isSending) return;  // what the page shows may have ended by the decision that is on its way
   const mine = ++request;
   let response;
   try { response = await fetch(location.href, {headers: {"x-kneo-live": "1"}}); } catch { return; }
