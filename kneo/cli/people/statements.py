@@ -35,6 +35,9 @@ Json = dict[str, object]
 
 FILE_BYTES = 4 * PAYLOAD_BYTES
 
+EDIT_BYTES = 16_777_216
+"""Bytes of a file with an edited text; the service has a limit of its own."""
+
 KeyOption = Annotated[
     Path | None, typer.Option("--key", help="Private key that signs the decision. It stays on this machine.")
 ]
@@ -51,6 +54,7 @@ class DecisionOptions(OptionGroup):
     approve: Annotated[bool, typer.Option("--approve", help="Approve. The run continues.")] = False
     reject: Annotated[bool, typer.Option("--reject", help="Reject. The spec decides what happens next.")] = False
     edit: Annotated[str | None, typer.Option("--edit", help="Approve with this text instead of the subject.")] = None
+    edit_file: Annotated[Path | None, typer.Option("--edit-file", help="Or with the text of this file.")] = None
     provide: Annotated[str | None, typer.Option("--provide", help="Provide this text.")] = None
     select: Annotated[str | None, typer.Option("--select", help="Select this option.")] = None
     reason: Annotated[str | None, typer.Option("--reason", help="Reason, with --reject.")] = None
@@ -61,10 +65,11 @@ class DecisionOptions(OptionGroup):
         Raises:
             Usage: the options make none, or several.
         """
+        edited = self._edited()
         options = {
             "approved": self.approve or None,
             "rejected": self.reject or None,
-            "edited": self.edit,
+            "edited": edited,
             "provided": self.provide,
             "selected": self.select,
         }
@@ -72,7 +77,7 @@ class DecisionOptions(OptionGroup):
         if len(chosen) != 1:
             msg = "Pass exactly one of --approve, --reject, --edit, --provide and --select."
             raise Usage(msg)
-        content = {"edited": self.edit, "provided": self.provide, "selected": None}.get(chosen[0], self.reason)
+        content = {"edited": edited, "provided": self.provide, "selected": None}.get(chosen[0], self.reason)
         return request(
             TaskDecision,
             request_id=self.request_id,
@@ -80,6 +85,20 @@ class DecisionOptions(OptionGroup):
             content=content,
             selected_option=self.select,
         )
+
+    def _edited(self) -> str | None:
+        """Return the text of an edit, every character as it is in its option or file."""
+        if self.edit_file is None:
+            return self.edit
+        if self.edit is not None:
+            msg = "Pass --edit or --edit-file, not both."
+            raise Usage(msg)
+        data = read_bytes(self.edit_file, max_bytes=EDIT_BYTES, what="file with an edited text")
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            msg = f"{self.edit_file} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}."
+            raise Invalid(msg, hint="Save it as UTF-8.", file=str(self.edit_file)) from error
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | 
         "choices": _choices(task),
         "controls": controls(task.request["schema"], typed),
         "edit_text": typed.get("content") or _edit_text(task),
+        "edit_limit": request.context.settings.limits.human_content_chars,
         "vote": mine if is_open else None,
         "may_write": request.may("human:write"),
         "may_act": is_open and task.may_answer.ok,
@@ -236,6 +237,7 @@ def _subject(request: PageRequest, task: HumanTaskDetailView) -> dict[str, objec
         "arguments": [(str(name), _plain(value)) for name, value in dict(call["arguments"]).items()] if call else [],  # type: ignore[call-overload]
         "text": _indented(text)[:SHOWN_CHARS],
         "is_cut": len(text) > SHOWN_CHARS,
+        "chars": len(text),
         "options": _options(task),
     }
 

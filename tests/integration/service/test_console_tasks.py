@@ -9,6 +9,8 @@ from console_pages import Browser, HtmlPage, checked, signed_in
 from kneo_process import eventually
 from service_bench import DRAFT, PUBLISH, Bench, Json, spec_of
 
+from kneo.service.console import task
+
 FIELDS = [
     {"name": "tone", "type": "str", "allowed_values": ["dry", "warm"], "description": "How it sounds."},
     {"name": "copies", "type": "int", "min": 1, "max": 9},
@@ -106,6 +108,22 @@ def test_an_edit_starts_from_the_exact_text(bench: Bench, browse: Callable[[str]
     assert "⟨U+200B⟩" in page_of(ann, run).text
     decide(ann, run, decision="edited", content="Shorter.\r\nTwo lines")
     assert bench.get(f"/human-tasks/{run['continuation_id']}")["decision"]["content"] == "Shorter.\nTwo lines"
+
+
+def test_a_long_text_is_edited_in_a_file(
+    bench: Bench, browse: Callable[[str], Browser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "SHOWN_CHARS", 20)
+    decisions = ["approved", "edited", "rejected"]
+    run, ann = asked(bench, "The office closes on Friday", decisions=decisions), browse("reviewer")
+    name, page = run["continuation_id"], page_of(ann, run)
+    assert dict(page.form(str(name)).fields)["content"] == ""
+    assert f"kneo task decide {name} --edit-file subject.txt" in page.text
+    (link,) = [each["href"] for each in page.having("download")]
+    assert ann.client.get(link).text == bench.get(f"/human-tasks/{name}")["current_input"]
+    longer = page_of(ann, asked(bench, "long " * 40, decisions=decisions))
+    assert "accepts an edit of at most 100 characters" in longer.text
+    assert "--edit-file" not in longer.text
 
 
 def test_a_decision_that_comes_second_is_a_conflict_and_keeps_what_was_typed(
