@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,13 +54,22 @@ class House:
 
 
 @contextlib.contextmanager
-def released(folder: Path) -> Iterator[House]:
-    """Serve a config repository and reconcile it until the block ends; nobody drives runs."""
+def released(
+    folder: Path, prepare: Callable[[ConfigRepo], None] = lambda _: None, *, workers: int = 0
+) -> Iterator[House]:
+    """Serve a config repository and reconcile it until the block ends; without workers nobody drives runs.
+
+    Args:
+        folder: A folder for the repository, the service and its database.
+        prepare: Changes the repository before its first release.
+        workers: The number of runs that are driven at a time.
+    """
     repo = ConfigRepo(folder / "repo")
+    prepare(repo)
     repo.release("dev", "announcement", "1.0.0")
     repo.environment("prod", {"announcement": "1.0.0"})
     repo.commit("Release to prod")
-    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=0) as bench:
+    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=workers) as bench:
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(hours=1))
         make_controller(bench.settings, bench.store, source).run_once()
         controller = make_controller(bench.settings, bench.store, source)

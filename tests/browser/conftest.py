@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from service_bench import Bench, serving
 from kneo.settings import Limits, process_environment
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 VARIABLE = "KNEO_TEST_BROWSER"
 
@@ -84,17 +85,25 @@ def address(bench: Bench) -> str:
 
 @pytest.fixture
 def visit(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
-    """Opens a page as a role, under the content security policy; fails when a page wrote into the browser's console."""
+    """Opens a page as a role, under the content security policy; fails when a page wrote into the browser's console.
+
+    With ``refused`` the browser may note that the service refused a form of the page.
+    """
     contexts: list[BrowserContext] = []
     messages: list[str] = []
 
-    def open_page(role: str | None, path: str, **options: object) -> Page:
+    def open_page(role: str | None, path: str, *, refused: bool = False, **options: object) -> Page:
         context = chromium.new_context(base_url=address, **options)
         contexts.append(context)
         context.set_default_timeout(120_000)
-        context.on(
-            "console", lambda message: messages.append(f"{message.type}: {message.text} {message.location['url']}")
-        )
+
+        def note(message: ConsoleMessage) -> None:
+            text = f"{message.type}: {message.text} {message.location['url']}"
+            noted = REFUSED.fullmatch(text)
+            if not (refused and noted and noted[2] == f"{address}{path}"):
+                messages.append(text)
+
+        context.on("console", note)
         context.on("weberror", lambda error: messages.append(str(error.error)))
         if role is not None:
             cookies = signed_in(address, role).client.cookies
@@ -110,6 +119,10 @@ def visit(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
     # The browser skips the animation between two pages where the next one is opened before it ends.
     assert [each for each in messages if "Transition was skipped" not in each] == []
 
+
+REFUSED = re.compile(
+    r"error: Failed to load resource: the server responded with a status of (409|422) \([A-Za-z ]*\) (\S+)"
+)
 
 MODES = {
     "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from kneo_process import eventually
 from model_server import Call, Reply, model_server
+from offline_receipts import Verifier
 from service_bench import DRAFT, PUBLISH, Bench, Json, spec_of
+
+from kneo.trust.receipt import content_digest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -136,6 +140,24 @@ def test_what_was_typed_stays_when_another_person_decides(bench: Bench, visit: V
     expect(untouched.locator("[data-receipt]")).to_contain_text("approver approved")
 
 
+def test_a_refused_answer_stays_as_it_was_typed_when_another_person_decides(bench: Bench, visit: Visit) -> None:
+    from playwright.sync_api import expect
+
+    path = asked(bench, fields=FIELDS)
+    page = visit("reviewer", path, refused=True)
+    page.check("input[value=approved]")
+    page.fill("input[name='values.copies']", "3")
+    page.fill("textarea[name=reason]", "half a reason")
+    page.evaluate("document.querySelector('#decide form').noValidate = true")
+    page.click("#decide form[data-keep] button[type=submit]")
+    expect(page.locator("[role=alert]")).to_contain_text("tone is required")
+    task = bench.get(f"/human-tasks/{path.rpartition('/')[2]}")
+    body = {"request_id": task["request"]["request_id"], "decision": "rejected", "feedback": "No"}
+    bench.post(f"/human-tasks/{task['id']}/resume", body, role="approver")
+    expect(page.locator("#notice")).to_contain_text("decided meanwhile")
+    assert page.input_value("textarea[name=reason]") == "half a reason"
+
+
 def test_eight_tabs_share_one_stream(bench: Bench, visit: Visit) -> None:
     from playwright.sync_api import expect
 
@@ -169,7 +191,7 @@ def test_a_run_is_forked_from_a_step_and_the_fork_is_cancelled(bench: Bench, vis
 
 
 def test_a_tool_call_runs_with_the_arguments_that_a_person_edited(
-    bench: Bench, visit: Visit, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, visit: Visit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = {"provider": "openai", "name": "m", "extra": {"api": "chat"}}
     pay = {
@@ -200,6 +222,11 @@ def test_a_tool_call_runs_with_the_arguments_that_a_person_edited(
         page.keyboard.press("Control+Enter")
         page.wait_for_selector("[data-receipt]")
         assert "reviewer" in page.inner_text("[data-receipt]")
+        receipt = Verifier(tmp_path / "offline", bench.url).download(page)["said"]
+        decision = bench.get(f"/human-tasks/{run['continuation_id']}")["decision"]
+        assert json.loads(decision["content"]) == {"amount": 5}
+        content = {"content": decision["content"], "comment": "A typing error"}
+        assert (receipt["position"], receipt["contentDigest"]) == ("tool", content_digest(content))
         eventually(lambda: bench.get(f"/runs/{run['run_id']}")["status"] == "succeeded")
         assert re.search(r"paid\W+5\b", server.requests[-1].text), "the model reads what was paid"
 

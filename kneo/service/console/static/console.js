@@ -21,9 +21,12 @@ setInterval(writeTimes, 15000);
 // ---- forms -------------------------------------------------------------------------------------
 const statusLine = document.querySelector("#live-status");
 const fieldsOf = (form) => [...form.elements].filter((field) => field.name && field.type !== "hidden");
+const defaultIndex = (select) => Math.max(0, [...select.options].findIndex((option) => option.defaultSelected));
 const isTouched = (field) => field.matches("[type=radio], [type=checkbox]") ? field.checked !== field.defaultChecked
+  : field.matches("select") ? field.selectedIndex !== defaultIndex(field)
   : field.matches("textarea, input") && field.value !== field.defaultValue;
-const touchedForm = () => [...document.querySelectorAll("form[data-keep]")].find((form) => fieldsOf(form).some(isTouched));
+const touchedIn = (root, forms) => [...root.querySelectorAll(forms)].find((form) => fieldsOf(form).some(isTouched));
+const touchedForm = () => touchedIn(document, "form[data-keep]");
 
 document.addEventListener("change", (event) => {
   const reason = event.target.name === "decision" && event.target.form.elements.reason;
@@ -31,6 +34,7 @@ document.addEventListener("change", (event) => {
 });
 let isSending = false;
 document.addEventListener("submit", (event) => { isSending = event.target.method === "post"; });
+addEventListener("pageshow", (event) => { if (event.persisted) isSending = false; });
 addEventListener("beforeunload", (event) => { if (!isSending && touchedForm()) event.preventDefault(); });
 addEventListener("hashchange", openTarget);
 function openTarget() {
@@ -40,7 +44,7 @@ openTarget();
 
 // ---- live pages --------------------------------------------------------------------------------
 // The server reports that something changed, never what. The page is asked for again, and its parts with data-live and an id
-// that differ are exchanged. A form is never exchanged, and no list under the pointer or with the focus.
+// that differ are exchanged. What a person has filled in is never exchanged, and no list under the pointer or with the focus.
 const policy = globalThis.trustedTypes?.createPolicy("kneo", {createHTML: (html) => html}) ?? {createHTML: (html) => html};
 const mark = document.body.dataset.liveMark;
 let request = 0, listIsOld = false, timer, stream, release, poll, latest, lock;
@@ -75,11 +79,23 @@ async function refresh() {
     return;
   }
   if (response.status === 404) { rest(); notice("What this page shows is not there any more; this page is no longer current."); return; }
-  if (!response.ok || mine !== request) return;
+  if (!response.ok || mine !== request || isSending) return;
   const fresh = new DOMParser().parseFromString(policy.createHTML(await response.text()), "text/html");
   document.title = fresh.title;
   listIsOld = false;
   let changes = 0;
+  const [shown, current] = [document, fresh].map((page) => page.querySelector("#decide"));
+  const [form, formNow] = [shown, current].map((section) => section?.querySelector("form[data-keep]"));
+  if (shown && current && !(form && formNow) && !shown.querySelector("#receipt")) {
+    for (const section of [shown, current]) writeTimes(section);
+    // The page of a refusal repeats what was typed, which no other page has.
+    if (touchedIn(shown, "form") || shown.querySelector("[role=alert]")) {
+      if (form) notice("This was decided meanwhile. What you typed is still here; nothing was sent.");
+    } else if (!shown.isEqualNode(current)) {
+      exchange(shown, current);
+      changes++;
+    }
+  }
   for (const old of document.querySelectorAll("[data-live][id]")) {
     const now = fresh.getElementById(old.id);
     if (!now) continue;
@@ -88,11 +104,6 @@ async function refresh() {
     if (old.matches("[data-list]:is(:hover, :focus-within)")) { listIsOld = true; continue; }
     exchange(old, now);
     changes++;
-  }
-  const form = document.querySelector("#decide form[data-keep]");
-  if (form && !fresh.querySelector("#decide form[data-keep]")) {
-    if (touchedForm() === form) notice("This was decided meanwhile. What you typed is still here; nothing was sent.");
-    else exchange(document.querySelector("#decide"), fresh.querySelector("#decide"));
   }
   if (listIsOld) statusLine.textContent = "The list has changed; it is updated when you leave it.";
   else if (changes) statusLine.textContent = "Updated.";
