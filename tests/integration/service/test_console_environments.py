@@ -12,9 +12,7 @@ from service_bench import Json
 
 from kneo.api.context import Context
 from kneo.api.promotions import PromotionDetailView, get_promotion
-from kneo.cli.commands import COMMANDS, RELEASES, RUNS, Entry
 from kneo.service.console import environments
-from kneo.service.console.app import AREAS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b {{ 7*7 }}"
 
@@ -248,89 +246,3 @@ def test_acts_are_refused_to_viewers(browse: Browse) -> None:
     for name in ("hold", "unhold", "rollback", "suspend", "unsuspend", "reconcile"):
         browse("viewer").get(f"/console/environments/prod/{name}", expect=403)
         browse("viewer").post(f"/console/environments/prod/{name}", {"reason": "x"}, expect=403)
-
-
-PAGES = {
-    "approve": "/promotions/{promotion}",
-    "reject": "/promotions/{promotion}",
-    "rollback": "/environments/{environment}/rollback",
-    "hold": "/environments/{environment}/hold",
-    "unhold": "/environments/{environment}/unhold",
-    "suspend": "/environments/{environment}/suspend",
-    "unsuspend": "/environments/{environment}/unsuspend",
-    "reconcile": "/environments/{environment}/reconcile",
-    "status": "/environments",
-    "why": "/promotions/{promotion}",
-    "plan": "/plan",
-    "bundles diff": "/bundles/{bundle}/diff",
-    "inbox": "/inbox",
-    "me": "/me",
-    "runs list": "/runs",
-    "runs get": "/runs/{run_id}",
-    "runs steps": "/runs/{run_id}",
-    "runs conversation": "/runs/{run_id}/conversation",
-    "runs cancel": "/runs/{run_id}/cancel",
-    "runs continue": "/runs/{run_id}/continue",
-    "runs fork": "/runs/{run_id}/fork",
-    "usage": "/usage",
-    "task list": "/inbox",
-    "task get": "/inbox/{task}",
-    "task review": "/inbox",
-    "task decide": "/inbox/{task}",
-    "task claim": "/inbox/{task}/{action}",
-    "task release": "/inbox/{task}/{action}",
-    "task delegate": "/inbox/{task}/{action}",
-    "task snooze": "/inbox/{task}/{action}",
-    "task comment": "/inbox/{task}/{action}",
-    "task history": "/inbox/{task}",
-    "task watch": "/inbox",
-}
-"""The page of each command that people decide or operate with."""
-
-IN_TERMINALS = {
-    "promote": "It edits a clone of the config repository; a pull request does the rest.",
-    "source": "A rewritten history is accepted with a root key, which no browser holds.",
-    "policy": "Rules belong into the environment's file, which the rules of the console follow.",
-    "agent chat": "It is a conversation in the terminal; applications talk to agents over the API.",
-    "sessions": "Applications own the sessions of their users.",
-    "runs checkpoints": "Checkpoints are states of the engine, for developers.",
-    "runs trace": "The page of a run shows its steps; the raw events are for programs.",
-    "runs watch": "The page of a run follows the run.",
-    "run": "Applications start runs; the console shows them.",
-    "runs result": "Programs carry out such a call and send its result.",
-    "runs input": "A pause with a task is answered in the inbox.",
-    "runs replay": "It lists checkpoints for developers; the page of a run forks from a step.",
-    "runs recovery": "The page of a failed run offers what can be done.",
-    "runs checkpoint-diff": "It compares states of the engine, for developers.",
-    "task assign": "A lead assigns by name over the API; in the console people claim and delegate.",
-    "task stats": "Statistics are read by programs and in terminals.",
-    "task summary": "The inbox counts what waits.",
-    "task link": "A link is made for another person by the owner of the process.",
-    "task receipt": "The page of a task links its receipt; verification belongs to another machine than the service.",
-    "task sign": "It signs with a key of the person, which no browser holds.",
-    "task statement": "It exports what a person signs with an own key, which no browser holds.",
-    "task batch": "Each subject is opened before it is decided.",
-    "task prune": "Workers process due deadlines.",
-}
-"""Why a command has no page."""
-
-
-def _commands(entries: dict[str, Entry]) -> Iterator[str]:
-    for name, entry in entries.items():
-        if entry.section not in {RUNS, RELEASES}:
-            continue
-        yield name if not entry.parts else ""
-        yield from (f"{name} {part}" for part in entry.parts)
-
-
-def test_every_command_that_decides_or_operates_has_its_page_or_a_reason() -> None:
-    commands = {name for name in _commands(COMMANDS) if name}
-    missing = commands - PAGES.keys() - IN_TERMINALS.keys()
-    assert not missing
-    routes = {route.path for area in AREAS for route in area.routes}
-    shapes = {_shape(path) for path in routes}
-    assert {path for path in PAGES.values() if _shape(path) not in shapes} == set()
-
-
-def _shape(path: str) -> str:
-    return "/".join("{}" if part.startswith("{") else part for part in path.split("/"))
