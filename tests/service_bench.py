@@ -41,6 +41,7 @@ def spec_of(*steps: Mapping[str, object], name: str = "lab", **components: objec
                 "flaky": {"implementation": "lab_functions.flaky"},
                 "slow": {"implementation": "lab_functions.slow"},
                 "large": {"implementation": "lab_functions.large"},
+                "repeat": {"implementation": "lab_functions.repeat"},
             },
             "humans": {"editor": {"description": "Publish this announcement?", "assignee": "ann@example.com"}},
             **components,
@@ -67,6 +68,10 @@ def leak(text):
 
 def large(text):
     return "large " * 166_666 + "text"
+
+
+def repeat(text):
+    raise RuntimeError(text)
 
 
 def pay(arguments):

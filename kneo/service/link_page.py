@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from kneo.invisible import reveal
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
 
 SHOWN_CHARS = 50_000
@@ -52,15 +53,15 @@ def question_page(task: HumanTask, link: TaskLink) -> str:
     """Return the page of a task for the person of the link, with the form that answers it."""
     subject = task.subject[:SHOWN_CHARS]
     more = f"<p>The first {SHOWN_CHARS} characters; open the inbox for the rest.</p>" if subject != task.subject else ""
-    where = f" in {escape(task.environment)}" if task.environment else ""
-    deadline = f"<p>Without an answer by {escape(task.deadline_at)}: {_silence(task)}.</p>" if task.deadline_at else ""
+    where = f" in {_shown(task.environment)}" if task.environment else ""
+    deadline = f"<p>Without an answer by {_shown(task.deadline_at)}: {_silence(task)}.</p>" if task.deadline_at else ""
     return _page(
         task.title,
-        f"<h1>{escape(task.title)}</h1><p>{escape(task.prompt)}</p>"
-        f"<p>From {escape(task.workflow_name or 'a run')}{where}, at <code>{escape(task.key)}</code>."
-        f" You answer as <strong>{escape(link.person)}</strong>, once, until {escape(link.expires_at)}.</p>"
-        f'<h2 id="about">Subject</h2><pre tabindex="0" aria-labelledby="about">{escape(subject)}</pre>{more}'
-        f"<p>Digest: <code>{escape(task.subject_digest)}</code></p>{deadline}{_form(task)}",
+        f"<h1>{_shown(task.title)}</h1><p>{_shown(task.prompt)}</p>"
+        f"<p>From {_shown(task.workflow_name or 'a run')}{where}, at <code>{_shown(task.key)}</code>."
+        f" You answer as <strong>{_shown(link.person)}</strong>, once, until {_shown(link.expires_at)}.</p>"
+        f'<h2 id="about">Subject</h2><pre tabindex="0" aria-labelledby="about">{_shown(subject)}</pre>{more}'
+        f"<p>Digest: <code>{_shown(task.subject_digest)}</code></p>{deadline}{_form(task)}",
     )
 
 
@@ -71,13 +72,13 @@ def done_page(task: HumanTask) -> str:
         text = f"{decision.kind.value} by {decision.actor} at {decision.at}"
     else:
         text = "Your answer is recorded; more approvals are required."
-    return _page("Thank you", f'<h1>Thank you</h1><p role="status">{escape(task.title)}: {escape(text)}</p>')
+    return _page("Thank you", f'<h1>Thank you</h1><p role="status">{_shown(task.title)}: {_shown(text)}</p>')
 
 
 def refused_page(message: str, hint: str | None) -> str:
     """Return the page of a link that does not work; it states that nothing was decided."""
-    more = f"<p>{escape(hint)}</p>" if hint else ""
-    text = f'<h1>This link did not work</h1><p role="alert">{escape(message)}</p>{more}<p>Nothing was decided.</p>'
+    more = f"<p>{_shown(hint)}</p>" if hint else ""
+    text = f'<h1>This link did not work</h1><p role="alert">{_shown(message)}</p>{more}<p>Nothing was decided.</p>'
     return _page("This link did not work", text)
 
 
@@ -98,10 +99,10 @@ def _form(task: HumanTask) -> str:
 
 def _choice(task: HumanTask, kind: DecisionKind) -> str:
     leads = _leads_to(task.consequences.get(kind.value))
-    note = f" <small>{escape(leads)}</small>" if leads else ""
+    note = f" <small>{_shown(leads)}</small>" if leads else ""
     return (
         f'<label><input type="radio" name="decision" value="{kind.value}" required> '
-        f"{escape(_WORDS[kind])}{note}</label>"
+        f"{_shown(_WORDS[kind])}{note}</label>"
     )
 
 
@@ -115,7 +116,7 @@ def _option(task: HumanTask, option: str) -> str:
     all_of = task.consequences.get(DecisionKind.SELECTED.value)
     each = all_of.get("options") if isinstance(all_of, Mapping) else None
     leads = _leads_to(each.get(option)) if isinstance(each, Mapping) else ""
-    return f'<option value="{escape(option)}">{escape(option)}{escape(f" – {leads}") if leads else ""}</option>'
+    return f'<option value="{escape(option)}">{_shown(option)}{_shown(f" – {leads}") if leads else ""}</option>'
 
 
 def _leads_to(consequence: object) -> str:
@@ -152,12 +153,17 @@ def _named(item: object) -> str:
 
 
 def _silence(task: HumanTask) -> str:
-    return escape(f"{task.on_timeout} (the gate's timeout policy)")
+    return _shown(f"{task.on_timeout} (the gate's timeout policy)")
 
 
 def _page(title: str, body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)} · Kneo</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>"
+        f"<title>{_shown(title)} · Kneo</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>"
     )
+
+
+def _shown(text: str) -> str:
+    """Return a text of people as HTML, with a mark in place of each character that cannot be seen."""
+    return escape(reveal(text))

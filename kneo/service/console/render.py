@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from kneo.invisible import reveal
 from kneo.service.console import words
 
 _FOLDER = Path(__file__).parent
@@ -55,7 +56,7 @@ def icon(name: str) -> Markup:
 
 def _reveal(value: object) -> object:
     """Make invisible characters of every printed text visible; markup, and ``exact`` texts of form fields, stay."""
-    return words.reveal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return reveal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 _environment = jinja2.Environment(

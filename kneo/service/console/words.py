@@ -1,8 +1,7 @@
-"""Values in the words of pages: times, digests, lengths, and characters that cannot be seen. Pure."""
+"""Values in the words of pages: times, digests, lengths. Pure."""
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 
 from markupsafe import Markup, escape
@@ -16,19 +15,6 @@ READ_CHARS = 2_000
 """Characters of a text that are looked at for its first words."""
 
 DIGEST_CHARS = 12
-
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
-    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
-    # A joiner between two pictures makes one picture of them.
-    "|(?<![\u2190-\u2bff\ufe0f\U0001f000-\U0001faff])\u200d|\u200d(?![\u2190-\u2bff\U0001f000-\U0001faff])"
-)
-"""Control characters, and characters without a glyph that hide text or change its order."""
-
-
-def reveal(text: str) -> str:
-    """Return a text with a visible mark in place of each character that cannot be seen."""
-    return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
 def exact(text: str) -> Markup:
