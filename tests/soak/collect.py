@@ -16,7 +16,7 @@ from sqlalchemy import func, select, text
 
 from kneo.clock import SystemClock
 from kneo.records.task import UNRESOLVED
-from kneo.store import audit
+from kneo.store import audit, queue
 from kneo.store.engine import Store, Tx
 from kneo.store.migrate import open_store
 from kneo.store.tables import audit_events, promotions, receipts, releases, runs, steps, tasks
@@ -46,6 +46,11 @@ class Reader:
         size = text("SELECT pg_database_size(current_database())")
         return self.read(lambda tx: int(tx.connection.execute(size).scalar_one()))
 
+    def jobs(self) -> int:
+        """Return the number of jobs in the queue."""
+        count = text(f"SELECT count(*) FROM {queue.SCHEMA}.procrastinate_jobs")
+        return self.read(lambda tx: int(tx.connection.execute(count).scalar_one()))
+
     def unfinished(self) -> int:
         """Return how many runs neither ended nor wait for a task that people leave alone."""
 
@@ -59,6 +64,7 @@ class Reader:
 
     def evidence(self, load: Load, faults: Faults) -> Evidence:
         """Return what the soak left behind."""
+        jobs = self.jobs()
         audit.seal(self._store)
         verdict = audit.verify(self._store)
         with self._store.read() as tx:
@@ -73,6 +79,7 @@ class Reader:
                 promotions=_promotions(tx),
                 released=dict.fromkeys(("dev", "prod"), load.version),
                 served=_served(tx),
+                jobs=jobs,
                 samples=tuple(self._fleet.samples),
                 warm_up=max(LEAST_WARM_UP, 2 * self._fleet.start_seconds),
                 ended_alone=tuple(self._fleet.ended_alone),

@@ -114,6 +114,7 @@ class Evidence:
     Attributes:
         released: The last version that was declared for each environment.
         served: The versions that each environment serves.
+        jobs: Jobs in the queue when every run had ended or waited.
         warm_up: Seconds in which a process of this machine becomes what it stays.
         ended_alone: Processes that ended although nobody stopped them.
         failures: Requests that failed while no fault was on.
@@ -130,6 +131,7 @@ class Evidence:
     promotions: Sequence[Promotion] = ()
     released: Mapping[str, str] = field(default_factory=dict)
     served: Mapping[str, str] = field(default_factory=dict)
+    jobs: int = 0
     samples: Sequence[Sample] = ()
     warm_up: float = 30.0
     ended_alone: Sequence[str] = ()

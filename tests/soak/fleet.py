@@ -16,7 +16,7 @@ import databases
 import httpx
 from config_repo import ConfigRepo
 from databases import Server, start_server
-from kneo_process import Machine, Process, eventually
+from kneo_process import PATIENCE_SECONDS, Machine, Process, eventually
 from soak.evidence import Sample
 from soak.growth import sample
 
@@ -241,14 +241,15 @@ class Fleet:
                 self.samples.append(found)
 
     def stop(self) -> None:
-        for member in self.members:
-            if member.process is not None:
-                member.process.popen.terminate()
-        for member in self.members:
-            if member.process is not None:
-                status = member.process.terminate()
-                if status != 0:
-                    self.ended_alone.append(f"{member.name} ended with {status} after SIGTERM")
+        """Stop all processes, each by one SIGTERM, which it has to obey."""
+        running = [(member, member.process) for member in self.members if member.process is not None]
+        for _, process in running:
+            process.popen.terminate()
+        for member, process in running:
+            status = process.popen.wait(PATIENCE_SECONDS)
+            process.kill()
+            if status != 0:
+                self.ended_alone.append(f"{member.name} ended with {status} after SIGTERM")
 
 
 @contextmanager

@@ -52,6 +52,8 @@ def _of_runs(evidence: Evidence) -> Iterator[Violation]:
     for text, times in Counter(run.input for run in evidence.runs).items():
         if times > 1:
             yield Violation("one request, one run", f"{times} runs have {text}")
+    if evidence.jobs:
+        yield Violation("the queue is empty when nothing is due", f"{evidence.jobs} jobs")
     asking = {task.run_id for task in evidence.tasks if task.is_open}
     for run in evidence.runs:
         if run.status == WAITING and run.id not in asking:

@@ -170,12 +170,15 @@ class Load:
 
     def _decide(self, person: str) -> None:
         client, chance = self.client(person), random.Random(person)
+        page: dict[str, str] = {}
         while not self._stop.is_set():
-            found = client.get("/human-tasks", status="pending", environment="prod", limit="40")
+            found = client.get("/human-tasks", status="pending", environment="prod", limit="50", **page)
+            # The tasks that are left alone stay in front, so people turn the pages.
+            page = {"after": str(found["next_after"])} if found and found["next_after"] else {}
             tasks = [task for task in _items(found, "tasks") if not is_left_alone(str(task["id"]))]
-            if not tasks:
+            if not tasks and not page:
                 self._stop.wait(0.1)
-            # People look at the oldest tasks, so that several decide about the same one.
+            # People take the oldest tasks of a page, so that several decide about the same one.
             for task in chance.sample(tasks[:20], min(len(tasks), 8)):
                 self._decide_one(client, person, task, chance)
         client.close()

@@ -91,17 +91,17 @@ class Soak:
         )
 
     def _drain(self, reader: Reader) -> None:
-        """End the fault that is on, and wait until every run has ended or waits."""
+        """End the fault that is on, and wait until every run has ended or waits and the queue is empty."""
         deadline = time.monotonic() + DRAIN_SECONDS
         while self.faults.is_on and time.monotonic() < deadline:
             self.faults.turn()
             self._watch()
             time.sleep(TURN_SECONDS)
         self.load.finish_starting()
-        while (left := reader.unfinished()) and time.monotonic() < deadline:
+        while (left := reader.unfinished() + reader.jobs()) and time.monotonic() < deadline:
             self._watch()
             time.sleep(0.2)
-        say(f"drained, {left} runs neither ended nor wait")
+        say(f"drained, {left} runs and jobs left")
         self.load.finish()
 
 

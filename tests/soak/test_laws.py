@@ -94,6 +94,7 @@ WRONGS: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "a run is stuck": ("a run ends or waits", with_run(0, status="running")),
     "a run failed": ("a run ends or waits", with_run(0, status="failed")),
     "a paused run asks nothing": ("a run ends or waits", with_task(2, is_open=False)),
+    "a job is left": ("the queue is empty when nothing is due", having(jobs=1)),
     "an ended run asks": ("an ended run asks nothing", with_task(0, is_open=True)),
     "an approved run did not go on": ("a decision is followed", with_run(0, status="cancelled")),
     "a rejected run went on": ("no effect without its approval", with_effect(effect("r2", "publish"))),

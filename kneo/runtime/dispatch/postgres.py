@@ -35,7 +35,9 @@ POLL_SECONDS = 1.0
 """The polling interval: new jobs are announced, retried jobs are not."""
 
 RESTORE_SECONDS = 30.0
-"""The interval of the search for due runs without a job; there should never be any."""
+"""The interval of the search for due runs without a job, and for jobs that ended and are in progress in the queue; there should
+never be any.
+"""
 
 RECONNECT_SECONDS = 1.0
 
@@ -56,6 +58,8 @@ class QueueWorker:
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._working: asyncio.Task[None] | None = None
+        self._ended: dict[int, float] = {}
+        """The ids of the jobs that ended lately, with the time: those whose end could not be stored are retried."""
 
     @property
     def busy(self) -> int:
@@ -120,7 +124,12 @@ class QueueWorker:
 
     async def _drive(self, context: JobContext, run_id: str) -> None:
         assert context.job is not None
-        await self.driver.drive(run_id, claim=f"{queue.CLAIM_PREFIX}{context.job.id}", parks=True)
+        assert context.job.id is not None
+        self._ended.pop(context.job.id, None)
+        try:
+            await self.driver.drive(run_id, claim=f"{queue.CLAIM_PREFIX}{context.job.id}", parks=True)
+        finally:
+            self._ended[context.job.id] = asyncio.get_running_loop().time()
 
     async def _sweep(self, app: App) -> None:
         """Retry the jobs of dead workers, enqueue parked runs whose time has come, and restore lost ones."""
@@ -137,9 +146,27 @@ class QueueWorker:
                 if asyncio.get_running_loop().time() - last_restore > RESTORE_SECONDS:
                     last_restore = asyncio.get_running_loop().time()
                     await self.driver.write(lambda tx: queue.restore(tx, timedelta(seconds=RESTORE_SECONDS)))
+                    await self._retry_ended(app, last_restore - RESTORE_SECONDS)
             except (ProcrastinateException, Transient) as error:
                 log.warning("could not look for jobs of dead workers: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _retry_ended(self, app: App, before: float) -> None:
+        """Retry the jobs of this process that ended before a time and are still in progress in the queue.
+
+        The database did not respond when their end was to be stored. Their worker is alive, so no other one would take them
+        over, and their runs would count as driven.
+        """
+        ended = {job_id for job_id, at in self._ended.items() if at <= before}
+        if not ended:
+            return
+        for job in await app.job_manager.list_jobs_async(queue=queue.QUEUE, status="doing"):
+            if job.id in ended & self._ended.keys():
+                log.warning("retrying a job whose end could not be stored", extra={"job_id": job.id})
+                await app.job_manager.retry_job(job)
+        for job_id in ended:
+            if self._ended.get(job_id, before + 1) <= before:
+                del self._ended[job_id]
 
 
 def _resume(tx: Tx) -> None:

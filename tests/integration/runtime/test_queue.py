@@ -127,6 +127,32 @@ def test_what_lost_its_job_is_found_again(engine: Engine) -> None:
         status(engine, orphan, RunStatus.SUCCEEDED)
 
 
+def refused(engine: Engine) -> bool:
+    with engine.store.read() as tx:
+        return bool(tx.connection.execute(text("SELECT is_called FROM refusals")).scalar_one())
+
+
+def test_a_job_whose_end_could_not_be_stored_is_retried(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "RESTORE_SECONDS", 0.2)
+    # A sequence counts also in what is rolled back.
+    refuse = f"""
+        CREATE SEQUENCE refusals;
+        CREATE FUNCTION refuse() RETURNS trigger AS $$
+            BEGIN PERFORM nextval('public.refusals'); RAISE EXCEPTION 'no'; END $$ LANGUAGE plpgsql;
+        CREATE TRIGGER refuse BEFORE DELETE ON {queue.SCHEMA}.procrastinate_jobs EXECUTE FUNCTION refuse()
+    """
+    with engine.store.write() as tx:
+        tx.connection.execute(text(refuse))
+    with working(engine):
+        run = engine.start([step("quick")])
+        status(engine, run, RunStatus.SUCCEEDED)
+        eventually(lambda: refused(engine))
+        with engine.store.write() as tx:
+            tx.connection.execute(text("DROP FUNCTION refuse CASCADE"))
+        eventually(lambda: jobs(engine) == 0)
+    assert engine.notes() == ["quick"]
+
+
 def test_a_worker_that_is_told_to_stop_while_it_connects_stops(engine: Engine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         away = Store(open_engine(f"postgresql+psycopg://kneo@127.0.0.1:{silent.getsockname()[1]}/kneo"), SystemClock())
