@@ -145,6 +145,24 @@ def _issuer(text: str) -> str:
     return text
 
 
+def _contact(text: str) -> str:
+    if not re.fullmatch(r"(mailto:[^\s@]+@[^\s@]+|https://\S+)", text) or len(text) > 200:
+        msg = "be a mailto: or https: address"
+        raise ValueError(msg)
+    return text
+
+
+_PUSH_HOST = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:[0-9]{1,5})?")
+
+
+def _push_hosts(text: str) -> tuple[str, ...]:
+    hosts = _list(text.lower())
+    if not hosts or not all(_PUSH_HOST.fullmatch(host) for host in hosts):
+        msg = "list host names, as push.example.org, push.example.org:8443 or *.push.example.org"
+        raise ValueError(msg)
+    return hosts
+
+
 def _group_roles(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     roles = []
     for entry in text.split(";"):
@@ -340,6 +358,34 @@ class OidcSettings:
 
     ca_file: Path | None = setting("KNEO_SERV_OIDC_CA_FILE", None, Path)
     """Certificate authorities to trust for the issuer. Default: the public ones."""
+
+
+PUSH_HOSTS = (
+    "fcm.googleapis.com",
+    "updates.push.services.mozilla.com",
+    "web.push.apple.com",
+    "*.notify.windows.com",
+)
+"""The push services of Chrome, Firefox, Safari and Edge."""
+
+WEB_PUSH = "web-push"
+"""The channel of Web Push, which no address is set for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushSettings:
+    """Web Push to the browsers of people; see [notifications](../guides/people/notify.md#notify-a-browser). Read by: service, worker, controller."""
+
+    private_key: str = setting("KNEO_SERV_VAPID_PRIVATE_KEY", "", _secret, secret=True)
+    """Private key with which Kneo identifies itself to push services: P-256 in PEM, as `kneo keys vapid` makes it; the same
+    for every process. Default: none, no Web Push."""
+
+    subject: str = setting("KNEO_SERV_VAPID_SUBJECT", "", _contact)
+    """`mailto:` or `https:` address at which push services reach the operator. Required with the key."""
+
+    hosts: tuple[str, ...] = setting("KNEO_SERV_PUSH_HOSTS", PUSH_HOSTS, _push_hosts)
+    """Push services that messages may be sent to, over `https` only: `host`, `host:port` or `*.domain`, separated by commas.
+    Default: those of Chrome, Firefox, Safari and Edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -660,6 +706,7 @@ class Settings:
     git: GitCredentials = field(default_factory=GitCredentials)
     http: HttpSettings = field(default_factory=HttpSettings)
     oidc: OidcSettings = field(default_factory=OidcSettings)
+    push: PushSettings = field(default_factory=PushSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     tracing: Tracing = field(default_factory=Tracing)
     models: ModelSettings = field(default_factory=ModelSettings)
@@ -688,6 +735,7 @@ SETTINGS = (
     Settings,
     HttpSettings,
     OidcSettings,
+    PushSettings,
     Limits,
     ExecutionSettings,
     GitCredentials,
@@ -852,6 +900,19 @@ def _oidc(env: Mapping[str, str], own: Mapping[str, object]) -> OidcSettings:
     return oidc
 
 
+def _push(env: Mapping[str, str]) -> PushSettings:
+    """Read the settings of Web Push.
+
+    Raises:
+        Invalid: ``invalid_setting``: a text does not fit, or the key has no contact.
+    """
+    push = PushSettings(**_read(PushSettings, env))
+    if push.private_key and not push.subject:
+        msg = "KNEO_SERV_VAPID_PRIVATE_KEY needs KNEO_SERV_VAPID_SUBJECT, at which push services reach the operator."
+        raise Invalid(msg, code="invalid_setting", hint="Set it to an address, as mailto:ops@example.org.")
+    return push
+
+
 def _by_suffix(env: Mapping[str, str], prefix: str, names: Iterable[str]) -> dict[str, str]:
     return {name: value for name in names if (value := env.get(prefix + name.upper(), "").strip())}
 
@@ -892,6 +953,9 @@ def _channels(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[b
             msg = f"{_channel_variable(name)} is not a setting; the name of a channel cannot end like that."
             hint = "KNEO_SERV_CHANNEL_NAME is a channel, KNEO_SERV_CHANNEL_NAME_SECRET its secret; name a channel otherwise."
             raise Invalid(msg, code="invalid_setting", hint=hint)
+    if WEB_PUSH in found:
+        msg = f"{_channel_variable(WEB_PUSH)} is not a setting; {WEB_PUSH} is the channel of Web Push."
+        raise Invalid(msg, code="invalid_setting", hint="Name the channel otherwise.")
     channels = {name: value for name, value in found.items() if not name.endswith("-secret")}
     keys = {}
     for name in found.keys() - channels.keys():
@@ -1123,6 +1187,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         git=_git(env, cwd),
         http=HttpSettings(**_read(HttpSettings, env)),
         oidc=oidc,
+        push=_push(env),
         execution=ExecutionSettings(
             **execution,
             retention_days={

@@ -59,9 +59,12 @@ COMMANDS: dict[str, Entry] = {
     ),
     "keys": Entry(
         "kneo.cli.specs.keys:app",
-        "Generate and show signing keys; generate API keys",
+        "Generate and show signing keys; generate other keys",
         SPECS,
-        {"api-key": Entry("kneo.cli.serve.api_keys:api_key", "Generate an API key and its entry for the settings")},
+        {
+            "api-key": Entry("kneo.cli.serve.api_keys:api_key", "Generate an API key and its entry for the settings"),
+            "vapid": Entry("kneo.cli.serve.vapid:vapid", "Generate the key of notifications in browsers"),
+        },
     ),
     "trust": Entry("kneo.cli.specs.trust:app", "Manage the trust root: keys, roles and thresholds", SPECS),
     "run": Entry("kneo.cli.runs.run:run", "Start a run and wait until it pauses or finishes", RUNS),

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid
 from kneo.notify.messages import release_words, task_words
-from kneo.settings import Settings
+from kneo.settings import WEB_PUSH, Settings
 
 Fields: TypeAlias = Mapping[str, object]
 
@@ -92,7 +92,7 @@ def plain_name(name: str) -> str:
 
 def known_channels(settings: Settings) -> tuple[str, ...]:
     """List the channels that this process delivers to."""
-    return (*settings.notify, *settings.channels)
+    return (*settings.notify, *settings.channels, *([WEB_PUSH] if settings.push.private_key else ()))
 
 
 def _parsed(name: str, address: str, keys: tuple[bytes, ...]) -> Channel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -17,9 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.message import EmailMessage
 from email.utils import make_msgid
-from functools import cache
-
-import httpx
+from typing import TYPE_CHECKING
 
 from kneo.clock import new_id
 from kneo.errors import Invalid, KneoError, Transient
@@ -32,14 +29,18 @@ from kneo.notify.channels import (
     known_channels,
     plain_name,
 )
+from kneo.notify.http import post
 from kneo.notify.messages import release_words, task_subject, task_words
-from kneo.notify.outbox import settle, split
+from kneo.notify.outbox import DONE, Outcome, settle, split
 from kneo.records.task import UNRESOLVED
 from kneo.redaction import redact
-from kneo.settings import Settings
+from kneo.settings import WEB_PUSH, Settings
 from kneo.store import outbox, requests, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.outbox import Message
+
+if TYPE_CHECKING:
+    from kneo.notify.web_push import WebPush
 
 log = logging.getLogger("kneo.notify")
 
@@ -54,30 +55,20 @@ MakeLink = Callable[[Tx, str, str], str]
 """Creates the token of a one-time link that lets one person answer one task."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The result of one delivery: without a ``problem`` it was sent; a ``status`` ends the message."""
-
-    problem: str | None = None
-    status: str | None = None
-
-
-DONE = Outcome(status="sent")
-"""The message was settled in a transaction of its own."""
-
-
 @dataclass(frozen=True)
 class Courier:
     """Delivers due messages to the channels of this process.
 
     Attributes:
         make_link: Makes one-time links; without it, and without a public address, messages have none.
+        web_push: Delivers to the browsers of people, where the operator has set a key for it.
         seconds: The longest time that one delivery over HTTP takes.
     """
 
     store: Store
     settings: Settings
     make_link: MakeLink | None = None
+    web_push: WebPush | None = None
     seconds: float = SECONDS
 
     def deliver_due(self) -> int:
@@ -115,6 +106,8 @@ class Courier:
     def _attempt(self, message: Message) -> Outcome:
         if self._is_moot(message):
             return Outcome(status="dropped")
+        if plain_name(message.channel) == WEB_PUSH:
+            return self._push(message)
         channel, variable = self._channel(message)
         match channel:
             case Http():
@@ -123,6 +116,11 @@ class Courier:
                 return self._mail(channel, message)
             case None:
                 return Outcome(problem=f"{variable} is not set here")
+
+    def _push(self, message: Message) -> Outcome:
+        if self.web_push is None:
+            return Outcome(problem="KNEO_SERV_VAPID_PRIVATE_KEY is not set here")
+        return self.web_push.deliver(message, self.seconds)
 
     def _channel(self, message: Message) -> tuple[Channel | None, str]:
         """Return the channel of a message, and the variable with its address."""
@@ -148,22 +146,7 @@ class Courier:
             headers |= signed_headers(channel.keys, message.id, sent_at, body)
         if channel.token:
             headers["Authorization"] = f"Bearer {channel.token}"
-        try:
-            return asyncio.run(self._send(url, body, headers))
-        except TimeoutError:
-            return f"no answer in {self.seconds:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return f"no answer: {type(error).__name__}"
-
-    async def _send(self, url: str, body: bytes, headers: Mapping[str, str]) -> str | None:
-        """Send one request. Cancellation bounds all of it: the timeouts of the client start again with each byte of a head."""
-        async with (
-            asyncio.timeout(self.seconds),
-            httpx.AsyncClient(verify=_tls(), timeout=self.seconds, follow_redirects=False) as http,
-            # The body of the response is not read: it may be large, or never end.
-            http.stream("POST", url, content=body, headers=headers) as response,
-        ):
-            return None if response.is_success else f"answered {response.status_code}"
+        return post(url, body, headers, self.seconds).problem
 
     def _mail(self, channel: Mail, message: Message) -> Outcome:
         """Mail one person; a message to several becomes one for each, so that a failure for one repeats no other."""
@@ -208,15 +191,8 @@ def _shown(payload: Mapping[str, object]) -> Mapping[str, object]:
     return redacted
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    """Return the trusted authorities, which take tens of milliseconds to read."""
-    return httpx.create_ssl_context()
-
-
-def run_outbox(store: Store, settings: Settings, stopping: threading.Event, make_link: MakeLink | None = None) -> None:
+def run_outbox(courier: Courier, stopping: threading.Event) -> None:
     """Deliver messages until the process stops."""
-    courier = Courier(store, settings, make_link)
     while not stopping.is_set():
         try:
             tried = courier.deliver_due()

@@ -29,6 +29,18 @@ MAX_PROMPT_CHARS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The result of one delivery: without a ``problem`` it was sent; a ``status`` ends the message."""
+
+    problem: str | None = None
+    status: str | None = None
+
+
+DONE = Outcome(status="sent")
+"""The message was settled in a transaction of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Notice:
     """A notice about a release.
 

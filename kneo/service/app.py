@@ -48,6 +48,7 @@ from kneo.service.admission import Admission
 from kneo.service.auth import AuthConfig, configured, hash_keys, keyring
 from kneo.service.callers import Callers, make_callers
 from kneo.service.console.app import Console, show_console
+from kneo.service.console.push import keep_subscriptions
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
@@ -65,11 +66,12 @@ from kneo.service.routes import (
     streams,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
-from kneo.settings import Settings, from_env
+from kneo.settings import PushSettings, Settings, from_env
 from kneo.store import audit as audit_log
 from kneo.store import oidc_people, project_metadata
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx
+from kneo.trust.web_push import VapidKey
 
 log = logging.getLogger("kneo.service")
 
@@ -199,7 +201,9 @@ def _furnish(
     settings, auth = app.instead.applied(settings)
     ring = keyring(auth)
     callers = make_callers(settings.oidc, store, ring)
-    store.transact(lambda tx: _record_callers(tx, callers))
+    if settings.push.private_key:
+        VapidKey.load(settings.push.private_key)  # A service with a key that cannot be used does not start.
+    store.transact(lambda tx: _record_callers(tx, callers, settings.push))
     routes = _route(app, metrics_too=settings.http.metrics)
     app.state.service = service = make_service(settings, store, starter, callers, tools, alive)
     app.mount("/console", Console(app.state.service).application())
@@ -210,11 +214,12 @@ def _furnish(
     app.add_middleware(AccessLog, routes=routes, observer=service.metrics, logged=settings.http.request_logs)
 
 
-def _record_callers(tx: Tx, callers: Callers) -> None:
-    """Store whose credentials the service accepts, for processes without these settings."""
+def _record_callers(tx: Tx, callers: Callers, push: PushSettings) -> None:
+    """Store whose credentials the service accepts, for processes without these settings, and end what needs others."""
     issuer = callers.people.settings.issuer if callers.people is not None else ""
     project_metadata.put_key_names(tx, callers.keyring.names, issuer)
     oidc_people.keep_issuer(tx, issuer)
+    keep_subscriptions(tx, push, callers.keyring)
 
 
 def make_service(
@@ -291,7 +296,7 @@ def reload_keys(app: FastAPI) -> None:
         log.info("the API keys were reloaded", extra=facts)
 
         def work(tx: Tx) -> None:
-            _record_callers(tx, service.callers)
+            _record_callers(tx, service.callers, service.settings.push)
             audit_log.record(tx, "api_keys.reloaded", actor=None, metadata=facts)
 
         try:

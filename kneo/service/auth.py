@@ -127,6 +127,10 @@ class Keyring:
         """Return the owner of a key by the key's SHA-256."""
         return self._keys.get(digest)
 
+    def digests_with(self, scope: str) -> frozenset[str]:
+        """Return the SHA-256 of each key whose owner has a scope, in hex."""
+        return frozenset(digest.hex() for digest, principal in self._keys.items() if principal.may(scope))
+
     def find_person(self, name: str) -> tuple[bytes, Principal] | None:
         """Return the SHA-256 and the owner of a person's key."""
         key = person_key(name)

@@ -849,6 +849,25 @@ oidc_sign_ins = Table(
     Column("created_at", TIME, nullable=False),
 )
 
+push_subscriptions = Table(
+    "push_subscriptions",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("browser_hash", Bounded(64), nullable=False, unique=True),
+    Column("session_hash", Bounded(64), nullable=False),
+    Column("person_key", NAME, nullable=False),
+    Column("person", NAME, nullable=False),
+    Column("key_hash", Bounded(64)),
+    Column("endpoint_hash", Bounded(64), nullable=False, unique=True),
+    Column("endpoint", Bounded(2_000), nullable=False),
+    Column("p256dh", Bounded(100), nullable=False),
+    Column("auth", Bounded(100), nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    Index("ix_push_subscriptions_person_key", "person_key", "id"),
+    Index("ix_push_subscriptions_session_hash", "session_hash"),
+)
+
 receipts = Table(
     "receipts",
     metadata,

@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from kneo import registry
 from kneo.errors import Conflict
+from kneo.names import person_key
 from kneo.notify.outbox import TaskNotice, post_task
 from kneo.records.audit import AuditEvent
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
-from kneo.store import audit, oidc_people, releases, runs, tasks
+from kneo.settings import WEB_PUSH
+from kneo.store import audit, oidc_people, push_subscriptions, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.people import known_name, may_still_answer
 
@@ -81,6 +83,18 @@ def notify_people(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Ite
     channels = [*task.plan.notify, *more]
     if channels:
         post_task(tx, channels, TaskNotice(task=task, what=what, number=number, people=tuple(_asked(tx, task))))
+    if push_subscriptions.exist(tx):
+        post_task(tx, [WEB_PUSH], TaskNotice(task=task, what=what, number=number))
+
+
+def is_asked(tx: Tx, task_id: str, person: str) -> bool:
+    """Return whether an open task asks a person who may answer it: the assignee alone, where that is a known person."""
+    task = tasks.get(tx, task_id)
+    if task is None or task.status not in UNRESOLVED:
+        return False
+    assignee = known_name(tx, task.environment, task.assignee) if task.assignee else None
+    is_another = assignee is not None and person_key(assignee) != person_key(person)
+    return not is_another and may_still_answer(tx, task, person)
 
 
 def _asked(tx: Tx, task: HumanTask) -> list[str]:

@@ -19,6 +19,7 @@ WALKS = [
     ["tutorials/build-an-app.md"],
     ["operations/api-keys.md"],
     ["guides/releases/keys.md"],
+    ["guides/people/notify.md"],
 ]
 PREPARED = {"guides/releases/keys.md": ["kneo init acme", "cd acme"]}
 """What a page says to do before it begins, with a link instead of a block."""

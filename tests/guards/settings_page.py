@@ -13,6 +13,7 @@ TITLES = {
     settings.Settings: "Process",
     settings.HttpSettings: "HTTP service and client",
     settings.OidcSettings: "OpenID Connect",
+    settings.PushSettings: "Web Push",
     settings.Limits: "Limits of requests",
     settings.ExecutionSettings: "Execution and retention",
     settings.GitCredentials: "Git credentials",

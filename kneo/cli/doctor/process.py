@@ -18,6 +18,7 @@ from kneo.service.head_check import check_reachable, is_loopback
 from kneo.service.oidc.discovery import IssuerClient
 from kneo.settings import Settings
 from kneo.trust.sealing import DataKeys
+from kneo.trust.web_push import VapidKey
 
 MIN_KEY_CHARS = 24
 """Characters of an API key below which it can be guessed."""
@@ -36,6 +37,7 @@ def process_checks(settings: Settings, host: str) -> Checks:
         "authentication": partial(check_authentication, host=host),
         "api_keys": check_api_keys,
         "issuer": check_issuer,
+        "web_push": check_web_push,
         "model_keys": check_model_keys,
         "disk": check_disk,
     }
@@ -110,6 +112,18 @@ def check_issuer(settings: Settings) -> Diagnosis:
     except KneoError as problem:
         return error(problem.message, problem.hint or "Correct KNEO_SERV_OIDC_ISSUER, or let this machine reach it.")
     return ok(f"{settings.oidc.issuer} publishes {len(found.keys)} keys.")
+
+
+def check_web_push(settings: Settings) -> Diagnosis:
+    """Check that the key of notifications in browsers can be used."""
+    if not settings.push.private_key:
+        return ok("There is no key for notifications in browsers.")
+    key = VapidKey.load(settings.push.private_key)
+    public = urlsplit(settings.public_url)
+    if public.scheme != "https" and not is_loopback(public.hostname or "localhost"):
+        hint = "Serve the console over https:// and set KNEO_SERV_PUBLIC_URL."
+        return warning("Browsers subscribe only over https://, and KNEO_SERV_PUBLIC_URL is not such an address.", hint)
+    return ok(f"Browsers can subscribe to notifications; the public key is {key.public}.")
 
 
 def check_model_keys(settings: Settings) -> Diagnosis:

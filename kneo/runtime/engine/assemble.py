@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kneo.errors import Conflict, Invalid
 from kneo.notify.channels import known_channels
@@ -32,7 +32,11 @@ from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock
 from kneo.tasks import links
+from kneo.tasks.lifecycle import is_asked
 from kneo.tools import ToolRegistry
+
+if TYPE_CHECKING:
+    from kneo.notify.web_push import WebPush
 
 log = logging.getLogger("kneo.runtime")
 
@@ -250,8 +254,23 @@ def telling(settings: Settings, store: Store) -> Iterator[None]:
     stopping = threading.Event()
     # httpx takes a tenth of a second to import, and many processes have no channel.
     delivery = importlib.import_module("kneo.notify.delivery")
-    with background("outbox", lambda: delivery.run_outbox(store, settings, stopping, _token), stopping.set):
+    courier = delivery.Courier(store, settings, _token, _web_push(settings, store))
+    with background("outbox", lambda: delivery.run_outbox(courier, stopping), stopping.set):
         yield
+
+
+def _web_push(settings: Settings, store: Store) -> WebPush | None:
+    """Return the delivery to browsers, where a key for it is set.
+
+    Raises:
+        Invalid: ``invalid_setting``: the key is not valid.
+    """
+    if not settings.push.private_key:
+        return None
+    from kneo.notify.web_push import WebPush
+    from kneo.trust.web_push import VapidKey
+
+    return WebPush(store, settings.push, VapidKey.load(settings.push.private_key), is_asked)
 
 
 def _token(tx: Tx, task_id: str, person: str) -> str:

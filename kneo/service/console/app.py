@@ -25,6 +25,7 @@ from kneo.service.console import (
     environments,
     identity,
     inbox,
+    push,
     release_acts,
     run_acts,
     run_page,
@@ -52,6 +53,7 @@ AREAS: tuple[Pages, ...] = (
     environments.pages,
     bundles.pages,
     identity.pages,
+    push.pages,
     runs.pages,
     run_page.pages,
     run_acts.pages,
@@ -91,6 +93,7 @@ class Console:
             routes=[
                 *entry.routes(),
                 Route("/static/{name}", _static),
+                Route("/push.js", self._push_script),
                 Route("/live", self._live),
                 *(Route(route.path, self._endpoint(route), methods=[route.method]) for route in self.routes),
             ],
@@ -119,6 +122,10 @@ class Console:
             is_signed_in=lambda: self.sessions.find(cookies) is not None,
         )
         return self.service.streams.answer(events, signed_in.principal.name)
+
+    async def _push_script(self, _request: Request) -> Response:
+        """Serve the script that shows notifications, which a browser keeps without a session."""
+        return push.worker_script(self.service.settings.push)
 
     def _serve(self, route: PageRoute, request: Request, form: Form) -> Response:
         signed_in = self.sessions.find(request.cookies)

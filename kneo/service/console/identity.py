@@ -5,6 +5,7 @@ from __future__ import annotations
 from kneo.api.identity import get_me
 from kneo.service.auth import SCOPES
 from kneo.service.console.page import Page, PageRequest, Pages
+from kneo.service.console.push import push_state
 
 pages = Pages()
 
@@ -13,4 +14,5 @@ pages = Pages()
 def show_me(request: PageRequest) -> Page:
     """Show who the person is to Kneo."""
     me = request.call(get_me)
-    return Page("me.html", {"caller": me, "scopes": [(name, SCOPES.get(name, "")) for name in me.scopes]})
+    scopes = [(name, SCOPES.get(name, "")) for name in me.scopes]
+    return Page("me.html", {"caller": me, "scopes": scopes, "push": push_state(request)})

@@ -18,7 +18,7 @@ from kneo.errors import KneoError
 from kneo.records.oidc_sign_in import SIGN_IN_LIFETIME
 from kneo.service.console.page import Form
 from kneo.service.console.security import HEADERS, HOME, safe_next
-from kneo.service.console.session import TOKEN_BYTES, Sessions
+from kneo.service.console.session import TOKEN_BYTES, Sessions, push_browser
 from kneo.service.limits import Rate
 from kneo.service.oidc.code_flow import CodeFlow, CodeResponse, SignInRefused
 from kneo.service.oidc.people import OidcPeople
@@ -116,7 +116,8 @@ class OidcRoutes:
                 msg = "This browser has begun no sign-in, or it is older than ten minutes."
                 raise SignInRefused(msg, hint="Sign in again, and allow cookies of this site.")
             completed = await self.flow.complete(browser, _response(Form.parse(request.url.query)))
-            token = await run_in_threadpool(self.sessions.sign_in_with_issuer, self.people, completed.identity, address)
+            push, identity = push_browser(request.cookies), completed.identity
+            token = await run_in_threadpool(self.sessions.sign_in_with_issuer, self.people, identity, address, push)
         except KneoError as error:
             await run_in_threadpool(self.sessions.record_refusal, "oidc", address)
             return self._refuse(request, error)

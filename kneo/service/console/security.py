@@ -9,9 +9,10 @@ from kneo.errors import Forbidden
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types kneo"
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types kneo kneo-worker"
 )
-"""The content security policy: nothing from other sites, no inline script or style, one Trusted Types policy."""
+"""The content security policy: nothing from other sites, no inline script or style, two Trusted Types policies: for pages, and for
+the script of notifications."""
 
 HEADERS: Mapping[str, str] = {
     "content-security-policy": POLICY,

@@ -16,7 +16,7 @@ from kneo.clock import isoformat, parse_time
 from kneo.records.browser_session import LIFETIME, LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
 from kneo.service.auth import ANONYMOUS, Keyring
 from kneo.service.callers import Callers
-from kneo.store import audit, browser_sessions, oidc_people
+from kneo.store import audit, browser_sessions, oidc_people, push_subscriptions
 from kneo.store.engine import Store, Tx
 
 if TYPE_CHECKING:
@@ -26,12 +26,23 @@ if TYPE_CHECKING:
 SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_session", "kneo_session"
 """The cookie over https, and over http to this machine, where browsers keep no ``Secure`` cookie."""
 
+PUSH_COOKIE = "kneo_push"
+"""The cookie by which a browser with a subscription to notifications is known."""
+
+NOTIFICATIONS_ENDED = "console.notifications_ended"
+
 TOKEN_BYTES = 32
 
 
 def hash_token(token: str) -> str:
     """Return the SHA-256 of a token as it is stored."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def push_browser(cookies: Mapping[str, str]) -> str:
+    """Return the hash by which the browser of a request is known for notifications; empty where it has none."""
+    token = cookies.get(PUSH_COOKIE, "")
+    return hash_token(token) if token else ""
 
 
 @dataclass(frozen=True)
@@ -97,26 +108,28 @@ class Sessions:
         # A session without a key comes from the link of a service without keys.
         return None if self.keyring.required else Principal(person, frozenset({EVERYTHING}))
 
-    def sign_in_with_key(self, key: str, address: str) -> str | None:
+    def sign_in_with_key(self, key: str, address: str, push: str = "") -> str | None:
         """Start a session for the owner of an API key; return its token, or ``None`` for an unknown key."""
         principal = self.keyring.find(key) if key else None
         if principal is None:
             return None
         key_hash = hashlib.sha256(key.encode()).hexdigest()
-        return self.store.transact(lambda tx: start(tx, principal.name, "api_key", address, key_hash=key_hash))
+        return self.store.transact(
+            lambda tx: start(tx, principal.name, "api_key", address, push=push, key_hash=key_hash)
+        )
 
-    def sign_in_with_link(self, token: str, address: str) -> str | None:
+    def sign_in_with_link(self, token: str, address: str, push: str = "") -> str | None:
         """Start a session with a one-time link; return its token, or ``None`` where the link does not work any more."""
 
         def use(tx: Tx) -> str | None:
             link = browser_sessions.use_link(tx, hash_token(token))
             if link is None or self._principal(link.person, link.key_hash) is None:
                 return None
-            return start(tx, link.person, "link", address, key_hash=link.key_hash)
+            return start(tx, link.person, "link", address, push=push, key_hash=link.key_hash)
 
         return self.store.transact(use)
 
-    def sign_in_with_issuer(self, people: OidcPeople, identity: Identity, address: str) -> str:
+    def sign_in_with_issuer(self, people: OidcPeople, identity: Identity, address: str, push: str = "") -> str:
         """Start a session for a person of the issuer; return its token.
 
         Raises:
@@ -124,7 +137,7 @@ class Sessions:
         """
         name, groups = people.admit(identity).name, tuple(sorted(identity.groups))
         facts = {"issuer": identity.issuer, "subject": identity.subject}
-        return self.store.transact(lambda tx: start(tx, name, "oidc", address, groups=groups, facts=facts))
+        return self.store.transact(lambda tx: start(tx, name, "oidc", address, push=push, groups=groups, facts=facts))
 
     def record_refusal(self, method: str, address: str) -> None:
         """Record in the audit log that a sign-in was refused."""
@@ -132,15 +145,31 @@ class Sessions:
         self.store.transact(lambda tx: audit.record(tx, "console.sign_in_refused", actor=None, metadata=facts))
 
 
-def end(store: Store, signed_in: SignedIn) -> None:
-    """End a session."""
+def end(store: Store, signed_in: SignedIn, push: str = "") -> None:
+    """End a session, and the notifications that were switched on in it and in its browser.
+
+    Args:
+        store: The database.
+        signed_in: The person and the session.
+        push: The hash by which the browser is known for notifications.
+    """
     token_hash, name = signed_in.token_hash, signed_in.principal.name
 
     def work(tx: Tx) -> None:
-        if token_hash is not None and browser_sessions.end(tx, token_hash):
+        if token_hash is None:
+            return
+        is_ended = browser_sessions.end(tx, token_hash)
+        push_subscriptions.lock(tx)
+        _record_end(tx, push_subscriptions.end_of_session(tx, token_hash, push), "signed_out", name)
+        if is_ended:
             audit.record(tx, "console.signed_out", actor=name)
 
     store.transact(work)
+
+
+def _record_end(tx: Tx, ended: int, reason: str, actor: str | None = None) -> None:
+    if ended:
+        audit.record(tx, NOTIFICATIONS_ENDED, actor=actor, metadata={"reason": reason, "count": ended})
 
 
 def start(
@@ -149,11 +178,15 @@ def start(
     method: str,
     address: str,
     *,
+    push: str = "",
     key_hash: str | None = None,
     groups: tuple[str, ...] | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> str:
-    """Store a new session and its audit event; return the token for the cookie."""
+    """Store a new session and its audit event; return the token for the cookie.
+
+    Notifications to another person in the browser end.
+    """
     token = secrets.token_urlsafe(TOKEN_BYTES)
     session = BrowserSession(
         token_hash=hash_token(token),
@@ -165,6 +198,7 @@ def start(
         seen_at=tx.at,
     )
     browser_sessions.start(tx, session)
+    _record_end(tx, push_subscriptions.end_of_others(tx, push, person), "another_person")
     audit.record(
         tx, "console.signed_in", actor=person, metadata={"method": method, "address": address, **(facts or {})}
     )

@@ -14,7 +14,14 @@ from starlette.routing import Route
 from kneo.errors import Forbidden, Invalid
 from kneo.service.console.page import Form, PageRequest, Pages
 from kneo.service.console.security import HEADERS, HOME, check_same_origin, safe_next
-from kneo.service.console.session import Sessions, delete_cookies, end, set_cookie
+from kneo.service.console.session import (
+    PUSH_COOKIE,
+    Sessions,
+    delete_cookies,
+    end,
+    push_browser,
+    set_cookie,
+)
 from kneo.service.context import Service
 from kneo.service.head_check import is_loopback
 from kneo.service.limits import Rate
@@ -89,7 +96,8 @@ class SignIn:
             response = self.show_form(request, target, msg, 429)
             response.headers["retry-after"] = str(max(1, round(wait + 0.5)))
             return response
-        token = await run_in_threadpool(self.sessions.sign_in_with_key, form.get("key").strip(), _address(request))
+        key, push = form.get("key").strip(), push_browser(request.cookies)
+        token = await run_in_threadpool(self.sessions.sign_in_with_key, key, _address(request), push)
         if token is None:
             await run_in_threadpool(self.sessions.record_refusal, "api_key", _address(request))
             return self.show_form(request, target, "No person has this API key.", 401)
@@ -102,8 +110,8 @@ class SignIn:
             return Response(status_code=403, headers=dict(HEADERS))
         if self.tries.take(_address(request)):
             return self.show_form(request, HOME, "Too many sign-ins were tried from this address; wait a minute.", 429)
-        link = request.path_params["token"]
-        token = await run_in_threadpool(self.sessions.sign_in_with_link, link, _address(request))
+        link, push = request.path_params["token"], push_browser(request.cookies)
+        token = await run_in_threadpool(self.sessions.sign_in_with_link, link, _address(request), push)
         if token is None:
             await run_in_threadpool(self.sessions.record_refusal, "link", _address(request))
             msg = "This link does not work: it was used before, or is older than ten minutes."
@@ -171,9 +179,10 @@ def theme_of(cookies: Mapping[str, str]) -> str:
 @pages.post("/logout")
 def sign_out(request: PageRequest) -> Response:
     """End the session."""
-    end(request.context.store, request.signed_in)
+    end(request.context.store, request.signed_in, push_browser(request.cookies))
     response = RedirectResponse("/console/login", 303)
     delete_cookies(response)
+    response.delete_cookie(PUSH_COOKIE, path=HOME, secure=request.secure, httponly=True, samesite="lax")
     return response
 
 

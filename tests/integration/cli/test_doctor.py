@@ -25,6 +25,7 @@ from kneo.store import audit, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import HEAD, open_store
 from kneo.trust.keys import PrivateKey
+from kneo.trust.web_push import VapidKey
 
 OK, WARNING, ERROR = Level.OK, Level.WARNING, Level.ERROR
 LONG = "k" * 24
@@ -85,7 +86,7 @@ def test_an_installation_that_works_has_no_error(served: Installation) -> None:
     results = examine("127.0.0.1", 1)
     assert levels(results, ERROR) == set()
     assert levels(results, WARNING) == {"worker"}
-    assert len(results) == 17
+    assert len(results) == 18
 
 
 def test_the_page_has_every_check_in_order_and_its_commands_run(local: Installation, kneo: Kneo) -> None:
@@ -171,6 +172,21 @@ def test_an_issuer_that_does_not_respond(local: Installation) -> None:
         local.set(KNEO_SERV_OIDC_ISSUER=issuer.url, KNEO_SERV_OIDC_AUDIENCE="kneo", KNEO_SERV_OIDC_ROLES="ops=operator")
         assert local.level("issuer") is OK
     assert local.level("issuer") is ERROR
+
+
+def test_a_key_of_notifications_that_cannot_be_used(local: Installation) -> None:
+    assert local.level("web_push") is OK
+    local.set(
+        KNEO_SERV_VAPID_PRIVATE_KEY=VapidKey.generate().pem.decode(), KNEO_SERV_VAPID_SUBJECT="mailto:a@b.example"
+    )
+    assert local.level("web_push") is OK
+    local.set(KNEO_SERV_PUBLIC_URL="https://kneo.example.org")
+    assert local.level("web_push") is OK
+    local.set(KNEO_SERV_PUBLIC_URL="http://kneo.example.org")
+    assert local.level("web_push") is WARNING
+    local.set(KNEO_SERV_VAPID_PRIVATE_KEY="s3cret")
+    assert local.level("web_push") is ERROR
+    assert "s3cret" not in local.check("web_push").message
 
 
 def test_api_keys_that_can_be_guessed_or_are_not_valid(local: Installation) -> None:

@@ -8,6 +8,7 @@ import pytest
 from kneo.service.auth import configured, key_digest, keyring
 from kneo.settings import from_env
 from kneo.trust.keys import PrivateKey
+from kneo.trust.web_push import VapidKey
 
 Kneo = Callable[..., Any]
 
@@ -55,6 +56,18 @@ def test_passphrase(kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(path) in refused.err
     monkeypatch.delenv("KNEO_SERV_KEY_PASSPHRASE")
     assert kneo("keys", "show", path).status == 1
+
+
+def test_the_key_of_notifications_is_one_that_a_service_takes(kneo: Kneo, tmp_path: Path):
+    path = tmp_path / "vapid.pem"
+    made = kneo("keys", "vapid", "--output", path, "--json")
+    assert made.status == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert VapidKey.load(path.read_text()).public == made.json["public"]
+    assert kneo("keys", "vapid", "--output", path).status == 5
+    said = kneo("keys", "vapid", "--output", tmp_path / "other.pem").out
+    assert "BEGIN PRIVATE KEY" not in said
+    assert "KNEO_SERV_VAPID_PRIVATE_KEY_FILE" in said
 
 
 def test_what_is_no_key(kneo: Kneo, tmp_path: Path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from kneo.errors import Invalid
 from kneo.settings import (
     HOOK_PROVIDERS,
     NOTIFY_CHANNELS,
+    PUSH_HOSTS,
     SETTINGS,
     Limits,
     debug_wanted,
@@ -317,6 +319,7 @@ SECRET_SETTINGS = {
     "KNEO_SERV_SPEC_SIGNING_KEY": lambda settings: settings.spec_signing_key,
     "KNEO_SERV_NOTIFY_TOKEN": lambda settings: settings.notify_token,
     "KNEO_SERV_OIDC_CLIENT_SECRET": lambda settings: settings.oidc.client_secret,
+    "KNEO_SERV_VAPID_PRIVATE_KEY": lambda settings: settings.push.private_key,
     **{f"KNEO_SERV_HOOK_SECRET_{name.upper()}": lambda settings: settings.hook_secrets for name in HOOK_PROVIDERS},
     **{f"KNEO_SERV_NOTIFY_{name.upper()}": lambda settings: settings.notify for name in NOTIFY_CHANNELS},
     "KNEO_SERV_NOTIFY_WEBHOOK_SECRET": lambda settings: settings.notify_webhook_keys,
@@ -330,6 +333,7 @@ BESIDE = {
         "KNEO_SERV_OIDC_ROLES": "ops=operator",
         "KNEO_SERV_PUBLIC_URL": "https://kneo.example",
     },
+    "KNEO_SERV_VAPID_PRIVATE_KEY": {"KNEO_SERV_VAPID_SUBJECT": "mailto:ops@example.org"},
     "KNEO_SERV_NOTIFY_WEBHOOK_SECRET": {"KNEO_SERV_NOTIFY_WEBHOOK": "https://hooks.example"},
     "KNEO_SERV_CHANNEL_SLACK_OPS_SECRET": {"KNEO_SERV_CHANNEL_SLACK_OPS": "https://hooks.example"},
 }
@@ -406,6 +410,32 @@ def test_the_patience_with_models_is_a_duration(here: Path, text: str, seconds: 
     assert from_env({"KNEO_SERV_MODEL_PATIENCE": text}, here).models.patience_seconds == seconds
     with pytest.raises(Invalid, match="KNEO_SERV_MODEL_PATIENCE must be a duration"):
         from_env({"KNEO_SERV_MODEL_PATIENCE": f"{text} or so"}, here)
+
+
+PUSH = {"KNEO_SERV_VAPID_PRIVATE_KEY": "a key", "KNEO_SERV_VAPID_SUBJECT": "mailto:ops@example.org"}
+
+
+def test_push_services_are_those_of_browsers_unless_others_are_named(here: Path) -> None:
+    assert from_env(PUSH, here).push.hosts == PUSH_HOSTS
+    named = from_env({**PUSH, "KNEO_SERV_PUSH_HOSTS": "Push.example.org:8443, *.example.net"}, here)
+    assert named.push.hosts == ("push.example.org:8443", "*.example.net")
+    assert "a key" not in repr(named)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"KNEO_SERV_VAPID_SUBJECT": ""}, "needs KNEO_SERV_VAPID_SUBJECT"),
+        ({"KNEO_SERV_VAPID_SUBJECT": "ops@example.org"}, "must be a mailto: or https: address"),
+        ({"KNEO_SERV_PUSH_HOSTS": "https://push.example.org"}, "must list host names"),
+        ({"KNEO_SERV_PUSH_HOSTS": "*"}, "must list host names"),
+        ({"KNEO_SERV_PUSH_HOSTS": "a b"}, "must list host names"),
+        ({"KNEO_SERV_CHANNEL_WEB_PUSH": "https://hooks.example"}, "is the channel of Web Push"),
+    ],
+)
+def test_settings_of_web_push_that_are_refused(here: Path, changes: dict[str, str], word: str) -> None:
+    with pytest.raises(Invalid, match=re.escape(word)):
+        from_env({**PUSH, **changes}, here)
 
 
 OIDC = {
