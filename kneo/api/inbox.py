@@ -23,7 +23,7 @@ from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.store import releases, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
-from kneo.tasks.people import identities_of
+from kneo.tasks.people import identities_of, read_previous_reviewers
 
 Show = Literal["mine", "all", "overdue", "decided"]
 
@@ -157,6 +157,7 @@ def get_inbox(
     with context.store.read() as tx:
         changes = list(_changes(tx, context, show)) if after is None and show in {"mine", "all"} else []
         rows = _tasks(tx, context, show, limit, after)
+        read_previous_reviewers(tx, rows)
         items = [InboxTaskView.of(task, may_decide_task(tx, task, context.principal)) for task in rows]
         count = _count(tx, context)
     next_after = rows[-1].id if len(rows) == limit else None

@@ -128,6 +128,20 @@ def first_of_runs(tx: Tx, run_ids: Collection[str]) -> Mapping[str, HumanTask]:
     return {task.run_id: task for task in oldest}
 
 
+_ANSWERED = TASK.where(
+    tasks.c.run_id.in_(bindparam("runs", expanding=True)),
+    or_(tasks.c.decision.is_not(None), tasks.c.votes.is_not(None)),
+).order_by(tasks.c.id)
+
+
+def answered_of_runs(tx: Tx, run_ids: Collection[str]) -> Mapping[str, tuple[HumanTask, ...]]:
+    """Read the tasks of each of these runs that have a vote or a decision, in one statement."""
+    if not run_ids:
+        return {}
+    answered = [read_task(row) for row in tx.connection.execute(_ANSWERED, {"runs": sorted(run_ids)})]
+    return {run_id: tuple(task for task in answered if task.run_id == run_id) for run_id in run_ids}
+
+
 def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
     """List tasks with a deadline, reminder or escalation that is due, the oldest first. The cost grows with the due ones."""
     rows = tx.connection.execute(

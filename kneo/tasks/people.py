@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kneo import registry
 from kneo.errors import Forbidden, Invalid, Untrusted
 from kneo.names import person_key, person_name
-from kneo.records.task import Candidates, HumanTask, TaskStatus
+from kneo.records.task import Candidates, HumanTask
 from kneo.store import oidc_people, project_metadata, releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.schedule import TIMEOUT_POLICY
@@ -248,9 +249,20 @@ def excluded(tx: Tx, task: HumanTask) -> Iterator[tuple[str, str]]:
                 yield "name", name
 
 
+PREVIOUS_REVIEWERS = "previous_reviewers"
+
+
+def read_previous_reviewers(tx: Tx, page: Collection[HumanTask]) -> None:
+    """Read who answered before in the runs of a page of tasks, in one statement rather than one for each task."""
+    runs = {task.run_id for task in page if PREVIOUS_REVIEWERS in task.candidates.exclude}
+    for run_id, answered in tasks.answered_of_runs(tx, runs).items():
+        tx.once((PREVIOUS_REVIEWERS, run_id), partial(tuple, answered))
+
+
 def _reviewers(tx: Tx, task: HumanTask) -> frozenset[str]:
     """Find who had a say in this run before, at this question or another."""
-    others = tasks.of_run(tx, task.run_id, TaskStatus)
+    run_id = task.run_id
+    others = tx.once((PREVIOUS_REVIEWERS, run_id), lambda: tasks.answered_of_runs(tx, {run_id})[run_id])
     return frozenset(
         name
         for other in others
