@@ -6,6 +6,7 @@ ISO-8601 text with microseconds and ``+00:00``.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
@@ -129,6 +130,12 @@ def new_id(prefix: str, now: datetime) -> str:
     millisecond are in the order of their creation.
     """
     return _spelled(prefix, _ids.next(now))
+
+
+def derived_id(prefix: str, moment: datetime, source: str) -> str:
+    """Return the id of something that was created elsewhere at a time: the same for the same source."""
+    rest = int.from_bytes(hashlib.sha256(source.encode()).digest()[: _RANDOM_BITS // 8])
+    return _spelled(prefix, int(moment.timestamp() * 1000) << _RANDOM_BITS | rest)
 
 
 def first_id(prefix: str, moment: datetime) -> str:

@@ -337,7 +337,9 @@ class PlatformManager:
         """Return the report of the spec that a run executes."""
         with self.store.read() as tx:
             body = runs.load_spec(tx, find_run(self.store, run_id).spec_digest)
-        assert body is not None
+        if body is None:
+            msg = f"The spec of {run_id} is not kept."
+            raise NotFound(msg, code="spec_not_found")
         spec = read_spec(body)
         return policy_report(spec, check(spec)).flat()
 

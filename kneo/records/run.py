@@ -16,6 +16,13 @@ STATE_VERSION = 6
 """Version of the interpreter's state format; a loader migrates older ones, so a deploy never strands a run."""
 
 
+IMPORTED = "imported"
+"""The key in the metadata of runs and tasks that were imported from another platform; such a run is history and never continues."""
+
+IMPORTER = "import"
+"""The requester of imported runs, and the author of imported decisions: no person of this installation."""
+
+
 class RunStatus(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
@@ -101,6 +108,11 @@ class Run:
     trace_count: int = 0
     usage: AgentUsage = field(default_factory=AgentUsage)
     """The sum over the journals of the run's agents."""
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another platform executed the run."""
+        return IMPORTED in self.metadata
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,7 +192,7 @@ def trace(tx: Tx, reference: str) -> Trace:
     Raises:
         NotFound: there is no such run, and no release ever had that digest.
     """
-    run = runs.get(tx, reference) if reference.startswith("run_") else None
+    run = runs.get(tx, reference) if not reference.startswith("sha256:") else None
     if run is not None and run.release is not None:
         promotion = releases.promotion(tx, run.release.promotion_id)
         promotions: tuple[Promotion, ...] = (promotion,) if promotion else ()

@@ -179,6 +179,20 @@ def _append_to(tx: Tx, run_id: str, history: History) -> None:
     _add(tx, run_id, history, CheckpointLimits(), checkpoint_count, trace_count)
 
 
+def insert_past(
+    tx: Tx, steps_: Sequence[StepRecord], checkpoints_: Sequence[Checkpoint], trace: Sequence[TraceEvent]
+) -> None:
+    """Insert the whole history of a run that another platform executed, with its own times."""
+    _ADD_STEP.change_many(tx, [_step_row(step) for step in steps_])
+    limits = CheckpointLimits()
+    rows = []
+    for one in checkpoints_:
+        new = NewCheckpoint(type=one.type, step_id=one.step_id, state=one.state, metadata=one.metadata)
+        rows.append(vars(one) | _packed(new, limits))
+    _ADD_CHECKPOINT.change_many(tx, rows)
+    _ADD_TRACE.change_many(tx, [vars(event) | {"data": dict(event.data)} for event in trace])
+
+
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ from kneo.trust.sealing import NO_KEYS, DataKeys
 
 log = logging.getLogger("kneo.store")
 
-HEAD = "kneo_0011"
+HEAD = "kneo_0012"
 """The newest revision; a test compares it with the folder."""
 
 COMPATIBLE_FROM = "kneo_0007"
@@ -86,7 +86,8 @@ class ForeignDatabase(Invalid):
         owner = "the published platform's, which keeps its runs in other tables" if published else "not Kneo's"
         super().__init__(
             f"The database in KNEO_SERV_DATABASE_URL is {owner}: it has {content}. Nothing was changed in it.",
-            hint="Name an empty database, or a SQLite file that does not exist yet, and keep this one as it is.",
+            hint="Name an empty database, or a SQLite file that does not exist yet, and keep this one as it is."
+            + (" Import its runs with kneo maintenance import." if published else ""),
         )
 
 

@@ -58,9 +58,22 @@ _INSERT = Prepared(insert(runs))
 
 def insert_run(tx: Tx, run: Run) -> None:
     """Store a new run; a running one is enqueued."""
+    times = {"created_at": tx.at, "updated_at": tx.at, "started_at": tx.at, "completed_at": None}
+    _INSERT.change(tx, _row(run) | times)
+    if run.status is RunStatus.RUNNING:
+        enqueue(tx, run.id)
+
+
+def insert_ended(tx: Tx, run: Run) -> bool:
+    """Store a run that ended elsewhere, with its own times; return false where its id exists."""
+    assert run.status.is_final, "nothing continues it"
+    return insert_ignoring_duplicates(tx, runs, **_row(run))
+
+
+def _row(run: Run) -> dict[str, object]:
     release = run.release
     row = {name: value for name, value in vars(run).items() if name != "release"}
-    row |= {
+    return row | {
         "bundle": release.bundle if release else None,
         "bundle_version": release.version if release else None,
         "bundle_digest": release.digest if release else None,
@@ -71,16 +84,9 @@ def insert_run(tx: Tx, run: Run) -> None:
         "epoch": 0,
         "owner": None,
         "signal_seq": 0,
-        "created_at": tx.at,
-        "updated_at": tx.at,
-        "started_at": tx.at,
-        "completed_at": None,
         "session_id": run.metadata.get("session_id"),
         "usage": vars(run.usage),
     }
-    _INSERT.change(tx, row)
-    if run.status is RunStatus.RUNNING:
-        enqueue(tx, run.id)
 
 
 _GET = Prepared(select(runs).where(runs.c.id == bindparam("of_run")))

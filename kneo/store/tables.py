@@ -900,6 +900,22 @@ audit_events = Table(
     _partial("actor IS NOT NULL", "actor", "id"),
 )
 
+imported_audit_events = Table(
+    "imported_audit_events",
+    metadata,
+    # The audit log of another platform as it was found; outside the chain, which has an event with its digest.
+    Column("source", Bounded(16)),
+    Column("id", ID),
+    Column("at", TIME, nullable=False),
+    Column("event_type", Bounded(60), nullable=False),
+    Column("actor", NAME),
+    Column("run_id", ID),
+    Column("payload", Text, nullable=False),
+    PrimaryKeyConstraint("source", "id"),
+    Index(None, "at", "id"),
+    _partial("run_id IS NOT NULL", "run_id", "at"),
+)
+
 audit_pending = Table(
     "audit_pending",
     metadata,

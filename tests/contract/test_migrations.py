@@ -147,6 +147,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
     added = [
         "agent_sessions",
         "browser_sessions",
+        "imported_audit_events",
         "oidc_groups",
         "oidc_people",
         "oidc_sign_ins",

@@ -20,8 +20,12 @@ WALKS = [
     ["operations/api-keys.md"],
     ["guides/releases/keys.md"],
     ["guides/people/notify.md"],
+    ["moving/kneo-serv.md"],
 ]
-PREPARED = {"guides/releases/keys.md": ["kneo init acme", "cd acme"]}
+PREPARED = {
+    "guides/releases/keys.md": ["kneo init acme", "cd acme"],
+    "moving/kneo-serv.md": [f"cp {DOCS.parent / 'tests' / 'fixtures' / 'published' / '1.2.0.sqlite'} old.sqlite"],
+}
 """What a page says to do before it begins, with a link instead of a block."""
 
 FAILING = {'kneo run specs/announcement.yaml --env prod --input "Hello"': 1}

@@ -95,9 +95,16 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
 
 
 def _not_continuable(run: Run) -> Conflict:
+    if run.is_imported:
+        return _imported(run, "continued")
     msg = f"The run {run.id} is {run.status} and cannot be continued."
     hint = "Only a run that failed in a step can be continued. Start another run from any point of this one: kneo runs fork."
     return Conflict(msg, code="run_state_conflict", hint=hint, run_id=run.id, status=run.status)
+
+
+def _imported(run: Run, what: str) -> Conflict:
+    msg = f"The run {run.id} was imported from another platform and cannot be {what}."
+    return Conflict(msg, code="run_imported", hint="Start a new run of its spec: kneo run.", run_id=run.id)
 
 
 MAX_REPEATS = 100
@@ -138,11 +145,14 @@ def fork(
 
     Raises:
         NotFound: there is no such run, step or checkpoint.
-        Conflict: ``checkpoint_incomplete``: the checkpoint was truncated and has no state.
+        Conflict: ``checkpoint_incomplete``: the checkpoint was truncated and has no state. ``run_imported``: another platform
+            executed the run.
         Forbidden: the run's spec may no longer run.
     """
     store = starter.store
     parent = find_run(store, order.run_id)
+    if parent.is_imported:
+        raise _imported(parent, "forked")
     program = programs.load(parent)
     with store.read() as tx:
         checkpoints = history.list_checkpoints(tx, parent.id)

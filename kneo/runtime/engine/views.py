@@ -29,7 +29,7 @@ class RunRecord:
 
 def can_continue(run: Run) -> bool:
     """Return whether a failed run can be continued."""
-    return run.status is RunStatus.FAILED and bool(run.state)
+    return run.status is RunStatus.FAILED and bool(run.state) and not run.is_imported
 
 
 def replay_context(record: RunRecord) -> Json:

@@ -1,0 +1,1 @@
+"""Import of the history in a database of the published platform: ``source`` reads it, ``conversion`` decides, ``target`` writes."""
