@@ -163,6 +163,10 @@ RUNS ?= 2000000
 bench-scale: $(VENV)/.ready-dev ## Measure statements in a database of RUNS runs, with and without their indexes
 	@$(BIN)/python -m benchmarks.scale --runs $(RUNS)
 
+.PHONY: bench-retention
+bench-retention: $(VENV)/.ready-dev ## Measure how fast retention deletes old runs on PostgreSQL
+	@$(BIN)/python -m benchmarks.scale.retention
+
 format: $(VENV)/.ready-dev ## Format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
