@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, null, or_, select, tuple_
+from sqlalchemy import ColumnElement, Integer, Select, String, and_, bindparam, func, null, or_, select, tuple_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -77,7 +77,7 @@ LASTING = frozenset({"id", "run_id", "created_at"})
 """Orders in which runs keep their place, so that a list can continue after any of them."""
 
 EQUAL = ("environment", "bundle", "target", "workflow_name", "session_id", "requester")
-OTHERS = ("created_after", "created_before")
+OTHERS = ("updated_after", "created_after", "created_before")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,10 @@ class RunFilter:
     requester: str | None = None
     waiting_for: Collection[str] | None = None
     """The identities of a person, as in ``task_candidates``; only runs with an open task that the person may decide."""
+    asks: bool | None = None
+    """Whether the run is paused and has an open task."""
     has_error: bool | None = None
+    updated_after: str | None = None
     created_after: str | None = None
     created_before: str | None = None
     text: str | None = None
@@ -121,7 +124,8 @@ class RunFilter:
         """The names of the conditions."""
         error = {None: set(), True: {"has_error"}, False: {"has no error"}}[self.has_error]
         waits = {"waits"} if self.waiting_for is not None else set()
-        return frozenset({*self.values, *error, *waits}) - {"who", "refused"}
+        asks = {None: set(), True: {"asks"}, False: {"asks nothing"}}[self.asks]
+        return frozenset({*self.values, *error, *waits, *asks}) - {"who", "refused"}
 
 
 EVERY_RUN = RunFilter()
@@ -140,6 +144,9 @@ def _named(parameter: str) -> Select[Any]:
     )
 
 
+_OPEN = select(tasks.c.run_id).where(tasks.c.resolved_at.is_(None))
+"""The runs with an open task."""
+
 _OF_OPEN_TASKS = select(tasks.c.run_id).where(
     tasks.c.resolved_at.is_(None),
     or_(tasks.c.restricted.is_(False), tasks.c.id.in_(_named("who"))),
@@ -156,8 +163,11 @@ def _conditions(column: Callable[[str], ColumnElement[Any]]) -> Mapping[str, Col
         "requester": runs.c.requester == bindparam("requester"),
         "statuses": column("status").in_(bindparam("statuses", expanding=True)),
         "waits": runs.c.id.in_(_OF_OPEN_TASKS),
+        "asks": and_(runs.c.status == RunStatus.PAUSED, runs.c.id.in_(_OPEN)),
+        "asks nothing": or_(runs.c.status != RunStatus.PAUSED, runs.c.id.not_in(_OPEN)),
         "has_error": runs.c.error.is_not(None),
         "has no error": runs.c.error.is_(None),
+        "updated_after": runs.c.updated_at >= bindparam("updated_after"),
         "created_after": runs.c.created_at >= bindparam("created_after"),
         "created_before": runs.c.created_at < bindparam("created_before"),
         "text": or_(*(runs.c[name].ilike(sought, escape=LIKE_ESCAPE) for name in ("input_text", "output_text"))),

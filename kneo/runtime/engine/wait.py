@@ -11,6 +11,7 @@ from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.store import history, runs, tasks
 from kneo.store.change_feed import ChangeFeed, Subscription
 from kneo.store.engine import Store, Tx
+from kneo.store.run_filter import RunFilter
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ class RunSettled(Subscription[SettledRun]):
 def _settled(tx: Tx, run_id: str) -> SettledRun | None:
     run = runs.get(tx, run_id)
     return SettledRun(run, open_tasks(tx, run)) if run is not None else None
+
+
+def list_settled_runs(store: Store, where: RunFilter, *, limit: int, offset: int) -> tuple[Sequence[SettledRun], int]:
+    """Read a page of runs with their open tasks, the most recently changed first, and the number of runs on all pages."""
+    with store.read() as tx:
+        page = runs.list_runs(tx, where, limit=limit, offset=offset)
+        return [SettledRun(run, open_tasks(tx, run)) for run in page], runs.count_runs(tx, where)
 
 
 def open_tasks(tx: Tx, run: Run) -> Sequence[HumanTask]:

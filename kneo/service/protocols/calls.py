@@ -6,7 +6,7 @@ message binds it to the run that it starts, or to the task that it answers; the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
@@ -19,13 +19,13 @@ from kneo.api.context import Context, Principal, Waiting
 from kneo.api.decisions import TaskDecision, resume_human_task
 from kneo.api.operation import Operation
 from kneo.api.run_start import RunCreate, cancel_run, create_run
-from kneo.api.runs import get_run
+from kneo.api.runs import get_run, list_runs
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.runtime.engine.wait import SettledRun, read_settled_run
+from kneo.runtime.engine.wait import SettledRun, list_settled_runs, read_settled_run
 from kneo.service.admission import MAX_KEY_CHARS
 from kneo.service.context import Service
 from kneo.service.event_streams import run_events
@@ -33,6 +33,7 @@ from kneo.service.events import Event
 from kneo.service.waiting import settled_after
 from kneo.store import idempotency
 from kneo.store.idempotency import KeyedRequest, KeyOf, Known
+from kneo.store.run_filter import RunFilter
 from kneo.tasks.decisions import DecisionNotAllowed, decision_from_value, find_pending
 
 P = ParamSpec("P")
@@ -164,6 +165,12 @@ class AgentCalls:
         """Read a run of the agent, with its open tasks."""
         self._require(get_run.scopes)
         return await self.find(run_id)
+
+    async def list_runs(self, where: RunFilter, *, limit: int, offset: int) -> tuple[Sequence[SettledRun], int]:
+        """Return a page of the runs of the agent that the caller has started, and the number of runs on all pages."""
+        self._require(list_runs.scopes)
+        own = replace(where, environment=self.agent.environment, bundle=self.agent.bundle, requester=self.context.actor)
+        return await run_in_threadpool(list_settled_runs, self.service.store, own, limit=limit, offset=offset)
 
     async def find(self, run_id: str) -> SettledRun:
         """Return a run of the agent.

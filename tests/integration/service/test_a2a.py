@@ -16,6 +16,7 @@ from a2a.helpers import get_artifact_text, get_data_parts, new_data_part, new_te
 from a2a.types import (
     CancelTaskRequest,
     GetTaskRequest,
+    ListTasksRequest,
     Message,
     Part,
     Role,
@@ -34,7 +35,9 @@ from tool_calls import KEY, tool_call
 
 from kneo.agents.a2a import RemoteAgents
 from kneo.agents.turn import AnswerRequired
+from kneo.records.run import RunStatus
 from kneo.records.task import Decision, DecisionKind
+from kneo.service.protocols.a2a.tasks import ENDED
 
 ASKS = {"requested": "before"}
 
@@ -155,6 +158,64 @@ def test_a_gate_is_input_required_and_only_who_may_answer_it_over_http_answers_i
         assert (decided["actor"], decided["kind"]) == ("service", "edited")
 
     asyncio.run(work())
+
+
+def test_a_caller_lists_its_own_tasks_of_the_agent_in_pages_and_by_state(house: Bench) -> None:
+    async def work() -> None:
+        async with calling(house, "asked", "admin") as admin, calling(house, role="admin") as plain:
+            await admin.task(text("of another caller"), context_id="listed")
+            await plain.task(text("of another agent"), context_id="listed")
+        async with calling(house, "asked") as caller:
+            sent = [await caller.task(text(f"listed {number}"), context_id="listed") for number in range(3)]
+            done = await caller.task(text("approved"), task_id=sent[0].id)
+            assert done.status.state == TaskState.TASK_STATE_COMPLETED
+
+            async def listed(**request: Any) -> list[str]:
+                found, token = [], ""
+                while True:
+                    page = await caller.client.list_tasks(
+                        ListTasksRequest(context_id="listed", page_token=token, **request)
+                    )
+                    found += [task.id for task in page.tasks]
+                    token = page.next_page_token
+                    if not token:
+                        assert page.total_size == len(found)
+                        return found
+
+            waiting = [sent[2].id, sent[1].id]
+            assert await listed() == await listed(page_size=1) == [done.id, *waiting]
+            assert await listed(status=TaskState.TASK_STATE_INPUT_REQUIRED) == waiting
+            assert await listed(status=TaskState.TASK_STATE_COMPLETED) == [done.id]
+            for state in (TaskState.TASK_STATE_WORKING, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_SUBMITTED):
+                assert await listed(status=state) == []
+            assert await listed(status_timestamp_after=done.status.timestamp) == [done.id]
+
+            whole = await caller.client.list_tasks(
+                ListTasksRequest(context_id="listed", include_artifacts=True, page_size=1)
+            )
+            assert "listed 0" in get_artifact_text(whole.tasks[0].artifacts[0])
+            assert whole.tasks[0].history[0].parts[0].text == "listed 0"
+            bare = await caller.client.list_tasks(ListTasksRequest(context_id="listed", history_length=0))
+            assert [(len(task.artifacts), len(task.history)) for task in bare.tasks] == [(0, 0)] * 3
+            assert question(bare.tasks[1])["continuation_id"]
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "request_", [{"page_size": 0}, {"page_size": 101}, {"page_token": "x"}, {"page_token": "10000"}]
+)
+def test_a_list_is_bounded(house: Bench, request_: dict[str, Any]) -> None:
+    async def work() -> None:
+        async with calling(house) as caller:
+            with pytest.raises(A2AError, match="page_"):
+                await caller.client.list_tasks(ListTasksRequest(**request_))
+
+    asyncio.run(work())
+
+
+def test_every_run_that_has_ended_has_a_state_that_says_so() -> None:
+    assert {status for status in RunStatus if status.is_final} == set(ENDED)
 
 
 def test_a_stream_ends_at_the_question_and_again_at_the_end(house: Bench) -> None:

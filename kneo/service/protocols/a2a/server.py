@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
+from datetime import UTC
 from typing import NoReturn
 
 from a2a.helpers import get_text_parts
@@ -48,12 +50,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kneo.agents.a2a.parts import data_of
+from kneo.clock import isoformat
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
-from kneo.service.protocols.a2a.tasks import context_of, output_of, status_of, task_of
+from kneo.service.protocols.a2a.tasks import STATES, context_of, output_of, status_of, task_of
 from kneo.service.protocols.calls import AgentCalls, AgentMessage
 from kneo.service.protocols.limited import LimitedResponse
+
+PAGE_SIZE, MAX_PAGE_SIZE = 50, 100
+"""Tasks of a page where a request states no other number, and at most."""
+
+MAX_OFFSET, MAX_TOKEN_CHARS = 10_000, 5
+"""Tasks that can be listed, the most recently changed first; older ones are found by their context or by ``GET /v1/runs``."""
 
 
 async def serve_request(request: Request, calls: AgentCalls, address: str) -> Response:
@@ -129,10 +138,33 @@ class _Handler(RequestHandler):
             async for event in events:
                 yield event
 
+    @validate_request_params
     async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
-        del params, context
-        msg = "Tasks are listed as runs: GET /v1/runs."
-        raise UnsupportedOperationError(msg)
+        del context
+        size, offset = _page(params)
+        response = ListTasksResponse(page_size=size)
+        state = STATES.get(params.status)
+        if state is None:
+            return response
+        where = replace(
+            state,
+            session_id=params.context_id or None,
+            updated_after=isoformat(params.status_timestamp_after.ToDatetime(UTC))
+            if params.HasField("status_timestamp_after")
+            else None,
+        )
+        try:
+            page, response.total_size = await self.calls.list_runs(where, limit=size, offset=offset)
+        except KneoError as error:
+            self._refuse(error)
+        for settled in page:
+            task = task_of(settled, self.address, _history(params))
+            if not params.include_artifacts:
+                task.ClearField("artifacts")
+            response.tasks.append(task)
+        if offset + size < min(response.total_size, MAX_OFFSET):
+            response.next_page_token = str(offset + size)
+        return response
 
     async def _refuse_push(self, params: object, context: ServerCallContext) -> NoReturn:
         """Refuse push notifications: the service sends no request to an address that a caller names."""
@@ -252,6 +284,22 @@ def _metadata(message: Message) -> dict[str, object]:
     part = Part()
     part.data.struct_value.CopyFrom(message.metadata)
     return {"message": data_of([part])[0]}
+
+
+def _page(params: ListTasksRequest) -> tuple[int, int]:
+    """Return the size of a page and the number of tasks before it.
+
+    Raises:
+        InvalidParamsError: the size or the token is not valid.
+    """
+    size, token = params.page_size if params.HasField("page_size") else PAGE_SIZE, params.page_token or "0"
+    if not 1 <= size <= MAX_PAGE_SIZE:
+        msg = f"page_size is {size}; a page has 1 to {MAX_PAGE_SIZE} tasks."
+        raise InvalidParamsError(msg)
+    if len(token) > MAX_TOKEN_CHARS or not (token.isascii() and token.isdigit()) or int(token) >= MAX_OFFSET:
+        msg = "page_token is no next_page_token of this service."
+        raise InvalidParamsError(msg)
+    return size, int(token)
 
 
 def _history(params: object) -> int | None:

@@ -12,12 +12,26 @@ from kneo.clock import parse_time
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import HumanTask
 from kneo.runtime.engine.wait import SettledRun
+from kneo.store.run_filter import RunFilter
 
 ENDED: Mapping[RunStatus, TaskState] = {
     RunStatus.SUCCEEDED: TaskState.TASK_STATE_COMPLETED,
     RunStatus.FAILED: TaskState.TASK_STATE_FAILED,
     RunStatus.CANCELLED: TaskState.TASK_STATE_CANCELED,
+    RunStatus.EXPIRED: TaskState.TASK_STATE_FAILED,
+    RunStatus.TIMED_OUT: TaskState.TASK_STATE_FAILED,
 }
+
+STATES: Mapping[int, RunFilter] = {
+    TaskState.TASK_STATE_UNSPECIFIED: RunFilter(),
+    TaskState.TASK_STATE_WORKING: RunFilter(statuses=(RunStatus.RUNNING, RunStatus.PAUSED), asks=False),
+    TaskState.TASK_STATE_INPUT_REQUIRED: RunFilter(asks=True),
+    **{
+        state: RunFilter(statuses=[status for status, ended in ENDED.items() if ended == state])
+        for state in ENDED.values()
+    },
+}
+"""The runs that have a state; a run is in no other one."""
 
 OUTPUT = "output"
 """The id of the artifact with the output of a run."""
