@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 from mcp import MCPError
 from mcp.client import Client, ClientRequestContext, ClientSession, Transport
+from mcp.client.auth import OAuthFlowError
 from mcp_types import (
     CONNECTION_CLOSED,
     INVALID_REQUEST,
@@ -156,6 +157,11 @@ class Connection:
         self._is_broken = isinstance(cause, MCPError) and cause.code == CONNECTION_CLOSED
         if isinstance(cause, KneoError):
             return cause
+        if isinstance(cause, OAuthFlowError):
+            # The SDK repeats what the authorization server wrote, which may hold a token.
+            msg = f"The MCP server {self._name} failed: no access token for it ({type(cause).__name__})."
+            hint = "Check oauth.issuer, client_id and client_secret_ref of the server, and the log of its authorization server."
+            return McpUnreachable(msg, hint=hint)
         late = f"it did not connect within {self._connect_seconds:g} s"
         words = self._transport.last_words()
         msg = f"The MCP server {self._name} failed: {late if isinstance(cause, TimeoutError) else cause}."

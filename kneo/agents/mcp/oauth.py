@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import httpx2
 from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
+
+# The SDK logs its failures with the responses of authorization servers, which may hold tokens; the call's error reports them.
+logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

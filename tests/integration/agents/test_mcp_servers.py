@@ -818,6 +818,31 @@ def test_a_client_secret_is_sent_to_its_issuer_alone(case: str) -> None:
     assert bool(tokens) is (case == "secret")
 
 
+@pytest.mark.parametrize("case", ["refused", "malformed"])
+def test_what_an_authorization_server_writes_is_in_no_log_and_no_error(
+    case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    guarded = Guarded()
+    repeated = {"access_token": "token-of-the-server", "client": "s3cr3t-of-the-client", "token_type": 3}
+
+    def answer(call: WebCall) -> bytes:
+        if call.target == "/token":
+            return guarded.json(repeated, status=400 if case == "refused" else 200)
+        return guarded.answer(call)
+
+    async def main() -> None:
+        async with raw_web(answer) as web, opened(rules=inside(web.port), secrets=SECRETS) as servers:
+            guarded.port = web.port
+            with pytest.raises(McpServerFailed) as failed:
+                await servers.call(call_of("echo", {}, oauth_of(guarded)))
+            shown = f"{failed.value} {failed.value.hint} {caplog.text}"
+            assert "access token" in str(failed.value)
+            assert not [each for each in ("token-of-the-server", *SECRETS.values()) if each in shown], shown
+
+    with caplog.at_level("DEBUG"):
+        run(main())
+
+
 def test_oauth_is_for_one_way_of_authorization() -> None:
     oauth = {"issuer": "https://login.example", "client_id": "kneo", "client_secret_ref": "S"}
     for fields in (
