@@ -196,8 +196,12 @@ class SpecIndex:
 
     @cached_property
     def tool_names(self) -> frozenset[str]:
-        """Tools of the spec and of the embedding program, and the built-in one with which agents ask people."""
-        return self.context.tools | frozenset((*self.spec.tools, ASK_QUESTION))
+        """Tools of the spec and, where it is known, of the embedding program, and the built-in one to ask people."""
+        return frozenset((*(self.context.tools or ()), *self.spec.tools, ASK_QUESTION))
+
+    def is_missing_tool(self, name: str) -> bool:
+        """Tell whether a tool is neither in the spec nor registered, as far as this process knows."""
+        return self.context.tools is not None and name not in self.tool_names
 
 
 def children(step: Step) -> tuple[tuple[Path, Sequence[Step]], ...]:

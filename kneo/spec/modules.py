@@ -42,7 +42,8 @@ class RuleContext:
         modules: Importable modules by dotted name. It may be a lazy mapping; rules only use ``get`` and ``in``. None
             means that no index exists, and rules about missing modules report nothing.
         import_allow: Module prefixes that ``implementation`` may name. None means every module in ``modules``.
-        tools: Names of the embedding program's tool registry, in addition to the spec's ``tools``.
+        tools: Names of the embedding program's tool registry, in addition to the spec's ``tools``. None means that they are not
+            known, and rules about missing tools report nothing.
         middleware: Names of the middleware that the embedding program registers. None means that it is not known.
         functions: Names that the embedding program registers, in addition to ``components.functions``.
         environment: The environment of the check, where one is chosen.
@@ -55,7 +56,7 @@ class RuleContext:
 
     modules: Mapping[str, Module] | None = None
     import_allow: tuple[str, ...] | None = None
-    tools: frozenset[str] = frozenset()
+    tools: frozenset[str] | None = frozenset()
     functions: frozenset[str] = frozenset()
     environment: str | None = None
     rules: EnvironmentSpec | None = None

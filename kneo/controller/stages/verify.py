@@ -394,7 +394,8 @@ def _check_under(bundle: VerifiedBundle, environment: Environment, flags: Policy
     gates = environment.gates
     loaded = load_tree(
         dict(bundle.spec),
-        context=RuleContext(rules=environment.spec),
+        # The tools of the platform are known to the processes that sign and that execute steps, and not here.
+        context=RuleContext(tools=None, rules=environment.spec),
         rules=lambda spec, context: check(with_gates(spec, gates), context),
     )
     if loaded.spec is None or not loaded.valid:

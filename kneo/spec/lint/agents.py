@@ -93,6 +93,12 @@ def _memory(index: SpecIndex, at: LocatedAgent, stated: Memory) -> Iterator[Diag
         what = "has no policy" if stated.policy is None else f"has the policy {stated.policy}, which is unknown"
         hint = f"Write one of {', '.join(MEMORY_POLICIES)}."
         yield error("E_MEMORY_POLICY_REQUIRED", f"The memory {what}.", (*path, "policy"), suggestion=hint)
+    if stated.preserve_system_messages is False:
+        message = (
+            "A request without the system prompt is not possible: it has the rules that the agent is released with."
+        )
+        hint = "Leave it out. max_messages limits the earlier messages; an agent without system_prompt has no instructions."
+        yield error("E_FIELD_UNSUPPORTED", message, (*path, "preserve_system_messages"), suggestion=hint)
     yield from _memory_part(index, at, "summarizer", stated.summarizer, needed=stated.policy == "summary")
     yield from _memory_part(index, at, "retriever", stated.retriever, needed=stated.policy == "retrieval")
 
@@ -109,7 +115,7 @@ def _memory_part(
     tools = index.tool_names - {ASK_QUESTION} if key == "retriever" else frozenset()
     known = {*index.agent_names, *index.function_names, *tools}
     tool = index.spec.tools.get(part.ref) if part.ref in tools else None
-    if part.ref not in known:
+    if part.ref not in known and (key != "retriever" or index.is_missing_tool(part.ref)):
         places = (
             "components.agents, components.functions and tools"
             if tools

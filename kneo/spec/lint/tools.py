@@ -23,7 +23,7 @@ def tool_selections(index: SpecIndex) -> Iterator[Diagnostic]:
         for name in sorted(frozenset(selected.include) & frozenset(selected.exclude)):
             yield error("E_TOOL_CONFLICT", f"The tool {name} is both included and excluded.", path)
         for name in dict.fromkeys(selected.include):
-            if name not in index.tool_names:
+            if index.is_missing_tool(name):
                 hint = index.hints.near(name, index.tool_names) or f"Declare {name} under tools, or register it."
                 message = f"The tool {name} is neither in tools nor registered by the platform."
                 yield error("E_TOOL_REF", message, path, suggestion=hint, aliases=("E_UNKNOWN_TOOL",))
@@ -54,7 +54,8 @@ def tool_backings(index: SpecIndex) -> Iterator[Diagnostic]:
         path: Path = ("tools", name)
         backings = tool.backings
         external = tool.review is not None and tool.review.external is not None
-        if not backings and not external and name not in index.context.tools:
+        registered = index.context.tools
+        if not backings and not external and registered is not None and name not in registered:
             hint = "Give it one of implementation, http, mcp, agent and a2a."
             yield error("E_TOOL_NO_BACKING", f"The tool {name} has no implementation.", path, suggestion=hint)
         if len(backings) > 1:

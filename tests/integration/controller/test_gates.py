@@ -59,6 +59,31 @@ def test_a_gate_of_the_environment_counts_for_what_runs_there_and_only_while_it_
     assert bench.condition(ConditionType.VERIFIED) == (False, "SpecInvalid")
 
 
+@pytest.mark.parametrize("declared", [{}, {"lookup": {"description": "Look up a user."}}])
+def test_a_bundle_may_use_tools_that_the_program_of_the_worker_registers(bench: Bench, declared: dict) -> None:
+    spec = announcement(tools=declared)
+    spec["components"]["agents"]["writer"]["tools"] = {
+        "include": ["lookup"],
+        "permissions": {"allow_network": False, "allow_shell": False},
+    }
+    bench.repo.bundle("mail", "1.0.0", spec)
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Release mail")
+    bench.reconcile()
+    assert bench.served() == {"mail": "1.0.0"}
+
+
+def test_a_registered_tool_that_needs_an_approval_is_gated_by_its_declaration(bench: Bench) -> None:
+    lookup = {"description": "Look up a user.", "capabilities": ["shell"]}
+    spec = announcement(tools={"lookup": lookup})
+    spec["components"]["agents"]["writer"]["tools"] = {"include": ["lookup"], "permissions": {"allow_shell": True}}
+    bench.repo.bundle("mail", "1.0.0", spec)
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Release mail")
+    bench.reconcile()
+    assert bench.condition(ConditionType.VERIFIED) == (False, "SpecInvalid")
+
+
 def test_taking_a_gate_away_needs_the_approvals_in_force(bench: Bench) -> None:
     gates = [{"name": "out", "match": {"refs": ["publish"]}, "before": {"human": {"on_reject": "stop"}}}]
     bench.repo.bundle("mail", "1.0.0")
