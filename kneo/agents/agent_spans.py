@@ -27,6 +27,7 @@ from kneo.agents.turn import AnswerRequired, PeopleRequired, Postponed, Stopped,
 from kneo.redaction import redact_text
 from kneo.spec.models.agent import ModelChoice
 from kneo.spec.models.spec import Tool
+from kneo.spec.policies import TracingPolicy, tracing_policy
 from kneo.telemetry.spans import CONTENT_CHARS, Span, span
 
 MAX_MESSAGES = 20
@@ -92,12 +93,14 @@ def note_reply(traced: Span, turn: Turn, messages: Sequence[ModelMessage], reply
         gen__ai_usage_input__tokens=reply.usage.input_tokens,
         gen__ai_usage_output__tokens=reply.usage.output_tokens,
     )
-    if turn.withheld is not None:
+    policy = tracing_policy(turn.spec)
+    if turn.withheld is not None or not policy.messages:
         return
     if traced.has_arguments:
-        traced.note(gen__ai_input_messages=_json([_message(each) for each in messages[-MAX_MESSAGES:]]))
+        latest = [_message(each, policy) for each in messages[-MAX_MESSAGES:]]
+        traced.note(gen__ai_input_messages=_json(latest))
     if traced.has_results:
-        traced.note(gen__ai_output_messages=_json([_message(reply)]))
+        traced.note(gen__ai_output_messages=_json([_message(reply, policy)]))
 
 
 def tool_span(turn: Turn, name: str, call_id: str, tool: Tool) -> AbstractContextManager[Span]:
@@ -115,11 +118,12 @@ def tool_span(turn: Turn, name: str, call_id: str, tool: Tool) -> AbstractContex
     )
 
 
-def note_call(traced: Span, arguments: object, result: object) -> None:
+def note_call(traced: Span, turn: Turn, arguments: object, result: object) -> None:
     """Add arguments and the result of a call, where they are recorded."""
-    if traced.has_arguments:
+    policy = tracing_policy(turn.spec)
+    if traced.has_arguments and policy.messages:
         traced.note(gen__ai_tool_call_arguments=_text(arguments))
-    if traced.has_results:
+    if traced.has_results and policy.tool_results:
         traced.note(gen__ai_tool_call_result=_text(result))
 
 
@@ -127,8 +131,9 @@ def _provider(name: str) -> str:
     return _PROVIDERS.get(name, name)
 
 
-def _message(message: ModelMessage) -> dict[str, object]:
-    parts = [shown for part in message.parts if (shown := _part(part)) is not None]
+def _message(message: ModelMessage, policy: TracingPolicy) -> dict[str, object]:
+    shown_parts = [part for part in message.parts if policy.tool_results or not isinstance(part, ToolReturnPart)]
+    parts = [shown for part in shown_parts if (shown := _part(part)) is not None]
     return {"role": _role(message), "parts": parts}
 
 

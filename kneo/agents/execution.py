@@ -117,7 +117,7 @@ class CallExecution:
             with tool_span(self._turn, call.name, call.key, tool) as traced:
                 returned = await self._watched(call, self._attempts(tool, made))
                 if not self._guardrails.of("tool", call.name):
-                    note_call(traced, arguments, returned)
+                    note_call(traced, self._turn, arguments, returned)
         except AnswerRequired as required:
             return await self._wait(replace(permitted, started=None), required)
         except Exception as error:  # noqa: BLE001 - the model gets it as the call's result

@@ -81,7 +81,8 @@ def provider_name(agent_name: str, agent: Agent) -> str:
     if mode == "adapter" and stated.fallback_mode is not None:
         mode = stated.fallback_mode
     if mode == "adapter":
-        msg = f"The agent {agent_name} prefers the runtime adapter, and no adapter is registered here."
+        adapter = f"the runtime adapter {stated.adapter_ref}" if stated.adapter_ref else "a runtime adapter"
+        msg = f"The agent {agent_name} prefers {adapter}, which this version does not have."
         hint = "Write preferred_mode: bridge, or add fallback_mode: bridge."
         raise Invalid(msg, code="provider_not_configured", hint=hint)
     if stated.allowed_modes and mode not in stated.allowed_modes:

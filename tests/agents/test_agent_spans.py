@@ -120,6 +120,19 @@ def test_answers_that_guardrails_check_are_in_no_span(record: Record) -> None:
     assert "Hello." not in everything(exporter)
 
 
+def test_a_spec_keeps_its_messages_out_of_spans(record: Record) -> None:
+    exporter = record(record_arguments=True, record_results=True)
+    with model_server([Reply("Your answer.")]) as server:
+        conversation = Conversation(server, PROVIDERS["chat"])
+        turn = conversation.turn("Your question.")
+        spec = turn.spec.model_copy(update={"policies": {"tracing": {"include_messages": False}}})
+        conversation.turn = lambda text: replace(turn, text=text, spec=spec)  # type: ignore[method-assign]
+        asyncio.run(conversation.ask("Your question."))
+    assert named(exporter, "chat fake")
+    assert "Your answer." not in everything(exporter)
+    assert "Your question." not in everything(exporter)
+
+
 # ---- turns and calls --------------------------------------------------------------------------------------------
 
 
@@ -145,6 +158,17 @@ def test_arguments_and_results_have_a_switch_each(clock: ManualClock, record: Re
         (look,) = named(exporter, "execute_tool look")
         recorded = {name for name in facts(look) if name.startswith("gen_ai.tool.call.") and not name.endswith("id")}
         assert recorded == {f"gen_ai.tool.call.{attribute}"}
+
+
+@pytest.mark.usefixtures("_scripted")
+@pytest.mark.parametrize(("field", "kept"), [("include_messages", "result"), ("include_tool_results", "arguments")])
+def test_a_spec_withholds_arguments_or_results(field: str, kept: str, clock: ManualClock, record: Record) -> None:
+    exporter = record(record_arguments=True, record_results=True)
+    spec = spec_of().model_copy(update={"policies": {"tracing": {field: False}}})
+    asyncio.run(house([("look", {"x": 1})], "Done.", spec=spec, clock=clock).take())
+    (look,) = named(exporter, "execute_tool look")
+    recorded = {name for name in facts(look) if name.startswith("gen_ai.tool.call.") and not name.endswith("id")}
+    assert recorded == {f"gen_ai.tool.call.{kept}"}
 
 
 @pytest.mark.usefixtures("_scripted")

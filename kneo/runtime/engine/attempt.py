@@ -39,10 +39,13 @@ MAX_ERROR_CHARS = 4_000
 class Attempt:
     """An attempt that is under way. The caller sets ``output``; ``result`` is available when the attempt is over.
 
-    ``shows_input`` is false where guardrails check the input: until they have passed it on, nothing records it.
+    ``shows_input`` is false where guardrails check the input: until they have passed it on, nothing records it. ``traces`` is
+    whether the spec lets spans carry the input and the output.
     """
 
-    def __init__(self, run: Run, action: Execute, clock: Clock, *, shows_input: bool = True) -> None:
+    def __init__(
+        self, run: Run, action: Execute, clock: Clock, *, shows_input: bool = True, traces: bool = True
+    ) -> None:
         review = action.value.review
         self.action = action
         self.context = StepContext(
@@ -59,7 +62,7 @@ class Attempt:
             implementations=pins_of(run),
         )
         self.output: StepOutput | None = None
-        self._shows_input = shows_input
+        self._shows_input, self._traces = shows_input, traces
         self._started_at = isoformat(clock.now())
         self._outcome: AttemptOutcome | None = None
 
@@ -102,7 +105,7 @@ class Attempt:
             "kneo.step", kneo_run__id=run_id, kneo_step__id=activity.path, kneo_step_kind=activity.kind
         ) as traced:
             traced.note(kneo_step_attempt=self.action.attempt)
-            if self._shows_input:
+            if self._shows_input and self._traces:
                 traced.add_input(self.action.value.text)
             try:
                 yield
@@ -120,7 +123,7 @@ class Attempt:
                 self._outcome = _failed(error)
             if isinstance(self._outcome, StepFailed):
                 traced.failed(self._outcome.error.type)
-            elif self.output is not None:
+            elif self.output is not None and self._traces:
                 if not self._shows_input and self.output.input_text is not None:
                     traced.add_input(self.output.input_text)
                 traced.add_output(self.output.text)

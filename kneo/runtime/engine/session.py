@@ -40,6 +40,7 @@ from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.context import CancelToken
 from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask
+from kneo.spec.policies import tracing_policy
 from kneo.store import runs
 from kneo.store.delta_readers import ReaderCache
 from kneo.store.engine import Store, Tx
@@ -337,6 +338,7 @@ class RunSession:
         try:
             self._run = replace(run, state=migrate_state(run.state, run.state_version), state_version=STATE_VERSION)
             program = self._program = self._deps.programs.load(run)
+            self._traces = tracing_policy(program.spec).messages
             self._run_context = record.RunContext(program=program, limits=self._deps.limits)
             yield from self._turns()
         except (runs.Fenced, Transient):
@@ -421,7 +423,7 @@ class RunSession:
         return self._deps.executor.plain(self._program, action.activity, pins_of(self._run))
 
     def _call(self, action: Execute, call: Call) -> record.AttemptResult:
-        attempt = Attempt(self._run, action, self._store.clock)
+        attempt = Attempt(self._run, action, self._store.clock, traces=self._traces)
         self._calling = attempt.context.token
         try:
             with self._deps.threads.blocking(), attempt.running():
@@ -461,7 +463,7 @@ class RunSession:
 
     async def _execute(self, action: Execute) -> record.AttemptResult:
         is_checked = checks_input(self._program, action.activity)
-        attempt = Attempt(self._run, action, self._store.clock, shows_input=not is_checked)
+        attempt = Attempt(self._run, action, self._store.clock, shows_input=not is_checked, traces=self._traces)
         with attempt.running():
             conversation = await self._conversation(action)
             attempt.output = await self._deps.executor.execute(

@@ -21,6 +21,7 @@ from kneo.spec.coverage.environment_gates import (
     gates_of_calls,
     gates_of_calls_of_agent,
 )
+from kneo.spec.coverage.gates import step_human
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.agent import Agent
@@ -156,6 +157,10 @@ class _Compiler:
             case SequentialWorkflow():
                 return self.sequence(workflow.steps, path, name, depth)
             case ConcurrentWorkflow():
+                if workflow.lacks_turns():
+                    msg = f"The workflow {path or name} has max_iterations {workflow.max_iterations} and more participants."
+                    hint = "Each participant takes one turn: raise max_iterations, or leave it out."
+                    raise Invalid(msg, code="spec_invalid", hint=hint)
                 return ParallelNode(path=path, id=name, children=self.steps(workflow.participants, path, depth))
             case GroupChatWorkflow():
                 children = self.steps(workflow.participants, path, depth)
@@ -322,7 +327,9 @@ class _Compiler:
             msg = f"The step {path} refers to {step.ref}, which is not in components.{section}."
             raise Invalid(msg, code="spec_invalid")
         if step.kind == "human":
-            return human_gate(components.humans[step.ref], path, f"The human {step.ref}")
+            human = step_human(step, components.humans)
+            assert human is not None
+            return human_gate(human, path, f"The human {step.ref}")
         if step.kind == "workflow":
             _check_no_timeout(step, path)
             return self.workflow(components.workflows[step.ref], path, step.ref, depth + 1)

@@ -11,7 +11,7 @@ from kneo.spec.index import LocatedStep, SpecIndex
 from kneo.spec.models.environment import QuestionPolicy
 from kneo.spec.models.human import BY_REVIEWER, Candidates, Gate, Human, Position, Quorum, strongest
 from kneo.spec.models.spec import Tool
-from kneo.spec.models.workflow import ConditionStep, Step
+from kneo.spec.models.workflow import ConditionStep, LeafStep, Step
 
 DEFAULT_HUMAN = "default"
 """The entry of components.humans that a gate without ``human`` asks."""
@@ -71,6 +71,14 @@ def effective_human(gate: Gate, humans: Mapping[str, Human]) -> Human:
         return gate
     own = {name: getattr(gate, name) for name in gate.model_fields_set if name in Human.model_fields}
     return human.model_copy(update=own)
+
+
+def step_human(step: LeafStep, humans: Mapping[str, Human]) -> Human | None:
+    """Return the human of a step of kind human, with the deadline that the step states; None where it is not declared."""
+    human = humans.get(step.ref)
+    if human is None or step.timeout_seconds is None:
+        return human
+    return human.model_copy(update={"timeout_seconds": step.timeout_seconds})
 
 
 def step_rejection(position: Position, step: Step) -> str:

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field, replace
 from kneo.spec.coverage.dependencies import components, dependencies
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent, gates_at_call
 from kneo.spec.coverage.exposure import AddedGates, Call, Exposure, exposure, function_call
-from kneo.spec.coverage.gates import GateStrength, gate_strength, lets_skip, step_gates, step_rejection, step_strength
+from kneo.spec.coverage.gates import (
+    GateStrength,
+    gate_strength,
+    lets_skip,
+    step_gates,
+    step_human,
+    step_rejection,
+    step_strength,
+)
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path
 from kneo.spec.gates import default_rejection
@@ -388,7 +396,7 @@ class GateWalk:
             self.report(at, name, call, path)
 
     def _human(self, step: LeafStep) -> Human:
-        return self.index.spec.components.humans.get(step.ref) or Human()
+        return step_human(step, self.index.spec.components.humans) or Human()
 
     def _strength(self, step: Step, position: Position) -> GateStrength | None:
         gate = step_gates(step).get(position)

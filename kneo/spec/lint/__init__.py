@@ -27,6 +27,7 @@ from kneo.spec.lint.implementations import implementations
 from kneo.spec.lint.models import budgets, models, providers, structured_output
 from kneo.spec.lint.names import names
 from kneo.spec.lint.no_effect import no_effect
+from kneo.spec.lint.policies import policies
 from kneo.spec.lint.schemas import json_schemas
 from kneo.spec.lint.secrets import inline_secrets
 from kneo.spec.lint.tools import capabilities, governance, mcp, skill_selections, tool_backings, tool_selections
@@ -47,6 +48,7 @@ RULES: tuple[Rule, ...] = (
     skill_selections,
     runtime_preferences,
     unsupported_fields,
+    policies,
     families,
     conditions,
     models,

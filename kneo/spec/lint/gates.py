@@ -10,6 +10,7 @@ from kneo.spec.coverage.gates import (
     all_gates,
     effective_human,
     named_human,
+    step_human,
     unsigned_timeout,
 )
 from kneo.spec.diagnostics import Diagnostic, error, warning
@@ -17,7 +18,7 @@ from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
 from kneo.spec.lint.schemas import form_findings
 from kneo.spec.models.human import NOT_HONOURED, Decision, Gate, Human, Position
-from kneo.spec.models.workflow import RouterStep
+from kneo.spec.models.workflow import LeafStep, RouterStep
 
 DECISIONS: dict[Position, tuple[Decision, ...]] = {
     "before": ("approved", "rejected"),
@@ -85,6 +86,12 @@ def humans(index: SpecIndex) -> Iterator[Diagnostic]:
         path: Path = ("components", "humans", name)
         yield from _human(human, path)
         yield from _unsigned(human, "stop", path)
+    for step in index.steps:
+        if isinstance(step.step, LeafStep) and step.step.kind == "human" and step.step.timeout_seconds is not None:
+            named = declared.get(step.step.ref)
+            asked = step_human(step.step, declared)
+            if named is not None and asked is not None and unsigned_timeout(named, "stop") is None:
+                yield from _unsigned(asked, "stop", step.path, "timeout_seconds")
     for at in all_gates(index):
         named = None if isinstance(at.gate.human, Human) else named_human(at.gate, declared)
         if named is None or unsigned_timeout(named, "stop") is None:  # else it is reported at the human
@@ -116,10 +123,10 @@ def _human(human: Human, path: Path, gate: LocatedGate | None = None) -> Iterato
     yield from form_findings(human, path)
 
 
-def _unsigned(human: Human, default_reject: str, path: Path) -> Iterator[Diagnostic]:
+def _unsigned(human: Human, default_reject: str, path: Path, field: str = "on_timeout") -> Iterator[Diagnostic]:
     message = unsigned_timeout(human, default_reject)
     if message is not None:
-        yield error("E_HUMAN_TIMEOUT_UNSIGNED", message, (*path, "on_timeout"), suggestion=UNSIGNED_HINT)
+        yield error("E_HUMAN_TIMEOUT_UNSIGNED", message, (*path, field), suggestion=UNSIGNED_HINT)
 
 
 def _options(human: Human, path: Path, gate: LocatedGate | None) -> Iterator[Diagnostic]:

@@ -1,7 +1,8 @@
-"""Rules for fields without effect: a spec may have them, and no run reads them.
+"""Rules for fields that have no effect where they stand: other fields of the spec leave nothing for them to do.
 
-Such fields are accepted, because specs of other versions have them, and reported, because a guardrail that does not run
-guards nothing. A value that states the behaviour of every run (``strategy: simple``) is not reported.
+Every field has an effect somewhere. Such a combination is accepted, because replacing a model by the dummy must not break a spec,
+and reported, because a guardrail that does not run guards nothing. A value that states the behaviour of every run
+(``strategy: simple``) is not reported.
 """
 
 from __future__ import annotations
@@ -14,23 +15,12 @@ from kneo.spec.coverage.guardrails import DUMMY, calls_tools
 from kneo.spec.diagnostics import Diagnostic, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import LocatedAgent, SpecIndex
-from kneo.spec.models.agent import Agent, Guardrail, Memory, Model, RuntimePreferences, Strategy
+from kneo.spec.models.agent import Agent, Guardrail, Memory, Model, Strategy
 from kneo.spec.models.human import TOOL_REJECTIONS
-from kneo.spec.models.spec import Spec, Tool
-from kneo.spec.models.workflow import ConcurrentWorkflow, ConditionStep, LeafStep
+from kneo.spec.models.spec import Tool
+from kneo.spec.models.workflow import ConditionStep
 
 CODE = "W_FIELD_NO_EFFECT"
-
-NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
-    Spec: {
-        "policies": "nothing here is applied; an environment's policy is in its own file",
-    },
-    Memory: {"preserve_system_messages": "the system prompt is always sent"},
-    RuntimePreferences: {"adapter_ref": "no adapter is registered in this version"},
-    ConcurrentWorkflow: {"max_iterations": "every participant runs once"},
-    LeafStep: {"timeout_seconds": "a question waits as long as the timeout_seconds of its human says"},
-}
-"""The actual behaviour, by model and field. A test compares this with all fields of the models."""
 
 NO_CALL = "the call is a turn of the agent, which has limits of its own"
 
@@ -72,9 +62,7 @@ def _works_in_rounds(value: object) -> bool:
 
 
 _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
-    (Spec, "policies"): lambda value: isinstance(value, dict) and value.keys() != {"project_defaults"},
     (Agent, "strategy"): _works_in_rounds,
-    (Memory, "preserve_system_messages"): lambda value: value is False,
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
     (Tool, "retries"): lambda value: value != 0,
     (Tool, "output"): lambda value: value != "trusted",
@@ -84,23 +72,14 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
 
 
 def no_effect(index: SpecIndex) -> Iterator[Diagnostic]:
-    """Every field of a spec has an effect."""
-    yield from _unread(index.spec, ())
+    """Every field of a spec has an effect where it stands."""
     yield from _agents(index)
     yield from _of_tools(index)
-    for workflow in index.workflows:
-        yield from _unread(workflow.workflow, workflow.path)
-    for step in index.steps:
-        if isinstance(step.step, LeafStep) and step.step.kind == "human":
-            yield from _unread(step.step, step.path)
     yield from _rejections(index)
 
 
 def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
     for at in index.agents:
-        yield from _unread(at.agent, at.path)
-        if at.agent.runtime_preferences is not None:
-            yield from _unread(at.agent.runtime_preferences, (*at.path, "runtime_preferences"))
         model, strategy = at.agent.model, at.agent.strategy
         if model is not None and model.provider == DUMMY:
             yield from _unread(at.agent, at.path, NO_EFFECT_WITH_DUMMY)
@@ -120,7 +99,6 @@ def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
 def _memory(index: SpecIndex, at: LocatedAgent, memory: Memory) -> Iterator[Diagnostic]:
     """The fields of a memory have an effect in its policy, and the agent is one that has sessions."""
     path = (*at.path, "memory")
-    yield from _unread(memory, path)
     for name, (policies, instead) in OF_MEMORY.items():
         value = getattr(memory, name)
         if value is not None and memory.policy not in policies:
@@ -214,10 +192,8 @@ def _rejection(effect: str, where: str, path: Path) -> Diagnostic:
     return warning(CODE, message, path, suggestion=hint)
 
 
-def _unread(
-    part: SpecModel, path: Path, table: Mapping[type[SpecModel], Mapping[str, str]] = NO_EFFECT
-) -> Iterator[Diagnostic]:
-    kind = Spec if isinstance(part, Spec) else type(part)
+def _unread(part: SpecModel, path: Path, table: Mapping[type[SpecModel], Mapping[str, str]]) -> Iterator[Diagnostic]:
+    kind = type(part)
     for name, instead in table.get(kind, {}).items():
         value = getattr(part, name)
         is_meant = _MEANT.get((kind, name), _is_set)

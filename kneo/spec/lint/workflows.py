@@ -11,6 +11,7 @@ from kneo.spec.documents import Path
 from kneo.spec.index import Block, LocatedStep, LocatedWorkflow, Part, SpecIndex, reached_nodes
 from kneo.spec.models.human import Condition
 from kneo.spec.models.workflow import (
+    ConcurrentWorkflow,
     ConditionStep,
     GraphWorkflow,
     GroupChatWorkflow,
@@ -247,7 +248,7 @@ def _complete(condition: Condition | None, path: Path) -> Iterator[Diagnostic]:
 
 
 def families(index: SpecIndex) -> Iterator[Diagnostic]:
-    """Graphs, handoffs and group chats are complete."""
+    """Workflows of every family are complete."""
     for at in index.workflows:
         workflow = at.workflow
         if isinstance(workflow, GraphWorkflow):
@@ -259,6 +260,10 @@ def families(index: SpecIndex) -> Iterator[Diagnostic]:
                     path = (*at.path, "selector", "sequence", number)
                     message = f"{name} is no participant of the handoff."
                     yield index.undeclared("E_HANDOFF_SELECTOR_REF", message, path, name, known)
+        elif isinstance(workflow, ConcurrentWorkflow) and workflow.lacks_turns():
+            message = f"max_iterations is {workflow.max_iterations}, and each participant takes one turn."
+            hint = "Leave it out. rounds of a group-chat repeats turns; strategy.max_iterations limits an agent."
+            yield error("E_CONCURRENT_TURNS", message, (*at.path, "max_iterations"), suggestion=hint)
         elif isinstance(workflow, GroupChatWorkflow) and workflow.rounds < 1:
             message = f"rounds is {workflow.rounds}; it must be at least 1."
             yield error("E_GROUP_CHAT_ROUNDS", message, (*at.path, "rounds"))

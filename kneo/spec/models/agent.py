@@ -74,13 +74,17 @@ class Strategy(SpecModel):
 
 
 class RuntimePreferences(SpecModel):
-    """Which runtimes may run the agent."""
+    """Which runtimes may run the agent; the loop of this version is bridge and native, and it has no adapters."""
 
     preferred_mode: RuntimeMode | None = None
     fallback_mode: RuntimeMode | None = None
     allowed_modes: ListOf[RuntimeMode] | None = None
     native_provider: str | None = None
-    adapter_ref: str | None = None
+    adapter_ref: str | None = Field(
+        default=None,
+        description="The adapter of preferred_mode: adapter, for runtimes that have one. Without a fallback_mode the run is "
+        "refused with its name.",
+    )
     bridge_provider: str | None = None
 
 
@@ -145,7 +149,7 @@ class Memory(SpecModel):
         "summarized. No effect with full, which has at most 200.",
     )
     preserve_system_messages: bool | None = Field(
-        default=None, description="Accepted for older specs: the system prompt is always sent."
+        default=None, description="true, as every request has the system prompt; false is refused."
     )
     summarizer: MemoryRef | None = Field(default=None, description="summary: what writes it.")
     retriever: MemoryRef | None = Field(

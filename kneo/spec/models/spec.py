@@ -318,7 +318,11 @@ class Spec(SpecModel):
     components: Components = Components()
     tools: MapOf[Tool] = Field(default_factory=dict)
     skills: MapOf[Skill] = Field(default_factory=dict)
-    policies: JsonObject = Field(default_factory=dict, description="Project defaults are kept here.")
+    policies: JsonObject = Field(
+        default_factory=dict,
+        description="tracing: {include_messages, include_tool_results}, whether spans may carry content where the operator "
+        "records it; project_defaults is what the project fills in. Other fields state what every run does.",
+    )
     mcp_servers: MapOf[McpServer] = Field(default_factory=dict)
 
     def unpinned_tools(self) -> tuple[str, ...]:

@@ -29,7 +29,10 @@ class _StepBase(SpecModel):
     )
     fallback_ref: str | None = Field(default=None, description="The id of a step in the same workflow.")
     max_retries: int = Field(default=0, description="Further tries after the first.")
-    timeout_seconds: Seconds | None = Field(default=None, description="Time for one try.")
+    timeout_seconds: Seconds | None = Field(
+        default=None,
+        description="Time for one try; for a step of kind human the time to answer, in place of its human's timeout_seconds.",
+    )
     save_as: str | None = Field(default=None, description="Variable that keeps its output, for variable_equals.")
     review: Review | None = Field(default=None, description="Gates around it.")
 
@@ -236,7 +239,14 @@ class ConcurrentWorkflow(_WorkflowBase):
 
     type: Literal["concurrent"]
     participants: ListOf[AnyStep]
-    max_iterations: int | None = None
+    max_iterations: int | None = Field(
+        default=None, description="The most turns; each participant takes one, and fewer than participants is refused."
+    )
+
+    def lacks_turns(self) -> bool:
+        """Tell whether max_iterations allows fewer turns than there are participants."""
+        turns = sum(participant.enabled for participant in self.participants)
+        return self.max_iterations is not None and self.max_iterations < turns
 
 
 class HandoffSelector(SpecModel):

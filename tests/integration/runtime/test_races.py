@@ -137,6 +137,19 @@ def test_what_a_deadline_does(
     assert engine.notes() == (["published"] if output else [])
 
 
+@pytest.mark.parametrize("own", [None, 3600])
+def test_a_step_that_asks_states_its_own_deadline(engine: Engine, clock: ManualClock, own: int | None) -> None:
+    ann = {"description": "Fine?", **({"timeout_seconds": own} if own else {})}
+    run = engine.run([step("a"), {**HUMAN, "timeout_seconds": 60}, step("publish")], ann=ann)
+    clock.advance(timedelta(seconds=59))
+    tick(engine.store)
+    assert engine.look(run).status is RunStatus.PAUSED
+    clock.advance(timedelta(seconds=2))
+    assert tick(engine.store)
+    assert engine.drive(run).status is RunStatus.EXPIRED
+    assert engine.notes() == []
+
+
 def test_an_escalated_question_stays_answerable(engine: Engine, clock: ManualClock) -> None:
     run = waiting(engine, on_timeout="escalate")
     task = engine.open(run)[0]

@@ -223,6 +223,13 @@ def test_a_runtime_that_is_not_there_or_not_allowed_is_refused(preferences: dict
     assert caught.value.code == "provider_not_configured"
 
 
+def test_the_refusal_of_an_adapter_names_it() -> None:
+    with pytest.raises(Invalid, match="prefers the runtime adapter graphs, which this version does not have"):
+        choices("clerk", agent(preferred_mode="adapter", adapter_ref="graphs"))
+    with pytest.raises(Invalid, match="prefers a runtime adapter, which"):
+        choices("clerk", agent(preferred_mode="adapter"))
+
+
 def test_an_agent_without_a_model_is_refused() -> None:
     with pytest.raises(Invalid, match="has no model"):
         check_models("clerk", Agent(name="clerk"))

@@ -54,6 +54,24 @@ def test_questions_before_a_call(steps: list[dict]) -> None:
     assert ungated(steps) == []
 
 
+def test_a_deadline_of_the_step_counts_like_one_of_its_human() -> None:
+    timed = {**ASK, "timeout_seconds": 60}
+    assert ungated([timed, FIRE]) == []
+    assert ungated([ASK, FIRE], humans=human(on_timeout="approve")) == []
+    assert ungated([timed, FIRE], humans=human(on_timeout="approve")) == ["workflow.steps[1]"]
+
+
+def test_a_deadline_of_the_step_that_decides_without_a_signature_is_refused() -> None:
+    signed = {"receipt": "signed_by_reviewer", "on_timeout": "approve"}
+    tree = {
+        "agent": {"name": "root"},
+        "components": {"humans": human(**signed)},
+        "workflow": [{**ASK, "timeout_seconds": 60}],
+    }
+    found = [d for d in check(Spec.model_validate(tree)) if d.is_error]
+    assert [(d.code, d.path_text) for d in found] == [("E_HUMAN_TIMEOUT_UNSIGNED", "workflow.steps[0].timeout_seconds")]
+
+
 def test_questions_that_come_too_late_or_elsewhere() -> None:
     assert ungated([FIRE, ASK]) == ["workflow.steps[0]"]
     assert ungated([gated(CALM, on_reject="skip"), FIRE]) == ["workflow.steps[1]"]  # its rejection skips calm only

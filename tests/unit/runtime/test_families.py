@@ -35,6 +35,13 @@ def test_concurrent_participants_are_all_ready_at_once() -> None:
     assert story.did == ["c:0", "b:0", "a:0"]
 
 
+def test_the_most_turns_of_concurrent_participants_are_one_each() -> None:
+    flow = {"type": "concurrent", "participants": [fn("a"), fn("b")]}
+    assert play(program_of({**flow, "max_iterations": 2})).output == "in>b"
+    with pytest.raises(Invalid, match="max_iterations 1"):
+        program_of({**flow, "max_iterations": 1})
+
+
 def test_a_handoff_follows_its_sequence() -> None:
     participants = [fn("a"), fn("b"), fn("c")]
     named = {

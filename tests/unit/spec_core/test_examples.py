@@ -28,8 +28,6 @@ SPECS = sorted(
 )
 ENVIRONMENTS = ("dev", "staging", "prod")
 CONTEXT = RuleContext(ModuleFiles([ROOT]), tools=frozenset({"lookup_user"}))
-NOT_YET = {"W_FIELD_NO_EFFECT"}
-"""Findings about what this version does not do; the guide says which examples have them."""
 
 
 def load(name, overlays=()):
@@ -51,10 +49,9 @@ def test_the_examples_are_all_there():
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_an_example_says_at_most_what_this_version_does_not_do(name):
+def test_an_example_has_no_findings(name):
     loaded = load(name)
-    offline = "provider: openai" not in (EXAMPLES / name).read_text() and name != "release_gates.yaml"
-    assert {found.code for found in loaded.diagnostics} <= (set() if offline else NOT_YET)
+    assert [found.code for found in loaded.diagnostics] == []
     assert loaded.valid
     assert spec_graph(loaded.spec).nodes
 
@@ -62,7 +59,7 @@ def test_an_example_says_at_most_what_this_version_does_not_do(name):
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_research_agent_in_every_environment(environment):
     loaded = load("research_agent.yaml", [f"research_agent.{environment}.yaml"])
-    assert {found.code for found in loaded.diagnostics} == NOT_YET
+    assert [found.code for found in loaded.diagnostics] == []
     iterations = {"dev": 3, "staging": 5, "prod": 8}
     assert loaded.spec.agent.strategy.max_iterations == iterations[environment]
     assert loaded.spec.policies["tracing"]["enabled"]
