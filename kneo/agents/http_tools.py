@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient, HttpFailed, WebRequest, WebResponse
-from kneo.agents.secrets import Secrets, fill_secrets, hide_secrets
+from kneo.agents.secrets import Secrets, fill_secrets, hide_secrets, words_of
 from kneo.agents.services import RulesNow, unrestricted
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
@@ -147,7 +147,7 @@ def read_response(request: WebRequest, response: WebResponse) -> object:
         HttpFailed: the status is 400 or above, or a redirect without a target.
     """
     text = response.body.decode("utf-8", errors="replace").replace("\0", "\ufffd")
-    text = hide_secrets(text, request.secret_headers.values())
+    text = hide_secrets(text, words_of(request.secret_headers.values()))
     if response.status >= 300:
         msg = (
             f"The server answers {request.method} with the status {response.status}: {text[:_ERROR_CHARS] or 'no text'}"

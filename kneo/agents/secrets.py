@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -14,16 +15,29 @@ Secrets: TypeAlias = Callable[[str], str | None]
 """From a name to the secret's value."""
 
 
-_LEAST_CHARS = 8
-"""Shorter words of a header (``Bearer``) are no secrets."""
+SECRET_CHARS = 8
+"""Shorter values, and shorter words of a header (``Bearer``), are no secrets."""
 
 
-def hide_secrets(text: str, headers: Iterable[str]) -> str:
-    """Return what a server wrote without the values of secret headers, and the words of these, that it repeats."""
-    words = {word for value in headers for word in (value, *value.split()) if len(word) >= _LEAST_CHARS}
-    for secret in sorted(words, key=len, reverse=True):
+def hide_secrets(text: str, secrets: Iterable[str]) -> str:
+    """Return what a server wrote without the secrets that it repeats, also with characters escaped as JSON does."""
+    for secret in sorted({each for each in secrets if len(each) >= SECRET_CHARS}, key=len, reverse=True):
         text = text.replace(secret, REDACTED)
+        if "\\" in text:
+            text = re.sub("".join(map(_escaped, secret)), lambda _: REDACTED, text)
     return text
+
+
+def words_of(headers: Iterable[str]) -> Iterable[str]:
+    """Return the values of secret headers, and the words of these."""
+    return [word for value in headers for word in (value, *value.split())]
+
+
+def _escaped(character: str) -> str:
+    """Return a pattern for a character in JSON: itself, after a backslash, or by its number."""
+    code = character.encode("utf-16-be").hex()
+    number = "".join(rf"\\u(?i:{code[at : at + 4]})" for at in range(0, len(code), 4))
+    return rf"(?:\\?{re.escape(character)}|{number})"
 
 
 def require_secret(name: str, secrets: Secrets) -> str:

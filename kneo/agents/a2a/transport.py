@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import httpx
 
 from kneo.agents.http import HttpClient, HttpFailed, WebRequest
-from kneo.agents.secrets import hide_secrets
+from kneo.agents.secrets import hide_secrets, words_of
 
 _KEPT_HEADERS = frozenset({"accept", "content-type", "a2a-version", "a2a-extensions"})
 """Headers of the SDK's requests that are sent; the client writes its own."""
@@ -46,7 +46,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
             ),
             self._seconds,
         )
-        text = hide_secrets(response.body.decode("utf-8", errors="replace"), self._secret_headers.values())
+        text = hide_secrets(response.body.decode("utf-8", errors="replace"), words_of(self._secret_headers.values()))
         if response.is_cut:
             msg = f"The response of {request.url.host} has more than {len(response.body)} bytes."
             raise HttpFailed(msg, code="response_too_large")

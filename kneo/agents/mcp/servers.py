@@ -27,12 +27,11 @@ from kneo.agents.mcp.http import HttpTransport
 from kneo.agents.mcp.pins import OfferedTool, changed_parts, check_pin
 from kneo.agents.mcp.stdio import ServerCommand, ServerProcess
 from kneo.agents.mcp.targets import ConnectionTarget, target_of
-from kneo.agents.secrets import Secrets
+from kneo.agents.secrets import Secrets, hide_secrets
 from kneo.agents.services import RulesNow
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
 from kneo.records.run import NewTrace
-from kneo.redaction import REDACTED
 from kneo.settings import McpSettings
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.rules import ToolRules
@@ -49,9 +48,6 @@ TOOL_CHANGED = "W_MCP_TOOL_CHANGED"
 
 MAX_WARNED = 10_000
 """Tools of runs that a process remembers to have warned of."""
-
-SECRET_CHARS = 8
-"""Shorter secrets are not looked for in results: their text stands there for other reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +162,8 @@ class McpServers:
                 msg = f"The MCP server {target.name} did not answer the call of {request.name} within {planned.seconds:g} s."
                 raise McpServerFailed(msg, code="tool_timeout") from None
             except MCPError as error:
-                raise McpToolFailed(str(_without_secrets(error.message[:2_000], connection.secrets))) from None
+                secrets = (*target.secrets, *connection.secrets)
+                raise McpToolFailed(str(_without_secrets(error.message, secrets))[:2_000]) from None
 
     async def _warn_of_change(self, planned: _PlannedCall, connection: Connection) -> None:
         """Note in the trace of a run, once, that a tool without a pin is not what its server said at the start of the connection."""
@@ -338,7 +335,10 @@ def _value(result: CallToolResult, secrets: tuple[str, ...]) -> object:
     """
     text = "\n".join(_text(part) for part in result.content)
     if result.is_error:
-        raise McpToolFailed(text[:2_000] or "The MCP server reports an error without a text.")
+        # Cut at last: of a secret that stands across the cut, the first part would stay.
+        raise McpToolFailed(
+            str(_without_secrets(text, secrets))[:2_000] or "The MCP server reports an error without a text."
+        )
     return _without_secrets(text if result.structured_content is None else result.structured_content, secrets)
 
 
@@ -357,9 +357,7 @@ def _without_secrets(value: object, secrets: tuple[str, ...]) -> object:
     """Remove the values of secrets from what a server wrote: it may repeat what it was given."""
     match value:
         case str():
-            for secret in secrets:
-                value = value.replace(secret, REDACTED) if len(secret) >= SECRET_CHARS else value
-            return value
+            return hide_secrets(value, secrets)
         case dict():
             return {_without_secrets(key, secrets): _without_secrets(each, secrets) for key, each in value.items()}
         case list():

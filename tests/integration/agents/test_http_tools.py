@@ -179,6 +179,13 @@ def test_secrets_are_sent_and_never_come_back() -> None:
     assert "ann-of-crm" not in json.dumps(result)
     assert result["host"].startswith("127.0.0.1")
 
+    def escaped(call: WebCall) -> bytes:
+        text = json.dumps(call.headers).replace("hunter2", "h\\u0075nter\\u0032").replace("ann-of", "ann\\-of")
+        return page(f"<pre>{text}</pre>".encode())
+
+    assert "nter" not in str(request(http, {"id": "u-1"}, escaped)[0])
+    assert "-of-crm" not in str(request(http, {"id": "u-1"}, escaped)[0])
+
     error = refused(http, {}, answer=lambda call: page(json.dumps(call.headers).encode(), 500))
     assert error.code == "http_status"
     assert "500" in error.message

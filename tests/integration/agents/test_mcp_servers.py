@@ -748,7 +748,9 @@ class Guarded:
                 info = {"name": "guarded", "version": "1"}
                 result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}
             case "tools/call":
-                result = {"content": [{"type": "text", "text": f"with {call.headers['authorization']}"}]}
+                failed = message["params"]["arguments"].get("fail", 0)
+                content = [{"type": "text", "text": "." * failed + f"with {call.headers['authorization']}"}]
+                result = {"content": content, "isError": failed > 0}
             case method:
                 return page(status=202 if method.startswith("notifications/") else 404)
         return self.json({"jsonrpc": "2.0", "id": message["id"], "result": result})
@@ -788,6 +790,10 @@ def test_a_server_is_called_with_a_token_for_client_credentials() -> None:
             guarded.valid = set()  # as when it expired
             assert await servers.call(call) == f"with Bearer {REDACTED}"
             assert guarded.given == ["access-token-1", "access-token-2"]
+            for filler in (1, 1_990):  # the message is cut within the token
+                with pytest.raises(McpToolFailed, match="with Be") as failed:
+                    await servers.call(call_of("echo", {"fail": filler}, oauth_of(guarded)))
+                assert "access" not in str(failed.value)
 
     run(main())
 
