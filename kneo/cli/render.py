@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence, Sized
 from datetime import datetime
@@ -18,6 +17,7 @@ import typer
 
 from kneo.clock import parse_time
 from kneo.settings import colour_wanted
+from kneo.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,14 +28,6 @@ _COLOURS = {DONE: "green", CAREFUL: "yellow", FAILED: "red", OPEN: "bright_black
 
 PIPED_COLUMNS = 160
 """Width of tables in a pipe; digests fit on one line."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def plain(text: str) -> str:
-    """Return a text of unknown origin without control characters, which terminals obey and readers do not see."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
 
 SHORT_CHARS = 12
 """The characters of a digest or commit in a table."""

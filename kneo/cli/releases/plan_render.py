@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from kneo.cli import render
 from kneo.cli.backend import Json
 from kneo.cli.people.open_tasks import open_tasks_text
+from kneo.terminal import plain
 
 MARKER = "<!-- kneo-plan -->"
 """First line of the comment on a pull request, by which the check finds its own comment again."""
@@ -249,7 +250,7 @@ def _names(action: Json) -> str:
 
 def _escaped(value: object) -> str:
     """Escape a text of a pull request, so that it cannot become markup, a mention or a cell border."""
-    text = render.plain(str(value)).replace("\n", " ")
+    text = plain(str(value)).replace("\n", " ")
     for letter, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("@", "&#64;"), ("`", "&#96;")):
         text = text.replace(letter, name)
     return "".join(f"\\{letter}" if letter in "*_[]" else letter for letter in text)

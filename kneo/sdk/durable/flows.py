@@ -252,12 +252,12 @@ class Flow:
     def _poll(self, host: RunHost, paused: RunSnapshot) -> bool:
         """Poll for an answer, from this terminal or from elsewhere; return whether there is one in time."""
         seconds = self._polls.get(paused.run.id, POLL_SECONDS)
-        prompt = WaitPrompt(host, paused.open_tasks, seconds)
         until = monotonic() + seconds
-        while monotonic() < until:
-            prompt.look(LOOK_SECONDS)
-            if find_run(host.store, paused.run.id).status is not RunStatus.PAUSED:
-                return True  # answered, continued or ended, perhaps by another program
+        with WaitPrompt(host, paused.open_tasks, seconds) as prompt:
+            while monotonic() < until:
+                prompt.look(LOOK_SECONDS)
+                if find_run(host.store, paused.run.id).status is not RunStatus.PAUSED:
+                    return True  # answered, continued or ended, perhaps by another program
         return False
 
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import select
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Self
 
 from kneo.clock import sleep
 from kneo.errors import KneoError
 from kneo.records.task import HumanTask
 from kneo.sdk.host import RunHost
 from kneo.tasks.decisions import decision_from_value
+from kneo.terminal import plain
+
+_terminal = threading.Lock()
+"""Held by the prompt that shows its question: a typed line answers the question above it, whichever threads wait."""
 
 
 class WaitPrompt:
     """Shows the open questions of a paused run, and takes the answer to the first one where people can type it.
 
     The line about each question goes to standard error, whether or not a person sits there. Answers are accepted at the same
-    time by the CLI, the API and the console; whichever is recorded first counts.
+    time by the CLI, the API and the console; whichever is recorded first counts. Of several prompts of a process, one at a time
+    shows its question.
 
     Args:
         host: The database of the run.
@@ -29,14 +36,21 @@ class WaitPrompt:
     def __init__(self, host: RunHost, tasks: Sequence[HumanTask], seconds: float) -> None:
         self._host = host
         self._task = tasks[0] if tasks and seconds > 0 and _can_type() else None
+        self._has_terminal = False
         for task in tasks if seconds > 0 else ():
             _show(f"Kneo: Waiting on `{task.key}` (type=external_input, timeout={seconds:g}s) in {task.run_id}")
-        if self._task is not None:
-            _show(f"{self._task.prompt}\nAnswer, or leave it to: kneo runs input {self._task.run_id} --value JSON")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._has_terminal:
+            self._has_terminal = False
+            _terminal.release()
 
     def look(self, seconds: float) -> None:
         """Wait so long for a typed line, and decide with it."""
-        if self._task is None:
+        if self._task is None or not self._begin(self._task):
             sleep(seconds)
         elif select.select([sys.stdin], [], [], seconds)[0]:
             line = sys.stdin.readline()
@@ -44,6 +58,14 @@ class WaitPrompt:
                 self._task = None
             elif line.strip():
                 self._decide(self._task, line.strip())
+
+    def _begin(self, task: HumanTask) -> bool:
+        """Show the question, unless another prompt has the terminal; return whether this one has it."""
+        if not self._has_terminal and _terminal.acquire(blocking=False):
+            self._has_terminal = True
+            _discard_input()
+            _show(f"{task.prompt}\nAnswer, or leave it to: kneo runs input {task.run_id} --value JSON")
+        return self._has_terminal
 
     def _decide(self, task: HumanTask, text: str) -> None:
         try:
@@ -62,6 +84,13 @@ def _can_type() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
+def _discard_input() -> None:
+    """Discard what was typed before the question was there to read."""
+    import termios
+
+    termios.tcflush(sys.stdin, termios.TCIFLUSH)
+
+
 def _show(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{plain(text)}\n")
     sys.stderr.flush()

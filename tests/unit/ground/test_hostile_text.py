@@ -10,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from kneo.cli.releases.promote import named
-from kneo.cli.render import plain
 from kneo.clock import parse_duration
 from kneo.controller.source.address import check_ref, parse_address, redact
 from kneo.errors import Invalid, KneoError
@@ -24,6 +23,7 @@ from kneo.spec.lint import check
 from kneo.spec.models.environment import Match, ReleasePin
 from kneo.spec.reading.load import load_tree
 from kneo.spec.windows import parse_window
+from kneo.terminal import plain
 from kneo.trust.checkpoint import parse_checkpoint
 from kneo.trust.verify import parse_bundle_path
 
