@@ -46,6 +46,9 @@ ANSWER_SCOPES = resume_human_task.scopes
 PROGRESS = ("step_", "tool_call_")
 """Beginnings of the names of trace events that protocols report."""
 
+CHANGES = frozenset({"status", "end", "human_intervention_requested"})
+"""Events at which a run may have settled."""
+
 
 def is_settled(settled: SettledRun) -> bool:
     """Return whether a run has ended or asks a question; one that is paused without a question waits for a clock."""
@@ -147,11 +150,11 @@ class AgentCalls:
         events = run_events(service.changes, run_id, after, heartbeat=heartbeat, published=False)
         async with aclosing(events):
             async for event in events:
-                if event is None:
-                    continue
-                if event.name.startswith(PROGRESS):
+                if event is not None and event.name.startswith(PROGRESS):
                     yield event
-                if event.name in {"status", "end"} and is_settled(now := await self.find(run_id)):
+                # Also at a heartbeat: a run that continues and pauses again between two looks has the same status.
+                is_change = event is None or event.name in CHANGES
+                if is_change and is_settled(now := await self.find(run_id)):
                     yield now
                     return
 

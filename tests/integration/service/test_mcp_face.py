@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -18,6 +20,9 @@ from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult
 from served_agents import lab_announcement, served_agents, without_library
 from service_bench import Bench
 
+from kneo.records.run import RunStatus
+from kneo.runtime.engine.wait import SettledRun
+from kneo.service.protocols.calls import AgentCalls
 from kneo.service.protocols.mcp.server import tool_name
 
 
@@ -128,6 +133,30 @@ def test_a_person_who_declines_leaves_the_question_open_for_a_later_call(house: 
             assert (result["status"], len(result["questions"])) == ("paused", 1)
         async with connected(house, elicitation_callback=approve) as client:
             assert structured(await client.call_tool("get_run", {"run_id": result["run_id"]}))["status"] == "succeeded"
+
+    asyncio.run(work())
+
+
+def test_a_question_that_opens_between_two_looks_is_returned(house: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, answered = AgentCalls.find, list[str]()
+
+    async def stale(self: AgentCalls, run_id: str) -> SettledRun:
+        """Answer the first question between the look at the run and the read of it."""
+        found = await find(self, run_id)
+        if inspect.stack()[1].function != "follow" or answered:
+            return found
+        answered.append(found.tasks[0].id)
+        body = {"decision": "approved"}
+        await asyncio.to_thread(house.post, f"/human-tasks/{answered[0]}/resume", body, role="reviewer")
+        return replace(found, run=replace(found.run, status=RunStatus.RUNNING), tasks=())
+
+    async def work() -> None:
+        async with connected(house) as client:
+            run = structured(await client.call_tool("asked", {"input": "news"}))
+            monkeypatch.setattr(AgentCalls, "find", stale)
+            now = structured(await client.call_tool("get_run", {"run_id": run["run_id"]}))
+            assert [each["continuation_id"] for each in now["questions"]] != answered
+            assert len(now["questions"]) == len(answered) == 1
 
     asyncio.run(work())
 
