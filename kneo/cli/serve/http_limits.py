@@ -148,18 +148,28 @@ else:
 
         _arriving = False
         _in_head = False
+        _has_body = False
         _fed = 0
 
         def data_received(self, data: bytes) -> None:
             in_body = self._arriving and not self._in_head
+            self._has_body = False
             super().data_received(data)
-            idle = self.cycle is None or self.cycle.response_complete
-            of_head = self._in_head or (idle and not self._arriving)
-            # Input that ends a body may begin the next head; it is not counted.
-            self._fed = self._fed + len(data) if of_head and not in_body else 0
+            if in_body:
+                # Input of a body that is no content is a trailer. Input that ends a body may begin the next head; it is not counted.
+                is_counted = self._arriving and not self._in_head and not self._has_body
+            else:
+                idle = self.cycle is None or self.cycle.response_complete
+                is_counted = self._in_head or (idle and not self._arriving)
+            self._fed = self._fed + len(data) if is_counted else 0
             if self._fed > self.header_bytes and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
+                if not in_body or self.is_unanswered():
+                    self.transport.write(_TOO_LARGE)
                 self.transport.close()
+
+        def on_body(self, body: bytes) -> None:
+            self._has_body = True
+            super().on_body(body)
 
         def on_message_begin(self) -> None:
             self._arriving = self._in_head = True

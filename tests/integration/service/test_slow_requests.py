@@ -358,6 +358,18 @@ def test_a_head_without_end_is_refused(place: Place, filler: bytes) -> None:
     assert is_up(place)
 
 
+@pytest.mark.parametrize("trailer", [b"X-Large: " + b"x" * 300_000, b"X-Many: y\r\n" * 30_000])
+def test_trailers_without_end_are_refused(place: Place, trailer: bytes) -> None:
+    with connected(place.port) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n12\r\n0\r\n")
+        try:
+            connection.sendall(trailer)
+        except OSError:
+            return
+        assert rest(connection)[9:12] in {b"400", b"431", b""}
+    assert is_up(place)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.__name__)
 def test_a_deadline_comes_by_itself(protocol: type[RequestTimer]) -> None:
     with serving(protocol, 0.05) as (_, port, _), connected(port) as connection:
