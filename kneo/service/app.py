@@ -287,13 +287,18 @@ def reload_keys(app: FastAPI) -> None:
     with _reloading:
         before = service.keyring.names
         try:
-            service.keyring.replace(hash_keys(configured(from_env())))
+            differs = service.keyring.replace(hash_keys(configured(from_env())))
         except KneoError as error:
             log.error("the API keys were not reloaded, the present ones stay in force: %s", error)  # noqa: TRY400
             return
         names = service.keyring.names
         facts = {"added": sorted(names - before), "removed": sorted(before - names)}
-        log.info("the API keys were reloaded", extra=facts)
+        if differs:
+            log.info("the API keys were reloaded", extra=facts)
+        else:
+            log.warning(
+                "the API keys were reloaded and are the same; this process may read a copy of the file that was changed"
+            )
 
         def work(tx: Tx) -> None:
             _record_callers(tx, service.callers, service.settings.push)

@@ -97,8 +97,10 @@ class Keyring:
         self.may_be_empty = may_be_empty or not required
         self.version = 0
 
-    def replace(self, keys: Mapping[bytes, Principal]) -> None:
-        """Replace all keys while requests are served; a keyring that must have keys never becomes empty.
+    def replace(self, keys: Mapping[bytes, Principal]) -> bool:
+        """Replace all keys while requests are served; return whether they differ from those before.
+
+        A keyring that must have keys never becomes empty.
 
         Raises:
             Invalid: keys are required and there are none, or the other way round.
@@ -106,8 +108,10 @@ class Keyring:
         if not (self.required if keys else self.may_be_empty):
             msg = "Reloading cannot switch authentication on or off."
             raise Invalid(msg, code="invalid_setting", hint="Restart the service.")
+        differs = dict(keys) != dict(self._keys)
         self._keys = keys
         self.version += 1
+        return differs
 
     @property
     def names(self) -> frozenset[str]:

@@ -100,6 +100,11 @@ def test_a_stream_ends_when_its_key_loses_the_scope(keys: Keys) -> None:
     assert keys.get("/v1/me", "viewer-key") == 200
 
 
+def test_the_same_keys_are_reported_as_a_copy_that_may_be_old(keys: Keys) -> None:
+    keys.reload(ANN, BEN)
+    assert "the API keys were reloaded and are the same" in keys.process.log.read_text()
+
+
 @pytest.mark.parametrize("text", ["", ";", "viewer:sha256:abc:viewer", "ben:key-of-ben:king", f"{ANN};{ANN};x"])
 def test_an_invalid_file_keeps_the_keys(keys: Keys, text: str) -> None:
     keys.reload(text)
