@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ from config_repo import ConfigRepo, announcement
 from service_bench import Bench, Json, serving
 
 from kneo.cli.serve.controller import Repository, make_controller
+from kneo.runtime.engine.assemble import background
 
 PEOPLE = {name: {"roles": ["approver"]} for name in ("approver", "admin")}
 RULES: Json = {"people": PEOPLE, "promoteFrom": "dev", "approvals": {"required": 1, "roles": ["approver"]}}
@@ -73,8 +73,5 @@ def released(
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(hours=1))
         make_controller(bench.settings, bench.store, source).run_once()
         controller = make_controller(bench.settings, bench.store, source)
-        thread = threading.Thread(target=controller.run)
-        thread.start()
-        yield House(bench, repo)
-        controller.stop()
-        thread.join()
+        with background("controller", controller.run, controller.stop):
+            yield House(bench, repo)

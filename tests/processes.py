@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +16,23 @@ from typing import TypeVar
 from warm import start_python as start_warm
 
 T = TypeVar("T")
+
+FIRST_PORT, PORTS = 10_000, 20_000
+"""Below the ports that systems give to sockets whose port is 0, and to connections: nothing else takes one unasked."""
+
+_ports = itertools.count(os.getpid() * 97)  # Processes that run tests at once begin apart.
+
+
+def free_port() -> int:
+    """Return a port for a program that has to be given one; where the service itself listens, give it an open socket."""
+    for number in itertools.islice(_ports, PORTS):
+        port = FIRST_PORT + number % PORTS
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    raise AssertionError("no port is free")
 
 
 def start_python(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -26,7 +46,7 @@ def start_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run_pythons(imports: str, code: str, argument_lists: Sequence[Sequence[str]], *, timeout: float = 60) -> list[str]:
+def run_pythons(imports: str, code: str, argument_lists: Sequence[Sequence[str]], *, timeout: float = 240) -> list[str]:
     """Run one process per argument list; return what each printed, all of them having succeeded.
 
     They begin ``code`` together, when the slowest has done its ``imports``.
@@ -53,7 +73,7 @@ def at_once(count: int, work: Callable[[int], T]) -> list[T]:
     barrier = Barrier(count)
 
     def begin(number: int) -> T:
-        barrier.wait(30)
+        barrier.wait(240)
         return work(number)
 
     with ThreadPoolExecutor(count) as pool:

@@ -129,7 +129,7 @@ def mail_receiver() -> Iterator[MailReceiver]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(240)
     try:
         yield receiver
     finally:

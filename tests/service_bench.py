@@ -173,6 +173,15 @@ class Bench:
         self.store.close()
 
 
+def listening() -> socket.socket:
+    """Open a socket with a free port, which no other process gets before the service does."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def url_of(listener: socket.socket, host: str = "127.0.0.1") -> str:
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
 @contextlib.contextmanager
 def serving(
     folder: Path,
@@ -180,10 +189,21 @@ def serving(
     *,
     http: HttpSettings | None = None,
     workers: int = 4,
-    port: int = 0,
+    listener: socket.socket | None = None,
+    shutdown_seconds: int = 2,
     **variables: str,
 ) -> Iterator[Bench]:
-    """Run the service over a database until the block ends; without workers nobody drives runs."""
+    """Run the service over a database until the block ends; without workers nobody drives runs.
+
+    Args:
+        folder: Where the functions of specs are.
+        database_url: The database.
+        http: The limits of HTTP.
+        workers: How many runs are executed at once.
+        listener: The open socket where settings have to name the port; else one with a free port.
+        shutdown_seconds: How long requests may take after the block.
+        variables: More settings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lab_functions.py").write_text(FUNCTIONS + MORE_FUNCTIONS)
     # Services of other tests in this process have a module of this name in folders of their own.
@@ -202,13 +222,13 @@ def serving(
     bench = Bench(folder, None, settings)
     worker = Worker(bench.store, make_driver(settings, bench.store), concurrency=max(workers, 1))
     app = create_app(settings, bench.store, make_starter(settings, bench.store, executes=lambda: workers > 0))
-    server = Server(app, settings.http, shutdown_seconds=2)
+    server = Server(app, settings.http, shutdown_seconds=shutdown_seconds)
 
     def stop() -> None:
         server.should_exit = True
 
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        bench.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with listener or listening() as listener:
+        bench.url = url_of(listener)
         with (
             contextlib.closing(bench),
             background("worker", worker.run, worker.stop) if workers else contextlib.nullcontext(),
@@ -218,4 +238,4 @@ def serving(
             yield bench
 
 
-__all__ = ["APPROVE", "DRAFT", "PUBLISH", "Bench", "serving", "spec_of"]
+__all__ = ["APPROVE", "DRAFT", "PUBLISH", "Bench", "listening", "serving", "spec_of", "url_of"]

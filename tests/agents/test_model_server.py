@@ -117,7 +117,7 @@ def test_the_server_runs_as_a_program(tmp_path: Path) -> None:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             body = {"model": "fake", "messages": [{"role": "user", "content": "Pay."}]}
-            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=240).json()
         finally:
             process.kill()
     assert answer["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": "pay", "arguments": '{"amount": 5}'}

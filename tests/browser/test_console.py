@@ -137,7 +137,7 @@ def test_what_was_typed_stays_when_another_person_decides(bench: Bench, visit: V
     expect(page.locator("#notice")).to_contain_text("decided meanwhile", timeout=120_000)
     assert page.input_value("textarea[name=reason]") == "half a reason"
     untouched = visit("admin", path)
-    expect(untouched.locator("[data-receipt]")).to_contain_text("approver approved")
+    expect(untouched.locator("[data-receipt]")).to_contain_text("approver approved", timeout=120_000)
 
 
 def test_a_refused_answer_stays_as_it_was_typed_when_another_person_decides(bench: Bench, visit: Visit) -> None:
@@ -173,7 +173,8 @@ def test_eight_tabs_share_one_stream(bench: Bench, visit: Visit) -> None:
 def test_a_run_is_forked_from_a_step_and_the_fork_is_cancelled(bench: Bench, visit: Visit) -> None:
     run = bench.paused(input="fork me")
     page = visit("operator", f"/console/runs/{run['run_id']}")
-    page.click("text=Fork")
+    page.click("a.button[href$='/fork']")
+    page.wait_for_url("**/fork")
     page.goto(f"/console/runs/{run['run_id']}/fork?step=draft")
     page.check("input[name=change_input]")
     page.fill("textarea[name=input]", "another lamp")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from oidc_issuer import OidcIssuer, running
-from service_bench import serving
+from service_bench import listening, serving, url_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -23,10 +22,9 @@ def issuer() -> Iterator[OidcIssuer]:
 
 
 def test_a_person_signs_in_at_the_issuer(chromium: Browser, issuer: OidcIssuer, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = int(listener.getsockname()[1])
+    listener = listening()
     # localhost is another site than 127.0.0.1, as the issuer is another site than the service.
-    public = f"http://localhost:{port}"
+    public = url_of(listener, "localhost")
     variables = {
         "KNEO_SERV_OIDC_ISSUER": issuer.url,
         "KNEO_SERV_OIDC_CLIENT_ID": "console",
@@ -37,7 +35,7 @@ def test_a_person_signs_in_at_the_issuer(chromium: Browser, issuer: OidcIssuer, 
     issuer.person = {"sub": "Ivy"}
     messages: list[str] = []
     paths = [*sys.path]
-    with serving(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}", workers=0, port=port, **variables):
+    with serving(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}", workers=0, listener=listener, **variables):
         context = chromium.new_context()
         context.set_default_timeout(120_000)
         context.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))

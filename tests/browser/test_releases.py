@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from config_house import RULES, House, released
+from kneo_process import eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -31,6 +32,11 @@ def address(house: House) -> str:
     return house.bench.url
 
 
+def versions(house: House) -> list[tuple[object, object]]:
+    served = house.bench.get("/environments/prod")
+    return [(one["bundle"], one["version"]) for one in served["releases"]]
+
+
 def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit) -> None:
     for _ in range(2):
         change = house.release()
@@ -42,6 +48,7 @@ def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit) -> No
         page.keyboard.press("Control+Enter")
         page.wait_for_selector("[data-receipt]")
         assert "approver" in page.inner_text("[data-receipt]")
+    eventually(lambda: versions(house) == [("announcement", "3.0.0")])
     page.goto(f"{PROD}/announcement")
     assert "3.0.0" in page.inner_text("h1")
     page = visit("admin", f"{PROD}/announcement")
@@ -49,8 +56,8 @@ def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit) -> No
     page.fill("textarea[name=reason]", "It forgets names")
     page.click("form[data-keep] button[type=submit]")
     page.wait_for_selector("[role=status] >> text=rolled back")
+    eventually(lambda: versions(house) == [("announcement", "2.0.0")])
     served = house.bench.get("/environments/prod")
-    assert [(one["bundle"], one["version"]) for one in served["releases"]] == [("announcement", "2.0.0")]
     assert [(one["bundle"], one["actor"]) for one in served["holds"]] == [("announcement", "admin")]
     page.goto("/console/environments")
     assert "It forgets names" in page.inner_text("#attention")

@@ -34,7 +34,7 @@ def test_a_reader_receives_the_deltas_of_its_run_once(store: Store) -> None:
     received: list[ModelDelta] = []
     with store.deltas.listen("run_1", received.append):
         if store.deltas.spans_processes:
-            assert store.deltas.listening.wait(60)
+            assert store.deltas.listening.wait(240)
         store.deltas.publish(delta())
         store.deltas.publish(delta(run_id="run_2"))
         store.deltas.publish(delta(offset=6))
@@ -61,7 +61,7 @@ def test_a_reader_in_another_process_receives_them_on_postgresql(store: Store, o
             store.deltas.publish(delta())
             assert received == []
             return
-        assert other.deltas.listening.wait(60)
+        assert other.deltas.listening.wait(240)
         text = "".join(f"{number} ü\n" for number in range(2_000))
         store.deltas.publish(delta(text))
         eventually(lambda: sum(len(one.text) for one in received) == len(text))
@@ -85,13 +85,13 @@ def test_readers_are_announced_for_a_minute(store: Store, other: Store, clock: M
     announce("run_2")
     announce("run_1")
     cache = ReaderCache(other)
-    cache.refresh().result(60)
+    cache.refresh().result(240)
     assert cache.is_read("run_1")
     clock.advance(timedelta(seconds=READER_SECONDS))
     assert known() == {"run_1", "run_2"}
     clock.advance(timedelta(seconds=1))
     assert known() == frozenset()
-    cache.refresh().result(60)
+    cache.refresh().result(240)
     assert not cache.is_read("run_1")
     with other.deltas.listen("run_1", lambda _: None):
         assert cache.is_read("run_1")

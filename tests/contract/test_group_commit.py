@@ -64,7 +64,7 @@ def test_what_waits_while_somebody_writes_is_written_together_by_whoever_came_fi
 
     def slow(_tx: Tx) -> None:
         writing.set()
-        assert go_on.wait(30)
+        assert go_on.wait(240)
 
     def work(tx: Tx) -> None:
         wrote.append((threading.get_ident(), id(tx.connection.connection.dbapi_connection)))
@@ -74,13 +74,13 @@ def test_what_waits_while_somebody_writes_is_written_together_by_whoever_came_fi
     event.listen(store.engine, "commit", hear)
     threads = [threading.Thread(target=store.transact, args=(task,)) for task in (slow, *[work] * 5)]
     threads[0].start()
-    assert writing.wait(30)
+    assert writing.wait(240)
     for thread in threads[1:]:
         thread.start()
     assert eventually(lambda: len(store._writer._queue) == 5)
     go_on.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(240)
     event.remove(store.engine, "commit", hear)
     assert len(wrote) == 5
     assert len({who for who, _ in wrote}) == 1

@@ -89,11 +89,11 @@ def test_a_transaction_that_is_open_while_others_are_read_loses_nothing(
         with other.write() as tx:
             add(tx, task, "slow")
             begun.set()
-            assert read_meanwhile.wait(60)
+            assert read_meanwhile.wait(240)
 
     thread = threading.Thread(target=slow)
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(240)
     write(store, task, "quick")
     [(quick, word)] = read(store, "0")
     assert word == "quick"

@@ -13,15 +13,11 @@ import httpx
 import pytest
 from deploy_files import DEPLOY, nginx, program
 from kneo_process import eventually
+from processes import free_port
 from service_bench import Bench, serving
 
 CADDY = {"proxy": DEPLOY / "proxy" / "Caddyfile", "compose": DEPLOY / "compose" / "Caddyfile"}
 NGINX = DEPLOY / "proxy" / "nginx.conf"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @contextmanager

@@ -92,16 +92,20 @@ def test_whatever_a_function_does_the_agent_is_told_and_the_run_goes_on(tmp_path
 
 
 def test_a_function_that_hangs_is_killed_when_its_time_is_over(tmp_path: Path) -> None:
-    tools = {"hangs": {"description": "Hangs.", "implementation": "hostile.hangs", "timeout_seconds": 20}}
-    with model_server([Reply(calls=[Call("hangs")]), Reply("Done.")]) as server:
-        machine = machine_for(tmp_path, server)
-        (machine.folder / "spec.yaml").write_text(spec(tools))
-        run = json.loads(machine.kneo("run", "spec.yaml", "--input", "go", "--json").stdout)
-        assert (run["status"], run["output_text"]) == ("succeeded", "Done.")
-        (told,) = results(server)
-        assert "20 s" in told
-        pids = [int(pid) for pid in (machine.folder / "pids").read_text().split()]
-        eventually(lambda: not any(is_executing(pid) for pid in pids))
+    # A busy machine may need longer than the first limit to start the process and import the function.
+    for seconds in (20, 120):
+        tools = {"hangs": {"description": "Hangs.", "implementation": "hostile.hangs", "timeout_seconds": seconds}}
+        with model_server([Reply(calls=[Call("hangs")]), Reply("Done.")]) as server:
+            machine = machine_for(tmp_path, server)
+            (machine.folder / "spec.yaml").write_text(spec(tools))
+            run = json.loads(machine.kneo("run", "spec.yaml", "--input", "go", "--json").stdout)
+            assert (run["status"], run["output_text"]) == ("succeeded", "Done.")
+            (told,) = results(server)
+            assert f"{seconds} s" in told
+        if (machine.folder / "pids").exists():
+            break
+    pids = [int(pid) for pid in (machine.folder / "pids").read_text().split()]
+    eventually(lambda: not any(is_executing(pid) for pid in pids))
 
 
 @pytest.mark.parametrize("inside", [True, False])

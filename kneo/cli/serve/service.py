@@ -147,15 +147,22 @@ def serve_http(
         settings, store, make_starter(settings, store, executes=lambda: executes), tools=tools, alive=alive
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server = Server(app, settings.http)
+
+    def stop(_number: int, _frame: object) -> None:
+        server.should_exit = True
+
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
-        announce(f"http://{host}:{listener.getsockname()[1]}")
+        # The readers of the announcement may send a signal at once. uvicorn replaces the first two handlers while it serves,
+        # and raises the signal again afterwards, when worker and controller still have to stop.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _already_stopping)
+            signal.signal(number, stop)
         if settings.key_files:
             signal.signal(
                 signal.SIGHUP, lambda *_: threading.Thread(target=reload_keys, args=(app,), daemon=True).start()
             )
-        Server(app, settings.http).run(sockets=[listener])
+        announce(f"http://{host}:{listener.getsockname()[1]}")
+        server.run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
@@ -188,7 +195,3 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         drain(self.app)
         await super().shutdown(sockets)
-
-
-def _already_stopping(_number: int, _frame: object) -> None:
-    """Ignore the signal that uvicorn raises again after its shutdown, because worker and controller still have to stop."""

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
-SECONDS = 60
+SECONDS = 300
 
 
 def run_checks(members: dict[str, object]) -> None:

@@ -170,7 +170,7 @@ class Scene:
         self.machine.processes.append(process)
         return process
 
-    def drive(self, python: Path, driver: str, *, seconds: float = 300, **more: str) -> dict[str, str | None]:
+    def drive(self, python: Path, driver: str, *, seconds: float = 1800, **more: str) -> dict[str, str | None]:
         """Run a driver in a published client's environment.
 
         Returns:

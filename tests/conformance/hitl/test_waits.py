@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kneo_process import Machine, eventually, run_python
+from kneo_process import PATIENCE_SECONDS, Machine, eventually, run_python
 
 from kneo.cli.main import run as kneo
 from kneo.errors import Conflict, NotFound, Transient, Usage
@@ -520,28 +520,27 @@ def test_a_flow_that_waits_leaves_the_database_to_other_programs(
     assert kneo(["task", "list"]) == 0
     assert task.wait_id in capsys.readouterr().out.replace("\n", "")
     assert kneo(["task", "decide", task.wait_id, "--request-id", request, "--provide", "yes"]) == 0
-    thread.join(60)
+    thread.join(240)
     assert done == ["cats: yes"]
 
 
 def wait_for(look: Callable[[], Sequence[Execution]]) -> Sequence[Execution]:
     """Look until there is something; the other thread makes it so."""
-    for _ in range(6000):
-        if found := look():
-            return found
-        threading.Event().wait(0.01)
-    raise AssertionError
+    return eventually(look)
 
 
 def wait_for_lock(database: SqliteDb) -> contextlib.AbstractContextManager[None]:
     """Be the worker as another process would; the flow has to let go of the lock."""
     stack = contextlib.ExitStack()
-    for _ in range(6000):
+
+    def is_taken() -> bool:
         if stack.enter_context(database.store.exclusive(WORKER_LOCK)):
-            return stack
+            return True
         stack.close()
-        threading.Event().wait(0.01)
-    raise AssertionError
+        return False
+
+    eventually(is_taken)
+    return stack
 
 
 SERVED = """
@@ -737,10 +736,14 @@ def test_a_program_without_a_terminal_is_answered_by_a_command(tmp_path: Path) -
         env=machine.env,
         text=True,
     ) as process:
-        assert process.stderr is not None
-        assert process.stdout is not None
-        assert "Kneo: Waiting on `ask_question:1:" in process.stderr.readline()
-        [waiting] = eventually(lambda: machine.json("runs", "list", "--status", "paused")["runs"])
-        machine.kneo("runs", "input", waiting["run_id"], "--value", '"Verified by ops on call"')
-        assert process.stdout.readline() == "Published: Durable. Verified by ops on call\n"
-        assert machine.json("runs", "get", waiting["run_id"])["status"] == "succeeded"
+        try:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            assert "Kneo: Waiting on `ask_question:1:" in process.stderr.readline()
+            [waiting] = eventually(lambda: machine.json("runs", "list", "--status", "paused")["runs"])
+            machine.kneo("runs", "input", waiting["run_id"], "--value", '"Verified by ops on call"')
+            assert process.stdout.readline() == "Published: Durable. Verified by ops on call\n"
+            assert machine.json("runs", "get", waiting["run_id"])["status"] == "succeeded"
+            assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()

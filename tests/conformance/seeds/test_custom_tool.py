@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import httpx
 import pytest
 from kneo_process import eventually
 from model_server import Call, ModelServer, Reply, model_server
+from processes import free_port
 
 from kneo.settings import process_environment
 
@@ -196,14 +196,6 @@ class Tutorial:
         return found["events"] if isinstance(found, dict) else found
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture
 def tutorial(tmp_path: Path) -> Iterator[Tutorial]:
     script = [Reply(calls=[Call("lookup_user", {"user_id": "u-002"})]), Reply(ANSWER)]
@@ -288,9 +280,8 @@ def test_the_served_platform_has_the_tool(tutorial: Tutorial) -> None:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/livez").status_code == 200
+        return httpx.get(f"{url}/livez", timeout=240).status_code == 200
     except httpx.TransportError:
-        time.sleep(0.05)
         return False
 
 

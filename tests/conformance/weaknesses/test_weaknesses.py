@@ -163,7 +163,7 @@ def test_a_new_project_needs_no_service(tmp_path: Path, monkeypatch: pytest.Monk
 def test_importing_the_application_makes_nothing(tmp_path: Path):
     code = "import kneo.service.app, os; print(os.listdir())"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=240
     )
     assert done.stdout.strip() == "[]"
 

@@ -52,7 +52,9 @@ def screen(text):
     return "rude" not in text
 def look_slowly(arguments, key):
     note("look " + key)
-    time.sleep(2)
+    # Until the test opens the gate: after it has stopped the process.
+    while not LOG.with_suffix(".go").exists():
+        time.sleep(0.02)
     return {"found": arguments["id"]}
 """
 
@@ -74,7 +76,7 @@ EFFECT = "effect"
 SAMPLED = (("before", 3), ("after", 4), ("before", 6), (EFFECT, 0))
 MOST_WRITES = 60
 
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 600
 
 
 def cases(config: pytest.Config) -> list[tuple[str, int]]:
@@ -314,11 +316,13 @@ def test_a_stopped_worker_makes_no_further_call_when_it_continues(postgres_url: 
             zombie = processes.start()
             eventually(engine.notes)
             zombie.send_signal(signal.SIGSTOP)
+            engine.log.with_suffix(".go").touch()
             processes.start()
-            done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now)
+            done = eventually(lambda: (now := engine.look(run)).status is not RunStatus.RUNNING and now)
+            assert done.status is RunStatus.SUCCEEDED, done
             requests = len(server.requests)
             zombie.send_signal(signal.SIGCONT)
-            assert zombie.wait(60) == 0
+            assert zombie.wait(PATIENCE_SECONDS) == 0
             assert len(server.requests) == requests
             assert [line.split()[0] for line in engine.notes()] == ["look", "look", "pay"]
             assert engine.look(run) == done

@@ -44,7 +44,7 @@ def terminal(tmp_path: Path):
                     shown += os.read(ours, 65_536)
                 except OSError:  # the other end has gone
                     break
-            process.wait(30)
+            process.wait(240)
         os.close(ours)
         return shown.decode()
 

@@ -206,10 +206,7 @@ def test_what_executes_steps_delivers_too(engine: Engine, store: Store, tmp_path
     ask(engine)
     settings = from_env({"KNEO_SERV_CHANNEL_OPS": web.url}, cwd=tmp_path)
     with telling(settings, store):
-        for _ in range(1000):
-            if web.received:
-                break
-            threading.Event().wait(0.01)
+        eventually(lambda: web.received)
     assert [each.body["event"] for each in web.received] == ["human.requested"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine
+from kneo_process import eventually
 from run_simulator import AGENT
 
 from kneo.records.run import Run, RunStatus
@@ -45,11 +46,7 @@ def test_a_worker_tries_it_once_and_goes_on_with_others(store: Store, engine: En
     try:
         for _ in range(3):
             near = engine.start([{"id": "near", "kind": "function", "ref": "near"}])
-            for _ in range(1000):
-                if engine.look(near).status is RunStatus.SUCCEEDED:
-                    break
-                threading.Event().wait(0.01)
-            assert engine.look(near).status is RunStatus.SUCCEEDED
+            eventually(lambda near=near: engine.look(near).status is RunStatus.SUCCEEDED)
     finally:
         worker.stop()
         thread.join()

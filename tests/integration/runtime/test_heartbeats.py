@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import httpx
 import pytest
 from engine import Engine, step
 from kneo_process import Machine, eventually
+from processes import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
 from kneo.cli.serve.worker_metrics import measured
@@ -87,8 +87,7 @@ def test_the_metrics_of_a_worker(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_worker_process_serves_probes(sqlite_url: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     machine = Machine(tmp_path, sqlite_url, KNEO_SERV_METRICS_PORT=str(port))
     process = machine.start("worker", "--concurrency", "2", answers=False)
     try:

@@ -96,7 +96,7 @@ def test_a_command_ends_its_steps_when_another_process_takes_its_lock(pg: Store,
     engine = Engine(pg, tmp_path / "code", SOURCE)
     run = engine.start([step("waits")])
     settings = replace(from_env({}), import_roots=(tmp_path / "code",))
-    driving = threading.Thread(target=lambda: drive_or_wait(settings, pg, run.id, 60))
+    driving = threading.Thread(target=lambda: drive_or_wait(settings, pg, run.id, 600))
     driving.start()
     eventually(lambda: engine.notes() == ["begun"])
     with taken_over(pg):
@@ -106,7 +106,7 @@ def test_a_command_ends_its_steps_when_another_process_takes_its_lock(pg: Store,
         # The other process goes on with it, and the command waits for that.
         engine.log.with_suffix(".go").touch()
         assert engine.drive(run).status is RunStatus.SUCCEEDED
-    driving.join(60)
+    driving.join(240)
     assert not driving.is_alive()
     assert engine.notes() == ["begun", "stopped", "begun"]
 
@@ -115,14 +115,14 @@ def test_a_command_takes_a_lock_that_was_lost_again_and_goes_on(pg: Store, tmp_p
     engine = Engine(pg, tmp_path / "code", SOURCE)
     run = engine.start([step("waits")])
     settings = replace(from_env({}), import_roots=(tmp_path / "code",))
-    driving = threading.Thread(target=lambda: drive_or_wait(settings, pg, run.id, 60))
+    driving = threading.Thread(target=lambda: drive_or_wait(settings, pg, run.id, 600))
     driving.start()
     eventually(lambda: engine.notes() == ["begun"])
     end_sessions(pg)
 
     eventually(lambda: is_held(pg))
     engine.log.with_suffix(".go").touch()
-    driving.join(60)
+    driving.join(240)
     assert engine.look(run).status is RunStatus.SUCCEEDED
     assert engine.notes() == ["begun"]
 
@@ -133,7 +133,7 @@ def test_a_flow_ends_its_steps_when_another_process_takes_its_lock(pg: Store, ur
     async def work() -> str:
         began.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             stopped.set()
             raise
@@ -149,8 +149,8 @@ def test_a_flow_ends_its_steps_when_another_process_takes_its_lock(pg: Store, ur
         flow = Flow("slow", work, database)
         driving = threading.Thread(target=start)
         driving.start()
-        assert began.wait(60)
+        assert began.wait(240)
         with taken_over(pg):
-            assert stopped.wait(30)
-            driving.join(60)
+            assert stopped.wait(240)
+            driving.join(240)
         assert [error.code for error in errors] == ["worker_running"]

@@ -28,7 +28,9 @@ SOURCE = """
 def quick(text): note("quick"); return text + ">quick"
 def slow(text): note("slow"); time.sleep(0.3); return text + ">slow"
 async def long(text):
-    note("long"); await asyncio.sleep(1.5); return text + ">long"
+    note("long")
+    while not LOG.with_suffix(".go").exists(): await asyncio.sleep(0.02)
+    return text + ">long"
 """
 HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
 
@@ -52,7 +54,7 @@ def working(engine: Engine, count: int = 1, concurrency: int = 4) -> Iterator[li
         for worker in workers:
             worker.stop()
         for thread in threads:
-            thread.join(20)
+            thread.join(240)
             assert not thread.is_alive()
 
 
@@ -105,8 +107,10 @@ def test_two_workers_do_everything_once(engine: Engine) -> None:
 
 def test_stopping_lets_steps_finish_and_hands_runs_over(engine: Engine) -> None:
     run = engine.start([step("long"), step("quick")])
-    with working(engine):
+    with working(engine) as (worker,):
         eventually(lambda: engine.notes() == ["long"])
+        worker.stop()
+        engine.log.with_suffix(".go").touch()
     now = engine.look(run)
     assert (now.status, now.owner) == (RunStatus.RUNNING, None)
     assert engine.steps(run) == [("long", "completed")]
@@ -161,7 +165,7 @@ def test_a_worker_that_is_told_to_stop_while_it_connects_stops(engine: Engine) -
         thread.start()
         asking, _ = silent.accept()
         worker.stop()
-        thread.join(20)
+        thread.join(240)
         assert not thread.is_alive()
         asking.close()
         away.close()

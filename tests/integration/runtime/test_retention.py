@@ -35,7 +35,7 @@ def test_a_deadline_does_not_wait_for_retention(migrated_url: str) -> None:
     def prune_slowly(go_on: Callable[[], bool]) -> None:
         assert go_on()
         entered.set()
-        leave.wait(60)
+        leave.wait(240)
 
     def stop() -> None:
         stopping.set()
@@ -46,7 +46,7 @@ def test_a_deadline_does_not_wait_for_retention(migrated_url: str) -> None:
         background("timers", lambda: run_timers(store, stopping), stopping.set),
         background("retention", lambda: run_retention(store, stopping, prune_slowly), stop),
     ):
-        assert entered.wait(30)
+        assert entered.wait(240)
         with store.write() as tx:
             due = isoformat(store.clock.now() - timedelta(seconds=1))
             runs.insert_run(tx, build_run(id="run_1", deadline_at=due))

@@ -87,7 +87,7 @@ def test_replies_are_read_while_they_arrive(bench: Bench, server: ModelServer) -
 
     def begin() -> None:
         if bench.store.deltas.spans_processes:
-            assert bench.store.deltas.listening.wait(60)
+            assert bench.store.deltas.listening.wait(240)
             with bench.store.read() as tx:
                 assert list_read_runs(tx) == {run["run_id"]}
         bench.answer(run)

@@ -47,7 +47,7 @@ def port_of(bench: Bench) -> str:
 def ask(bench: Bench, method: str = "GET", path: str = "/v1/runs", **headers: str) -> httpx.Response:
     named = {name.replace("_", "-"): value.replace("PORT", port_of(bench)) for name, value in headers.items()}
     return httpx.request(
-        method, f"{bench.url}{path}", headers=named, json=RUN if method == "POST" else None, timeout=30
+        method, f"{bench.url}{path}", headers=named, json=RUN if method == "POST" else None, timeout=240
     )
 
 

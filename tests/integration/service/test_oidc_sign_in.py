@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +13,7 @@ import httpx
 import pytest
 from console_pages import Browser
 from oidc_issuer import OidcIssuer, rsa_key, running
-from service_bench import Bench, serving
+from service_bench import Bench, listening, serving, url_of
 
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import Forbidden
@@ -51,22 +50,17 @@ def shared() -> Iterator[OidcIssuer]:
 def bench(shared: OidcIssuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("service")
     paths = [*sys.path]
-    port = free_port()
+    listener = listening()
     with serving(
         folder,
         f"sqlite:///{folder / 'kneo.sqlite'}",
         workers=0,
-        port=port,
-        **variables(shared, f"http://127.0.0.1:{port}"),
+        listener=listener,
+        **variables(shared, url_of(listener)),
     ) as made:
         yield made
     sys.path[:] = paths
     sys.modules.pop("lab_functions", None)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -230,9 +224,9 @@ def test_an_issuer_that_is_away_leaves_the_form(bench: Bench, browser: Browser, 
     with running(OidcIssuer()) as other:
         other.status = 500
         url = f"sqlite:///{tmp_path / 'kneo.sqlite'}"
-        port = free_port()
-        env = variables(other, f"http://127.0.0.1:{port}")
-        with serving(tmp_path, url, workers=0, port=port, **env) as second:
+        listener = listening()
+        env = variables(other, url_of(listener))
+        with serving(tmp_path, url, workers=0, listener=listener, **env) as second:
             page = Browser(second.url).get("/console/oidc/start", expect=503)
             assert "HTTP 500" in page.text
             assert page.form("/login"), "API keys still sign people in"

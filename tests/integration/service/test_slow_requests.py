@@ -260,10 +260,12 @@ def test_a_slow_answer_is_not_cut_off(place: Place) -> None:
     with connected(place.port) as connection:
         for count in (1, 2):
             place.app.may_answer.clear()
-            connection.sendall(whole)
-            place.clock.wait(connection, count * len(whole))
-            place.clock.advance(SECONDS * 2)
-            place.app.may_answer.set()
+            try:
+                connection.sendall(whole)
+                place.clock.wait(connection, count * len(whole))
+                place.clock.advance(SECONDS * 2)
+            finally:
+                place.app.may_answer.set()
             assert answered(connection).endswith(b"\r\n\r\n100")
 
 

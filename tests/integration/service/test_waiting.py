@@ -18,7 +18,7 @@ from kneo.store import runs
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx
 
-LONG = 20
+LONG = 240
 
 
 @pytest.fixture

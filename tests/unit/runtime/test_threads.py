@@ -16,7 +16,7 @@ def test_what_runs_at_the_same_time_never_queues() -> None:
     meeting = threading.Barrier(20)
 
     async def all_at_once() -> list[int]:
-        return await asyncio.gather(*(in_thread(lambda: meeting.wait(30)) for _ in range(20)))
+        return await asyncio.gather(*(in_thread(lambda: meeting.wait(240)) for _ in range(20)))
 
     assert sorted(asyncio.run(all_at_once())) == list(range(20))
 
@@ -38,7 +38,7 @@ def test_idle_threads_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "IDLE_SECONDS", 0.01)
     thread = threads._Thread(lambda: None)
     thread.start()
-    thread.join(30)
+    thread.join(240)
     assert not thread.is_alive()
     assert thread not in threads._idle
 
@@ -68,12 +68,12 @@ def test_work_that_blocks_lets_other_work_begin() -> None:
 
     def work() -> None:
         with bounded.blocking():
-            meeting.wait(30)
+            meeting.wait(240)
         done.release()
 
     for _ in range(4):
         bounded.submit(work)
-    meeting.wait(30)
+    meeting.wait(240)
     assert all(done.acquire(timeout=240) for _ in range(4))
 
 
@@ -89,4 +89,4 @@ def test_work_is_refused_where_no_thread_can_do_it(monkeypatch: pytest.MonkeyPat
         with pytest.raises(RuntimeError):
             bounded.submit(lambda: pytest.fail("refused work was done"))
     bounded.submit(done.set)
-    assert done.wait(30)
+    assert done.wait(240)
