@@ -82,12 +82,17 @@ def check_authentication(settings: Settings, host: str) -> Diagnosis:
     check_reachable(settings, host)
     public = urlsplit(settings.public_url).hostname or "localhost"
     if settings.auth_enabled:
-        return ok("Requests need an API key.")
+        accepted = ["an API key"] if settings.api_keys or settings.admin_api_key else []
+        accepted += [f"a token of {settings.oidc.issuer}"] if settings.oidc.issuer else []
+        if not accepted:
+            hint = "Set KNEO_SERV_API_KEYS or KNEO_SERV_OIDC_ISSUER."
+            return error("KNEO_SERV_AUTH_ENABLED is on, and no credential exists: the service does not start.", hint)
+        return ok(f"Requests need {' or '.join(accepted)}.")
     if settings.http.anonymous:
-        hint = "Set KNEO_SERV_API_KEYS and unset KNEO_SERV_ALLOW_ANONYMOUS."
+        hint = "Set KNEO_SERV_API_KEYS or KNEO_SERV_OIDC_ISSUER, and unset KNEO_SERV_ALLOW_ANONYMOUS."
         return warning("KNEO_SERV_ALLOW_ANONYMOUS gives every caller all permissions.", hint)
     if not is_loopback(public):
-        hint = "Set KNEO_SERV_API_KEYS."
+        hint = "Set KNEO_SERV_API_KEYS or KNEO_SERV_OIDC_ISSUER."
         return error(f"KNEO_SERV_PUBLIC_URL names {public}, and the service there has no API keys.", hint)
     return ok("There are no API keys; only this machine reaches the service.")
 

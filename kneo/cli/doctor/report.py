@@ -75,6 +75,10 @@ def _run(name: str, check: Callable[[], Diagnosis]) -> Result:
         found = error(failure.message, failure.hint or "See the operations guide: Troubleshoot.")
     except OSError as failure:
         found = error(f"The check failed: {failure.strerror or type(failure).__name__}.", "See the log of the system.")
+    except Exception as failure:  # noqa: BLE001 - the report is for installations that are broken; its text may hold a secret
+        found = error(
+            f"The check failed: {type(failure).__name__}.", "Report it, with the output of kneo doctor --json."
+        )
     return Result(name, found.level, redact_text(found.message), redact_text(found.hint))
 
 

@@ -31,6 +31,9 @@ from kneo.tasks.reuse import REPLAY
 LOOK_SECONDS = 0.05
 """The interval in which a program looks for the answer that its flow waits for."""
 
+LIST_LIMIT = 1_000
+"""The executions of one flow that a list has at most."""
+
 _STATUS = {
     RunStatus.RUNNING: "running",
     RunStatus.PAUSED: "waiting",
@@ -329,15 +332,16 @@ class Executions:
     flows: Sequence[Flow]
 
     def list(self, *, status: str | None = None) -> Sequence[Execution]:
-        """List executions, the latest first; ``status`` is a status of ``Execution``."""
+        """List executions, the latest first, at most ``LIST_LIMIT`` of each flow; ``status`` is a status of ``Execution``."""
+        statuses = [each for each in RunStatus if status in {None, _STATUS.get(each, "failed")}]
         executions = []
-        for each in self.flows:
+        for each in self.flows if statuses else ():
             host = each.host()
+            where = RunFilter(workflow_name=each.name, statuses=statuses)
             with host.store.read() as tx:
-                rows = runs.list_runs(tx, RunFilter(workflow_name=each.name), limit=1000, offset=0)
+                rows = runs.list_runs(tx, where, sort_by="created_at", limit=LIST_LIMIT, offset=0)
             executions += [Execution.of(host.snapshot(run.id)) for run in rows]
-        matching = [each for each in executions if status in {None, each.status}]
-        return sorted(matching, key=lambda each: each.id, reverse=True)
+        return sorted(executions, key=lambda each: each.id, reverse=True)
 
     def get(self, execution_id: str) -> Execution:
         """Read an execution.

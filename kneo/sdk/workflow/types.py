@@ -270,7 +270,39 @@ def review_of(kind: str, name: str, review: HumanReview | None, parameters: Mapp
     return review
 
 
+OF_QUESTION = {
+    "confirmation_message": "requires_confirmation",
+    "user_input_message": "requires_user_input",
+    "user_input_schema": "requires_user_input",
+    "allow_multiple_selections": "requires_user_input",
+    "output_review_message": "requires_output_review",
+    "iteration_review_message": "requires_iteration_review",
+}
+"""The parameters that belong to one question."""
+
+
+def _check_effect(kind: str, name: str, review: HumanReview) -> None:
+    """Check that every parameter belongs to a question.
+
+    Raises:
+        ValueError: a parameter would have no effect.
+    """
+    has_question = any(getattr(review, question) for question in SUPPORTED)
+    for each in fields(HumanReview):
+        if each.name in {*SUPPORTED, "on_error"} or getattr(review, each.name) == each.default:
+            continue
+        question = OF_QUESTION.get(each.name)
+        if question is not None and not getattr(review, question):
+            msg = f"{kind} {name} has {each.name} without {question}; it would have no effect."
+            raise ValueError(msg)
+        if not has_question and review.on_error is not OnError.pause:
+            asks = ", ".join(word for word, kinds in SUPPORTED.items() if kind in kinds)
+            msg = f"{kind} {name} has {each.name} and no question; add one of: {asks}, on_error=pause."
+            raise ValueError(msg)
+
+
 def _check(kind: str, name: str, review: HumanReview) -> None:
+    _check_effect(kind, name, review)
     for question, kinds in SUPPORTED.items():
         if getattr(review, question) and kind not in kinds:
             supported = ", ".join(word for word, where in SUPPORTED.items() if kind in where) or "nothing"

@@ -235,7 +235,7 @@ class Workflow:
         """Read the newest runs of a session, oldest first."""
         where = RunFilter(workflow_name=self.name, session_id=session_id)
         with builder.host.store.read() as tx:
-            rows = runs.list_runs(tx, where, limit=limit, offset=0)
+            rows = runs.list_runs(tx, where, sort_by="created_at", limit=limit, offset=0)
         return [builder.host.snapshot(run_id) for run_id in sorted(run.id for run in rows)]
 
     def _build(self) -> StepBuilder:

@@ -322,6 +322,39 @@ def test_the_state_of_a_session_is_kept_from_run_to_run(migrated_file: Callable[
     second.db.close()
 
 
+def test_a_session_continues_from_the_run_that_began_last(db: SqliteDb) -> None:
+    steps = [Step("one", executor=count), Step("ask", executor=count, requires_confirmation=True)]
+    workflow = Workflow("w", steps, db=db, session_id="s", session_state={})
+    first, second = ran(workflow), ran(workflow)
+    for paused in (second, first):
+        (requirement,) = paused.step_requirements
+        requirement.confirm()
+        workflow.continue_run(paused)
+    # The second run began last: the next one continues from its state, though the first one ended last.
+    state = workflow.get_session().session_state
+    assert state == {"count": 3}
+    ran(workflow)
+    assert workflow.get_session().session_state == {"count": 4}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"assignee": "ann"},
+        {"timeout": 60},
+        {"max_retries": 1},
+        {"on_reject": "cancel"},
+        {"output_review_message": "Fine?", "requires_confirmation": True},
+        {"user_input_schema": [{"name": "a"}]},
+        {"allow_multiple_selections": True},
+    ],
+    ids=min,
+)
+def test_a_parameter_without_its_question_is_refused(parameters: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{min(parameters)}|has no else"):
+        Step("a", executor=count, **parameters)
+
+
 def test_a_step_that_is_repeated_begins_with_the_state_it_began_with(db: SqliteDb) -> None:
     def ask(step_input: StepInput, session_state: dict[str, object]) -> str:
         text = count(step_input, session_state)

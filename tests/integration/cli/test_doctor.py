@@ -17,7 +17,7 @@ from oidc_issuer import OidcIssuer, running
 from sqlalchemy import text
 
 from kneo.cli.doctor.command import examine
-from kneo.cli.doctor.report import Level, Result
+from kneo.cli.doctor.report import Diagnosis, Level, Result, ok, run_checks
 from kneo.clock import Clock, ManualClock, SystemClock
 from kneo.records.run import RunStatus
 from kneo.service.auth import key_digest
@@ -164,6 +164,18 @@ def test_a_service_that_others_reach_without_keys(local: Installation) -> None:
     assert local.level("authentication", host="0.0.0.0") is WARNING
     local.set(KNEO_SERV_API_KEYS=f"ann:{LONG}:admin")
     assert local.level("authentication", host="0.0.0.0") is OK
+    issuer = {"ISSUER": "https://id.example.org", "AUDIENCE": "kneo", "ROLES": "ops=operator"}
+    local.set(**{f"KNEO_SERV_OIDC_{name}": value for name, value in issuer.items()})
+    assert local.check("authentication").message == "Requests need an API key or a token of https://id.example.org."
+
+
+def test_a_check_that_fails_stops_no_other() -> None:
+    def broken() -> Diagnosis:
+        raise ZeroDivisionError("a secret")
+
+    first, second = run_checks({"broken": broken, "works": lambda: ok("Fine.")})
+    assert (first.level, second.level) == (ERROR, OK)
+    assert "secret" not in first.message
 
 
 def test_an_issuer_that_does_not_respond(local: Installation) -> None:
