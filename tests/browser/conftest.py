@@ -52,10 +52,11 @@ def chromium() -> Iterator[Browser]:
     if path is None:
         pytest.skip(f"no browser was found. {INSTALL_BROWSER}")
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ImportError:
         assert VARIABLE not in process_environment(VARIABLE), INSTALL_DRIVER
         pytest.skip(f"playwright is not installed. {INSTALL_DRIVER}")
+    expect.set_options(timeout=120_000)
     # Chromium starts without its sandbox only: a container's root has none.
     root = ("--no-sandbox",) if os.geteuid() == 0 else ()
     with sync_playwright() as playwright:
