@@ -85,7 +85,11 @@ def _round(context: StepContext) -> int:
 
 @dataclass(frozen=True)
 class WorkflowEdge:
-    """An edge of a graph; without a condition it is always followed."""
+    """An edge of a graph; without a condition it is always followed.
+
+    Attributes:
+        label: A name for readers of the program; the spec has none.
+    """
 
     source: str
     target: str
