@@ -127,14 +127,14 @@ ONLY ?=
 
 .PHONY: hunt
 hunt: $(VENV)/.ready-dev ## Run random cases against independent models, for SECONDS each (ONLY=name for one hunt)
-	@PYTHONPATH=tests $(BIN)/python -m hunt.run --seconds $(SECONDS) --seed $(SEED) --only "$(ONLY)"
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m hunt.run --seconds $(SECONDS) --seed $(SEED) --only "$(ONLY)"
 
 RATE ?= 0
 
 .PHONY: soak
 soak: SECONDS = 120
 soak: $(VENV)/.ready-dev ## Put services, workers and controllers under load and faults, for SECONDS, and check that nothing is lost or done twice (RATE=runs per second)
-	@PYTHONPATH=tests $(BIN)/python -m soak.run --seconds $(SECONDS) --rate $(RATE)
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m soak.run --seconds $(SECONDS) --rate $(RATE)
 
 .PHONY: schemathesis
 schemathesis: $(VENV)/.ready-dev ## Send every request that OpenAPI describes or forbids, as each role, for SECONDS each

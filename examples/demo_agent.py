@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kneo.settings import process_environment
 
-SERVER = Path(__file__).parents[1] / "tests" / "model_server.py"
+SERVER = Path(__file__).parents[1] / "tests" / "support" / "model_server.py"
 INPUT = "Invoice 7 of Bolt Ltd, 120 EUR, please pay."
 SCRIPT = [
     {"calls": [{"name": "pay", "arguments": {"to": "Bolt Ltd", "amount": 120}}], "usage": [212, 21]},

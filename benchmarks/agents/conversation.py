@@ -35,7 +35,7 @@ def served(lengths: list[int], *, delay: float = 0.0) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, "script.json")
         path.write_text(json.dumps(script))
-        command = [sys.executable, str(ROOT / "tests" / "model_server.py"), str(path)]
+        command = [sys.executable, str(ROOT / "tests" / "support" / "model_server.py"), str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None

@@ -19,7 +19,7 @@ from kneo.platform import Database, PlatformManager
 from kneo.settings import from_env
 from kneo.store.migrate import open_store
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from databases import start_server
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from benchmarks.reconcile.measure import changes, cold, peak_memory, webhook
 from benchmarks.reconcile.repository import Fleet

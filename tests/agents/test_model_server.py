@@ -111,7 +111,7 @@ def test_the_server_runs_as_a_program(tmp_path: Path) -> None:
     script.write_text(
         json.dumps({"fake": [{"calls": [{"name": "pay", "arguments": {"amount": 5}}]}, {"text": "Paid."}]})
     )
-    program = Path(__file__).parents[1] / "model_server.py"
+    program = Path(__file__).parents[1] / "support" / "model_server.py"
     with subprocess.Popen([sys.executable, str(program), str(script)], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(Path(__file__).parent)]
 
 from code_fixtures import findings, fixture_files  # noqa: E402
 from environment_page import environment_page  # noqa: E402

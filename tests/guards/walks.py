@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from controller_bench import Bench as Controller  # noqa: E402
 from service_bench import APPROVE, DRAFT, PUBLISH, serving, spec_of  # noqa: E402

@@ -1,6 +1,6 @@
 """Hunts for broken laws: random cases against an independent model, for as long as wanted.
 
-    PYTHONPATH=tests python -m hunt.run --seconds 60 --seed 0 --only workflows
+    PYTHONPATH=tests:tests/support python -m hunt.run --seconds 60 --seed 0 --only workflows
 
 ``make hunt SECONDS=60 SEED=0 ONLY=workflows`` runs the same. Each module ``hunt_NAME.py`` of this folder is one hunt: its
 function ``hunt(budget)`` takes a ``Budget`` and returns a ``Report``. A finding names the seed that makes its case again.

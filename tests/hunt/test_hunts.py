@@ -10,6 +10,8 @@ import pytest
 from hunt.report import Budget
 from hunt.run import hunts
 
+from kneo.settings import process_environment
+
 SAMPLES = {"workflows": 300, "people": 2, "histories": 2}
 """Cases of each hunt that every run of the tests goes through; a hunt that is not named here has its own test."""
 
@@ -28,5 +30,6 @@ def test_a_sample_breaks_no_law(name: str) -> None:
 def test_the_command_lists_its_options() -> None:
     folder = Path(__file__).parents[1]
     command = [sys.executable, "-m", "hunt.run", "--help"]
-    shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=True)
+    env = {**process_environment("PATH", "HOME"), "PYTHONPATH": str(folder / "support")}
+    shown = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=True)
     assert "--seconds" in shown.stdout

@@ -1,6 +1,6 @@
 """A fleet under load with faults, for as long as wanted, and then the laws that it has to keep.
 
-    PYTHONPATH=tests python -m soak.run --seconds 120
+    PYTHONPATH=tests:tests/support python -m soak.run --seconds 120
 
 ``make soak SECONDS=3600 RATE=20`` runs the same: two services, three workers and two controllers on PostgreSQL, clients that
 start runs, people who decide their tasks, releases that are promoted, and the faults of ``soak.faults`` in turn. Then it reads

@@ -9,7 +9,7 @@ from pathlib import Path
 from kneo_process import Machine, eventually
 from model_server import Call, Reply, model_server
 
-SERVER = str(Path(__file__).parents[2] / "mcp_server.py")
+SERVER = str(Path(__file__).parents[2] / "support" / "mcp_server.py")
 
 
 def spec(*arguments: str) -> str:

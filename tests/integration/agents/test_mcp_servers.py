@@ -41,7 +41,7 @@ from kneo.spec.models.rules import McpRules, ToolRules
 from kneo.spec.models.spec import McpPin, McpServer, Spec
 
 T = TypeVar("T")
-SERVER = str(Path(__file__).parents[2] / "mcp_server.py")
+SERVER = str(Path(__file__).parents[2] / "support" / "mcp_server.py")
 PATIENCE = McpSettings(connect_seconds=120, call_seconds=120)
 RULES = ToolRules(mcp=McpRules(commands=(sys.executable,)))
 
@@ -154,7 +154,7 @@ asyncio.run(main())
 
 
 def test_no_server_survives_a_killed_worker(tmp_path: Path) -> None:
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "support")]
     options = ["--stubborn", "--pid", str(tmp_path / "pid"), "--child", str(tmp_path / "child")]
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER.format(paths=paths), *options], stdout=subprocess.PIPE, text=True
@@ -276,7 +276,7 @@ def test_many_calls_at_once_share_a_server() -> None:
 
 
 def legacy(*options: str) -> McpServer:
-    script = str(Path(__file__).parents[2] / "legacy_mcp_server.py")
+    script = str(Path(__file__).parents[2] / "support" / "legacy_mcp_server.py")
     return McpServer(transport="stdio", command=sys.executable, args=(script, *options))
 
 

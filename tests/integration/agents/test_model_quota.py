@@ -105,7 +105,7 @@ def test_a_full_minute_postpones_and_a_used_budget_does_not_fill_it(store: Store
 
 IMPORTS = f"""
 import asyncio, sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2] / "support")]!r}
 from test_model_quota import *
 """
 

@@ -15,7 +15,7 @@ import yaml
 from kneo.trust.dsse import parse_envelope
 
 Kneo = Callable[..., Any]
-SERVER = str(Path(__file__).parents[2] / "mcp_server.py")
+SERVER = str(Path(__file__).parents[2] / "support" / "mcp_server.py")
 
 SPEC = """\
 # The assistant of the shop.

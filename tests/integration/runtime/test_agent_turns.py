@@ -20,7 +20,7 @@ from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 
 PAY = [Reply(calls=[Call("pay", {"amount": 5}, id="c1")]), Reply("Done.")]
-MCP_SERVER = Path(__file__).parents[2] / "mcp_server.py"
+MCP_SERVER = Path(__file__).parents[2] / "support" / "mcp_server.py"
 
 Make = Callable[[list[Reply]], AgentRuns]
 

@@ -7,7 +7,7 @@ reply again. Every request is recorded.
     with model_server([Reply(calls=[Call("pay", {"amount": 5})]), Reply("Paid.")]) as server:
         ...  # base_url=server.openai_url
 
-    python tests/model_server.py script.json   # prints its address; the script is a list of replies as JSON
+    python tests/support/model_server.py script.json   # prints its address; the script is a list of replies as JSON
 """
 
 from __future__ import annotations

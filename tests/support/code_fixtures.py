@@ -27,8 +27,8 @@ from kneo.spec.reading.load import load_tree, resolve
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import InvalidDeclaration, parse_model
 
-FIXTURES = Path(__file__).parent / "fixtures"
-SPEC_SOURCE = Path(__file__).parents[1] / "kneo" / "spec"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SPEC_SOURCE = Path(__file__).parents[2] / "kneo" / "spec"
 
 NOT_FINDINGS = {"E_UNKNOWN_TOOL", "I_HUMAN_REVIEW_CONFIGURED"}
 """An alias, and a word of the policy report."""

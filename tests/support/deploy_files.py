@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 INSTALL = "install it with: make deploy-check"
 PACKAGES = {"promtool": "Debian's package prometheus has it", "systemd-analyze": "systemd has it"}

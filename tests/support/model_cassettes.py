@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-CASSETTES = Path(__file__).parent / "cassettes"
+CASSETTES = Path(__file__).parents[1] / "cassettes"
 KEPT = frozenset({"content-type", "retry-after", "x-should-retry"})
 """The headers of replies that are kept; those of requests are not, because they hold keys."""
 IDS = frozenset({"id", "call_id", "tool_call_id", "tool_use_id", "thoughtSignature"})

@@ -16,7 +16,7 @@ from pathlib import Path
 from config_repo import GIT_ENV
 from kneo_process import Machine, eventually
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 FENCE = re.compile(
