@@ -12,16 +12,16 @@ SLEEP = re.compile(r"\bsleep\((?!0\))")
 
 KNOWN = {
     # Polls until a condition holds, each within a limit.
-    "databases.py": 1,
+    "support/databases.py": 1,
     "e2e/crash/crashing.py": 1,
     "e2e/crash/crashing_agents.py": 1,
     "e2e/crash/test_kill_idempotent.py": 1,
     "integration/service/test_oidc.py": 1,
-    "kneo_process.py": 1,
-    "temporal_server.py": 1,
+    "support/kneo_process.py": 1,
+    "support/temporal_server.py": 1,
     "conformance/clients/served.py": 1,
     "conformance/weaknesses/test_weaknesses.py": 1,
-    "foreign_agent.py": 1,
+    "support/foreign_agent.py": 1,
     "integration/agents/test_remote_agents.py": 1,
     # Gates of functions, and polls of the test that opens them.
     "e2e/crash/test_kill.py": 2,
@@ -31,15 +31,15 @@ KNOWN = {
     "integration/runtime/test_queue.py": 2,
     "integration/runtime/test_session.py": 2,
     # Functions, tools, servers and models that are slow or hang, because that is what is tested.
-    "agent_runs.py": 1,
+    "support/agent_runs.py": 1,
     "conformance/clients/scene.py": 1,
     "e2e/test_tools.py": 1,
     "integration/agents/test_python_tools.py": 1,
     "integration/runtime/test_driver.py": 4,
     "integration/runtime/test_heartbeats.py": 1,
-    "mcp_server.py": 2,
-    "model_server.py": 1,
-    "service_bench.py": 1,
+    "support/mcp_server.py": 2,
+    "support/model_server.py": 1,
+    "support/service_bench.py": 1,
     # Makes a file of the repository, by hand.
     "fixtures/published/make.py": 1,
     # Load over hours.
