@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1])]
 
+import httpx  # noqa: E402
 from service_bench import Bench, serving  # noqa: E402
 
 from kneo.service.auth import ROLES  # noqa: E402
@@ -22,12 +23,16 @@ STREAMS = ("stream_run_events", "stream_human_tasks")
 
 def hunt(bench: Bench, role: str, *options: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Let schemathesis loose on a service with the key of a role."""
+    # The document is made at the first request, for which schemathesis waits ten seconds.
+    httpx.get(
+        f"{bench.url}/openapi.json", headers={"Authorization": f"Bearer {role}-key"}, timeout=240
+    ).raise_for_status()
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
         *("--config-file", str(HERE / "schemathesis.toml")),
         *("run", f"{bench.url}/openapi.json", "-H", f"Authorization: Bearer {role}-key"),
         *(part for name in STREAMS for part in ("--exclude-operation-id", name)),
-        *("--request-timeout", "20", "--no-color", "--warnings", "off", "--continue-on-failure"),
+        *("--request-timeout", "120", "--no-color", "--warnings", "off", "--continue-on-failure"),
         *options,
     ]
     env = {**process_environment("PATH", "HOME"), "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(HERE)}
