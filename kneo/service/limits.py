@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from threading import Lock
 
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kneo.clock import monotonic
@@ -87,6 +89,24 @@ class BodyLimit:
             if error.status_code != 413 or begun:
                 raise
             await too_large(self.max_bytes)(scope, receive, send)
+
+
+def peer_address(request: HTTPConnection) -> str:
+    """Return the address of the caller; empty where the server does not know it."""
+    return request.client.host if request.client else ""
+
+
+def network_of(address: str) -> str:
+    """Return what rates count for an address: itself, or the /64 network of an IPv6 address, whose owner has all of it."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(parsed, IPv6Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"
 
 
 MAX_CALLERS = 10_000

@@ -40,6 +40,12 @@ def end(tx: Tx, token_hash: str) -> bool:
     )
 
 
+def end_of_issuer(tx: Tx, person: str) -> None:
+    """Delete the sessions that a person has started at the issuer."""
+    theirs = (browser_sessions.c.person == person) & (browser_sessions.c.method == "oidc")
+    tx.connection.execute(delete(browser_sessions).where(theirs))
+
+
 def insert_link(tx: Tx, link: SignInLink) -> None:
     """Store a link, and delete those that have expired."""
     tx.connection.execute(delete(sign_in_links).where(sign_in_links.c.expires_at <= tx.at))

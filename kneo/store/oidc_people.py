@@ -1,10 +1,14 @@
-"""Rows of the people of an OpenID Connect issuer and of their groups."""
+"""Rows of the people of an OpenID Connect issuer and of their groups.
+
+A row without groups is a person who has lost every role. The row keeps the time of the token that said so, so that an older token
+does not bring the person back.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, and_, delete, insert, select
+from sqlalchemy import ColumnElement, delete, insert, select, update
 
 from kneo.clock import isoformat
 from kneo.names import person_key
@@ -24,14 +28,14 @@ def find(tx: Tx, name: str) -> OidcPerson | None:
 def _find(tx: Tx, key: str) -> OidcPerson | None:
     query = (
         select(oidc_people, oidc_groups.c.name.label("group"))
-        .join(oidc_groups, _MY_GROUPS, isouter=True)
+        .join(oidc_groups, _MY_GROUPS)
         .where(oidc_people.c.person_key == key, oidc_people.c.seen_at > _oldest(tx))
     )
     rows = tx.connection.execute(query).all()
     if not rows:
         return None
     first = rows[0]
-    groups = frozenset(row.group for row in rows if row.group is not None)
+    groups = frozenset(row.group for row in rows)
     return OidcPerson(
         name=first.name, issuer=first.issuer, subject=first.subject, groups=groups, issued_at=first.issued_at
     )
@@ -50,11 +54,16 @@ def names_in(tx: Tx, groups: Collection[str], limit: int) -> list[str]:
 
 
 def put(tx: Tx, person: OidcPerson) -> bool:
-    """Store a person, unless a newer token named the person; return whether subject, issuer or groups are new."""
+    """Store a person, unless a newer token named the person; return whether subject, issuer or groups are new.
+
+    Of two tokens of the same second, the one without a role counts.
+    """
     key = person_key(person.name)
-    lock_table(tx, f"oidc_people:{key}")
+    _lock(tx, key)
     before = find(tx, person.name)
     if before is not None and before.issued_at > person.issued_at:
+        return False
+    if before is None and (_last_issued(tx, key) or "") >= person.issued_at:
         return False
     _delete_forgotten(tx)
     upsert(
@@ -80,18 +89,34 @@ def put(tx: Tx, person: OidcPerson) -> bool:
 
 
 def remove(tx: Tx, name: str, issued_at: str) -> bool:
-    """Delete a person, unless a newer token named the person; return whether there was one."""
+    """Take every group from a person, unless a newer token named the person; return whether the person had one."""
     key = person_key(name)
-    mine = and_(oidc_people.c.person_key == key, oidc_people.c.issued_at <= issued_at)
-    if not tx.connection.execute(delete(oidc_people).where(mine)).rowcount:
+    _lock(tx, key)
+    mine = (oidc_people.c.person_key == key) & (oidc_people.c.issued_at <= issued_at)
+    if not tx.connection.execute(update(oidc_people).where(mine).values(issued_at=issued_at, seen_at=tx.at)).rowcount:
         return False
-    tx.connection.execute(delete(oidc_groups).where(oidc_groups.c.person_key == key))
-    return True
+    return tx.connection.execute(delete(oidc_groups).where(oidc_groups.c.person_key == key)).rowcount > 0
+
+
+def must_remove(tx: Tx, name: str, issued_at: str) -> bool:
+    """Return whether a token without a role changes the row of a person: one with groups, or of an older token."""
+    last = _last_issued(tx, person_key(name))
+    return last is not None and (last < issued_at or find(tx, name) is not None)
 
 
 def keep_issuer(tx: Tx, issuer: str) -> None:
     """Delete the people of other issuers; with an empty text all."""
     _delete(tx, oidc_people.c.issuer != issuer)
+
+
+def _lock(tx: Tx, key: str) -> None:
+    lock_table(tx, f"oidc_people:{key}")
+
+
+def _last_issued(tx: Tx, key: str) -> str | None:
+    """Return when the last token of a person was issued, also of one without a role."""
+    query = select(oidc_people.c.issued_at).where(oidc_people.c.person_key == key, oidc_people.c.seen_at > _oldest(tx))
+    return tx.connection.execute(query).scalar()
 
 
 def _delete_forgotten(tx: Tx) -> None:

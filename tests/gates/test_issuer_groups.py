@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import pytest
@@ -153,6 +154,60 @@ def test_an_older_token_changes_nothing(store: Store) -> None:
         assert not oidc_people.remove(tx, "eve", isoformat(tx.now))
         assert oidc_people.remove(tx, "eve", isoformat(tx.now + timedelta(seconds=10)))
         assert oidc_people.names_in(tx, ["editors"], 10) == []
+
+
+def remove(store: Store, name: str, *, seconds: int) -> bool:
+    with store.write() as tx:
+        return oidc_people.remove(tx, name, isoformat(tx.now + timedelta(seconds=seconds)))
+
+
+def find_groups(store: Store, name: str) -> set[str]:
+    with store.read() as tx:
+        person = oidc_people.find(tx, name)
+        listed = {group for group in ("editors", "board") if name in oidc_people.names_in(tx, [group], 100)}
+    assert listed == (person.groups if person is not None else set())
+    return listed
+
+
+def test_a_token_that_is_older_than_a_removal_brings_nobody_back(store: Store, clock: ManualClock) -> None:
+    declare(store)
+    record(store, "eve", ["editors"])
+    task = ask(store, **EDITORS)
+    assert remove(store, "EVE", seconds=5)
+    for seconds in (0, 4, 5):
+        assert not record(store, "eve", ["editors", "board"], seconds=seconds), "the token is not newer"
+        assert find_groups(store, "eve") == set()
+    assert refusal(store, task, "eve") == "not_a_candidate"
+    assert not remove(store, "eve", seconds=9), "there is no group left to take"
+    assert not record(store, "eve", ["editors"], seconds=8), "the second token without a role counts too"
+    assert record(store, "eve", ["board"], seconds=10)
+    assert find_groups(store, "eve") == {"board"}
+    assert remove(store, "eve", seconds=11)
+    clock.advance(KNOWN_FOR)
+    record(store, "fay", ["editors"])
+    assert record(store, "eve", ["editors"]), "a removal is known as long as a person"
+
+
+def test_a_removal_and_a_newer_token_at_the_same_time(store: Store) -> None:
+    """Whichever comes first, the newer token counts, with its groups."""
+    for turn in range(20):
+        name = f"eve{turn}"
+        record(store, name, ["editors"])
+        together = threading.Barrier(2)
+
+        def work(act: Callable[..., bool], *args: object, seconds: int, together: threading.Barrier = together) -> None:
+            together.wait(120)
+            act(store, *args, seconds=seconds)
+
+        threads = [
+            threading.Thread(target=work, args=(remove, name), kwargs={"seconds": 1}),
+            threading.Thread(target=work, args=(record, name, ["editors"]), kwargs={"seconds": 2}),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert find_groups(store, name) == {"editors"}
 
 
 def test_only_changes_are_reported(store: Store) -> None:

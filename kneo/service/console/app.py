@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -41,7 +42,7 @@ from kneo.service.console.security import HEADERS, HOME, check_same_origin
 from kneo.service.console.session import Sessions, SignedIn
 from kneo.service.console.sign_in import SignIn, is_secure, login_url
 from kneo.service.context import Service
-from kneo.service.limits import Rate
+from kneo.service.limits import Rate, peer_address
 from kneo.store import marks
 
 log = logging.getLogger("kneo.service")
@@ -112,14 +113,14 @@ class Console:
 
     async def _live(self, request: Request) -> Response:
         """Stream the marks to a browser that is signed in."""
-        signed_in = await run_in_threadpool(self.sessions.find, request.cookies)
+        find = partial(self.sessions.find, dict(request.cookies), secure=self._is_secure(request))
+        signed_in = await run_in_threadpool(find)
         if signed_in is None:
             raise Unauthorized("You are signed out.")
-        cookies = dict(request.cookies)
         events = live_events(
             self.service.changes,
             heartbeat=self.service.settings.http.stream_heartbeat_seconds,
-            is_signed_in=lambda: self.sessions.find(cookies) is not None,
+            is_signed_in=lambda: find() is not None,
         )
         return self.service.streams.answer(events, signed_in.principal.name)
 
@@ -127,8 +128,11 @@ class Console:
         """Serve the script that shows notifications, which a browser keeps without a session."""
         return push.worker_script(self.service.settings.push)
 
+    def _is_secure(self, request: Request) -> bool:
+        return is_secure(request, self.service.settings.public_url)
+
     def _serve(self, route: PageRoute, request: Request, form: Form) -> Response:
-        signed_in = self.sessions.find(request.cookies)
+        signed_in = self.sessions.find(request.cookies, secure=self._is_secure(request))
         if signed_in is None:
             return self._ask_to_sign_in(request)
         request.scope[PRINCIPAL] = signed_in.principal
@@ -158,8 +162,8 @@ class Console:
             cookies=request.cookies,
             url=request.url.path + (f"?{query}" if query else ""),
             now=self.service.store.clock.now(),
-            address=request.client.host if request.client else "",
-            secure=is_secure(request, self.service.settings.public_url),
+            address=peer_address(request),
+            secure=self._is_secure(request),
         )
 
     def _respond(self, place: MenuEntry | None, page: PageRequest, shown: Shown, known: Mapping[str, str]) -> Response:
@@ -248,7 +252,7 @@ class Console:
     def _error(self, request: Request, error: KneoError, status: int | None = None) -> HTMLResponse:
         """Return an error as a page, with the header where a person is signed in."""
         status = error.http_status if status is None else status
-        signed_in = self.sessions.find(request.cookies)
+        signed_in = self.sessions.find(request.cookies, secure=self._is_secure(request))
         headers = dict(HEADERS)
         if "retry_after" in error.details:
             headers["retry-after"] = str(error.details["retry_after"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Protocol
 from urllib.parse import quote, urlsplit
@@ -19,8 +18,9 @@ from kneo.records.oidc_sign_in import SIGN_IN_LIFETIME
 from kneo.service.console.page import Form
 from kneo.service.console.security import HEADERS, HOME, safe_next
 from kneo.service.console.session import TOKEN_BYTES, Sessions, push_browser
-from kneo.service.limits import Rate
+from kneo.service.limits import Rate, TooMany, network_of, peer_address
 from kneo.service.oidc.code_flow import CodeFlow, CodeResponse, SignInRefused
+from kneo.service.oidc.discovery import IssuerUnavailable
 from kneo.service.oidc.people import OidcPeople
 from kneo.settings import Settings
 
@@ -30,7 +30,7 @@ SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_oidc", "kneo_oidc"
 """The cookie that binds a sign-in to the browser that began it; see ``kneo.service.console.session``."""
 
 STEPS_PER_MINUTE = 60
-"""Begun and completed sign-ins of one address in a minute."""
+"""Begun and completed sign-ins of one address in a minute; an IPv6 network of 64 bits is one address."""
 
 _COOKIE = re.compile(r"[A-Za-z0-9_-]{43}")
 
@@ -86,9 +86,9 @@ class OidcRoutes:
         """Send the browser to the issuer."""
         self.pages.check_transport(request)
         target = safe_next(request.query_params.get("next", HOME))
-        browser = _browser(request.cookies) or secrets.token_urlsafe(TOKEN_BYTES)
+        browser = self._browser(request) or secrets.token_urlsafe(TOKEN_BYTES)
         try:
-            self.steps.check(_address(request))
+            self.steps.check(network_of(peer_address(request)))
             url = await self.flow.begin(browser, target)
         except KneoError as error:
             return self._refuse(request, error)
@@ -108,16 +108,21 @@ class OidcRoutes:
     async def done(self, request: Request) -> Response:
         """Take the browser back from the issuer, and start a session."""
         self.pages.check_transport(request)
-        address = _address(request)
+        address = peer_address(request)
         try:
-            self.steps.check(address)
-            browser = _browser(request.cookies)
+            self.steps.check(network_of(address))
+        except TooMany as error:
+            return self._refuse(request, error)
+        try:
+            browser = self._browser(request)
             if browser is None:
                 msg = "This browser has begun no sign-in, or it is older than ten minutes."
                 raise SignInRefused(msg, hint="Sign in again, and allow cookies of this site.")
             completed = await self.flow.complete(browser, _response(Form.parse(request.url.query)))
             push, identity = push_browser(request.cookies), completed.identity
             token = await run_in_threadpool(self.sessions.sign_in_with_issuer, self.people, identity, address, push)
+        except IssuerUnavailable as error:
+            return self._refuse(request, error)
         except KneoError as error:
             await run_in_threadpool(self.sessions.record_refusal, "oidc", address)
             return self._refuse(request, error)
@@ -128,12 +133,14 @@ class OidcRoutes:
 
     def _refuse(self, request: Request, error: KneoError) -> Response:
         message = f"{error.message} {error.hint}" if error.hint else error.message
-        return self.pages.show_form(request, HOME, message, error.http_status)
+        response = self.pages.show_form(request, HOME, message, error.http_status)
+        if "retry_after" in error.details:
+            response.headers["retry-after"] = str(error.details["retry_after"])
+        return response
 
-
-def _browser(cookies: Mapping[str, str]) -> str | None:
-    value = cookies.get(SECURE_COOKIE) or cookies.get(PLAIN_COOKIE) or ""
-    return value if _COOKIE.fullmatch(value) else None
+    def _browser(self, request: Request) -> str | None:
+        value = request.cookies.get(SECURE_COOKIE if self.pages.is_secure(request) else PLAIN_COOKIE, "")
+        return value if _COOKIE.fullmatch(value) else None
 
 
 def _response(query: Form) -> CodeResponse:
@@ -150,7 +157,3 @@ def _response(query: Form) -> CodeResponse:
             raise SignInRefused(msg)
         values[name] = found[0] if found else ""
     return CodeResponse(state=values["state"], code=values["code"], error=values["error"], issuer=values["iss"])
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""

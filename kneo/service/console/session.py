@@ -16,6 +16,7 @@ from kneo.clock import isoformat, parse_time
 from kneo.records.browser_session import LIFETIME, LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
 from kneo.service.auth import ANONYMOUS, Keyring
 from kneo.service.callers import Callers
+from kneo.service.limits import Rate, network_of
 from kneo.store import audit, browser_sessions, oidc_people, push_subscriptions
 from kneo.store.engine import Store, Tx
 
@@ -32,6 +33,9 @@ PUSH_COOKIE = "kneo_push"
 NOTIFICATIONS_ENDED = "console.notifications_ended"
 
 TOKEN_BYTES = 32
+
+REFUSALS_PER_MINUTE, REFUSALS_PER_ADDRESS = 60, 10
+"""Refused sign-ins that a process records per minute: of one method, and of one address. The access log has all of them."""
 
 
 def hash_token(token: str) -> str:
@@ -70,13 +74,18 @@ class Sessions:
         self.store = store
         self.keyring = callers.keyring
         self.people = callers.people
+        self._refused = Rate(REFUSALS_PER_MINUTE)
+        self._refused_here = Rate(REFUSALS_PER_ADDRESS)
 
-    def find(self, cookies: Mapping[str, str]) -> SignedIn | None:
+    def find(self, cookies: Mapping[str, str], *, secure: bool) -> SignedIn | None:
         """Return the person of a request; ``None`` where nobody is signed in.
+
+        One cookie is read. Over https the plain one does not count: any page below the same domain, or anyone on the way of a
+        request over http, can set it.
 
         Without API keys every caller of the API has all permissions, and so has the console without a session.
         """
-        token = cookies.get(SECURE_COOKIE) or cookies.get(PLAIN_COOKIE)
+        token = cookies.get(SECURE_COOKIE if secure else PLAIN_COOKIE)
         session = self._session(token) if token else None
         principal = self._caller(session) if session is not None else None
         if session is not None and principal is not None:
@@ -140,7 +149,9 @@ class Sessions:
         return self.store.transact(lambda tx: start(tx, name, "oidc", address, push=push, groups=groups, facts=facts))
 
     def record_refusal(self, method: str, address: str) -> None:
-        """Record in the audit log that a sign-in was refused."""
+        """Record in the audit log that a sign-in was refused, unless the method or the address has reached its limit."""
+        if self._refused_here.take(network_of(address)) or self._refused.take(method):
+            return
         facts = {"method": method, "address": address}
         self.store.transact(lambda tx: audit.record(tx, "console.sign_in_refused", actor=None, metadata=facts))
 

@@ -24,13 +24,13 @@ from kneo.service.console.session import (
 )
 from kneo.service.context import Service
 from kneo.service.head_check import is_loopback
-from kneo.service.limits import Rate
+from kneo.service.limits import Rate, network_of, peer_address
 
 if TYPE_CHECKING:
     from kneo.service.console.oidc import OidcRoutes
 
 TRIES_PER_MINUTE = 10
-"""Sign-ins that one address may try in a minute."""
+"""Sign-ins that one address may try in a minute; an IPv6 network of 64 bits is one address."""
 
 THEME_COOKIE, KEYS_COOKIE = "kneo_theme", "kneo_keys"
 THEMES = ("light", "dark")
@@ -91,15 +91,16 @@ class SignIn:
         self.check_transport(request)
         form = Form.parse((await request.body()).decode(errors="replace"))
         target = safe_next(form.get("next", HOME))
-        if wait := self.tries.take(_address(request)):
+        address = peer_address(request)
+        if wait := self.tries.take(network_of(address)):
             msg = "Too many sign-ins were tried from this address; wait a minute."
             response = self.show_form(request, target, msg, 429)
             response.headers["retry-after"] = str(max(1, round(wait + 0.5)))
             return response
         key, push = form.get("key").strip(), push_browser(request.cookies)
-        token = await run_in_threadpool(self.sessions.sign_in_with_key, key, _address(request), push)
+        token = await run_in_threadpool(self.sessions.sign_in_with_key, key, address, push)
         if token is None:
-            await run_in_threadpool(self.sessions.record_refusal, "api_key", _address(request))
+            await run_in_threadpool(self.sessions.record_refusal, "api_key", address)
             return self.show_form(request, target, "No person has this API key.", 401)
         return self.enter(request, token, target)
 
@@ -108,12 +109,13 @@ class SignIn:
         self.check_transport(request)
         if request.headers.get("sec-purpose", "").startswith("prefetch") or request.method == "HEAD":
             return Response(status_code=403, headers=dict(HEADERS))
-        if self.tries.take(_address(request)):
+        address = peer_address(request)
+        if self.tries.take(network_of(address)):
             return self.show_form(request, HOME, "Too many sign-ins were tried from this address; wait a minute.", 429)
         link, push = request.path_params["token"], push_browser(request.cookies)
-        token = await run_in_threadpool(self.sessions.sign_in_with_link, link, _address(request), push)
+        token = await run_in_threadpool(self.sessions.sign_in_with_link, link, address, push)
         if token is None:
-            await run_in_threadpool(self.sessions.record_refusal, "link", _address(request))
+            await run_in_threadpool(self.sessions.record_refusal, "link", address)
             msg = "This link does not work: it was used before, or is older than ten minutes."
             return self.show_form(request, HOME, msg, 401)
         return self.enter(request, token, HOME)
@@ -208,7 +210,3 @@ def _keep(request: PageRequest, cookie: str, value: str) -> Response:
         cookie, value, max_age=YEAR_SECONDS if value else 0, path="/console", secure=request.secure, samesite="lax"
     )
     return response
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""

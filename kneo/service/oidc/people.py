@@ -17,7 +17,7 @@ from kneo.service.auth import Keyring, group_scopes
 from kneo.service.oidc.issuer_cache import IssuerCache
 from kneo.service.oidc.tokens import Identity, InvalidToken, identity_of, signing_key_of, verified_claims
 from kneo.settings import OidcSettings
-from kneo.store import audit, oidc_people
+from kneo.store import audit, browser_sessions, oidc_people
 from kneo.store.engine import Store, Tx
 
 MAX_TOKENS = 10_000
@@ -100,7 +100,8 @@ class OidcPeople:
         spelling that was first stays. Scopes are those of the credential at hand: the key's, or the groups'.
 
         Raises:
-            Forbidden: ``no_role``: no group of the person has a role. The person is not known any more.
+            Forbidden: ``no_role``: no group of the person has a role, and the person is not known any more; or a newer token
+                said so.
         """
         scopes = self.scopes_of(identity.groups)
         if not scopes:
@@ -112,8 +113,8 @@ class OidcPeople:
 
     def _forget(self, identity: Identity) -> None:
         with self.store.read() as tx:
-            known = oidc_people.find(tx, identity.name)
-        if known is not None:
+            is_due = oidc_people.must_remove(tx, identity.name, isoformat(identity.issued_at))
+        if is_due:
             self.store.transact(lambda tx: _remove(tx, identity))
 
 
@@ -134,11 +135,16 @@ def _record(tx: Tx, identity: Identity, spelling: str | None) -> str:
             "group_count": len(person.groups),
         }
         audit.record(tx, "oidc.person_recorded", actor=person.name, metadata=facts)
+    elif oidc_people.find(tx, identity.name) is None:
+        msg = f"{identity.name} has no role here: a newer token has no group with a role."
+        raise Forbidden(msg, code="no_role", hint="Request a new token, or sign in again.")
     return person.name
 
 
 def _remove(tx: Tx, identity: Identity) -> None:
+    known = oidc_people.find(tx, identity.name)
     if oidc_people.remove(tx, identity.name, isoformat(identity.issued_at)):
+        browser_sessions.end_of_issuer(tx, known.name if known is not None else identity.name)
         facts = {"issuer": identity.issuer, "subject": identity.subject}
         audit.record(tx, "oidc.person_removed", actor=identity.name, metadata=facts)
 

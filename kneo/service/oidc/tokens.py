@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import jwt
 
 from kneo.errors import Invalid, Unauthorized
-from kneo.names import MAX_PERSON_CHARS, name_problem, person_name
+from kneo.names import MAX_PERSON_CHARS, name_problem, person_key, person_name
 from kneo.service.oidc.discovery import ALGORITHMS, IssuerKey
 from kneo.settings import OidcSettings
 
@@ -165,9 +165,14 @@ def _name(claims: Mapping[str, object], claim: str) -> str:
     if claim == "email" and claims.get("email_verified") is not True:
         raise InvalidToken("The issuer has not verified the e-mail address of the token.")
     try:
-        return person_name(value, f"The claim {claim} of the token")
+        name = person_name(value, f"The claim {claim} of the token")
     except Invalid as error:
         raise InvalidToken(error.message) from error
+    # One character may become eighteen in its normal form, and three in the key.
+    if max(len(name), len(person_key(name))) > MAX_PERSON_CHARS:
+        msg = f"The claim {claim} of the token has more than {MAX_PERSON_CHARS} characters in its normal form."
+        raise InvalidToken(msg)
+    return name
 
 
 def _groups(claims: Mapping[str, object], claim: str) -> frozenset[str]:

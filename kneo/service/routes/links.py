@@ -14,7 +14,7 @@ from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
 from kneo.runtime.engine.consequences import as_it_stands
 from kneo.service.context import Service, ServiceDep
-from kneo.service.limits import Rate, TooMany
+from kneo.service.limits import Rate, TooMany, network_of, peer_address
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
 from kneo.service.router import JsonResponse
@@ -87,7 +87,7 @@ def _count(service: Service, request: Request, token: str) -> None:
         wait, what = _of_link.take(link.id), f"This link is used more than {_of_link.per_minute} times in a minute."
     else:
         wait, what = (
-            _wrong.take(_address(request)),
+            _wrong.take(network_of(peer_address(request))),
             "Too many requests for unknown links from this address.",
         )
     if wait:
@@ -96,10 +96,6 @@ def _count(service: Service, request: Request, token: str) -> None:
 
 def _decide(service: Service, token: str, decision: DecisionRequest) -> HumanTask:
     return links.answer(service.store, token, decision)
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else "?"
 
 
 def _refused(error: KneoError) -> HTMLResponse:

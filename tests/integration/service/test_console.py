@@ -209,7 +209,7 @@ def test_a_session_ends_with_its_time_and_with_its_key(store: Store, clock: Manu
     assert token is not None
 
     def person(at: Sessions = sessions) -> str | None:
-        found = at.find({"kneo_session": token})
+        found = at.find({"kneo_session": token}, secure=False)
         return found.principal.name if found else None
 
     for _ in range(20):
@@ -226,8 +226,26 @@ def test_a_session_ends_with_its_time_and_with_its_key(store: Store, clock: Manu
         assert person() == "bob"
     clock.advance(timedelta(minutes=30))
     assert person() is None, "twelve hours"
-    assert sessions.find({"kneo_session": "x"}) is None
-    assert sessions.find({}) is None
+    assert sessions.find({"kneo_session": "x"}, secure=False) is None
+    assert sessions.find({}, secure=False) is None
+
+
+def test_over_https_the_plain_cookie_does_not_count_nor_the_other_way_round(store: Store) -> None:
+    sessions = Sessions(store, Callers(keyring(ring("ann", "mal"))))
+    ann, mal = sessions.sign_in_with_key("ann-key", "::1"), sessions.sign_in_with_key("mal-key", "::1")
+    assert ann is not None
+    assert mal is not None
+
+    def person(*, secure: bool, **cookies: str) -> str | None:
+        found = sessions.find(
+            {name.replace("Host_", "__Host-"): value for name, value in cookies.items()}, secure=secure
+        )
+        return found.principal.name if found is not None else None
+
+    assert person(secure=True, kneo_session=mal) is None
+    assert person(secure=True, Host_kneo_session=ann, kneo_session=mal) == "ann"
+    assert person(secure=False, Host_kneo_session=ann, kneo_session=mal) == "mal"
+    assert person(secure=False, Host_kneo_session=ann) is None
 
 
 def test_a_link_signs_in_once_and_for_ten_minutes(store: Store, clock: ManualClock) -> None:
@@ -242,7 +260,7 @@ def test_a_link_signs_in_once_and_for_ten_minutes(store: Store, clock: ManualClo
     token = link()
     session = sessions.sign_in_with_link(token, "::1")
     assert session is not None
-    found = sessions.find({"kneo_session": session})
+    found = sessions.find({"kneo_session": session}, secure=False)
     assert found is not None
     assert (found.principal.name, found.principal.scopes) == ("root", frozenset({"*"}))
     assert sessions.sign_in_with_link(token, "::1") is None, "the second use"
@@ -266,14 +284,14 @@ def test_without_keys_a_link_signs_in_as_the_operator(store: Store) -> None:
     assert path is not None
     session = sessions.sign_in_with_link(path.rpartition("/")[2], "::1")
     assert session is not None
-    found = sessions.find({"kneo_session": session})
+    found = sessions.find({"kneo_session": session}, secure=False)
     assert found is not None
     assert (found.principal.name, found.token_hash is None) == ("mara", False)
-    anonymous = sessions.find({})
+    anonymous = sessions.find({}, secure=False)
     assert anonymous is not None
     assert anonymous.principal.name == "anonymous"
     # Keys that are set later end the sessions of people without one.
-    assert Sessions(store, Callers(keyring(ring("root")))).find({"kneo_session": session}) is None
+    assert Sessions(store, Callers(keyring(ring("root")))).find({"kneo_session": session}, secure=False) is None
 
 
 def test_a_link_over_http_signs_in_once_and_survives_a_prefetch(bench: Bench, stranger: Browser) -> None:
@@ -324,6 +342,11 @@ def test_signing_in_from_other_machines_needs_https(tmp_path: Path) -> None:
         assert cookie.startswith("__Host-kneo_session=")
         assert {"Secure", "HttpOnly", "SameSite=lax", "Path=/"} <= set(cookie.split("; "))
         assert "Domain" not in cookie
+        value = cookie.partition(";")[0].partition("=")[2]
+        host = {"host": "kneo.example.org"}
+        for name, status in (("__Host-kneo_session", 200), ("kneo_session", 303)):
+            headers = {**host, "cookie": f"{name}={value}"}
+            assert httpx.get(f"{bench.url}/console/help", headers=headers, timeout=240).status_code == status
         Browser.close_all()
 
 

@@ -137,6 +137,10 @@ def test_an_older_token_brings_no_group_back(bench: Bench, issuer: OidcIssuer) -
     ask(bench, issuer.token(sub="max", groups=[], iat=now + 1), expect=403)
     with bench.store.read() as tx:
         assert oidc_people.find(tx, "max") is None, "a person who lost every role is not known any more"
+    older = issuer.token(sub="max", groups=["operators", "red"], iat=now)
+    assert "newer token" in ask(bench, older, expect=403)["message"]
+    with bench.store.read() as tx:
+        assert oidc_people.find(tx, "max") is None
 
 
 def test_many_requests_with_one_new_token(bench: Bench, issuer: OidcIssuer) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,12 +15,20 @@ import pytest
 from console_pages import Browser
 from oidc_issuer import OidcIssuer, rsa_key, running
 from service_bench import Bench, listening, serving, url_of
+from sqlalchemy import text
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount
+from starlette.testclient import TestClient
 
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import Forbidden
 from kneo.records.oidc_sign_in import SIGN_IN_LIFETIME, OidcSignIn
+from kneo.service import limits
 from kneo.service.auth import configured, keyring
 from kneo.service.callers import make_callers
+from kneo.service.console.oidc import OidcRoutes
 from kneo.service.console.session import Sessions
 from kneo.service.oidc.tokens import Identity, identity_of
 from kneo.settings import from_env
@@ -240,6 +249,54 @@ def test_without_an_issuer_there_is_no_button(tmp_path: Path) -> None:
         Browser.close_all()
 
 
+def test_refused_sign_ins_are_limited_and_recorded_within_limits(
+    store: Store, issuer: OidcIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "monotonic", lambda: 1_000.0)
+    settings = from_env(variables(issuer, "https://kneo.example.org"), tmp_path)
+    sessions = Sessions(store, callers := make_callers(settings.oidc, store, keyring(configured(settings))))
+    assert callers.people is not None
+    routes = OidcRoutes(settings, callers.people, sessions, NoPages()).routes()
+
+    def flood(number: int, address: Callable[[int], str]) -> Counter[int]:
+        app, statuses = Starlette(routes=[Mount("/console", routes=routes)]), Counter[int]()
+        for turn in range(number):
+            client = TestClient(app, base_url="https://kneo.example.org", client=(address(turn), 1))
+            statuses[client.get("/console/oidc/done?state=a&code=b").status_code] += 1
+        return statuses
+
+    def recorded() -> int:
+        with store.read() as tx:
+            found = text("SELECT count(*) FROM audit_events WHERE event_type = 'console.sign_in_refused'")
+            return int(tx.connection.execute(found).scalar() or 0)
+
+    assert flood(80, lambda turn: f"2001:db8::{turn:x}") == {401: 60, 429: 20}, "an IPv6 network is one caller"
+    assert recorded() == 10
+    assert flood(1, lambda _: "2001:db8::1:0:0:0:1") == {401: 1}, "another network is another caller"
+    assert flood(100, lambda turn: f"203.0.113.{turn}") == {401: 100}
+    assert recorded() == 60
+    monkeypatch.setattr(limits, "monotonic", lambda: 1_060.0)
+    assert flood(1, lambda _: "2001:db8::9") == {401: 1}
+    assert recorded() == 61
+
+
+class NoPages:
+    """The form and the session of a sign-in without pages."""
+
+    def show_form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
+        assert request.url.path.startswith(target)
+        return HTMLResponse(message, status)
+
+    def enter(self, request: Request, token: str, target: str) -> Response:
+        raise AssertionError(request.url, token, target)
+
+    def check_transport(self, request: Request) -> None:
+        """Accept each transport."""
+
+    def is_secure(self, request: Request) -> bool:
+        return request.url.scheme == "https"
+
+
 def test_sign_ins_expire_and_are_one_browsers(store: Store, clock: ManualClock) -> None:
     def begin(state: str) -> None:
         sign_in = OidcSignIn(
@@ -278,20 +335,30 @@ def test_a_session_ends_with_the_role_the_person_and_its_time(store: Store, cloc
             return {"kneo_session": Sessions(store, callers).sign_in_with_issuer(people, identity(), "")}
 
         cookies = sign_in()
-        signed_in = Sessions(store, callers).find(cookies)
+        signed_in = Sessions(store, callers).find(cookies, secure=False)
         assert signed_in is not None
         assert signed_in.principal.may("runs:write")
         fewer = make_callers(replace(settings.oidc, roles=(("operators", ("runs:read",)),)), store, ring)
-        signed_in = Sessions(store, fewer).find(cookies)
+        signed_in = Sessions(store, fewer).find(cookies, secure=False)
         assert signed_in is not None
         assert not signed_in.principal.may("runs:write"), "roles of groups are those of now"
         none = make_callers(replace(settings.oidc, roles=(("others", ("admin",)),)), store, ring)
-        assert Sessions(store, none).find(cookies) is None
+        assert Sessions(store, none).find(cookies, secure=False) is None
         with pytest.raises(Forbidden, match="no role"):
             people.admit(identity(groups=[]))
-        assert Sessions(store, callers).find(cookies) is None, "a person who lost every role is signed out"
+        assert Sessions(store, callers).find(cookies, secure=False) is None, (
+            "a person who lost every role is signed out"
+        )
+        restarted = make_callers(settings.oidc, store, ring)
+        assert restarted.people is not None
+        with pytest.raises(Forbidden, match="newer token"):
+            restarted.people.admit(identity())
+        assert Sessions(store, restarted).find(cookies, secure=False) is None, "an older token brings no session back"
+        now += 1
+        restarted.people.admit(identity())
+        assert Sessions(store, restarted).find(cookies, secure=False) is None, "a new role brings no old session back"
         cookies = sign_in()
         for _ in range(13):
             clock.advance(timedelta(minutes=59))
-            found = Sessions(store, callers).find(cookies)
+            found = Sessions(store, callers).find(cookies, secure=False)
         assert found is None

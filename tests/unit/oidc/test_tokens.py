@@ -227,6 +227,13 @@ def test_names_that_no_person_has(name: object) -> None:
             identity(sub=name)
 
 
+@pytest.mark.parametrize("name", ["\ufdfa" * 12, "\u00df" * 101, "\ufb03" * 67], ids=["name", "key", "ligature"])
+def test_a_name_that_is_too_long_in_its_normal_form_is_refused(name: str) -> None:
+    with pytest.raises(InvalidToken, match="200 characters"):
+        identity(OidcSettings(issuer=ISSUER, name_claim="login"), login=name)
+    identity(OidcSettings(issuer=ISSUER, name_claim="login"), login=name[:10])
+
+
 @pytest.mark.parametrize(
     ("groups", "read"),
     [
