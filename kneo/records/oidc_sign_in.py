@@ -9,7 +9,7 @@ SIGN_IN_LIFETIME = timedelta(minutes=10)
 """The longest time between the begin and the end of a sign-in."""
 
 MAX_SIGN_INS = 10_000
-"""Sign-ins that may wait at once."""
+"""Sign-ins that wait at once; one more ends the oldest."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,6 @@ class CodeFlow:
 
         Raises:
             IssuerUnavailable: the issuer is away, or does not sign people in.
-            Transient: too many sign-ins wait.
         """
         metadata = await self.people.issuer.metadata()
         if not metadata.authorization_endpoint or not metadata.token_endpoint:

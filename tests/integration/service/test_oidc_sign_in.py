@@ -319,6 +319,29 @@ def test_sign_ins_expire_and_are_one_browsers(store: Store, clock: ManualClock) 
     assert not finish("two")
 
 
+def test_more_sign_ins_than_wait_at_once_end_the_oldest(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers who begin sign-ins and leave them close the sign-in for no person."""
+    monkeypatch.setattr(oidc_sign_ins, "MAX_SIGN_INS", 3)
+
+    def begin(state: str) -> None:
+        at = isoformat(clock.now())
+        sign_in = OidcSignIn(
+            state_hash=state, browser_hash="b", nonce="n", code_verifier="v", target="/", created_at=at
+        )
+        store.transact(lambda tx: oidc_sign_ins.begin(tx, sign_in))
+
+    for state in ("stranger-z", "stranger-y", "ann", "stranger-x"):
+        begin(state)
+        clock.advance(timedelta(seconds=1))
+    waiting = [
+        store.transact(lambda tx, state=state: oidc_sign_ins.finish(tx, state, "b")) is not None  # type: ignore[misc]
+        for state in ("stranger-z", "stranger-y", "ann", "stranger-x")
+    ]
+    assert waiting == [False, True, True, True]
+
+
 def test_a_session_ends_with_the_role_the_person_and_its_time(store: Store, clock: ManualClock, tmp_path: Path) -> None:
     with running(OidcIssuer()) as other:
         settings = from_env(variables(other, "https://kneo.example.org"), tmp_path)
