@@ -25,10 +25,7 @@ console-pictures: $(VENV)/.ready-models $(VENV)/.ready-browser ## Take the pictu
 	@$(BIN)/python -m examples.console_pictures
 
 test: $(VENV)/.ready-dev $(if $(BROWSER),$(VENV)/.ready-browser) ## Run the tests, databases included
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(if $(AGAIN),$(KEPT) || { [ $$? = 1 ] && $(BIN)/pytest $(KEPT) --last-failed --last-failed-no-failures=none -x -rp; })
-
-# AGAIN=FOLDER: what failed is run once more, alone; the folder keeps what failed.
-KEPT = -p cacheprovider -o cache_dir=$(AGAIN)
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(if $(AGAIN),|| { [ $$? = 1 ] && $(BIN)/pytest --last-failed --last-failed-no-failures=none -x -rp; })
 
 crash: $(VENV)/.ready-dev ## Kill processes at every write of every kind of run
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py tests/integration/agents/test_model_quota.py tests/soak --every-write
