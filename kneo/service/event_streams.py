@@ -83,12 +83,9 @@ async def _run_events(
             yield None
             continue
         known = progress
-        while events := await run_in_threadpool(_trace_after, feed.store, run_id, after):
-            for item in events:
-                yield Event(name=item.type, id=str(item.sequence), data=vars(TraceEventView.of(item)))
-            after = events[-1].sequence
-            if len(events) < EVENTS_PER_READ:
-                break
+        async for event in trace_events(feed.store, run_id, after):
+            yield event
+            after = int(event.id or after)
         if progress.status is not status:
             status = progress.status
             ended = status not in {RunStatus.RUNNING, RunStatus.PAUSED}
@@ -119,6 +116,16 @@ async def _next_progress(
             if change.done() or not in_time:
                 yield change.result() if change.done() else None
                 return
+
+
+async def trace_events(store: Store, run_id: str, after: int) -> AsyncIterator[Event]:
+    """Yield the trace events of a run that exist now after a sequence number; the id of each is its number."""
+    while events := await run_in_threadpool(_trace_after, store, run_id, after):
+        for item in events:
+            yield Event(name=item.type, id=str(item.sequence), data=vars(TraceEventView.of(item)))
+        after = events[-1].sequence
+        if len(events) < EVENTS_PER_READ:
+            return
 
 
 def _trace_after(store: Store, run_id: str, after: int) -> Sequence[TraceEvent]:

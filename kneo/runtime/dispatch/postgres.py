@@ -71,6 +71,8 @@ class QueueWorker:
         asyncio.run(self._run())
 
     def stop(self) -> None:
+        if self._stopping.is_set():
+            return  # a second cancellation would end the steps that the first one lets finish
         self._stopping.set()
         self.driver.drain()
         if self._loop is not None and not self._loop.is_closed():

@@ -28,7 +28,7 @@ from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun, list_settled_runs, read_settled_run
 from kneo.service.admission import MAX_KEY_CHARS
 from kneo.service.context import Service
-from kneo.service.event_streams import run_events
+from kneo.service.event_streams import run_events, trace_events
 from kneo.service.events import Event
 from kneo.service.waiting import settled_after
 from kneo.store import idempotency
@@ -152,9 +152,13 @@ class AgentCalls:
             async for event in events:
                 if event is not None and event.name.startswith(PROGRESS):
                     yield event
+                after = int(event.id or after) if event is not None else after
                 # Also at a heartbeat: a run that continues and pauses again between two looks has the same status.
                 is_change = event is None or event.name in CHANGES
                 if is_change and is_settled(now := await self.find(run_id)):
+                    async for rest in trace_events(service.store, run_id, after):
+                        if rest.name.startswith(PROGRESS):
+                            yield rest
                     yield now
                     return
 

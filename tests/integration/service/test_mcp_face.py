@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from kneo_process import eventually
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult
@@ -22,6 +23,8 @@ from service_bench import Bench
 
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
+from kneo.service.events import Event
+from kneo.service.protocols import calls
 from kneo.service.protocols.calls import AgentCalls
 from kneo.service.protocols.mcp.server import tool_name
 
@@ -133,6 +136,29 @@ def test_a_person_who_declines_leaves_the_question_open_for_a_later_call(house: 
             assert (result["status"], len(result["questions"])) == ("paused", 1)
         async with connected(house, elicitation_callback=approve) as client:
             assert structured(await client.call_tool("get_run", {"run_id": result["run_id"]}))["status"] == "succeeded"
+
+    asyncio.run(work())
+
+
+def test_steps_that_end_between_the_look_and_the_read_are_reported(
+    house: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def early(_feed: object, run_id: str, _after: int, **_: object) -> AsyncIterator[Event]:
+        """Report a run that runs, when it has ended."""
+        await asyncio.to_thread(eventually, lambda: house.get(f"/runs/{run_id}")["status"] != "running")
+        yield Event(name="status", data={"run_id": run_id, "status": "running"})
+
+    told: list[str | None] = []
+
+    async def note(_progress: float, _total: float | None, message: str | None) -> None:
+        told.append(message)
+
+    async def work() -> None:
+        async with connected(house) as client:
+            monkeypatch.setattr(calls, "run_events", early)
+            result = await client.call_tool("plain", {"input": "hello"}, progress_callback=note)
+            assert structured(result)["status"] == "succeeded"
+        assert told == ["step_completed draft"]
 
     asyncio.run(work())
 
