@@ -105,12 +105,22 @@ def test_two_workers_do_everything_once(engine: Engine) -> None:
     assert engine.notes() == ["quick"] * 8
 
 
+def turn_over(worker: QueueWorker) -> None:
+    """Wait until the event loop of a worker has done what was due, and what followed from it."""
+    assert worker._loop is not None
+    for _ in range(100):
+        done = threading.Event()
+        worker._loop.call_soon_threadsafe(done.set)
+        assert done.wait(240)
+
+
 def test_stopping_lets_steps_finish_and_hands_runs_over(engine: Engine) -> None:
     run = engine.start([step("long"), step("quick")])
     with working(engine) as (worker,):
         eventually(lambda: engine.notes() == ["long"])
-        for _ in range(2):  # also twice
+        for _ in range(2):  # a second signal, when the worker waits for its steps
             worker.stop()
+            turn_over(worker)
         engine.log.with_suffix(".go").touch()
     now = engine.look(run)
     assert (now.status, now.owner) == (RunStatus.RUNNING, None)
