@@ -21,7 +21,7 @@ _ENDPOINT = re.compile(r"https://(?P<host>[a-z0-9.-]{1,253})(?::(?P<port>[0-9]{1
 
 @dataclass(frozen=True, kw_only=True)
 class PushSubscription:
-    """One row of ``push_subscriptions``. Whoever has the address and the keys can send messages to the browser.
+    """One row of ``push_subscriptions``. The address and the keys are secrets: with them, messages can be sent to the browser.
 
     Attributes:
         id: The id.

@@ -112,8 +112,8 @@ def encrypt(
     Args:
         text: At most ``MAX_TEXT_BYTES``.
         receiver: The keys of the browser's subscription.
-        sender: The key of this message alone; made anew where none is given.
-        salt: 16 bytes of this message alone; made anew where none are given.
+        sender: The key of this message alone; generated where none is given.
+        salt: 16 bytes of this message alone; generated where none are given.
     """
     assert len(text) <= MAX_TEXT_BYTES
     sender = sender or ec.generate_private_key(CURVE)

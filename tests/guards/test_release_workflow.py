@@ -75,7 +75,7 @@ def test_only_tags_of_versions_start_a_release() -> None:
 def test_scripts_take_nothing_from_expressions_but_variables_and_are_valid() -> None:
     for name, step in steps():
         run = str(step.get("run", ""))
-        assert "${{" not in run, f"{name}: an expression in a script is code of whoever names the tag"
+        assert "${{" not in run, f"{name}: an expression in a script is code of the person who names the tag"
         assert subprocess.run(["bash", "-n"], input=run, text=True, check=False).returncode == 0, name
     assert all("persist-credentials" in str(step) for _, step in steps() if "actions/checkout" in str(step.get("uses")))
 

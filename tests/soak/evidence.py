@@ -116,7 +116,7 @@ class Evidence:
         served: The versions that each environment serves.
         jobs: Jobs in the queue when every run had ended or waited.
         warm_up: Seconds in which a process of this machine becomes what it stays.
-        ended_alone: Processes that ended although nobody stopped them.
+        ended_alone: Processes that ended without being stopped.
         failures: Requests that failed while no fault was on.
         audit_problem: Result of the verification of the audit log, where it is not valid.
     """

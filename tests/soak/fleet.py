@@ -217,7 +217,7 @@ class Fleet:
             process.kill()
 
     def tend(self) -> None:
-        """Start the processes again that ended, and note those that nobody stopped."""
+        """Start the processes again that ended, and note those that were not stopped."""
         for member in self.members:
             process = member.process
             if process is None or process.popen.poll() is None:

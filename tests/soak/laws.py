@@ -141,9 +141,7 @@ def _of_decisions(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("a decision is acknowledged", facts)
     for task in evidence.tasks:
         if accepted[task.id] > 1:
-            yield Violation(
-                "a task is decided once", f"{accepted[task.id]} people were told that they decided {task.id}"
-            )
+            yield Violation("a task is decided once", f"{accepted[task.id]} people read that they decided {task.id}")
         expected = 0 if task.decision is None else 1
         if task.events != expected or task.receipts != expected:
             facts = f"{task.id} ({task.decision}) has {task.events} audit events and {task.receipts} receipts"

@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 120.0
 
 STARTERS = 8
 LEFT_ALONE = 50
-"""Every so manieth task is decided by nobody: its run waits."""
+"""Of this many tasks one stays undecided: its run waits."""
 
 REJECTED = 0.15
 """Share of decisions that reject."""

@@ -57,7 +57,7 @@ class House:
 def released(
     folder: Path, prepare: Callable[[ConfigRepo], None] = lambda _: None, *, workers: int = 0
 ) -> Iterator[House]:
-    """Serve a config repository and reconcile it until the block ends; without workers nobody drives runs.
+    """Serve a config repository and reconcile it until the block ends; without workers no run is driven.
 
     Args:
         folder: A folder for the repository, the service and its database.

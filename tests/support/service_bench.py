@@ -193,7 +193,7 @@ def serving(
     shutdown_seconds: int = 2,
     **variables: str,
 ) -> Iterator[Bench]:
-    """Run the service over a database until the block ends; without workers nobody drives runs.
+    """Run the service over a database until the block ends; without workers no run is driven.
 
     Args:
         folder: Where the functions of specs are.

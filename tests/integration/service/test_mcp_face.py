@@ -59,10 +59,10 @@ def structured(result: CallToolResult) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_released_agents_are_tools_and_report_progress(house: Bench, mode: str) -> None:
-    told: list[str | None] = []
+    messages: list[str | None] = []
 
     async def note(_progress: float, _total: float | None, message: str | None) -> None:
-        told.append(message)
+        messages.append(message)
 
     async def work() -> None:
         async with connected(house, mode=mode) as client:
@@ -79,7 +79,7 @@ def test_released_agents_are_tools_and_report_progress(house: Bench, mode: str) 
         assert run["metadata"]["release"]["bundle"] == "plain"
 
     asyncio.run(work())
-    assert any(message == "step_completed draft" for message in told), told
+    assert any(message == "step_completed draft" for message in messages), messages
 
 
 def test_a_gate_is_asked_in_the_client_of_a_person_who_may_answer(house: Bench) -> None:
@@ -148,17 +148,17 @@ def test_steps_that_end_between_the_look_and_the_read_are_reported(
         await asyncio.to_thread(eventually, lambda: house.get(f"/runs/{run_id}")["status"] != "running")
         yield Event(name="status", data={"run_id": run_id, "status": "running"})
 
-    told: list[str | None] = []
+    messages: list[str | None] = []
 
     async def note(_progress: float, _total: float | None, message: str | None) -> None:
-        told.append(message)
+        messages.append(message)
 
     async def work() -> None:
         async with connected(house) as client:
             monkeypatch.setattr(calls, "run_events", early)
             result = await client.call_tool("plain", {"input": "hello"}, progress_callback=note)
             assert structured(result)["status"] == "succeeded"
-        assert told == ["step_completed draft"]
+        assert messages == ["step_completed draft"]
 
     asyncio.run(work())
 
@@ -190,17 +190,17 @@ def test_a_question_that_opens_between_two_looks_is_returned(house: Bench, monke
 def test_a_call_with_a_key_is_made_once(house: Bench) -> None:
     async def work() -> None:
         async with connected(house) as client:
-            told: list[str | None] = []
+            messages: list[str | None] = []
 
             async def note(_progress: float, _total: float | None, message: str | None) -> None:
-                told.append(message)
+                messages.append(message)
 
             calls = [client.call_tool("plain", {"input": "x"}, meta={"idempotencyKey": "k-1"}) for _ in range(4)]
             runs = {structured(result)["run_id"] for result in await asyncio.gather(*calls)}
             assert len(runs) == 1
             # The run has ended; its steps are reported all the same.
             await client.call_tool("plain", {"input": "x"}, meta={"idempotencyKey": "k-1"}, progress_callback=note)
-            assert told == ["step_completed draft"]
+            assert messages == ["step_completed draft"]
             other = await client.call_tool("plain", {"input": "y"}, meta={"idempotencyKey": "k-1"})
             assert structured(other)["error"] == "idempotency_key_conflict"
 
