@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 import databases
 from sqlalchemy import text
 
-from benchmarks.scale.populate import SECONDS_APART, fill
+from benchmarks.scale.populate import SECONDS_APART, fill, report
 from kneo.clock import ManualClock, isoformat
 from kneo.records.run import RunStatus
 from kneo.store import audit, metrics, prune, runs
@@ -134,10 +134,12 @@ def main() -> int:
         filled = time.perf_counter() - begun
         with store.read() as tx:
             size = tx.connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one()
+        report("statements with the indexes")
         after = measure(store, arguments.runs)
         with store.write() as tx:
             for index in INDEXES:
                 tx.connection.execute(text(f"DROP INDEX {index}"))
+        report("statements without them")
         before = measure(store, arguments.runs)
         store.close()
     finally:

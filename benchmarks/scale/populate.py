@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
@@ -23,9 +25,14 @@ BUNDLES, ENVIRONMENTS, WORKFLOWS, ACTORS, SPECS = 2_000, 50, 300, 500, 20_000
 TIME_FORMAT = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
 
 
+def report(line: str) -> None:
+    """Print what happens now, with the time of day, on standard error: standard output has only the figures."""
+    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
+
+
 def fill(store: Store, count: int) -> None:
     """Add so many runs with three steps for every two, a checkpoint, two audit events and an idempotency key each, and a
-    message and a task for every fourth.
+    message and a task for every fourth. Reports each table before its rows.
     """
     begun = store.clock.now() - timedelta(seconds=SECONDS_APART * count)
     _add_templates(store, begun)
@@ -91,7 +98,9 @@ def fill(store: Store, count: int) -> None:
     ]
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for table, rows, members in copies:
+            report(f"{table.name}: {rows:,} rows")
             _copy(connection, table, rows, members)
+        report("vacuum and analyze")
         connection.execute(text("VACUUM ANALYZE"))
 
 
