@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -126,7 +127,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     databases.SPEED.update(shared_buffers="512MB", autovacuum="on")
-    server = databases.start_server()
+    server = databases.start_server(Path(tempfile.gettempdir()))
     try:
         store = open_store(server.url(server.create()), ManualClock(NOW))
         begun = time.perf_counter()

@@ -110,11 +110,11 @@ def _id(prefix: str, number: str) -> str:
 
 def _copy(connection: Connection, table: Table, rows: int, members: Mapping[str, str]) -> None:
     """Copy the one row of a table so often, with these members instead of its own."""
-    changed = ", ".join(f"'{name}', {value}" for name, value in members.items())
+    names = ", ".join(f'"{column.name}"' for column in table.columns)
+    values = ", ".join(members.get(column.name, f'template."{column.name}"') for column in table.columns)
     connection.exec_driver_sql(
-        f"WITH template AS (SELECT to_jsonb(t) AS row FROM {table.name} t LIMIT 1) "  # noqa: S608 - constants
-        f"INSERT INTO {table.name} SELECT (jsonb_populate_record(NULL::{table.name}, row || jsonb_build_object({changed}))).* "
-        f"FROM template, generate_series(1, {rows}) n ON CONFLICT DO NOTHING".replace("%", "%%")
+        f"WITH template AS (SELECT * FROM {table.name} LIMIT 1) INSERT INTO {table.name} ({names}) "  # noqa: S608 - constants
+        f"SELECT {values} FROM template, generate_series(1, {rows}) n ON CONFLICT DO NOTHING".replace("%", "%%")
     )
 
 

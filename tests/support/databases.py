@@ -94,8 +94,8 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start_server() -> Server:
-    """Start a server on the first binaries that work.
+def start_server(below: Path | None = None) -> Server:
+    """Start a server on the first binaries that work, with its files below a folder, in memory where none is given.
 
     Raises:
         NoPostgres: none did.
@@ -104,7 +104,7 @@ def start_server() -> Server:
     _sweep(_quick_folder())
     for binaries in _candidates():
         # The name of a socket may have some 100 characters, which a folder of pytest's easily exceeds.
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_quick_folder()))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=below or _quick_folder()))
         (folder / OWNER).write_text(str(os.getpid()))
         try:
             return _start(_reachable(binaries, folder), folder)
