@@ -17,6 +17,7 @@ import httpx
 from config_repo import ConfigRepo
 from databases import Server, start_server
 from kneo_process import PATIENCE_SECONDS, Machine, Process, eventually
+from soak.costs import ProcessorTime
 from soak.evidence import Sample
 from soak.growth import sample
 
@@ -122,6 +123,7 @@ class Fleet:
         self.restarts = 0
         self.start_seconds = 0.0
         self.samples: list[Sample] = []
+        self.costs = ProcessorTime()
         self.work = folder / "work"
         keys = {REQUESTER: "operator", **dict.fromkeys(PEOPLE, "reviewer,approver")}
         self.machine = FleetMachine(
@@ -234,11 +236,16 @@ class Fleet:
     def measure(self) -> None:
         """Take a sample of each process."""
         at = self.clock.now().timestamp()
+        kinds = {self.server.process.pid: "postgres"}
         for member in self.members:
             process = member.process
-            found = sample(member.name, process.popen.pid, at) if process is not None else None
+            if process is None:
+                continue
+            kinds[process.popen.pid] = member.kind
+            found = sample(member.name, process.popen.pid, at)
             if found is not None:
                 self.samples.append(found)
+        self.costs.sample(kinds)
 
     def stop(self) -> None:
         """Stop all processes, each by one SIGTERM, which it has to obey."""

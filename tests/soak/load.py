@@ -9,23 +9,42 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, TypeAlias
 
 import httpx
 from soak.evidence import SentDecision, StartedRun
 from soak.faults import Faults
 from soak.fleet import BUNDLE, PEOPLE, REQUESTER, Fleet, key_of
+from soak.pace import Pace
 
 PATIENCE_SECONDS = 120.0
 """Time in which a client sends a request again until a service responds."""
 
-STARTERS = 8
+STARTERS = 12
+
+SESSIONS = 8
+"""Sessions in which one person decides at the same time."""
+
 LEFT_ALONE = 50
 """Of this many tasks one stays undecided: its run waits."""
 
+CONTESTED = 10
+"""Of this many tasks one is decided by every person, the others by one person each."""
+
 REJECTED = 0.15
 """Share of decisions that reject."""
+
+PAGE = 100
+READ_SECONDS = 0.5
+"""The pause of a person who has read the whole inbox."""
+
+REREAD_SECONDS = 30.0
+"""The interval at which a person reads the inbox from its beginning: older tasks may have become visible, or stayed undecided."""
+
+
+Handed: TypeAlias = "queue.Queue[Mapping[str, object] | None]"
+"""Tasks that a person has read and not decided; ``None`` ends a session."""
 
 
 class Response(NamedTuple):
@@ -99,15 +118,17 @@ class Load:
         self.failures: list[str] = []
         self.started: list[StartedRun] = []
         self.sent: list[SentDecision] = []
-        self.late = 0
+        self.ordered = self.late = 0
         self.releases = 0
         self.version = "1.0.0"
-        self._numbers = itertools.count(1)
+        self.left_alone: set[str] = set()
+        self._taken: dict[str, set[str]] = {person: set() for person in PEOPLE}
+        """The tasks that each person has decided, or is going to."""
         self._orders: queue.Queue[int] = queue.Queue(maxsize=STARTERS * 4)
         self._stop_starting, self._stop, self.over = threading.Event(), threading.Event(), threading.Event()
         self._threads = [
             *(threading.Thread(target=self._start_runs, daemon=True) for _ in range(STARTERS)),
-            *(threading.Thread(target=self._decide, args=(person,), daemon=True) for person in PEOPLE),
+            *(thread for person in PEOPLE for thread in self._people(person)),
             threading.Thread(target=self._release, daemon=True),
         ]
 
@@ -122,8 +143,9 @@ class Load:
 
     def order(self) -> None:
         """Let one more run be started; counts it as late where the clients are behind."""
+        self.ordered += 1
         try:
-            self._orders.put_nowait(next(self._numbers))
+            self._orders.put_nowait(self.ordered)
         except queue.Full:
             self.late += 1
 
@@ -168,19 +190,42 @@ class Load:
 
     # ---- people ---------------------------------------------------------------------------------------------------
 
-    def _decide(self, person: str) -> None:
-        client, chance = self.client(person), random.Random(person)
+    def _people(self, person: str) -> Iterator[threading.Thread]:
+        """Return the threads of one person, who reads the inbox in one session and decides in others."""
+        tasks: Handed = queue.Queue(maxsize=PAGE)
+        yield threading.Thread(target=self._read_inbox, args=(person, tasks), daemon=True)
+        for number in range(SESSIONS):
+            yield threading.Thread(target=self._decide, args=(person, number, tasks), daemon=True)
+
+    def _read_inbox(self, person: str, tasks: Handed) -> None:
+        """Hand each task that this person decides to a session, in the order of the inbox."""
+        client = self.client(person)
         page: dict[str, str] = {}
+        taken = self._taken[person]
+        reread = time.monotonic() + REREAD_SECONDS
         while not self._stop.is_set():
-            found = client.get("/human-tasks", status="pending", environment="prod", limit="50", **page)
-            # The tasks that are left alone stay in front, so people turn the pages.
-            page = {"after": str(found["next_after"])} if found and found["next_after"] else {}
-            tasks = [task for task in _items(found, "tasks") if not is_left_alone(str(task["id"]))]
-            if not tasks and not page:
-                self._stop.wait(0.1)
-            # People take the oldest tasks of a page, so that several decide about the same one.
-            for task in chance.sample(tasks[:20], min(len(tasks), 8)):
-                self._decide_one(client, person, task, chance)
+            found = client.get("/human-tasks", status="pending", environment="prod", limit=str(PAGE), **page)
+            for task in _items(found, "tasks"):
+                task_id = str(task["id"])
+                if is_left_alone(task_id):
+                    self.left_alone.add(task_id)
+                elif decides(person, task_id) and task_id not in taken:
+                    taken.add(task_id)
+                    tasks.put(task)
+            if found is not None and found["next_after"]:
+                page = {"after": str(found["next_after"])}
+            elif time.monotonic() > reread:
+                page, reread = {}, time.monotonic() + REREAD_SECONDS
+            else:
+                self._stop.wait(READ_SECONDS)
+        for _ in range(SESSIONS):
+            tasks.put(None)
+        client.close()
+
+    def _decide(self, person: str, number: int, tasks: Handed) -> None:
+        client, chance = self.client(person), random.Random(f"{person} {number}")
+        while (task := tasks.get()) is not None:
+            self._decide_one(client, person, task, chance)
         client.close()
 
     def _decide_one(self, client: Client, person: str, task: Mapping[str, object], chance: random.Random) -> None:
@@ -189,6 +234,8 @@ class Load:
         found = client.post(f"/human-tasks/{task['id']}/resume", body, key=uuid.uuid4().hex)
         if found.status not in {0, 200, 409}:
             self.failures.append(f"{person} {decision} {task['id']}: {found.status} {found.body}")
+        if not found.status:
+            self._taken[person].discard(str(task["id"]))
         self.sent.append(SentDecision(str(task["id"]), person, decision, found.status))
 
     # ---- releases -------------------------------------------------------------------------------------------------
@@ -221,6 +268,15 @@ class Load:
             time.sleep(0.5)
         return False
 
+    # ---- the pace -------------------------------------------------------------------------------------------------
+
+    @property
+    def pace(self) -> Pace:
+        """Return how many runs were ordered, started and decided, and how many wait for a decision."""
+        decided = len({sent.task_id for sent in tuple(self.sent) if sent.status == 200})
+        started = sum(bool(run.run_ids) for run in tuple(self.started))
+        return Pace(time.monotonic(), self.ordered, started, decided, started - decided - len(self.left_alone))
+
     # ---- the end --------------------------------------------------------------------------------------------------
 
     def finish_starting(self) -> None:
@@ -240,6 +296,12 @@ class Load:
 def is_left_alone(task_id: str) -> bool:
     """Return whether people leave a task alone."""
     return zlib.crc32(task_id.encode()) % LEFT_ALONE == 0
+
+
+def decides(person: str, task_id: str) -> bool:
+    """Return whether a person decides a task: every person where it is contested, one otherwise."""
+    number = zlib.crc32(task_id.encode(), 1)
+    return number % CONTESTED == 0 or PEOPLE[number // CONTESTED % len(PEOPLE)] == person
 
 
 def _items(found: Mapping[str, object] | None, name: str) -> list[dict[str, object]]:

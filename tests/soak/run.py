@@ -26,6 +26,7 @@ from soak.fleet import Fleet, remove, running
 from soak.growth import growths
 from soak.laws import Violation, repeats, violations
 from soak.load import Load
+from soak.pace import Overload, PaceCheck
 
 PROGRESS_SECONDS = 5.0
 TURN_SECONDS = 0.02
@@ -44,11 +45,12 @@ SHOWN = 20
 class Soak:
     """One soak over a running fleet."""
 
-    def __init__(self, fleet: Fleet, seconds: float, rate: float) -> None:
-        self.fleet, self.seconds, self.rate = fleet, seconds, rate
+    def __init__(self, fleet: Fleet, seconds: float, rate: float, *, faulty: bool = True) -> None:
+        self.fleet, self.seconds, self.rate, self.faulty = fleet, seconds, rate, faulty
         self.faults = Faults(fleet, min(MOST_CALM, max(LEAST_CALM, CALM_SHARE * seconds)))
         self.load = Load(fleet, self.faults)
         self.bytes_per_run = 0
+        self.milliseconds_per_run: dict[str, float] = {}
         self._begun = time.monotonic()
         self._next_progress = self._next_sample = 0.0
 
@@ -60,33 +62,47 @@ class Soak:
             self.rate = self.load.calibrate(min(15.0, self.seconds / 8))
         say(f"rate: {self.rate:.1f} runs per second")
         started, ordered = time.monotonic(), 0
+        keeps_up = PaceCheck(self.rate)
+        self.fleet.measure()
+        before, decided = self.fleet.costs.seconds, self.load.pace.decided
         while (elapsed := time.monotonic() - started) < self.seconds:
             while ordered < elapsed * self.rate:
                 self.load.order()
                 ordered += 1
-            self.faults.turn()
-            self._watch()
+            if self.faulty:
+                self.faults.turn()
+            if self._watch():
+                keeps_up.check(self.load.pace)
             time.sleep(TURN_SECONDS)
         self._drain(reader)
+        self.fleet.measure()
+        decided = self.load.pace.decided - decided
+        self.milliseconds_per_run = {
+            kind: round(1000 * (used - before.get(kind, 0)) / max(1, decided), 1)
+            for kind, used in sorted(self.fleet.costs.seconds.items())
+        }
         self.fleet.stop()
         evidence = reader.evidence(self.load, self.faults)
         self.bytes_per_run = round((reader.size() - empty) / max(1, len(evidence.runs)))
         return evidence
 
-    def _watch(self) -> None:
+    def _watch(self) -> bool:
+        """Tend the processes, and report the progress; return whether it was time for a report."""
         now = time.monotonic()
         self.fleet.tend()
         if now >= self._next_sample:
             self.fleet.measure()
             self._next_sample = now + max(1.0, self.seconds / SAMPLES)
-        if now >= self._next_progress:
-            self._next_progress = now + PROGRESS_SECONDS
-            say(self._progress())
+        if now < self._next_progress:
+            return False
+        self._next_progress = now + PROGRESS_SECONDS
+        say(self._progress())
+        return True
 
     def _progress(self) -> str:
-        on = self.faults.current or "no fault"
+        on, pace = self.faults.current or "no fault", self.load.pace
         return (
-            f"{time.monotonic() - self._begun:6.0f} s  {len(self.load.started)} runs started, {len(self.load.sent)} decisions sent, "
+            f"{time.monotonic() - self._begun:6.0f} s  {pace.started} runs started, {pace.decided} decided, {pace.waiting} waiting, "
             f"{self.load.releases} releases, {len(self.faults.done)} faults, {len(self.load.failures)} failures; {on}"
         )
 
@@ -115,6 +131,7 @@ def report(soak: Soak, evidence: Evidence, found: list[Violation]) -> dict[str, 
         "rate": round(soak.rate, 1),
         "late": soak.load.late,
         "bytes_per_run": soak.bytes_per_run,
+        "milliseconds_per_run": soak.milliseconds_per_run,
         "restarts": soak.fleet.restarts,
         "runs": len(evidence.runs),
         "acknowledged": sum(bool(run.run_ids) for run in evidence.started),
@@ -149,13 +166,18 @@ def main() -> int:
     parser.add_argument(
         "--rate", type=float, default=0, help="runs per second; 0 takes half of what this machine carries"
     )
+    parser.add_argument("--no-faults", action="store_true", help="measure what a run costs, without faults")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="kneo-soak-"))
     with running(folder) as fleet, reading(fleet) as reader:
-        soak = Soak(fleet, options.seconds, options.rate)
-        evidence = soak.go(reader)
+        soak = Soak(fleet, options.seconds, options.rate, faulty=not options.no_faults)
+        try:
+            evidence = soak.go(reader)
+        except Overload as error:
+            say(f"{error}\nlogs: {folder}")
+            return 1
     found = violations(evidence)
     result = report(soak, evidence, found)
     if options.json:

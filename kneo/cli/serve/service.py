@@ -30,6 +30,11 @@ from kneo.store.engine import Store
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 selects a free port.")]
 
+KEEP_ALIVE_SECONDS = 75
+"""Idle time after which a connection is closed: longer than clients (httpx: 5 s) and proxies (most: 60 s) keep one, so that they do
+not send a request into a connection that is being closed.
+"""
+
 service = typer.Typer(no_args_is_help=True)
 
 
@@ -187,6 +192,7 @@ class Server(uvicorn.Server):
                 forwarded_allow_ips=list(http.trusted_proxies),
                 log_config=None,
                 access_log=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=shutdown_seconds,
             )
         )

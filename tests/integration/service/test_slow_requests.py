@@ -378,3 +378,8 @@ def test_a_deadline_comes_by_itself(protocol: type[RequestTimer]) -> None:
         connection.sendall(HEAD)
         # On a busy machine the deadline may pass before anything was read.
         assert rest(connection)[9:12] in {b"408", b""}
+
+
+def test_idle_connections_stay_longer_than_clients_and_proxies_keep_them() -> None:
+    httpx_seconds, proxy_seconds = 5, 60
+    assert Server(App()).config.timeout_keep_alive > max(httpx_seconds, proxy_seconds)  # type: ignore[arg-type]
