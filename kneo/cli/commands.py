@@ -62,8 +62,10 @@ COMMANDS: dict[str, Entry] = {
         "Generate and show signing keys; generate other keys",
         SPECS,
         {
-            "api-key": Entry("kneo.cli.serve.api_keys:api_key", "Generate an API key and its entry for the settings"),
-            "vapid": Entry("kneo.cli.serve.vapid:vapid", "Generate the key of notifications in browsers"),
+            "api-key": Entry(
+                "kneo.cli.serve.service_keys:api_key", "Generate an API key and its entry for the settings"
+            ),
+            "vapid": Entry("kneo.cli.serve.service_keys:vapid", "Generate the key of notifications in browsers"),
         },
     ),
     "trust": Entry("kneo.cli.specs.trust:app", "Manage the trust root: keys, roles and thresholds", SPECS),
@@ -73,9 +75,9 @@ COMMANDS: dict[str, Entry] = {
         "List, inspect, cancel, retry and fork runs",
         RUNS,
         {
-            "steps": Entry("kneo.cli.runs.steps:steps", "List the steps of a run with their models and cost"),
-            "conversation": Entry("kneo.cli.runs.steps:conversation", "Show what agents and their models wrote"),
-            "result": Entry("kneo.cli.runs.steps:result", "Show the whole result of a tool call"),
+            "steps": Entry("kneo.cli.runs.runs:steps", "List the steps of a run with their models and cost"),
+            "conversation": Entry("kneo.cli.runs.runs:conversation", "Show what agents and their models wrote"),
+            "result": Entry("kneo.cli.runs.runs:result", "Show the whole result of a tool call"),
             "cancel": Entry("kneo.cli.runs.control:cancel", "Cancel a run and withdraw its open tasks"),
             "replay": Entry("kneo.cli.runs.control:replay", "Show a run's checkpoints, or run it again from a step"),
             "recovery": Entry("kneo.cli.runs.control:recovery", "Show whether a run can be retried"),
@@ -87,14 +89,14 @@ COMMANDS: dict[str, Entry] = {
     ),
     "sessions": Entry("kneo.cli.runs.sessions:app", "List and delete what agents remember of earlier runs", RUNS),
     "agent": Entry(
-        "kneo.cli.agents.chat:app",
+        "kneo.cli.runs.chat:app",
         "Talk with agents",
         RUNS,
-        {"chat": Entry("kneo.cli.agents.chat:chat", "Chat with an agent and answer its gates")},
+        {"chat": Entry("kneo.cli.runs.chat:chat", "Chat with an agent and answer its gates")},
     ),
-    "usage": Entry("kneo.cli.runs.usage:usage", "Sum up requests to models, tokens and cost", RUNS),
-    "inbox": Entry("kneo.cli.people.inbox:inbox", "List the tasks and pending changes that wait for you", RUNS),
-    "me": Entry("kneo.cli.people.inbox:me", "Show your name, scopes, groups and roles", RUNS),
+    "usage": Entry("kneo.cli.runs.run:usage", "Sum up requests to models, tokens and cost", RUNS),
+    "inbox": Entry("kneo.cli.people.tasks:inbox", "List the tasks and pending changes that wait for you", RUNS),
+    "me": Entry("kneo.cli.people.tasks:me", "Show your name, scopes, groups and roles", RUNS),
     "task": Entry(
         "kneo.cli.people.tasks:app",
         "Work on human tasks: list, review and decide",
@@ -110,8 +112,8 @@ COMMANDS: dict[str, Entry] = {
             "snooze": Entry("kneo.cli.people.tasks:snooze", "Hide a task until a later time"),
             "comment": Entry("kneo.cli.people.tasks:comment", "Comment on a task without deciding it"),
             "watch": Entry("kneo.cli.people.tasks:watch", "Watch the inbox for new and closed tasks"),
-            "stats": Entry("kneo.cli.people.review_stats:stats", "Show review statistics for each gate"),
-            "link": Entry("kneo.cli.people.links:app", "Manage one-time approval links"),
+            "stats": Entry("kneo.cli.people.decisions:stats", "Show review statistics for each gate"),
+            "link": Entry("kneo.cli.people.decisions:app", "Manage one-time approval links"),
             "receipt": Entry("kneo.cli.people.receipts:app", "Show and verify signed receipts of decisions"),
             "sign": Entry("kneo.cli.people.statements:sign_statement", "Sign an exported decision"),
             "statement": Entry(
@@ -132,7 +134,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "plan": Entry("kneo.cli.releases.plan:plan", "Preview what a commit would change", RELEASES),
     "promote": Entry(
-        "kneo.cli.releases.promote:promote", "Promote a release from one environment to another", RELEASES
+        "kneo.cli.releases.bundles:promote", "Promote a release from one environment to another", RELEASES
     ),
     "approve": Entry("kneo.cli.releases.approvals:approve", "Approve a pending change", RELEASES),
     "reject": Entry("kneo.cli.releases.approvals:reject", "Reject a pending change", RELEASES),
@@ -168,19 +170,23 @@ COMMANDS: dict[str, Entry] = {
     "controller": Entry(
         "kneo.cli.serve.controller:controller", "Run the controller: reconcile environments with Git", SERVERS
     ),
-    "doctor": Entry("kneo.cli.doctor.command:doctor", "Check the installation and print what to do", SERVERS),
+    "doctor": Entry("kneo.cli.serve.doctor:doctor", "Check the installation and print what to do", SERVERS),
     "maintenance": Entry("kneo.cli.serve.maintenance:app", "Back up, restore, migrate and prune the database", SERVERS),
     "sdk": Entry(
-        "kneo.cli.serve.flows:app",
+        "kneo.cli.serve.worker:sdk_app",
         "Run programs written with the Python SDK",
         SERVERS,
-        {"serve": Entry("kneo.cli.serve.flows:serve", "Continue the flows of a program whenever they are answered")},
+        {
+            "serve": Entry(
+                "kneo.cli.serve.worker:serve_flows", "Continue the flows of a program whenever they are answered"
+            )
+        },
     ),
     "credentials": Entry("kneo.cli.config:credentials", "List which credentials are set, without values", SERVERS),
-    "trace": Entry("kneo.cli.audit.audit:trace", "Trace a run or digest to its release, commit and approvers", AUDIT),
+    "trace": Entry("kneo.cli.audit:trace", "Trace a run or digest to its release, commit and approvers", AUDIT),
     "history": Entry("kneo.cli.releases.environments:history", "Show past releases of an environment", AUDIT),
-    "events": Entry("kneo.cli.audit.audit:events", "Show recent events", AUDIT),
-    "audit": Entry("kneo.cli.audit.audit:app", "Read and verify the audit log", AUDIT),
+    "events": Entry("kneo.cli.audit:events", "Show recent events", AUDIT),
+    "audit": Entry("kneo.cli.audit:app", "Read and verify the audit log", AUDIT),
 }
 
 ALIASES: Mapping[str, str] = {

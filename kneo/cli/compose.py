@@ -63,7 +63,7 @@ def make_starter(settings: Settings, store: Store, *, executes: Callable[[], boo
         executes: Whether this process executes the runs that it starts, so that it needs the keys of their models.
     """
     from kneo.agents.providers import OperatorConnections
-    from kneo.cli.embedding import spec_compiler
+    from kneo.cli.project import spec_compiler
     from kneo.project import read_config
     from kneo.runtime.engine.start import Starter
 

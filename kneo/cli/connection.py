@@ -1,26 +1,68 @@
-"""The backend of a command: a service, or the database of this machine."""
+"""The backend of a command: a service over HTTP, or the local database. Results are the same."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, ParamSpec, Protocol, TypeVar, cast
 
 import typer
+from pydantic import BaseModel, ValidationError
 
 from kneo import __version__
 from kneo.api.operation import Operation
-from kneo.cli.backend import Backend, P, V
 from kneo.cli.options import OptionGroup
 from kneo.cli.profiles import load_profiles
+from kneo.errors import InvalidValue
 from kneo.project import read_config
 from kneo.settings import Settings, from_env
 from kneo.telemetry.spans import configure_tracing
 
 if TYPE_CHECKING:
     from kneo.cli.client import ServiceBackend
+
+
+P = ParamSpec("P")
+V = TypeVar("V")
+
+Json = dict[str, object]
+Query = Mapping[str, str | int | bool | Sequence[str] | None]
+
+
+class Backend(Protocol):
+    """The operations and streams that commands use."""
+
+    @property
+    def over_http(self) -> bool:
+        """Whether a service answers; otherwise the database of this machine does."""
+        ...
+
+    def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
+        """Call an operation with its own parameters, in this process or over HTTP, and return its view."""
+        ...
+
+    def follow(self, run_id: str, *, until_pause: bool, deltas: bool = False) -> Iterator[Json]:
+        """Yield the trace events of a run until it ends, and ``status`` and ``end`` of the run itself.
+
+        Args:
+            run_id: The run.
+            until_pause: Whether to stop when the run pauses.
+            deltas: Whether to yield replies of models while they arrive: ``model_delta``.
+        """
+        ...
+
+    def as_signer(self, keyid: str | None) -> Backend:
+        """Return the backend with the owner of a key as the caller, where no service authenticates the caller."""
+        ...
+
+    def follow_tasks(self, after: str | None) -> Iterator[Json]:
+        """Yield the events of the inbox, from now on or from after an event, without end."""
+        ...
+
+    def close(self) -> None: ...
+
 
 ServiceUrlOption = Annotated[
     str | None, typer.Option("--service-url", help="Address of a service; by default the local database.")
@@ -110,3 +152,20 @@ class ServiceOptions(OptionGroup):
         """Call one operation of the backend; a local database must exist."""
         with self.open(existing=True) as opened:
             return opened.call(operation, *args, **kwargs)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def request(model: type[M], **values: object) -> M:
+    """Build a request. Values of ``None`` are left out.
+
+    Raises:
+        InvalidValue: the request does not accept a value.
+    """
+    try:
+        return model.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InvalidValue(first["msg"].removeprefix("Value error, "), field=field) from error

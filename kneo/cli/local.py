@@ -17,7 +17,7 @@ from kneo.api.runs import get_run
 from kneo.api.status_words import in_published_words, speaks_published
 from kneo.api.task_views import TaskEventView
 from kneo.cli import compose
-from kneo.cli.backend import Json, P, V
+from kneo.cli.connection import Json, P, V
 from kneo.cli.watch import POLL_SECONDS, poll
 from kneo.clock import monotonic, sleep
 from kneo.project import read_config
@@ -30,6 +30,7 @@ from kneo.trust.keys import KeyId
 
 if TYPE_CHECKING:
     from kneo.cli.runs.local_runs import LocalDriver
+
 
 LOOK_SECONDS = 0.5
 """Seconds between two polls for new events."""

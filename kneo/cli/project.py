@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kneo.agents.providers import model_check
 from kneo.agents.start_check import has_a2a, has_mcp
-from kneo.cli.embedding import spec_compiler
 from kneo.cli.files import read_bytes
 from kneo.errors import NotFound, Usage
 from kneo.project import read_config
 from kneo.project.files import ModuleFiles, SpecFiles
 from kneo.settings import Settings, from_env
+from kneo.spec.compiler import SpecCompiler
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
@@ -23,6 +25,38 @@ from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.project import ProjectConfig, choose_environment
 from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec
 from kneo.spec.reading.overlays import NO_DEFAULTS
+
+if TYPE_CHECKING:
+    from kneo.platform import PlatformManager
+    from kneo.tools import ToolRegistry
+
+
+def spec_compiler(settings: Settings) -> SpecCompiler:
+    """Return the check of specs with the tools of the platform, where one is configured.
+
+    Raises:
+        Invalid: ``invalid_setting``: the factory does not exist, or does not create a platform.
+    """
+    platform = _platform(settings)
+    return platform.compiler if platform is not None else SpecCompiler()
+
+
+def registered_tools(settings: Settings) -> ToolRegistry | None:
+    """Return the tools that the platform registered; ``None`` without a platform.
+
+    Raises:
+        Invalid: ``invalid_setting``: as for ``spec_compiler``.
+    """
+    platform = _platform(settings)
+    return platform.tools if platform is not None else None
+
+
+def _platform(settings: Settings) -> PlatformManager | None:
+    if not settings.execution.platform:
+        return None
+    # The import takes a good part of a second, and is rarely needed.
+    platform: PlatformManager = importlib.import_module("kneo.platform").load_platform(settings)
+    return platform
 
 
 @dataclass(frozen=True)

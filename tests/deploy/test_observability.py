@@ -14,7 +14,7 @@ from deploy_files import DEPLOY, ROOT, library, program
 from engine import Engine
 from prometheus_client import REGISTRY
 
-from kneo.cli.serve.worker_metrics import WorkerMetrics
+from kneo.cli.serve.worker import WorkerMetrics
 from kneo.clock import SystemClock
 from kneo.controller import metrics as controller_metrics
 from kneo.runtime.engine.assemble import LockedWorker, worker_on

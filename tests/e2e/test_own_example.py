@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT / "tests" / "guards")]
 from example_repository import PIN, README, renew  # noqa: E402
 
 from kneo.cli.main import run  # noqa: E402
-from kneo.cli.repository.layout import ConfigRepository  # noqa: E402
+from kneo.cli.repository import ConfigRepository  # noqa: E402
 from kneo.cli.specs.trust_roots import TrustFiles  # noqa: E402
 from kneo.clock import SystemClock, parse_time  # noqa: E402
 from kneo.trust.dsse import parse_envelope  # noqa: E402

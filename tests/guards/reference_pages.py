@@ -25,8 +25,7 @@ from settings_page import settings_page  # noqa: E402
 
 from kneo.api.context import ANY_KEY  # noqa: E402
 from kneo.cli.commands import COMMANDS  # noqa: E402
-from kneo.cli.lazy import LazyGroup  # noqa: E402
-from kneo.cli.main import app  # noqa: E402
+from kneo.cli.main import LazyGroup, app  # noqa: E402
 from kneo.service.app import description  # noqa: E402
 from kneo.spec.reading.reader import read  # noqa: E402
 

@@ -15,8 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from kneo.cli.commands import COMMANDS, aliases_of
-from kneo.cli.lazy import LazyGroup
-from kneo.cli.main import app
+from kneo.cli.main import LazyGroup, app
 
 PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
 GENERATED = {"docs/reference/cli.md"}

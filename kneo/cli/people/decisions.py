@@ -1,28 +1,31 @@
-"""Commands that read a task in detail and decide it."""
+"""Commands that read a task in detail and decide it, make one-time approval links, and show review statistics."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kneo.api.decisions import DecisionBatch, TaskDecision, get_human_task, resume_human_task, resume_human_tasks
+from kneo.api.links import LinkRequest
+from kneo.api.links import create_link as create_operation
+from kneo.api.links import list_links as list_operation
+from kneo.api.links import revoke_link as revoke_operation
 from kneo.api.task_views import HumanTaskView
-from kneo.api.tasks import list_human_tasks
+from kneo.api.tasks import TaskStatsView, get_human_task_stats, list_human_tasks
 from kneo.cli import render
-from kneo.cli.backend import Backend
 from kneo.cli.commands import examples
-from kneo.cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend
+from kneo.cli.connection import Backend, ProfileOption, ServiceOptions, ServiceUrlOption, backend, request
 from kneo.cli.files import read_bytes
 from kneo.cli.people.statements import DecisionOptions, KeyOption, SigningOptions, sign_decision
 from kneo.cli.people.tasks import TaskArgument, show_task
-from kneo.cli.requests import request
-from kneo.cli.runs.outcome import note_of, show_outcome
+from kneo.cli.runs.run import note_of, show_outcome
 from kneo.errors import Conflict, Forbidden, Invalid, NotFound, Untrusted, Usage
+from kneo.tasks.review import GateStatistics
 
 MAX_FILE_BYTES = 4_194_304
 """Largest file of decisions."""
@@ -174,3 +177,151 @@ def ask_decision(task: HumanTaskView, word: str) -> TaskDecision:
         parts["feedback"] = typer.prompt("Reason", default="")
     reviewed = {"request_id": task.pending_human_request_id, "expect_digest": task.request["subject_digest"]}
     return request(TaskDecision, decision=word, **reviewed, **parts)
+
+
+app = typer.Typer(help="Manage one-time approval links", no_args_is_help=True)
+
+
+@app.command("create")
+@examples("kneo task link create cont_01m0", "kneo task link create cont_01m0 --person ann --expires 30m")
+def create(
+    task: TaskArgument,
+    person: Annotated[str | None, typer.Option("--person", help="Person who decides with it; default: you.")] = None,
+    expires: Annotated[str, typer.Option("--expires", help="Lifetime: 30m, 24h, up to 30d.")] = "24h",
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Create a one-time link. It is shown only now; who has it can decide the task once, as that person.
+
+    Opening the page of a link changes nothing, so mail scanners do no harm.
+    """
+    with options.open() as opened:
+        view = opened.call(create_operation, task, request(LinkRequest, person=person, expires_in=expires))
+
+    def text() -> None:
+        render.success(f"{view.person} can decide {task} once, until {view.expires_at}:")
+        render.text(view.url or view.path)
+        if view.url is None:
+            render.text("This is a path. Set KNEO_SERV_PUBLIC_URL to the address of the service for whole links.")
+
+    render.emit(view, as_json=options.as_json, text=text)
+
+
+@app.command("list")
+@examples("kneo task link list cont_01m0", "kneo task link list cont_01m0 --json")
+def list_links(task: TaskArgument, *, options: ServiceOptions) -> None:
+    """List the links of a task and the state of each, without their addresses."""
+    with options.open() as opened:
+        view = opened.call(list_operation, task)
+
+    def text() -> None:
+        if not view.links:
+            render.text(f"{task} has no links.")
+            return
+        rows = [[link.id, link.person, link.state, link.created_by, link.expires_at] for link in view.links]
+        render.table("", ["Link", "Person", "State", "Created by", "Expires"], rows)
+
+    render.emit(view, as_json=options.as_json, text=text)
+
+
+@app.command("revoke")
+@examples("kneo task link revoke cont_01m0 lnk_01m0", "kneo task link revoke cont_01m0 lnk_01m0 --json")
+def revoke(
+    task: TaskArgument,
+    link_id: Annotated[str, typer.Argument(metavar="LINK", help="Id of the link, as kneo task link list shows.")],
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Revoke a link."""
+    with options.open() as opened:
+        view = opened.call(revoke_operation, task, link_id)
+    render.emit(view, as_json=options.as_json, text=lambda: render.success(f"Revoked {link_id}."))
+
+
+BAR_CHARS = 16
+"""Characters of a bar."""
+
+PARTS = (("approved", "█"), ("selected", "█"), ("provided", "█"), ("edited", "▒"), ("rejected", "░"))
+
+_UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"))
+
+
+@examples("kneo task stats", "kneo task stats --env prod --since 7d --json")
+def stats(
+    since: Annotated[str, typer.Option("--since", help="Period in which the tasks were opened: 30d, 12h, …")] = "30d",
+    environment: Annotated[
+        str | None, typer.Option("--env", "--environment", help="Only gates of this environment.")
+    ] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Only gates of this workflow.")] = None,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Show review statistics for each gate: response times, edits, rejections, agreement.
+
+    A gate is marked where most decisions approve the subject unchanged, in less time than reading it takes.
+    """
+    with options.open() as opened:
+        view = opened.call(get_human_task_stats, since=since, environment=environment, workflow_name=workflow)
+    render.emit(view, as_json=options.as_json, text=lambda: _show_stats(view))
+
+
+def _show_stats(view: TaskStatsView) -> None:
+    if not view.gates:
+        render.text("No decisions in this period.")
+        return
+    columns = ["Gate", "Decisions", "█ as shown ▒ edited ░ rejected", "Median", "90 %", "Changed", "Agreed"]
+    render.table(f"Since {view.since}", columns, [_stats_row(gate) for gate in view.gates])
+    for gate in view.gates:
+        if gate.rubber_stamp:
+            quick = f"{gate.quick_share:.0%} of approvals came before the subject could have been read"
+            hint = "Ask less often (sample, when), show less, or require two people."
+            render.warning(f"{_gate_name(gate)} looks like a rubber stamp: {quick}.", hint)
+    if view.truncated:
+        render.warning(f"The statistics cover the newest {view.tasks} tasks only; there are more in this period.")
+
+
+def _stats_row(gate: GateStatistics) -> list[object]:
+    undecided = [
+        f"{count} {word}" for count, word in ((gate.by_deadline, "by deadline"), (gate.expired, "expired")) if count
+    ]
+    return [
+        _gate_name(gate),
+        f"{gate.by_people}" + (f" (+ {', '.join(undecided)})" if undecided else ""),
+        bar(gate.decisions),
+        duration(gate.median_seconds),
+        duration(gate.p90_seconds),
+        _percent(gate.edit_distance),
+        _percent(gate.agreement),
+    ]
+
+
+def _gate_name(gate: GateStatistics) -> str:
+    return "/".join(place for place in (gate.environment, gate.workflow_name, gate.gate) if place is not None)
+
+
+def bar(decisions: Mapping[str, int]) -> str:
+    """Draw decisions as one line, each as long as its share; every decision shows."""
+    whole = sum(decisions.values())
+    if not whole:
+        return ""
+    marks: dict[str, int] = {}
+    for word, mark in PARTS:
+        marks[mark] = marks.get(mark, 0) + decisions.get(word, 0)
+    lengths = {mark: max(1, round(BAR_CHARS * count / whole)) if count else 0 for mark, count in marks.items()}
+    longest = max(lengths, key=lambda mark: lengths[mark])
+    lengths[longest] += BAR_CHARS - sum(lengths.values())
+    return "".join(mark * length for mark, length in lengths.items())
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as text: ``40 s``, ``1.5 h``."""
+    if seconds is None:
+        return ""
+    for length, unit in _UNITS:
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _percent(share: float | None) -> str:
+    return f"{share:.0%}" if share is not None else ""

@@ -18,9 +18,8 @@ from kneo.api.receipts import (
 )
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import ServiceOptions
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.files import read_bytes, write_whole
-from kneo.cli.requests import request
 from kneo.clock import SystemClock
 from kneo.digest import parse_digest
 from kneo.errors import Usage

@@ -13,15 +13,12 @@ import typer
 from kneo.api.decisions import DecisionToSign, TaskDecision, get_answer_to_sign, get_human_task
 from kneo.api.task_views import HumanTaskView
 from kneo.cli import render
-from kneo.cli.backend import Backend
 from kneo.cli.commands import examples
-from kneo.cli.connection import JsonOption, ServiceOptions
+from kneo.cli.connection import Backend, JsonOption, ServiceOptions, request
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.options import OptionGroup
 from kneo.cli.people.tasks import TaskArgument
-from kneo.cli.requests import request
-from kneo.cli.specs.keys import load_public
-from kneo.cli.specs.signer import signing_key
+from kneo.cli.specs.keys import load_public, signing_key
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, Untrusted, Usage
 from kneo.spec.reading.reader import read_json

@@ -15,15 +15,12 @@ from kneo.api.environments import RewriteRequest, accept_rewrite, get_source
 from kneo.api.promotions import DecisionRequest, approve_promotion, list_promotions, reject_promotion
 from kneo.api.release_views import DecidedView, PendingPromotionView, SourceView
 from kneo.cli import render
-from kneo.cli.backend import Backend
 from kneo.cli.commands import examples
-from kneo.cli.connection import ServiceOptions
+from kneo.cli.connection import Backend, ServiceOptions, request
 from kneo.cli.files import write_whole
 from kneo.cli.options import OptionGroup
 from kneo.cli.releases.environments import show_result
-from kneo.cli.repository.environments import read_environment
-from kneo.cli.repository.layout import ConfigRepository, find_repository, read_bundle
-from kneo.cli.requests import request
+from kneo.cli.repository import ConfigRepository, find_repository, read_bundle, read_environment
 from kneo.cli.specs.keys import load_private
 from kneo.clock import SystemClock, parse_duration
 from kneo.digest import Digest

@@ -1,7 +1,10 @@
-"""``kneo bundles``: the accepted bundles of the registry, and the difference of two versions."""
+"""``kneo bundles`` and ``kneo promote``: accepted bundles, compared, and promoted to another environment in Git."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,8 +12,15 @@ import typer
 from kneo.api.bundles import BundleDiffView, BundleListView, diff_bundle_versions
 from kneo.api.bundles import list_bundles as list_bundles_
 from kneo.cli import render
+from kneo.cli.clone import OWN_ACCESS, Clone, login
 from kneo.cli.commands import examples
-from kneo.cli.connection import ServiceOptions
+from kneo.cli.connection import JsonOption, ServiceOptions
+from kneo.cli.files import write_whole
+from kneo.cli.repository import ConfigRepository, read_environment
+from kneo.errors import Conflict, NotFound
+from kneo.settings import from_env
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import ReleasePin
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -59,3 +69,101 @@ def _show_diff(found: BundleDiffView) -> None:
         render.table("", ["Danger", "Area", "Change", "Where"], rows)
     if found.more:
         render.text(f"{found.more} further changes are left out.")
+
+
+@examples(
+    "kneo promote research-agent --from staging --to prod",
+    "kneo promote research-agent --from staging --to prod --branch promote-1.4.0 --push",
+)
+def promote(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE")],
+    source: Annotated[str, typer.Option("--from", help="The environment that has the version.")],
+    to: Annotated[str, typer.Option("--to", help="The environment to promote to.")],
+    branch: Annotated[str | None, typer.Option("--branch", help="Commit on this branch.")] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push the branch to origin.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Promote a release from one environment to another (as a commit)."""
+    clone = Clone.find(Path.cwd())
+    repository = ConfigRepository(clone.root)
+    pin = _pin(repository, source, bundle)
+    path = _file(repository, to)
+    if clone.is_dirty(path):
+        msg = f"{path} has changes that are not committed."
+        raise Conflict(msg, code="working_copy_dirty", hint="Commit or undo them first.")
+    before = path.read_text(encoding="utf-8")
+    after = named(before, pin)
+    changed = parse_environment(after.encode(), file=str(path))
+    assert any(item.bundle == bundle and item.version == pin.version for item in changed.spec.releases)
+    if after == before:
+        msg = f"{to} already has {bundle} {pin.version}."
+        raise Conflict(msg, code="nothing_to_promote")
+    pushed_branch = _pushed_branch(clone, branch) if push else None
+    with contextlib.ExitStack() as stack:
+        # Problems of a push that are known in advance are found before a file is written.
+        access = stack.enter_context(login(from_env().git, clone.push_url())) if push else OWN_ACCESS
+        if branch is not None:
+            clone.switch(branch)
+        write_whole(path, after.encode())
+        commit = clone.commit([path], f"Promote {bundle} {pin.version} from {source} to {to}")
+        if pushed_branch is not None:
+            clone.push(pushed_branch, access)
+    answer = {"bundle": bundle, "version": pin.version, "from": source, "to": to, "commit": commit, "pushed": push}
+    render.emit(
+        answer,
+        as_json=as_json,
+        text=lambda: render.success(f"Promoted {bundle} {pin.version} from {source} to {to}: commit {commit}"),
+    )
+
+
+def _pushed_branch(clone: Clone, branch: str | None) -> str:
+    if clone.origin() is None:
+        msg = "This clone has no remote repository called origin, so nothing can be pushed."
+        raise Conflict(msg, code="no_remote", hint="Add one with git remote add origin URL, or leave out --push.")
+    name = branch or clone.branch()
+    if name is None:
+        msg = "No branch is checked out, so there is none to push."
+        raise Conflict(msg, code="no_branch", hint="Name one with --branch, or leave out --push.")
+    return name
+
+
+def _pin(repository: ConfigRepository, environment: str, bundle: str) -> ReleasePin:
+    for item in read_environment(repository, environment).spec.releases:
+        if item.bundle == bundle:
+            return item
+    msg = f"environments/{environment}.yaml does not name {bundle}."
+    raise NotFound(msg, code="bundle_not_found")
+
+
+def _file(repository: ConfigRepository, environment: str) -> Path:
+    read_environment(repository, environment)
+    candidates = (repository.root / "environments" / f"{environment}.{suffix}" for suffix in ("yaml", "yml"))
+    return next(path for path in candidates if path.is_file())
+
+
+_ENTRY = r"(?m)^(?P<indent>[ \t]*)-[ \t]*\{{[^}}\n]*\bbundle:[ \t]*[\"']?{name}[\"']?[ \t]*[,}}][^\n]*$"
+_BLOCK = (
+    r"(?m)^(?P<indent>[ \t]*)-[ \t]+bundle:[ \t]*[\"']?{name}[\"']?[ \t]*(?:#[^\n]*)?\n(?:(?P=indent)[ \t]+[^\n]*\n?)*"
+)
+_EMPTY = re.compile(r"(?m)^(?P<indent>[ \t]*)releases:[ \t]*\[[ \t]*\][ \t]*$")
+_LIST = re.compile(r"(?m)^(?P<indent>[ \t]*)releases:[ \t]*(?:#[^\n]*)?\n")
+
+
+def named(text: str, pin: ReleasePin) -> str:
+    """Write a version into an environment file and leave everything else, comments included, as it is."""
+    digest = f', digest: "{pin.digest}"' if pin.digest else ""
+    entry = f"- {{bundle: {pin.bundle}, version: {pin.version}{digest}}}"
+    name = re.escape(pin.bundle)
+    for pattern, end in ((_ENTRY, ""), (_BLOCK, "\n")):
+        match = re.search(pattern.format(name=name), text)
+        if match:
+            return f"{text[: match.start()]}{match['indent']}{entry}{end}{text[match.end() :]}"
+    empty = _EMPTY.search(text)
+    if empty:
+        line = f"{empty['indent']}releases:\n{empty['indent']}  {entry}"
+        return f"{text[: empty.start()]}{line}{text[empty.end() :]}"
+    known = _LIST.search(text)
+    if known is None:
+        msg = "The file has no list of releases in the usual form."
+        raise Conflict(msg, code="unusual_file", hint=f"Write {entry} below spec.releases yourself.")
+    return f"{text[: known.end()]}{known['indent']}  {entry}\n{text[known.end() :]}"

@@ -10,10 +10,8 @@ import typer
 from kneo.api import environments as api
 from kneo.api.release_views import ChangedView, EnvironmentView, PromotionView
 from kneo.cli import render
-from kneo.cli.backend import Backend
 from kneo.cli.commands import examples
-from kneo.cli.connection import ServiceOptions
-from kneo.cli.requests import request
+from kneo.cli.connection import Backend, ServiceOptions, request
 from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
 from kneo.errors import KneoError, Transient, Usage
 from kneo.records.release import ConditionType, Pending

@@ -17,12 +17,11 @@ import typer
 
 from kneo import __version__
 from kneo.cli import render
+from kneo.cli.clone import Clone
 from kneo.cli.commands import examples
 from kneo.cli.files import write_secret, write_whole
 from kneo.cli.releases.approvals import Subject, sign_decision
-from kneo.cli.repository.clone import Clone
-from kneo.cli.repository.known_roots import KnownRoots
-from kneo.cli.repository.layout import ConfigRepository
+from kneo.cli.repository import ConfigRepository, KnownRoots
 from kneo.cli.specs.keys import load_private
 from kneo.cli.specs.signing import Place, SignedBundle, sign_bundle
 from kneo.cli.specs.trust_roots import TrustFiles

@@ -12,15 +12,13 @@ import typer
 
 from kneo.api.environments import get_source, list_environments
 from kneo.api.release_views import EnvironmentView, ReleaseView
+from kneo.api.tasks import list_human_tasks
 from kneo.cli import render
-from kneo.cli.backend import Json
+from kneo.cli.clone import MAIN, Clone
 from kneo.cli.commands import examples
-from kneo.cli.connection import ServiceOptions, backend, choose
-from kneo.cli.people.open_tasks import has_database, open_tasks
+from kneo.cli.connection import Json, ServiceOptions, backend, choose
 from kneo.cli.releases.plan_render import as_markdown, as_text, environments, has_changes, is_refused
-from kneo.cli.repository.clone import MAIN, Clone
-from kneo.cli.repository.known_roots import KnownRoots
-from kneo.cli.repository.mirrors import open_mirror
+from kneo.cli.repository import KnownRoots
 from kneo.clock import SystemClock
 from kneo.controller.compare import LiveRegistry, compare
 from kneo.controller.source.mirror import Mirror
@@ -99,7 +97,7 @@ def _snapshots(
     settings: Settings, repo: str, ref: str | None, base: str | None, folder: Path
 ) -> tuple[Mirror, SourceSnapshot, SourceSnapshot | None]:
     if not Path(repo).is_dir():
-        mirror = open_mirror(settings, repo, ref or MAIN, folder)
+        mirror = Mirror(repo, ref or MAIN, folder, settings.git)
         against = base or (MAIN if ref not in {None, MAIN} else None)
         return mirror, mirror.peek(ref or MAIN), mirror.peek(against) if against else None
     clone = Clone.find(Path(repo).resolve())
@@ -107,7 +105,7 @@ def _snapshots(
     if commit is None:
         msg = f"{repo} has no commit {ref or 'HEAD'}."
         raise NotFound(msg, code="commit_not_found", hint="Commit first: a plan compares commits.")
-    mirror = open_mirror(settings, str(clone.root), MAIN, folder)
+    mirror = Mirror(str(clone.root), MAIN, folder, settings.git)
     against = _base_of(clone, commit, base)
     return mirror, mirror.peek(commit), mirror.peek(against) if against else None
 
@@ -207,3 +205,31 @@ def _live(environments: Sequence[EnvironmentView]) -> LiveRegistry:
 
 def _release(environment: str, item: ReleaseView) -> Release:
     return Release(environment=environment, promotion_id="", **vars(item))
+
+
+SHOWN = 5
+"""Open tasks that are listed by name; the others are counted."""
+
+
+def open_tasks(settings: Settings, environment: str, service_url: str | None, profile: str | None) -> Json | None:
+    """Return the number of the open tasks of an environment, and the first of them.
+
+    Returns:
+        ``count`` and ``first``; ``None`` without a service and a database: a plan needs neither.
+    """
+    try:
+        if choose(settings, service_url, profile) is None and not has_database(settings):
+            return None
+        with backend(service_url, profile) as opened:
+            page = opened.call(list_human_tasks, environment=environment, limit=SHOWN)
+    except KneoError as error:
+        render.warning(f"The open tasks of {environment} cannot be read: {error.message}")
+        return None
+    names = ("continuation_id", "run_id", "workflow_name", "key")
+    return {"count": page.total, "first": [{name: getattr(task, name) for name in names} for task in page.tasks]}
+
+
+def has_database(settings: Settings) -> bool:
+    """Return whether there is a database. A SQLite file is not created for reading."""
+    scheme, _, path = settings.database_url.partition(":///")
+    return scheme != "sqlite" or Path(path).is_file()

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator
 
 from kneo.cli import render
-from kneo.cli.backend import Json
-from kneo.cli.people.open_tasks import open_tasks_text
+from kneo.cli.connection import Json
 from kneo.terminal import plain
 
 MARKER = "<!-- kneo-plan -->"
@@ -254,3 +253,16 @@ def _escaped(value: object) -> str:
     for letter, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("@", "&#64;"), ("`", "&#96;")):
         text = text.replace(letter, name)
     return "".join(f"\\{letter}" if letter in "*_[]" else letter for letter in text)
+
+
+def open_tasks_text(item: Json) -> str:
+    """Return the open tasks of an environment in a plan, as text."""
+    known = item.get("open_tasks")
+    if not isinstance(known, dict):
+        return "Its open tasks are unknown here. Pass --service-url URL to list them."
+    count, first = int(str(known["count"])), known["first"]
+    if not count:
+        return "It has no open tasks."
+    named = ", ".join(f"{task['continuation_id']} ({task['workflow_name']}: {task['key']})" for task in first)
+    more = f" and {count - len(first)} more" if count > len(first) else ""
+    return f"{count} open: {named}{more}. They can still be decided; each run keeps the bundle it was started with."

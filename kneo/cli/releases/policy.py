@@ -10,9 +10,8 @@ import typer
 from kneo.api import policies as api
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import ServiceOptions
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.options import OptionGroup
-from kneo.cli.requests import request
 from kneo.spec.policy_flags import PolicyFlags
 
 app = typer.Typer(no_args_is_help=True)

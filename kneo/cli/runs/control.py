@@ -14,10 +14,9 @@ from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
 from kneo.api.run_waiting import RunStartedView
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import ServiceOptions
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.options import OptionGroup
-from kneo.cli.requests import request
-from kneo.cli.runs.outcome import note_of, show_outcome
+from kneo.cli.runs.run import note_of, show_outcome
 from kneo.cli.runs.runs import RunArgument, show_run
 from kneo.errors import Usage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from kneo.cli.embedding import registered_tools
+from kneo.cli.project import registered_tools
 from kneo.records.run import Run
 from kneo.runtime.engine.assemble import drive_or_wait
 from kneo.runtime.engine.wait import SettledRun, read_settled_run

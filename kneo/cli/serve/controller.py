@@ -14,13 +14,12 @@ import typer
 
 from kneo.cli import render
 from kneo.cli.compose import process_store
-from kneo.cli.repository.known_roots import KnownRoots
-from kneo.cli.repository.mirrors import open_mirror
-from kneo.cli.serve.liveness import open_probes
-from kneo.cli.serve.worker import until_stopped
+from kneo.cli.repository import KnownRoots
+from kneo.cli.serve.worker import open_probes, until_stopped
 from kneo.clock import parse_duration
 from kneo.controller.loop import Controller
 from kneo.controller.reconcile import Reconciler
+from kneo.controller.source.mirror import Mirror
 from kneo.controller.watch import watching
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Usage
@@ -106,7 +105,7 @@ def find_repository(settings: Settings, url: str, ref: str, trust_root: str | No
 
 
 def make_controller(settings: Settings, store: Store, repository: Repository) -> Controller:
-    mirror = open_mirror(settings, repository.url, repository.ref, settings.state_dir / "mirrors")
+    mirror = Mirror(repository.url, repository.ref, settings.state_dir / "mirrors", settings.git)
     key = find_service_key(settings)
     reconciler = Reconciler(
         store,

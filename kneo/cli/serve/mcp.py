@@ -15,7 +15,7 @@ from kneo.api.context import EVERYTHING, Principal
 from kneo.cli.commands import examples
 from kneo.cli.compose import executes_runs, make_starter, process_store
 from kneo.cli.connection import ProfileOption, ServiceUrlOption, backend, choose
-from kneo.cli.embedding import registered_tools, spec_compiler
+from kneo.cli.project import registered_tools, spec_compiler
 from kneo.cli.serve.worker import logged_settings
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working

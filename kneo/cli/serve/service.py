@@ -16,7 +16,7 @@ import uvicorn
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.compose import find_store, make_starter, process_store
-from kneo.cli.embedding import spec_compiler
+from kneo.cli.project import spec_compiler
 from kneo.cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
 from kneo.cli.serve.worker import executing, logged_settings
 from kneo.errors import NotFound

@@ -1,24 +1,36 @@
-"""``kneo worker``: a process that executes steps and processes deadlines."""
+"""``kneo worker`` and ``kneo sdk serve``: processes that execute steps or flows, their probes and metrics."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import runpy
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from kneo.cli import render
+from kneo.cli.commands import examples
 from kneo.cli.compose import process_store
-from kneo.cli.embedding import registered_tools, spec_compiler
-from kneo.cli.serve.liveness import open_probes
-from kneo.cli.serve.worker_metrics import measured
+from kneo.cli.project import registered_tools, spec_compiler
+from kneo.errors import Usage
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import LockedWorker, working
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 from kneo.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from kneo.sdk.durable import Flow
 
 
 def worker(
@@ -60,3 +72,137 @@ def until_stopped(work: Callable[[threading.Event], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     work(stopping)
+
+
+class WorkerMetrics(Collector):
+    """The metrics of one worker."""
+
+    def __init__(self, worker: LockedWorker) -> None:
+        self._worker = worker
+
+    def collect(self) -> Iterator[Metric]:
+        worker = self._worker
+        yield GaugeMetricFamily("kneo_worker_slots", "Runs that the worker drives at most.", value=worker.concurrency)
+        yield GaugeMetricFamily("kneo_worker_busy_slots", "Runs that the worker drives.", value=worker.busy)
+        ages = GaugeMetricFamily(
+            "kneo_worker_heartbeat_age_seconds", "Time since the last turn of a loop of the worker.", labels=["loop"]
+        )
+        for loop, seconds in worker.heartbeats.ages().items():
+            ages.add_metric([loop], seconds)
+        yield ages
+
+
+@contextlib.contextmanager
+def measured(worker: LockedWorker, registry: CollectorRegistry = REGISTRY) -> Iterator[None]:
+    """Expose the metrics of a worker while a block runs."""
+    metrics = WorkerMetrics(worker)
+    registry.register(metrics)
+    try:
+        yield
+    finally:
+        registry.unregister(metrics)
+
+
+def open_probes(settings: Settings, is_alive: Callable[[], bool]) -> contextlib.AbstractContextManager[object]:
+    """Serve probes at ``KNEO_SERV_METRICS_PORT`` while a block runs; none without a port."""
+    if not settings.metrics_port:
+        return contextlib.nullcontext()
+    return serving_probes("0.0.0.0", settings.metrics_port, is_alive)  # noqa: S104 - probes come from other machines
+
+
+@contextlib.contextmanager
+def serving_probes(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[int]:
+    """Serve probes while a block runs; yield the port."""
+
+    class Probe(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest())
+            elif self.path in {"/livez", "/healthz"}:
+                alive = is_alive()
+                self._answer(
+                    200 if alive else 503,
+                    "text/plain",
+                    b"ok\n" if alive else b"a loop of this process hangs; see its log\n",
+                )
+            else:
+                self._answer(404, "text/plain", b"/livez or /metrics\n")
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_arguments: object) -> None:
+            """Log nothing: probes repeat every few seconds."""
+
+    server = ThreadingHTTPServer((host, port), Probe)
+    thread = threading.Thread(target=server.serve_forever, name="liveness")
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+sdk_app = typer.Typer(no_args_is_help=True)
+
+
+@sdk_app.callback()
+def sdk() -> None:
+    """Run programs written with the Python SDK."""
+
+
+@examples("kneo sdk serve_flows myapp.flows", "kneo sdk serve_flows flows.py --concurrency 8")
+def serve_flows(
+    module: Annotated[str, typer.Argument(help="Module or file of the program that defines the flows.")],
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Executions to run at once.")] = 4,
+) -> None:
+    """Continue the flows of a program whenever their questions are answered.
+
+    Answers come from the CLI, the API and the console. Run an API server beside it with: kneo service serve_flows --workers 0.
+    """
+    logged_settings()
+    flows = find_flows(module)
+    server = importlib.import_module("kneo.sdk.durable.serving").FlowServer(flows, concurrency)
+    render.text(f"Serving {', '.join(each.name for each in flows)}. Stop with Ctrl-C.")
+    until_stopped(server.serve)
+
+
+def find_flows(module: str) -> list[Flow]:
+    """Import a program and return its flows.
+
+    Raises:
+        Usage: the program cannot be imported, has no flow, has two of one name, or a flow without a database.
+    """
+    durable = importlib.import_module("kneo.sdk.durable")
+    path = Path(module)
+    sys.path.insert(0, str(path.parent.resolve()) if path.suffix == ".py" else str(Path.cwd()))
+    try:
+        names = (
+            runpy.run_path(module, run_name="flows") if path.suffix == ".py" else vars(importlib.import_module(module))
+        )
+    except (ImportError, OSError) as error:
+        msg = f"The program {module[:200]} cannot be imported: {error}"
+        raise Usage(msg, hint="Name a module, such as myapp.flows, or a file, such as flows.py.") from error
+    found: dict[int, Flow] = {id(value): value for value in names.values() if isinstance(value, durable.Flow)}
+    flows = list(found.values())
+    if not flows:
+        msg = f"The program {module[:200]} defines no flow."
+        raise Usage(msg, hint="Decorate a function with @flow(database=...) from kneo.sdk.durable.")
+    known: set[str] = set()
+    for each in flows:
+        if each.name in known:
+            msg = f"The program {module[:200]} defines two flows named {each.name[:200]}."
+            raise Usage(msg, hint="Give one of them another name: @flow(name=...).")
+        known.add(each.name)
+        if each.database is None:
+            msg = f"The flow {each.name[:200]} has no database, so its executions end with the program."
+            raise Usage(msg, hint="Pass database=SqliteDb('flows.db') or PostgresDb(...) to @flow.")
+    return flows

@@ -11,15 +11,24 @@ import typer
 
 from kneo.cli import render
 from kneo.cli.files import write_whole
-from kneo.cli.repository.layout import ConfigRepository, find_repository
-from kneo.cli.specs.bundle_check import SIGNATURES_STEP, SPEC_STEP, Account, check_bundle, choose_root, known_keys
-from kneo.cli.specs.bundle_freeze import freeze
+from kneo.cli.repository import ConfigRepository, find_repository
+from kneo.cli.specs.bundle_check import (
+    SIGNATURES_STEP,
+    SPEC_STEP,
+    Account,
+    check_bundle,
+    choose_root,
+    facts_of,
+    known_keys,
+    print_account,
+    print_facts,
+    step_facts,
+    trust_facts,
+)
 from kneo.cli.specs.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
-from kneo.cli.specs.bundle_render import facts_of, print_account, print_facts, step_facts, trust_facts
-from kneo.cli.specs.keys import private_from
-from kneo.cli.specs.mcp_offers import pin_tools
-from kneo.cli.specs.signer import signing_key
-from kneo.cli.specs.signing import Place, SignedBundle, place_of, read_statement, sign_bundle, source_of
+from kneo.cli.specs.keys import private_from, signing_key
+from kneo.cli.specs.mcp import pin_tools
+from kneo.cli.specs.signing import Place, SignedBundle, freeze, place_of, read_statement, sign_bundle, source_of
 from kneo.cli.specs.trust_roots import TrustFiles
 from kneo.clock import SystemClock
 from kneo.digest import Digest, parse_digest

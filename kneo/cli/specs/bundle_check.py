@@ -1,17 +1,24 @@
-"""The verification of a bundle: trust root, steps over the bytes, and place in the sequence."""
+"""The verification of a bundle: trust root, steps over the bytes, place in the sequence, and the output."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from kneo.cli.repository.environments import read_environment
-from kneo.cli.repository.known_roots import KnownRoots
-from kneo.cli.repository.layout import ConfigRepository, find_repository, read_bundle, repository_of
+from kneo.cli import render
+from kneo.cli.repository import (
+    ConfigRepository,
+    KnownRoots,
+    find_repository,
+    read_bundle,
+    read_environment,
+    repository_of,
+)
 from kneo.cli.specs.signing import read_statement
 from kneo.cli.specs.trust_roots import TrustFiles
+from kneo.clock import SystemClock, isoformat
 from kneo.digest import Digest
 from kneo.errors import KneoError, NotFound, Untrusted
 from kneo.settings import Settings
@@ -198,3 +205,77 @@ def _check_sequence(file: Path, statement: BundleStatement) -> str:
             msg = f"It follows {mine.prev}, but {path.name} is {other.digest}."
             raise Untrusted(msg, code="Equivocation", hint="Sign it again in the folder of that version.")
     return f"seq {mine.seq}, after {mine.prev or 'none'}"
+
+
+def facts_of(statement: BundleStatement) -> dict[str, object]:
+    """Return the content of a bundle as JSON."""
+    predicate = statement.predicate
+    source = predicate.source.model_dump(mode="json", exclude_none=True) if predicate.source else None
+    return {
+        "name": predicate.name,
+        "version": predicate.version,
+        "seq": predicate.seq,
+        "prev": predicate.prev,
+        "environments": list(predicate.environments),
+        "approved_by": predicate.approved_by,
+        "issued_at": isoformat(predicate.issued_at),
+        "expires_at": isoformat(predicate.expires_at) if predicate.expires_at else None,
+        "spec_digest": predicate.spec_digest,
+        "source": source,
+    }
+
+
+def print_facts(statement: BundleStatement) -> None:
+    """Print the content of a bundle, one line for each field."""
+    for name, value in facts_of(statement).items():
+        if isinstance(value, dict):
+            shown = ", ".join(f"{key} {item}" for key, item in value.items())
+        else:
+            shown = ", ".join(value) if isinstance(value, list) else str(value)
+        if value is not None:
+            render.text(f"  {name.replace('_', ' '):<13} {shown}")
+
+
+def trust_facts(account: Account) -> dict[str, object]:
+    """Return the trust root of a verification as JSON."""
+    trust = account.trust
+    return {
+        "path": account.path,
+        "trust_root": {
+            "file": str(trust.file),
+            "version": trust.root.version,
+            "digest": trust.root.digest,
+            "first": trust.pin,
+            "pinned": trust.pinned_by is not None,
+            "pinned_by": trust.pinned_by,
+            "expired": trust.root.expired_at(SystemClock().now()),
+        },
+    }
+
+
+def step_facts(step: VerificationStep) -> dict[str, object]:
+    """Return a step as JSON."""
+    return asdict(step)
+
+
+def print_account(account: Account) -> None:
+    """Print a verification, step by step."""
+    trust = account.trust
+    if trust.pinned_by:
+        render.success(f"Trust root version {trust.root.version} follows from {trust.pin}")
+        render.text(f"  pinned by {trust.pinned_by}")
+    else:
+        render.warning(
+            f"THE TRUST ROOT ITSELF WAS NOT PINNED: {trust.file} is signed only by its own keys, which proves nothing.",
+            "Ask the owner of the repository for the digest, then pass --trust-root sha256:…",
+        )
+    if trust.root.expired_at(SystemClock().now()):
+        render.warning(f"The trust root expired at {isoformat(trust.root.expires)}: new bundles are refused.")
+    render.text(f"For {account.shown.environment}:")
+    marks = {True: render.DONE, False: render.FAILED, None: render.OPEN}
+    for step in account.shown.steps:
+        code = f"{step.code}: " if step.code else ""
+        render.line(marks[step.passed], f"{step.number:>2} {step.title}: {code}{step.detail}")
+    for each in account.environments:
+        if each is not account.shown:
+            render.line(marks[each.valid], f"   For {each.environment}")

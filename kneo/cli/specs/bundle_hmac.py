@@ -10,8 +10,8 @@ import typer
 from kneo.cli import render
 from kneo.cli.files import write_whole
 from kneo.cli.project import open_project
-from kneo.cli.repository.layout import read_bundle
-from kneo.cli.specs.bundle_freeze import freeze_as_written
+from kneo.cli.repository import read_bundle
+from kneo.cli.specs.signing import freeze_as_written
 from kneo.clock import SystemClock
 from kneo.errors import Invalid, Usage
 from kneo.settings import process_environment

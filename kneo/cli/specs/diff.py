@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 
 from kneo.cli import render
+from kneo.cli.clone import Clone
 from kneo.cli.commands import examples
 from kneo.cli.files import read_bytes
 from kneo.cli.project import Project, open_project
-from kneo.cli.repository.clone import Clone
 from kneo.cli.specs.check import check_in
 from kneo.errors import Invalid, NotFound
 from kneo.spec.diff import diff as compare

@@ -1,24 +1,30 @@
-"""``kneo spec mcp``: declare the tools of MCP servers in a spec."""
+"""``kneo spec mcp``: the tools that MCP servers offer, declared and pinned in a spec."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kneo.agents.mcp import McpTools
 from kneo.agents.mcp.pins import OfferedTool
+from kneo.agents.services import operator_rules
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.files import write_whole
 from kneo.cli.project import open_project
 from kneo.cli.specs.check import check_in, require_usable
-from kneo.cli.specs.mcp_offers import ask_servers
-from kneo.cli.specs.spec_editor import Declaration, with_tools
-from kneo.errors import NotFound
+from kneo.errors import Conflict, Invalid, NotFound
+from kneo.settings import Settings
+from kneo.spec.documents import DEFAULT_LIMITS, Document, SourceLocation, Unreadable
+from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import Spec
+from kneo.spec.reading.reader import read
 from kneo.spec.reading.yaml_writer import write_yaml
 
 app = typer.Typer(no_args_is_help=True)
@@ -156,3 +162,141 @@ def _print(pulled: Pulled, spec: str, server: str, *, updated: bool, written: bo
         render.warning(f"The server {server} no longer offers the tool {name}.", "Remove it from the spec.")
     if written:
         render.success(f"Wrote {spec}. Select the tools in tools.include of an agent, and sign with --pin-tools.")
+
+
+Offers = Mapping[str, Mapping[str, OfferedTool]]
+"""Tools by server and by name."""
+
+
+def ask_servers(settings: Settings, spec: Spec, servers: Iterable[str]) -> Offers:
+    """Connect to servers of a spec from this machine, and list their tools.
+
+    Raises:
+        NotFound: the spec does not declare a server.
+        McpRefused: this machine's settings do not allow it.
+        McpServerFailed: it cannot be reached.
+    """
+    names = sorted(set(servers))
+    for name in names:
+        if name not in spec.mcp_servers:
+            msg = f"The spec has no MCP server {name}; declared: {', '.join(sorted(spec.mcp_servers)) or 'none'}."
+            raise NotFound(msg, hint="Declare it in mcp_servers.")
+
+    async def rules(_environment: str | None) -> ToolRules:
+        return operator_rules(settings)
+
+    return asyncio.run(_ask(McpTools(rules, settings.secret, settings.mcp), spec, names))
+
+
+async def _ask(mcp: McpTools, spec: Spec, names: Iterable[str]) -> Offers:
+    try:
+        return {name: await mcp.tools(name, spec.mcp_servers[name]) for name in names}
+    finally:
+        await mcp.close()
+
+
+def pin_tools(settings: Settings, tree: Mapping[str, object], warn: Callable[[str, str], None]) -> dict[str, object]:
+    """Return a resolved spec in which each tool of an MCP server has the pin of what the server says now.
+
+    Args:
+        settings: The settings of this process.
+        tree: The spec.
+        warn: Receives each tool whose parameters differ from the server's, and its server.
+
+    Raises:
+        Invalid: no tool of the spec is of an MCP server.
+        NotFound: a server does not offer a tool.
+        McpRefused, McpServerFailed: a server cannot be asked.
+    """
+    spec = Spec.model_validate(tree)
+    references = {name: tool.mcp for name, tool in spec.tools.items() if tool.mcp is not None}
+    if not references:
+        msg = "No tool of this spec is of an MCP server, so there is nothing to pin."
+        raise Invalid(msg, hint="Leave out --pin-tools.")
+    offers = ask_servers(settings, spec, (reference.server or "" for reference in references.values()))
+    tools = tree["tools"]
+    assert isinstance(tools, Mapping)
+    pinned = dict(tools)
+    for name, reference in references.items():
+        offered = offers[reference.server or ""].get(reference.name or name)
+        if offered is None:
+            msg = f"The MCP server {reference.server} does not offer the tool {reference.name or name}."
+            raise NotFound(msg, hint=f"Update the tool {name}: kneo spec mcp pull.")
+        if spec.tools[name].parameters != offered.input_schema:
+            warn(name, reference.server or "")
+        tool = pinned[name]
+        assert isinstance(tool, Mapping)
+        pinned[name] = {**tool, "mcp": {**tool["mcp"], "pin": offered.pin().model_dump()}}
+    return {**tree, "tools": pinned}
+
+
+Declaration = Mapping[str, object]
+
+
+def with_tools(document: Document, tools: Mapping[str, Declaration]) -> str:
+    """Return the text of a spec with further tools, and with other values for fields of those that it has.
+
+    Raises:
+        Conflict: the text cannot be edited without changing more, as tools in braces.
+    """
+    assert isinstance(document.value, dict)
+    present = document.value.get("tools") or {}
+    wanted = {**present, **{name: {**present.get(name, {}), **fields} for name, fields in tools.items()}}
+    value = {**document.value, "tools": wanted}
+    text = _as_json(value) if document.file.endswith(".json") else _edited(document, present, tools)
+    if _value_of(text, document.file) != value:
+        msg = f"{document.file} cannot be edited: its tools are not one block of lines."
+        raise Conflict(msg, hint="Write each tool below tools on lines of its own, or pass --print and copy the tools.")
+    return text
+
+
+def _value_of(text: str, file: str) -> object:
+    try:
+        return read(text.encode(), file=file, limits=DEFAULT_LIMITS).value
+    except Unreadable:
+        return None
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _edited(document: Document, present: Mapping[str, Declaration], tools: Mapping[str, Declaration]) -> str:
+    lines = document.text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    root = document.locations()
+    if not present:
+        if "tools" in root.keys:
+            del lines[root.keys["tools"][0] - 1]
+        return "".join([*lines, *_block({"tools": dict(tools)}, 0)])
+    block = root.children["tools"]
+    end = _end(lines, root, "tools", len(lines))
+    column = min(column for _, column in block.keys.values())
+    added = {name: fields for name, fields in tools.items() if name not in present}
+    lines[end:end] = _block(added, column - 1)
+    for name in sorted(tools.keys() & present.keys(), key=lambda name: block.keys[name], reverse=True):
+        _update(lines, block.children[name], tools[name], _end(lines, block, name, end))
+    return "".join(lines)
+
+
+def _update(lines: list[str], tool: SourceLocation, fields: Declaration, end: int) -> None:
+    """Replace fields of a tool, the last one first, so that the lines of the others stay where they are."""
+    indent = min(column for _, column in tool.keys.values()) - 1
+    lines[end:end] = _block({key: value for key, value in fields.items() if key not in tool.keys}, indent)
+    for key in sorted(fields.keys() & tool.keys.keys(), key=lambda key: tool.keys[key], reverse=True):
+        lines[tool.keys[key][0] - 1 : _end(lines, tool, key, end)] = _block({key: fields[key]}, indent)
+
+
+def _end(lines: list[str], parent: SourceLocation, key: str, end: int) -> int:
+    """Return the number of lines up to the end of a key's value, without the comments before the next key."""
+    start = parent.keys[key][0]
+    last = min((line - 1 for line, _ in parent.keys.values() if line > start), default=end)
+    while last > start and (not lines[last - 1].strip() or lines[last - 1].lstrip().startswith("#")):
+        last -= 1
+    return last
+
+
+def _block(value: Declaration, indent: int) -> list[str]:
+    text = write_yaml(dict(value)) if value else ""
+    return [" " * indent + line if line.strip() else line for line in text.splitlines(keepends=True)]

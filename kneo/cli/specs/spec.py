@@ -1,4 +1,4 @@
-"""``kneo spec``: validate, explain, draw, migrate and resolve specs."""
+"""``kneo spec``: validate, explain, draw, migrate and resolve specs; print schemas."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,7 +29,12 @@ from kneo.spec.models.workflow import LeafStep
 from kneo.spec.reading.migrate import migrate as migrate_tree
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.yaml_writer import write_yaml
+from kneo.spec.schemas import json_schema, write_schema
 from kneo.spec.summary import compiled, explained, linted, missing_here, names_of, worth_a_look
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -278,9 +283,6 @@ def schema(
     as_json: JsonOption = False,
 ) -> None:
     """Print the JSON Schema of a kind of file."""
-    # Imports the models of every room; the other commands of this module need those of specs alone.
-    from kneo.cli.specs.schemas import rendered
-
     schemas = rendered()
     name = f"{kind or 'spec'}.schema.json"
     if name not in schemas:
@@ -357,3 +359,32 @@ def _write(tree: dict[str, object], output: Path) -> None:
         render.text(text.rstrip("\n"))
     else:
         write_whole(output, text.encode())
+
+
+def kinds() -> Mapping[str, type[BaseModel]]:
+    """Return the model of each kind of file. Imports the models of every room; other commands need those of specs alone."""
+    from kneo.spec.models.answers import AnswersFile
+    from kneo.spec.models.environment import EnvironmentFile
+    from kneo.spec.models.spec import Spec
+    from kneo.spec.project import ProjectConfig
+    from kneo.trust.answer import SignedAnswer
+    from kneo.trust.receipt import Receipt
+    from kneo.trust.root import RootDocument
+    from kneo.trust.statement import ApprovalPredicate, BundlePredicate
+
+    return {
+        "spec": Spec,
+        "environment": EnvironmentFile,
+        "project": ProjectConfig,
+        "answers": AnswersFile,
+        "trust-root": RootDocument,
+        "bundle": BundlePredicate,
+        "approval": ApprovalPredicate,
+        "receipt": Receipt,
+        "signed-answer": SignedAnswer,
+    }
+
+
+def rendered() -> Mapping[str, str]:
+    """Return every schema's text by the name of its file."""
+    return {f"{kind}.schema.json": write_schema(json_schema(model, kind)) for kind, model in kinds().items()}

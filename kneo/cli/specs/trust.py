@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kneo.cli import render
-from kneo.cli.repository.layout import TRUST_PATH, find_repository
+from kneo.cli.repository import TRUST_PATH, find_repository
 from kneo.cli.specs.keys import load_private, load_public
 from kneo.cli.specs.trust_roots import RootChain, TrustFiles
 from kneo.clock import SystemClock, isoformat, parse_duration, parse_time

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from kneo.cli.repository.environments import read_environment
-from kneo.cli.repository.layout import ConfigRepository
+from kneo.cli.repository import ConfigRepository, read_environment
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_approval, parse_bundle
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kneo.api.audit import prove
 from kneo.api.audit_views import AuditProofView
-from kneo.cli.audit.audit import check_proof
+from kneo.cli.audit import check_proof
 from kneo.clock import SystemClock
 from kneo.errors import KneoError
 from kneo.store import audit

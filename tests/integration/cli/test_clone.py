@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from kneo.cli.repository.clone import Clone
+from kneo.cli.clone import Clone
 from kneo.errors import Invalid, NotFound
 
 

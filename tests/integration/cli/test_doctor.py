@@ -16,8 +16,8 @@ from databases import Server
 from oidc_issuer import OidcIssuer, running
 from sqlalchemy import text
 
-from kneo.cli.doctor.command import examine
-from kneo.cli.doctor.report import Diagnosis, Level, Result, ok, run_checks
+from kneo.cli.serve.database_checks import Diagnosis, Level, Result, ok, run_checks
+from kneo.cli.serve.doctor import examine
 from kneo.clock import Clock, ManualClock, SystemClock
 from kneo.records.run import RunStatus
 from kneo.service.auth import key_digest
@@ -151,7 +151,7 @@ def test_a_project_config_that_is_not_valid(local: Installation) -> None:
 def test_a_missing_package(local: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     local.set(KNEO_SERV_OTEL_ENABLED="1")
     assert local.level("extras") is OK
-    monkeypatch.setattr("kneo.cli.doctor.process._is_installed", lambda module: module != "opentelemetry.sdk")
+    monkeypatch.setattr("kneo.cli.serve.doctor._is_installed", lambda module: module != "opentelemetry.sdk")
     found = local.check("extras")
     assert (found.level, found.hint) == (ERROR, "pip install 'kneo[telemetry]'")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kneo.cli.repository.clone import Clone
+from kneo.cli.clone import Clone
 
 BEFORE = """\
 agent:

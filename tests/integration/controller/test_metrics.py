@@ -11,7 +11,7 @@ import pytest
 from controller_bench import Bench, serving
 from prometheus_client.parser import text_string_to_metric_families
 
-from kneo.cli.serve.liveness import serving_probes
+from kneo.cli.serve.worker import serving_probes
 from kneo.controller import loop, metrics
 from kneo.controller.loop import LATE, LATE_SECONDS, Controller
 from kneo.errors import Transient

@@ -12,7 +12,7 @@ from kneo_process import Machine, eventually
 from processes import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
-from kneo.cli.serve.worker_metrics import measured
+from kneo.cli.serve.worker import measured
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.assemble import LockedWorker, background, worker_on
 from kneo.runtime.engine.heartbeat import LATE_SECONDS, Heartbeats

@@ -6,8 +6,7 @@ import pytest
 from typer._click import Command, Context
 
 from kneo.cli.commands import ALIASES
-from kneo.cli.lazy import LazyGroup
-from kneo.cli.main import _group
+from kneo.cli.main import LazyGroup, _group
 
 
 def find(path: str) -> Command:

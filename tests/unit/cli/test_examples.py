@@ -8,8 +8,7 @@ import pytest
 from typer._click import Context
 
 from kneo.cli.commands import examples_of
-from kneo.cli.lazy import LazyGroup
-from kneo.cli.main import _group
+from kneo.cli.main import LazyGroup, _group
 
 
 def lines(group: LazyGroup, parent: Context) -> list[str]:

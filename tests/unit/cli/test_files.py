@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kneo.cli.files import read_bytes, write_secret, write_whole
-from kneo.cli.repository.known_roots import KnownRoots
+from kneo.cli.repository import KnownRoots
 from kneo.digest import digest_of
 from kneo.errors import Conflict, Invalid, NotFound
 

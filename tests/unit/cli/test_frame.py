@@ -48,7 +48,6 @@ def test_help_imports_no_command_and_nothing_heavy():
     assert modules.isdisjoint(HEAVY)
     assert {m for m in modules if m.startswith("kneo.cli.")} == {
         "kneo.cli.commands",
-        "kneo.cli.lazy",
         "kneo.cli.main",
         "kneo.cli.options",
         "kneo.cli.render",
@@ -208,7 +207,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
 @pytest.mark.parametrize(
     ("group", "unneeded"),
     [
-        ("spec", {"kneo.cli.specs.bundle", "kneo.cli.repository.clone", "cryptography"}),
+        ("spec", {"kneo.cli.specs.bundle", "kneo.cli.clone", "cryptography"}),
         ("keys", {"kneo.cli.specs.trust", "kneo.cli.specs.spec", "kneo.spec.lint"}),
         ("trust", {"kneo.cli.specs.bundle", "kneo.cli.specs.spec", "kneo.spec.lint"}),
     ],

@@ -9,7 +9,7 @@ from time import process_time
 import pytest
 from pydantic import ValidationError
 
-from kneo.cli.releases.promote import named
+from kneo.cli.releases.bundles import named
 from kneo.clock import parse_duration
 from kneo.controller.source.address import check_ref, parse_address, redact
 from kneo.errors import Invalid, KneoError

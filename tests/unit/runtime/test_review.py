@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kneo.cli.people.review_stats import bar, duration
+from kneo.cli.people.decisions import bar, duration
 from kneo.clock import isoformat
 from kneo.records.task import DecisionKind, Outcome, TaskStatus
 from kneo.tasks.review import (

@@ -12,7 +12,7 @@ from examples.app_functions import compress_history, summarize, web_search, webp
 from examples.human_functions import draft_report, publish_report
 from examples.my_tools import lookup_user
 from kneo.cli.main import run
-from kneo.cli.specs.schemas import rendered
+from kneo.cli.specs.spec import rendered
 from kneo.project.files import ModuleFiles
 from kneo.spec.graph import spec_graph
 from kneo.spec.lint import check

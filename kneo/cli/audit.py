@@ -15,10 +15,9 @@ from kneo.api.audit_views import AuditEventView, AuditPageView, AuditProofView
 from kneo.api.environments import trace as trace_reference
 from kneo.api.release_views import ProvenanceView
 from kneo.cli import render
-from kneo.cli.backend import Json
 from kneo.cli.commands import examples
 from kneo.cli.compose import find_store
-from kneo.cli.connection import JsonOption, ServiceOptions
+from kneo.cli.connection import Json, JsonOption, ServiceOptions
 from kneo.cli.files import read_bytes
 from kneo.clock import SystemClock
 from kneo.errors import Invalid, Untrusted, Usage
