@@ -159,14 +159,14 @@ def sdk() -> None:
     """Run programs written with the Python SDK."""
 
 
-@examples("kneo sdk serve_flows myapp.flows", "kneo sdk serve_flows flows.py --concurrency 8")
+@examples("kneo sdk serve myapp.flows", "kneo sdk serve flows.py --concurrency 8")
 def serve_flows(
     module: Annotated[str, typer.Argument(help="Module or file of the program that defines the flows.")],
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Executions to run at once.")] = 4,
 ) -> None:
     """Continue the flows of a program whenever their questions are answered.
 
-    Answers come from the CLI, the API and the console. Run an API server beside it with: kneo service serve_flows --workers 0.
+    Answers come from the CLI, the API and the console. Run an API server beside it with: kneo service serve --workers 0.
     """
     logged_settings()
     flows = find_flows(module)
