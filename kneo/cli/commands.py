@@ -75,9 +75,9 @@ COMMANDS: dict[str, Entry] = {
         "List, inspect, cancel, retry and fork runs",
         RUNS,
         {
-            "steps": Entry("kneo.cli.runs.runs:steps", "List the steps of a run with their models and cost"),
-            "conversation": Entry("kneo.cli.runs.runs:conversation", "Show what agents and their models wrote"),
-            "result": Entry("kneo.cli.runs.runs:result", "Show the whole result of a tool call"),
+            "steps": Entry("kneo.cli.runs.steps:steps", "List the steps of a run with their models and cost"),
+            "conversation": Entry("kneo.cli.runs.steps:conversation", "Show what agents and their models wrote"),
+            "result": Entry("kneo.cli.runs.steps:result", "Show the whole result of a tool call"),
             "cancel": Entry("kneo.cli.runs.control:cancel", "Cancel a run and withdraw its open tasks"),
             "replay": Entry("kneo.cli.runs.control:replay", "Show a run's checkpoints, or run it again from a step"),
             "recovery": Entry("kneo.cli.runs.control:recovery", "Show whether a run can be retried"),
@@ -89,12 +89,12 @@ COMMANDS: dict[str, Entry] = {
     ),
     "sessions": Entry("kneo.cli.runs.sessions:app", "List and delete what agents remember of earlier runs", RUNS),
     "agent": Entry(
-        "kneo.cli.runs.chat:app",
+        "kneo.cli.chat:app",
         "Talk with agents",
         RUNS,
-        {"chat": Entry("kneo.cli.runs.chat:chat", "Chat with an agent and answer its gates")},
+        {"chat": Entry("kneo.cli.chat:chat", "Chat with an agent and answer its gates")},
     ),
-    "usage": Entry("kneo.cli.runs.run:usage", "Sum up requests to models, tokens and cost", RUNS),
+    "usage": Entry("kneo.cli.runs.runs:usage", "Sum up requests to models, tokens and cost", RUNS),
     "inbox": Entry("kneo.cli.people.tasks:inbox", "List the tasks and pending changes that wait for you", RUNS),
     "me": Entry("kneo.cli.people.tasks:me", "Show your name, scopes, groups and roles", RUNS),
     "task": Entry(

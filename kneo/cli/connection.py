@@ -6,7 +6,7 @@ import contextlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ParamSpec, Protocol, TypeVar, cast
+from typing import Annotated, ParamSpec, Protocol, TypeVar, cast
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -19,10 +19,6 @@ from kneo.errors import InvalidValue
 from kneo.project import read_config
 from kneo.settings import Settings, from_env
 from kneo.telemetry.spans import configure_tracing
-
-if TYPE_CHECKING:
-    from kneo.cli.client import ServiceBackend
-
 
 P = ParamSpec("P")
 V = TypeVar("V")
@@ -101,12 +97,6 @@ def choose(settings: Settings, service_url: str | None, profile: str | None) -> 
     return Address(active.service_url, active.api_key or settings.client_api_key) if active is not None else None
 
 
-def open_service(settings: Settings, address: Address) -> ServiceBackend:
-    """Make the client of a service. The HTTP library is imported here, so that local commands do without it."""
-    client = importlib.import_module("kneo.cli.client").ServiceBackend(address.url, address.key, settings)
-    return cast("ServiceBackend", client)
-
-
 @contextlib.contextmanager
 def backend(service_url: str | None, profile: str | None, *, existing: bool = False) -> Iterator[Backend]:
     """Open the backend of a command, and close it afterwards.
@@ -124,7 +114,8 @@ def backend(service_url: str | None, profile: str | None, *, existing: bool = Fa
     opened: Backend
     with contextlib.ExitStack() as stack:
         if address is not None:
-            opened = open_service(settings, address)
+            # The HTTP library is imported here, so that local commands do without it.
+            opened = importlib.import_module("kneo.cli.client").ServiceBackend(address.url, address.key, settings)
         else:
             # Runs that this process drives are traced as in a service.
             stack.enter_context(configure_tracing(settings.tracing, version=__version__))

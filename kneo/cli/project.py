@@ -17,7 +17,7 @@ from kneo.project.files import ModuleFiles, SpecFiles
 from kneo.settings import Settings, from_env
 from kneo.spec.compiler import SpecCompiler
 from kneo.spec.documents import DEFAULT_LIMITS
-from kneo.spec.environment import parse_environment
+from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.environment import Environment, EnvironmentGate, QuestionPolicy, with_gates
 from kneo.spec.modules import RuleContext
@@ -27,6 +27,7 @@ from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec
 from kneo.spec.reading.overlays import NO_DEFAULTS
 
 if TYPE_CHECKING:
+    from kneo.cli.repository import ConfigRepository
     from kneo.platform import PlatformManager
     from kneo.tools import ToolRegistry
 
@@ -236,3 +237,20 @@ def open_project(environment: str | None = None) -> Project:
     settings, cwd = from_env(), Path.cwd()
     config = read_config(settings)
     return Project(settings, config, choose_environment(environment, settings.environment, config), cwd)
+
+
+def read_environment(repository: ConfigRepository, name: str) -> Environment:
+    """Read the file of an environment.
+
+    Raises:
+        NotFound: the repository has no such file.
+        Invalid: the file is not an environment; the findings carry file and line.
+    """
+    for suffix in ("yaml", "yml"):
+        path = repository.root / "environments" / f"{name}.{suffix}"
+        if path.is_file():
+            data = read_bytes(path, max_bytes=ENVIRONMENT_LIMITS.max_bytes, what="environment")
+            return parse_environment(data, file=str(path))
+    msg = f"There is no environment {name!r} in {repository.root}."
+    known = ", ".join(repository.environment_names()) or "none"
+    raise NotFound(msg, hint=f"There are: {known}.")

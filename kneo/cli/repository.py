@@ -1,4 +1,4 @@
-"""A config repository on disk: its layout, its environment files, and the trust roots that this machine has pinned."""
+"""A config repository on disk: its layout, and the trust roots that this machine has pinned."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from kneo.cli.files import PRIVATE_FILE, read_bytes, write_whole
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Invalid, NotFound
-from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
-from kneo.spec.models.environment import Environment
 from kneo.spec.reading.reader import read_json
 from kneo.trust.dsse import ENVELOPE_BYTES
 from kneo.trust.verify import bundle_path, parse_bundle_path
@@ -70,23 +68,6 @@ def read_bundle(path: Path) -> bytes:
 
 def _listing(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def read_environment(repository: ConfigRepository, name: str) -> Environment:
-    """Read the file of an environment.
-
-    Raises:
-        NotFound: the repository has no such file.
-        Invalid: the file is not an environment; the findings carry file and line.
-    """
-    for suffix in ("yaml", "yml"):
-        path = repository.root / "environments" / f"{name}.{suffix}"
-        if path.is_file():
-            data = read_bytes(path, max_bytes=ENVIRONMENT_LIMITS.max_bytes, what="environment")
-            return parse_environment(data, file=str(path))
-    msg = f"There is no environment {name!r} in {repository.root}."
-    known = ", ".join(repository.environment_names()) or "none"
-    raise NotFound(msg, hint=f"There are: {known}.")
 
 
 KNOWN_ROOTS_BYTES = 1_048_576

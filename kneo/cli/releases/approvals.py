@@ -19,8 +19,9 @@ from kneo.cli.commands import examples
 from kneo.cli.connection import Backend, ServiceOptions, request
 from kneo.cli.files import write_whole
 from kneo.cli.options import OptionGroup
+from kneo.cli.project import read_environment
 from kneo.cli.releases.environments import show_result
-from kneo.cli.repository import ConfigRepository, find_repository, read_bundle, read_environment
+from kneo.cli.repository import ConfigRepository, find_repository, read_bundle
 from kneo.cli.specs.keys import load_private
 from kneo.clock import SystemClock, parse_duration
 from kneo.digest import Digest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +14,17 @@ import typer
 from kneo.api.bundles import BundleDiffView, BundleListView, diff_bundle_versions
 from kneo.api.bundles import list_bundles as list_bundles_
 from kneo.cli import render
-from kneo.cli.clone import OWN_ACCESS, Clone, login
+from kneo.cli.clone import OWN_ACCESS, Clone, GitAccess
 from kneo.cli.commands import examples
 from kneo.cli.connection import JsonOption, ServiceOptions
 from kneo.cli.files import write_whole
-from kneo.cli.repository import ConfigRepository, read_environment
+from kneo.cli.project import read_environment
+from kneo.cli.repository import ConfigRepository
+from kneo.controller.source.address import parse_address
+from kneo.controller.source.credentials import git_environment, git_options, write_askpass
+from kneo.controller.source.mirror import app_tokens
 from kneo.errors import Conflict, NotFound
-from kneo.settings import from_env
+from kneo.settings import GitCredentials, from_env
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import ReleasePin
 
@@ -167,3 +173,34 @@ def named(text: str, pin: ReleasePin) -> str:
         msg = "The file has no list of releases in the usual form."
         raise Conflict(msg, code="unusual_file", hint=f"Write {entry} below spec.releases yourself.")
     return f"{text[: known.end()]}{known['indent']}  {entry}\n{text[known.end() :]}"
+
+
+_ONE_HOST = ("credential.helper=", "http.followRedirects=false", "push.recurseSubmodules=no")
+"""Git options that keep a token from other helpers and hosts."""
+
+
+@contextlib.contextmanager
+def login(credentials: GitCredentials, url: str) -> Iterator[GitAccess]:
+    """Log in to the push address of a clone for the duration of a block.
+
+    Without credentials in the settings, the operator's own configuration of git applies.
+
+    Raises:
+        Invalid: the address is not supported, or a file of the credentials is missing.
+        Transient: a GitHub App got no token.
+    """
+    if credentials == GitCredentials():
+        yield OWN_ACCESS
+        return
+    address = parse_address(url)
+    if address.protocol == "ssh" and credentials.known_hosts_file is None and credentials.ssh_key_file is None:
+        yield OWN_ACCESS
+        return
+    tokens = app_tokens(credentials, address, write=True)
+    with tempfile.TemporaryDirectory(prefix="kneo-push-") as folder:
+        askpass = Path(folder) / "askpass"
+        write_askpass(askpass)
+        environment = git_environment(credentials, address, askpass, tokens.token() if tokens else None)
+        settings = _ONE_HOST if "GIT_ASKPASS" in environment else ()
+        options = tuple(part for setting in settings for part in ("-c", setting))
+        yield GitAccess((*options, *git_options(credentials)), {"LC_ALL": "C", **environment})

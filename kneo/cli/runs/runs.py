@@ -1,23 +1,23 @@
-"""``kneo runs``: list, inspect and follow runs, their steps and what their agents wrote."""
+"""``kneo runs`` and ``kneo usage``: list, inspect and follow runs, and sum up what they used."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal, cast
 
 import typer
 
-from kneo.api.run_conversation import ConversationsView, get_run_conversation, get_tool_result
-from kneo.api.run_steps import StepPageView, StepView, list_run_steps
 from kneo.api.run_views import RunPageView, RunView
 from kneo.api.runs import get_run, get_run_trace, list_run_checkpoints
 from kneo.api.runs import list_runs as list_runs_
 from kneo.api.status_words import check_status
+from kneo.api.usage import ModelUsageView, UsageReportView, get_usage
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import Json, ProfileOption, ServiceOptions, ServiceUrlOption, backend
 from kneo.cli.options import Period
-from kneo.cli.runs.run import dollars
 from kneo.cli.watch import details, indent, show_event
+from kneo.errors import Usage
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -169,94 +169,85 @@ def checkpoints(run_id: RunArgument, *, options: ServiceOptions) -> None:
     )
 
 
-@examples("kneo runs steps run_01JD8Z4V6M3Q", "kneo runs steps run_01JD8Z4V6M3Q --json")
-def steps(
-    run_id: RunArgument,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Number of steps to show.")] = 100,
-    offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Number of steps to skip.")] = 0,
+MICROS = 1_000_000
+
+GROUPS = ("day", "model", "agent")
+
+
+@examples("kneo usage", "kneo usage --by model --env prod --since 2026-01-01 --json")
+def usage(
+    by: Annotated[str, typer.Option("--by", help="Sum up by day, model or agent.")] = "day",
+    environment: Annotated[str | None, typer.Option("--env", help="Only usage of this environment.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="First day (UTC); by default 30 days ago.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Last day (UTC); by default today.")] = None,
     *,
     options: ServiceOptions,
 ) -> None:
-    """List the steps of a run with their models, tokens and cost."""
+    """Sum up requests to models, their tokens and their cost."""
+    if by not in GROUPS:
+        msg = f"--by is day, model or agent, not {by[:40]!r}."
+        raise Usage(msg)
+    group = cast("Literal['day', 'model', 'agent']", by)
     with options.open() as opened:
-        page = opened.call(list_run_steps, run_id, limit=limit, offset=offset)
-    render.emit(page, as_json=options.as_json, text=lambda: _show_steps(page))
+        report = opened.call(get_usage, environment=environment, by=group, since=since, until=until)
+    render.emit(report, as_json=options.as_json, text=lambda: _show_usage_report(report))
 
 
-def _show_steps(page: StepPageView) -> None:
-    if not page.steps and not page.gates:
-        render.text("No steps.")
+def _show_usage_report(report: UsageReportView) -> None:
+    if not report.usage:
+        render.text(f"No usage from {report.since} to {report.until}.")
         return
-    heads = ["Step", "Kind", "Attempt", "Status", "Model", "Requests", "Tool calls", "Tokens", "Cost", "Completed"]
-    render.table("Steps", heads, [_row(step) for step in page.steps])
-    if page.gates:
-        gates = [
-            [gate.path, gate.position, gate.decision or gate.status, gate.actor, gate.prompt, gate.resolved_at]
-            for gate in page.gates
-        ]
-        render.table("Gates", ["Step", "Position", "Status", "Actor", "Prompt", "Resolved"], gates)
-    shown = page.offset + len(page.steps)
-    if shown < page.total:
-        render.text(f"{len(page.steps)} of {page.total}. Next page: --offset {shown}")
+    rows = [[_usage_name(row), *_usage_cells(row)] for row in report.usage]
+    rows.append(["Total", *_usage_cells(report.total)])
+    heads = [report.by.capitalize(), "Requests", "Input tokens", "Output tokens", "Cost"]
+    render.table(f"Usage from {report.since} to {report.until}", heads, rows)
+    if report.total.unpriced_requests:
+        render.warning(f"{plural(report.total.unpriced_requests, 'request')} went to models without a known price.")
+    if report.truncated:
+        render.warning(f"The first {report.count} rows are shown.", "Narrow the days with --since and --until.")
 
 
-def _row(step: StepView) -> list[object]:
-    usage, model = step.usage, step.model
-    counts: list[object] = [None] * 4
-    if usage is not None:
-        cost = dollars(usage.cost_micros) if usage.requests else None
-        counts = [usage.requests, usage.tool_calls, usage.total_tokens, cost]
-    name = f"{model.provider}/{model.name}" if model is not None else None
-    return [step.path, step.kind, step.attempt, step.status, name, *counts, step.completed_at]
+def _usage_name(row: ModelUsageView) -> str:
+    return row.day or row.agent or f"{row.provider}/{row.model}"
 
 
-@examples("kneo runs conversation run_01JD8Z4V6M3Q", "kneo runs conversation run_01JD8Z4V6M3Q draft --json")
-def conversation(
-    run_id: RunArgument,
-    step: Annotated[str | None, typer.Argument(metavar="STEP", help="Only this step, by its path.")] = None,
-    whole: Annotated[bool, typer.Option("--whole", help="Show personal data too; secrets are never shown.")] = False,
-    *,
-    options: ServiceOptions,
-) -> None:
-    """Show what the agents of a run and their models wrote."""
-    with options.open() as opened:
-        found = opened.call(get_run_conversation, run_id, step=step, whole=whole)
-    render.emit(found, as_json=options.as_json, text=lambda: _show_conversations(found))
+def _usage_cells(row: ModelUsageView) -> list[object]:
+    return [row.requests, row.input_tokens, row.output_tokens, dollars(row.cost_micros)]
 
 
-@examples("kneo runs result run_01JD8Z4V6M3Q call_1", "kneo runs result run_01JD8Z4V6M3Q 2.call_1 --json")
-def result(
-    run_id: RunArgument,
-    call: Annotated[
-        str, typer.Argument(metavar="CALL", help="ID of the call in the conversation, or its key in the trace.")
-    ],
-    conversation: Annotated[
-        str | None, typer.Option("--conversation", help="The conversation, where several have such a call.")
-    ] = None,
-    whole: Annotated[bool, typer.Option("--whole", help="Show personal data too; secrets are never shown.")] = False,
-    *,
-    options: ServiceOptions,
-) -> None:
-    """Show the whole result of a tool call that the model was shown cut."""
-    with options.open() as opened:
-        found = opened.call(get_tool_result, run_id, call, conversation=conversation, whole=whole)
-    render.emit(found, as_json=options.as_json, text=lambda: render.text(found.text))
+def show_usage(counts: object) -> None:
+    """Print the usage of a run as one line on standard error; nothing for a run that used no model and no tool."""
+    if isinstance(counts, Mapping):
+        render.text(usage_line(counts), err=True)
 
 
-def _show_conversations(found: ConversationsView) -> None:
-    if not found.conversations:
-        render.text("No conversations.")
-    for one in found.conversations:
-        render.text(f"{one.step} ({one.agent or 'agent'})")
-        for message in one.messages:
-            label = f"{message.role} {message.tool_name}" if message.tool_name else message.role
-            if message.text:
-                render.text(f"  {label}: {_indented(message.text)}")
-            for call in message.tool_calls:
-                render.text(f"  {label} calls {call.name} {_indented(call.arguments)}")
-    if found.truncated:
-        render.warning("The conversations are cut.", "Name a step: kneo runs conversation RUN_ID STEP")
+def usage_line(counts: Mapping[str, object]) -> str:
+    """Return the usage of a run: ``2 requests, 3 tool calls, 1204 tokens, $0.0031``."""
+    micros = counts.get("cost_micros")
+    parts = [
+        plural(_number(counts, "requests"), "request"),
+        plural(_number(counts, "tool_calls"), "tool call"),
+        plural(_number(counts, "total_tokens"), "token"),
+        dollars(micros if isinstance(micros, int) else None),
+    ]
+    unpriced = _number(counts, "unpriced_requests")
+    if unpriced and micros is not None:
+        parts.append(f"{plural(unpriced, 'request')} without a known price")
+    return ", ".join(parts)
 
 
-def _indented(text: str) -> str:
-    return text.replace("\n", "\n    ")
+def dollars(micros: int | None) -> str:
+    """Return a cost in dollars; ``price unknown`` where no request has a price."""
+    if micros is None:
+        return "price unknown"
+    return f"${micros / MICROS:.{4 if micros == 0 or micros >= 100 else 6}f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number of things: ``1 request``, ``2 requests``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _number(counts: Mapping[str, object], name: str) -> int:
+    value = counts.get(name)
+    return value if isinstance(value, int) else 0

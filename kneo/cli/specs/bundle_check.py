@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 
 from kneo.cli import render
+from kneo.cli.project import read_environment
 from kneo.cli.repository import (
     ConfigRepository,
     KnownRoots,
     find_repository,
     read_bundle,
-    read_environment,
     repository_of,
 )
 from kneo.cli.specs.signing import read_statement

@@ -11,7 +11,7 @@ import typer
 
 from kneo import __version__
 from kneo.cli import render
-from kneo.cli.connection import choose, open_service
+from kneo.cli.connection import choose
 from kneo.cli.project import LoadedFile, Project, open_project
 from kneo.errors import Usage
 from kneo.spec.compiler import refusal
@@ -82,7 +82,9 @@ class Checked:
         if address is None:
             message = "No service is named."
             raise Usage(message, hint="Use --service-url URL or --profile NAME.")
-        service = open_service(settings, address)
+        from kneo.cli.client import ServiceBackend  # imports the HTTP library, which local checks do without
+
+        service = ServiceBackend(address.url, address.key, settings)
         try:
             body = {"spec": self.file.loaded.tree, "environment": self.project.environment}
             return service.send("POST", f"/specs/{verb}", body=body)

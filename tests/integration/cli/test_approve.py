@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from kneo.cli.repository import ConfigRepository, read_environment
+from kneo.cli.project import read_environment
+from kneo.cli.repository import ConfigRepository
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_approval, parse_bundle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kneo.api.run_views import UsageView
-from kneo.cli.runs.run import usage_line
+from kneo.cli.runs.runs import usage_line
 from kneo.cli.watch import StreamPrinter, details, indent
 from kneo.records.usage import AgentUsage
 

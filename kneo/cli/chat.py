@@ -23,7 +23,7 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import Backend, Json, ServiceOptions, request
 from kneo.cli.people.decisions import ask_decision
-from kneo.cli.runs.run import usage_line
+from kneo.cli.runs.runs import usage_line
 from kneo.cli.specs.check import read_tree
 from kneo.cli.watch import PAUSED, POLL_SECONDS, StreamPrinter, show_event
 from kneo.clock import SystemClock, new_id
