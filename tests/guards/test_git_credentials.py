@@ -31,10 +31,11 @@ def test_every_credential_has_a_setting(name: str, tmp_path: Path) -> None:
 
 
 def test_every_mirror_of_a_command_is_opened_with_the_credentials() -> None:
-    found = [
-        path.name
+    calls = [
+        node
         for path in (ROOT / "kneo/cli").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Mirror"
     ]
-    assert found == ["mirrors.py"]
+    assert calls
+    assert {ast.unparse(call.args[-1]) for call in calls} == {"settings.git"}
