@@ -18,7 +18,7 @@ from kneo.names import check_environment_name
 from kneo.project import read_config
 from kneo.records.audit import ChainVerdict
 from kneo.records.run import RunStatus
-from kneo.registry.policy import change_policy
+from kneo.registry.resolve import change_policy
 from kneo.settings import ExecutionSettings, Settings, from_env
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.project import MIN_USAGE_DAYS, Retention

@@ -22,7 +22,7 @@ from kneo.settings import from_env
 from kneo.store import task_feed, task_statistics, tasks
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx
-from kneo.tasks.deadlines import process_due
+from kneo.tasks.lifecycle import process_due
 
 TURNS = 15
 TARGET_MS = 20.0

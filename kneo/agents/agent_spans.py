@@ -28,7 +28,7 @@ from kneo.redaction import redact_text
 from kneo.spec.models.agent import ModelChoice
 from kneo.spec.models.spec import Tool
 from kneo.spec.policies import TracingPolicy, tracing_policy
-from kneo.telemetry.spans import CONTENT_CHARS, Span, span
+from kneo.telemetry import CONTENT_CHARS, Span, span
 
 MAX_MESSAGES = 20
 """The latest messages of a request that its span has at most."""

@@ -12,8 +12,8 @@ from typing import Literal, Protocol, TypeAlias
 
 from kneo.agents.turn import CallQuestion, PeopleRequired
 from kneo.errors import Forbidden
+from kneo.records.run import AgentUsage
 from kneo.records.task import Decision, DecisionKind
-from kneo.records.usage import AgentUsage
 from kneo.spec.models.rules import ModelBudget, ModelRules
 
 Period: TypeAlias = Literal["run", "day", "month"]

@@ -14,7 +14,7 @@ from kneo.api.operation import operation
 from kneo.api.release_views import SpecChangeView
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
-from kneo.registry.comparison import bounded_changes, compare_specs
+from kneo.spec.diff import bounded_changes, compare_specs
 from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope

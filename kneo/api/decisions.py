@@ -17,7 +17,7 @@ from kneo.api.task_views import HumanTaskDetailView, Json
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import InvalidValue, KneoError
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.runtime.engine.consequences import as_it_stands
+from kneo.runtime.engine.questions import as_it_stands
 from kneo.store import history, runs
 from kneo.store.idempotency import AlreadyExecuted
 from kneo.tasks import inbox

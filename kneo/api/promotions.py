@@ -29,8 +29,8 @@ from kneo.api.release_views import (
 from kneo.api.requests import Body
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.release import ApprovalRecord, Pending, Promotion
-from kneo.registry.comparison import bounded_changes, compare_specs
 from kneo.settings import Settings
+from kneo.spec.diff import bounded_changes, compare_specs
 from kneo.spec.models.environment import Approvals
 from kneo.store import approvals, pending_plans, releases
 from kneo.store.engine import Tx

@@ -20,9 +20,9 @@ from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.records.run import Run
-from kneo.runtime.engine.cancel import cancel_run as cancel
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest
+from kneo.runtime.engine.recover import cancel_run as cancel
 from kneo.runtime.engine.recover import continue_run as continue_failed_run
 from kneo.runtime.engine.recover import fork as fork_from
 from kneo.runtime.engine.start import StartRequest, no_extra_writes

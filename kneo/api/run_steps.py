@@ -18,9 +18,8 @@ from kneo.api.run_views import RunErrorView, UsageView, readable
 from kneo.clock import parse_time
 from kneo.errors import Invalid, Untrusted
 from kneo.records.conversation import ConversationEntry, EntryKind
-from kneo.records.run import Run, RunStatus, StepRecord
+from kneo.records.run import AgentUsage, Run, RunStatus, StepRecord
 from kneo.records.task import HumanTask, TaskStatus
-from kneo.records.usage import AgentUsage
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import steps_under_way
 from kneo.runtime.engine.wait import find_run

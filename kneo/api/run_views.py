@@ -16,9 +16,8 @@ from kneo.api.page import PageView
 from kneo.api.search_period import SearchPeriod
 from kneo.api.status_words import StatusWord
 from kneo.api.task_views import epoch, human_request
-from kneo.records.run import Checkpoint, Run, RunError, TraceEvent
+from kneo.records.run import AgentUsage, Checkpoint, Run, RunError, TraceEvent
 from kneo.records.task import HumanTask
-from kneo.records.usage import AgentUsage
 from kneo.redaction import hide_paths, redact, redact_text
 
 Json = dict[str, object]

@@ -12,7 +12,7 @@ from kneo.api.context import Context
 from kneo.api.operation import operation
 from kneo.api.page import Word
 from kneo.errors import InvalidValue
-from kneo.records.usage import AgentUsage
+from kneo.records.run import AgentUsage
 from kneo.store.usage import UsageGroup, UsageRow, day_of, list_usage
 
 MAX_ROWS = 1_000

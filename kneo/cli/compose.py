@@ -13,7 +13,7 @@ from kneo.errors import NotFound
 from kneo.settings import Settings
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
-from kneo.telemetry.spans import configure_tracing
+from kneo.telemetry import configure_tracing
 from kneo.trust.sealing import DataKeys
 
 if TYPE_CHECKING:

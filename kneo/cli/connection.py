@@ -18,7 +18,7 @@ from kneo.cli.profiles import load_profiles
 from kneo.errors import InvalidValue
 from kneo.project import read_config
 from kneo.settings import Settings, from_env
-from kneo.telemetry.spans import configure_tracing
+from kneo.telemetry import configure_tracing
 
 P = ParamSpec("P")
 V = TypeVar("V")

@@ -21,7 +21,7 @@ from kneo.cli.connection import Json, P, V
 from kneo.cli.watch import POLL_SECONDS, poll
 from kneo.clock import monotonic, sleep
 from kneo.project import read_config
-from kneo.records.delta import ModelDelta
+from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run
 from kneo.runtime.engine.wait import SettledRun
 from kneo.settings import Settings

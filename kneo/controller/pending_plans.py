@@ -10,7 +10,7 @@ from kneo.controller.stages.plan import Action, Retire, name_of
 from kneo.errors import KneoError
 from kneo.records.release import PendingPlan
 from kneo.registry import spec_in
-from kneo.registry.comparison import bounded_changes, compare_specs
+from kneo.spec.diff import bounded_changes, compare_specs
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.models.environment import Environment
 from kneo.store import pending_plans, releases

@@ -34,8 +34,8 @@ from kneo.controller.stages.verify import (
 from kneo.errors import Invalid, KneoError
 from kneo.records.release import Release, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
-from kneo.registry.comparison import compare_specs
 from kneo.spec.coverage.environment_gates import guarded_steps
+from kneo.spec.diff import compare_specs
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates

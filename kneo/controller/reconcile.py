@@ -28,7 +28,7 @@ from kneo.errors import Invalid
 from kneo.store import audit, releases, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
-from kneo.telemetry.spans import span
+from kneo.telemetry import span
 from kneo.trust.keys import PublicKey
 
 log = logging.getLogger("kneo.controller")

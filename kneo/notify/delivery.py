@@ -28,9 +28,11 @@ from kneo.notify.channels import (
     find_task_channel,
     known_channels,
     plain_name,
+    release_words,
+    task_subject,
+    task_words,
 )
 from kneo.notify.http import post
-from kneo.notify.messages import release_words, task_subject, task_words
 from kneo.notify.outbox import DONE, Outcome, settle, split
 from kneo.records.task import UNRESOLVED
 from kneo.redaction import redact

@@ -14,7 +14,7 @@ import jwt
 from kneo.errors import Invalid
 from kneo.notify.http import Reply, post
 from kneo.notify.outbox import ATTEMPTS, DONE, Outcome, split
-from kneo.records.push_subscription import PushSubscription, push_service
+from kneo.records.sign_in import PushSubscription, push_service
 from kneo.settings import PushSettings
 from kneo.store import audit, push_subscriptions
 from kneo.store.engine import Store, Tx

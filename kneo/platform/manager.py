@@ -22,9 +22,8 @@ from kneo.records.run import Checkpoint, Run, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine import views
 from kneo.runtime.engine.assemble import StepWorker, drive_or_wait, working
-from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
+from kneo.runtime.engine.recover import ForkRequest, cancel_run, continue_run, fork, read_record
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import end_overdue_runs
 from kneo.runtime.engine.wait import RunSettled, SettledRun, find_run, wait_until_settled
@@ -46,9 +45,9 @@ from kneo.store.migrate import Database
 from kneo.store.run_filter import RunFilter
 from kneo.store.service_key import find_service_key
 from kneo.store.task_filter import TaskFilter
-from kneo.tasks.deadlines import process_due
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide, find
+from kneo.tasks.lifecycle import process_due
 from kneo.tools import ToolRegistry
 from kneo.trust.sealing import DataKeys
 

@@ -1,4 +1,8 @@
-"""The journal of an agent: one entry per model reply and per tool call, from which a turn continues after a crash."""
+"""The journal of an agent, and deltas.
+
+A journal has one entry per model reply and per tool call, from which a turn continues after a crash. Deltas are pieces of a
+model's reply on their way to readers; they are never stored.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +63,21 @@ class ConversationEntry:
 
 
 _CONVERSATION = re.compile(r"(?P<location>.*?)~\d+(?:>[\w.-]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDelta:
+    """A piece of a reply.
+
+    Attributes:
+        step_id: The path of the step.
+        request: The number of the request in its conversation.
+        offset: The characters of the reply before this piece. A higher one than expected shows that pieces were lost; 0 begins
+            a reply anew.
+    """
+
+    run_id: str
+    step_id: str
+    request: int
+    offset: int
+    text: str

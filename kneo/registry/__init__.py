@@ -19,7 +19,7 @@ from kneo.registry.decisions import (
     unhold,
     unsuspend,
 )
-from kneo.registry.policy import change_policy, policy_in_force
+from kneo.registry.explain import EnvironmentStatus, OpenTasks, find_status, open_tasks, status, statuses
 from kneo.registry.record import (
     CONTROLLER,
     BundlePromotion,
@@ -35,15 +35,16 @@ from kneo.registry.record import (
 )
 from kneo.registry.resolve import (
     ResolvedRelease,
+    change_policy,
     check_not_retired,
     check_served,
     declared,
     is_followed,
+    policy_in_force,
     resolve,
     spec_in,
     trust_root,
 )
-from kneo.registry.status import EnvironmentStatus, OpenTasks, find_status, open_tasks, status, statuses
 
 __all__ = [
     "CONTROLLER",

@@ -17,12 +17,12 @@ from kneo.errors import Conflict, Invalid, NotFound
 from kneo.records.run import Run, RunStatus, StepRecord
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.assemble import services_of
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import tick
 from kneo.runtime.engine.wait import RunSettled, find_run, wait_until_settled
+from kneo.runtime.engine.worker import Driver
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation

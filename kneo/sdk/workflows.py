@@ -11,7 +11,7 @@ from typing import Self
 
 from kneo.digest import digest_of
 from kneo.errors import NotFound, Usage
-from kneo.records.delta import ModelDelta
+from kneo.records.conversation import ModelDelta
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.sdk.builder import call

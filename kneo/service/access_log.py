@@ -16,8 +16,7 @@ from kneo.redaction import redact_text
 from kneo.service.auth import PRINCIPAL
 from kneo.service.problems import crash
 from kneo.service.routing import RouteEntry, RouteTable
-from kneo.telemetry.log_context import log_fields
-from kneo.telemetry.spans import Span, span
+from kneo.telemetry import Span, log_fields, span
 
 log = logging.getLogger("kneo_serv.service")
 """The published name of the logger, which log filters use."""

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from kneo.records.delta import ModelDelta
+from kneo.records.conversation import ModelDelta
 
 MAX_DELTAS = 256
 """Deltas that wait for a slow reader; the oldest ones are dropped."""

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from kneo.api.run_views import TraceEventView
 from kneo.api.status_words import say
 from kneo.api.task_views import TaskEventView
-from kneo.records.delta import ModelDelta
+from kneo.records.conversation import ModelDelta
 from kneo.records.run import RunStatus, TraceEvent
 from kneo.service.delta_queue import DeltaQueue
 from kneo.service.events import Event, Events

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from kneo import WIRE_VERSION, __version__
 from kneo.clock import parse_time
 from kneo.errors import KneoError
-from kneo.records.usage import AgentUsage
+from kneo.records.run import AgentUsage
 from kneo.service.events import Streams
 from kneo.service.routing import RouteEntry
 from kneo.store import audit, metrics, project_metadata, requests, usage

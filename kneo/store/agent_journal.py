@@ -14,9 +14,8 @@ from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid
 from kneo.records.agent_session import MEMORY_ENTRY
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
-from kneo.store import json_text
-from kneo.store.engine import Tx, upserting
-from kneo.store.prepared import Prepared, Row
+from kneo.store.connections import Prepared, Row
+from kneo.store.engine import Tx, decode_json, encode_json, upserting
 from kneo.store.tables import agent_journal
 
 COMPRESS_BYTES = 4_096
@@ -101,7 +100,7 @@ def _upsert(dialect: str) -> Prepared:
 
 
 def _row(tx: Tx, run_id: str, entry: ConversationEntry, sequence: int, limits: JournalLimits) -> dict[str, object]:
-    body = json_text.encode(dict(entry.body))
+    body = encode_json(dict(entry.body))
     if len(body) > limits.body_bytes:
         raise ConversationTooLong(entry.conversation, "bytes in an entry", limits.body_bytes)
     key = _entry_key(entry.conversation, entry.name)
@@ -223,6 +222,6 @@ def _body(tx: Tx, row: Row) -> Mapping[str, object]:
     """
     body = tx.data_keys.open(bytes(row.body), _place(row.run_id, row.key))
     # JSON begins with a brace, zlib with 0x78.
-    content = json_text.decode(body if body[:1] == b"{" else zlib.decompress(body))
+    content = decode_json(body if body[:1] == b"{" else zlib.decompress(body))
     assert isinstance(content, dict)
     return content

@@ -14,9 +14,8 @@ from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, func, inse
 
 from kneo.clock import isoformat
 from kneo.records.agent_session import AgentSession, FinishedTurn, SessionKey, SessionMessage, SessionSummary
-from kneo.store import json_text
-from kneo.store.engine import Tx, insert_ignoring_duplicates, upsert
-from kneo.store.prepared import Prepared, Row
+from kneo.store.connections import Prepared, Row
+from kneo.store.engine import Tx, encode_json, insert_ignoring_duplicates, upsert
 from kneo.store.tables import agent_sessions, session_messages, session_summaries
 
 MAX_TEXT_CHARS = 50_000
@@ -82,7 +81,7 @@ def _cut(text: str) -> str:
 
 def _place(key: SessionKey, agent: str, number: int, part: str = "message") -> bytes:
     """Return what a sealed text is bound to, so that rows cannot be swapped."""
-    return json_text.encode([part, key.environment, key.requester, key.session_id, agent, number])
+    return encode_json([part, key.environment, key.requester, key.session_id, agent, number])
 
 
 def _stored(tx: Tx, text: str, place: bytes) -> dict[str, object]:

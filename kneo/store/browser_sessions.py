@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete, insert, or_, select, update
 
 from kneo.clock import isoformat
-from kneo.records.browser_session import IDLE, LIFETIME, BrowserSession, SignInLink
+from kneo.records.sign_in import IDLE, LIFETIME, BrowserSession, SignInLink
 from kneo.store.engine import Tx
 from kneo.store.tables import browser_sessions, sign_in_links
 

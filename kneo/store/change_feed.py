@@ -20,7 +20,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 from kneo.clock import monotonic
 from kneo.errors import KneoError
 from kneo.store.engine import Store, Tx
-from kneo.store.notifier import ANY_COMMIT
+from kneo.store.writer import ANY_COMMIT
 
 POLL_SECONDS = 0.1
 """Interval of reads for changes that other processes committed."""

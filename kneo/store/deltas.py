@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from secrets import token_hex
 from typing import TypeAlias
 
-from kneo.records.delta import ModelDelta
+from kneo.records.conversation import ModelDelta
 
 log = logging.getLogger("kneo.store")
 

@@ -21,19 +21,19 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
-from kneo.store import json_text
-from kneo.store.connections import Connections, FileConnections, ServerConnections
+from kneo.store.connections import Connections, FileConnections, Parameters, Prepared, ServerConnections
 from kneo.store.deltas import DeltaHub
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
-from kneo.store.notifier import CommitNotifier
-from kneo.store.prepared import Parameters, Prepared
-from kneo.store.writer import Writer
+from kneo.store.writer import CommitNotifier, Writer
 from kneo.trust.sealing import NO_KEYS, DataKeys
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
 
     from kneo.trust.keys import PrivateKey
+import json
+
+from pydantic_core import from_json, to_json
 
 T = TypeVar("T")
 
@@ -48,7 +48,35 @@ _POSTGRES_OPTIONS = f"-c idle_in_transaction_session_timeout={STOPPED_SECONDS}s"
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 """Options of libpq that detect a dead server within half a minute."""
 
-_JSON = {"json_serializer": json_text.encode_text, "json_deserializer": json_text.decode}
+
+def encode_json(value: object) -> bytes:
+    """Encode a JSON value.
+
+    Raises:
+        TypeError: a value in it has no JSON form.
+    """
+    try:
+        return to_json(value)
+    except ValueError:
+        # Half a character: Python writes an escape, which every database stores.
+        return json.dumps(value).encode()
+
+
+def encode_json_text(value: object) -> str:
+    """Encode a JSON value as text."""
+    return encode_json(value).decode()
+
+
+def decode_json(text: str | bytes) -> object:
+    """Decode a stored JSON value."""
+    try:
+        value: object = from_json(text)
+    except ValueError:
+        value = json.loads(text)
+    return value
+
+
+_JSON = {"json_serializer": encode_json_text, "json_deserializer": decode_json}
 
 WRITERS = 8
 """The most concurrent transactions of ``submit`` on PostgreSQL."""

@@ -12,9 +12,8 @@ from kneo.clock import new_id
 from kneo.digest import Digest, digest_of
 from kneo.records.run import Checkpoint, NewTrace, Run, RunError, StepRecord, TraceEvent
 from kneo.settings import ExecutionSettings
-from kneo.store import json_text
-from kneo.store.engine import Tx, upsert
-from kneo.store.prepared import Prepared
+from kneo.store.connections import Prepared
+from kneo.store.engine import Tx, decode_json, encode_json, upsert
 from kneo.store.tables import checkpoints, journal_entries, runs, steps, trace_events
 
 AnyRow = Row[*tuple[object, ...]]
@@ -112,7 +111,7 @@ def _step_row(step: StepRecord) -> dict[str, object]:
 
 def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
     """Return the columns of a checkpoint's state: compressed where large, a preview where too large even so."""
-    body = json_text.encode(new.state)
+    body = encode_json(new.state)
     size = len(body)
     if size >= limits.compress_bytes:
         body = zlib.compress(body)
@@ -123,13 +122,13 @@ def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
     cut = {
         key: value[: limits.preview_chars] if isinstance(value, str) else value for key, value in new.metadata.items()
     }
-    return {"state": json_text.encode(stub), "metadata": {**cut, "_checkpoint_storage": storage}}
+    return {"state": encode_json(stub), "metadata": {**cut, "_checkpoint_storage": storage}}
 
 
 def _unpacked(body: bytes) -> Mapping[str, object]:
     # JSON begins with a brace, zlib with another byte.
     plain = body if body[:1] == b"{" else zlib.decompress(body)
-    state = json_text.decode(plain)
+    state = decode_json(plain)
     assert isinstance(state, dict)
     return state
 

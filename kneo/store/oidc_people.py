@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, delete, insert, select, update
 
 from kneo.clock import isoformat
 from kneo.names import person_key
-from kneo.records.oidc_person import KNOWN_FOR, OidcPerson
+from kneo.records.sign_in import KNOWN_FOR, OidcPerson
 from kneo.store.engine import Tx, lock_table, upsert
 from kneo.store.tables import oidc_groups, oidc_people
 

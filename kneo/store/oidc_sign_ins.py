@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete, func, insert, select
 
 from kneo.clock import isoformat
-from kneo.records.oidc_sign_in import MAX_SIGN_INS, SIGN_IN_LIFETIME, OidcSignIn
+from kneo.records.sign_in import MAX_SIGN_INS, SIGN_IN_LIFETIME, OidcSignIn
 from kneo.store.engine import Tx
 from kneo.store.tables import oidc_sign_ins
 

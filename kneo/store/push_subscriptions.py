@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 
 from kneo.names import person_key
-from kneo.records.push_subscription import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
+from kneo.records.sign_in import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
 from kneo.store.engine import Tx, lock_table
 from kneo.store.tables import push_subscriptions
 

@@ -9,13 +9,12 @@ from datetime import timedelta
 from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
-from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
+from kneo.records.run import STATE_VERSION, AgentUsage, ReleaseRef, Run, RunError, RunStatus, ending
 from kneo.records.transition import check_transition
-from kneo.records.usage import AgentUsage
+from kneo.store.connections import Prepared
+from kneo.store.connections import Row as PreparedRow
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import add_trace, read_error, visited
-from kneo.store.prepared import Prepared
-from kneo.store.prepared import Row as PreparedRow
 from kneo.store.queue import enqueue
 from kneo.store.run_filter import EVERY_RUN, RunFilter, counting, listing
 from kneo.store.tables import runs, specs

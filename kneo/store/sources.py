@@ -7,8 +7,8 @@ from dataclasses import replace
 from sqlalchemy import select, update
 
 from kneo.records.release import SourceRecord
+from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, upsert
-from kneo.store.prepared import Prepared
 from kneo.store.tables import sources
 
 SOURCE = "config"

@@ -12,11 +12,10 @@ from kneo.clock import new_id
 from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
 from kneo.records.transition import check_transition
 from kneo.store import task_statistics
+from kneo.store.connections import Prepared
 from kneo.store.engine import Tx
-from kneo.store.prepared import Prepared
 from kneo.store.tables import task_candidates, task_events, task_links, tasks
-from kneo.store.task_filter import WAITING, TaskFilter, counting, listing
-from kneo.store.task_rows import TASK, read_task, store_task, stored
+from kneo.store.task_filter import TASK, WAITING, TaskFilter, counting, listing, read_task, store_task, stored
 
 _INSERT = Prepared(insert(tasks))
 

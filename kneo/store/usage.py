@@ -12,10 +12,9 @@ from typing import Literal, TypeAlias
 from sqlalchemy import bindparam, func, select, update
 
 from kneo.records.conversation import ConversationEntry
-from kneo.records.run import Run
-from kneo.records.usage import AgentUsage, RateWindow, UsageKey
+from kneo.records.run import AgentUsage, RateWindow, Run, UsageKey
+from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, add_counts, insert_ignoring_duplicates
-from kneo.store.prepared import Prepared
 from kneo.store.tables import model_usage, rate_windows
 
 SHARDS = 8

@@ -18,14 +18,19 @@ from kneo.records.run import RunStatus
 from kneo.records.task import Decision, HumanTask, TaskStatus, Vote
 from kneo.store import idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
-from kneo.tasks import people, quorum
-from kneo.tasks.deadlines import apply_due, is_due
+from kneo.tasks import decisions, people
 from kneo.tasks.decisions import DecisionRequest, check_decision, check_storable, check_unresolved, decision_digest
-from kneo.tasks.lifecycle import record_event
-from kneo.tasks.receipts import check_can_sign, write_receipt
+from kneo.tasks.lifecycle import apply_due, is_due, record_event
+from kneo.tasks.receipts import (
+    UnsignedStatement,
+    build_statement,
+    check_can_sign,
+    check_signature,
+    signature_facts,
+    write_receipt,
+)
 from kneo.tasks.schedule import next_at
-from kneo.tasks.statements import UnsignedStatement, build_statement, check_signature, signature_facts
-from kneo.telemetry.spans import span
+from kneo.telemetry import span
 
 MAX_COMMENT_CHARS = 20_000
 
@@ -163,12 +168,12 @@ def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vo
     roles = {person_key(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in before} | {
         person_key(person.name): person.roles
     }
-    whose = quorum.next_role(task.quorum, before, roles)
+    whose = decisions.next_role(task.quorum, before, roles)
     if whose is not None and whose not in person.roles:
         msg = f"{task.id} asks one role after the other, and {whose} comes first."
         raise Forbidden(msg, code="not_a_candidate", waits_for=whose)
-    votes = quorum.add_vote(before, vote)
-    decisive = quorum.decisive_votes(task.quorum, votes, roles)
+    votes = decisions.add_vote(before, vote)
+    decisive = decisions.decisive_votes(task.quorum, votes, roles)
     if decisive is None or vote not in decisive:
         # Changed roles may let earlier votes suffice; the recorded decision is that of the present vote.
         return _store_vote(tx, task, vote, votes)

@@ -1,19 +1,33 @@
-"""The events, notifications and end of a task."""
+"""The lifecycle of a task: its events and notifications, its reminders, escalations and deadline, and its end."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from kneo import registry
 from kneo.errors import Conflict
 from kneo.names import person_key
 from kneo.notify.outbox import TaskNotice, post_task
 from kneo.records.audit import AuditEvent
+from kneo.records.run import RunError, RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.settings import WEB_PUSH
-from kneo.store import audit, oidc_people, push_subscriptions, releases, runs, tasks
-from kneo.store.engine import Tx
+from kneo.store import audit, oidc_people, push_subscriptions, releases, runs, task_statistics, tasks
+from kneo.store.engine import Store, Tx
+from kneo.tasks import people
 from kneo.tasks.people import known_name, may_still_answer
+from kneo.tasks.receipts import NO_KEY, can_sign, write_receipt
+from kneo.tasks.schedule import (
+    TIMEOUT_POLICY,
+    ScheduledEvent,
+    TimeoutPolicy,
+    add_seconds,
+    next_at,
+    remaining_escalations,
+    scheduled_events,
+)
 
 
 def mark_applied(tx: Tx, task: HumanTask) -> None:
@@ -118,3 +132,141 @@ def _named(tx: Tx, task: HumanTask) -> Iterator[str]:
                 yield name
     if groups:
         yield from oidc_people.names_in(tx, groups, MAX_PEOPLE)
+
+
+log = logging.getLogger("kneo.tasks")
+
+BATCH = 200
+"""Number of due tasks read at a time; each is processed in a transaction of its own."""
+
+
+def process_due(store: Store) -> int:
+    """Process the due events of all tasks; return the number of tasks. The cost grows with due tasks, not with open ones."""
+    handled = 0
+    while True:
+        with store.read() as tx:
+            due = tasks.due(tx, BATCH)
+        for task in due:
+            with store.write() as tx:
+                handled += _handle(tx, task.id)
+        if len(due) < BATCH:
+            break
+    with store.write() as tx:
+        task_statistics.fold(tx)
+    return handled
+
+
+def _handle(tx: Tx, task_id: str) -> bool:
+    current = tasks.get(tx, task_id)
+    if current is None:
+        return False
+    runs.lock(tx, current.run_id)
+    task = tasks.get(tx, task_id)
+    if task is None or not is_due(tx, task):
+        return False
+    apply_due(tx, task)
+    return True
+
+
+def is_due(tx: Tx, task: HumanTask) -> bool:
+    return task.next_at is not None and task.next_at <= tx.at
+
+
+def apply_due(tx: Tx, task: HumanTask) -> None:
+    """Apply all due events of one task, in their order. The caller has locked the task's run."""
+    current: HumanTask | None = task
+    while current is not None and is_due(tx, current):
+        current = _apply_event(tx, current, scheduled_events(current)[0])
+
+
+def _apply_event(tx: Tx, task: HumanTask, event: ScheduledEvent) -> HumanTask | None:
+    """Apply one event; return ``None`` when it resolves the task."""
+    match event.what:
+        case "wake":
+            return _changed(tx, task, "woken", {}, status=TaskStatus.OPEN, snoozed_until=None)
+        case "remind":
+            plan = replace(task.plan, reminded=task.plan.reminded + 1)
+            after = _changed(tx, task, "reminded", {"assignee": task.assignee, "number": plan.reminded}, plan=plan)
+            notify_people(tx, after, "reminded", plan.reminded)
+            return after
+        case "escalate":
+            return _escalated(tx, task)
+        case _ if task.on_timeout == "escalate":
+            return _escalated(tx, task, by_deadline=True)
+        case _:
+            _time_out(tx, task)
+            return None
+
+
+def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTask:
+    """Escalate a task to the next of its chain; at the end of the chain the task is marked as escalated and stays open."""
+    chain = remaining_escalations(task)
+    to = chain[0].to if chain else task.assignee
+    deadline = task.deadline_at
+    if by_deadline:
+        # The next candidates have as much time as those before; the last ones have no deadline.
+        deadline = add_seconds(tx.at, task.timeout_seconds) if chain and task.timeout_seconds else None
+    changes: dict[str, object] = {
+        "status": TaskStatus.OPEN,
+        "claimed_by": None,
+        "snoozed_until": None,
+        "assignee": to,
+        "escalated_at": tx.at,
+        "escalation": task.escalation + 1,
+        "deadline_at": deadline,
+    }
+    if chain:
+        changes["candidates"] = people.widen_candidates(task.candidates, chain[0].to)
+    after = _changed(tx, task, "escalated", _facts(task) | {"assignee": to, "from": task.assignee}, **changes)
+    if chain and task.is_restricted:
+        tasks.add_candidates(tx, task.id, people.candidate_rows(after, iter(())))
+    notify_people(tx, after, "escalated", after.escalation, chain[0].notify if chain else ())
+    return after
+
+
+def _changed(tx: Tx, task: HumanTask, what: str, facts: dict[str, object], **changes: object) -> HumanTask:
+    due_next = next_at(replace(task, **changes))  # type: ignore[arg-type]
+    after = tasks.change(tx, task, **changes, next_at=due_next)
+    assert after is not None, "the run is locked, so no other process changes its tasks"
+    record_event(tx, task, what, None, facts)
+    return after
+
+
+def _time_out(tx: Tx, task: HumanTask) -> None:
+    """Apply the timeout policy of a task."""
+    policy = TimeoutPolicy(
+        on_timeout=task.on_timeout,
+        decisions=task.decisions,
+        options=task.options or (),
+        default_option=task.default_option,
+    )
+    decision = policy.decision(tx.at)
+    # A decision that must be signed and cannot be has no effect: the run ends as without a timeout policy.
+    signs = can_sign(tx, task)
+    if decision is not None and signs:
+        assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"
+        runs.signal(tx, task.run_id)
+        word = "expired" if decision.effect or decision.kind == "rejected" else "continued"
+        event = record_event(tx, task, word, None, _facts(task) | {"decision": decision.kind})
+        write_receipt(tx, task, decision, event)
+        return
+    assert tasks.change(tx, task, status=TaskStatus.EXPIRED), "the run is locked"
+    facts = _facts(task)
+    message = f"Nobody answered {task.step_id} before {task.deadline_at}."
+    if not signs:
+        facts |= {"unsigned": NO_KEY, "not_taken": decision.kind if decision is not None else None}
+        message += f" Its timeout decision has to be signed, and the service has no signing key ({NO_KEY})."
+        log.warning(
+            "the deadline of %s ended its run, because there is no service key to sign its decision with",
+            task.id,
+            extra={"event": "receipt_unsigned", "continuation_id": task.id, "run_id": task.run_id, "code": NO_KEY},
+        )
+    error = RunError(type="human_task_expired", message=message)
+    runs.end(tx, task.run_id, RunStatus.EXPIRED, error, allowed=[RunStatus.PAUSED, RunStatus.RUNNING])
+    cancel_tasks(tx, task.run_id, reason="run_expired", actor=TIMEOUT_POLICY)
+    event = record_event(tx, task, "expired", None, facts)
+    write_receipt(tx, task, None, event)
+
+
+def _facts(task: HumanTask) -> dict[str, object]:
+    return {"timeout_seconds": task.timeout_seconds, "expires_at": task.deadline_at, "on_timeout": task.on_timeout}

@@ -16,7 +16,7 @@ from kneo.tasks import people
 from kneo.tasks.decisions import DecisionRequest, check_unresolved
 from kneo.tasks.inbox import decide, find
 from kneo.tasks.lifecycle import record_event
-from kneo.tasks.statements import check_without_key
+from kneo.tasks.receipts import check_without_key
 
 LASTS = timedelta(hours=24)
 """Default lifetime of a link."""

@@ -15,12 +15,12 @@ from kneo.records.run import Run
 from kneo.records.task import REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import receipts, tasks
 from kneo.store.engine import Tx
-from kneo.tasks import people, quorum
+from kneo.tasks import decisions, people
 from kneo.tasks.decisions import DecisionRequest, decision_from_value
 from kneo.tasks.inbox import decide_in, find, record
 from kneo.tasks.lifecycle import record_event
 from kneo.tasks.questions import FLOW_DIGEST, subject_digest
-from kneo.tasks.statements import must_be_signed
+from kneo.tasks.receipts import must_be_signed
 
 REPLAY = REPLAYED
 """Key of the reuse in the metadata of a run and of its tasks."""
@@ -180,7 +180,7 @@ def _votes_fail(tx: Tx, task: HumanTask, votes: Sequence[Vote]) -> str | None:
     except KneoError as error:
         return f"the earlier answer is no longer valid: {error.message}"
     roles = {name: person.roles for name, person in known.items()}
-    if quorum.decisive_votes(task.quorum, votes, roles) is None:
+    if decisions.decisive_votes(task.quorum, votes, roles) is None:
         return "more approvals are required now than before"
     return None
 

@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from kneo import telemetry as spans
 from kneo.agents.turn import PeopleRequired, ToolGate
 from kneo.clock import ManualClock
 from kneo.settings import Tracing
-from kneo.telemetry import spans
 
 SECRET = "password=hunter22"
 

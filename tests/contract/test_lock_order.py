@@ -8,7 +8,7 @@ from processes import at_once
 from kneo.errors import Conflict
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import cancel_run
 from kneo.store import runs, tasks
 from kneo.store.engine import Store
 from kneo.tasks.decisions import DecisionRequest

@@ -10,7 +10,7 @@ from builders import build_run
 from kneo.errors import Conflict
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
-from kneo.store.notifier import ANY_COMMIT, REMEMBERED, CommitNotifier
+from kneo.store.writer import ANY_COMMIT, REMEMBERED, CommitNotifier
 
 
 def test_every_listener_of_a_topic_is_notified_and_no_other_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from processes import at_once
 
 from kneo.clock import new_id
-from kneo.records.push_subscription import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
+from kneo.records.sign_in import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
 from kneo.store import push_subscriptions
 from kneo.store.engine import Store
 

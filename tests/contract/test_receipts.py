@@ -25,9 +25,9 @@ from kneo.store import audit, prune, receipts, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.tables import receipts as table
-from kneo.tasks.deadlines import process_due
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
+from kneo.tasks.lifecycle import process_due
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PrivateKey
 from kneo.trust.receipt import Receipt, ReceiptFile, content_digest, parse_receipt

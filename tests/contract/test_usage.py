@@ -11,8 +11,7 @@ from builders import build_run
 
 from kneo.clock import ManualClock
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
-from kneo.records.run import Run
-from kneo.records.usage import MOST, AgentUsage
+from kneo.records.run import MAX_COUNT, AgentUsage, Run
 from kneo.store import runs, usage
 from kneo.store.engine import Store
 from kneo.store.runs import Fenced
@@ -127,7 +126,7 @@ def test_names_and_counts_of_a_hostile_provider_are_bounded(store: Store) -> Non
     run = insert(store)
     odd = {"model": "m" * 10_000 + "\0", "input_tokens": 10**40, "output_tokens": -5, "cost_micros": "free"}
     run = record(store, run, *(model_entry(number, **odd) for number in range(5)))
-    assert run.usage == AgentUsage(requests=5, input_tokens=5 * MOST)
+    assert run.usage == AgentUsage(requests=5, input_tokens=5 * MAX_COUNT)
     assert list(listed(store, "model")) == [("openai", "m" * 200)]
 
 

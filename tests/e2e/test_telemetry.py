@@ -130,7 +130,7 @@ from a2a.client.transports.jsonrpc import JsonRpcTransport
 from a2a.types import GetTaskRequest
 from opentelemetry import trace
 from kneo.settings import Tracing
-from kneo.telemetry.spans import configure_tracing, span
+from kneo.telemetry import configure_tracing, span
 
 async def fail():
     reply = {"jsonrpc": "2.0", "id": "1", "error": {"code": -32602, "message": "marker-4711"}}

@@ -15,9 +15,9 @@ from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
 from kneo.runtime.engine.start import StartRequest
-from kneo.store import audit, history, json_text, tables
-from kneo.store.engine import Store
-from kneo.tasks.deadlines import process_due
+from kneo.store import audit, history, tables
+from kneo.store.engine import Store, encode_json
+from kneo.tasks.lifecycle import process_due
 
 SOURCE = """
 def draft(text): return text + " draft"
@@ -242,7 +242,7 @@ def test_a_fork_of_an_earlier_version_is_followed_back_to_its_gates(engine: Engi
                 tables.tasks.update().where(tables.tasks.c.run_id == twin.id).values(status="cancelled")
             )
             first = history.list_checkpoints(tx, twin.id)[0]
-            behind = json_text.encode({**first.state, "state": first.state["state"]["children"]["run"]})
+            behind = encode_json({**first.state, "state": first.state["state"]["children"]["run"]})
             tx.connection.execute(
                 tables.checkpoints.update().where(tables.checkpoints.c.id == first.id).values(state=behind)
             )

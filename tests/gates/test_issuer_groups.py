@@ -13,7 +13,7 @@ from gates.asking import answer, ask, declare
 
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
-from kneo.records.oidc_person import KNOWN_FOR, OidcPerson
+from kneo.records.sign_in import KNOWN_FOR, OidcPerson
 from kneo.records.task import TaskStatus
 from kneo.store import oidc_people, project_metadata, receipts, runs, tasks
 from kneo.store.engine import Store

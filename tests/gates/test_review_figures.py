@@ -14,7 +14,7 @@ from kneo.api.tasks import get_human_task_stats
 from kneo.clock import ManualClock
 from kneo.errors import KneoError
 from kneo.store.engine import Store
-from kneo.tasks.deadlines import process_due
+from kneo.tasks.lifecycle import process_due
 
 Json = dict[str, object]
 

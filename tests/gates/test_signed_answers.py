@@ -27,9 +27,9 @@ from kneo.store import audit, receipts, runs
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.tables import metadata
-from kneo.tasks.deadlines import process_due
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide, find
+from kneo.tasks.lifecycle import process_due
 from kneo.tasks.links import make_link
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import TrustedKey, parse_envelope, serialise, sign

@@ -14,9 +14,8 @@ from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import audit, receipts, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.task_filter import TaskFilter
-from kneo.tasks import deadlines
-from kneo.tasks.deadlines import process_due
 from kneo.tasks.inbox import claim, find, snooze
+from kneo.tasks.lifecycle import process_due
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +152,7 @@ def test_silence_that_has_to_be_signed_and_cannot_be_decides_nothing(
     store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     on_timeout: str, not_taken: str | None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(deadlines, "BATCH", 2)
+    monkeypatch.setattr("kneo.tasks.lifecycle.BATCH", 2)
     asked = [ask(store, receipt="signed", timeout_seconds=60, on_timeout=on_timeout) for _ in range(3)]
     clock.advance(timedelta(seconds=61))
     assert (process_due(store), process_due(store)) == (3, 0)  # once, and not again and again

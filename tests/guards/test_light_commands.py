@@ -11,7 +11,7 @@ from kneo.settings import process_environment
 
 SERVING = {"fastapi", "uvicorn", "kneo.service.app"}
 FOLLOWING = {"kneo.controller", "watchdog"}
-EXECUTING = {"kneo.runtime.engine.driver", "kneo.runtime.interpreter.program", "kneo.runtime.engine.start"}
+EXECUTING = {"kneo.runtime.engine.worker", "kneo.runtime.interpreter.program", "kneo.runtime.engine.start"}
 SPECS = {"kneo.spec.models", "kneo.spec.lint"}
 RARELY = {"alembic", "git", "httpx", "jsonschema", "re2", "rich"}
 

@@ -25,7 +25,7 @@ from kneo.clock import SystemClock
 from kneo.errors import KneoError
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
-from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import cancel_run
 from kneo.store import audit, runs, tasks
 from kneo.store.migrate import open_store
 from kneo.tasks.decisions import DecisionRequest

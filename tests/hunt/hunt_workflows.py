@@ -21,7 +21,7 @@ from run_simulator import MOMENT, decision, through_json
 
 from kneo.errors import Invalid
 from kneo.records.run import RunError
-from kneo.runtime.engine.consequences import consequences
+from kneo.runtime.engine.questions import consequences
 from kneo.runtime.interpreter.node import Ask, Execute, RunEnded, StepFailed, Succeeded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kneo.store import json_text
+from kneo.store.engine import decode_json, encode_json
 
 # Half characters too: what people send is checked, what a program hands over is not.
 TEXTS = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
@@ -18,22 +18,22 @@ VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dic
 
 @given(VALUES)
 def test_what_is_stored_is_read(value: object) -> None:
-    spelled = json_text.encode(value)
-    assert json_text.decode(spelled) == json.loads(spelled) == value
+    spelled = encode_json(value)
+    assert decode_json(spelled) == json.loads(spelled) == value
 
 
 @given(VALUES)
 def test_what_an_earlier_version_spelled_is_read(value: object) -> None:
-    assert json_text.decode(json.dumps(value)) == value
+    assert decode_json(json.dumps(value)) == value
 
 
 def test_what_is_nested_deep_is_stored_too() -> None:
     deep: list[object] = []
     for _ in range(500):
         deep = [deep]
-    assert json_text.decode(json_text.encode(deep)) == deep
+    assert decode_json(encode_json(deep)) == deep
 
 
 def test_what_has_no_form_in_json_is_refused() -> None:
     with pytest.raises(TypeError):
-        json_text.encode({"a": object()})
+        encode_json({"a": object()})

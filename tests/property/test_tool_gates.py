@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kneo.runtime.program.tool_gates import compile_tool_gates, gate_id
+from kneo.runtime.program.gates import compile_tool_gates, gate_id
 from kneo.spec.coverage.environment_gates import gates_of_calls
 from kneo.spec.index import SpecIndex
 from kneo.spec.lint import check

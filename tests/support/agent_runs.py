@@ -15,9 +15,9 @@ from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
 from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.assemble import services_of
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import StartRequest
+from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.executor import Executor
 from kneo.settings import from_env
 from kneo.store import agent_journal, history, tasks

@@ -14,10 +14,10 @@ from run_simulator import AGENT
 
 from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.wait import find_run
+from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.spec.models.spec import Spec

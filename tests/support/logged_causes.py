@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from kneo.telemetry.log_context import current_fields
+from kneo.telemetry import current_fields
 
 
 class Causes(logging.Handler):

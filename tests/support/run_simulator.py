@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from kneo.records.run import RunError
 from kneo.records.task import Decision, DecisionKind
-from kneo.runtime.engine.consequences import consequences
+from kneo.runtime.engine.questions import consequences
 from kneo.runtime.interpreter.node import (
     Ask,
     DecisionContext,

@@ -11,10 +11,10 @@ from typing import TypeAlias
 from kneo.agents.turn import CallQuestion
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.wait import find_run
+from kneo.runtime.engine.worker import Driver
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation

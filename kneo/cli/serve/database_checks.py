@@ -20,8 +20,8 @@ from kneo.redaction import redact_text
 from kneo.settings import Settings
 from kneo.store import audit, audit_tree, metrics, releases, requests, runs, sources
 from kneo.store.engine import Store
+from kneo.store.metrics import CONNECTIONS_PER_PROCESS, has_worker, read_server
 from kneo.store.migrate import HEAD, migrate_database
-from kneo.store.server import CONNECTIONS_PER_PROCESS, has_worker, read_server
 from kneo.store.service_key import FILE
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.keys import PrivateKey

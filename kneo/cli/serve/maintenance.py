@@ -16,8 +16,8 @@ from kneo.cli.connection import JsonOption
 from kneo.maintenance import backup, import_published, make_retention, migrate, restore, vacuum
 from kneo.runtime.engine.timers import end_overdue_runs
 from kneo.settings import from_env
-from kneo.store.published.target import list_imported_events
-from kneo.tasks.deadlines import process_due
+from kneo.store.published.importer import list_imported_events
+from kneo.tasks.lifecycle import process_due
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -17,8 +17,7 @@ from procrastinate import App, JobContext, PsycopgConnector
 from procrastinate.exceptions import ProcrastinateException
 
 from kneo.errors import Transient
-from kneo.runtime.engine.driver import Driver
-from kneo.runtime.engine.worker import DRAIN_SECONDS
+from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver
 from kneo.store import queue, runs
 from kneo.store.engine import Store, Tx
 

@@ -21,8 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from kneo.errors import Transient
-from kneo.runtime.engine.driver import Driver
-from kneo.runtime.engine.worker import DRAIN_SECONDS
+from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.store import queue, runs
 from kneo.store.engine import Store, Tx

@@ -13,9 +13,8 @@ from kneo.clock import isoformat
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace, Run, RunError, RunStatus, StepRecord, ending
 from kneo.records.task import HumanTask, TaskStatus
-from kneo.runtime.engine.consequences import consequences
-from kneo.runtime.engine.questions import Message, question, sampling_seed_of
-from kneo.runtime.engine.session_history import add_to_session
+from kneo.runtime.engine.journals import add_to_session
+from kneo.runtime.engine.questions import Message, consequences, question, sampling_seed_of
 from kneo.runtime.engine.wait import SettledRun
 from kneo.runtime.interpreter.node import (
     Ask,

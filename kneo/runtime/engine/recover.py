@@ -1,4 +1,4 @@
-"""Recovery: a failed run is continued, or another run is forked from a checkpoint."""
+"""Recovery and cancellation: a run is cancelled, a failed one is continued, or another run is forked from a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from datetime import timedelta
 
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
-from kneo.records.run import STATE_VERSION, Checkpoint, NewTrace, Run, RunStatus, StepRecord
+from kneo.records.run import STATE_VERSION, AgentUsage, Checkpoint, NewTrace, Run, RunError, RunStatus, StepRecord
 from kneo.records.task import UNRESOLVED
-from kneo.records.usage import AgentUsage
 from kneo.runtime.engine.passed_gates import FORK, ForkPoint, find_passed, fork_gates, lapsed_gates, questions_in
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import SAMPLING_INPUT, input_digest, sampling_seed_of
@@ -24,6 +23,7 @@ from kneo.runtime.interpreter.program import Program, actions, prepare_retry, re
 from kneo.store import agent_journal, audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint
+from kneo.tasks.lifecycle import cancel_tasks
 from kneo.tasks.reuse import REPLAY, Reuse, reuse_report
 
 
@@ -347,3 +347,28 @@ def _deadline(tx: Tx, parent: Run) -> str | None:
         return None
     allowed: timedelta = parse_time(parent.deadline_at) - parse_time(parent.started_at)
     return isoformat(tx.now + allowed)
+
+
+def cancel_run(store: Store, run_id: str, *, actor: str) -> Run:
+    """Cancel a run and withdraw its tasks; a run that has ended stays as it is.
+
+    A running step loses its lease: its result is discarded.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    with store.write() as tx:
+        run = runs.get(tx, run_id)
+        if run is None:
+            msg = f"There is no run {run_id[:80]}."
+            raise NotFound(msg)
+        if idempotency.made() is not None:
+            return run
+        idempotency.bind(tx, run_id)
+        error = RunError(type="cancelled", message=f"{actor} cancelled the run.")
+        if runs.end(tx, run_id, RunStatus.CANCELLED, error, allowed=[RunStatus.RUNNING, RunStatus.PAUSED]):
+            cancel_tasks(tx, run_id, reason="run_cancelled", actor=actor)
+            audit.record(tx, "run.cancelled", actor=actor, run_id=run_id, environment=run.environment)
+        after = runs.get(tx, run_id)
+        assert after is not None
+        return after

@@ -27,12 +27,10 @@ from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.runtime.engine import record
-from kneo.runtime.engine.attempt import Attempt, pins_of
-from kneo.runtime.engine.deltas import open_deltas
+from kneo.runtime.engine.attempt import Attempt, open_deltas, pins_of
+from kneo.runtime.engine.journals import JournalAppend, RunJournal, session_history
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import sampling_seed_of
-from kneo.runtime.engine.run_journal import JournalAppend, RunJournal
-from kneo.runtime.engine.session_history import session_history
 from kneo.runtime.interpreter.node import Action, Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
 from kneo.runtime.steps.agents import Conversation, checks_input
@@ -45,8 +43,7 @@ from kneo.store import runs
 from kneo.store.delta_readers import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
-from kneo.telemetry.log_context import log_fields
-from kneo.telemetry.spans import span
+from kneo.telemetry import log_fields, span
 
 log = logging.getLogger("kneo.runtime")
 

@@ -31,7 +31,7 @@ from kneo.store import audit, history, idempotency, releases, runs, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint
 from kneo.store.idempotency import AlreadyExecuted
-from kneo.telemetry.spans import span
+from kneo.telemetry import span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ from kneo.records.run import RunError, RunStatus
 from kneo.store import audit, runs, task_feed
 from kneo.store.engine import Store
 from kneo.store.locks import Lock
-from kneo.tasks.deadlines import process_due
-from kneo.tasks.lifecycle import cancel_tasks
+from kneo.tasks.lifecycle import cancel_tasks, process_due
 
 log = logging.getLogger("kneo.runtime")
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from kneo.errors import Invalid
 from kneo.records.run import RunError
 from kneo.records.task import DecisionKind
-from kneo.runtime.interpreter.answers import edited, rejected
 from kneo.runtime.interpreter.gate import CompiledGate, effect_of, feedback_of, rejection
 from kneo.runtime.interpreter.node import (
     Ask,
@@ -36,10 +35,12 @@ from kneo.runtime.interpreter.node import (
     below,
     condition_failed,
     dropped,
+    edited,
     kept,
     mapping,
     mismatch,
     number,
+    rejected,
     stopped,
     with_child,
 )

@@ -19,7 +19,6 @@ from datetime import timedelta
 from kneo.clock import isoformat
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision, DecisionKind
-from kneo.runtime.interpreter.answers import chosen_text, edited, filled_in, forwarded, rejected
 from kneo.runtime.interpreter.branch import ELSE, THEN, BranchNode
 from kneo.runtime.interpreter.calls import (
     ANSWERS,
@@ -67,11 +66,16 @@ from kneo.runtime.interpreter.node import (
     TaskDecided,
     below,
     children,
+    chosen_text,
     dropped,
+    edited,
+    filled_in,
+    forwarded,
     kept,
     mapping,
     mismatch,
     number,
+    rejected,
     stopped,
 )
 from kneo.runtime.interpreter.values import ReviewFeedback, Value, read_value

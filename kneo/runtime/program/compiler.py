@@ -6,15 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kneo.errors import Invalid
-from kneo.runtime.interpreter.branch import BranchNode, RouterNode, Selector
+from kneo.runtime.interpreter.branch import BranchNode, ParallelNode, RouterNode, Selector
 from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Activity, ProgramNode, below
-from kneo.runtime.interpreter.parallel import ParallelNode
 from kneo.runtime.interpreter.program import ROOT_AGENT, Program
 from kneo.runtime.interpreter.serial import GraphEdge, GraphWorkflowNode, LoopNode, SequenceNode, TurnsNode
 from kneo.runtime.interpreter.step import StepNode
-from kneo.runtime.program.gates import DECISIONS, environment_gate, human_gate, review_gate, wait_gates
-from kneo.runtime.program.tool_gates import ToolGateIndex, compile_tool_gates, gate_id
+from kneo.runtime.program.gates import (
+    DECISIONS,
+    ToolGateIndex,
+    compile_tool_gates,
+    environment_gate,
+    gate_id,
+    human_gate,
+    review_gate,
+    wait_gates,
+)
 from kneo.spec.coverage.environment_gates import (
     gates_around,
     gates_around_agent,

@@ -1,18 +1,19 @@
-"""The backend of tools that are Python functions: of modules that a spec names, and of the process's registry."""
+"""The backend of tools that are Python functions, of a spec's modules and of the process's registry, and middleware."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import partial
 
-from kneo.agents.turn import ToolCall
+from kneo.agents.turn import AnswerRequired, ToolBackend, ToolCall
 from kneo.errors import Forbidden, KneoError
 from kneo.runtime.steps.child_process import ChildFailed, ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.functions import await_tool, bounded_result, call_tool, is_async_tool
 from kneo.runtime.steps.threads import in_thread
-from kneo.runtime.steps.tool_functions import await_tool, bounded_result, call_tool, is_async_tool
 from kneo.spec.models.spec import Tool
-from kneo.tools import FunctionTool, Handler, ToolContext, ToolRegistry
+from kneo.tools import CallNext, FunctionTool, Handler, Middleware, ToolContext, ToolRegistry
 
 
 class PythonTools:
@@ -98,3 +99,53 @@ def check_review(function: Handler, call: ToolCall) -> None:
         msg = f"The function of the tool {call.name} requires a person ({', '.join(missing)}), and the spec has no such gate."
         hint = f"Declare tools.{call.name}.review.{missing[0]} in the spec."
         raise Forbidden(msg, code="tool_review_missing", hint=hint)
+
+
+class MiddlewareTools:
+    """A backend of tools inside the middleware that the agent of a call names.
+
+    Args:
+        backend: Makes the calls.
+        middleware: The middleware of the process, by name.
+    """
+
+    def __init__(self, backend: ToolBackend, middleware: Mapping[str, Middleware]) -> None:
+        self._backend, self._middleware = backend, middleware
+
+    async def call(self, call: ToolCall) -> object:
+        """Make a call inside its middleware, the first of which is outermost.
+
+        Raises:
+            AnswerRequired: the tool needs an answer of a person, whatever the middleware returned.
+            Exception: the call or a middleware failed.
+        """
+        names = [name for name in call.turn.agent.middleware if name in self._middleware]
+        if not names:
+            return await self._backend.call(call)
+        inner = _SingleCall(self._backend, call)
+        call_next: CallNext = inner.make
+        for name in reversed(names):
+            call_next = partial(self._middleware[name], context_of(call), dict(call.arguments), call_next)
+        result = await call_next()
+        if inner.question is not None:
+            raise inner.question
+        return result
+
+
+class _SingleCall:
+    """A call that is made once: a middleware that repeats it could repeat its effect."""
+
+    def __init__(self, backend: ToolBackend, call: ToolCall) -> None:
+        self._backend, self._call, self._is_made = backend, call, False
+        self.question: AnswerRequired | None = None
+
+    async def make(self) -> object:
+        if self._is_made:
+            msg = f"A middleware makes the call of {self._call.name} a second time."
+            raise RuntimeError(msg)
+        self._is_made = True
+        try:
+            return await self._backend.call(self._call)
+        except AnswerRequired as question:
+            self.question = question
+            raise

@@ -14,8 +14,7 @@ from kneo.clock import monotonic
 from kneo.errors import Conflict, NotFound
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
-from kneo.runtime.engine.cancel import cancel_run
-from kneo.runtime.engine.recover import ForkRequest
+from kneo.runtime.engine.recover import ForkRequest, cancel_run
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
 from kneo.sdk.builder import SpecBuilder, call

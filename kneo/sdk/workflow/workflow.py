@@ -12,10 +12,9 @@ from uuid import uuid4
 
 from kneo.clock import isoformat
 from kneo.errors import NotFound
-from kneo.records.delta import ModelDelta
+from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run, RunStatus, TraceEvent
-from kneo.runtime.engine.cancel import cancel_run
-from kneo.runtime.engine.recover import ForkRequest
+from kneo.runtime.engine.recover import ForkRequest, cancel_run
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.steps.context import StepContext
 from kneo.sdk.db import RunDatabase, scratch

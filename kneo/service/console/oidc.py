@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from kneo.errors import KneoError
-from kneo.records.oidc_sign_in import SIGN_IN_LIFETIME
+from kneo.records.sign_in import SIGN_IN_LIFETIME
 from kneo.service.console.page import Form
 from kneo.service.console.security import HEADERS, HOME, safe_next
 from kneo.service.console.session import TOKEN_BYTES, Sessions, push_browser

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 
 from kneo.clock import new_id
 from kneo.errors import Forbidden, Invalid, NotFound, Unauthorized
-from kneo.records.push_subscription import PushSubscription, push_service
+from kneo.records.sign_in import PushSubscription, push_service
 from kneo.service.auth import Keyring
 from kneo.service.console.page import PageRequest, Pages
 from kneo.service.console.render import STATIC, STATIC_TYPES

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from kneo.api.context import EVERYTHING, Principal
 from kneo.clock import isoformat, parse_time
-from kneo.records.browser_session import LIFETIME, LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
+from kneo.records.sign_in import LIFETIME, LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
 from kneo.service.auth import ANONYMOUS, Keyring
 from kneo.service.callers import Callers
 from kneo.service.limits import Rate, network_of

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 from starlette.concurrency import run_in_threadpool
 
 from kneo.errors import Unauthorized
-from kneo.records.oidc_sign_in import OidcSignIn
+from kneo.records.sign_in import OidcSignIn
 from kneo.service.oidc.discovery import IssuerClient, IssuerMetadata, IssuerUnavailable
 from kneo.service.oidc.people import OidcPeople
 from kneo.service.oidc.tokens import Identity, InvalidToken, identity_of

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from kneo.api.context import Principal
 from kneo.clock import isoformat
 from kneo.errors import Forbidden
-from kneo.records.oidc_person import OidcPerson
+from kneo.records.sign_in import OidcPerson
 from kneo.service.auth import Keyring, group_scopes
 from kneo.service.oidc.issuer_cache import IssuerCache
 from kneo.service.oidc.tokens import Identity, InvalidToken, identity_of, signing_key_of, verified_claims

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
-from kneo.runtime.engine.consequences import as_it_stands
+from kneo.runtime.engine.questions import as_it_stands
 from kneo.service.context import Service, ServiceDep
 from kneo.service.limits import Rate, TooMany, network_of, peer_address
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page

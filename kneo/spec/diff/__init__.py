@@ -9,17 +9,20 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo.spec.diff import agents, components
 from kneo.spec.diff.locations import LOW, SPEC, ChangeContext, Danger, Owner, Sentence, location_of
 from kneo.spec.diff.tree import Difference, by_name, compare
 from kneo.spec.models.spec import Spec
+from kneo.spec.reading.load import load_tree
 
 MAX_LINES = 60  # lines of a changed text that are shown
 MAX_WIDTH = 200  # characters of one of them
 MAX_COMPARED = 2_000  # lines of a text that are looked at
+MAX_CHANGES = 200  # changes that are kept and shown
+MAX_CHARS = 200_000  # characters of their sentences and lines together
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~@&])")
 
@@ -210,3 +213,22 @@ def _as_text(value: object) -> str:
     if isinstance(value, dict | list):
         return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
     return value if isinstance(value, str) else ""
+
+
+def compare_specs(old: Mapping[str, object] | None, new: Mapping[str, object]) -> SpecDiff:
+    """Return the changes of a spec in words, the most dangerous first; without an old spec, of a new one."""
+    before, after = load_tree(dict(old)).spec if old is not None else None, load_tree(dict(new)).spec
+    assert after is not None, "the spec of an accepted bundle was verified"
+    return diff(before, after)
+
+
+def bounded_changes(found: SpecDiff) -> tuple[tuple[SpecChange, ...], int]:
+    """Return the first changes, and the number of the others."""
+    shown: list[SpecChange] = []
+    chars = 0
+    for change in found.changes[:MAX_CHANGES]:
+        chars += len(change.message) + len(change.path) + sum(map(len, change.lines))
+        if shown and chars > MAX_CHARS:
+            break
+        shown.append(change)
+    return tuple(shown), len(found.changes) - len(shown)

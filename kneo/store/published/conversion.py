@@ -33,7 +33,7 @@ from kneo.records.run import (
     TraceEvent,
 )
 from kneo.records.task import Decision, DecisionKind, HumanTask, TaskStatus
-from kneo.store import json_text
+from kneo.store.engine import encode_json
 
 MAX_CHECKPOINTS = 5_000
 """Checkpoints of one run that are imported; ``MAX_HISTORY_CHARS`` bounds their size."""
@@ -236,7 +236,7 @@ def convert(
         status=STATUSES.get(was, RunStatus.CANCELLED),
         target="agent" if body.get("workflow_kind") == "agent" else "workflow",
         # Of another form than the digest of a spec or bundle here, so that the run is taken for an execution of neither.
-        spec_digest=digest_of(json_text.encode({IMPORTED: spec})),
+        spec_digest=digest_of(encode_json({IMPORTED: spec})),
         release=None,
         environment=None,
         agent_name=_line(body.get("agent_name")) or _line(_map(spec.get("agent")).get("name")) or "",

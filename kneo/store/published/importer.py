@@ -1,15 +1,22 @@
-"""The import itself: batch after batch, each in one transaction, so that an import that was killed continues where it was."""
+"""The import itself: batch after batch, each in one transaction, so that an import that was killed continues where it was.
+
+It writes by inserts alone, so that no row of this installation is changed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from sqlalchemy import insert, select
+
 from kneo.errors import Invalid
-from kneo.store.engine import Store, Tx
-from kneo.store.published import target
+from kneo.records.run import IMPORTED
+from kneo.store import audit, history, runs
+from kneo.store.engine import Store, Tx, insert_many_ignoring_duplicates
 from kneo.store.published.conversion import (
     MAX_CHECKPOINTS,
     MAX_EVENTS,
@@ -22,6 +29,9 @@ from kneo.store.published.conversion import (
     imported_event,
 )
 from kneo.store.published.source import MAX_PAYLOAD_CHARS, PublishedDatabase
+from kneo.store.tables import audit_events, imported_audit_events, tasks
+from kneo.store.tables import runs as run_rows
+from kneo.store.task_filter import store_task
 
 BATCH = 100
 """Runs or audit events of one transaction, which bounds the wait of other writers."""
@@ -138,12 +148,12 @@ def import_history(
             "ended": report.ended_count,
             "refused": report.refused_count,
         }
-        target_store.transact(lambda tx: target.record_finished(tx, actor, facts, changed=report.changed))
+        target_store.transact(lambda tx: record_finished(tx, actor, facts, changed=report.changed))
     return report
 
 
 def _insert(tx: Tx, batch: list[RunHistory], report: ImportReport) -> None:
-    inserted = [past for past in batch if target.insert_history(tx, past)]
+    inserted = [past for past in batch if insert_history(tx, past)]
     for past in inserted:
         report.add(past)
     # Another import brought them since they were looked for.
@@ -212,12 +222,12 @@ def _import_events(source: PublishedDatabase, store: Store | None, report: Impor
         known: frozenset[str] = frozenset()
         if store is not None:
             with store.read() as tx:
-                known = target.known_events(tx, source.id, [str(row["id"]) for row in rows])
+                known = known_events(tx, source.id, [str(row["id"]) for row in rows])
         new = [row for row in rows if row["id"] not in known]
         report.present["audit_events"] += len(known)
         report.imported["audit_events"] += len(new)
         if store is not None and not dry_run and new:
-            store.transact(partial(target.insert_events, rows=new))
+            store.transact(partial(insert_events, rows=new))
     report.audit_log_digest = f"sha256:{digest.hexdigest()}"
 
 
@@ -225,7 +235,7 @@ def _sources(store: Store | None, ids: list[str]) -> Mapping[str, str | None]:
     if store is None:
         return {}
     with store.read() as tx:
-        return target.sources_of(tx, ids)
+        return sources_of(tx, ids)
 
 
 def _id_of(value: object) -> str:
@@ -233,3 +243,55 @@ def _id_of(value: object) -> str:
         return value
     msg = "A row of the source has an id that is no text."
     raise Invalid(msg, code="import_unreadable", hint="Remove the row from a copy, and import that.")
+
+
+FINISHED = "import.finished"
+
+
+def sources_of(tx: Tx, run_ids: Collection[str]) -> Mapping[str, str | None]:
+    """Return the source of each of these runs that exists; ``None`` for a run of this installation."""
+    found = tx.connection.execute(select(run_rows.c.id, run_rows.c.metadata).where(run_rows.c.id.in_(list(run_ids))))
+    marks = {row.id: (row.metadata or {}).get(IMPORTED) for row in found}
+    return {run_id: mark.get("source") if isinstance(mark, dict) else None for run_id, mark in marks.items()}
+
+
+def insert_history(tx: Tx, past: RunHistory) -> bool:
+    """Insert a run with all that belongs to it; return false where its id exists."""
+    if not runs.insert_ended(tx, past.run):
+        return False
+    history.insert_past(tx, past.steps, past.checkpoints, past.trace)
+    if past.tasks:
+        tx.connection.execute(insert(tasks), [store_task(task) for task in past.tasks])
+    return True
+
+
+def known_events(tx: Tx, source: str, ids: Collection[str]) -> frozenset[str]:
+    """Return those of these audit events that were imported from a source."""
+    table = imported_audit_events.c
+    found = tx.connection.execute(select(table.id).where(table.source == source, table.id.in_(list(ids))))
+    return frozenset(found.scalars())
+
+
+def insert_events(tx: Tx, rows: Sequence[Mapping[str, object]]) -> None:
+    """Insert audit events of a source; known ones are skipped."""
+    insert_many_ignoring_duplicates(tx, imported_audit_events, rows)
+
+
+def record_finished(tx: Tx, actor: str, facts: Mapping[str, object], *, changed: bool) -> None:
+    """Record the end of an import in the audit log, unless it changed nothing and the log has it."""
+    rows = tx.connection.execute(select(audit_events.c.metadata).where(audit_events.c.event_type == FINISHED)).scalars()
+    earlier = [json.loads(text) for text in rows]
+    same = {"source": facts["source"], "audit_log_digest": facts["audit_log_digest"]}
+    if changed or not any(same.items() <= one.items() for one in earlier):
+        audit.record(tx, FINISHED, actor=actor, metadata=facts)
+
+
+def list_imported_events(
+    tx: Tx, *, run_id: str | None = None, limit: int = 100, offset: int = 0
+) -> Sequence[Mapping[str, object]]:
+    """List imported audit events, newest first."""
+    table = imported_audit_events
+    statement = select(table).order_by(table.c.at.desc(), table.c.id.desc()).limit(limit).offset(offset)
+    if run_id is not None:
+        statement = statement.where(table.c.run_id == run_id)
+    return [row._asdict() for row in tx.connection.execute(statement)]

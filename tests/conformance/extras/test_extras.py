@@ -199,7 +199,7 @@ def test_with_telemetry(extra: str, install: Install, tmp_path: Path, collector)
     variables = {"KNEO_SERV_OTEL_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     kneo = Kneo(install(extra), tmp_path, **variables)
     kneo.works()
-    program = "from kneo.settings import from_env; from kneo.telemetry import spans; assert spans"
+    program = "from kneo.settings import from_env; from kneo import telemetry; assert telemetry"
     assert call([kneo.python, "-c", program], env=kneo.machine.env).returncode == 0
     command = [kneo.python.with_name("kneo"), "service", "serve", "--port", "0"]
     with subprocess.Popen(

@@ -16,8 +16,8 @@ import pytest
 
 from kneo.clock import ManualClock
 from kneo.errors import Conflict, NotFound
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.sdk import HumanInterventionRequiredError, SequentialWorkflow, WorkflowBuilder
 from kneo.sdk import Workflow as Conversation

@@ -19,10 +19,9 @@ from sqlalchemy.engine import Engine
 from kneo.clock import SystemClock, sleep
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.assemble import StepWorker
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.wait import find_run
-from kneo.runtime.engine.worker import Worker
+from kneo.runtime.engine.worker import Driver, Worker
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.store.connections import WRITE

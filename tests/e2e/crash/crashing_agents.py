@@ -18,15 +18,15 @@ from crashing import kill_before
 from kneo.clock import SystemClock, sleep
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.assemble import StepWorker, services_of, worker_on
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.wait import find_run
+from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.settings import from_env
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
-from kneo.store.notifier import CommitNotifier
+from kneo.store.writer import CommitNotifier
 
 
 class KillingNotifier(CommitNotifier):

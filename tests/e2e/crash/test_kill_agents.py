@@ -24,9 +24,8 @@ from warm import start_python
 
 from kneo.clock import SystemClock
 from kneo.records.conversation import EntryKind, EntryStatus
-from kneo.records.run import Run, RunStatus
+from kneo.records.run import AgentUsage, Run, RunStatus
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
-from kneo.records.usage import AgentUsage
 from kneo.runtime.engine.start import StartRequest
 from kneo.settings import process_environment
 from kneo.store import agent_journal, tasks, usage

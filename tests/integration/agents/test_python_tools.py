@@ -17,8 +17,8 @@ from tool_calls import KEY, tool_call
 from kneo.errors import KneoError
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.functions import MAX_RESULT_CHARS
 from kneo.runtime.steps.python_tools import PythonTools
-from kneo.runtime.steps.tool_functions import MAX_RESULT_CHARS
 from kneo.tools import ToolContext, ToolDefinition, ToolRegistry, ToolResult
 
 PATIENCE = 240

@@ -15,7 +15,7 @@ from model_server import Call, Reply, model_server
 
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import cancel_run
 from kneo.store.migrate import open_store
 
 

@@ -38,7 +38,7 @@ from kneo.clock import SystemClock
 from kneo.errors import Transient
 from kneo.store import requests
 from kneo.store.migrate import open_store
-from kneo.store.notifier import ANY_COMMIT
+from kneo.store.writer import ANY_COMMIT
 
 url, folder, mirrors, pin, how, at = sys.argv[1:]
 store = open_store(url, SystemClock())

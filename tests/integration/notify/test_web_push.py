@@ -16,7 +16,7 @@ from kneo.notify import http
 from kneo.notify.delivery import Courier
 from kneo.notify.outbox import ATTEMPTS
 from kneo.notify.web_push import WebPush
-from kneo.records.push_subscription import MAX_FAILURES, PushSubscription
+from kneo.records.sign_in import MAX_FAILURES, PushSubscription
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.timers import tick
 from kneo.settings import from_env

@@ -27,7 +27,7 @@ from kneo.settings import from_env
 from kneo.store import history, project_metadata, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
-from kneo.store.published import importer, target
+from kneo.store.published import importer
 from kneo.store.published.source import open_published
 from kneo.store.tables import audit_events, imported_audit_events, metadata
 
@@ -159,7 +159,7 @@ def test_a_dry_run_counts_the_same_and_writes_nothing(made: Path, store: Store) 
 
 def test_an_import_that_was_killed_continues(made: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importer, "BATCH", 4)
-    real, calls = target.insert_history, []
+    real, calls = importer.insert_history, []
 
     def killed(tx: object, past: object) -> bool:
         calls.append(past)
@@ -167,10 +167,10 @@ def test_an_import_that_was_killed_continues(made: Path, store: Store, monkeypat
             raise KeyboardInterrupt
         return real(tx, past)
 
-    monkeypatch.setattr(target, "insert_history", killed)
+    monkeypatch.setattr(importer, "insert_history", killed)
     with pytest.raises(KeyboardInterrupt):
         run_import(made, store)
-    monkeypatch.setattr(target, "insert_history", real)
+    monkeypatch.setattr(importer, "insert_history", real)
 
     report = run_import(made, store)
 
@@ -184,8 +184,8 @@ def test_the_audit_log_records_the_import_with_the_digest_of_the_old_log(made: P
     report = run_import(made, store)
 
     with store.read() as tx:
-        events = target.list_imported_events(tx, limit=100)
-        found = select(audit_events).where(audit_events.c.event_type == target.FINISHED)
+        events = importer.list_imported_events(tx, limit=100)
+        found = select(audit_events).where(audit_events.c.event_type == importer.FINISHED)
         [finished] = tx.connection.execute(found).all()
     assert len(events) == 18
     assert {event["actor"] for event in events} == {"alice", "bob", None}

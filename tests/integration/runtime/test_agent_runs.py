@@ -20,9 +20,8 @@ from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Invalid
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.assemble import background, worker_on
-from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkRequest, fork
+from kneo.runtime.engine.recover import ForkRequest, cancel_run, fork
 from kneo.runtime.engine.start import Starter
 from kneo.runtime.engine.worker import Worker
 from kneo.spec.models.spec import Spec

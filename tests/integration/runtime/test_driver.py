@@ -15,7 +15,7 @@ from kneo_process import eventually
 from kneo.clock import SystemClock
 from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
-from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import cancel_run
 from kneo.runtime.engine.wait import SettledRun
 from kneo.store import history, runs
 from kneo.store.migrate import open_store

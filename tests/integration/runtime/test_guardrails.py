@@ -16,10 +16,10 @@ from sqlalchemy import select
 
 from kneo.api.run_conversation import get_run_conversation
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import continue_run
 from kneo.runtime.engine.start import StartRequest
+from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.executor import Executor
 from kneo.store.engine import Store
 from kneo.store.tables import metadata

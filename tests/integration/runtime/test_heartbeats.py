@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from kneo.cli.serve.worker import measured
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.assemble import LockedWorker, background, worker_on
-from kneo.runtime.engine.heartbeat import LATE_SECONDS, Heartbeats
 from kneo.runtime.engine.timers import run_timers
+from kneo.runtime.engine.worker import LATE_SECONDS, Heartbeats
 from kneo.store.engine import WORKER_LOCK, Store
 
 STEPS = """

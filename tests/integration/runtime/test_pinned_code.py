@@ -16,10 +16,10 @@ from kneo.controller.source.mirror import Mirror
 from kneo.controller.stages.apply import Lease
 from kneo.digest import digest_of
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.wait import find_run
+from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.spec.models.spec import Spec

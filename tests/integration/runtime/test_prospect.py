@@ -13,9 +13,8 @@ from sqlalchemy import update
 from kneo.api.decisions import get_human_task
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.runtime.engine.consequences import as_it_stands
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.questions import sampling_seed_of
+from kneo.runtime.engine.questions import as_it_stands, sampling_seed_of
 from kneo.runtime.engine.record import RunContext, open_questions
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin

@@ -13,7 +13,7 @@ from kneo.clock import ManualClock
 from kneo.errors import Conflict, KneoError
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import TaskStatus
-from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import cancel_run
 from kneo.runtime.engine.timers import tick
 from kneo.store import history
 from kneo.store.engine import Store

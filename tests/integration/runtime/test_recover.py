@@ -10,12 +10,10 @@ from sqlalchemy import update
 
 from kneo.clock import SystemClock
 from kneo.errors import Conflict, Invalid, NotFound
-from kneo.records.run import Run, RunStatus
-from kneo.records.usage import AgentUsage
+from kneo.records.run import AgentUsage, Run, RunStatus
 from kneo.runtime.engine import views
-from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
+from kneo.runtime.engine.recover import ForkRequest, cancel_run, continue_run, fork, read_record
 from kneo.store import audit, history
 from kneo.store.migrate import open_store
 from kneo.store.tables import runs

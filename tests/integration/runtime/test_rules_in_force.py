@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gates.asking import declare
 
-from kneo.runtime.engine.rules_in_force import RulesInForce
+from kneo.runtime.engine.agent_services import RulesInForce
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 

@@ -18,7 +18,7 @@ from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace, Run, RunStatus
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.assemble import background, worker_on
-from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import cancel_run
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.agents import Conversation
 from kneo.store import agent_journal, history, runs, tasks

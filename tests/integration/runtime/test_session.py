@@ -16,9 +16,8 @@ from kneo.clock import SystemClock
 from kneo.errors import Transient
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.assemble import background
-from kneo.runtime.engine.cancel import cancel_run
-from kneo.runtime.engine.driver import THREADS
-from kneo.runtime.engine.worker import Worker
+from kneo.runtime.engine.recover import cancel_run
+from kneo.runtime.engine.worker import THREADS, Worker
 from kneo.runtime.steps import threads
 from kneo.store.migrate import open_store
 

@@ -10,11 +10,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from kneo import telemetry as spans
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.start import StartRequest
 from kneo.settings import Tracing
 from kneo.store.engine import Store
-from kneo.telemetry import spans
 
 SOURCE = """
 def shout(text): return text.upper()

@@ -12,7 +12,7 @@ from model_server import ModelServer, Reply, model_server
 from service_bench import Bench, Json, serving
 
 from kneo.cli.compose import make_store
-from kneo.records.delta import ModelDelta
+from kneo.records.conversation import ModelDelta
 from kneo.runtime.engine.assemble import background, make_worker
 from kneo.store.delta_readers import list_read_runs
 

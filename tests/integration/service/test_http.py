@@ -17,10 +17,9 @@ from sqlalchemy import select
 
 from kneo.errors import Invalid
 from kneo.runtime.engine.assemble import background
-from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import Starter
-from kneo.runtime.engine.worker import Worker
+from kneo.runtime.engine.worker import Driver, Worker
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.service.app import create_app

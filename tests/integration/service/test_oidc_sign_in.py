@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import Forbidden
-from kneo.records.oidc_sign_in import SIGN_IN_LIFETIME, OidcSignIn
+from kneo.records.sign_in import SIGN_IN_LIFETIME, OidcSignIn
 from kneo.service import limits
 from kneo.service.auth import configured, keyring
 from kneo.service.callers import make_callers

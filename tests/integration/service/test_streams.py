@@ -14,7 +14,7 @@ from kneo_process import eventually
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, Json, Told, serving, spec_of
 
 from kneo.cli.compose import make_store
-from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import cancel_run
 from kneo.service.events import Event, Streams
 from kneo.settings import HttpSettings
 

@@ -24,9 +24,9 @@ from served_agents import served_agents
 from service_bench import Bench
 from sqlalchemy import select
 
+from kneo import telemetry
 from kneo.settings import Tracing
 from kneo.store.tables import metadata
-from kneo.telemetry import spans as telemetry
 
 MARKER = "marker-4711"
 SESSION = "talk"

@@ -16,7 +16,7 @@ from agent_turns import Backend, House, house, scripted_model, spec_of
 from kneo.agents.turn import AnswerRequired, PeopleRequired, ToolCall, ToolGate
 from kneo.clock import ManualClock
 from kneo.errors import Conflict, Invalid
-from kneo.runtime.steps.middleware import MiddlewareTools
+from kneo.runtime.steps.python_tools import MiddlewareTools
 from kneo.spec.lint import check
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.load import load_tree

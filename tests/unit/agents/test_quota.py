@@ -17,8 +17,8 @@ from kneo.agents.quota import (
     minute_limits,
 )
 from kneo.agents.turn import PeopleRequired
+from kneo.records.run import AgentUsage
 from kneo.records.task import Decision, DecisionKind
-from kneo.records.usage import AgentUsage
 from kneo.spec.models.rules import ModelRules
 
 TODAY = date(2026, 1, 31)

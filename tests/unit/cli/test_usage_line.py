@@ -7,7 +7,7 @@ import pytest
 from kneo.api.run_views import UsageView
 from kneo.cli.runs.runs import usage_line
 from kneo.cli.watch import StreamPrinter, details, indent
-from kneo.records.usage import AgentUsage
+from kneo.records.run import AgentUsage
 
 USED = AgentUsage(requests=2, tool_calls=3, input_tokens=1_000, output_tokens=204, cost_micros=3_100)
 

@@ -14,7 +14,7 @@ from kneo.clock import parse_duration
 from kneo.controller.source.address import check_ref, parse_address, redact
 from kneo.errors import Invalid, KneoError
 from kneo.names import name_problem, person_key
-from kneo.notify.messages import one_line, quoted
+from kneo.notify.channels import one_line, quoted
 from kneo.redaction import hide_paths, redact_text
 from kneo.runtime.engine.questions import render
 from kneo.spec.coverage.environment_gates import _any

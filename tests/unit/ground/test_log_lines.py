@@ -8,8 +8,7 @@ import json
 import logging
 import threading
 
-from kneo.telemetry import JsonLines
-from kneo.telemetry.log_context import log_fields
+from kneo.telemetry import JsonLines, log_fields
 
 
 def line(**extra: object) -> dict[str, object]:

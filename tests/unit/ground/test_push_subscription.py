@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kneo.records.push_subscription import MAX_ENDPOINT_CHARS, PushSubscription, push_service
+from kneo.records.sign_in import MAX_ENDPOINT_CHARS, PushSubscription, push_service
 from kneo.settings import PUSH_HOSTS
 
 TESTED = ("push.example.org:8443", "*.example.net", *PUSH_HOSTS)

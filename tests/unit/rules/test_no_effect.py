@@ -90,7 +90,7 @@ READ: dict[str, dict[str, str]] = {
     "MemoryRef": {"kneo/agents/memory.py": "ref"},
     "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "RemoteAgent": {"kneo/agents/a2a/calls.py": "url secret_headers keys"},
-    "Quorum": {"kneo/tasks/quorum.py": "approvals each order reject"},
+    "Quorum": {"kneo/tasks/decisions.py": "approvals each order reject"},
     "Review": {
         "kneo/runtime/interpreter/step.py": "before after error",
         "kneo/runtime/interpreter/serial.py": "each",
@@ -129,7 +129,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/loop.py": "description transfer",
         "kneo/runtime/steps/python_tools.py": "implementation",
         "kneo/spec/models/spec.py": "capabilities effects",
-        "kneo/runtime/program/tool_gates.py": "review",
+        "kneo/runtime/program/gates.py": "review",
     },
     "ToolPermissions": {
         "kneo/agents/guard.py": "allowed_tools denied_tools allow_network allow_filesystem_read allow_filesystem_write allow_shell",

@@ -15,7 +15,7 @@ from kneo.clock import isoformat
 from kneo.digest import digest_of
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import DecisionKind
-from kneo.runtime.engine.consequences import consequences
+from kneo.runtime.engine.questions import consequences
 from kneo.runtime.interpreter.node import (
     Ask,
     CallsWaiting,

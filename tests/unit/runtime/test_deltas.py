@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kneo.clock import ManualClock
-from kneo.records.delta import ModelDelta
-from kneo.runtime.engine.deltas import MAX_CHARS, DeltaWriter, is_withheld
+from kneo.records.conversation import ModelDelta
+from kneo.runtime.engine.attempt import MAX_CHARS, DeltaWriter, is_withheld
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models.spec import Spec

@@ -11,7 +11,7 @@ from shapes import BODY, CONTAINERS, HOLDERS, guarded
 from kneo.digest import canonical_json
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.engine.consequences import consequences
+from kneo.runtime.engine.questions import consequences
 from kneo.runtime.interpreter.node import Ask, Succeeded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import actions, begin, settle
 from kneo.runtime.program.compiler import compile_program

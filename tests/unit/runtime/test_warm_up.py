@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from kneo.runtime.engine import warm_up
+from kneo.runtime.engine import assemble
 
 
 @pytest.fixture
@@ -30,19 +30,19 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_providers_are_found_at_any_depth_of_bundles_and_specs(imported: list[str]) -> None:
     fallback = {"provider": "dummy", "fallbacks": [{"provider": "anthropic"}]}
     payload = {"predicate": {"spec": {"components": {"agents": {"a": {"model": fallback}}}, "mcp_servers": {}}}}
-    warm_up.import_libraries([json.dumps(payload).encode(), b'{"agent": {"model": {"provider": "openai"}}}'])
+    assemble.import_libraries([json.dumps(payload).encode(), b'{"agent": {"model": {"provider": "openai"}}}'])
     assert imported == ["loop", "agent_services", "clients", "anthropic", "openai"]
 
 
 def test_servers_of_mcp_are_imported_with_the_agents_that_use_them(imported: list[str]) -> None:
     spec = {"agent": {"model": {"provider": "openai"}}, "mcp_servers": {"crm": {}}}
-    warm_up.import_libraries([json.dumps(spec).encode()])
+    assemble.import_libraries([json.dumps(spec).encode()])
     assert imported[-1] == "servers"
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[" * 100_000, b'{"provider": 7}', b'"provider"', b"null"])
 def test_what_is_not_a_spec_imports_nothing(body: bytes, imported: list[str]) -> None:
-    warm_up.import_libraries([body])
+    assemble.import_libraries([body])
     assert imported == []
 
 
@@ -51,4 +51,4 @@ def test_a_library_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    warm_up.import_libraries([b'{"provider": "openai"}'])
+    assemble.import_libraries([b'{"provider": "openai"}'])

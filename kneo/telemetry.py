@@ -1,15 +1,19 @@
-"""Spans for OpenTelemetry. Disabled, OpenTelemetry is not imported and a span costs a function call.
+"""Telemetry: logs as one JSON object per line on standard error, and spans for OpenTelemetry.
 
-A span has the names of the run and the step. Inputs and outputs are added only where an operator enables them, redacted and
-truncated.
+Disabled, OpenTelemetry is not imported and a span costs a function call. A span has the names of the run and the step. Inputs
+and outputs are added only where an operator enables them, redacted and truncated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import json
+import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kneo.errors import Invalid
@@ -19,6 +23,8 @@ from kneo.settings import Tracing
 if TYPE_CHECKING:
     from opentelemetry.trace import Span as OtelSpan
     from opentelemetry.trace import Tracer
+from contextvars import ContextVar
+from types import MappingProxyType
 
 Value = str | int | float | bool | Sequence[str]
 
@@ -181,3 +187,56 @@ def span(
 
 def _named(facts: Mapping[str, Value | None]) -> dict[str, Value]:
     return {key.replace("_", ".").replace("..", "_"): value for key, value in facts.items() if value is not None}
+
+
+_fields: ContextVar[Mapping[str, str]] = ContextVar("kneo_log_fields", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def log_fields(**fields: str | None) -> Iterator[None]:
+    """Add fields to the log lines of a block, also in tasks and threads that are started with its context."""
+    token = _fields.set({**_fields.get(), **{name: value for name, value in fields.items() if value is not None}})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+def current_fields() -> Mapping[str, str]:
+    """Return the fields of the current work, with the id of its trace where one is recorded."""
+    trace_id = current_trace_id()
+    return {**_fields.get(), "trace_id": trace_id} if trace_id is not None else _fields.get()
+
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+_write = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
+class JsonLines(logging.Formatter):
+    """Formats a record with its ``extra`` fields and those of the current work as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= current_fields()
+        entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return _write(entry)
+
+
+def configure_logging(level: str = "INFO") -> None:
+    """Send every logger of this process to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for noisy in ("watchdog", "uvicorn.access", "httpx", "alembic", "procrastinate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
