@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 
 from kneo.clock import isoformat
 from kneo.names import person_key
 from kneo.records.sign_in import KNOWN_FOR, OidcPerson
+from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, lock_table, upsert
 from kneo.store.tables import oidc_groups, oidc_people
 
@@ -25,13 +26,15 @@ def find(tx: Tx, name: str) -> OidcPerson | None:
     return tx.once((OidcPerson, key), lambda: _find(tx, key))
 
 
+_FIND = Prepared(
+    select(oidc_people, oidc_groups.c.name.label("group"))
+    .join(oidc_groups, _MY_GROUPS)
+    .where(oidc_people.c.person_key == bindparam("key"), oidc_people.c.seen_at > bindparam("oldest"))
+)
+
+
 def _find(tx: Tx, key: str) -> OidcPerson | None:
-    query = (
-        select(oidc_people, oidc_groups.c.name.label("group"))
-        .join(oidc_groups, _MY_GROUPS)
-        .where(oidc_people.c.person_key == key, oidc_people.c.seen_at > _oldest(tx))
-    )
-    rows = tx.connection.execute(query).all()
+    rows = _FIND.rows(tx, {"key": key, "oldest": _oldest(tx)})
     if not rows:
         return None
     first = rows[0]

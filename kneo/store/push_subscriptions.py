@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 
 from kneo.names import person_key
 from kneo.records.sign_in import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
+from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, lock_table
 from kneo.store.tables import push_subscriptions
 
@@ -36,9 +37,12 @@ def of_person(tx: Tx, name: str) -> tuple[PushSubscription, ...]:
     return tuple(_read(row) for row in tx.connection.execute(query))
 
 
+_ANY = Prepared(select(_columns.id).limit(1))
+
+
 def exist(tx: Tx) -> bool:
     """Return whether there is any subscription."""
-    return tx.connection.execute(select(_columns.id).limit(1)).first() is not None
+    return _ANY.first(tx, {}) is not None
 
 
 def list_people(tx: Tx, limit: int) -> list[str]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Transient
 from kneo.store import idempotency
 from kneo.store.change_feed import ChangeFeed, Subscription
+from kneo.store.connections import Prepared
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates
 from kneo.store.tables import hook_deliveries, leases, requests
 
@@ -134,9 +135,12 @@ def holds_lease(tx: Tx, name: str, owner: str, fence: int) -> bool:
     return row is not None and row.owner == owner and row.fence == fence and row.until > tx.at
 
 
+_LEASE = Prepared(select(leases.c.name).where(leases.c.name == bindparam("called")))
+
+
 def was_leased(tx: Tx, name: str) -> bool:
     """Return whether a lease ever had a holder."""
-    return tx.connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is not None
+    return _LEASE.first(tx, {"called": name}) is not None
 
 
 def lease_holder(tx: Tx, name: str) -> str | None:

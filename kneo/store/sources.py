@@ -15,8 +15,11 @@ SOURCE = "config"
 """The one source of a database; another repository in its place counts as rewritten history."""
 
 
+_SOURCE = Prepared(select(sources).where(sources.c.name == SOURCE))
+
+
 def source(tx: Tx) -> SourceRecord | None:
-    row = tx.connection.execute(select(sources).where(sources.c.name == SOURCE)).first()
+    row = _SOURCE.first(tx, {})
     return SourceRecord(**{name: value for name, value in row._asdict().items() if name != "name"}) if row else None
 
 
