@@ -12,12 +12,12 @@ from typing import NoReturn
 from service_bench import serving
 
 from benchmarks.inbox.populate import soon
-from kneo.api.context import EVERYTHING, Context, Principal
+from kneo.api.operation import EVERYTHING, Context, Principal
 from kneo.api.runs import list_runs
 from kneo.api.tasks import list_human_tasks, summarise_human_tasks
 from kneo.clock import ManualClock
 from kneo.service.event_streams import task_events
-from kneo.service.router import JsonResponse
+from kneo.service.routing import JsonResponse
 from kneo.settings import from_env
 from kneo.store import task_feed, task_statistics, tasks
 from kneo.store.change_feed import ChangeFeed

@@ -12,8 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.context import Context
-from kneo.api.operation import operation
+from kneo.api.operation import Context, operation
 from kneo.api.page import Word
 from kneo.errors import Forbidden, KneoError
 from kneo.spec.models.environment import Environment

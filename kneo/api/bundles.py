@@ -9,8 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.context import Context
-from kneo.api.operation import operation
+from kneo.api.operation import Context, operation
 from kneo.api.release_views import SpecChangeView
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release

@@ -7,8 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kneo.api.context import Context
-from kneo.api.operation import operation
+from kneo.api.operation import Context, operation
 from kneo.project.secrets import Inventory, secret_inventory
 from kneo.store import audit
 

@@ -8,11 +8,9 @@ from typing import Annotated
 
 from pydantic import Field, WithJsonSchema
 
-from kneo.api.context import Context, Waiting
 from kneo.api.may_answer import may_decide_task
-from kneo.api.operation import DONE, operation, run_operation
-from kneo.api.requests import Body
-from kneo.api.run_waiting import RunResumedView, wait_after_answer
+from kneo.api.operation import DONE, Body, Context, Waiting, operation, run_operation
+from kneo.api.run_views import RunResumedView, wait_after_answer
 from kneo.api.task_views import HumanTaskDetailView, Json
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import InvalidValue, KneoError

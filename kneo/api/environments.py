@@ -9,9 +9,8 @@ from typing import Annotated, TypedDict
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.approvers import check_approver, check_root
-from kneo.api.context import Context
-from kneo.api.operation import operation
+from kneo.api.may_answer import check_approver, check_root
+from kneo.api.operation import Body, Context, operation
 from kneo.api.page import Limit
 from kneo.api.release_views import (
     ApprovalView,
@@ -32,7 +31,6 @@ from kneo.api.release_views import (
     SuspendedView,
     WhyView,
 )
-from kneo.api.requests import Body
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Transient, Untrusted

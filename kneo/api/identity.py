@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kneo import registry
-from kneo.api.context import ANY_KEY, Context
-from kneo.api.operation import operation
+from kneo.api.operation import ANY_KEY, Context, operation
 from kneo.errors import KneoError
 from kneo.store import oidc_people, releases
 from kneo.tasks.people import find_person

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.context import ANY_KEY, Context
 from kneo.api.may_answer import (
     MayAnswerView,
     approval_gates,
@@ -16,7 +15,7 @@ from kneo.api.may_answer import (
     may_decide_task,
     waits_for,
 )
-from kneo.api.operation import operation
+from kneo.api.operation import ANY_KEY, Context, operation
 from kneo.api.task_views import Json, votes_of
 from kneo.records.release import Pending
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus

@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.context import Context
-from kneo.api.operation import operation
-from kneo.api.requests import Body
+from kneo.api.operation import Body, Context, operation
 from kneo.clock import parse_duration, parse_time
 from kneo.records.task import TaskLink
 from kneo.store import tasks

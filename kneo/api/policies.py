@@ -9,9 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.context import Context
-from kneo.api.operation import operation
-from kneo.api.requests import MAX_NAMES, Body, Flag, Name
+from kneo.api.operation import MAX_NAMES, Body, Context, Flag, Name, operation
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check
 from kneo.spec.models.environment import read_spec

@@ -8,11 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.approvers import check_may_decide, check_may_decide_rules, check_root
-from kneo.api.context import Context
 from kneo.api.environments import change_result, decided_before, require_controller
-from kneo.api.may_answer import MayAnswerView, may_decide_change
-from kneo.api.operation import operation
+from kneo.api.may_answer import MayAnswerView, check_may_decide, check_may_decide_rules, check_root, may_decide_change
+from kneo.api.operation import Body, Context, operation
 from kneo.api.page import Limit
 from kneo.api.release_views import (
     ApprovalView,
@@ -26,7 +24,6 @@ from kneo.api.release_views import (
     ReleaseView,
     SpecChangeView,
 )
-from kneo.api.requests import Body
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.release import ApprovalRecord, Pending, Promotion
 from kneo.settings import Settings

@@ -9,9 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.context import Context
-from kneo.api.operation import operation
-from kneo.api.requests import Body
+from kneo.api.operation import Body, Context, operation
 from kneo.errors import NotFound
 from kneo.records.task import ReceiptRecord
 from kneo.settings import Settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.audit_views import AuditEventView
+from kneo.api.audit import AuditEventView
 from kneo.api.may_answer import MayAnswerView
 from kneo.clock import isoformat
 from kneo.digest import Digest
@@ -32,9 +32,10 @@ from kneo.registry.explain import ClosedGate, Explanation, Trace
 from kneo.spec.windows import next_opening, windows_open
 from kneo.trust.dsse import parse_envelope
 
-if TYPE_CHECKING:  # commands that only look do not need the models of specs
+if TYPE_CHECKING:
     from kneo.spec.diff import SpecChange
     from kneo.spec.models.environment import Environment
+
 
 Json = dict[str, object]
 

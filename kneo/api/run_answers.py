@@ -14,10 +14,8 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kneo.api.context import Context, Waiting
-from kneo.api.operation import DONE, Json, run_operation
-from kneo.api.requests import Body
-from kneo.api.run_waiting import RunResumedView, wait_after_answer
+from kneo.api.operation import DONE, Body, Context, Json, Waiting, run_operation
+from kneo.api.run_views import RunResumedView, wait_after_answer
 from kneo.errors import Conflict, Invalid, InvalidValue, KneoError, NotFound, Usage
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun, find_run, read_settled_run

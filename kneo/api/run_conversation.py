@@ -10,16 +10,50 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kneo.api.content_texts import ContentTexts
-from kneo.api.context import Context
-from kneo.api.operation import operation
+from kneo.api.operation import Context, operation
 from kneo.api.run_steps import path_of
 from kneo.errors import InvalidValue, NotFound
 from kneo.records.conversation import ConversationEntry, EntryKind
-from kneo.redaction import redact_text
+from kneo.redaction import redact, redact_text
 from kneo.runtime.engine.wait import find_run
 from kneo.spec.tool_names import OUTPUT_TOOL
 from kneo.store import agent_journal
+
+MAX_TEXT_CHARS = 20_000
+"""Characters of one text."""
+
+MAX_CHARS = 4_000_000
+"""Characters of all texts of a response."""
+
+
+class ContentTexts:
+    """Redacts and bounds the texts of one response.
+
+    Args:
+        personal: Whether personal data is removed too.
+    """
+
+    def __init__(self, *, personal: bool) -> None:
+        self.personal = personal
+        self.left = MAX_CHARS
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the texts are longer than a response may be."""
+        return self.left <= 0
+
+    def shown(self, value: object) -> str:
+        """Return a text, or data as JSON, without secrets and cut where it is too long."""
+        # Redacted as a whole: half a secret is not recognized.
+        text = self._redacted(value)
+        most = max(min(MAX_TEXT_CHARS, self.left), 0)
+        self.left -= len(text)
+        return text if len(text) <= most else f"{text[:most]}[cut: {len(text)} characters in all]"
+
+    def _redacted(self, value: object) -> str:
+        if isinstance(value, str):
+            return redact_text(value, personal=self.personal)
+        return json.dumps(redact(value, personal=self.personal), ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,9 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from kneo.api.context import Context
-from kneo.api.operation import operation
-from kneo.api.run_views import Json, RunErrorView, clean
+from kneo.api.operation import Context, operation
+from kneo.api.run_views import Json, RunErrorView, StatusWord, clean
 from kneo.api.specs import SpecGraphView
-from kneo.api.status_words import StatusWord
 from kneo.errors import NotFound
 from kneo.records.run import Run
 from kneo.runtime.engine import views

@@ -10,12 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.context import Context, Waiting
-from kneo.api.operation import operation, run_operation
-from kneo.api.requests import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, SpecSelection, overlay_of
-from kneo.api.run_views import RunView
-from kneo.api.run_waiting import DEFAULT_WAIT, RunStartedView, wait_for_run
-from kneo.api.spec_loader import SpecLoader, usable
+from kneo.api.operation import AsNumber, Body, Context, Flag, Name, Waiting, operation, run_operation
+from kneo.api.run_views import DEFAULT_WAIT, RunStartedView, RunView, wait_for_run
+from kneo.api.spec_loader import SkillsChange, SpecLoader, SpecRequest, SpecSelection, overlay_of, usable
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage

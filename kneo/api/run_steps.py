@@ -11,8 +11,7 @@ from urllib.parse import unquote
 
 from pydantic import Field
 
-from kneo.api.context import Context
-from kneo.api.operation import operation
+from kneo.api.operation import Context, operation
 from kneo.api.page import Limit, Offset, PageView, page_fields
 from kneo.api.run_views import RunErrorView, UsageView, readable
 from kneo.clock import parse_time

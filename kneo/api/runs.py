@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.context import Context
-from kneo.api.operation import operation
-from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, stored_time
+from kneo.api.operation import Context, operation
+from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, search_period, stored_time
 from kneo.api.run_views import (
     CheckpointPageView,
     CheckpointView,
@@ -17,9 +16,8 @@ from kneo.api.run_views import (
     RunView,
     TraceEventView,
     TraceView,
+    check_status,
 )
-from kneo.api.search_period import search_period
-from kneo.api.status_words import check_status
 from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus

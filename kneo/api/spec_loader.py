@@ -1,13 +1,17 @@
-"""Loading the specs of requests, inline or by path, with overlays, overrides and changes of skills."""
+"""The specs of requests, inline or by path, and their loading with overlays, overrides and changes of skills."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from pydantic import Field
 
 from kneo.agents.providers import model_check
 from kneo.agents.start_check import has_a2a, has_mcp
-from kneo.api.requests import SkillsOverlay, SpecSelection
+from kneo.api.operation import MAX_NAMES, Body, EnvironmentName, Name
 from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.project import read_config
 from kneo.project.files import ModuleFiles, SpecFiles, is_hidden
@@ -21,6 +25,82 @@ from kneo.spec.reading.inline import Files, NoFiles
 from kneo.spec.reading.load import LoadedSpec, load_tree, resolve
 from kneo.spec.reading.overlays import merge_all
 from kneo.spec.reading.reader import read
+
+Tree = Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillsOverlay:
+    """Skills to add to the root agent, and skills to remove from all agents."""
+
+    add: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecSelection:
+    """The source of a spec: an inline spec or a path below the spec root, and its overlays and overrides, in this
+    order.
+    """
+
+    spec: Tree | None = None
+    spec_path: str | None = None
+    environment: str | None = None
+    overlays: tuple[str, ...] = ()
+    overrides: Tree = field(default_factory=dict)
+    skills: SkillsOverlay = SkillsOverlay()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the spec is inline and unchanged."""
+        return self.spec is not None and not self.has_layers
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether there are overlays, overrides or skill changes."""
+        return bool(self.overlays or self.overrides or self.skills != SkillsOverlay())
+
+    def origin(self) -> dict[str, object]:
+        """Return the source of the spec for the audit log."""
+        return {
+            "spec_path": self.spec_path,
+            "inline_spec": self.spec is not None,
+            "environment": self.environment,
+            "overlays": list(self.overlays),
+        }
+
+
+class SkillsChange(Body):
+    """Skills to add to the root agent, and to remove from every agent."""
+
+    add: list[Name] = Field(default_factory=list, max_length=MAX_NAMES)
+    disable: list[Name] = Field(default_factory=list, max_length=MAX_NAMES)
+
+
+class SpecRequest(Body):
+    """A spec with its overlays in order, then its overrides."""
+
+    spec_path: Name | None = Field(default=None, description="A file below the service's spec root.")
+    spec: dict[str, object] | None = Field(default=None, description="The spec itself; takes precedence over a path.")
+    environment: EnvironmentName | None = None
+    overlays: list[Name] = Field(
+        default_factory=list, max_length=MAX_NAMES, description="Files below the service's spec root."
+    )
+    overrides: dict[str, object] = Field(default_factory=dict)
+
+    def selection(self) -> SpecSelection:
+        return SpecSelection(
+            spec=self.spec,
+            spec_path=self.spec_path,
+            environment=self.environment,
+            overlays=tuple(self.overlays),
+            overrides=self.overrides,
+        )
+
+
+def overlay_of(skills: SkillsChange | None) -> SkillsOverlay:
+    """Parse a change of skills; ``None`` changes nothing."""
+    return SkillsOverlay(add=tuple(skills.add), disable=tuple(skills.disable)) if skills else SkillsOverlay()
 
 
 class Confined(Invalid):

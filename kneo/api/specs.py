@@ -8,11 +8,9 @@ from typing import Literal
 from pydantic import Field, TypeAdapter
 
 from kneo import registry
-from kneo.api.context import Context
-from kneo.api.operation import operation
+from kneo.api.operation import Body, Context, Flag, operation
 from kneo.api.page import Limit, Offset, Order, PageView, page_fields
-from kneo.api.requests import Body, Flag, SpecRequest, SpecSelection
-from kneo.api.spec_loader import SpecLoader, refused, shaped, usable
+from kneo.api.spec_loader import SpecLoader, SpecRequest, SpecSelection, refused, shaped, usable
 from kneo.digest import digest_of_json
 from kneo.runtime.engine.start import find_rules, require_policy
 from kneo.spec.coverage.policy import policy_report

@@ -10,8 +10,7 @@ from typing import Annotated, TypedDict
 from pydantic import Field
 
 from kneo.api.may_answer import MayAnswerView
-from kneo.api.page import PageView
-from kneo.api.search_period import SearchPeriod
+from kneo.api.page import PageView, SearchPeriod
 from kneo.clock import parse_time
 from kneo.records.run import Run, StepRecord
 from kneo.records.task import HumanTask, TaskEvent

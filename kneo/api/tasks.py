@@ -9,11 +9,8 @@ from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
-from kneo.api.context import Context
-from kneo.api.operation import operation
-from kneo.api.page import Limit, Moment, Offset, Order, page_fields, stored_time
-from kneo.api.requests import Body
-from kneo.api.search_period import search_period
+from kneo.api.operation import Body, Context, operation
+from kneo.api.page import Limit, Moment, Offset, Order, page_fields, search_period, stored_time
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
 from kneo.clock import first_id, isoformat, parse_duration
 from kneo.errors import InvalidValue

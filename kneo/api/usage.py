@@ -8,8 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kneo.api.context import Context
-from kneo.api.operation import operation
+from kneo.api.operation import Context, operation
 from kneo.api.page import Word
 from kneo.errors import InvalidValue
 from kneo.records.run import AgentUsage

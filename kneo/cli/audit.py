@@ -10,8 +10,14 @@ from typing import Annotated
 
 import typer
 
-from kneo.api.audit import get_audit_checkpoint, get_audit_proof, list_audit_events
-from kneo.api.audit_views import AuditEventView, AuditPageView, AuditProofView
+from kneo.api.audit import (
+    AuditEventView,
+    AuditPageView,
+    AuditProofView,
+    get_audit_checkpoint,
+    get_audit_proof,
+    list_audit_events,
+)
 from kneo.api.environments import trace as trace_reference
 from kneo.api.release_views import ProvenanceView
 from kneo.cli import render

@@ -10,11 +10,9 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from kneo import registry
-from kneo.api.context import EVERYTHING, Context, Principal, Waiting
-from kneo.api.operation import Operation
-from kneo.api.run_views import TraceEventView
+from kneo.api.operation import EVERYTHING, Context, Operation, Principal, Waiting
+from kneo.api.run_views import TraceEventView, in_published_words, speaks_published
 from kneo.api.runs import get_run
-from kneo.api.status_words import in_published_words, speaks_published
 from kneo.api.task_views import TaskEventView
 from kneo.cli import compose
 from kneo.cli.connection import Json, P, V

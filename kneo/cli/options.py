@@ -15,7 +15,7 @@ from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
 from kneo.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from kneo.api.search_period import SearchPeriod
+    from kneo.api.page import SearchPeriod
 
 
 R = TypeVar("R")

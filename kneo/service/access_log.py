@@ -1,16 +1,16 @@
-"""The outermost middleware: request ids, security headers, the access log, and the response to a crash."""
+"""The outermost middleware: request ids, security headers, the access log, metrics of requests, and the response to a crash."""
 
 from __future__ import annotations
 
 import logging
 import random
 import re
-from typing import Protocol
 
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kneo.api.context import Principal
+from kneo.api.operation import Principal
 from kneo.clock import monotonic
 from kneo.redaction import redact_text
 from kneo.service.auth import PRINCIPAL
@@ -43,10 +43,30 @@ _TOKEN = re.compile(r"^(/h/|/console/link/).+")
 _NAMED = re.compile(r"/(runs|human-tasks|continuations)/([A-Za-z0-9_-]{1,80})")
 
 
-class Observer(Protocol):
-    """A counter of requests."""
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+"""Seconds. Synchronous runs take up to two minutes."""
 
-    def seen(self, operation: RouteEntry | None, method: str, status: int, seconds: float) -> None: ...
+
+class RequestMetrics:
+    """Prometheus counters of requests.
+
+    Args:
+        registry: The metrics of this application.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["method", "operation"]
+        self._requests = Counter("kneo_http_requests", "Requests answered.", [*labels, "status"], registry=registry)
+        self._seconds = Histogram(
+            "kneo_http_request_duration_seconds", "Duration of requests.", labels, buckets=BUCKETS, registry=registry
+        )
+
+    def count(self, operation: RouteEntry | None, method: str, status: int, seconds: float) -> None:
+        """Count a request. Requests without a route share one name, so that callers cannot create names."""
+        name = operation.id if operation is not None else "unknown"
+        verb = method if operation is not None else "OTHER"
+        self._requests.labels(verb, name, str(status)).inc()
+        self._seconds.labels(verb, name).observe(seconds)
 
 
 class AccessLog:
@@ -55,14 +75,14 @@ class AccessLog:
     Args:
         app: The application behind it.
         routes: The routes, to name requests by.
-        observer: Counts the requests.
+        metrics: Counts the requests.
         logged: Whether requests are logged.
     """
 
-    def __init__(self, app: ASGIApp, *, routes: RouteTable, observer: Observer, logged: bool) -> None:
+    def __init__(self, app: ASGIApp, *, routes: RouteTable, metrics: RequestMetrics, logged: bool) -> None:
         self.app = app
         self.routes = routes
-        self.observer = observer
+        self.metrics = metrics
         self.logged = logged
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +118,7 @@ class AccessLog:
                     await crash()(scope, receive, sending)
             _note(traced, scope, operation, status, failed)
         seconds = monotonic() - started
-        self.observer.seen(operation, scope["method"], status, seconds)
+        self.metrics.count(operation, scope["method"], status, seconds)
         if self.logged:
             _log(scope, headers, request_id, status, seconds, failed, traced.trace_id or traceparent)
 

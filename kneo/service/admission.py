@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kneo.api.context import Principal
+from kneo.api.operation import Principal
 from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError
@@ -26,8 +26,7 @@ from kneo.service.auth import PRINCIPAL, credential_of
 from kneo.service.callers import Callers
 from kneo.service.limits import Rate
 from kneo.service.problems import RECORDED, refusal
-from kneo.service.router import JsonResponse
-from kneo.service.routing import RouteEntry, route_of, without_version
+from kneo.service.routing import JsonResponse, RouteEntry, route_of, without_version
 from kneo.settings import Settings
 from kneo.store import audit, idempotency
 from kneo.store.engine import Store

@@ -43,19 +43,17 @@ from kneo.errors import KneoError, Usage
 from kneo.platform import PlatformManager
 from kneo.runtime.engine.start import Starter
 from kneo.service import problems
-from kneo.service.access_log import AccessLog
+from kneo.service.access_log import AccessLog, RequestMetrics
 from kneo.service.admission import Admission
 from kneo.service.auth import AuthConfig, configured, hash_keys, keyring
-from kneo.service.callers import Callers, make_callers
+from kneo.service.callers import Callers, HeadCheck, make_callers
 from kneo.service.console.app import Console, show_console
 from kneo.service.console.push import keep_subscriptions
-from kneo.service.context import Service
+from kneo.service.context import Service, mount
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
-from kneo.service.head_check import HeadCheck
 from kneo.service.limits import BodyLimit, RequestLimits
 from kneo.service.metrics import Metrics
-from kneo.service.mount import mount
 from kneo.service.openapi import describe
 from kneo.service.readiness import Readiness
 from kneo.service.routes import (
@@ -211,7 +209,9 @@ def _furnish(
     app.add_middleware(Admission, callers=callers, settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
     app.add_middleware(HeadCheck, settings=settings, callers=callers)
-    app.add_middleware(AccessLog, routes=routes, observer=service.metrics, logged=settings.http.request_logs)
+    app.add_middleware(
+        AccessLog, routes=routes, metrics=RequestMetrics(service.metrics.registry), logged=settings.http.request_logs
+    )
 
 
 def _record_callers(tx: Tx, callers: Callers, push: PushSettings) -> None:

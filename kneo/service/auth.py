@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from kneo.api.context import EVERYTHING, Principal
+from kneo.api.operation import EVERYTHING, Principal
 from kneo.errors import Invalid, Unauthorized
 from kneo.names import person_key, person_name, shown
 from kneo.settings import Settings

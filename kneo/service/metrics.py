@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,15 +16,11 @@ from kneo.clock import parse_time
 from kneo.errors import KneoError
 from kneo.records.run import AgentUsage
 from kneo.service.events import Streams
-from kneo.service.routing import RouteEntry
 from kneo.store import audit, metrics, project_metadata, requests, usage
 from kneo.store.engine import Store, Tx
 
 COUNT_SHARE = 100
 """Counting rows that have ended takes at most this part of the time: at two million runs, half a second each minute."""
-
-BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
-"""Seconds. Synchronous runs take up to two minutes."""
 
 
 class Metrics:
@@ -32,26 +28,9 @@ class Metrics:
 
     def __init__(self, store: Store, streams: Streams) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "kneo_http_requests", "Requests answered.", ["method", "operation", "status"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "kneo_http_request_duration_seconds",
-            "Duration of requests.",
-            ["method", "operation"],
-            buckets=BUCKETS,
-            registry=self.registry,
-        )
         self._hooks = Counter("kneo_webhook", "Deliveries of webhooks.", ["provider", "result"], registry=self.registry)
         Gauge("kneo_http_streams", "Open streams.", registry=self.registry).set_function(lambda: streams.open)
         self.registry.register(_DatabaseMetrics(store))
-
-    def seen(self, operation: RouteEntry | None, method: str, status: int, seconds: float) -> None:
-        """Count a request. Requests without a route share one name, so that callers cannot create names."""
-        name = operation.id if operation is not None else "unknown"
-        verb = method if operation is not None else "OTHER"
-        self._requests.labels(verb, name, str(status)).inc()
-        self._seconds.labels(verb, name).observe(seconds)
 
     def delivered(self, provider: str, result: str) -> None:
         """Count a delivery of a webhook: ``accepted``, ``duplicate``, ``refused``, ``too_large`` or ``limited``."""

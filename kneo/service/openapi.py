@@ -8,7 +8,7 @@ from typing import cast
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from kneo.api.context import ANY_KEY
+from kneo.api.operation import ANY_KEY
 from kneo.service.routing import VERSION, RouteEntry, RouteTable
 
 Tree = dict[str, object]

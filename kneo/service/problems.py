@@ -9,10 +9,10 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from kneo.api.status_words import say, speaks_published
+from kneo.api.run_views import say, speaks_published
 from kneo.errors import KneoError, Transient, Unauthorized
 from kneo.records.run import RunStatus
-from kneo.service.router import JsonResponse
+from kneo.service.routing import JsonResponse
 from kneo.settings import Settings
 
 RETRY_AFTER_SECONDS = 5

@@ -10,7 +10,7 @@ from builders import build_run, build_task
 from operation_context import operation_context
 from sqlalchemy import Select, text
 
-from kneo.api.context import Principal
+from kneo.api.operation import Principal
 from kneo.api.runs import list_runs
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import Forbidden

@@ -10,8 +10,7 @@ from builders import build_run, build_task
 from engine import Engine
 from operation_context import operation_context
 
-from kneo.api.content_texts import MAX_TEXT_CHARS
-from kneo.api.run_conversation import get_run_conversation
+from kneo.api.run_conversation import MAX_TEXT_CHARS, get_run_conversation
 from kneo.api.run_steps import list_run_steps
 from kneo.api.run_views import RunView
 from kneo.api.usage import get_usage

@@ -10,8 +10,8 @@ from builders import build_run, build_task
 from operation_context import operation_context
 from sqlalchemy import Select, text
 
+from kneo.api.page import MAX_PERIOD
 from kneo.api.runs import list_runs
-from kneo.api.search_period import MAX_PERIOD
 from kneo.api.tasks import list_human_tasks
 from kneo.clock import ManualClock, first_id, isoformat, new_id
 from kneo.errors import InvalidValue

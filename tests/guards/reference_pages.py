@@ -23,7 +23,7 @@ from errors_page import errors_page  # noqa: E402
 from roles_page import roles_page  # noqa: E402
 from settings_page import settings_page  # noqa: E402
 
-from kneo.api.context import ANY_KEY  # noqa: E402
+from kneo.api.operation import ANY_KEY  # noqa: E402
 from kneo.cli.commands import COMMANDS  # noqa: E402
 from kneo.cli.main import LazyGroup, app  # noqa: E402
 from kneo.service.app import description  # noqa: E402

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kneo.api.context import ANY_KEY
+from kneo.api.operation import ANY_KEY
 from kneo.service.app import ROUTERS
 from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
 from kneo.service.routing import VERSION, RouteEntry, RouteTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kneo.api.context import ANY_KEY
+from kneo.api.operation import ANY_KEY
 from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from kneo.api.context import EVERYTHING, Context, Principal
+from kneo.api.operation import EVERYTHING, Context, Principal
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 

@@ -11,7 +11,7 @@ import typer
 from kneo.api.run_answers import RunInput, put_run_input
 from kneo.api.run_history import CheckpointDiffView, diff_run_checkpoints, get_run_recovery, get_run_replay
 from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
-from kneo.api.run_waiting import RunStartedView
+from kneo.api.run_views import RunStartedView
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request

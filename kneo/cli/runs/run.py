@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from kneo.api.run_start import RunCreate, create_run
-from kneo.api.run_views import RunView
-from kneo.api.run_waiting import RunStartedView
+from kneo.api.run_views import RunStartedView, RunView
 from kneo.api.runs import get_run
 from kneo.cli import render
 from kneo.cli.commands import examples

@@ -7,10 +7,9 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from kneo.api.run_views import RunPageView, RunView
+from kneo.api.run_views import RunPageView, RunView, check_status
 from kneo.api.runs import get_run, get_run_trace, list_run_checkpoints
 from kneo.api.runs import list_runs as list_runs_
-from kneo.api.status_words import check_status
 from kneo.api.usage import ModelUsageView, UsageReportView, get_usage
 from kneo.cli import render
 from kneo.cli.commands import examples

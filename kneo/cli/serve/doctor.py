@@ -36,7 +36,7 @@ from kneo.maintenance import RetentionPolicy
 from kneo.project import read_config
 from kneo.project.secrets import secret_inventory
 from kneo.service.auth import configured, hash_keys
-from kneo.service.head_check import check_reachable, is_loopback
+from kneo.service.callers import check_reachable, is_loopback
 from kneo.service.oidc.discovery import IssuerClient
 from kneo.settings import Settings, from_env
 from kneo.store.migrate import open_store

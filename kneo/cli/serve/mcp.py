@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from kneo.api.agents import list_agents
-from kneo.api.context import EVERYTHING, Principal
+from kneo.api.operation import EVERYTHING, Principal
 from kneo.cli.commands import examples
 from kneo.cli.compose import executes_runs, make_starter, process_store
 from kneo.cli.connection import ProfileOption, ServiceUrlOption, backend, choose
@@ -57,7 +57,7 @@ def serve(
 
 def _relay(environment: str, service_url: str | None, profile: str | None) -> None:
     """Relay messages to a service, which has to serve the environment to the key."""
-    relay = import_with_extra("kneo.service.protocols.mcp.relay", "mcp")
+    relay = import_with_extra("kneo.service.protocols.mcp.stdio", "mcp")
     address = choose(logged_settings(), service_url, profile)
     assert address is not None
     with backend(service_url, profile) as opened:

@@ -22,8 +22,8 @@ from kneo.cli.serve.worker import executing, logged_settings
 from kneo.errors import NotFound
 from kneo.service.app import App, create_app, drain, reload_keys
 from kneo.service.auth import configured, keyring
+from kneo.service.callers import check_reachable
 from kneo.service.console.session import make_link
-from kneo.service.head_check import check_reachable
 from kneo.settings import HttpSettings, Settings, from_env
 from kneo.store.engine import Store
 

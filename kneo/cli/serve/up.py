@@ -20,7 +20,7 @@ from kneo.cli.serve.controller import (
 from kneo.cli.serve.service import HostOption, PortOption, console_link, serve_http
 from kneo.cli.serve.worker import executing, logged_settings
 from kneo.runtime.engine.worker import Worker
-from kneo.service.head_check import check_reachable
+from kneo.service.callers import check_reachable
 from kneo.settings import Settings
 from kneo.store.engine import Store
 

@@ -12,7 +12,7 @@ from kneo.api.decisions import TaskDecision
 from kneo.api.task_views import HumanTaskView
 from kneo.errors import InvalidValue
 from kneo.service.console.page import Form
-from kneo.service.router import read_json
+from kneo.service.routing import read_json
 
 MAX_CONTROLS = 100
 """Fields of a schema that have a control."""

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from kneo.api.context import Principal
+from kneo.api.operation import Principal
 from kneo.errors import Forbidden, KneoError, NotFound, Unauthorized
 from kneo.service.admission import Refusals
 from kneo.service.auth import PRINCIPAL

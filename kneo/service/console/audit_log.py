@@ -10,8 +10,7 @@ from dataclasses import asdict
 
 from starlette.responses import Response, StreamingResponse
 
-from kneo.api.audit import get_audit_checkpoint, get_audit_proof, list_audit_events
-from kneo.api.audit_views import AuditEventView, AuditPageView
+from kneo.api.audit import AuditEventView, AuditPageView, get_audit_checkpoint, get_audit_proof, list_audit_events
 from kneo.api.environments import trace
 from kneo.errors import InvalidValue, NotFound
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages

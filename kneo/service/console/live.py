@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from starlette.concurrency import run_in_threadpool
 
+from kneo.service.context import next_change
 from kneo.service.events import Event, Events
-from kneo.service.waiting import next_change
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.marks import Marks, MarksChanged, numbered
 

@@ -20,8 +20,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from starlette.responses import Response
 
-from kneo.api.context import Context, Waiting
-from kneo.api.operation import Operation
+from kneo.api.operation import Context, Operation, Waiting
 from kneo.errors import Invalid, KneoError
 from kneo.service.console.session import SignedIn
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from kneo.api.context import EVERYTHING, Principal
+from kneo.api.operation import EVERYTHING, Principal
 from kneo.clock import isoformat, parse_time
 from kneo.records.sign_in import LIFETIME, LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
 from kneo.service.auth import ANONYMOUS, Keyring
@@ -23,6 +23,7 @@ from kneo.store.engine import Store, Tx
 if TYPE_CHECKING:
     from kneo.service.oidc.people import OidcPeople
     from kneo.service.oidc.tokens import Identity
+
 
 SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_session", "kneo_session"
 """The cookie over https, and over http to this machine, where browsers keep no ``Secure`` cookie."""

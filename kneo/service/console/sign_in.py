@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from kneo.errors import Forbidden, Invalid
+from kneo.service.callers import is_loopback
 from kneo.service.console.page import Form, PageRequest, Pages
 from kneo.service.console.security import HEADERS, HOME, check_same_origin, safe_next
 from kneo.service.console.session import (
@@ -23,11 +24,11 @@ from kneo.service.console.session import (
     set_cookie,
 )
 from kneo.service.context import Service
-from kneo.service.head_check import is_loopback
 from kneo.service.limits import Rate, network_of, peer_address
 
 if TYPE_CHECKING:
     from kneo.service.console.oidc import OidcRoutes
+
 
 TRIES_PER_MINUTE = 10
 """Sign-ins that one address may try in a minute; an IPv6 network of 64 bits is one address."""

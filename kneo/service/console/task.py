@@ -33,7 +33,7 @@ from kneo.service.console import inbox, task_words
 from kneo.service.console.answer_form import controls, decision_of
 from kneo.service.console.diffs import diff_rows
 from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther
-from kneo.service.router import JsonResponse
+from kneo.service.routing import JsonResponse
 
 pages = Pages(inbox.pages.place)
 

@@ -9,12 +9,12 @@ from threading import Lock
 
 from starlette.concurrency import run_in_threadpool
 
-from kneo.api.context import Principal
+from kneo.api.operation import Principal
 from kneo.clock import isoformat
 from kneo.errors import Forbidden
 from kneo.records.sign_in import OidcPerson
 from kneo.service.auth import Keyring, group_scopes
-from kneo.service.oidc.issuer_cache import IssuerCache
+from kneo.service.oidc.discovery import IssuerCache
 from kneo.service.oidc.tokens import Identity, InvalidToken, identity_of, signing_key_of, verified_claims
 from kneo.settings import OidcSettings
 from kneo.store import audit, browser_sessions, oidc_people

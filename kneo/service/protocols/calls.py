@@ -15,9 +15,8 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from kneo.api.agents import AgentView
-from kneo.api.context import Context, Principal, Waiting
 from kneo.api.decisions import TaskDecision, resume_human_task
-from kneo.api.operation import Operation
+from kneo.api.operation import Context, Operation, Principal, Waiting
 from kneo.api.run_start import RunCreate, cancel_run, create_run
 from kneo.api.runs import get_run, list_runs
 from kneo.clock import new_id
@@ -27,10 +26,9 @@ from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun, list_settled_runs, read_settled_run
 from kneo.service.admission import MAX_KEY_CHARS
-from kneo.service.context import Service
+from kneo.service.context import Service, settled_after
 from kneo.service.event_streams import run_events, trace_events
 from kneo.service.events import Event
-from kneo.service.waiting import settled_after
 from kneo.store import idempotency
 from kneo.store.idempotency import KeyedRequest, KeyOf, Known
 from kneo.store.run_filter import RunFilter

@@ -13,7 +13,7 @@ from kneo import WIRE_VERSION, __version__
 from kneo.api.operation import Json
 from kneo.service.context import ServiceDep
 from kneo.service.problems import RETRY_AFTER_SECONDS, problem
-from kneo.service.router import ApiRouter, JsonResponse, responds
+from kneo.service.routing import ApiRouter, JsonResponse, responds
 
 router = ApiRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"])

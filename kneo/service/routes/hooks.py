@@ -18,7 +18,7 @@ from kneo.errors import NotFound, Unauthorized
 from kneo.service.context import ServiceDep
 from kneo.service.limits import Rate
 from kneo.service.problems import problem, too_large
-from kneo.service.router import JsonResponse, responds
+from kneo.service.routing import JsonResponse, responds
 from kneo.store import requests
 
 router = APIRouter(tags=["hooks"])

@@ -17,7 +17,7 @@ from kneo.service.context import Service, ServiceDep
 from kneo.service.limits import Rate, TooMany, network_of, peer_address
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
-from kneo.service.router import JsonResponse
+from kneo.service.routing import JsonResponse
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
 

@@ -10,15 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.api.agents import AgentView, find_agent, list_agents
-from kneo.api.context import Principal
+from kneo.api.operation import Principal
 from kneo.errors import NotFound
 from kneo.service.auth import require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.protocols.calls import AgentCalls
-from kneo.service.protocols.libraries import import_with_extra
-from kneo.service.protocols.limited import LimitedResponse
-from kneo.service.router import ApiRouter, JsonResponse, Responses
-from kneo.service.routing import VERSION
+from kneo.service.protocols.libraries import LimitedResponse, import_with_extra
+from kneo.service.routing import VERSION, ApiRouter, JsonResponse, Responses
 from kneo.store.service_key import missing_key
 from kneo.trust.keys import PrivateKey
 

@@ -8,13 +8,12 @@ from fastapi import Depends, Header, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from kneo.api.context import Principal
+from kneo.api.operation import Principal
 from kneo.runtime.engine.wait import find_run
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, ServiceDep
-from kneo.service.delta_queue import DeltaQueue
-from kneo.service.event_streams import run_events, task_events
-from kneo.service.router import ApiRouter, Responses
+from kneo.service.event_streams import DeltaQueue, run_events, task_events
+from kneo.service.routing import ApiRouter, Responses
 from kneo.store import task_feed
 
 run_router = ApiRouter(tags=["runs"])

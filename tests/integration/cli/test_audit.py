@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from kneo.api.audit import prove
-from kneo.api.audit_views import AuditProofView
+from kneo.api.audit import AuditProofView, prove
 from kneo.cli.audit import check_proof
 from kneo.clock import SystemClock
 from kneo.errors import KneoError

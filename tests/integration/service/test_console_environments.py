@@ -10,7 +10,7 @@ from config_house import RULES, House, released
 from console_pages import Browser, HtmlPage, signed_in
 from service_bench import Json
 
-from kneo.api.context import Context
+from kneo.api.operation import Context
 from kneo.api.promotions import PromotionDetailView, get_promotion
 from kneo.service.console import environments
 

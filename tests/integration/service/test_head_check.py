@@ -11,7 +11,7 @@ import pytest
 from service_bench import APPROVE, DRAFT, Bench, serving, spec_of
 
 from kneo.errors import Invalid
-from kneo.service.head_check import check_reachable
+from kneo.service.callers import check_reachable
 from kneo.settings import from_env
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 from builders import build_run, build_task
 
-from kneo.api.run_waiting import wait_for_run
+from kneo.api.run_views import wait_for_run
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.wait import RunSettled, SettledRun
-from kneo.service.waiting import next_change, settled_after
+from kneo.service.context import next_change, settled_after
 from kneo.store import runs
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx

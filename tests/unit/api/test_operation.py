@@ -9,10 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from kneo.api import runs
-from kneo.api.context import Context
-from kneo.api.operation import operation, operations_of
+from kneo.api.operation import Context, operation, operations_of
+from kneo.api.run_views import in_published_words
 from kneo.api.runs import RunSortField, get_run, list_runs
-from kneo.api.status_words import in_published_words
 from kneo.records.run import RunStatus
 from kneo.service.app import ROUTERS
 from kneo.service.auth import SCOPES

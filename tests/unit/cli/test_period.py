@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kneo.api.search_period import SearchPeriod
+from kneo.api.page import SearchPeriod
 from kneo.cli.options import Period
 from kneo.clock import SystemClock, isoformat, parse_time
 from kneo.errors import InvalidValue

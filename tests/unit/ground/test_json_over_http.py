@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import pytest
 
-from kneo.service.router import JsonResponse, read_json
+from kneo.service.routing import JsonResponse, read_json
 
 
 def test_answers_are_compact_utf8_that_every_reader_takes() -> None:

@@ -56,7 +56,7 @@ from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.protocols.a2a.tasks import STATES, context_of, output_of, status_of, task_of
 from kneo.service.protocols.calls import AgentCalls, AgentMessage
-from kneo.service.protocols.limited import LimitedResponse
+from kneo.service.protocols.libraries import LimitedResponse
 
 PAGE_SIZE, MAX_PAGE_SIZE = 50, 100
 """Tasks of a page where a request states no other number, and at most."""

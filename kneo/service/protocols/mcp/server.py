@@ -32,7 +32,7 @@ from starlette.types import Receive, Scope, Send
 
 from kneo import __version__
 from kneo.api.agents import AgentView, list_agents
-from kneo.api.context import Principal
+from kneo.api.operation import Principal
 from kneo.api.run_views import RunErrorView, readable, request_for_callers
 from kneo.digest import digest_of
 from kneo.errors import Forbidden, Invalid, KneoError, NotFound
