@@ -109,7 +109,7 @@ async def send_to_mcp_server(
 
 
 def _card(request: Request, service: Service, agent: AgentView) -> JsonResponse:
-    module = import_with_extra("kneo.service.protocols.a2a.card", "a2a")
+    module = import_with_extra("kneo.service.protocols.a2a.server", "a2a")
     return JsonResponse(
         module.signed_card(agent, _address(request, service), f"{VERSION}{_path(agent)}", _key(service))
     )

@@ -17,18 +17,26 @@ from a2a.helpers import get_text_parts
 from a2a.server.context import ServerCallContext
 from a2a.server.events import Event
 from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
+from a2a.server.request_handlers.response_helpers import agent_card_to_dict
 from a2a.server.routes.jsonrpc_dispatcher import JsonRpcDispatcher
 from a2a.types import (
+    AgentCapabilities,
     AgentCard,
+    AgentInterface,
+    AgentSkill,
     CancelTaskRequest,
     GetExtendedAgentCardRequest,
     GetTaskRequest,
+    HTTPAuthSecurityScheme,
     ListTasksRequest,
     ListTasksResponse,
     Message,
     Part,
     Role,
+    SecurityRequirement,
+    SecurityScheme,
     SendMessageRequest,
+    StringList,
     SubscribeToTaskRequest,
     Task,
     TaskArtifactUpdateEvent,
@@ -36,6 +44,7 @@ from a2a.types import (
     TaskStatus,
     TaskStatusUpdateEvent,
 )
+from a2a.utils.constants import PROTOCOL_VERSION_0_3, PROTOCOL_VERSION_1_0, TransportProtocol
 from a2a.utils.errors import (
     A2AError,
     ContentTypeNotSupportedError,
@@ -46,10 +55,12 @@ from a2a.utils.errors import (
     TaskNotFoundError,
     UnsupportedOperationError,
 )
+from a2a.utils.signing import ProtectedHeader, create_agent_card_signer
 from starlette.requests import Request
 from starlette.responses import Response
 
 from kneo.agents.a2a.parts import data_of
+from kneo.api.agents import AgentView
 from kneo.clock import isoformat
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.records.run import RunStatus
@@ -57,6 +68,7 @@ from kneo.runtime.engine.wait import SettledRun
 from kneo.service.protocols.a2a.tasks import STATES, context_of, output_of, status_of, task_of
 from kneo.service.protocols.calls import AgentCalls, AgentMessage
 from kneo.service.protocols.libraries import LimitedResponse
+from kneo.trust.keys import PrivateKey
 
 PAGE_SIZE, MAX_PAGE_SIZE = 50, 100
 """Tasks of a page where a request states no other number, and at most."""
@@ -306,3 +318,50 @@ def _history(params: object) -> int | None:
     """Return how many messages of the history a caller wants; ``None`` where the request does not tell."""
     assert hasattr(params, "HasField")
     return getattr(params, "history_length", None) if params.HasField("history_length") else None
+
+
+TEXT, JSON = "text/plain", "application/json"
+KEY_SCHEME = "apiKey"
+
+
+def signed_card(agent: AgentView, address: str, path: str, key: PrivateKey) -> dict[str, object]:
+    """Return the card of an agent, signed.
+
+    Args:
+        agent: The agent.
+        address: The address of this service.
+        path: The path of the agent below it.
+        key: The service key.
+    """
+    url = f"{address}{path}"
+    bearer = HTTPAuthSecurityScheme(scheme="bearer", description="An API key with the scopes runs:read and runs:write.")
+    card = AgentCard(
+        name=agent.bundle,
+        description=agent.description,
+        version=agent.version,
+        supported_interfaces=[
+            AgentInterface(url=url, protocol_binding=TransportProtocol.JSONRPC.value, protocol_version=version)
+            for version in (PROTOCOL_VERSION_1_0, PROTOCOL_VERSION_0_3)
+        ],
+        capabilities=AgentCapabilities(streaming=True, push_notifications=False, extended_agent_card=False),
+        security_schemes={KEY_SCHEME: SecurityScheme(http_auth_security_scheme=bearer)},
+        security_requirements=[SecurityRequirement(schemes={KEY_SCHEME: StringList(list=[])})],
+        default_input_modes=[TEXT, JSON],
+        default_output_modes=[TEXT],
+        skills=[
+            AgentSkill(
+                id=agent.bundle,
+                name=agent.agent_name,
+                description=agent.description,
+                tags=[agent.environment, agent.bundle],
+            )
+        ],
+    )
+    jwk = key.public.jwk()
+    header: ProtectedHeader = {
+        "kid": jwk["kid"],
+        "alg": jwk["alg"],
+        "jku": f"{address}/.well-known/jwks.json",
+        "typ": "JOSE",
+    }
+    return agent_card_to_dict(create_agent_card_signer(key.dump(), header)(card))

@@ -7,9 +7,10 @@ the service, and one that was started anew, takes the answer.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import (
     CallToolRequestParams,
     CallToolResult,
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitResult,
     InputRequiredResult,
     ListToolsResult,
     PaginatedRequestParams,
@@ -26,6 +30,7 @@ from mcp_types import (
     Tool,
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -36,14 +41,100 @@ from kneo.api.operation import Principal
 from kneo.api.run_views import RunErrorView, readable, request_for_callers
 from kneo.digest import digest_of
 from kneo.errors import Forbidden, Invalid, KneoError, NotFound
-from kneo.records.run import RunStatus
-from kneo.records.task import HumanTask
+from kneo.records.run import Run, RunStatus
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.context import Service
 from kneo.service.protocols.calls import ANSWER_SCOPES, AgentCalls, AgentMessage, is_settled
-from kneo.service.protocols.mcp.questions import Elicited, as_text, decision_of, elicitation, link_of
 from kneo.store.engine import Tx
 from kneo.tasks.people import check_may_answer
+
+MAX_SUBJECT_CHARS = 4_000
+"""Characters of a subject in an elicitation; a longer one is reviewed at the link."""
+
+_DECISIONS = (
+    DecisionKind.APPROVED,
+    DecisionKind.REJECTED,
+    DecisionKind.EDITED,
+    DecisionKind.SELECTED,
+    DecisionKind.PROVIDED,
+)
+
+
+class Elicited(BaseModel):
+    """The state of an elicitation, which the client sends back with the answer: the question as it was shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str
+    task_id: str
+    request_id: str
+    subject_digest: str | None
+
+    @classmethod
+    def read(cls, state: str) -> Elicited:
+        """Read the state that a client sends back.
+
+        Raises:
+            Invalid: it is not one of these.
+        """
+        try:
+            return cls.model_validate_json(state)
+        except ValidationError as error:
+            msg = "The request state is not one of this server."
+            raise Invalid(msg, code="invalid_request_state") from error
+
+
+def link_of(task: HumanTask, address: str) -> str:
+    """Return the link at which people answer a question."""
+    return f"{address}/console/inbox/{task.id}"
+
+
+def elicitation(run: Run, tasks: Sequence[HumanTask], address: str) -> InputRequiredResult | None:
+    """Return the first question that fits a flat form; ``None`` where none does: those with forms, long subjects or other
+    decisions are answered at their links.
+    """
+    for task in tasks:
+        subject = task.subject or ""
+        decisions = [kind for kind in _DECISIONS if kind in task.decisions]
+        if task.answer_schema is not None or task.multiple or not decisions or len(subject) > MAX_SUBJECT_CHARS:
+            continue
+        request = request_for_callers(task)
+        shown = request["subject"]
+        value = shown.get("value") if isinstance(shown, Mapping) else None
+        prompt = "\n\n".join(str(part) for part in (request["prompt"] or request["title"], value) if part)
+        form = ElicitRequestFormParams(
+            message=f"{prompt}\n\n{link_of(task, address)}", requested_schema=_form(task, decisions)
+        )
+        state = Elicited(run_id=run.id, task_id=task.id, request_id=task.request_id, subject_digest=task.subject_digest)
+        return InputRequiredResult(
+            input_requests={task.id: ElicitRequest(params=form)}, request_state=state.model_dump_json()
+        )
+    return None
+
+
+def _form(task: HumanTask, decisions: Sequence[DecisionKind]) -> dict[str, object]:
+    fields: dict[str, object] = {"decision": {"type": "string", "enum": [str(kind) for kind in decisions]}}
+    if DecisionKind.EDITED in decisions or DecisionKind.PROVIDED in decisions:
+        fields["content"] = {"type": "string", "description": "The text, where the decision is edited or provided."}
+    if DecisionKind.SELECTED in decisions:
+        fields["selected_option"] = {"type": "string", "enum": list(task.options or ())}
+    return {"type": "object", "properties": fields, "required": ["decision"]}
+
+
+def decision_of(state: Elicited, responses: Mapping[str, object] | None) -> dict[str, object] | None:
+    """Return the decision that a client answers with, for the question as it was shown; ``None`` where the person declined."""
+    response = (responses or {}).get(state.task_id)
+    if not isinstance(response, ElicitResult) or response.action != "accept":
+        return None
+    answer = {name: value for name, value in (response.content or {}).items() if value not in {None, ""}}
+    return {**answer, "request_id": state.request_id, "expect_digest": state.subject_digest}
+
+
+def as_text(data: Mapping[str, object]) -> str:
+    """Return a structured result as text, for clients that read only texts."""
+    return json.dumps(data, ensure_ascii=False)
+
 
 # The SDK reports each request at this level.
 logging.getLogger("mcp").setLevel(logging.WARNING)
