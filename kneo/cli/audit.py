@@ -10,14 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kneo.api.audit import (
-    AuditEventView,
-    AuditPageView,
-    AuditProofView,
-    get_audit_checkpoint,
-    get_audit_proof,
-    list_audit_events,
-)
+from kneo.api import audit as api
 from kneo.api.environments import trace as trace_reference
 from kneo.api.release_views import ProvenanceView
 from kneo.cli import render
@@ -48,11 +41,11 @@ def events(
     options: ServiceOptions,
 ) -> None:
     """Show recent events."""
-    answer = options.call(list_audit_events, event_type=event_type, limit=limit)
+    answer = options.call(api.list_audit_events, event_type=event_type, limit=limit)
     render.emit(answer, as_json=options.as_json, text=lambda: _show_events(answer))
 
 
-def _show_events(answer: AuditPageView) -> None:
+def _show_events(answer: api.AuditPageView) -> None:
     now = SystemClock().now()
     rows = [
         [
@@ -68,7 +61,7 @@ def _show_events(answer: AuditPageView) -> None:
     render.table("", ["Seq", "When", "Event", "Actor", "Environment or run", "Details"], rows)
 
 
-def _details(item: AuditEventView) -> str:
+def _details(item: api.AuditEventView) -> str:
     names = ("bundle", "version", "decision", "reason", "message", "error")
     return " ".join(str(item.metadata[name]) for name in names if item.metadata.get(name))
 
@@ -118,7 +111,7 @@ def list_events(
 ) -> None:
     """List audit events, newest first."""
     answer = options.call(
-        list_audit_events,
+        api.list_audit_events,
         event_type=event_type,
         run_id=run_id,
         limit=limit,
@@ -222,7 +215,7 @@ def _note(path: Path) -> str:
 @examples("kneo audit checkpoint", "kneo audit checkpoint --json")
 def checkpoint(*, options: ServiceOptions) -> None:
     """Sign the size and root of the log. Keep the checkpoint elsewhere: it proves later that the log was not rewritten."""
-    answer = options.call(get_audit_checkpoint)
+    answer = options.call(api.get_audit_checkpoint)
     render.emit(answer, as_json=options.as_json, text=lambda: render.text(answer.note))
 
 
@@ -244,7 +237,7 @@ def prove(
     if saved is not None and seq > saved.size:
         msg = f"The checkpoint covers {saved.size} events; event {seq} is later."
         raise Usage(msg, hint="Prove it without --checkpoint, or against a newer one.")
-    answer = options.call(get_audit_proof, seq, saved.size if saved is not None else None)
+    answer = options.call(api.get_audit_proof, seq, saved.size if saved is not None else None)
     proof = check_proof(answer, seq, keys=public, kept=saved)
 
     def show() -> None:
@@ -267,7 +260,7 @@ MAX_PATH = 64
 
 
 def check_proof(
-    proof: AuditProofView, seq: int, *, keys: Sequence[PublicKey] = (), kept: SignedCheckpoint | None = None
+    proof: api.AuditProofView, seq: int, *, keys: Sequence[PublicKey] = (), kept: SignedCheckpoint | None = None
 ) -> Json:
     """Verify a proof: the event hashes to the leaf, the leaf leads to the root, and the key signed the root.
 

@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kneo.api.receipts import (
-    ReceiptListView,
-    ReceiptsToVerify,
-    ReceiptView,
-    get_receipt,
-    get_receipt_key,
-    list_receipts,
-    verify_receipts,
-)
+from kneo.api import receipts as api
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
@@ -46,13 +38,13 @@ def show(
     options: ServiceOptions,
 ) -> None:
     """Show the receipt of a decision, or all receipts of a run; with --json as a file to verify elsewhere."""
-    view: ReceiptView | ReceiptListView
+    view: api.ReceiptView | api.ReceiptListView
     with options.open(existing=True) as opened:
         if task_or_run.startswith("run_"):
-            view = opened.call(list_receipts, task_or_run)
+            view = opened.call(api.list_receipts, task_or_run)
         else:
-            view = opened.call(get_receipt, task_or_run)
-    receipts = view.receipts if isinstance(view, ReceiptListView) else [view]
+            view = opened.call(api.get_receipt, task_or_run)
+    receipts = view.receipts if isinstance(view, api.ReceiptListView) else [view]
 
     def text() -> None:
         if not receipts:
@@ -63,7 +55,7 @@ def show(
     render.emit(view, as_json=options.as_json, text=text)
 
 
-def _show(view: ReceiptView) -> None:
+def _show(view: api.ReceiptView) -> None:
     receipt, unsigned = view.receipt, view.unsigned
     voters = receipt["voters"]
     assert isinstance(voters, list)
@@ -104,7 +96,7 @@ def key(
 ) -> None:
     """Show the public key that verifies receipts. Keep a copy: a key that comes with a receipt proves nothing."""
     with options.open(existing=True) as opened:
-        view = opened.call(get_receipt_key)
+        view = opened.call(api.get_receipt_key)
     if output is not None:
         write_whole(output, view.key.encode())
     render.emit(view, as_json=options.as_json, text=lambda: render.text(view.key.rstrip("\n")))
@@ -149,7 +141,7 @@ def verify(
     else:
         content = read_json(data, file=str(file), limits=LIMITS).value
         with options.open(existing=True) as opened:
-            result = vars(opened.call(verify_receipts, request(ReceiptsToVerify, **wrap_envelope(content))))
+            result = vars(opened.call(api.verify_receipts, request(api.ReceiptsToVerify, **wrap_envelope(content))))
     problems, receipts = result["problems"], result["receipts"]
     assert isinstance(problems, list)
     assert isinstance(receipts, list)

@@ -8,25 +8,10 @@ from typing import Annotated, cast, get_args
 
 import typer
 
+from kneo.api import tasks as api
 from kneo.api.identity import CallerView, get_me
 from kneo.api.inbox import InboxChangeView, InboxTaskView, InboxView, Show, get_inbox
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView
-from kneo.api.tasks import (
-    ME,
-    TaskComment,
-    TaskOrder,
-    TaskReceiver,
-    TaskSnooze,
-    assign_human_task,
-    claim_human_task,
-    comment_human_task,
-    delegate_human_task,
-    get_human_task_history,
-    list_human_tasks,
-    snooze_human_task,
-    summarise_human_tasks,
-    unclaim_human_task,
-)
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
@@ -121,7 +106,7 @@ def list_tasks(
         typer.Option("--search", help="Only tasks with this text in their title; resolved ones of the last 30 days."),
     ] = None,
     sort_by: Annotated[
-        TaskOrder | None, typer.Option("--sort", help="Default: oldest first; overdue tasks by their due date.")
+        api.TaskOrder | None, typer.Option("--sort", help="Default: oldest first; overdue tasks by their due date.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most tasks to list.")] = 100,
     after: Annotated[str | None, typer.Option("--after", help="Continue after this task.")] = None,
@@ -132,10 +117,10 @@ def list_tasks(
     """List open tasks, oldest first."""
     with options.open() as opened:
         page = opened.call(
-            list_human_tasks,
+            api.list_human_tasks,
             run_id=run_id,
             status=status,
-            candidate=ME if mine else None,
+            candidate=api.ME if mine else None,
             environment=environment,
             workflow_name=workflow,
             kind=kind,
@@ -200,7 +185,7 @@ def _show_change(view: HumanTaskView, message: str, *, as_json: bool) -> None:
 def claim(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Claim a task so that others do not work on it."""
     with options.open() as opened:
-        view = opened.call(claim_human_task, task)
+        view = opened.call(api.claim_human_task, task)
     _show_change(view, f"Claimed {task}.", as_json=options.as_json)
 
 
@@ -208,7 +193,7 @@ def claim(task: TaskArgument, *, options: ServiceOptions) -> None:
 def release(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Release a task that you claimed."""
     with options.open() as opened:
-        view = opened.call(unclaim_human_task, task)
+        view = opened.call(api.unclaim_human_task, task)
     _show_change(view, f"Released {task}.", as_json=options.as_json)
 
 
@@ -216,7 +201,7 @@ def release(task: TaskArgument, *, options: ServiceOptions) -> None:
 def assign(task: TaskArgument, to: ToOption, *, options: ServiceOptions) -> None:
     """Assign a task to a person."""
     with options.open() as opened:
-        view = opened.call(assign_human_task, task, request(TaskReceiver, to=to))
+        view = opened.call(api.assign_human_task, task, request(api.TaskReceiver, to=to))
     _show_change(view, f"Assigned {task} to {view.assignee}.", as_json=options.as_json)
 
 
@@ -232,7 +217,7 @@ def delegate(
 ) -> None:
     """Delegate your task to another candidate."""
     with options.open() as opened:
-        view = opened.call(delegate_human_task, task, request(TaskReceiver, to=to, comment=comment))
+        view = opened.call(api.delegate_human_task, task, request(api.TaskReceiver, to=to, comment=comment))
     _show_change(view, f"Delegated {task} to {view.assignee}.", as_json=options.as_json)
 
 
@@ -251,7 +236,7 @@ def snooze(
         msg = "Pass --for or --until, one of them."
         raise Usage(msg, hint="kneo task snooze TASK --for 4h")
     with options.open() as opened:
-        view = opened.call(snooze_human_task, task, request(TaskSnooze, until=until))
+        view = opened.call(api.snooze_human_task, task, request(api.TaskSnooze, until=until))
     _show_change(view, f"Hidden {task} until {until}.", as_json=options.as_json)
 
 
@@ -264,7 +249,7 @@ def comment(
 ) -> None:
     """Comment on a task without deciding it."""
     with options.open() as opened:
-        view = opened.call(comment_human_task, task, request(TaskComment, text=text))
+        view = opened.call(api.comment_human_task, task, request(api.TaskComment, text=text))
     _show_change(view, f"Commented on {task}.", as_json=options.as_json)
 
 
@@ -272,7 +257,7 @@ def comment(
 def history(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Show the events of a task."""
     with options.open() as opened:
-        view = opened.call(get_human_task_history, task)
+        view = opened.call(api.get_human_task_history, task)
     rows = [[event.at, event.type, event.actor, _detail(event.data)] for event in view.events]
     render.emit(
         view, as_json=options.as_json, text=lambda: render.table("", ["Time", "Event", "Person", "Detail"], rows)
@@ -287,7 +272,7 @@ def _detail(data: dict[str, object]) -> str:
 def summary(*, options: ServiceOptions) -> None:
     """Count open tasks by status, kind and environment."""
     with options.open() as opened:
-        view = opened.call(summarise_human_tasks)
+        view = opened.call(api.summarise_human_tasks)
     lines = [("waiting", view.waiting), ("escalated", view.escalated), ("overdue", view.overdue)]
     for name, counts in (("status", view.by_status), ("kind", view.by_kind), ("environment", view.by_environment)):
         lines += [(f"{name} {word or '(none)'}", count) for word, count in counts.items()]

@@ -12,19 +12,7 @@ import typer
 from kneo.cli import render
 from kneo.cli.files import write_whole
 from kneo.cli.repository import ConfigRepository, find_repository
-from kneo.cli.specs.bundle_check import (
-    SIGNATURES_STEP,
-    SPEC_STEP,
-    Account,
-    check_bundle,
-    choose_root,
-    facts_of,
-    known_keys,
-    print_account,
-    print_facts,
-    step_facts,
-    trust_facts,
-)
+from kneo.cli.specs import bundle_check
 from kneo.cli.specs.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
 from kneo.cli.specs.keys import private_from, signing_key
 from kneo.cli.specs.mcp import pin_tools
@@ -121,7 +109,7 @@ def sign(
         "output": str(signed.file),
         "digest": signed.statement.digest,
         "signature": {"algorithm": private.algorithm.value, "key_id": private.keyid},
-        **facts_of(signed.statement),
+        **bundle_check.facts_of(signed.statement),
         "signers": list(signed.signers),
         "added": signed.added,
     }
@@ -150,17 +138,21 @@ def verify(
     failed = shown.failed
     answer = {
         "valid": account.valid,
-        "digest_valid": shown.passed(SPEC_STEP),
-        "signature_valid": shown.passed(SIGNATURES_STEP),
+        "digest_valid": shown.passed(bundle_check.SPEC_STEP),
+        "signature_valid": shown.passed(bundle_check.SIGNATURES_STEP),
         "errors": [f"{failed.number}. {failed.title}: {failed.detail}"] if failed else [],
         "reason": failed.code if failed else None,
-        **trust_facts(account),
+        **bundle_check.trust_facts(account),
         "environments": [
-            {"name": each.environment, "valid": each.valid, "steps": [step_facts(step) for step in each.steps]}
+            {
+                "name": each.environment,
+                "valid": each.valid,
+                "steps": [bundle_check.step_facts(step) for step in each.steps],
+            }
             for each in account.environments
         ],
     }
-    render.emit(answer, as_json=as_json, text=lambda: print_account(account))
+    render.emit(answer, as_json=as_json, text=lambda: bundle_check.print_account(account))
     if not account.valid:
         raise typer.Exit(Untrusted.exit_code)
 
@@ -193,21 +185,21 @@ def inspect(
     answer = {
         "file": str(file),
         "digest": statement.digest,
-        **facts_of(statement),
+        **bundle_check.facts_of(statement),
         "signatures": signatures,
         "valid": account.valid if account else None,
-        "steps": [step_facts(step) for step in account.shown.steps] if account else [],
+        "steps": [bundle_check.step_facts(step) for step in account.shown.steps] if account else [],
         "spec": statement.predicate.spec,
     }
 
     def show() -> None:
         render.text(f"{file}\n  digest        {statement.digest}")
-        print_facts(statement)
+        bundle_check.print_facts(statement)
         for signature in signatures:
             owner = signature["principal"] or "an unknown person"
             render.text(f"  signed with   {signature['keyid']} of {owner}")
         if account:
-            print_account(account)
+            bundle_check.print_account(account)
 
     render.emit(answer, as_json=as_json, text=show)
 
@@ -229,7 +221,7 @@ def export(
     envelope, _ = read_statement(file)
     try:
         settings, pin = from_env(), parse_digest(trust_root) if trust_root else None
-        keys = known_keys(choose_root(file, trust, pin, settings, SystemClock().now()))
+        keys = bundle_check.known_keys(bundle_check.choose_root(file, trust, pin, settings, SystemClock().now()))
     except NotFound:
         keys = []
     files = export_pae(envelope, keys) if shape is Shape.PAE else export_sigstore(envelope)
@@ -296,7 +288,7 @@ def _print_signed(signed: SignedBundle, key: SigningKey) -> None:
 # ---- showing ----------------------------------------------------------------------------------------------------
 
 
-def _account(file: Path, trust: Path | None, trust_root: str | None, env: str | None) -> Account:
+def _account(file: Path, trust: Path | None, trust_root: str | None, env: str | None) -> bundle_check.Account:
     now = SystemClock().now()
     pin: Digest | None = parse_digest(trust_root) if trust_root else None
-    return check_bundle(file, choose_root(file, trust, pin, from_env(), now), env, now)
+    return bundle_check.check_bundle(file, bundle_check.choose_root(file, trust, pin, from_env(), now), env, now)

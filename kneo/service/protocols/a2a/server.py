@@ -13,37 +13,13 @@ from dataclasses import replace
 from datetime import UTC
 from typing import NoReturn
 
+from a2a import types
 from a2a.helpers import get_text_parts
 from a2a.server.context import ServerCallContext
 from a2a.server.events import Event
 from a2a.server.request_handlers.request_handler import RequestHandler, validate_request_params
 from a2a.server.request_handlers.response_helpers import agent_card_to_dict
 from a2a.server.routes.jsonrpc_dispatcher import JsonRpcDispatcher
-from a2a.types import (
-    AgentCapabilities,
-    AgentCard,
-    AgentInterface,
-    AgentSkill,
-    CancelTaskRequest,
-    GetExtendedAgentCardRequest,
-    GetTaskRequest,
-    HTTPAuthSecurityScheme,
-    ListTasksRequest,
-    ListTasksResponse,
-    Message,
-    Part,
-    Role,
-    SecurityRequirement,
-    SecurityScheme,
-    SendMessageRequest,
-    StringList,
-    SubscribeToTaskRequest,
-    Task,
-    TaskArtifactUpdateEvent,
-    TaskState,
-    TaskStatus,
-    TaskStatusUpdateEvent,
-)
 from a2a.utils.constants import PROTOCOL_VERSION_0_3, PROTOCOL_VERSION_1_0, TransportProtocol
 from a2a.utils.errors import (
     A2AError,
@@ -103,14 +79,14 @@ class _Handler(RequestHandler):
         self.refused: KneoError | None = None
 
     @validate_request_params
-    async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task:
+    async def on_message_send(self, params: types.SendMessageRequest, context: ServerCallContext) -> types.Task:
         del context
         settled = await self._take(params, wait=not params.configuration.return_immediately)
         return task_of(settled, self.address, _history(params.configuration))
 
     @validate_request_params
     async def on_message_send_stream(
-        self, params: SendMessageRequest, context: ServerCallContext
+        self, params: types.SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event]:
         del context
         answered = params.message.task_id
@@ -121,12 +97,12 @@ class _Handler(RequestHandler):
                 yield event
 
     @validate_request_params
-    async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task:
+    async def on_get_task(self, params: types.GetTaskRequest, context: ServerCallContext) -> types.Task:
         del context
         return task_of(await self._read(params.id), self.address, _history(params))
 
     @validate_request_params
-    async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task:
+    async def on_cancel_task(self, params: types.CancelTaskRequest, context: ServerCallContext) -> types.Task:
         del context
         try:
             settled = await self.calls.cancel(params.id)
@@ -139,7 +115,7 @@ class _Handler(RequestHandler):
 
     @validate_request_params
     async def on_subscribe_to_task(
-        self, params: SubscribeToTaskRequest, context: ServerCallContext
+        self, params: types.SubscribeToTaskRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event]:
         del context
         settled = await self._read(params.id)
@@ -151,10 +127,12 @@ class _Handler(RequestHandler):
                 yield event
 
     @validate_request_params
-    async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
+    async def on_list_tasks(
+        self, params: types.ListTasksRequest, context: ServerCallContext
+    ) -> types.ListTasksResponse:
         del context
         size, offset = _page(params)
-        response = ListTasksResponse(page_size=size)
+        response = types.ListTasksResponse(page_size=size)
         state = STATES.get(params.status)
         if state is None:
             return response
@@ -189,15 +167,15 @@ class _Handler(RequestHandler):
     on_delete_task_push_notification_config = _refuse_push
 
     async def on_get_extended_agent_card(
-        self, params: GetExtendedAgentCardRequest, context: ServerCallContext
-    ) -> AgentCard:
+        self, params: types.GetExtendedAgentCardRequest, context: ServerCallContext
+    ) -> types.AgentCard:
         del params, context
         raise ExtendedAgentCardNotConfiguredError
 
-    async def _take(self, params: SendMessageRequest, *, wait: bool) -> SettledRun:
+    async def _take(self, params: types.SendMessageRequest, *, wait: bool) -> SettledRun:
         """Start a run, or answer the task of a run that the message names."""
         message = params.message
-        if message.role != Role.ROLE_USER:
+        if message.role != types.Role.ROLE_USER:
             msg = "A message to an agent has the role user."
             raise InvalidParamsError(msg)
         if params.configuration.HasField("task_push_notification_config"):
@@ -217,7 +195,7 @@ class _Handler(RequestHandler):
         except KneoError as error:
             self._refuse(error)
 
-    async def _answer(self, message: Message, *, wait: bool) -> SettledRun:
+    async def _answer(self, message: types.Message, *, wait: bool) -> SettledRun:
         data = [one for one in data_of(message.parts) if isinstance(one, Mapping)]
         value: object = {name: field for name, field in data[0].items() if name != "continuation_id"} if data else None
         task = str(data[0]["continuation_id"]) if data and "continuation_id" in data[0] else None
@@ -248,19 +226,23 @@ class _Handler(RequestHandler):
                 else:
                     yield self._progress(settled, change.name, change.data)
 
-    def _progress(self, settled: SettledRun, name: str, data: Mapping[str, object]) -> TaskStatusUpdateEvent:
-        update = TaskStatusUpdateEvent(task_id=settled.run.id, context_id=context_of(settled.run))
-        update.status.CopyFrom(TaskStatus(state=TaskState.TASK_STATE_WORKING))
+    def _progress(self, settled: SettledRun, name: str, data: Mapping[str, object]) -> types.TaskStatusUpdateEvent:
+        update = types.TaskStatusUpdateEvent(task_id=settled.run.id, context_id=context_of(settled.run))
+        update.status.CopyFrom(types.TaskStatus(state=types.TaskState.TASK_STATE_WORKING))
         update.metadata.update({"event": name, "step": str(data.get("step_id") or "")})
         return update
 
     def _last_events(self, settled: SettledRun) -> tuple[Event, ...]:
         run = settled.run
         context, output = context_of(run), output_of(run)
-        status = TaskStatusUpdateEvent(task_id=run.id, context_id=context, status=status_of(settled, self.address))
+        status = types.TaskStatusUpdateEvent(
+            task_id=run.id, context_id=context, status=status_of(settled, self.address)
+        )
         if output is None:
             return (status,)
-        return TaskArtifactUpdateEvent(task_id=run.id, context_id=context, artifact=output, last_chunk=True), status
+        return types.TaskArtifactUpdateEvent(
+            task_id=run.id, context_id=context, artifact=output, last_chunk=True
+        ), status
 
     def _refuse(self, error: KneoError) -> NoReturn:
         """Raise the protocol's error for an error; one that is no fault of the message becomes a response of HTTP."""
@@ -276,7 +258,7 @@ class _Handler(RequestHandler):
         raise refused from error
 
 
-def _text(message: Message) -> str:
+def _text(message: types.Message) -> str:
     """Return the input that a message is: its texts, and its data as JSON.
 
     Raises:
@@ -289,16 +271,16 @@ def _text(message: Message) -> str:
     return "\n".join((*get_text_parts(message.parts), *data))
 
 
-def _metadata(message: Message) -> dict[str, object]:
+def _metadata(message: types.Message) -> dict[str, object]:
     """Return the metadata of a message, under a name of its own."""
     if not message.metadata:
         return {}
-    part = Part()
+    part = types.Part()
     part.data.struct_value.CopyFrom(message.metadata)
     return {"message": data_of([part])[0]}
 
 
-def _page(params: ListTasksRequest) -> tuple[int, int]:
+def _page(params: types.ListTasksRequest) -> tuple[int, int]:
     """Return the size of a page and the number of tasks before it.
 
     Raises:
@@ -334,22 +316,24 @@ def signed_card(agent: AgentView, address: str, path: str, key: PrivateKey) -> d
         key: The service key.
     """
     url = f"{address}{path}"
-    bearer = HTTPAuthSecurityScheme(scheme="bearer", description="An API key with the scopes runs:read and runs:write.")
-    card = AgentCard(
+    bearer = types.HTTPAuthSecurityScheme(
+        scheme="bearer", description="An API key with the scopes runs:read and runs:write."
+    )
+    card = types.AgentCard(
         name=agent.bundle,
         description=agent.description,
         version=agent.version,
         supported_interfaces=[
-            AgentInterface(url=url, protocol_binding=TransportProtocol.JSONRPC.value, protocol_version=version)
+            types.AgentInterface(url=url, protocol_binding=TransportProtocol.JSONRPC.value, protocol_version=version)
             for version in (PROTOCOL_VERSION_1_0, PROTOCOL_VERSION_0_3)
         ],
-        capabilities=AgentCapabilities(streaming=True, push_notifications=False, extended_agent_card=False),
-        security_schemes={KEY_SCHEME: SecurityScheme(http_auth_security_scheme=bearer)},
-        security_requirements=[SecurityRequirement(schemes={KEY_SCHEME: StringList(list=[])})],
+        capabilities=types.AgentCapabilities(streaming=True, push_notifications=False, extended_agent_card=False),
+        security_schemes={KEY_SCHEME: types.SecurityScheme(http_auth_security_scheme=bearer)},
+        security_requirements=[types.SecurityRequirement(schemes={KEY_SCHEME: types.StringList(list=[])})],
         default_input_modes=[TEXT, JSON],
         default_output_modes=[TEXT],
         skills=[
-            AgentSkill(
+            types.AgentSkill(
                 id=agent.bundle,
                 name=agent.agent_name,
                 description=agent.description,
