@@ -115,12 +115,18 @@ def declared(tx: Tx, name: str) -> Environment:
     Raises:
         NotFound: no valid file was ever declared for this environment.
     """
-    record = releases.environment(tx, name)
-    if record is None:
+    found = find_declared(tx, name)
+    if found is None:
         names = ", ".join(item.name for item in releases.list_environments(tx)) or "none"
         msg = f"There is no environment {name[:80]!r}; declared: {names}."
         raise NotFound(msg, code="environment_not_found")
-    return _parsed(record.declaration, name)
+    return found
+
+
+def find_declared(tx: Tx, name: str | None) -> Environment | None:
+    """Return the environment file in force; ``None`` where none was ever declared, or no environment is named."""
+    declaration = releases.declaration(tx, name) if name is not None else None
+    return _parsed(declaration, name) if name is not None and declaration is not None else None
 
 
 def is_followed(tx: Tx, pin: Digest | None) -> bool:
@@ -234,8 +240,9 @@ def policy_in_force(
         project_metadata.find_policy(tx, environment),
         project.policy(environment) if project is not None else None,
     ]
-    if with_git and releases.environment(tx, environment) is not None:
-        flags.append(declared(tx, environment).spec.policy)
+    rules = find_declared(tx, environment) if with_git else None
+    if rules is not None:
+        flags.append(rules.spec.policy)
     return strictest(*(item for item in flags if item is not None))
 
 

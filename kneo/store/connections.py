@@ -8,24 +8,36 @@ called for them too. ADR 22 has the measurements.
 from __future__ import annotations
 
 import contextlib
+import select
 import sqlite3
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import BindParameter, Connection, Delete, Dialect, Engine, Insert, Select, Update
+from sqlalchemy import BindParameter, Connection, Delete, Dialect, Engine, Insert, Select, Update, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from kneo.clock import monotonic
 from kneo.errors import Transient
 from kneo.store.tables import Bounded
 
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
+
 WRITE = "kneo_write"
 """Execution option that marks a connection as one that writes."""
+
+PING_SECONDS = 10.0
+"""Idle time after which a connection to a server is checked by a statement, which a lost network does not answer."""
+
+FEW_ROWS = 3
+"""Rows that are written one after the other: on PostgreSQL the driver's batches cost more, and another statement (``_watch_idle``)."""
 
 IDLE_READERS = 16
 """Idle read connections to a file that stay open; further ones are closed after use."""
@@ -44,6 +56,12 @@ class Connections(Protocol):
 
     def close(self) -> None:
         """Close idle connections."""
+
+
+class ServerConnection(DBAPIConnection, Protocol):
+    """A connection of the driver to a server."""
+
+    def fileno(self) -> int: ...
 
 
 class ServerConnections:
@@ -67,6 +85,37 @@ class ServerConnections:
 
     def close(self) -> None:
         """Do nothing: the pool owns the connections."""
+
+
+def check_idle_connections(engine: Engine) -> None:
+    """Check connections when the pool lends them, as ``pool_pre_ping`` does; a recently used one without a statement.
+
+    A server that ended or ended the session has sent something: the socket of an idle connection is readable then.
+    """
+
+    def returned(_connection: object, entry: ConnectionPoolEntry) -> None:
+        entry.info["idle_since"] = monotonic()
+
+    def lent(connection: ServerConnection, entry: ConnectionPoolEntry, _fairy: object) -> None:
+        since = entry.info.get("idle_since")
+        if since is None:
+            return
+        try:
+            if monotonic() - since >= PING_SECONDS or is_readable(connection):
+                engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # The pool opens another connection, and drops those that are as old.
+            raise InvalidatePoolError from error
+
+    event.listen(engine, "checkin", returned)
+    event.listen(engine, "checkout", lent)
+
+
+def is_readable(connection: HasFileno) -> bool:
+    """Return whether the server of an idle connection has sent something, such as the end of the session."""
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 class FileConnections:
@@ -238,9 +287,10 @@ class Prepared:
 
     def change_many(self, tx: Transaction, rows: Sequence[Values]) -> None:
         """Execute a change for each row of parameters, which have the same names in the same order."""
-        if len(rows) == 1:
-            self.change(tx, rows[0])
-        elif rows:
+        if len(rows) <= FEW_ROWS:
+            for row in rows:
+                self.change(tx, row)
+        else:
             compiled = self._of(tx, rows[0])
             _execute(tx, compiled.text, [compiled.bind(row) for row in rows], many=True)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -21,7 +21,14 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
-from kneo.store.connections import Connections, FileConnections, Parameters, Prepared, ServerConnections
+from kneo.store.connections import (
+    Connections,
+    FileConnections,
+    Parameters,
+    Prepared,
+    ServerConnections,
+    check_idle_connections,
+)
 from kneo.store.deltas import DeltaHub
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
 from kneo.store.writer import CommitNotifier, Writer
@@ -78,6 +85,13 @@ def decode_json(text: str | bytes) -> object:
 
 _JSON = {"json_serializer": encode_json_text, "json_deserializer": decode_json}
 
+CONNECTIONS = 15
+"""The most connections of a process to PostgreSQL. They stay open: opening one costs more than a run, and its statements are parsed
+again.
+"""
+
+_POOL: Final = {"pool_size": CONNECTIONS, "max_overflow": 0, "pool_use_lifo": True}
+
 WRITERS = 8
 """The most concurrent transactions of ``submit`` on PostgreSQL."""
 
@@ -104,6 +118,8 @@ class Tx:
     notifications: list[tuple[str, object]] = field(default_factory=list)
     snapshot: dict[Hashable, object] | None = None
     """What was read once of a consistent snapshot; ``None`` in a transaction that writes."""
+    locked: set[str] = field(default_factory=set)
+    """The ids of rows that this transaction has locked or changed, so that they need no lock."""
 
     def once(self, key: Hashable, read: Callable[[], T]) -> T:
         """Return what a function reads; a snapshot is read once for each key."""
@@ -389,12 +405,13 @@ def open_engine(url: str) -> Engine:
         options = {**_KEEPALIVE, "options": _POSTGRES_OPTIONS}
         options = {name: value for name, value in options.items() if name not in make_url(url).query}
         try:
-            engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options, **_JSON)
+            engine = create_engine(url, hide_parameters=True, connect_args=options, **_POOL, **_JSON)
         except ModuleNotFoundError as error:
             msg = "KNEO_SERV_DATABASE_URL names a PostgreSQL database, and the driver for it is not installed."
             raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[postgres]'") from error
         event.listen(engine, "before_cursor_execute", _check_text)
         event.listen(engine, "after_cursor_execute", _watch_idle)
+        check_idle_connections(engine)
         return engine
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -158,9 +158,9 @@ def bind(tx: Tx, subject: str) -> None:
 
 def keep(tx: Tx, request: KeyedRequest, status: int, response: Mapping[str, object]) -> None:
     """Store a request's answer, to be given again. The first answer that is stored stays."""
-    if not _insert(tx, request, subject=request.subject, status=status, response=dict(response)):
-        of = _is(request.key) | {"of_digest": request.request_digest}
-        _KEEP.change(tx, of | {"status": status, "response": dict(response)})
+    of = _is(request.key) | {"of_digest": request.request_digest}
+    if not _KEEP.change(tx, of | {"status": status, "response": dict(response)}):
+        _insert(tx, request, subject=request.subject, status=status, response=dict(response))
 
 
 def forget(tx: Tx, older_than: timedelta) -> int:

@@ -174,6 +174,19 @@ def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
     return tx.once((EnvironmentRecord, name), read)
 
 
+_DECLARATION = Prepared(select(environments.c.declaration).where(environments.c.name == bindparam("called")))
+
+
+def declaration(tx: Tx, name: str) -> bytes | None:
+    """Return the file in force of an environment; ``None`` where none was ever declared."""
+
+    def read() -> bytes | None:
+        row = _DECLARATION.first(tx, {"called": name})
+        return row.declaration if row else None
+
+    return tx.once((environments.c.declaration, name), read)
+
+
 def pending(tx: Tx, environment_name: str) -> tuple[Pending, ...]:
     query = (
         select(pending_releases)

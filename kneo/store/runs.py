@@ -135,8 +135,9 @@ def lock(tx: Tx, run_id: str) -> None:
 
     Every writer of both locks them in this order; on PostgreSQL any other order deadlocks. SQLite has one writer.
     """
-    if tx.dialect.name != "sqlite":
+    if tx.dialect.name != "sqlite" and run_id not in tx.locked:
         _LOCK.first(tx, {"of_run": run_id})
+        tx.locked.add(run_id)
 
 
 _ACQUIRE = Prepared(
@@ -160,7 +161,10 @@ def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
     rises, so that later commits of an earlier owner are refused.
     """
     row = _ACQUIRE.first(tx, {"of_run": run_id, "claim": claim})
-    return _run(row) if row else None
+    if row is None:
+        return None
+    tx.locked.add(run_id)
+    return _run(row)
 
 
 _OWN = update(runs).where(
@@ -189,6 +193,7 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
     }
     if _COMMIT.change(tx, {"of_run": run.id, "seen_epoch": run.epoch, **values}) != 1:
         raise Fenced(run.id)
+    tx.locked.add(run.id)
 
 
 _PAUSE = Prepared(_OWN.where(runs.c.signal_seq == bindparam("seen_signal")))

@@ -14,7 +14,7 @@ from kneo.records.audit import AuditEvent
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.settings import WEB_PUSH
-from kneo.store import audit, oidc_people, push_subscriptions, releases, runs, task_statistics, tasks
+from kneo.store import audit, oidc_people, push_subscriptions, runs, task_statistics, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people
 from kneo.tasks.people import known_name, may_still_answer
@@ -126,8 +126,9 @@ def _asked(tx: Tx, task: HumanTask) -> list[str]:
 def _named(tx: Tx, task: HumanTask) -> Iterator[str]:
     yield from task.candidates.users
     groups, roles = set(task.candidates.groups), set(task.candidates.roles)
-    if task.environment is not None and releases.environment(tx, task.environment) is not None:
-        for name, person in registry.declared(tx, task.environment).spec.people.items():
+    rules = registry.find_declared(tx, task.environment)
+    if rules is not None:
+        for name, person in rules.spec.people.items():
             if groups.intersection(person.groups) or roles.intersection(person.roles):
                 yield name
     if groups:

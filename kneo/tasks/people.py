@@ -75,14 +75,14 @@ def identities_of(tx: Tx, name: str) -> frozenset[str]:
 
 def _declared(tx: Tx, environment: str | None) -> dict[str, Person]:
     """Return the people of an environment's file by their key, in the spelling of the file."""
-    if environment is None or releases.environment(tx, environment) is None:
+    rules = registry.find_declared(tx, environment)
+    if rules is None:
         return {}
-    people = registry.declared(tx, environment).spec.people
     return {
         person_key(name): Person(
             name=name, environment=environment, groups=frozenset(one.groups), roles=frozenset(one.roles)
         )
-        for name, one in people.items()
+        for name, one in rules.spec.people.items()
     }
 
 
@@ -95,8 +95,7 @@ def known_name(tx: Tx, environment: str | None, name: str) -> str | None:
     """
     key = person_key(name)
     keys = project_metadata.read_key_names(tx)
-    declared = environment is not None and releases.environment(tx, environment) is not None
-    if not keys and not declared and not project_metadata.has_issuer(tx):
+    if not keys and registry.find_declared(tx, environment) is None and not project_metadata.has_issuer(tx):
         return name
     people = _declared(tx, environment)
     if key in people:
@@ -145,9 +144,8 @@ def check_known(tx: Tx, environment: str | None, name: str) -> str:
 
 
 def allows_self(tx: Tx, environment: str | None) -> bool:
-    if environment is None or releases.environment(tx, environment) is None:
-        return False
-    return registry.declared(tx, environment).spec.allow_self
+    rules = registry.find_declared(tx, environment)
+    return rules is not None and rules.spec.allow_self
 
 
 def candidate_rows(task: HumanTask, refused: Iterator[str]) -> frozenset[str]:

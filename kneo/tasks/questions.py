@@ -13,7 +13,7 @@ from kneo.records.task import Candidates, DecisionKind, Escalation, HumanTask, P
 from kneo.spec.coverage.gates import strengthened
 from kneo.spec.models.environment import QuestionPolicy
 from kneo.spec.models.human import Human
-from kneo.store import releases, tasks
+from kneo.store import tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people
 from kneo.tasks.forms import schema_of
@@ -125,9 +125,8 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
 
 def _least_asked(tx: Tx, environment: str | None) -> QuestionPolicy:
     """Return what an environment asks of every question at least."""
-    if environment is None or releases.environment(tx, environment) is None:
-        return QuestionPolicy()
-    return registry.declared(tx, environment).spec.questions
+    rules = registry.find_declared(tx, environment)
+    return rules.spec.questions if rules is not None else QuestionPolicy()
 
 
 def _candidates(human: Human) -> Candidates:

@@ -10,7 +10,7 @@ from kneo.errors import Invalid
 from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
 from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, ReceiptRecord, Vote
-from kneo.store import audit, oidc_people, receipts, releases
+from kneo.store import audit, oidc_people, receipts
 from kneo.store.engine import Tx
 from kneo.tasks.schedule import TIMEOUT_POLICY
 from kneo.trust.dsse import parse_envelope, serialise
@@ -94,9 +94,7 @@ def check_can_sign(tx: Tx, task: HumanTask) -> None:
 
 def environment_of(tx: Tx, task: HumanTask) -> Environment | None:
     """Return the rules in force of an environment; a name that Git never declared has none."""
-    if task.environment is None or releases.environment(tx, task.environment) is None:
-        return None
-    return registry.declared(tx, task.environment)
+    return registry.find_declared(tx, task.environment)
 
 
 def decided_content(decision: Decision) -> dict[str, object]:

@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, event, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kneo.errors import Invalid, Transient
-from kneo.store.connections import Prepared
+from kneo.store.connections import FEW_ROWS, Prepared
 from kneo.store.engine import Store
 from kneo.store.tables import requests as table
 
@@ -95,6 +95,7 @@ def test_whoever_listens_to_the_engine_hears_of_them(store: Store) -> None:
     with store.write() as tx:
         heard.clear()
         INSERT.change(tx, row())
-        INSERT.change_many(tx, [row("b"), row("c")])
+        INSERT.change_many(tx, [row(str(number)) for number in range(FEW_ROWS)])
+        INSERT.change_many(tx, [row(f"more {number}") for number in range(FEW_ROWS + 1)])
     written = [one for one in heard if one[0] == "INSERT"]
-    assert written == [("INSERT", False)] * 2 + [("INSERT", True)] * 2
+    assert written == [("INSERT", False)] * 2 * (1 + FEW_ROWS) + [("INSERT", True)] * 2

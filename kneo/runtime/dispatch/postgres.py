@@ -12,13 +12,17 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from procrastinate import App, JobContext, PsycopgConnector
 from procrastinate.exceptions import ProcrastinateException
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
 
 from kneo.errors import Transient
 from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver
 from kneo.store import queue, runs
+from kneo.store.connections import is_readable
 from kneo.store.engine import Store, Tx
 
 log = logging.getLogger("kneo.runtime")
@@ -99,7 +103,11 @@ class QueueWorker:
     async def _work(self) -> None:
         app = App(
             connector=PsycopgConnector(
-                conninfo=self.store.conninfo, kwargs={"options": f"-c search_path={queue.SCHEMA}"}, max_size=4
+                conninfo=self.store.conninfo,
+                kwargs={"options": f"-c search_path={queue.SCHEMA}"},
+                max_size=4,
+                configure=_commit_each,
+                pool_factory=_pool,
             )
         )
         app.task(name=queue.TASK, queue=queue.QUEUE, pass_context=True)(self._drive)
@@ -168,6 +176,21 @@ class QueueWorker:
         for job_id in ended:
             if self._ended.get(job_id, before + 1) <= before:
                 del self._ended[job_id]
+
+
+async def _commit_each(connection: AsyncConnection) -> None:
+    """Let each statement of the queue be a transaction: three messages to the server become one."""
+    await connection.set_autocommit(True)
+
+
+def _pool(**arguments: Any) -> AsyncConnectionPool:  # noqa: ANN401 - those of the connector
+    """Return a pool that checks a connection by a statement only where its server has sent something."""
+
+    async def check(connection: AsyncConnection) -> None:
+        if is_readable(connection):
+            await AsyncConnectionPool.check_connection(connection)
+
+    return AsyncConnectionPool(**{**arguments, "check": check})
 
 
 def _resume(tx: Tx) -> None:

@@ -336,9 +336,7 @@ def find_rules(tx: Tx, environment: str | None) -> Environment | None:
 
     Its pinned code and added gates are kept with each run: a later declaration changes no run that has started.
     """
-    if environment is None or releases.environment(tx, environment) is None:
-        return None
-    return registry.declared(tx, environment)
+    return registry.find_declared(tx, environment)
 
 
 def _require_gates(run: Run, spec: GatedSpec, rules: Environment | None) -> None:
