@@ -409,7 +409,7 @@ def open_engine(url: str) -> Engine:
         except ModuleNotFoundError as error:
             msg = "KNEO_SERV_DATABASE_URL names a PostgreSQL database, and the driver for it is not installed."
             raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[postgres]'") from error
-        event.listen(engine, "before_cursor_execute", _check_text)
+        event.listen(engine, "before_cursor_execute", _check_text, retval=True)
         event.listen(engine, "after_cursor_execute", _watch_idle)
         check_idle_connections(engine)
         return engine
@@ -420,14 +420,14 @@ def open_engine(url: str) -> Engine:
     engine = create_engine(
         url, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True, **_JSON
     )
-    event.listen(engine, "before_cursor_execute", _check_text)
+    event.listen(engine, "before_cursor_execute", _check_text, retval=True)
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
 
 
 def _check_text(
-    _connection: Connection, _cursor: object, _sql: str, parameters: Parameters, _more: object, many: bool
-) -> None:
+    _connection: Connection, _cursor: object, sql: str, parameters: Parameters, _more: object, many: bool
+) -> tuple[str, Parameters]:
     """Refuse a text with a NUL on both databases, as PostgreSQL does.
 
     Raises:
@@ -438,6 +438,7 @@ def _check_text(
             if type(value) is str and "\0" in value:
                 msg = "A value cannot be stored: it contains a NUL character."
                 raise Invalid(msg, code="unstorable_value", hint="Leave the NUL character out.")
+    return sql, parameters
 
 
 def _watch_idle(connection: Connection, _cursor: object, _sql: str, _values: object, _more: object, many: bool) -> None:
