@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ParamSpec, Protocol, TypeVar, cast
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from kneo import __version__
 from kneo.api.operation import Operation
+from kneo.cli import render
 from kneo.cli.options import OptionGroup
 from kneo.cli.profiles import load_profiles
 from kneo.errors import InvalidValue
@@ -143,6 +144,12 @@ class ServiceOptions(OptionGroup):
         """Call one operation of the backend; a local database must exist."""
         with self.open(existing=True) as opened:
             return opened.call(operation, *args, **kwargs)
+
+    def show(self, operation: Operation[P, V], text: Callable[[V], None], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call one operation of the backend, and print its view as JSON or with ``text``."""
+        with self.open() as opened:
+            view = opened.call(operation, *args, **kwargs)
+        render.emit(view, as_json=self.as_json, text=lambda: text(view))
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -37,9 +37,7 @@ PAGE_TASKS = 20
 @examples("kneo task get cont_01m0", "kneo task get cont_01m0 --json")
 def get(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Show a task: its question, its subject and its decisions."""
-    with options.open() as opened:
-        view = opened.call(get_human_task, task)
-    render.emit(view, as_json=options.as_json, text=lambda: show_task(view))
+    options.show(get_human_task, show_task, task)
 
 
 @examples(
@@ -233,9 +231,7 @@ def revoke(
     options: ServiceOptions,
 ) -> None:
     """Revoke a link."""
-    with options.open() as opened:
-        view = opened.call(revoke_operation, task, link_id)
-    render.emit(view, as_json=options.as_json, text=lambda: render.success(f"Revoked {link_id}."))
+    options.show(revoke_operation, lambda _view: render.success(f"Revoked {link_id}."), task, link_id)
 
 
 BAR_CHARS = 16
@@ -260,9 +256,7 @@ def stats(
 
     A gate is marked where most decisions approve the subject unchanged, in less time than reading it takes.
     """
-    with options.open() as opened:
-        view = opened.call(get_human_task_stats, since=since, environment=environment, workflow_name=workflow)
-    render.emit(view, as_json=options.as_json, text=lambda: _show_stats(view))
+    options.show(get_human_task_stats, _show_stats, since=since, environment=environment, workflow_name=workflow)
 
 
 def _show_stats(view: TaskStatsView) -> None:

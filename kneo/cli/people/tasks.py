@@ -32,9 +32,7 @@ def inbox(
     if show not in get_args(Show):
         msg = f"--show is {', '.join(get_args(Show))}, not {show[:40]!r}."
         raise Usage(msg)
-    with options.open() as opened:
-        listed = opened.call(get_inbox, show=cast("Show", show), limit=limit, after=after)
-    render.emit(listed, as_json=options.as_json, text=lambda: _show_inbox(listed))
+    options.show(get_inbox, _show_inbox, show=cast("Show", show), limit=limit, after=after)
 
 
 def _show_inbox(listed: InboxView) -> None:
@@ -58,9 +56,7 @@ def _change_row(item: InboxChangeView) -> list[object]:
 @examples("kneo me", "kneo me --json")
 def me(*, options: ServiceOptions) -> None:
     """Show your name, scopes, groups and roles."""
-    with options.open() as opened:
-        caller = opened.call(get_me)
-    render.emit(caller, as_json=options.as_json, text=lambda: _show_caller(caller))
+    options.show(get_me, _show_caller)
 
 
 def _show_caller(caller: CallerView) -> None:
@@ -115,25 +111,24 @@ def list_tasks(
     options: ServiceOptions,
 ) -> None:
     """List open tasks, oldest first."""
-    with options.open() as opened:
-        page = opened.call(
-            api.list_human_tasks,
-            run_id=run_id,
-            status=status,
-            candidate=api.ME if mine else None,
-            environment=environment,
-            workflow_name=workflow,
-            kind=kind,
-            assignee=assignee,
-            created_after=period.created_after,
-            created_before=period.created_before,
-            q=text,
-            sort_by=sort_by,
-            sort_order="desc" if sort_by == "priority" else "asc",
-            limit=limit,
-            after=after,
-        )
-    render.emit(page, as_json=options.as_json, text=lambda: _show_page(page, period))
+    options.show(
+        api.list_human_tasks,
+        lambda page: _show_page(page, period),
+        run_id=run_id,
+        status=status,
+        candidate=api.ME if mine else None,
+        environment=environment,
+        workflow_name=workflow,
+        kind=kind,
+        assignee=assignee,
+        created_after=period.created_after,
+        created_before=period.created_before,
+        q=text,
+        sort_by=sort_by,
+        sort_order="desc" if sort_by == "priority" else "asc",
+        limit=limit,
+        after=after,
+    )
 
 
 def _show_page(page: HumanTaskPageView, period: Period) -> None:

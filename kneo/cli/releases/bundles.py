@@ -35,9 +35,7 @@ app = typer.Typer(no_args_is_help=True)
 @examples("kneo bundles list", "kneo bundles list --json")
 def list_bundles(*, options: ServiceOptions) -> None:
     """List bundles with their newest version and the environments that release it."""
-    with options.open() as opened:
-        listed = opened.call(list_bundles_)
-    render.emit(listed, as_json=options.as_json, text=lambda: _show_list(listed))
+    options.show(list_bundles_, _show_list)
 
 
 def _show_list(listed: BundleListView) -> None:
@@ -63,9 +61,7 @@ def diff(
     options: ServiceOptions,
 ) -> None:
     """Compare two accepted versions of a bundle, the most dangerous change first."""
-    with options.open() as opened:
-        found = opened.call(diff_bundle_versions, name, before, after)
-    render.emit(found, as_json=options.as_json, text=lambda: _show_diff(found))
+    options.show(diff_bundle_versions, _show_diff, name, before, after)
 
 
 def _show_diff(found: BundleDiffView) -> None:

@@ -58,9 +58,7 @@ def list_policies(*, options: ServiceOptions) -> None:
 @examples("kneo policy get prod", "kneo policy get prod --json")
 def get(environment: EnvironmentArgument, *, options: ServiceOptions) -> None:
     """Show the server-side policy of an environment, and the policy in force with Git's and the project's."""
-    with options.open() as service:
-        answer = service.call(api.get_environment_policy, environment)
-    render.emit(answer, as_json=options.as_json, text=lambda: _show(answer))
+    options.show(api.get_environment_policy, _show, environment)
 
 
 @app.command("set")
@@ -70,9 +68,7 @@ def get(environment: EnvironmentArgument, *, options: ServiceOptions) -> None:
 )
 def set_(environment: EnvironmentArgument, *, policy: PolicyOptions, options: ServiceOptions) -> None:
     """Replace the server-side policy of an environment. It adds to Git's policy and never weakens it."""
-    with options.open() as service:
-        answer = service.call(api.set_environment_policy, environment, policy.request())
-    render.emit(answer, as_json=options.as_json, text=lambda: _show(answer))
+    options.show(api.set_environment_policy, _show, environment, policy.request())
 
 
 @app.command("preview")

@@ -38,9 +38,7 @@ class ReuseOptions(OptionGroup):
 @examples("kneo runs cancel run_01JD8Z4V6M3Q", "kneo runs cancel run_01JD8Z4V6M3Q --json")
 def cancel(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Cancel a run and withdraw its open tasks."""
-    with options.open() as opened:
-        run = opened.call(cancel_run, run_id)
-    render.emit(run, as_json=options.as_json, text=lambda: show_run(run))
+    options.show(cancel_run, show_run, run_id)
 
 
 @examples(
@@ -195,9 +193,7 @@ def checkpoint_diff(
     options: ServiceOptions,
 ) -> None:
     """Compare two checkpoints of a run, by default the last two."""
-    with options.open() as opened:
-        view = opened.call(diff_run_checkpoints, run_id, before, after)
-    render.emit(view, as_json=options.as_json, text=lambda: _show_changes(view))
+    options.show(diff_run_checkpoints, _show_changes, run_id, before, after)
 
 
 def _show_changes(view: CheckpointDiffView) -> None:

@@ -55,23 +55,22 @@ def list_runs(
     """List runs, most recently changed first."""
     for word in status.split(",") if status is not None else ():
         check_status(word.strip())
-    with options.open() as opened:
-        page = opened.call(
-            list_runs_,
-            status=status,
-            environment=environment,
-            workflow_name=workflow,
-            requester=requester,
-            waiting_for=waiting_for,
-            session_id=session,
-            has_error=failed,
-            created_after=period.created_after,
-            created_before=period.created_before,
-            q=text,
-            limit=limit,
-            offset=offset,
-        )
-    render.emit(page, as_json=options.as_json, text=lambda: _show_list(page, period))
+    options.show(
+        list_runs_,
+        lambda page: _show_list(page, period),
+        status=status,
+        environment=environment,
+        workflow_name=workflow,
+        requester=requester,
+        waiting_for=waiting_for,
+        session_id=session,
+        has_error=failed,
+        created_after=period.created_after,
+        created_before=period.created_before,
+        q=text,
+        limit=limit,
+        offset=offset,
+    )
 
 
 def _show_list(page: RunPageView, period: Period) -> None:
@@ -95,9 +94,7 @@ def _show_list(page: RunPageView, period: Period) -> None:
 @examples("kneo runs get run_01JD8Z4V6M3Q", "kneo runs get run_01JD8Z4V6M3Q --json")
 def get(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Show one run."""
-    with options.open() as opened:
-        run = opened.call(get_run, run_id)
-    render.emit(run, as_json=options.as_json, text=lambda: show_run(run))
+    options.show(get_run, show_run, run_id)
 
 
 def show_run(run: RunView) -> None:
@@ -187,9 +184,7 @@ def usage(
         msg = f"--by is day, model or agent, not {by[:40]!r}."
         raise Usage(msg)
     group = cast("Literal['day', 'model', 'agent']", by)
-    with options.open() as opened:
-        report = opened.call(get_usage, environment=environment, by=group, since=since, until=until)
-    render.emit(report, as_json=options.as_json, text=lambda: _show_usage_report(report))
+    options.show(get_usage, _show_usage_report, environment=environment, by=group, since=since, until=until)
 
 
 def _show_usage_report(report: UsageReportView) -> None:

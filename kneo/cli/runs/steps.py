@@ -23,9 +23,7 @@ def steps(
     options: ServiceOptions,
 ) -> None:
     """List the steps of a run with their models, tokens and cost."""
-    with options.open() as opened:
-        page = opened.call(list_run_steps, run_id, limit=limit, offset=offset)
-    render.emit(page, as_json=options.as_json, text=lambda: _show_steps(page))
+    options.show(list_run_steps, _show_steps, run_id, limit=limit, offset=offset)
 
 
 def _show_steps(page: StepPageView) -> None:
@@ -64,9 +62,7 @@ def conversation(
     options: ServiceOptions,
 ) -> None:
     """Show what the agents of a run and their models wrote."""
-    with options.open() as opened:
-        found = opened.call(get_run_conversation, run_id, step=step, whole=whole)
-    render.emit(found, as_json=options.as_json, text=lambda: _show_conversations(found))
+    options.show(get_run_conversation, _show_conversations, run_id, step=step, whole=whole)
 
 
 @examples("kneo runs result run_01JD8Z4V6M3Q call_1", "kneo runs result run_01JD8Z4V6M3Q 2.call_1 --json")
@@ -83,9 +79,9 @@ def result(
     options: ServiceOptions,
 ) -> None:
     """Show the whole result of a tool call that the model was shown cut."""
-    with options.open() as opened:
-        found = opened.call(get_tool_result, run_id, call, conversation=conversation, whole=whole)
-    render.emit(found, as_json=options.as_json, text=lambda: render.text(found.text))
+    options.show(
+        get_tool_result, lambda found: render.text(found.text), run_id, call, conversation=conversation, whole=whole
+    )
 
 
 def _show_conversations(found: ConversationsView) -> None:
