@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from kneo.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
+
 
 DONE, CAREFUL, FAILED, OPEN = "✓", "⚠", "✗", "·"
 
@@ -44,9 +45,9 @@ def short_revision(revision: str) -> str:
     return f"{ref}@{commit.rpartition(':')[2][:SHORT_CHARS]}".removeprefix("@")
 
 
-def count(items: Sized, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     """Return a number of things: ``1 change``, ``2 changes``."""
-    return f"{len(items)} {noun}" if len(items) == 1 else f"{len(items)} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def ago(at: str, now: datetime) -> str:

@@ -226,15 +226,11 @@ def _changes(item: Json) -> Iterator[str]:
     for action in _rows(item["actions"]):
         changes = _rows(action["diff"])
         if changes:
-            yield f"\n<details><summary>{_escaped(action['bundle'])}: {_counted(changes)}</summary>\n"
+            yield f"\n<details><summary>{_escaped(action['bundle'])}: {render.count(len(changes), 'change')}</summary>\n"
             for change in changes:
                 yield f"- {_escaped(change['danger'])}: {_escaped(change['message'])}"
                 yield from (f"  - <code>{_escaped(line)}</code>" for line in _texts(change))
             yield "\n</details>\n"
-
-
-def _counted(changes: list[Json]) -> str:
-    return "1 change" if len(changes) == 1 else f"{len(changes)} changes"
 
 
 def _texts(change: Json) -> list[str]:

@@ -80,7 +80,7 @@ def preview(environment: EnvironmentArgument, *, policy: PolicyOptions, options:
 
     def show() -> None:
         rows = [[name, change["from"], change["to"]] for name, change in answer.diff.items()]
-        render.table(f"{environment}: {render.count(rows, 'change')}", ["Field", "Now", "Then"], rows)
+        render.table(f"{environment}: {render.count(len(rows), 'change')}", ["Field", "Now", "Then"], rows)
         refused = answer.affected_run_ids
         message = f"{len(refused)} of the latest {answer.runs_evaluated} runs would be refused"
         render.text(f"{message}: {', '.join(refused)}" if refused else f"{message}.")

@@ -196,7 +196,9 @@ def _show_usage_report(report: UsageReportView) -> None:
     heads = [report.by.capitalize(), "Requests", "Input tokens", "Output tokens", "Cost"]
     render.table(f"Usage from {report.since} to {report.until}", heads, rows)
     if report.total.unpriced_requests:
-        render.warning(f"{plural(report.total.unpriced_requests, 'request')} went to models without a known price.")
+        render.warning(
+            f"{render.count(report.total.unpriced_requests, 'request')} went to models without a known price."
+        )
     if report.truncated:
         render.warning(f"The first {report.count} rows are shown.", "Narrow the days with --since and --until.")
 
@@ -219,14 +221,14 @@ def usage_line(counts: Mapping[str, object]) -> str:
     """Return the usage of a run: ``2 requests, 3 tool calls, 1204 tokens, $0.0031``."""
     micros = counts.get("cost_micros")
     parts = [
-        plural(_number(counts, "requests"), "request"),
-        plural(_number(counts, "tool_calls"), "tool call"),
-        plural(_number(counts, "total_tokens"), "token"),
+        render.count(_number(counts, "requests"), "request"),
+        render.count(_number(counts, "tool_calls"), "tool call"),
+        render.count(_number(counts, "total_tokens"), "token"),
         dollars(micros if isinstance(micros, int) else None),
     ]
     unpriced = _number(counts, "unpriced_requests")
     if unpriced and micros is not None:
-        parts.append(f"{plural(unpriced, 'request')} without a known price")
+        parts.append(f"{render.count(unpriced, 'request')} without a known price")
     return ", ".join(parts)
 
 
@@ -235,11 +237,6 @@ def dollars(micros: int | None) -> str:
     if micros is None:
         return "price unknown"
     return f"${micros / MICROS:.{4 if micros == 0 or micros >= 100 else 6}f}"
-
-
-def plural(number: int, noun: str) -> str:
-    """Return a number of things: ``1 request``, ``2 requests``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _number(counts: Mapping[str, object], name: str) -> int:

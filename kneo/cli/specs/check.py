@@ -185,14 +185,10 @@ def _print_text(checked: Checked, findings: Sequence[Diagnostic]) -> None:
         render.text(as_text(found, checked.file.sources))
     errors = sum(found.is_error for found in findings)
     warnings = sum(found.severity is Severity.WARNING for found in findings)
-    counts = [_count(number, word) for number, word in ((errors, "error"), (warnings, "warning")) if number]
+    counts = [render.count(number, word) for number, word in ((errors, "error"), (warnings, "warning")) if number]
     overlays = "".join(f" + {checked.project.shown(path)}" for path in checked.file.overlays)
     subject = f"{checked.name}{overlays} ({checked.project.environment})"
     if counts:
         render.line(render.FAILED if errors else render.CAREFUL, f"{subject}: {', '.join(counts)}")
     else:
         render.success(f"{subject}: no problems found")
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
