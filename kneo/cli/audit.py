@@ -16,8 +16,9 @@ from kneo.api.release_views import ProvenanceView
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.compose import find_store
-from kneo.cli.connection import Json, JsonOption, ServiceOptions
+from kneo.cli.connection import Json, ServiceOptions
 from kneo.cli.files import read_bytes
+from kneo.cli.options import JsonOption
 from kneo.clock import SystemClock
 from kneo.errors import Invalid, Untrusted, Usage
 from kneo.records.audit import Kept, leaf_of, verify_inclusion

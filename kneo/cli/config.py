@@ -10,8 +10,9 @@ import typer
 from kneo.api.credentials import list_credentials
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import JsonOption, ServiceOptions
+from kneo.cli.connection import ServiceOptions
 from kneo.cli.files import write_whole
+from kneo.cli.options import JsonOption
 from kneo.cli.profiles import Profile, Profiles, check_url, load_profiles, save_profiles
 from kneo.cli.project import open_project
 from kneo.cli.specs.spec import EnvOption, resolve_spec

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from kneo import __version__
 from kneo.api.operation import Operation
 from kneo.cli import render
-from kneo.cli.options import OptionGroup
+from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.profiles import load_profiles
 from kneo.errors import InvalidValue
 from kneo.project import read_config
@@ -67,7 +67,6 @@ ServiceUrlOption = Annotated[
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="Saved service address and key (kneo config profile).")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from kneo.api.decisions import DecisionToSign, TaskDecision, get_answer_to_sign,
 from kneo.api.task_views import HumanTaskView
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, JsonOption, ServiceOptions, request
+from kneo.cli.connection import Backend, ServiceOptions, request
 from kneo.cli.files import read_bytes, write_whole
-from kneo.cli.options import OptionGroup
+from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.people.tasks import TaskArgument
 from kneo.cli.specs.keys import load_public, signing_key
 from kneo.digest import digest_of_json

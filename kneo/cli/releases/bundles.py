@@ -16,8 +16,9 @@ from kneo.api.bundles import list_bundles as list_bundles_
 from kneo.cli import render
 from kneo.cli.clone import OWN_ACCESS, Clone, GitAccess
 from kneo.cli.commands import examples
-from kneo.cli.connection import JsonOption, ServiceOptions
+from kneo.cli.connection import ServiceOptions
 from kneo.cli.files import write_whole
+from kneo.cli.options import JsonOption
 from kneo.cli.project import read_environment
 from kneo.cli.repository import ConfigRepository
 from kneo.controller.source.address import parse_address

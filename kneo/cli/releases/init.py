@@ -20,6 +20,7 @@ from kneo.cli import render
 from kneo.cli.clone import Clone
 from kneo.cli.commands import examples
 from kneo.cli.files import write_secret, write_whole
+from kneo.cli.options import JsonOption
 from kneo.cli.releases.approvals import Subject, sign_decision
 from kneo.cli.repository import ConfigRepository, KnownRoots
 from kneo.cli.specs.keys import load_private
@@ -115,7 +116,7 @@ def init(
     approver: Annotated[
         str, typer.Option(help="Owner of the approver key, who approves releases to prod; another person.")
     ] = "approver",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Create a config repository with keys, trust root, environments, a signed example and CI; all committed.
 

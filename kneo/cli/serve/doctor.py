@@ -15,7 +15,7 @@ import typer
 
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import JsonOption
+from kneo.cli.options import JsonOption
 from kneo.cli.serve.database_checks import (
     Checks,
     Diagnosis,

@@ -12,7 +12,7 @@ import typer
 
 from kneo.cli import render
 from kneo.cli.compose import find_store, make_store
-from kneo.cli.connection import JsonOption
+from kneo.cli.options import JsonOption
 from kneo.maintenance import backup, import_published, make_retention, migrate, restore, vacuum
 from kneo.runtime.engine.timers import end_overdue_runs
 from kneo.settings import from_env

@@ -11,8 +11,8 @@ import typer
 
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import JsonOption
 from kneo.cli.files import write_secret
+from kneo.cli.options import JsonOption
 from kneo.errors import Invalid
 from kneo.service.auth import AuthConfig, configured, hash_keys, key_digest
 from kneo.settings import from_env

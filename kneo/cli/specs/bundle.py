@@ -11,6 +11,7 @@ import typer
 
 from kneo.cli import render
 from kneo.cli.files import write_whole
+from kneo.cli.options import JsonOption
 from kneo.cli.repository import ConfigRepository, find_repository
 from kneo.cli.specs import bundle_check
 from kneo.cli.specs.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
@@ -37,7 +38,6 @@ BundleFile = Annotated[Path, typer.Argument(metavar="FILE", help="Bundle file.")
 TrustOption = Annotated[Path | None, typer.Option("--trust", help="Trust root file. Default: that of the repository.")]
 PinOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the trust root to pin (sha256:…).")]
 KeyEnvOption = Annotated[str, typer.Option("--key-env", help="Environment variable with the key.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("sign")

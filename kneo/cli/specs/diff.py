@@ -17,6 +17,7 @@ from kneo.cli import render
 from kneo.cli.clone import Clone
 from kneo.cli.commands import examples
 from kneo.cli.files import read_bytes
+from kneo.cli.options import JsonOption
 from kneo.cli.project import Project, open_project
 from kneo.cli.specs.check import check_in
 from kneo.errors import Invalid, NotFound
@@ -44,7 +45,7 @@ def diff(
     *,
     env: Annotated[str | None, typer.Option("--env", help="The environment whose overlays and defaults apply.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a comment for a pull request.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare two specs and list the changes, the most dangerous first.
 

@@ -13,13 +13,12 @@ import typer
 from kneo import settings
 from kneo.cli import render
 from kneo.cli.files import read_bytes, write_secret
+from kneo.cli.options import JsonOption
 from kneo.errors import Invalid, Transient, Usage
 from kneo.trust.dsse import decode_base64
 from kneo.trust.keys import PEM_BYTES, Algorithm, KeyId, PrivateKey, PublicKey, SigningKey
 
 app = typer.Typer()
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -28,7 +27,7 @@ def generate(
     *,
     algorithm: Annotated[Algorithm, typer.Option(help="Ed25519, or ECDSA on P-256.")] = Algorithm.ED25519,
     principal: Annotated[str | None, typer.Option(help="Owner of the key, for the output.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Create a private key and print its public half.
 
@@ -54,7 +53,7 @@ def generate(
 def show(
     file: Annotated[Path, typer.Argument(help="Private or public key file (PEM).")],
     *,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the id, algorithm and public half of a key.
 

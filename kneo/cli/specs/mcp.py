@@ -17,6 +17,7 @@ from kneo.agents.services import operator_rules
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.files import write_whole
+from kneo.cli.options import JsonOption
 from kneo.cli.project import open_project
 from kneo.cli.specs.check import check_in, require_usable
 from kneo.errors import Conflict, Invalid, NotFound
@@ -68,7 +69,7 @@ def pull(
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Change nothing. Exit status 1 if anything differs.")] = False,
     as_text: Annotated[bool, typer.Option("--print", help="Print the declarations instead of writing them.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask an MCP server for its tools and declare them in a spec.
 

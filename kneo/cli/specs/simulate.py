@@ -12,8 +12,9 @@ import typer
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.files import read_bytes
+from kneo.cli.options import JsonOption
 from kneo.cli.specs.check import Checked, check, require_usable
-from kneo.cli.specs.spec import EnvOption, JsonOption, SpecArgument
+from kneo.cli.specs.spec import EnvOption, SpecArgument
 from kneo.runtime.simulate.exploration import BranchOutcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
 from kneo.spec.coverage.guardrails import GuardrailPlace, guardrail_places

@@ -14,7 +14,7 @@ import typer
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.files import read_bytes, write_whole
-from kneo.cli.options import OptionGroup
+from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.specs.check import Checked, Format, check, print_findings, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
@@ -51,7 +51,6 @@ SpecArgument = Annotated[
 EnvOption = Annotated[
     str | None, typer.Option("--env", help="The environment whose overlays, defaults and policy apply.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="The format of the findings.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the result to this file.")]
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kneo.cli import render
+from kneo.cli.options import JsonOption
 from kneo.cli.repository import TRUST_PATH, find_repository
 from kneo.cli.specs.keys import load_private, load_public
 from kneo.cli.specs.trust_roots import RootChain, TrustFiles
@@ -26,7 +27,6 @@ MIN_PREFIX = 8
 File = Annotated[Path | None, typer.Option("--file", help="Trust root file. Default: that of the repository.")]
 Keys = Annotated[list[Path], typer.Option("--key", help="Private key file that signs the new version; repeatable.")]
 Life = Annotated[str | None, typer.Option("--expires", help="Lifetime of the trust root, for example 365d.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Key id, its first digits, or a PEM file.")]
 
 
@@ -37,7 +37,7 @@ def init(
     principal: Annotated[str, typer.Option(help="Owner of the key.")] = "owner",
     file: File = None,
     expires: Annotated[str, typer.Option("--expires", help="Lifetime of the trust root.")] = DEFAULT_LIFE,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Create a trust root with one key for the roles root, release and approver.
 
@@ -49,7 +49,7 @@ def init(
 
 
 @app.command()
-def show(*, file: File = None, as_json: AsJson = False) -> None:
+def show(*, file: File = None, as_json: JsonOption = False) -> None:
     """Show the keys, roles, expiry and missing signatures of the trust root.
 
     Example: kneo trust show --json
@@ -72,7 +72,7 @@ def add(
     ] = None,
     file: File = None,
     expires: Life = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Add a person's key to roles. A new role has a threshold of one.
 
@@ -100,7 +100,7 @@ def remove(
     role: Annotated[list[str] | None, typer.Option("--role", help="Remove it from this role only; repeatable.")] = None,
     file: File = None,
     expires: Life = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove a key. All its signatures become void; to keep earlier ones valid, use kneo trust revoke.
 
@@ -121,7 +121,7 @@ def revoke(
     ] = None,
     file: File = None,
     expires: Life = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Revoke a key as of a given time. Earlier signatures stay valid unless --compromised-since is set.
 
@@ -145,7 +145,7 @@ def change_role(
     path: Annotated[list[str] | None, typer.Option("--path", help="Paths that the role may sign; repeatable.")] = None,
     file: File = None,
     expires: Life = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Change the threshold or the paths of a role.
 
@@ -165,7 +165,7 @@ def sign(
         str | None, typer.Option("--expires", help="Renew: lifetime of a new version, for example 365d.")
     ] = None,
     file: File = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Sign the present trust root, or renew it with --expires.
 
