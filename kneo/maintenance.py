@@ -20,7 +20,7 @@ from kneo.records.audit import ChainVerdict
 from kneo.records.run import RunStatus
 from kneo.registry.resolve import change_policy
 from kneo.settings import ExecutionSettings, Settings, from_env
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 from kneo.spec.project import MIN_USAGE_DAYS, Retention
 from kneo.store import backup as backups
 from kneo.store import migrate as migrations

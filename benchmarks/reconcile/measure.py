@@ -25,8 +25,8 @@ from benchmarks.reconcile.floor import Floor
 from benchmarks.reconcile.repository import Fleet
 from kneo.clock import SystemClock
 from kneo.controller.reconcile import Reconciler
+from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
-from kneo.controller.stages.apply import Lease
 from kneo.store import requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

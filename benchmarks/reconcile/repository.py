@@ -7,8 +7,7 @@ from pathlib import Path
 from config_repo import ConfigRepo, announcement
 
 from kneo.trust.dsse import serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import build_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, build_bundle
 from kneo.trust.verify import bundle_path
 
 ENVIRONMENT = "environments/prod.yaml"

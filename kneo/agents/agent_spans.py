@@ -26,8 +26,7 @@ from kneo.agents.providers import ProviderConnection
 from kneo.agents.turn import AnswerRequired, PeopleRequired, Postponed, Stopped, Turn
 from kneo.redaction import redact_text
 from kneo.spec.models.agent import ModelChoice
-from kneo.spec.models.spec import Tool
-from kneo.spec.policies import TracingPolicy, tracing_policy
+from kneo.spec.models.spec import Tool, TracingPolicy, tracing_policy
 from kneo.telemetry import CONTENT_CHARS, Span, span
 
 MAX_MESSAGES = 20

@@ -35,8 +35,8 @@ from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import EntryStatus
 from kneo.records.task import Decision, DecisionKind
 from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, ToolPermissions
-from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import Capability, Tool
+from kneo.spec.policy import ToolRules
 
 MAX_REVIEWS = 20
 """Answers of gates about one call; edits that undo each other end there."""

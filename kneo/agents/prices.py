@@ -10,7 +10,7 @@ from pydantic_ai.usage import RequestUsage
 
 from kneo.spec.models.agent import ModelChoice
 from kneo.spec.models.providers import PROVIDERS
-from kneo.spec.models.rules import ModelPrice, ModelRules
+from kneo.spec.policy import ModelPrice, ModelRules
 
 
 def cost_micros(choice: ModelChoice, reply: ModelResponse, rules: ModelRules | None) -> int | None:

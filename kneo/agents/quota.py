@@ -14,7 +14,7 @@ from kneo.agents.turn import CallQuestion, PeopleRequired
 from kneo.errors import Forbidden
 from kneo.records.run import AgentUsage
 from kneo.records.task import Decision, DecisionKind
-from kneo.spec.models.rules import ModelBudget, ModelRules
+from kneo.spec.policy import ModelBudget, ModelRules
 
 Period: TypeAlias = Literal["run", "day", "month"]
 

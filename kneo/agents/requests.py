@@ -49,7 +49,7 @@ from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import NewTrace
 from kneo.settings import ModelSettings
 from kneo.spec.models.agent import ModelChoice
-from kneo.spec.models.rules import ModelRules
+from kneo.spec.policy import ModelRules
 
 ANTHROPIC_MAX_TOKENS = 4_096
 """Sent where a spec has no ``max_tokens``: without one the library of Anthropic streams in secret."""

@@ -10,8 +10,8 @@ from kneo.agents.turn import ToolBackend
 from kneo.clock import Clock, SystemClock
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.settings import AgentSettings, Settings
-from kneo.spec.models.rules import McpRules, ToolRules
 from kneo.spec.models.spec import Tool
+from kneo.spec.policy import McpRules, ToolRules
 from kneo.tools import TurnMiddleware
 
 BackendKind: TypeAlias = Literal["python", "http", "mcp", "a2a"]

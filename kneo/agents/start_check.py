@@ -9,8 +9,8 @@ from kneo.agents.providers import OperatorConnections, check_models
 from kneo.errors import Invalid
 from kneo.spec.coverage.exposure import callable_tools
 from kneo.spec.models.agent import Agent
-from kneo.spec.models.rules import ModelRules
 from kneo.spec.models.spec import Spec
+from kneo.spec.policy import ModelRules
 
 MCP_HINT = "Install it: pip install 'kneo[mcp]'."
 A2A_HINT = "Install it: pip install 'kneo[a2a]'."

@@ -15,7 +15,7 @@ from pydantic_ai.tools import ToolDefinition
 from kneo.agents.questions import find_misfits
 from kneo.digest import canonical_json
 from kneo.errors import Invalid
-from kneo.spec.tool_names import OUTPUT_TOOL
+from kneo.spec.models.agent import OUTPUT_TOOL
 
 MAX_MISFITS = 2
 """Answers that do not fit and are asked for again."""

@@ -22,7 +22,7 @@ from kneo.tasks import inbox
 from kneo.tasks.decisions import DecisionRequest
 from kneo.trust.answer import open_answer
 from kneo.trust.dsse import read_envelope
-from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.statement import PAYLOAD_TYPE
 
 MAX_BATCH = 100
 """The most decisions of one request."""

@@ -14,7 +14,7 @@ from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check
 from kneo.spec.models.environment import read_spec
 from kneo.spec.modules import NOTHING_KNOWN
-from kneo.spec.policy_flags import PolicyFlags, strictest
+from kneo.spec.policy import PolicyFlags, strictest
 from kneo.store import idempotency, project_metadata, runs
 from kneo.store.engine import Tx
 from kneo.store.run_filter import RunFilter

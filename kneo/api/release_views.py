@@ -29,7 +29,7 @@ from kneo.records.release import (
 from kneo.records.task import ReceiptRecord
 from kneo.registry import EnvironmentStatus
 from kneo.registry.explain import ClosedGate, Explanation, Trace
-from kneo.spec.windows import next_opening, windows_open
+from kneo.spec.policy import next_opening, windows_open
 from kneo.trust.dsse import parse_envelope
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from kneo.errors import InvalidValue, NotFound
 from kneo.records.conversation import ConversationEntry, EntryKind
 from kneo.redaction import redact, redact_text
 from kneo.runtime.engine.wait import find_run
-from kneo.spec.tool_names import OUTPUT_TOOL
+from kneo.spec.models.agent import OUTPUT_TOOL
 from kneo.store import agent_journal
 
 MAX_TEXT_CHARS = 20_000

@@ -16,14 +16,13 @@ from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.project import read_config
 from kneo.project.files import ModuleFiles, SpecFiles, is_hidden
 from kneo.settings import Settings
-from kneo.spec.diagnostics import unreadable
-from kneo.spec.documents import DEFAULT_LIMITS, Document, Unreadable
+from kneo.spec.documents import DEFAULT_LIMITS, Document, Unreadable, unreadable
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.inline import Files, NoFiles
 from kneo.spec.reading.load import LoadedSpec, load_tree, resolve
-from kneo.spec.reading.overlays import merge_all
+from kneo.spec.reading.normalize import merge_all
 from kneo.spec.reading.reader import read
 
 Tree = Mapping[str, object]

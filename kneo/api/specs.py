@@ -14,14 +14,13 @@ from kneo.api.spec_loader import SpecLoader, SpecRequest, SpecSelection, refused
 from kneo.digest import digest_of_json
 from kneo.runtime.engine.start import find_rules, require_policy
 from kneo.spec.coverage.policy import policy_report
-from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.diff import diff
-from kneo.spec.graph import spec_graph
+from kneo.spec.documents import Diagnostic
+from kneo.spec.graph import compiled, explained, linted, names_of, spec_graph
 from kneo.spec.models.environment import with_gates
 from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.migrate import migrate
-from kneo.spec.summary import compiled, explained, linted, names_of
 from kneo.store import audit, releases
 from kneo.store.engine import Tx
 

@@ -21,7 +21,7 @@ from kneo.project.secrets import secret_inventory
 from kneo.redaction import REDACTED
 from kneo.settings import from_env
 from kneo.spec.project import ProjectConfig, parse_project, render_project
-from kneo.spec.reading.yaml_writer import write_yaml
+from kneo.spec.reading.yaml import write_yaml
 
 app = typer.Typer(no_args_is_help=True)
 profile_app = typer.Typer(help="Manage server profiles. API keys are never printed.", no_args_is_help=True)

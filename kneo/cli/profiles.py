@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from kneo.cli.files import PRIVATE_FILE, read_bytes, write_whole
 from kneo.errors import Invalid, NotFound, Usage
-from kneo.spec.reading.reader import ReadLimits, read_json
+from kneo.spec.documents import ReadLimits
+from kneo.spec.reading.reader import read_json
 
 MAX_BYTES = 1_048_576
 

@@ -21,10 +21,10 @@ from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.environment import Environment, EnvironmentGate, QuestionPolicy, with_gates
 from kneo.spec.modules import RuleContext
-from kneo.spec.policy_flags import PolicyFlags, strictest
+from kneo.spec.policy import PolicyFlags, strictest
 from kneo.spec.project import ProjectConfig, choose_environment
 from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec
-from kneo.spec.reading.overlays import NO_DEFAULTS
+from kneo.spec.reading.normalize import NO_DEFAULTS
 
 if TYPE_CHECKING:
     from kneo.cli.repository import ConfigRepository

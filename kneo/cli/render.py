@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from kneo.clock import parse_time
+from kneo.names import plain
 from kneo.settings import colour_wanted
-from kneo.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

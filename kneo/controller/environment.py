@@ -8,33 +8,24 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from kneo import registry
-from kneo.controller import metrics
-from kneo.controller.pending_plans import keep_plans, plan_of_action, plan_of_rules
+from kneo.controller import metrics, registry_state
+from kneo.controller.differences import keep_plans, plan_of_action, plan_of_rules
 from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
-from kneo.controller.registry_state import (
-    RegistryCache,
-    RegistryState,
-    Served,
-    gather_evidence,
-    record_decisions,
-    rules_before,
-)
+from kneo.controller.registry_state import Lease, apply, check_lease
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report
-from kneo.controller.stages.apply import Lease, apply, check_lease
 from kneo.controller.stages.approvals import signed_by_known
 from kneo.controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
 from kneo.controller.stages.load import DeclaredState, SourceProblem, find_bundles
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, make_plan
 from kneo.controller.stages.report import Drift, Outcome
 from kneo.controller.stages.verify import Candidate, TrustContext, Verified, verify
-from kneo.controller.verification_cache import VerificationCache
 from kneo.digest import Digest, digest_of
 from kneo.errors import KneoError, Transient
 from kneo.notify import outbox
 from kneo.records.release import EnvironmentRecord, Promotion, PromotionKind, Release
 from kneo.spec.models.environment import Environment
-from kneo.spec.windows import windows_open
+from kneo.spec.policy import windows_open
 from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
 
@@ -96,8 +87,8 @@ class ReconcileContext:
     declared: DeclaredState
     trust: TrustContext
     lease: Lease
-    state: RegistryState
-    cache: RegistryCache
+    state: registry_state.RegistryState
+    cache: registry_state.RegistryCache
     files: EnvironmentFiles
     commit_times: CommitTimes | None = None
     """Set while a registry is rebuilt from Git."""
@@ -150,7 +141,7 @@ class EnvironmentReconciler:
         self.store = store
         self.channels = tuple(channels)
         self.drift = DriftWatch()
-        self._verified = VerificationCache()
+        self._verified = registry_state.VerificationCache()
 
     def run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
         """Bring one environment to its declared state, as far as trust and gates allow.
@@ -159,7 +150,7 @@ class EnvironmentReconciler:
             Transient: the lease was lost, or another process changed the registry; nothing was written.
         """
         declared, name = shared.declared, environment.name
-        before = rules_before(shared.state.records.get(name), environment, declared.revision)
+        before = registry_state.rules_before(shared.state.records.get(name), environment, declared.revision)
         if isinstance(before, SourceProblem):
             return self.refuse(name, before, shared)
         context = EnvironmentContext(environment, before, shared)
@@ -208,8 +199,8 @@ class EnvironmentReconciler:
         shared, trust = context.shared, context.shared.trust
         served = shared.cache.read(tx, shared.lease.fence).served
         _check_unmoved(context, served)
-        record_decisions(tx, context.name, approval_files, trust)
-        evidence = gather_evidence(tx, context.files, approval_files, trust, served, verified.candidates)
+        registry_state.record_decisions(tx, context.name, approval_files, trust)
+        evidence = registry_state.gather_evidence(tx, context.files, approval_files, trust, served, verified.candidates)
         evidence = replace(evidence, commit_times=shared.commit_times)
         rules = _evaluate_rules(context, evidence)
         if isinstance(rules, Blocked):
@@ -291,7 +282,7 @@ def _count(context: EnvironmentContext, changed: Sequence[Promotion]) -> None:
             metrics.LEAD_SECONDS.labels(context.name).observe(max(0.0, lead))
 
 
-def _check_unmoved(context: EnvironmentContext, served: Served) -> None:
+def _check_unmoved(context: EnvironmentContext, served: registry_state.Served) -> None:
     if served.get(context.name, {}) != context.shared.state.served.get(context.name, {}):
         msg = f"The releases of {context.name} changed while a plan for them was made."
         raise Transient(msg, code="RegistryMoved")

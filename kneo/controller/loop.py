@@ -1,4 +1,7 @@
-"""The controller loop: reconcile on request, on a new commit and on an interval, with backoff after failures."""
+"""The controller loop: reconcile on request, on a new commit and on an interval, with backoff after failures.
+
+A watch on the branches of a local repository is a hint: the interval finds new commits too.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ import contextlib
 import logging
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
 
 from kneo.clock import monotonic, new_id
 from kneo.controller import metrics
 from kneo.controller.reconcile import Reconciler, ReconcileResult
+from kneo.controller.registry_state import Lease
 from kneo.controller.source_tracker import UNREACHABLE
-from kneo.controller.stages.apply import Lease
 from kneo.controller.stages.report import Ready, Reconciling
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.store import requests
@@ -242,3 +249,42 @@ class Controller:
         metrics.clear_findings()
         self._settled = False
         self._next = 0.0
+
+
+QUIET = frozenset({"opened", "closed_no_write"})
+"""Events that reading causes; a fetch from the repository must not trigger the next one."""
+
+
+class _OnRefChange(FileSystemEventHandler):
+    def __init__(self, poke: Callable[[], None]) -> None:
+        self.poke = poke
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in QUIET and not str(event.src_path).endswith(".lock"):
+            self.poke()
+
+
+def git_dir(repository: Path) -> Path | None:
+    """Return the folder of refs of a local repository; ``None`` when it is not one."""
+    for folder in (repository / ".git", repository):
+        if (folder / "refs").is_dir() and (folder / "HEAD").is_file():
+            return folder
+    return None
+
+
+@contextlib.contextmanager
+def watching(repository: Path, poke: Callable[[], None]) -> Iterator[None]:
+    """Call ``poke`` soon after a branch of a local repository moved."""
+    folder = git_dir(repository)
+    if folder is None:
+        yield
+        return
+    observer = Observer()
+    handler = _OnRefChange(poke)
+    observer.schedule(handler, str(folder / "refs"), recursive=True)
+    observer.start()
+    try:
+        yield
+    finally:
+        observer.stop()
+        observer.join()

@@ -15,15 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from kneo.controller.stages.gates import (
-    Allowed,
-    Blocked,
-    Evidence,
-    GateVerdict,
-    Rules,
-    count_approvals,
-    evaluate_own_policy,
-)
+from kneo.controller.stages import gates
 from kneo.controller.stages.load import SourceProblem
 from kneo.errors import KneoError
 from kneo.records.release import EnvironmentRecord
@@ -82,8 +74,8 @@ def _file_before(record: EnvironmentRecord, revision: str) -> Environment | Sour
 
 
 def evaluate_policy_gate(
-    after: Environment, before: Environment | None, files: EnvironmentFiles, evidence: Evidence
-) -> GateVerdict:
+    after: Environment, before: Environment | None, files: EnvironmentFiles, evidence: gates.Evidence
+) -> gates.GateVerdict:
     """Evaluate whether an environment file may come into force.
 
     Args:
@@ -92,16 +84,16 @@ def evaluate_policy_gate(
         files: The other environment files.
         evidence: The evidence for gates.
     """
-    own = evaluate_own_policy(after, before, weakenings(before, after) if before else (), evidence)
+    own = gates.evaluate_own_policy(after, before, weakenings(before, after) if before else (), evidence)
     what = _affects_all(after, before, serves=bool(evidence.served.get(after.name)))
-    if isinstance(own, Blocked) or what is None:
+    if isinstance(own, gates.Blocked) or what is None:
         return own
     approvals = [*own.approvals]
     for verdict in _verdicts(after, what, files, evidence):
-        if isinstance(verdict, Blocked):
+        if isinstance(verdict, gates.Blocked):
             return verdict
         approvals += verdict.approvals
-    return Allowed(tuple(dict.fromkeys(approvals)))
+    return gates.Allowed(tuple(dict.fromkeys(approvals)))
 
 
 def _affects_all(after: Environment, before: Environment | None, *, serves: bool) -> str | None:
@@ -117,15 +109,17 @@ def _affects_all(after: Environment, before: Environment | None, *, serves: bool
     return None
 
 
-def _verdicts(after: Environment, what: str, files: EnvironmentFiles, evidence: Evidence) -> Iterator[GateVerdict]:
+def _verdicts(
+    after: Environment, what: str, files: EnvironmentFiles, evidence: gates.Evidence
+) -> Iterator[gates.GateVerdict]:
     for file in files.in_force:
         if isinstance(file, SourceProblem):
-            yield Blocked("policy", file.reason, file.message)
+            yield gates.Blocked("policy", file.reason, file.message)
     asking = [file for file in files.in_force if isinstance(file, Environment) and _required(file)]
     for file in asking:
-        rules = Rules(file, frozenset({after.policy_digest}))
+        rules = gates.Rules(file, frozenset({after.policy_digest}))
         yield _with_source(
-            count_approvals(after.policy_digest, after.file, _rule(file), rules, evidence, what), file.name
+            gates.count_approvals(after.policy_digest, after.file, _rule(file), rules, evidence, what), file.name
         )
     if asking:
         return
@@ -136,20 +130,20 @@ def _verdicts(after: Environment, what: str, files: EnvironmentFiles, evidence: 
 
 
 def _approved_by_keys(
-    after: Environment, first: Environment | SourceProblem, what: str, files: EnvironmentFiles, evidence: Evidence
-) -> GateVerdict:
+    after: Environment, first: Environment | SourceProblem, what: str, files: EnvironmentFiles, evidence: gates.Evidence
+) -> gates.GateVerdict:
     """Count signatures of the trust root alone: people in an environment file count only once it is in force."""
     if isinstance(first, Environment) and not _required(first):
-        return Allowed()
+        return gates.Allowed()
     # A file that cannot be read may ask for approvals.
     rule = (_rule(first) if isinstance(first, Environment) else Approvals()).model_copy(update={"signed": True})
     no_people = replace(after, spec=after.spec.model_copy(update={"people": {}}))
-    rules = Rules(no_people, frozenset({after.policy_digest}))
-    verdict = count_approvals(after.policy_digest, after.file, rule, rules, evidence, what)
-    if isinstance(verdict, Blocked) and verdict.reason != REJECTED:
+    rules = gates.Rules(no_people, frozenset({after.policy_digest}))
+    verdict = gates.count_approvals(after.policy_digest, after.file, rule, rules, evidence, what)
+    if isinstance(verdict, gates.Blocked) and verdict.reason != REJECTED:
         root = rule.model_copy(update={"required": files.root_threshold, "roles": (ROOT_ROLE,)})
-        by_root = count_approvals(after.policy_digest, after.file, root, rules, evidence, what)
-        if isinstance(by_root, Allowed) or by_root.reason == REJECTED:
+        by_root = gates.count_approvals(after.policy_digest, after.file, root, rules, evidence, what)
+        if isinstance(by_root, gates.Allowed) or by_root.reason == REJECTED:
             verdict = by_root
         else:
             verdict = replace(verdict, who=tuple(sorted({*verdict.who, *by_root.who})))
@@ -158,8 +152,8 @@ def _approved_by_keys(
     )
 
 
-def _with_source(verdict: GateVerdict, requiring: str, *, signed: bool = False) -> GateVerdict:
-    if isinstance(verdict, Allowed):
+def _with_source(verdict: gates.GateVerdict, requiring: str, *, signed: bool = False) -> gates.GateVerdict:
+    if isinstance(verdict, gates.Allowed):
         return verdict
     keys = ", by keys of the trust root because no rules are in force yet" if signed else ""
     return replace(verdict, gate="policy", message=f"{verdict.message} Required by the rules of {requiring}{keys}.")

@@ -1,38 +1,39 @@
 """The preview of a commit: what a reconciliation would change, as JSON, without changing anything.
 
-``preview`` compares a commit with the registry, ``compare`` in the next module with the releases of earlier commits.
+``preview`` compares a commit with the registry. ``compare`` compares it with the releases of earlier commits, for pull requests:
+it needs neither service nor secret. The verified releases of the commits up to the base stand for the registry; a release
+that a commit broke stays, as the controller leaves it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from kneo.clock import isoformat
 from kneo.controller.differences import policy_difference, trust_difference, window_state
 from kneo.controller.policy_gate import environment_files, evaluate_policy_gate, root_threshold
-from kneo.controller.registry_state import RegistryState, gather_evidence, is_retired, read_registry, rules_before
+from kneo.controller.registry_state import (
+    RegistryState,
+    Served,
+    gather_evidence,
+    is_retired,
+    read_registry,
+    rules_before,
+)
 from kneo.controller.source.mirror import Mirror
 from kneo.controller.source.snapshot import Commit, SourceSnapshot
 from kneo.controller.source_tracker import check_history
+from kneo.controller.stages import verify
+from kneo.controller.stages.approvals import committed_records, count_votes, role_members
 from kneo.controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of
-from kneo.controller.stages.load import DeclaredState, SourceProblem, find_bundles, in_order, load, removed
+from kneo.controller.stages.load import DeclaredState, Loader, SourceProblem, find_bundles, in_order, load, removed
 from kneo.controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
 from kneo.controller.stages.report import further_gates
-from kneo.controller.stages.verify import (
-    Candidate,
-    TrustConfig,
-    TrustContext,
-    UnchangedBundle,
-    Verified,
-    earlier_roots,
-    establish_trust,
-    root_in_force,
-    verify,
-)
+from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
-from kneo.records.release import Release, also_closed
+from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.coverage.environment_gates import guarded_steps
 from kneo.spec.diff import compare_specs
@@ -62,14 +63,14 @@ class PlanInputs:
     """
 
     state: RegistryState
-    gather: Callable[[Sequence[Environment], Sequence[bytes], TrustContext, Collection[str]], Evidence]
+    gather: Callable[[Sequence[Environment], Sequence[bytes], verify.TrustContext, Collection[str]], Evidence]
     spec_of: Callable[[str], Spec | None]
     now: datetime
     commits: Callable[[], Iterable[Commit]] = tuple
     open_in: Callable[[str], OpenTasks | None] = lambda _: None
 
 
-def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: TrustConfig, only: str | None) -> Json:
+def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: verify.TrustConfig, only: str | None) -> Json:
     """Describe what the controller would change with a commit now."""
     state, source = read_registry(tx), sources.source(tx)
     accepted = source.accepted_commit if source else None
@@ -86,10 +87,10 @@ def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: TrustConfi
     return describe_plan(snapshot, inputs, config, only)
 
 
-def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: TrustConfig, only: str | None) -> Json:
+def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: verify.TrustConfig, only: str | None) -> Json:
     """Evaluate a commit as the controller does, and describe the result."""
     declared, state = load(snapshot), inputs.state
-    earlier = earlier_roots(state.roots, declared.revision)
+    earlier = verify.earlier_roots(state.roots, declared.revision)
     roots = trust_difference(earlier[-1] if earlier else None, declared.roots[-1] if declared.roots else None)
     result: Json = {
         "ref": snapshot.ref,
@@ -97,7 +98,7 @@ def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: TrustCon
         "commits": _commits(inputs, config, earlier),
         "trust": roots | {"version": roots["to"], "changed": roots["from"] != roots["to"]},
     }
-    trust = establish_trust(config, declared, state.roots, inputs.now)
+    trust = verify.establish_trust(config, declared, state.roots, inputs.now)
     if isinstance(trust, SourceProblem):
         return result | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
     served = {name: dict(here) for name, here in state.served.items()}
@@ -117,9 +118,9 @@ def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: TrustCon
     }
 
 
-def _commits(inputs: PlanInputs, config: TrustConfig, earlier: Sequence[bytes]) -> Json | None:
+def _commits(inputs: PlanInputs, config: verify.TrustConfig, earlier: Sequence[bytes]) -> Json | None:
     """Describe whether the commits are signed as the trust root requires; None where it does not."""
-    root = root_in_force(config.pin, earlier, inputs.now)
+    root = verify.root_in_force(config.pin, earlier, inputs.now)
     try:
         required = check_history(inputs.commits, root, inputs.now)
     except Invalid as error:
@@ -137,7 +138,7 @@ def _environment(
     name: str,
     snapshot: SourceSnapshot,
     declared: DeclaredState,
-    trust: TrustContext,
+    trust: verify.TrustContext,
     inputs: PlanInputs,
     served: Releases,
 ) -> Json:
@@ -150,7 +151,7 @@ def _environment(
         return _unchanged(name, before)
     files = (environment, before) if before else (environment,)
     envelopes = snapshot.read(find_bundles(environment, declared.blobs).values())
-    verified = verify(files, declared, envelopes, trust, state.history, {})
+    verified = verify.verify(files, declared, envelopes, trust, state.history, {})
     evidence = inputs.gather(files, declared.approval_files.get(name, ()), trust, verified.candidates)
     evidence = replace(evidence, served=served)
     plan = make_plan(name, declared.revision, verified, served.get(name, {}), state.history.known)
@@ -178,7 +179,7 @@ def _evaluate_file(
     environment: Environment,
     before: Environment | None,
     declared: DeclaredState,
-    trust: TrustContext,
+    trust: verify.TrustContext,
     state: RegistryState,
     evidence: Evidence,
 ) -> GateVerdict:
@@ -200,7 +201,9 @@ def _apply(
             here[action.bundle.name] = planned_release(action.bundle, name, revision, now)
 
 
-def planned_release(bundle: Candidate | UnchangedBundle, environment: str, revision: str, now: datetime) -> Release:
+def planned_release(
+    bundle: verify.Candidate | verify.UnchangedBundle, environment: str, revision: str, now: datetime
+) -> Release:
     """Return the release of a bundle as it would be."""
     return Release(
         environment=environment,
@@ -213,12 +216,12 @@ def planned_release(bundle: Candidate | UnchangedBundle, environment: str, revis
     )
 
 
-def _added(gate: EnvironmentGate, verified: Verified) -> Json:
+def _added(gate: EnvironmentGate, verified: verify.Verified) -> Json:
     """Describe the steps of each candidate that a gate of the environment is added around."""
     views = {
         name: _view(spec_in(bundle.record), gate)
         for name, bundle in verified.desired.items()
-        if isinstance(bundle, Candidate)
+        if isinstance(bundle, verify.Candidate)
     }
     steps = {name: places for name, view in views.items() if (places := guarded_steps(view, gate.name))}
     return {"gate": gate.name, "steps": steps}
@@ -260,7 +263,7 @@ def _gate(subject: str, verdict: Blocked) -> Json:
     }
 
 
-def _verdicts(verified: Verified) -> list[Json]:
+def _verdicts(verified: verify.Verified) -> list[Json]:
     rejected = [
         {"bundle": item.bundle, "version": item.version, "ok": False, "reason": item.reason, "message": item.message}
         for item in verified.rejected
@@ -278,3 +281,148 @@ def _stored_spec(tx: Tx, digest: str) -> Spec | None:
         return spec_in(record) if record is not None else None
     except KneoError:
         return None
+
+
+Since = Callable[[str, str], Iterable[Commit]]
+"""Reads the commits of a branch between two commits."""
+
+
+@dataclass(frozen=True)
+class LiveRegistry:
+    """The environments of a registry, which take precedence over releases in commits."""
+
+    served: Served = field(default_factory=dict)
+    holds: Mapping[str, Mapping[str, Hold]] = field(default_factory=dict)
+    suspensions: Mapping[str, Suspension] = field(default_factory=dict)
+    rules: Mapping[str, str] = field(default_factory=dict)
+    """Policy digests of the environment files in force."""
+
+
+def compare(
+    snapshot: SourceSnapshot,
+    followed: Sequence[SourceSnapshot],
+    since: Since,
+    config: verify.TrustConfig,
+    only: str | None,
+    now: datetime,
+    live: LiveRegistry | None = None,
+    open_in: Callable[[str], OpenTasks | None] = lambda _: None,
+) -> Json:
+    """Describe what a commit would change against an earlier one, or against nothing.
+
+    Args:
+        snapshot: The commit.
+        followed: The commits up to the base, oldest first; empty compares with nothing.
+        since: Reads the commits in between.
+        config: The trust settings.
+        only: The one environment to describe; None describes all.
+        now: The time of the preview.
+        live: The registry, where there is one.
+        open_in: Returns the open tasks of an environment; None where they are unknown.
+    """
+    live = live or LiveRegistry()
+    simulated = SimulatedRegistry(config, now)
+    for commit in followed:
+        simulated.follow(commit)
+    served = {**simulated.served, **live.served}
+    records = simulated.records | {
+        name: simulated.files[name, digest] for name, digest in live.rules.items() if (name, digest) in simulated.files
+    }
+    base = followed[-1].commit if followed else None
+    accepted = simulated.accepted
+    inputs = PlanInputs(
+        state=RegistryState(tuple(records), records, served, verify.bundle_history(accepted.values()), simulated.roots),
+        gather=lambda files, approvals, trust, _: _evidence(files[0].name, approvals, trust, served, simulated, live),
+        spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
+        now=now,
+        commits=lambda: since(base, snapshot.commit) if base is not None else (),
+        open_in=open_in,
+    )
+    return describe_plan(snapshot, inputs, config, only)
+
+
+class SimulatedRegistry:
+    """A registry in memory: the result of reconciling commits whose gates all allow every change."""
+
+    def __init__(self, config: verify.TrustConfig, now: datetime) -> None:
+        self.config = config
+        self.now = now
+        self.records: dict[str, EnvironmentRecord] = {}
+        self.served: dict[str, dict[str, Release]] = {}
+        self.accepted: dict[str, BundleRecord] = {}
+        self.roots: tuple[tuple[str | None, bytes], ...] = ()
+        self.files: dict[tuple[str, str], EnvironmentRecord] = {}
+        """Environment files by name and policy digest."""
+        self.before: dict[str, set[str]] = {}
+        """Digests of every release of an environment, by environment."""
+        self._loader = Loader()
+        self._verified: dict[tuple[str, str, Digest], verify.UnchangedBundle] = {}
+
+    def follow(self, commit: SourceSnapshot) -> None:
+        """Reconcile the next commit; unusable parts of it change nothing."""
+        declared = self._loader.load(commit)
+        trust = verify.establish_trust(self.config, declared, self.roots, self.now)
+        if isinstance(trust, SourceProblem):
+            return
+        self.roots = tuple(("base", envelope) for envelope in declared.roots)
+        for name, environment in declared.environments.items():
+            if isinstance(environment, Environment):
+                self._environment(name, environment, commit, declared, replace(trust, before=None))
+
+    def _environment(
+        self,
+        name: str,
+        environment: Environment,
+        commit: SourceSnapshot,
+        declared: DeclaredState,
+        trust: verify.TrustContext,
+    ) -> None:
+        here = self.served.setdefault(name, {})
+        places, epoch = find_bundles(environment, declared.blobs), trust.epoch(environment)
+        keys = {bundle: (name, declared.blobs[path], epoch) for bundle, path in places.items()}
+        unchanged = {bundle: self._verified[key] for bundle, key in keys.items() if key in self._verified}
+        envelopes = commit.read(path for bundle, path in places.items() if bundle not in unchanged)
+        history = verify.bundle_history(self.accepted.values())
+        verified = verify.verify((environment,), declared, envelopes, trust, history, unchanged)
+        for bundle, item in verified.desired.items():
+            self._verified[keys[bundle]] = verify.unchanged_bundle(item) if isinstance(item, verify.Candidate) else item
+            if isinstance(item, verify.Candidate):
+                self.accepted.setdefault(item.digest, replace(item.record, first_seen_at=isoformat(self.now)))
+            if bundle not in here or here[bundle].digest != item.digest:
+                here[bundle] = planned_release(item, name, declared.revision, self.now)
+            self.before.setdefault(name, set()).add(item.digest)
+        declared_names = {entry.bundle for entry in environment.spec.releases}
+        self.served[name] = {bundle: release for bundle, release in here.items() if bundle in declared_names}
+        self.records[name] = self.files[name, environment.policy_digest] = EnvironmentRecord(
+            name=name,
+            declaration=declared.files[name],
+            policy_digest=environment.policy_digest,
+            revision=declared.revision,
+            pending=(),
+            updated_at="",
+        )
+
+
+def _evidence(
+    name: str,
+    approval_files: Sequence[bytes],
+    trust: verify.TrustContext,
+    served: Served,
+    simulated: SimulatedRegistry,
+    live: LiveRegistry,
+) -> Evidence:
+    records = committed_records(approval_files, trust.root, {}, trust.now)
+    # Recorded decisions are unknown here, so none that a service signed counts.
+    votes = count_votes(
+        [record for record in records if record.environment == name], name, replace(trust, service_key=None)
+    )
+    return Evidence(
+        now=trust.now,
+        served=served,
+        votes=votes,
+        members=role_members(trust),
+        root_expires=trust.root.expires,
+        holds=live.holds.get(name, {}),
+        suspension=live.suspensions.get(name),
+        served_before=frozenset(simulated.before.get(name, ())),
+    )

@@ -13,12 +13,11 @@ from kneo.controller import metrics
 from kneo.controller.environment import EnvironmentReconciler, ReconcileContext
 from kneo.controller.policy_gate import environment_files, root_threshold
 from kneo.controller.preview import preview
-from kneo.controller.registry_state import RegistryCache, Served, is_retired, read_registry
+from kneo.controller.registry_state import Lease, RegistryCache, Served, check_lease, is_retired, read_registry
 from kneo.controller.rollback import parse_rollback, roll_back
 from kneo.controller.source.mirror import Mirror
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.source_tracker import UNREACHABLE, SourceTracker
-from kneo.controller.stages.apply import Lease, check_lease
 from kneo.controller.stages.gates import CommitTimes
 from kneo.controller.stages.load import DeclaredState, Loader, SourceProblem, in_order, removed
 from kneo.controller.stages.report import Outcome, Ready, Stalled, report_problem, write_report

@@ -1,21 +1,28 @@
-"""The registry as the controller sees it: its state at the start of a reconciliation, evidence for gates, and a cache."""
+"""The registry as the controller sees it: its state at the start of a reconciliation, evidence for gates, caches, and the changes of the lease holder."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import assert_never
 
+from kneo import registry
 from kneo.clock import isoformat
+from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import GIT, committed_records, count_votes, role_members
-from kneo.controller.stages.gates import Evidence
+from kneo.controller.stages.gates import Allowed, Evidence
 from kneo.controller.stages.load import SourceProblem
-from kneo.controller.stages.verify import BundleHistory, TrustContext, bundle_history
-from kneo.errors import KneoError
+from kneo.controller.stages.plan import Action, Promote, Retire, Rollback, kind_of
+from kneo.digest import Digest
+from kneo.errors import KneoError, Transient
 from kneo.records.release import ApprovalRecord, EnvironmentRecord, Promotion, Release
+from kneo.registry import BundlePromotion, ReleaseChange
 from kneo.spec.environment import parse_environment
-from kneo.spec.models.environment import Environment
-from kneo.store import approvals, releases
+from kneo.spec.models.environment import Environment, ReleasePin
+from kneo.store import approvals, releases, requests
 from kneo.store.engine import Tx
+from kneo.trust.dsse import parse_envelope
+from kneo.trust.statement import parse_bundle
 
 Served = Mapping[str, Mapping[str, Release]]
 """Releases by environment and bundle name."""
@@ -26,7 +33,7 @@ class KnownBundles:
     """The bundles of the registry: the current releases, and every bundle ever accepted."""
 
     served: Served
-    history: BundleHistory
+    history: verify.BundleHistory
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class RegistryState:
     names: tuple[str, ...]
     records: Mapping[str, EnvironmentRecord]
     served: Served
-    history: BundleHistory
+    history: verify.BundleHistory
     roots: tuple[tuple[str | None, bytes], ...]
     """Accepted trust roots, oldest first, each with the commit that brought it."""
 
@@ -56,7 +63,7 @@ def read_registry(tx: Tx, bundles: KnownBundles | None = None) -> RegistryState:
 
 def known(tx: Tx) -> KnownBundles:
     """Read all releases and bundles."""
-    return KnownBundles(served_by(releases.list_releases(tx)), bundle_history(releases.known_bundles(tx)))
+    return KnownBundles(served_by(releases.list_releases(tx)), verify.bundle_history(releases.known_bundles(tx)))
 
 
 def served_by(items: Iterable[Release]) -> Served:
@@ -111,7 +118,7 @@ def gather_evidence(
     tx: Tx,
     files: Sequence[Environment],
     approval_files: Sequence[bytes],
-    trust: TrustContext,
+    trust: verify.TrustContext,
     served: Served,
     candidates: Collection[str] = (),
 ) -> Evidence:
@@ -148,7 +155,7 @@ def gather_evidence(
     )
 
 
-def record_decisions(tx: Tx, environment: str, approval_files: Sequence[bytes], trust: TrustContext) -> None:
+def record_decisions(tx: Tx, environment: str, approval_files: Sequence[bytes], trust: verify.TrustContext) -> None:
     """Record the approvals in a commit with the time of their first sight, which a revocation is compared with."""
     for item in decisions(tx, environment, approval_files, trust) if approval_files else ():
         if item.origin == GIT:
@@ -156,7 +163,7 @@ def record_decisions(tx: Tx, environment: str, approval_files: Sequence[bytes], 
 
 
 def decisions(
-    tx: Tx, environment: str, approval_files: Sequence[bytes], trust: TrustContext
+    tx: Tx, environment: str, approval_files: Sequence[bytes], trust: verify.TrustContext
 ) -> tuple[ApprovalRecord, ...]:
     """Return the recorded decisions about an environment and those that this commit adds.
 
@@ -221,9 +228,134 @@ def _updated(before: KnownBundles, changes: Iterable[Promotion], tx: Tx) -> Know
         others = {name: release for name, release in served.get(environment, {}).items() if name not in names}
         changed = served_by(releases.list_releases(tx, environment, names)).get(environment, {})
         served[environment] = {**others, **changed}
-    added = bundle_history(releases.known_bundles(tx, digests))
+    added = verify.bundle_history(releases.known_bundles(tx, digests))
     marks = dict(before.history.high_water)
     for name, mark in added.high_water.items():
         if name not in marks or mark.seq > marks[name].seq:
             marks[name] = mark
-    return KnownBundles(served, BundleHistory({**before.history.known, **added.known}, marks))
+    return KnownBundles(served, verify.BundleHistory({**before.history.known, **added.known}, marks))
+
+
+class VerificationCache:
+    """Verified bundles by environment, valid as long as trust and rules (the epoch) stay the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Digest, Mapping[str, tuple[str, verify.UnchangedBundle]]]] = {}
+        """By environment: the epoch, and blob id and bundle by bundle name."""
+
+    def unchanged(
+        self,
+        environment: Environment,
+        epoch: Digest,
+        places: Mapping[str, str],
+        blobs: Mapping[str, str],
+        served: Mapping[str, Release],
+    ) -> dict[str, verify.UnchangedBundle]:
+        """Return the released bundles whose file was verified under this epoch.
+
+        Args:
+            environment: The environment's file.
+            epoch: The present epoch.
+            places: Paths of the declared bundles' files, by bundle name.
+            blobs: Ids of files, by path.
+            served: Releases by bundle name.
+        """
+        known_epoch, known = self._known.get(environment.name, (None, {}))
+        if known_epoch != epoch:
+            return {}
+        unchanged_bundles = {}
+        for entry in environment.spec.releases:
+            name = entry.bundle
+            if name not in places or name not in served or name not in known:
+                continue
+            blob, bundle = known[name]
+            if blobs[places[name]] == blob and served[name].digest == bundle.digest and bundle.version == entry.version:
+                unchanged_bundles[name] = bundle
+        return unchanged_bundles
+
+    def recognise(
+        self,
+        environment: Environment,
+        paths: Mapping[str, str],
+        envelopes: Mapping[str, bytes],
+        served: Mapping[str, Release],
+    ) -> dict[str, verify.UnchangedBundle]:
+        """Return the released bundles that an earlier process verified: registry epoch and payload digest are the same."""
+        recognised = (
+            _recognised(entry, paths[entry.bundle], envelopes[paths[entry.bundle]], served.get(entry.bundle))
+            for entry in environment.spec.releases
+            if entry.bundle in paths
+        )
+        return {bundle.name: bundle for bundle in recognised if bundle is not None}
+
+    def remember(
+        self, name: str, epoch: Digest, places: Mapping[str, str], blobs: Mapping[str, str], verified: verify.Verified
+    ) -> None:
+        """Keep the verified bundles of an environment."""
+        self._known[name] = (
+            epoch,
+            {
+                bundle: (
+                    blobs[places[bundle]],
+                    item if isinstance(item, verify.UnchangedBundle) else verify.unchanged_bundle(item),
+                )
+                for bundle, item in verified.desired.items()
+                if bundle in places
+            },
+        )
+
+
+def _recognised(
+    entry: ReleasePin, path: str, envelope: bytes, release: Release | None
+) -> verify.UnchangedBundle | None:
+    """Return a released bundle without verification; None for one that has to be verified."""
+    if release is None or release.version != entry.version or not path.endswith(".dsse.json"):
+        return None
+    try:
+        opened = parse_envelope(envelope, file=path)
+        if opened.digest != release.digest:
+            return None
+        predicate = parse_bundle(opened.payload, file=path).predicate
+    except KneoError:
+        return None
+    return verify.UnchangedBundle(
+        entry.bundle, entry.version, opened.digest, tuple(need.digest for need in predicate.depends_on)
+    )
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The controller lease, checked in every transaction that it protects."""
+
+    name: str
+    owner: str
+    fence: int
+
+
+def check_lease(tx: Tx, lease: Lease) -> None:
+    """Check that this controller still holds the lease.
+
+    Raises:
+        Transient: another controller took over.
+    """
+    if not requests.holds_lease(tx, lease.name, lease.owner, lease.fence):
+        msg = "Another controller took over; this one wrote nothing."
+        raise Transient(msg, code="LeaseLost")
+
+
+def apply(
+    tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], change: ReleaseChange
+) -> tuple[Promotion, ...]:
+    """Write allowed actions with the approvals that allowed them; return the promotions."""
+    serving, retired = [], []
+    for action, verdict in actions:
+        because = replace(change, approvals=verdict.approvals)
+        match action:
+            case Promote() | Rollback():
+                bundle, kind = action.bundle.record, kind_of(action)
+                serving.append(BundlePromotion(bundle=bundle, kind=kind, current=action.current, change=because))
+            case Retire():
+                retired.append(registry.retire(tx, action.current, change=because))
+            case _:
+                assert_never(action)
+    return (*retired, *registry.promote(tx, environment, serving))

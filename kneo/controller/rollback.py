@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo import registry
-from kneo.controller.registry_state import gather_evidence, served_by
-from kneo.controller.stages.apply import Lease, apply, check_lease
+from kneo.controller.registry_state import Lease, apply, check_lease, gather_evidence, served_by
 from kneo.controller.stages.approvals import ApprovalVote
 from kneo.controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence, evaluate_gates, rules_of
 from kneo.controller.stages.plan import ReleasePlan, Rollback

@@ -36,7 +36,7 @@ from kneo.spec.compiler import SpecCompiler, refusal, require_valid
 from kneo.spec.coverage.policy import policy_report
 from kneo.spec.lint import check
 from kneo.spec.models.environment import read_spec
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 from kneo.spec.reading.load import LoadedSpec, SourceFile
 from kneo.spec.reading.validate import check_model
 from kneo.store import audit, history, project_metadata, runs, tasks

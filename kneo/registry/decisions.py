@@ -14,10 +14,10 @@ from kneo.store import approvals, audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
 from kneo.trust.approvals import check_issued
 from kneo.trust.dsse import TrustedKey, find_signers, parse_envelope, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import KeyId, PrivateKey
 from kneo.trust.statement import (
     APPROVAL_LIFE,
+    PAYLOAD_TYPE,
     ApprovalDecision,
     DecisionSubject,
     build_approval,

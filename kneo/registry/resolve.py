@@ -16,13 +16,12 @@ from kneo.store.engine import Tx
 from kneo.trust.hmac_bundle import hmac_path, spec_in_hmac, verify_hmac_bundle
 from kneo.trust.root import TrustRoot, verify_chain
 from kneo.trust.statement import parse_bundle
-from kneo.trust.verified import UNSEQUENCED, VerifiedBundle
-from kneo.trust.verify import bundle_path, verify_bundle
+from kneo.trust.verify import UNSEQUENCED, VerifiedBundle, bundle_path, verify_bundle
 
 if TYPE_CHECKING:
     from kneo.spec.models.environment import Environment
 from kneo.names import check_environment_name
-from kneo.spec.policy_flags import PolicyFlags, strictest
+from kneo.spec.policy import PolicyFlags, strictest
 from kneo.store import project_metadata
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from kneo.invisible import reveal
+from kneo.names import reveal
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
 
 SHOWN_CHARS = 50_000

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from kneo.errors import Invalid
-from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.documents import Diagnostic
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.inline import Files
 from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec, load_tree, resolve
-from kneo.spec.reading.overlays import merge_all
+from kneo.spec.reading.normalize import merge_all
 
 
 class NamedTools(Protocol):

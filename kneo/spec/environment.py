@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Invalid
+from kneo.spec.base import suggest
 from kneo.spec.coverage.gates import (
     DEFAULT_HUMAN,
     UNSIGNED_HINT,
@@ -15,22 +16,11 @@ from kneo.spec.coverage.gates import (
     named_human,
     unsigned_timeout,
 )
-from kneo.spec.diagnostics import Diagnostic, error, locate
-from kneo.spec.documents import Document, Path, ReadLimits
+from kneo.spec.documents import Diagnostic, Document, Path, ReadLimits, error, locate
 from kneo.spec.gates import default_rejection
-from kneo.spec.lint.gates import DECISIONS
-from kneo.spec.lint.names import environment_names, gate_names
-from kneo.spec.lint.schemas import form_findings
-from kneo.spec.messages import suggest
-from kneo.spec.models.environment import (
-    Environment,
-    EnvironmentFile,
-    EnvironmentGate,
-    EnvironmentGatePosition,
-    EnvironmentSpec,
-    Match,
-    Person,
-)
+from kneo.spec.lint.gates import DECISIONS, form_findings
+from kneo.spec.lint.texts import environment_names, gate_names
+from kneo.spec.models import environment
 from kneo.spec.models.human import NOT_HONOURED, TOOL_REJECTIONS, Candidates, Gate, Human
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import InvalidDeclaration, parse_model
@@ -46,7 +36,7 @@ DEFAULT_REVIEWERS = Human(candidates=Candidates(roles=("reviewer",)))
 AFTER_KINDS = ("agent", "function", "workflow", "guardrail", "steps", "parallel", "router")
 """Kinds of steps with a result that a gate after them can review."""
 
-STEP_REJECTIONS: Mapping[EnvironmentGatePosition, tuple[str, ...]] = {
+STEP_REJECTIONS: Mapping[environment.EnvironmentGatePosition, tuple[str, ...]] = {
     "before": ("stop", "cancel", "skip", "fail"),
     "after": ("stop", "cancel", "skip", "fail", "retry"),
 }
@@ -55,7 +45,7 @@ STEP_REJECTIONS: Mapping[EnvironmentGatePosition, tuple[str, ...]] = {
 
 def parse_environment(
     data: bytes, *, file: str, limits: ReadLimits = ENVIRONMENT_LIMITS, accepted: bool = False
-) -> Environment:
+) -> environment.Environment:
     """Read an environment file, YAML or JSON by its name.
 
     Args:
@@ -69,7 +59,7 @@ def parse_environment(
         InvalidDeclaration: the document is not an environment; the findings carry file and line.
     """
     document = read(data, file=file, limits=limits)
-    declaration = parse_model(EnvironmentFile, document)
+    declaration = parse_model(environment.EnvironmentFile, document)
     spec, name = declaration.spec, declaration.metadata.name
     findings = list(_findings(name, spec))
     if not accepted:
@@ -80,7 +70,7 @@ def parse_environment(
     gates = tuple(_with_human(gate, spec.humans) for gate in spec.gates)
     if spec.retired:  # a retired environment releases nothing, even where its list is not empty
         spec = spec.model_copy(update={"releases": ()})
-    return Environment(name, spec, windows, gates, _policy_digest(document), file)
+    return environment.Environment(name, spec, windows, gates, _policy_digest(document), file)
 
 
 def _policy_digest(document: Document) -> Digest:
@@ -91,7 +81,7 @@ def _policy_digest(document: Document) -> Digest:
     return digest_of_json(content)
 
 
-def _with_human(added: EnvironmentGate, humans: Mapping[str, Human]) -> EnvironmentGate:
+def _with_human(added: environment.EnvironmentGate, humans: Mapping[str, Human]) -> environment.EnvironmentGate:
     """Write out the human of each gate: a person of the environment, never one that a spec declares."""
     known = _known(humans)
     return added.model_copy(
@@ -106,7 +96,7 @@ def _known(humans: Mapping[str, Human]) -> dict[str, Human]:
     return {DEFAULT_HUMAN: DEFAULT_REVIEWERS, **humans}
 
 
-def _findings(name: str, spec: EnvironmentSpec) -> Iterator[Diagnostic]:
+def _findings(name: str, spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
     bundles: set[str] = set()
     for index, release in enumerate(spec.releases):
         if release.bundle in bundles:
@@ -126,14 +116,14 @@ def _findings(name: str, spec: EnvironmentSpec) -> Iterator[Diagnostic]:
         yield error(CODE, message, ("spec", "soak"), suggestion="Add promoteFrom, or drop soak.")
 
 
-def _names(spec: EnvironmentSpec) -> Iterator[Diagnostic]:
+def _names(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
     yield from environment_names(spec.people, spec.humans, spec.questions)
     for index, added in enumerate(spec.gates):
         for position, gate in added.gates().items():
             yield from gate_names(gate, ("spec", "gates", index, position))
 
 
-def _humans_and_gates(spec: EnvironmentSpec) -> Iterator[Diagnostic]:
+def _humans_and_gates(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
     for name, human in spec.humans.items():
         yield from form_findings(human, ("spec", "humans", name))
     names: set[str] = set()
@@ -142,7 +132,7 @@ def _humans_and_gates(spec: EnvironmentSpec) -> Iterator[Diagnostic]:
         if added.name in names:
             yield error(CODE, f"Two gates are called {added.name}.", (*path, "name"))
         names.add(added.name)
-        if added.match == Match():
+        if added.match == environment.Match():
             hint = (
                 "Write at least one of capabilities, kinds, refs, tools, steps, workflows; steps: ['*'] is every step."
             )
@@ -154,7 +144,11 @@ def _humans_and_gates(spec: EnvironmentSpec) -> Iterator[Diagnostic]:
 
 
 def _gate(
-    spec: EnvironmentSpec, added: EnvironmentGate, position: EnvironmentGatePosition, gate: Gate, path: Path
+    spec: environment.EnvironmentSpec,
+    added: environment.EnvironmentGate,
+    position: environment.EnvironmentGatePosition,
+    gate: Gate,
+    path: Path,
 ) -> Iterator[Diagnostic]:
     if isinstance(gate.human, str) and gate.human not in spec.humans:
         hint = suggest(gate.human, tuple(spec.humans)) or "Declare it under humans of this environment."
@@ -177,13 +171,13 @@ def _gate(
 class _Legal:
     """What is possible at a gate that an environment adds."""
 
-    position: EnvironmentGatePosition
+    position: environment.EnvironmentGatePosition
     decisions: tuple[str, ...]
     rejections: tuple[str, ...]
     default_rejection: str
 
     @classmethod
-    def at(cls, match: Match, position: EnvironmentGatePosition) -> _Legal:
+    def at(cls, match: environment.Match, position: environment.EnvironmentGatePosition) -> _Legal:
         """Return what is possible at everything that a gate matches: tool calls, steps, or both."""
         decisions, rejections = DECISIONS[position], STEP_REJECTIONS[position]
         if "tool" not in match.kinds:
@@ -225,7 +219,7 @@ def _effects(gate: Gate, human: Human, legal: _Legal, path: Path) -> Iterator[Di
         yield error(CODE, message, path, suggestion=hint)
 
 
-def _candidates(human: Human, people: Iterable[Person], path: Path) -> Iterator[Diagnostic]:
+def _candidates(human: Human, people: Iterable[environment.Person], path: Path) -> Iterator[Diagnostic]:
     candidates = human.candidates
     if candidates is None or candidates.users or human.assignee or not (candidates.groups or candidates.roles):
         return

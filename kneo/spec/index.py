@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias, TypeVar
 
-from kneo.spec.diagnostics import Diagnostic, error
-from kneo.spec.documents import Path
-from kneo.spec.messages import suggest
+from kneo.spec.base import suggest
+from kneo.spec.documents import Diagnostic, Path, error
 from kneo.spec.models.agent import ASK_QUESTION, Agent
 from kneo.spec.models.spec import Capability, Spec
 from kneo.spec.models.workflow import (

@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field
 
 from kneo.spec.base import JsonObject, ListOf, MapOf, SpecModel
 from kneo.spec.models.agent import PROVIDER_VARIABLES, RuntimeMode
-from kneo.spec.policy_flags import PolicyFlags
-from kneo.spec.reading.overlays import SpecDefaults
+from kneo.spec.policy import PolicyFlags
+from kneo.spec.reading.normalize import SpecDefaults
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import parse_model
-from kneo.spec.reading.yaml_writer import write_yaml
+from kneo.spec.reading.yaml import write_yaml
 
 FALLBACK_ENVIRONMENT = "dev"
 

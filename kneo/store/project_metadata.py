@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from kneo.clock import parse_time
 from kneo.names import person_key
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 from kneo.store.engine import Tx, lock_table, upsert
 from kneo.store.tables import project_metadata
 

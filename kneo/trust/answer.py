@@ -15,10 +15,9 @@ from pydantic import Field
 
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid, Untrusted
-from kneo.trust.dsse import Envelope, TrustedKey, find_signers, is_same
-from kneo.trust.intoto import PAYLOAD_TYPE, read_statement, write_statement
+from kneo.trust.dsse import DigestText, Envelope, SignedRecord, Time, TrustedKey, find_signers, is_same, read_record
 from kneo.trust.keys import KeyId
-from kneo.trust.reading import DigestText, SignedRecord, Time, read_record
+from kneo.trust.statement import PAYLOAD_TYPE, read_statement, write_statement
 
 ANSWER_TYPE = "urn:kneo:attestation:answer:v1"
 

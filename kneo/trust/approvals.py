@@ -8,11 +8,10 @@ from datetime import datetime, timedelta
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted
 from kneo.trust.dsse import Envelope, Signer, TrustedKey, find_signers, parse_envelope
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-from kneo.trust.statement import ApprovalDecision, ApprovalPredicate, parse_approval
-from kneo.trust.verified import SEAL, VerifiedApproval
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, ApprovalPredicate, parse_approval
+from kneo.trust.verify import SEAL, VerifiedApproval
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Tolerated difference between the clocks of signer and verifier."""

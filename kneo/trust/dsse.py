@@ -7,6 +7,9 @@ whose signature it checked.
 A threshold counts people, each once: a person with two keys is one. Keys are identified by their material; the key id in a
 signature is only a hint.
 
+Signed bytes are parsed strictly: one meaning per byte string, no unknown keys, every refusal ``Malformed``. For other tools an
+envelope is exported as raw bytes (openssl) and in Sigstore's bundle format.
+
 Source of the rules: the Dead Simple Signing Envelope specification, v1 (``protocol.md`` and ``envelope.md``).
 """
 
@@ -17,12 +20,18 @@ import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated, TypeVar
 
-from kneo.digest import Digest, digest_of
-from kneo.errors import Invalid
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic.alias_generators import to_camel
+
+from kneo.clock import isoformat, parse_time
+from kneo.digest import DIGEST_PATTERN, Digest, digest_of
+from kneo.errors import Invalid, KneoError
 from kneo.names import person_key
+from kneo.spec.reading.reader import read_json
 from kneo.trust.keys import KeyId, PublicKey, SigningKey
-from kneo.trust.reading import read_strict
 
 ENVELOPE_BYTES = 1_048_576
 """Largest envelope, checked before parsing."""
@@ -242,3 +251,151 @@ def _hinted_first(signature: Signature, keys: Mapping[KeyId, TrustedKey]) -> Ite
     if hinted is not None:
         yield hinted
     yield from (key for key in keys.values() if key is not hinted)
+
+
+NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
+"""Names of bundles, environments, roles: safe as one path component, and equal on every file system."""
+
+VERSION = r"[A-Za-z0-9](?:[A-Za-z0-9.+_-]{0,62}[A-Za-z0-9])?"
+
+SEQUENCE_LIMIT = 2**53 - 1
+"""Largest whole number that every JSON parser reads alike (RFC 8785)."""
+
+
+class SignedRecord(BaseModel):
+    """A part of a signed document. Keys are camelCase in files; unknown keys are refused, because they would be ignored."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+        defer_build=True,
+    )
+
+
+def _time(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_time(value)
+    except KneoError as error:
+        raise ValueError(error.message) from error
+
+
+def _aware(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        msg = "a time needs a zone"
+        raise ValueError(msg)
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        msg = "must be printable text and not blank"
+        raise ValueError(msg)
+    return value
+
+
+Time = Annotated[
+    datetime,
+    BeforeValidator(_time),
+    AfterValidator(_aware),
+    PlainSerializer(isoformat, return_type=str, when_used="json"),
+]
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+Version = Annotated[str, Field(pattern=f"^{VERSION}$")]
+DigestText = Annotated[Digest, Field(pattern=f"^{DIGEST_PATTERN.pattern}$")]
+KeyIdText = Annotated[KeyId, Field(pattern=f"^{DIGEST_PATTERN.pattern}$")]
+Line = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_not_blank)]
+"""One printable line of text: a person's name, a reason, an address."""
+
+T = TypeVar("T")
+R = TypeVar("R", bound=SignedRecord)
+
+Several = Annotated[tuple[T, ...], Field(strict=False)]
+"""A list in the file, a tuple in the record, so that a frozen record is immutable throughout."""
+
+
+def read_strict(data: bytes, *, file: str) -> object:
+    """Parse JSON that has exactly one meaning.
+
+    Raises:
+        Invalid: ``Malformed``: not JSON, a key twice, trailing text, too deep, or a number that is not exact.
+    """
+    try:
+        return read_json(data, file=file).value
+    except Invalid as error:
+        raise Invalid(error.message, code="Malformed", hint=error.hint, **error.details) from error
+
+
+def read_record(kind: type[R], value: object, *, file: str) -> R:
+    """Validate a JSON value as a record, and name the invalid field.
+
+    Raises:
+        Invalid: ``Malformed``; the message names the file and the field.
+    """
+    try:
+        # Python names are internal; files use camelCase only.
+        return kind.model_validate(value, by_alias=True, by_name=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the top level"
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        msg = f"{file}: {field[:200]}: {first['msg']}{more}."
+        raise Invalid(msg, code="Malformed", file=file, field=field[:200]) from error
+
+
+SIGSTORE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+
+def export_pae(envelope: Envelope, keys: Iterable[PublicKey] = ()) -> Mapping[str, bytes]:
+    """Return an envelope as files: the signed bytes, each signature, and the known public keys.
+
+    ``openssl pkeyutl -verify -pubin -inkey KEY.pem -rawin -in pae.bin -sigfile KEY.sig`` checks an Ed25519 signature,
+    ``openssl dgst -sha256 -verify KEY.pem -signature KEY.sig pae.bin`` one by P-256.
+    """
+    files = {"pae.bin": envelope.signed_bytes}
+    for name, signature in _named(envelope):
+        files[f"{name}.sig"] = signature.sig
+    for key in keys:
+        if any(signature.keyid == key.keyid for signature in envelope.signatures):
+            files[f"{_short(key.keyid)}.pem"] = key.pem.encode("ascii")
+    return files
+
+
+def export_sigstore(envelope: Envelope) -> Mapping[str, bytes]:
+    """Return an envelope as Sigstore bundles (v0.3), one for each signature, since that format carries exactly one.
+
+    A bundle holds a hint of the key, not the key; the verifier has to have it.
+    """
+    return {f"{name}.sigstore.json": _sigstore(envelope, signature) for name, signature in _named(envelope)}
+
+
+def _sigstore(envelope: Envelope, signature: Signature) -> bytes:
+    value = {
+        "mediaType": SIGSTORE_TYPE,
+        "verificationMaterial": {"publicKey": {"hint": signature.keyid}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(envelope.payload).decode("ascii"),
+            "payloadType": envelope.payload_type,
+            "signatures": [{"sig": base64.b64encode(signature.sig).decode("ascii"), "keyid": signature.keyid}],
+        },
+    }
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _named(envelope: Envelope) -> list[tuple[str, Signature]]:
+    """Return a file name for each signature; the key hint is untrusted text, and used only where it is a key id."""
+    named: dict[str, Signature] = {}
+    for number, signature in enumerate(envelope.signatures):
+        name = _short(signature.keyid)
+        named[name if name and name not in named else f"signature-{number}"] = signature
+    return list(named.items())
+
+
+def _short(keyid: str) -> str:
+    text = keyid.removeprefix("sha256:")
+    return text[:16] if len(text) == 64 and text.isalnum() and text.isascii() else ""

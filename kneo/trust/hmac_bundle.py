@@ -17,10 +17,9 @@ from datetime import datetime
 
 from kneo.digest import digest_of
 from kneo.errors import Invalid, Untrusted
-from kneo.trust.dsse import ENVELOPE_BYTES, Signer
+from kneo.trust.dsse import ENVELOPE_BYTES, NAME, VERSION, Signer, read_strict
 from kneo.trust.keys import KeyId
-from kneo.trust.reading import NAME, VERSION, read_strict
-from kneo.trust.verified import HMAC, SEAL, UNSEQUENCED, SignatureTerms, VerifiedBundle
+from kneo.trust.verify import HMAC, SEAL, UNSEQUENCED, SignatureTerms, VerifiedBundle
 
 KIND = "kneo.spec.bundle"
 FORMAT = "v1"

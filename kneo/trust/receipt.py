@@ -18,10 +18,9 @@ from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
 from kneo.errors import Invalid
 from kneo.spec.documents import ReadLimits
 from kneo.spec.reading.reader import read_json
-from kneo.trust.dsse import Envelope, read_envelope, sign
-from kneo.trust.intoto import PAYLOAD_TYPE, read_statement, write_statement
+from kneo.trust import dsse
 from kneo.trust.keys import PrivateKey
-from kneo.trust.reading import SEQUENCE_LIMIT, DigestText, Several, SignedRecord, Time, read_record
+from kneo.trust.statement import PAYLOAD_TYPE, read_statement, write_statement
 
 RECEIPT_TYPE = "urn:kneo:attestation:decision:v1"
 
@@ -32,22 +31,22 @@ Hash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Word: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided", "expired"]
 
 
-class Voter(SignedRecord):
+class Voter(dsse.SignedRecord):
     """A person whose vote counted, with the roles and groups at that time."""
 
     actor: Text
     decision: Word
-    at: Time
-    roles: Several[Text] = ()
-    groups: Several[Text] = ()
+    at: dsse.Time
+    roles: dsse.Several[Text] = ()
+    groups: dsse.Several[Text] = ()
     via: Text | None = None
     """The link of the vote and its creator, where the person used one."""
 
-    statement: DigestText | None = None
+    statement: dsse.DigestText | None = None
     """Digest of the person's signed statement, where the gate requires one."""
 
 
-class Receipt(SignedRecord):
+class Receipt(dsse.SignedRecord):
     """A receipt. Names are camelCase in files, times ISO-8601 in UTC, digests ``sha256:`` and 64 hex digits."""
 
     id: Text
@@ -62,8 +61,8 @@ class Receipt(SignedRecord):
 
     position: Text
     step: Text
-    attempt: Annotated[int, Field(ge=0, le=SEQUENCE_LIMIT)]
-    subject_digest: DigestText
+    attempt: Annotated[int, Field(ge=0, le=dsse.SEQUENCE_LIMIT)]
+    subject_digest: dsse.DigestText
     """Digest of the subject: see ``subject_digest`` of the task."""
 
     decision: Word
@@ -72,39 +71,39 @@ class Receipt(SignedRecord):
     effect: Text | None
     """Effect of a rejection."""
 
-    content_digest: DigestText | None
+    content_digest: dsse.DigestText | None
     """Digest of the answer without the decision; null without one."""
 
     by: Literal["person", "policy:timeout", "replay"]
     actor: Text
-    decided_at: Time
-    voters: Several[Voter]
+    decided_at: dsse.Time
+    voters: dsse.Several[Voter]
     """The people whose votes made the decision; empty for a deadline or a replay."""
 
     allow_self: bool
     """Whether the environment lets people answer for their own requests and bundles."""
 
-    bundle_digest: DigestText | None
+    bundle_digest: dsse.DigestText | None
     """The bundle that asks, or the spec where there is no bundle."""
 
-    policy_digest: DigestText | None
+    policy_digest: dsse.DigestText | None
     """The environment's rules at that time; null outside of environments."""
 
-    source: DigestText | None
+    source: dsse.DigestText | None
     """The receipt of the reused decision."""
 
     audit_event: Text
     audit_leaf: Hash
     """The event's leaf in the audit log, by which the event can be proved to be included once it is sealed."""
 
-    audit_size: Annotated[int, Field(ge=0, le=SEQUENCE_LIMIT)]
+    audit_size: Annotated[int, Field(ge=0, le=dsse.SEQUENCE_LIMIT)]
     audit_head: Hash
     """The number of sealed events at that time, and the head over them."""
 
-    sequence: Annotated[int, Field(ge=1, le=SEQUENCE_LIMIT)]
+    sequence: Annotated[int, Field(ge=1, le=dsse.SEQUENCE_LIMIT)]
     """Number of this receipt among those of the run."""
 
-    previous: DigestText | None
+    previous: dsse.DigestText | None
     """Digest of the previous receipt; null for a run's first."""
 
 
@@ -142,8 +141,8 @@ def build_receipt(receipt: Receipt) -> ReceiptStatement:
     return ReceiptStatement(write_statement(RECEIPT_TYPE, receipt.task, receipt.subject_digest, predicate), receipt)
 
 
-def sign_receipt(statement: ReceiptStatement, key: PrivateKey) -> Envelope:
-    return sign(PAYLOAD_TYPE, statement.payload, key)
+def sign_receipt(statement: ReceiptStatement, key: PrivateKey) -> dsse.Envelope:
+    return dsse.sign(PAYLOAD_TYPE, statement.payload, key)
 
 
 def marks_of(view: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -168,7 +167,7 @@ def parse_receipt(payload: bytes, *, file: str = "receipt") -> ReceiptStatement:
     """
     statement = read_statement(payload, RECEIPT_TYPE, file=file)
     fields = {name: value for name, value in statement.predicate.items() if name != "marks"}
-    return ReceiptStatement(payload, read_record(Receipt, fields, file=f"{file}: predicate"))
+    return ReceiptStatement(payload, dsse.read_record(Receipt, fields, file=f"{file}: predicate"))
 
 
 LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)
@@ -190,9 +189,9 @@ class PresentedReceipt:
         statements: The claimed statements of reviewers; None without any.
     """
 
-    envelope: Envelope
+    envelope: dsse.Envelope
     view: Mapping[str, JsonValue] | None = None
-    statements: tuple[Envelope, ...] | None = None
+    statements: tuple[dsse.Envelope, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -249,8 +248,8 @@ def _one(value: object, where: str) -> PresentedReceipt:
         msg = f"{where}: a receipt is a JSON object."
         raise Invalid(msg, code="Malformed", hint="kneo task receipt show --json writes one.")
     if "envelope" not in value:
-        return PresentedReceipt(envelope=read_envelope(value, file=where))
-    envelope = read_envelope(value["envelope"], file=f"{where}: envelope")
+        return PresentedReceipt(envelope=dsse.read_envelope(value, file=where))
+    envelope = dsse.read_envelope(value["envelope"], file=f"{where}: envelope")
     view, statements = value.get("receipt"), value.get("statements")
     return PresentedReceipt(
         envelope=envelope,
@@ -259,11 +258,11 @@ def _one(value: object, where: str) -> PresentedReceipt:
     )
 
 
-def _statements(value: object, where: str) -> tuple[Envelope, ...]:
+def _statements(value: object, where: str) -> tuple[dsse.Envelope, ...]:
     if not isinstance(value, list) or len(value) > STATEMENTS:
         msg = f"{where}: statements must be a list of at most {STATEMENTS} envelopes."
         raise Invalid(msg, code="Malformed")
-    return tuple(read_envelope(item, file=f"{where}: statements[{index}]") for index, item in enumerate(value))
+    return tuple(dsse.read_envelope(item, file=f"{where}: statements[{index}]") for index, item in enumerate(value))
 
 
 def _view(value: object, where: str) -> Mapping[str, JsonValue]:

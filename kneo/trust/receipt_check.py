@@ -16,9 +16,9 @@ from kneo.errors import Invalid, KneoError
 from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import CLOCKS_DIFFER, AnswerStatement, ReviewerKeys, SignedAnswer, check_signer, open_answer
 from kneo.trust.dsse import Envelope, TrustedKey, find_signers, folded, is_same
-from kneo.trust.intoto import PAYLOAD_TYPE, STATEMENT_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.receipt import RECEIPT_TYPE, PresentedReceipt, Receipt, ReceiptFile, Voter, mark_of, parse_receipt
+from kneo.trust.statement import PAYLOAD_TYPE, STATEMENT_TYPE
 
 POLICY = "policy:timeout"
 

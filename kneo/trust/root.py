@@ -22,9 +22,8 @@ from pydantic import Field, model_validator
 from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
 from kneo.errors import Invalid, Untrusted
 from kneo.names import person_name, shown
-from kneo.trust.dsse import Envelope, TrustedKey, find_signers, folded, parse_envelope, people
+from kneo.trust import dsse
 from kneo.trust.keys import PEM_BYTES, Algorithm, KeyId, PublicKey
-from kneo.trust.reading import KeyIdText, Line, Name, Several, SignedRecord, Time, read_record, read_strict
 
 TRUST_ROOT_TYPE = "application/vnd.kneo.trust-root+json"
 
@@ -43,22 +42,23 @@ ROOT_ROLE = "root"
 _SEAL = object()
 
 
-class RootKey(SignedRecord):
+class RootKey(dsse.SignedRecord):
     algorithm: Annotated[Algorithm, Field(strict=False)]
     public: Annotated[str, Field(max_length=PEM_BYTES)]
     """PEM SubjectPublicKeyInfo."""
 
-    principal: Line
+    principal: dsse.Line
     """The key's owner: the person's API key name and entry in environment files."""
 
 
-class Role(SignedRecord):
-    keys: Annotated[Several[KeyIdText], Field(min_length=1, max_length=KEYS)]
+class Role(dsse.SignedRecord):
+    keys: Annotated[dsse.Several[dsse.KeyIdText], Field(min_length=1, max_length=KEYS)]
     threshold: Annotated[int, Field(ge=1, le=KEYS)]
     """The number of different people that must sign."""
 
     paths: (
-        Annotated[Several[Annotated[str, Field(pattern=r"^[A-Za-z0-9._+:/*?-]{1,200}$")]], Field(max_length=64)] | None
+        Annotated[dsse.Several[Annotated[str, Field(pattern=r"^[A-Za-z0-9._+:/*?-]{1,200}$")]], Field(max_length=64)]
+        | None
     ) = None
     """Globs of the repository paths that this role may sign; ``*`` and ``?`` match ``/`` too. Absent: no bundle."""
 
@@ -67,13 +67,13 @@ class Role(SignedRecord):
         return any(fnmatch.fnmatchcase(path, scope) for scope in self.paths or ())
 
 
-class Revocation(SignedRecord):
-    keyid: KeyIdText
-    at: Time
+class Revocation(dsse.SignedRecord):
+    keyid: dsse.KeyIdText
+    at: dsse.Time
     """Signatures first seen from this time on are void."""
 
-    reason: Line
-    compromised_since: Time | None = None
+    reason: dsse.Line
+    compromised_since: dsse.Time | None = None
     """Signatures first seen from this time on are void, also those seen before ``at``."""
 
     def covers(self, seen: datetime) -> bool:
@@ -81,14 +81,14 @@ class Revocation(SignedRecord):
         return seen >= self.at or (self.compromised_since is not None and seen >= self.compromised_since)
 
 
-class RootDocument(SignedRecord):
+class RootDocument(dsse.SignedRecord):
     """The content of a trust root. Parsing one verifies nothing; ``verify_chain`` does."""
 
     version: Annotated[int, Field(ge=1, le=1_000_000_000)]
-    expires: Time
-    keys: Annotated[dict[KeyIdText, RootKey], Field(max_length=KEYS)]
-    roles: Annotated[dict[Name, Role], Field(max_length=ROLES)]
-    revoked: Annotated[Several[Revocation], Field(max_length=REVOCATIONS)]
+    expires: dsse.Time
+    keys: Annotated[dict[dsse.KeyIdText, RootKey], Field(max_length=KEYS)]
+    roles: Annotated[dict[dsse.Name, Role], Field(max_length=ROLES)]
+    revoked: Annotated[dsse.Several[Revocation], Field(max_length=REVOCATIONS)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -132,7 +132,7 @@ class TrustRoot:
 
     document: RootDocument
     payload: bytes = field(repr=False)
-    keys: Mapping[KeyId, TrustedKey] = field(repr=False)
+    keys: Mapping[KeyId, dsse.TrustedKey] = field(repr=False)
     seal: InitVar[object]
 
     def __post_init__(self, seal: object) -> None:
@@ -160,7 +160,7 @@ class TrustRoot:
     def role(self, name: str) -> Role | None:
         return self.document.roles.get(name)
 
-    def role_keys(self, name: str) -> Mapping[KeyId, TrustedKey]:
+    def role_keys(self, name: str) -> Mapping[KeyId, dsse.TrustedKey]:
         """The keys of a role, revoked ones included; none when there is no such role."""
         role = self.role(name)
         return {keyid: self.keys[keyid] for keyid in role.keys} if role else {}
@@ -180,7 +180,7 @@ def parse_root(payload: bytes, *, file: str = "trust root") -> RootDocument:
     Raises:
         Invalid: ``Malformed``: not a root, or one that contradicts itself.
     """
-    return read_record(RootDocument, read_strict(payload, file=file), file=file)
+    return dsse.read_record(RootDocument, dsse.read_strict(payload, file=file), file=file)
 
 
 def root_payload(document: RootDocument) -> bytes:
@@ -280,15 +280,15 @@ def trust_epoch(root: TrustRoot, *rules: Digest) -> Digest:
     return digest_of_json({"root": root.digest, "rules": sorted(set(rules))})
 
 
-def _open(data: bytes) -> Envelope:
-    envelope = parse_envelope(data, file="trust root", max_bytes=ROOT_BYTES)
+def _open(data: bytes) -> dsse.Envelope:
+    envelope = dsse.parse_envelope(data, file="trust root", max_bytes=ROOT_BYTES)
     if envelope.payload_type != TRUST_ROOT_TYPE:
         msg = f"A trust root has payload type {TRUST_ROOT_TYPE}, not {envelope.payload_type}."
         raise Invalid(msg, code="Malformed")
     return envelope
 
 
-def _missing_versions(opened: Sequence[Envelope]) -> list[str]:
+def _missing_versions(opened: Sequence[dsse.Envelope]) -> list[str]:
     """Return the paths of missing earlier roots, at most three."""
     try:
         versions = {parse_root(envelope.payload).version for envelope in opened}
@@ -298,17 +298,17 @@ def _missing_versions(opened: Sequence[Envelope]) -> list[str]:
     return [f"environments/roots/{version}.json" for version in itertools.islice(missing, 3)]
 
 
-def _load(envelope: Envelope) -> TrustRoot:
+def _load(envelope: dsse.Envelope) -> TrustRoot:
     document = parse_root(envelope.payload)
-    keys = {keyid: TrustedKey(PublicKey.load(key.public), key.principal) for keyid, key in document.keys.items()}
+    keys = {keyid: dsse.TrustedKey(PublicKey.load(key.public), key.principal) for keyid, key in document.keys.items()}
     return TrustRoot(document=document, payload=envelope.payload, keys=MappingProxyType(keys), seal=_SEAL)
 
 
-def _require_threshold(envelope: Envelope, judge: TrustRoot, subject: TrustRoot, now: datetime) -> None:
+def _require_threshold(envelope: dsse.Envelope, judge: TrustRoot, subject: TrustRoot, now: datetime) -> None:
     role = judge.document.roles[ROOT_ROLE]
-    signers = find_signers(envelope, judge.role_keys(ROOT_ROLE))
+    signers = dsse.find_signers(envelope, judge.role_keys(ROOT_ROLE))
     valid = [signer for signer in signers if not judge.void(signer.keyid, now)]
-    who = people(valid)
+    who = dsse.people(valid)
     if len(who) >= role.threshold:
         return
     what = f"Trust root version {subject.version} has {len(who)} of {role.threshold} signatures"
@@ -335,6 +335,6 @@ def _check_principals(principals: Iterable[str]) -> None:
     """Refuse two spellings of one person, which would count as two people."""
     spellings: dict[str, str] = {}
     for principal in principals:
-        if principal != principal.strip() or spellings.setdefault(folded(principal), principal) != principal:
+        if principal != principal.strip() or spellings.setdefault(dsse.folded(principal), principal) != principal:
             msg = f"the principal {principal!r} has two spellings, or has spaces around it"
             raise ValueError(msg)

@@ -13,9 +13,8 @@ from pydantic_core import to_jsonable_python
 
 from kneo.errors import Conflict, NotFound
 from kneo.names import person_name
-from kneo.trust.dsse import TrustedKey
+from kneo.trust.dsse import TrustedKey, read_record
 from kneo.trust.keys import KeyId, PublicKey
-from kneo.trust.reading import read_record
 from kneo.trust.root import ROOT_ROLE, Revocation, Role, RootDocument, RootKey
 
 EVERYTHING = ("*",)

@@ -1,4 +1,4 @@
-"""in-toto Statements (v1) with a bundle or an approval as predicate.
+"""in-toto Statements (v1): a predicate of one type about one subject; those with a bundle or an approval as predicate.
 
 A statement keeps the exact bytes that it was parsed from. The bytes are signed, stored and identify the statement; the parsed
 view is never serialised in their place.
@@ -10,48 +10,92 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from kneo.digest import Digest, digest_of, digest_of_json
+from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
 from kneo.errors import Invalid
-from kneo.trust.intoto import read_statement, write_statement
-from kneo.trust.reading import (
-    SEQUENCE_LIMIT,
-    DigestText,
-    Line,
-    Name,
-    Several,
-    SignedRecord,
-    Time,
-    Version,
-    read_record,
-)
+from kneo.trust import dsse
+
+STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+
+
+class _DigestSet(dsse.SignedRecord):
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Subject(dsse.SignedRecord):
+    name: dsse.Line
+    digest: _DigestSet
+
+
+class Statement(dsse.SignedRecord):
+    """A statement with an unparsed predicate."""
+
+    type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
+    subjects: Annotated[dsse.Several[_Subject], Field(min_length=1, max_length=1, alias="subject")]
+    predicate_type: dsse.Line
+    predicate: dict[str, JsonValue]
+
+    @property
+    def subject_name(self) -> str:
+        return self.subjects[0].name
+
+    @property
+    def subject_digest(self) -> Digest:
+        return Digest(f"sha256:{self.subjects[0].digest.sha256}")
+
+
+def read_statement(payload: bytes, predicate_type: str, *, file: str) -> Statement:
+    """Parse a statement of one kind about one subject.
+
+    Raises:
+        Invalid: ``Malformed``: not a statement, with unknown fields, or of another kind.
+    """
+    statement = dsse.read_record(Statement, dsse.read_strict(payload, file=file), file=file)
+    if statement.predicate_type != predicate_type:
+        msg = f"{file}: predicateType is {statement.predicate_type}, expected {predicate_type}."
+        raise Invalid(msg, code="Malformed")
+    return statement
+
+
+def write_statement(predicate_type: str, name: str, digest: str, predicate: dict[str, JsonValue]) -> bytes:
+    """Return a statement about one subject in RFC 8785 form."""
+    return canonical_json(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}],
+            "predicateType": predicate_type,
+            "predicate": predicate,
+        }
+    )
+
 
 Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
 
 
-class PruneSubject(SignedRecord):
+class PruneSubject(dsse.SignedRecord):
     """The removal of more releases at once than allowed, by exactly one commit."""
 
-    environment: Name
-    revision: Line
+    environment: dsse.Name
+    revision: dsse.Line
     """The commit that removes them."""
 
     count: Annotated[int, Field(ge=0)]
-    releases: DigestText
+    releases: dsse.DigestText
     """Digest of the removed releases; see ``digest_of_releases``."""
 
 
-class RewriteSubject(SignedRecord):
+class RewriteSubject(dsse.SignedRecord):
     """The replacement of the repository's history, from exactly one commit to exactly another."""
 
     old: Commit
     new: Commit
 
 
-class DecisionSubject(SignedRecord):
+class DecisionSubject(dsse.SignedRecord):
     """The subject of a decision that is no bundle; exactly one field is set."""
 
     prune: PruneSubject | None = None
@@ -105,43 +149,43 @@ ENVIRONMENTS = 64
 DEPENDENCIES = 64
 
 
-class Dependency(SignedRecord):
+class Dependency(dsse.SignedRecord):
     """A bundle that must run in the same environment, by content."""
 
-    name: Name
-    digest: DigestText
+    name: dsse.Name
+    digest: dsse.DigestText
 
 
-class BundleSource(SignedRecord):
+class BundleSource(dsse.SignedRecord):
     """The signer's claim about the origin of the spec, for people; no decision depends on it."""
 
-    repo: Line | None = None
+    repo: dsse.Line | None = None
     commit: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")] | None = None
-    path: Line | None = None
-    ci_run: Line | None = None
+    path: dsse.Line | None = None
+    ci_run: dsse.Line | None = None
 
 
-class BundlePredicate(SignedRecord):
-    name: Name
-    version: Version
-    seq: Annotated[int, Field(ge=1, le=SEQUENCE_LIMIT)]
+class BundlePredicate(dsse.SignedRecord):
+    name: dsse.Name
+    version: dsse.Version
+    seq: Annotated[int, Field(ge=1, le=dsse.SEQUENCE_LIMIT)]
     """Position in the history of this name; grows by one with each signed version."""
 
-    prev: DigestText | None
+    prev: dsse.DigestText | None
     """Digest of the previous version, so that two histories cannot be merged into one; null for the first."""
 
-    environments: Annotated[Several[Name], Field(min_length=1, max_length=ENVIRONMENTS)]
+    environments: Annotated[dsse.Several[dsse.Name], Field(min_length=1, max_length=ENVIRONMENTS)]
     """Environments where the bundle may run; at least one, and there is no wildcard."""
 
-    issued_at: Time
-    expires_at: Time | None = None
-    approved_by: Line
-    depends_on: Annotated[Several[Dependency], Field(max_length=DEPENDENCIES)]
+    issued_at: dsse.Time
+    expires_at: dsse.Time | None = None
+    approved_by: dsse.Line
+    depends_on: Annotated[dsse.Several[Dependency], Field(max_length=DEPENDENCIES)]
     source: BundleSource | None
     spec: dict[str, JsonValue]
     """The resolved spec: overlays applied, every referenced file inlined."""
 
-    spec_digest: DigestText
+    spec_digest: dsse.DigestText
     """Digest of ``spec`` in its RFC 8785 form."""
 
 
@@ -150,29 +194,29 @@ class ApprovalDecision(StrEnum):
     REJECT = "reject"
 
 
-class ApprovalPredicate(SignedRecord):
-    bundle_digest: DigestText
-    environment: Name
-    policy_digest: DigestText
+class ApprovalPredicate(dsse.SignedRecord):
+    bundle_digest: dsse.DigestText
+    environment: dsse.Name
+    policy_digest: dsse.DigestText
     """Digest of the rules in force at the decision; it does not count under other rules."""
 
     decision: Annotated[ApprovalDecision, Field(strict=False)]
-    issued_at: Time | None = None
+    issued_at: dsse.Time | None = None
     """Time of signing: of one person's statements the latest counts, in any order of arrival.
 
     Absent only in statements recorded before this field existed.
     """
 
-    expires: Time
+    expires: dsse.Time
     """Expiry of an approval. A rejection counts until its signer withdraws it."""
 
-    reason: Line | None = None
+    reason: dsse.Line | None = None
     """The decider's reason."""
 
     about: DecisionSubject | None = None
     """The subject of a decision that is no bundle; ``bundle_digest`` is then its digest."""
 
-    approver: Line | None = None
+    approver: dsse.Line | None = None
     """The person whom a service authenticated and signed for. Absent where the person's own key signed."""
 
 
@@ -212,7 +256,7 @@ def parse_bundle(payload: bytes, *, file: str = "bundle") -> BundleStatement:
         Invalid: ``Malformed``: not a Statement v1 with exactly a bundle predicate.
     """
     statement = read_statement(payload, BUNDLE_TYPE, file=file)
-    predicate = read_record(BundlePredicate, statement.predicate, file=f"{file}: predicate")
+    predicate = dsse.read_record(BundlePredicate, statement.predicate, file=f"{file}: predicate")
     return BundleStatement(payload, predicate, statement.subject_name, statement.subject_digest)
 
 
@@ -223,7 +267,7 @@ def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStateme
         Invalid: ``Malformed``: not a Statement v1 with exactly an approval predicate.
     """
     statement = read_statement(payload, APPROVAL_TYPE, file=file)
-    predicate = read_record(ApprovalPredicate, statement.predicate, file=f"{file}: predicate")
+    predicate = dsse.read_record(ApprovalPredicate, statement.predicate, file=f"{file}: predicate")
     if predicate.about is not None and predicate.about.digest != predicate.bundle_digest:
         msg = f"{file}: the field subject differs from the subject of the statement."
         raise Invalid(msg, code="Malformed")
@@ -254,7 +298,7 @@ def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, al
         Invalid: a field is out of its bounds, or the spec has no JSON form.
     """
     spec_digest = digest_of_json(spec)
-    predicate = read_record(
+    predicate = dsse.read_record(
         BundlePredicate,
         {
             "name": name,
@@ -294,7 +338,7 @@ def build_approval(  # noqa: PLR0913 - as above
     Raises:
         Invalid: a field is out of its bounds.
     """
-    predicate = read_record(
+    predicate = dsse.read_record(
         ApprovalPredicate,
         {
             "bundleDigest": bundle_digest,
@@ -312,7 +356,7 @@ def build_approval(  # noqa: PLR0913 - as above
     return parse_approval(_payload(APPROVAL_TYPE, bundle_name, bundle_digest, predicate))
 
 
-def _payload(predicate_type: str, name: str, digest: Digest, predicate: SignedRecord) -> bytes:
+def _payload(predicate_type: str, name: str, digest: Digest, predicate: dsse.SignedRecord) -> bytes:
     view = predicate.model_dump(mode="json", by_alias=True)
     for optional in ("expiresAt", "approver", "about", "reason"):
         if view.get(optional, 0) is None:

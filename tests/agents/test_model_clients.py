@@ -16,7 +16,7 @@ from kneo.agents.requests import recorded_model
 from kneo.agents.services import Progress
 from kneo.settings import ModelSettings
 from kneo.spec.models.providers import PROVIDERS as ALL
-from kneo.spec.models.rules import ModelLimit, ModelRules
+from kneo.spec.policy import ModelLimit, ModelRules
 
 
 @pytest.mark.parametrize("wire", FORMATS)

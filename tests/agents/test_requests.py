@@ -19,7 +19,7 @@ from kneo.agents.turn import Postponed
 from kneo.errors import KneoError
 from kneo.records.conversation import EntryStatus
 from kneo.settings import ModelSettings
-from kneo.spec.models.rules import ModelPrice, ModelRules
+from kneo.spec.policy import ModelPrice, ModelRules
 
 TOOLS = [ToolDefinition(name=name, parameters_json_schema={"type": "object"}) for name in ("look", "pay")]
 SHAPES = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])

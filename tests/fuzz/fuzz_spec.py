@@ -23,16 +23,16 @@ from typing import Never
 from kneo.errors import Invalid
 from kneo.spec.coverage.policy import check_policy, policy_report
 from kneo.spec.diff import diff
+from kneo.spec.documents import as_github, as_sarif, as_text
 from kneo.spec.environment import parse_environment
 from kneo.spec.graph import as_dot, as_mermaid, spec_graph
 from kneo.spec.lint import check
-from kneo.spec.lint.formats import as_github, as_sarif, as_text
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 from kneo.spec.project import parse_project
 from kneo.spec.reading.inline import NoFiles
 from kneo.spec.reading.load import SourceFile, load_spec, resolve
 from kneo.spec.reading.reader import read_json, read_yaml
-from kneo.spec.reading.yaml_writer import write_yaml
+from kneo.spec.reading.yaml import write_yaml
 
 ROOT = Path(__file__).parents[2]
 SECONDS_PER_INPUT = 2.0

@@ -13,10 +13,10 @@ from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import statement_for
 from kneo.trust.answer import AnswerStatement
 from kneo.trust.dsse import TrustedKey, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import Algorithm, PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, root_payload
 from kneo.trust.root_edit import first_root, next_root, revoke_key
+from kneo.trust.statement import PAYLOAD_TYPE
 
 KEYS = {
     name: PrivateKey.generate(algorithm)

@@ -33,11 +33,11 @@ from kneo.tasks.lifecycle import process_due
 from kneo.tasks.links import make_link
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import TrustedKey, parse_envelope, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.receipt import ReceiptFile, parse_receipt
 from kneo.trust.receipt_check import PresentedReceipt, ReceiptVerdict, check_receipts
 from kneo.trust.root import RootDocument
+from kneo.trust.statement import PAYLOAD_TYPE
 
 Json = dict[str, object]
 KEY = PrivateKey.generate()

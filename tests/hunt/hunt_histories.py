@@ -24,8 +24,8 @@ from hunt.report import Budget, Finding, Report
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.controller.reconcile import Reconciler
+from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
-from kneo.controller.stages.apply import Lease
 from kneo.errors import NotFound
 from kneo.records.release import Hold, Suspension
 from kneo.store import releases, requests

@@ -38,13 +38,11 @@ from kneo.records.release import Hold, Release, Suspension
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment
 from kneo.trust.dsse import TrustedKey, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, root_payload, verify_chain
 from kneo.trust.root_edit import EVERYTHING, first_root
-from kneo.trust.statement import Dependency, build_bundle
-from kneo.trust.verified import SignatureRule
-from kneo.trust.verify import bundle_path, verify_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, Dependency, build_bundle
+from kneo.trust.verify import SignatureRule, bundle_path, verify_bundle
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 NAMES = ("bank", "fax", "mail")

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kneo.spec.diff import diff
-from kneo.spec.diff.locations import SPEC
-from kneo.spec.diff.tree import compare, same
+from kneo.spec.diff.locations import SPEC, compare, same
 from kneo.spec.models.spec import Spec
 
 KEYS = st.sampled_from(["agent", "tools", "review", "steps", "id", "before", "components", "agents", "x", "from", "to"])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kneo.spec.diff.weakening import flag_weakenings
-from kneo.spec.policy_flags import NO_POLICY, PolicyFlags, strictest
+from kneo.spec.policy import NO_POLICY, PolicyFlags, strictest
 
 CODES = st.lists(st.sampled_from(["E_A", "E_B", "W_C"]), unique=True).map(lambda codes: tuple(sorted(codes)))
 FLAGS = st.builds(

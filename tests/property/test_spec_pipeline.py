@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from kneo.spec.reading.load import load_spec, load_tree
 from kneo.spec.reading.migrate import UnsupportedVersion, migrate
-from kneo.spec.reading.normalize import normalize
-from kneo.spec.reading.overlays import deep_merge, merge_all
+from kneo.spec.reading.normalize import deep_merge, merge_all, normalize
 
 names = st.sampled_from(["a", "b", "c"])
 scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["x", "react", ""])

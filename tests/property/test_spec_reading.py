@@ -6,7 +6,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kneo.spec.reading.reader import ReadLimits, SourceLocation, Unreadable, read_json, read_yaml
+from kneo.spec.documents import ReadLimits, SourceLocation, Unreadable
+from kneo.spec.reading.reader import read_json, read_yaml
 
 LIMITS = ReadLimits(max_bytes=4096, max_depth=8, max_nodes=200)
 TOKENS = [

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kneo.spec.windows import DAYS, next_opening, parse_window, windows_open
+from kneo.spec.policy import DAYS, next_opening, parse_window, windows_open
 
 times = st.builds("{:02d}:{:02d}".format, st.integers(0, 23), st.integers(0, 59))
 days = st.sampled_from(DAYS)

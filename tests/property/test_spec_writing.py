@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kneo.spec.reading.reader import read_yaml
-from kneo.spec.reading.yaml_writer import write_yaml
+from kneo.spec.reading.yaml import write_yaml
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12) | st.sampled_from(
     [

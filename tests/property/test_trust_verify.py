@@ -14,13 +14,19 @@ from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.trust import dsse
 from kneo.trust.dsse import TrustedKey
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, TrustRoot, parse_root, root_payload, verify_chain
 from kneo.trust.root_edit import add_key, first_root, next_root, remove_key, revoke_key, set_role
-from kneo.trust.statement import build_bundle, parse_bundle
-from kneo.trust.verified import SEAL, NewestAccepted, SignatureRule, VerifiedBundle, check_sequence
-from kneo.trust.verify import verification_steps, verify_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, build_bundle, parse_bundle
+from kneo.trust.verify import (
+    SEAL,
+    NewestAccepted,
+    SignatureRule,
+    VerifiedBundle,
+    check_sequence,
+    verification_steps,
+    verify_bundle,
+)
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 PATH = "bundles/a/1.dsse.json"

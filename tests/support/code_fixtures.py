@@ -15,14 +15,14 @@ import yaml
 from kneo.agents.providers import OperatorConnections, check_models
 from kneo.errors import Invalid
 from kneo.spec.coverage.policy import check_policy
-from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.documents import Diagnostic
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.answers import AnswersFile
 from kneo.spec.models.environment import EnvironmentSpec
 from kneo.spec.modules import ModelCheck, Module, RuleContext
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 from kneo.spec.reading.load import load_tree, resolve
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import InvalidDeclaration, parse_model

@@ -16,11 +16,10 @@ from kneo.digest import Digest, digest_of
 from kneo.settings import process_environment
 from kneo.spec.environment import parse_environment
 from kneo.trust.dsse import TrustedKey, add_signature, parse_envelope, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, root_payload
 from kneo.trust.root_edit import EVERYTHING, add_key, first_root, next_root, remove_key, revoke_key
-from kneo.trust.statement import ApprovalDecision, Dependency, build_approval, build_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, Dependency, build_approval, build_bundle
 
 GIT_ENV = {
     **process_environment("PATH"),

@@ -21,8 +21,8 @@ from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.controller.loop import Controller
 from kneo.controller.reconcile import Reconciler, ReconcileResult
+from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
-from kneo.controller.stages.apply import Lease
 from kneo.digest import Digest
 from kneo.records.audit import SealedEvent
 from kneo.records.release import ConditionType, Pending, Release
@@ -30,9 +30,8 @@ from kneo.store import audit, releases, requests, runs
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
 from kneo.trust.dsse import TrustedKey, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
-from kneo.trust.statement import ApprovalDecision, build_approval, rewrite_subject
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, build_approval, rewrite_subject
 
 
 class Bench:

@@ -23,8 +23,8 @@ from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace
 from kneo.settings import ModelSettings
 from kneo.spec.models.agent import Agent
-from kneo.spec.models.rules import ModelRules
 from kneo.spec.models.spec import Spec
+from kneo.spec.policy import ModelRules
 
 KEY = "sk-very-secret-0123456789"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
-from kneo.spec.models.rules import ToolRules
+from kneo.spec.policy import ToolRules
 
 T = TypeVar("T")
 

@@ -23,10 +23,9 @@ from kneo.records.release import ConditionType
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
 from kneo.trust.dsse import Envelope, Signature, serialise
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.root_edit import add_key, set_role
-from kneo.trust.statement import build_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, build_bundle
 
 TOLD = {
     "approvals",

@@ -34,8 +34,8 @@ from kneo.errors import KneoError
 from kneo.records.run import NewTrace
 from kneo.settings import McpSettings
 from kneo.spec.models.agent import Agent
-from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import McpPin, McpServer
+from kneo.spec.policy import ToolRules
 
 MAX_ROUNDS = 20
 """Results of one call without an end and without a question."""

@@ -15,8 +15,8 @@ from kneo.agents.mcp.stdio import ServerCommand
 from kneo.agents.secrets import Secrets, require_secret
 from kneo.errors import Forbidden
 from kneo.settings import process_environment
-from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import SECRET_REFERENCE, McpOAuth, McpServer
+from kneo.spec.policy import ToolRules
 
 MAX_MESSAGE_BYTES = 4_194_304
 """Bytes of one message of a server, where its declaration has no ``max_response_bytes``."""

@@ -24,9 +24,9 @@ from kneo.errors import Invalid, Untrusted, Usage
 from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import PAYLOAD_BYTES, AnswerStatement, answer_digest, parse_answer
 from kneo.trust.dsse import Envelope, decode_base64, read_envelope, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import SigningKey
 from kneo.trust.receipt import content_digest
+from kneo.trust.statement import PAYLOAD_TYPE
 
 Json = dict[str, object]
 

@@ -28,11 +28,10 @@ from kneo.digest import Digest
 from kneo.errors import KneoError, NotFound, Untrusted, Usage
 from kneo.spec.diff import diff
 from kneo.spec.reading.load import load_tree
-from kneo.trust.dsse import parse_envelope, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.dsse import parse_envelope, read_record, serialise, sign
 from kneo.trust.keys import PrivateKey
-from kneo.trust.reading import read_record
 from kneo.trust.statement import (
+    PAYLOAD_TYPE,
     ApprovalDecision,
     BundleStatement,
     DecisionSubject,

@@ -21,8 +21,7 @@ from kneo.cli.files import write_whole
 from kneo.cli.options import JsonOption
 from kneo.cli.project import read_environment
 from kneo.cli.repository import ConfigRepository
-from kneo.controller.source.address import parse_address
-from kneo.controller.source.credentials import git_environment, git_options, write_askpass
+from kneo.controller.source.address import git_environment, git_options, parse_address, write_askpass
 from kneo.controller.source.mirror import app_tokens
 from kneo.errors import Conflict, NotFound
 from kneo.settings import GitCredentials, from_env

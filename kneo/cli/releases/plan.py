@@ -20,7 +20,7 @@ from kneo.cli.connection import Json, ServiceOptions, backend, choose
 from kneo.cli.releases.plan_render import as_markdown, as_text, environments, has_changes, is_refused
 from kneo.cli.repository import KnownRoots
 from kneo.clock import SystemClock
-from kneo.controller.compare import LiveRegistry, compare
+from kneo.controller.preview import LiveRegistry, compare
 from kneo.controller.source.mirror import Mirror
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages.load import load

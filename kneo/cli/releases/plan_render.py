@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kneo.cli import render
 from kneo.cli.connection import Json
-from kneo.terminal import plain
+from kneo.names import plain
 
 MARKER = "<!-- kneo-plan -->"
 """First line of the comment on a pull request, by which the check finds its own comment again."""

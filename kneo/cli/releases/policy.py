@@ -12,7 +12,7 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.options import OptionGroup
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 
 app = typer.Typer(no_args_is_help=True)
 

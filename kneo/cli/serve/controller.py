@@ -17,10 +17,9 @@ from kneo.cli.compose import process_store
 from kneo.cli.repository import KnownRoots
 from kneo.cli.serve.worker import open_probes, until_stopped
 from kneo.clock import parse_duration
-from kneo.controller.loop import Controller
+from kneo.controller.loop import Controller, watching
 from kneo.controller.reconcile import Reconciler
 from kneo.controller.source.mirror import Mirror
-from kneo.controller.watch import watching
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Usage
 from kneo.runtime.engine.assemble import background, telling

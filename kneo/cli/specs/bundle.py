@@ -23,7 +23,7 @@ from kneo.clock import SystemClock
 from kneo.digest import Digest, parse_digest
 from kneo.errors import NotFound, Untrusted, Usage
 from kneo.settings import from_env
-from kneo.trust.export import export_pae, export_sigstore
+from kneo.trust.dsse import export_pae, export_sigstore
 from kneo.trust.keys import SigningKey
 
 app = typer.Typer(no_args_is_help=True)

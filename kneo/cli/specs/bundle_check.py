@@ -25,8 +25,14 @@ from kneo.settings import Settings
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import BundleStatement
-from kneo.trust.verified import SignatureRule, SignatureTerms
-from kneo.trust.verify import VerificationStep, bundle_path, parse_bundle_path, verification_steps
+from kneo.trust.verify import (
+    SignatureRule,
+    SignatureTerms,
+    VerificationStep,
+    bundle_path,
+    parse_bundle_path,
+    verification_steps,
+)
 
 DEFAULT_TERMS = SignatureRule(roles=("release",))
 """Signature terms without an environment file."""

@@ -16,8 +16,7 @@ from kneo.cli.project import LoadedFile, Project, open_project
 from kneo.errors import Usage
 from kneo.spec.compiler import refusal
 from kneo.spec.coverage.policy import check_policy
-from kneo.spec.diagnostics import Diagnostic, Severity, has_errors
-from kneo.spec.lint.formats import as_github, as_sarif, as_text
+from kneo.spec.documents import Diagnostic, Severity, as_github, as_sarif, as_text, has_errors
 from kneo.spec.models.environment import with_gates
 from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import resolve

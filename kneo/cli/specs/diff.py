@@ -29,8 +29,7 @@ from kneo.spec.reading.load import LoadedSpec, load_spec, load_tree, resolve
 from kneo.spec.reading.reader import read_json
 from kneo.trust.dsse import ENVELOPE_BYTES, parse_envelope
 from kneo.trust.hmac_bundle import KIND
-from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import parse_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, parse_bundle
 
 
 @examples(

@@ -23,10 +23,10 @@ from kneo.cli.specs.check import check_in, require_usable
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.settings import Settings
 from kneo.spec.documents import DEFAULT_LIMITS, Document, SourceLocation, Unreadable
-from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import Spec
+from kneo.spec.policy import ToolRules
 from kneo.spec.reading.reader import read
-from kneo.spec.reading.yaml_writer import write_yaml
+from kneo.spec.reading.yaml import write_yaml
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -14,13 +14,12 @@ from kneo.cli.repository import ConfigRepository, read_bundle, repository_of
 from kneo.cli.specs.check import Checked, check, require_usable
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Invalid, NotFound, Usage
-from kneo.spec.diagnostics import Diagnostic, Severity
+from kneo.spec.documents import Diagnostic, Severity
 from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.migrate import bring_to_v1
 from kneo.trust.dsse import Envelope, add_signature, parse_envelope, serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import SigningKey
-from kneo.trust.statement import BundleSource, BundleStatement, build_bundle, parse_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, BundleSource, BundleStatement, build_bundle, parse_bundle
 from kneo.trust.verify import parse_bundle_path
 
 

@@ -17,7 +17,7 @@ from kneo.cli.specs.check import Checked, check, require_usable
 from kneo.cli.specs.spec import EnvOption, SpecArgument
 from kneo.runtime.simulate.exploration import BranchOutcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
-from kneo.spec.coverage.guardrails import GuardrailPlace, guardrail_places
+from kneo.spec.coverage.policy import GuardrailPlace, guardrail_places
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.answers import AnswersFile

@@ -18,19 +18,27 @@ from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.specs.check import Checked, Format, check, print_findings, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
+from kneo.spec.base import describe, suggest
 from kneo.spec.coverage.policy import policy_report
-from kneo.spec.diagnostics import Diagnostic
-from kneo.spec.documents import DEFAULT_LIMITS
-from kneo.spec.graph import GraphNode, as_dot, as_mermaid, spec_graph
-from kneo.spec.lint.formats import as_text
-from kneo.spec.messages import describe, suggest
+from kneo.spec.documents import DEFAULT_LIMITS, Diagnostic, as_text
+from kneo.spec.graph import (
+    GraphNode,
+    as_dot,
+    as_mermaid,
+    compiled,
+    explained,
+    linted,
+    missing_here,
+    names_of,
+    spec_graph,
+    worth_a_look,
+)
 from kneo.spec.models.spec import Spec
 from kneo.spec.models.workflow import LeafStep
 from kneo.spec.reading.migrate import migrate as migrate_tree
 from kneo.spec.reading.reader import read
-from kneo.spec.reading.yaml_writer import write_yaml
+from kneo.spec.reading.yaml import write_yaml
 from kneo.spec.schemas import json_schema, write_schema
-from kneo.spec.summary import compiled, explained, linted, missing_here, names_of, worth_a_look
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -5,19 +5,3 @@ command runs without the environment of this process, never checks anything out,
 stops at bounds. The result is a snapshot of the relevant files, all of them plain; or an error with a code. Trust is
 not decided here: a commit id identifies content; ``kneo.trust`` verifies signatures.
 """
-
-from kneo.controller.source.address import RepositoryAddress, parse_address
-from kneo.controller.source.limits import SourceLimits
-from kneo.controller.source.mirror import AllowedRewrite, Mirror
-from kneo.controller.source.snapshot import Blob, SourceSnapshot, changed_paths
-
-__all__ = [
-    "AllowedRewrite",
-    "Blob",
-    "Mirror",
-    "RepositoryAddress",
-    "SourceLimits",
-    "SourceSnapshot",
-    "changed_paths",
-    "parse_address",
-]

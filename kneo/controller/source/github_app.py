@@ -14,8 +14,7 @@ import httpx
 import jwt
 
 from kneo.clock import Clock, SystemClock, parse_time
-from kneo.controller.source.address import RepositoryAddress, redact
-from kneo.controller.source.credentials import existing_file
+from kneo.controller.source.address import RepositoryAddress, existing_file, redact
 from kneo.errors import Invalid, Transient
 from kneo.settings import GitCredentials
 

@@ -21,6 +21,7 @@ from typing import TypeVar
 from kneo.clock import Clock, SystemClock, isoformat, parse_time
 from kneo.controller import metrics
 from kneo.controller.source.address import (
+    ASKPASS,
     RepositoryAddress,
     check_complete,
     check_ref,
@@ -28,13 +29,23 @@ from kneo.controller.source.address import (
     parse_address,
     redact,
     short_ref,
+    write_askpass,
 )
-from kneo.controller.source.credentials import ASKPASS, write_askpass
-from kneo.controller.source.git import Git, MirrorDamaged, RefMissing, Tokens, check_version
-from kneo.controller.source.limits import SourceLimits
+from kneo.controller.source.git import Git, MirrorDamaged, RefMissing, SourceLimits, Tokens, check_version
 from kneo.controller.source.objects import ObjectReader
-from kneo.controller.source.snapshot import ID, Blob, Commit, SourceSnapshot, parse_commit
-from kneo.controller.source.tree import FOLDERS, Folder, all_files, our_folders, read_folders, too_large
+from kneo.controller.source.snapshot import (
+    FOLDERS,
+    ID,
+    Blob,
+    Commit,
+    Folder,
+    SourceSnapshot,
+    all_files,
+    our_folders,
+    parse_commit,
+    read_folders,
+    too_large,
+)
 from kneo.errors import Conflict, Invalid, NotFound, Transient
 from kneo.settings import GitCredentials
 

@@ -14,10 +14,9 @@ from kneo.names import person_key
 from kneo.records.release import ApprovalRecord
 from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
 from kneo.trust.dsse import Signer, find_signers, parse_envelope
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.root import TrustRoot
-from kneo.trust.statement import ApprovalDecision, DecisionSubject, parse_approval
-from kneo.trust.verified import VerifiedApproval
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, DecisionSubject, parse_approval
+from kneo.trust.verify import VerifiedApproval
 
 GIT = "git"
 REGISTRY = "registry"

@@ -19,7 +19,7 @@ from kneo.digest import Digest
 from kneo.names import person_key
 from kneo.records.release import Hold, Release, Suspension
 from kneo.spec.models.environment import Approvals, Environment
-from kneo.spec.windows import next_opening, windows_open
+from kneo.spec.policy import next_opening, windows_open
 from kneo.trust.root import ROOT_ROLE
 from kneo.trust.statement import DecisionSubject, prune_subject
 

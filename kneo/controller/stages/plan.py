@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kneo.controller.stages.verify import Candidate, UnchangedBundle, Verified, unchanged_bundle
 from kneo.records.release import BundleRecord, PromotionKind, Release
-from kneo.trust.verified import UNSEQUENCED
+from kneo.trust.verify import UNSEQUENCED
 
 
 @dataclass(frozen=True)

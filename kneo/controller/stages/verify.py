@@ -16,15 +16,14 @@ from kneo.spec.lint import check
 from kneo.spec.models.environment import Environment, ReleasePin, with_gates
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
-from kneo.spec.policy_flags import PolicyFlags, strictest
+from kneo.spec.policy import PolicyFlags, strictest
 from kneo.spec.reading.load import load_tree
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.hmac_bundle import verify_hmac_bundle
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot, check_new_principals, trust_epoch, verify_chain
 from kneo.trust.statement import Dependency
-from kneo.trust.verified import NewestAccepted, VerifiedBundle, check_sequence
-from kneo.trust.verify import bundle_path, verify_bundle
+from kneo.trust.verify import NewestAccepted, VerifiedBundle, bundle_path, check_sequence, verify_bundle
 
 
 @dataclass(frozen=True, kw_only=True)

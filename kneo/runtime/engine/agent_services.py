@@ -29,7 +29,7 @@ from kneo.runtime.steps.python_tools import MiddlewareTools, PythonTools
 from kneo.runtime.steps.threads import in_thread
 from kneo.settings import Settings
 from kneo.spec.models.environment import EnvironmentSpec
-from kneo.spec.models.rules import ModelRules, ToolRules
+from kneo.spec.policy import ModelRules, ToolRules
 from kneo.store import runs, usage
 from kneo.store.engine import Store, Tx
 from kneo.tools import ToolRegistry

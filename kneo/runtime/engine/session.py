@@ -38,7 +38,7 @@ from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.context import CancelToken
 from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask
-from kneo.spec.policies import tracing_policy
+from kneo.spec.models.spec import tracing_policy
 from kneo.store import runs
 from kneo.store.delta_readers import ReaderCache
 from kneo.store.engine import Store, Tx

@@ -25,7 +25,7 @@ from kneo.spec.lint import check as check_rules
 from kneo.spec.models.environment import Environment, EnvironmentGate, GatedSpec, read_spec
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 from kneo.spec.project import ProjectConfig
 from kneo.store import audit, history, idempotency, releases, runs, sources
 from kneo.store.engine import Store, Tx

@@ -11,10 +11,10 @@ from typing import Self
 
 from kneo.clock import sleep
 from kneo.errors import KneoError
+from kneo.names import plain
 from kneo.records.task import HumanTask
 from kneo.sdk.host import RunHost
 from kneo.tasks.decisions import decision_from_value
-from kneo.terminal import plain
 
 _terminal = threading.Lock()
 """Held by the prompt that shows its question: a typed line answers the question above it, whichever threads wait."""

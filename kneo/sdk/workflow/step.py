@@ -1,36 +1,33 @@
-"""The primitives of a workflow, the builder that translates them to a spec, and the simplest primitive, the step."""
+"""The primitives of a workflow, the builder that translates them to a spec, the simplest primitive (the step), and session state.
+
+The state of a session is a map that steps read and change, kept with the run of each change. A step that is repeated after an
+answer or a crash begins with the state that it began with before. Steps at the same time keep each other's changes of other keys.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, TypeAlias
 
+from kneo.digest import digest_of
+from kneo.errors import Usage
 from kneo.runtime.interpreter.node import below
 from kneo.runtime.steps.context import StepContext
 from kneo.runtime.steps.context import StepOutput as ActivityOutput
 from kneo.runtime.steps.functions import FunctionSchemas, as_text
 from kneo.sdk.builder import SpecBuilder, call
 from kneo.sdk.host import RunSnapshot, Work
-from kneo.sdk.workflow.session_state import STATE, is_change, read_state, record_change
-from kneo.sdk.workflow.types import (
-    NEEDS_REVIEW,
-    Executor,
-    HumanReview,
-    Json,
-    Predicate,
-    StepInput,
-    StepOutput,
-    encode_content,
-    gates,
-    review_of,
-)
+from kneo.sdk.workflow import types
 from kneo.spec.models.agent import Agent
+from kneo.store.engine import Store
+from kneo.store.history import JournalEntry, record_entry
 
 OutputMetadata: TypeAlias = Callable[[str, StepContext], Awaitable[dict[str, str]]]
 """A function that returns the metadata of an output."""
@@ -54,19 +51,19 @@ class Primitive(ABC):
     def __init__(
         self,
         name: str,
-        human_review: HumanReview | None,
+        human_review: types.HumanReview | None,
         parameters: Mapping[str, object],
         description: str | None = None,
     ) -> None:
         self.name = name
         self.description = description
-        self.human_review = review_of(self.kind, name, human_review, parameters)
+        self.human_review = types.review_of(self.kind, name, human_review, parameters)
 
     @abstractmethod
-    def to_spec(self, builder: StepBuilder, path: str) -> Json:
+    def to_spec(self, builder: StepBuilder, path: str) -> types.Json:
         """Return the primitive as a step of the spec."""
 
-    def join_steps(self, _builder: StepBuilder, _path: str) -> list[Json]:
+    def join_steps(self, _builder: StepBuilder, _path: str) -> list[types.Json]:
         """Return the steps of the spec that follow the primitive."""
         return []
 
@@ -74,9 +71,9 @@ class Primitive(ABC):
         """Return the names of the steps that run at the same time."""
         return ()
 
-    def head(self) -> Json:
+    def head(self) -> types.Json:
         """Return the keys that steps of every kind have."""
-        return {"id": self.name, **gates(self.kind, self.name, self.human_review)}
+        return {"id": self.name, **types.gates(self.kind, self.name, self.human_review)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class PrimitiveLocation:
     name: str
     kind: str
     index: int
-    review: HumanReview | None = None
+    review: types.HumanReview | None = None
     branches: Sequence[str] = ()
     """The names of the steps in a Parallel."""
 
@@ -102,14 +99,14 @@ class StepBuilder(SpecBuilder):
         super().__init__()
         self.locations: dict[str, PrimitiveLocation] = {}
 
-    def sequence(self, members: Sequence[Primitive], path: str) -> list[Json]:
+    def sequence(self, members: Sequence[Primitive], path: str) -> list[types.Json]:
         """Translate primitives that run one after the other; raises what ``branches`` raises."""
         steps = []
         for member, step in zip(members, self.branches(members, path), strict=True):
             steps += [step, *member.join_steps(self, below(path, member.name))]
         return steps
 
-    def branches(self, members: Sequence[Primitive], path: str) -> list[Json]:
+    def branches(self, members: Sequence[Primitive], path: str) -> list[types.Json]:
         """Translate primitives that do not follow each other, each to one step.
 
         Raises:
@@ -129,7 +126,7 @@ class StepBuilder(SpecBuilder):
             steps.append(member.to_spec(self, member_path))
         return steps
 
-    def metadata_step(self, path: str, name: str, metadata: OutputMetadata) -> Json:
+    def metadata_step(self, path: str, name: str, metadata: OutputMetadata) -> types.Json:
         """Return a step that passes its input on and adds metadata to it."""
 
         async def work(text: str, context: StepContext) -> ActivityOutput:
@@ -150,15 +147,15 @@ class StepBuilder(SpecBuilder):
             await asyncio.to_thread(record_change, self.host.store, context.run_id, context.location, before, state)
         return result
 
-    def step_input(self, snapshot: RunSnapshot, text: str, context: StepContext) -> StepInput:
+    def step_input(self, snapshot: RunSnapshot, text: str, context: StepContext) -> types.StepInput:
         """Return the input of a step."""
         data = snapshot.caller_metadata.get("additional_data")
-        additional: Json = dict(data) if isinstance(data, Mapping) else {}
+        additional: types.Json = dict(data) if isinstance(data, Mapping) else {}
         if context.values:
             additional["user_input"] = dict(context.values)
         if context.previous_output is not None:
             additional |= {"rejection_feedback": context.feedback, "previous_output": context.previous_output}
-        return StepInput(
+        return types.StepInput(
             input=snapshot.run.input_text,
             previous_step_content=text,
             previous_step_outputs=self.outputs_by_name(snapshot),
@@ -168,10 +165,10 @@ class StepBuilder(SpecBuilder):
             session_id=session_of(snapshot),
         )
 
-    def outputs(self, snapshot: RunSnapshot) -> list[StepOutput]:
+    def outputs(self, snapshot: RunSnapshot) -> list[types.StepOutput]:
         """List the outputs of a run's finished steps in order, as reviewed."""
         return [
-            StepOutput(
+            types.StepOutput(
                 snapshot.output(step),
                 self.locations[step.step_id].name,
                 step.status == "completed",
@@ -181,13 +178,13 @@ class StepBuilder(SpecBuilder):
             if step.step_id in self.locations and self.locations[step.step_id].kind == Step.kind
         ]
 
-    def outputs_by_name(self, snapshot: RunSnapshot) -> Mapping[str, StepOutput]:
+    def outputs_by_name(self, snapshot: RunSnapshot) -> Mapping[str, types.StepOutput]:
         """Return the outputs of steps and of containers by name; a step's counts before a container's of the same name."""
         found = {output.step_name or "": output for output in self.outputs(snapshot)}
         for path, location in self.locations.items():
             content = self._content(snapshot, path, location)
             if content is not None:
-                found.setdefault(location.name, StepOutput(content, location.name))
+                found.setdefault(location.name, types.StepOutput(content, location.name))
         return found
 
     def _content(self, snapshot: RunSnapshot, path: str, location: PrimitiveLocation) -> object:
@@ -245,9 +242,9 @@ class Step(Primitive):
         *,
         agent: object = None,
         team: object = None,
-        executor: Executor | None = None,
+        executor: types.Executor | None = None,
         description: str | None = None,
-        human_review: HumanReview | None = None,
+        human_review: types.HumanReview | None = None,
         timeout_seconds: int | None = None,
         **parameters: object,
     ) -> None:
@@ -274,7 +271,7 @@ class Step(Primitive):
             human_review = getattr(executor, "human_review", None)
         super().__init__(name, human_review, parameters, description)
 
-    def to_spec(self, builder: StepBuilder, path: str) -> Json:
+    def to_spec(self, builder: StepBuilder, path: str) -> types.Json:
         step = self.head()
         if self.description:
             step["description"] = self.description
@@ -290,13 +287,13 @@ class Step(Primitive):
 
         async def work(text: str, context: StepContext) -> ActivityOutput:
             content = await builder.ask(self.executor or self._run_agent, text, context)
-            output = content if isinstance(content, StepOutput) else StepOutput(content)
+            output = content if isinstance(content, types.StepOutput) else types.StepOutput(content)
             metadata = await review_metadata(predicate, output) if callable(predicate) else {}
             return ActivityOutput(text=as_text(output.text, FunctionSchemas()), metadata=metadata)
 
         return work
 
-    async def _run_agent(self, step_input: StepInput, session_state: Json) -> object:
+    async def _run_agent(self, step_input: types.StepInput, session_state: types.Json) -> object:
         """Run an agent object of this process."""
         run = runner_of(self.agent)
         assert run is not None
@@ -318,13 +315,13 @@ def runner_of(agent: object) -> Callable[..., object] | None:
     return run if callable(run) else None
 
 
-def message_for_agent(step_input: StepInput) -> str:
+def message_for_agent(step_input: types.StepInput) -> str:
     """Return the message to an agent: the content so far, the values that people filled in, and review feedback."""
     sections = [step_input.previous_step_content or step_input.input]
     data = step_input.additional_data
     values = data.get("user_input")
     if isinstance(values, Mapping) and values:
-        lines = [f"- {name}: {encode_content(value)}" for name, value in values.items()]
+        lines = [f"- {name}: {types.encode_content(value)}" for name, value in values.items()]
         sections.append("\n".join(["User preferences:", *lines]))
     previous = data.get("previous_output")
     if previous is not None:
@@ -333,10 +330,71 @@ def message_for_agent(step_input: StepInput) -> str:
     return "\n\n".join(sections)
 
 
-async def review_metadata(predicate: Predicate, output: StepOutput) -> dict[str, str]:
+async def review_metadata(predicate: types.Predicate, output: types.StepOutput) -> dict[str, str]:
     """Return the metadata that requests a review of an output; a predicate that raises requests one."""
     try:
         needed = bool(await call(predicate, output))
     except Exception:  # noqa: BLE001 - fail closed: the output is reviewed
         needed = True
-    return {NEEDS_REVIEW: "true" if needed else "false"}
+    return {types.NEEDS_REVIEW: "true" if needed else "false"}
+
+
+STATE = "session_state"
+"""The key of the state at the start of a run, and the name of the journal entries with the changes of its steps."""
+
+MAX_CHARS = 1_000_000
+"""Characters of JSON in a state, and in a change of it."""
+
+
+def encode_state(state: object) -> str:
+    """Encode a state as JSON.
+
+    Raises:
+        Usage: ``not_json`` or ``too_large``: it cannot be stored with the run.
+    """
+    try:
+        text = json.dumps(state, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"The session_state cannot be stored with its run: {error}"
+        raise Usage(msg, code="not_json", hint="Keep it to texts, numbers, lists and maps.") from error
+    if len(text) > MAX_CHARS:
+        msg = f"The session_state has {len(text)} characters of JSON; the limit is {MAX_CHARS}."
+        raise Usage(msg, code="too_large", hint="Store large values elsewhere, and keep their names.")
+    return text
+
+
+def read_state(snapshot: RunSnapshot, without: str | None = None) -> types.Json:
+    """Return the state of a run: that of its start with the changes of its steps.
+
+    Args:
+        snapshot: The run.
+        without: The location of a step whose own changes are left out.
+    """
+    begun = snapshot.caller_metadata.get(STATE)
+    state: types.Json = copy.deepcopy(dict(begun)) if isinstance(begun, Mapping) else {}
+    for entry in snapshot.journal:
+        if entry.name == STATE and not (without is not None and is_change(entry, without)):
+            change = json.loads(entry.value)
+            state |= change["set"]
+            for key in change["deleted"]:
+                state.pop(key, None)
+    return state
+
+
+def is_change(entry: JournalEntry, location: str) -> bool:
+    """Return whether a journal entry is the change of the step at a location."""
+    return entry.name == STATE and entry.location == location
+
+
+def record_change(store: Store, run_id: str, location: str, before: types.Json, after: types.Json) -> None:
+    """Record what a step changed; a repeated step replaces its earlier change.
+
+    Raises:
+        Usage: as ``encode_state``.
+    """
+    after = json.loads(encode_state(after))
+    changed = {key: value for key, value in after.items() if key not in before or before[key] != value}
+    deleted = sorted(before.keys() - after.keys())
+    value = encode_state({"set": changed, "deleted": deleted})
+    digest = digest_of(value.encode())
+    store.transact(lambda tx: record_entry(tx, run_id, location, STATE, input_digest=digest, value=value))

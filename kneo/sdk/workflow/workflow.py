@@ -23,8 +23,7 @@ from kneo.sdk.run import workflow as events
 from kneo.sdk.run.workflow import EXECUTOR_POSITIONS, WorkflowEvent
 from kneo.sdk.workflow.containers import Member, Steps, as_primitives
 from kneo.sdk.workflow.requirements import Requirement, WorkflowRunOutput
-from kneo.sdk.workflow.session_state import STATE, encode_state, read_state
-from kneo.sdk.workflow.step import StepBuilder
+from kneo.sdk.workflow.step import STATE, StepBuilder, encode_state, read_state
 from kneo.sdk.workflow.types import Json, encode_content
 from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter

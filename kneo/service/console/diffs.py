@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 from markupsafe import Markup, escape
 
-from kneo.invisible import reveal
+from kneo.names import reveal
 
 MAX_LINES = 2_000
 """Lines that are compared; comparing more would cost too much."""

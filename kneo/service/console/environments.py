@@ -18,7 +18,7 @@ from kneo.api.operation import Operation
 from kneo.api.promotions import DecisionRequest, approve_promotion, get_promotion, reject_promotion
 from kneo.api.release_views import ApprovalView, DecidedView, EnvironmentView, PromotionDetailView
 from kneo.errors import Forbidden, InvalidValue, KneoError, NotFound
-from kneo.invisible import reveal
+from kneo.names import reveal
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages, SeeOther, Shown
 from kneo.service.console.release_words import (
     PendingNote,

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from kneo.invisible import reveal
+from kneo.names import reveal
 from kneo.service.console import words
 
 _FOLDER = Path(__file__).parent

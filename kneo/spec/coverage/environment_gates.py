@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from kneo.spec.coverage.dependencies import agent_needs, helpers
-from kneo.spec.coverage.exposure import callable_tools, declared_tools, granted
+from kneo.spec.coverage.exposure import agent_needs, callable_tools, declared_tools, granted, helpers
 from kneo.spec.index import LocatedStep, Part, SpecIndex, reachable
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
 from kneo.spec.models.spec import Capability, Tool

@@ -1,20 +1,19 @@
-"""Environment policies: violations of a spec, and the policy report for approvers."""
+"""Environment policies: violations of a spec, the policy report for approvers, and the questions and guardrails a run reaches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kneo.spec.coverage.environment_gates import gates_around, gates_at_call
-from kneo.spec.coverage.exposure import callable_tools, is_unrestricted
-from kneo.spec.coverage.gates import all_gates
-from kneo.spec.coverage.guardrails import is_guarded
-from kneo.spec.coverage.questions import agent_asks_person, asks_person
-from kneo.spec.diagnostics import Diagnostic, Severity, error, format_path
-from kneo.spec.index import LocatedAgent, SpecIndex
-from kneo.spec.models.spec import Spec
-from kneo.spec.models.workflow import LeafStep
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent, gates_at_call
+from kneo.spec.coverage.exposure import agent_needs, callable_tools, declared_tools, is_unrestricted, step_needs
+from kneo.spec.coverage.gates import all_gates, step_gates
+from kneo.spec.documents import Diagnostic, Path, Severity, error, format_path
+from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedAgent, LocatedStep, Part, SpecIndex, reachable, reached_nodes
+from kneo.spec.models.agent import Agent, Guardrail
+from kneo.spec.models.spec import Spec, Tool
+from kneo.spec.models.workflow import GraphWorkflow, LeafStep, Step
+from kneo.spec.policy import PolicyFlags
 
 
 def check_policy(
@@ -229,3 +228,165 @@ def _human_review(index: SpecIndex, diagnostics: Sequence[Diagnostic]) -> Map:
         "requirements": requirements,
         "missing": any(found.code == "W_HUMAN_APPROVAL_MISSING" for found in diagnostics),
     }
+
+
+DUMMY = "dummy"
+"""The provider that answers once, with its input."""
+
+_BY_AGENT = frozenset({"agent", "guardrail"})
+"""The kinds of steps that an agent executes."""
+
+_CONFIG = {"keyword": "keywords", "regex": "patterns"}
+
+
+def is_guarded(index: SpecIndex, target: str | None = None) -> bool:
+    """Tell whether a run meets a guardrail, of an agent or as a step.
+
+    Args:
+        index: The spec.
+        target: What runs: ``workflow`` or ``agent``; None for everything that can run.
+    """
+    has_workflow = index.spec.workflow is not None
+    roots = []
+    if has_workflow and target != "agent":
+        roots.append(ROOT_WORKFLOW)
+    if not has_workflow or target == "agent" or (target is None and "agent" in index.spec.targets):
+        roots.append(ROOT)
+    return all(any(_guards(index, part) for part in reached_parts(index, root)) for root in roots)
+
+
+def _guards(index: SpecIndex, part: Part) -> bool:
+    if part[0] == "workflow":
+        return any(at.step.kind == "guardrail" for at in reached_steps(index).get(part[1], ()))
+    agent = index.agent_of(part)
+    return agent is not None and any(running_guardrails(agent))
+
+
+def running_guardrails(agent: Agent) -> Iterator[tuple[str, Guardrail]]:
+    """Yield the guardrails that an agent runs, with their stages; one that never matches anything does not run."""
+    for stage, items in agent.guardrails.stages().items() if agent.guardrails is not None else ():
+        if stage == "tool" and not calls_tools(agent):
+            continue
+        for item in items:
+            key = _CONFIG.get(item.type or "")
+            if item.config.get(key) if key is not None else item.ref:
+                yield stage, item
+
+
+def calls_tools(agent: Agent) -> bool:
+    """Tell whether an agent can call tools: it is offered some, and its strategy and provider call them."""
+    offered = agent.tools is not None and set(agent.tools.include) - set(agent.tools.exclude)
+    is_dummy = agent.model is not None and agent.model.provider == DUMMY
+    in_rounds = agent.strategy is not None and agent.strategy.type != "simple"
+    return bool(offered) and not is_dummy and in_rounds
+
+
+@dataclass(frozen=True, slots=True)
+class GuardrailPlace:
+    """A guardrail that runs, and where: the steps that execute its agent, and the tools that call it."""
+
+    agent: str
+    stage: str
+    guardrail: Guardrail
+    steps: tuple[str, ...]
+    tools: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "agent": self.agent,
+            "stage": self.stage,
+            "id": self.guardrail.id,
+            "type": self.guardrail.type,
+            "action": self.guardrail.action,
+            "target": self.guardrail.target,
+            "steps": list(self.steps),
+            "tools": list(self.tools),
+        }
+
+
+def guardrail_places(index: SpecIndex) -> Iterator[GuardrailPlace]:
+    """Yield the guardrails that a run can meet, each with the steps and the tools of its agent."""
+    root = ROOT_WORKFLOW if index.spec.workflow is not None else ROOT
+    parts = list(reached_parts(index, root))
+    steps = reached_steps(index)
+    own = [at for part in parts if part[0] == "workflow" for at in steps.get(part[1], ())]
+    agents = [agent for part in parts if (agent := index.agent_of(part)) is not None]
+    called = {name for agent in agents for name in callable_tools(agent)}
+    for part in parts:
+        agent = index.agent_of(part)
+        if agent is None:
+            continue
+        names = {part[1]} if part != ROOT else {agent.name}
+        at_steps = tuple(
+            at.id_path for at in own if at.step.kind in _BY_AGENT and getattr(at.step, "ref", None) in names
+        )
+        tools = tuple(name for name, tool in index.spec.tools.items() if name in called and tool.agent in names)
+        for stage, guardrail in running_guardrails(agent):
+            if stage != "workflow" or at_steps or part == root:
+                yield GuardrailPlace(agent.name, stage, guardrail, at_steps, tools)
+
+
+def asks_person(index: SpecIndex) -> bool:
+    """Tell whether a run of the spec's workflow, or of its agent where it has no workflow, can ask a person."""
+    return _asks(index, ROOT_WORKFLOW) if index.spec.workflow is not None else agent_asks_person(index)
+
+
+def agent_asks_person(index: SpecIndex) -> bool:
+    """Tell whether a run of the root agent alone can ask a person: around it, at its tools, in its workflow."""
+    return bool(gates_around_agent(index)) or _asks(index, ROOT)
+
+
+def _asks(index: SpecIndex, root: Part) -> bool:
+    around, steps = gates_around(index), reached_steps(index)
+
+    def asks(part: Part) -> bool:
+        if part[0] == "workflow":
+            return any(
+                at.step.kind == "human" or id(at.step) in around or _ask(at.step) for at in steps.get(part[1], ())
+            )
+        agent = index.agent_of(part)
+        if agent is None:
+            return False
+        name = part[1] or index.spec.agent.name
+        return any(_ask(tool) for _, tool in declared_tools(index, agent)) or any(
+            gates_at_call(index, name, tool) for tool in callable_tools(agent)
+        )
+
+    return any(map(asks, reached_parts(index, root)))
+
+
+def reached_parts(index: SpecIndex, root: Part) -> Iterator[Part]:
+    """Yield an agent or a workflow, and every agent and workflow that its run can reach."""
+    steps = reached_steps(index)
+
+    def needs(part: Part) -> Iterator[Part]:
+        if part[0] == "workflow":
+            for at in steps.get(part[1], ()):
+                yield from step_needs(index, at.step)
+        elif (agent := index.agent_of(part)) is not None:
+            yield from agent_needs(index, agent, callable_tools(agent))
+
+    return reachable(root, needs)
+
+
+def reached_steps(index: SpecIndex) -> Mapping[str, Sequence[LocatedStep]]:
+    """Return the steps of each workflow, without disabled and unreachable ones and everything inside them."""
+    reached = {at.path: reached_nodes(at.workflow) for at in index.workflows if isinstance(at.workflow, GraphWorkflow)}
+    found: dict[str, list[LocatedStep]] = {}
+    left_out: set[Path] = set()
+    for at in index.steps:
+        unreachable = at.role == "node" and at.key is not None and at.key not in reached[at.workflow.path]
+        inside = any(at.path[:length] in left_out for length in range(len(at.path)))
+        if unreachable or inside or not at.step.enabled:
+            left_out.add(at.path)
+        else:
+            found.setdefault(at.workflow.name or "", []).append(at)
+    return found
+
+
+def _ask(part: Step | Tool) -> bool:
+    """Tell whether any gate of a step or tool ever asks: not where its condition never holds and its share is zero."""
+    return any(
+        (gate.when is None and gate.sample is None) or (gate.when and gate.when.type != "never") or gate.sample
+        for gate in step_gates(part).values()
+    )

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kneo.spec.coverage.dependencies import components, dependencies
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent, gates_at_call
-from kneo.spec.coverage.exposure import AddedGates, Call, Exposure, exposure, function_call
+from kneo.spec.coverage.exposure import AddedGates, Call, Exposure, components, dependencies, exposure, function_call
 from kneo.spec.coverage.gates import (
     GateStrength,
     gate_strength,
@@ -24,8 +23,7 @@ from kneo.spec.coverage.gates import (
     step_rejection,
     step_strength,
 )
-from kneo.spec.diagnostics import Diagnostic, error, warning
-from kneo.spec.documents import Path
+from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedStep, LocatedWorkflow, Part, SpecIndex, children
 from kneo.spec.models.environment import EnvironmentGate

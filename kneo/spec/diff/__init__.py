@@ -13,8 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo.spec.diff import agents, components
-from kneo.spec.diff.locations import LOW, SPEC, ChangeContext, Danger, Owner, Sentence, location_of
-from kneo.spec.diff.tree import Difference, by_name, compare
+from kneo.spec.diff.locations import (
+    LOW,
+    SPEC,
+    ChangeContext,
+    Danger,
+    Difference,
+    Owner,
+    Sentence,
+    by_name,
+    compare,
+    location_of,
+)
 from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 

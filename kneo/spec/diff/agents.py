@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from kneo.spec.base import quote
 from kneo.spec.diff.locations import (
+    ABSENT,
     HIGH,
     LOW,
     MEDIUM,
@@ -14,8 +16,6 @@ from kneo.spec.diff.locations import (
     text,
     value_change,
 )
-from kneo.spec.diff.tree import ABSENT
-from kneo.spec.messages import quote
 
 _GRANTS = {
     "allow_network": "use the network",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import get_args
 
+from kneo.spec.base import quote
 from kneo.spec.diff.locations import (
+    ABSENT,
     HIGH,
     LOW,
     MEDIUM,
@@ -16,8 +18,6 @@ from kneo.spec.diff.locations import (
     text,
     value_change,
 )
-from kneo.spec.diff.tree import ABSENT
-from kneo.spec.messages import quote
 from kneo.spec.models.human import Receipt, strongest
 
 

@@ -8,19 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from kneo.spec import policy
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Person, QuestionPolicy, Signatures
 from kneo.spec.models.human import strongest
-from kneo.spec.models.rules import (
-    AllowedModel,
-    ModelBudget,
-    ModelLimit,
-    ModelPrice,
-    ModelRules,
-    ProtocolRules,
-    ToolRules,
-)
-from kneo.spec.policy_flags import SWITCHES, PolicyFlags
-from kneo.spec.windows import Window
+from kneo.spec.policy import SWITCHES, PolicyFlags, Window
 
 NO_APPROVALS = Approvals(required=0)
 
@@ -143,7 +134,7 @@ def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[str]:
             yield f"the code of {module} is not pinned to {digest} any more"
 
 
-def _models(old: ModelRules, new: ModelRules) -> Iterator[str]:
+def _models(old: policy.ModelRules, new: policy.ModelRules) -> Iterator[str]:
     if old.allow is not None and (new.allow is None or set(_allowed(new.allow)) - set(_allowed(old.allow))):
         yield "runs could ask more models"
     for provider in sorted({*old.connections, *new.connections}):
@@ -161,11 +152,11 @@ def _models(old: ModelRules, new: ModelRules) -> Iterator[str]:
         yield from _prices(old.prices, new.prices)
 
 
-def _allowed(models: Sequence[AllowedModel]) -> Iterator[tuple[str, str]]:
+def _allowed(models: Sequence[policy.AllowedModel]) -> Iterator[tuple[str, str]]:
     return ((each.provider, name) for each in models for name in each.names)
 
 
-def _no_looser(new: ModelLimit, old: ModelLimit) -> bool:
+def _no_looser(new: policy.ModelLimit, old: policy.ModelLimit) -> bool:
     return (
         new.provider == old.provider
         and _at_most(new.concurrency, old.concurrency)
@@ -174,7 +165,7 @@ def _no_looser(new: ModelLimit, old: ModelLimit) -> bool:
     )
 
 
-def _no_larger(new: ModelBudget, old: ModelBudget) -> bool:
+def _no_larger(new: policy.ModelBudget, old: policy.ModelBudget) -> bool:
     asks = new.on_exceeded == "ask" and old.on_exceeded == "fail"
     return new.per == old.per and not asks and _at_most(new.tokens, old.tokens) and _at_most(new.cost, old.cost)
 
@@ -183,7 +174,7 @@ def _at_most(new: float | None, old: float | None) -> bool:
     return old is None or (new is not None and new <= old)
 
 
-def _prices(old: Mapping[str, ModelPrice], new: Mapping[str, ModelPrice]) -> Iterator[str]:
+def _prices(old: Mapping[str, policy.ModelPrice], new: Mapping[str, policy.ModelPrice]) -> Iterator[str]:
     """A price that falls, appears or disappears lets a cost budget last longer, or cannot be compared."""
     for name in sorted({*old, *new}):
         was, becomes = old.get(name), new.get(name)
@@ -191,7 +182,7 @@ def _prices(old: Mapping[str, ModelPrice], new: Mapping[str, ModelPrice]) -> Ite
             yield f"the price of {name} changes, and the budgets with it"
 
 
-def _tools(old: ToolRules, new: ToolRules) -> Iterator[str]:
+def _tools(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[str]:
     if gone := set(old.deny) - set(new.deny):
         yield f"the tools {', '.join(sorted(gone))} are no longer denied"
     if old.allow is not None and (new.allow is None or set(new.allow) - set(old.allow)):
@@ -206,7 +197,7 @@ def _tools(old: ToolRules, new: ToolRules) -> Iterator[str]:
         yield "the tools of MCP servers could change without a new release"
 
 
-def _protocols(old: ProtocolRules, new: ProtocolRules) -> Iterator[str]:
+def _protocols(old: policy.ProtocolRules, new: policy.ProtocolRules) -> Iterator[str]:
     for name, served, serves in (("Agent2Agent", old.a2a, new.a2a), ("MCP", old.mcp, new.mcp)):
         if more := set(serves) - set(served):
             yield f"programs could call {', '.join(sorted(more))} over {name}"

@@ -10,71 +10,52 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from kneo.spec.coverage.privileged_calls import coverage
-from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.documents import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint.agents import (
-    guardrails,
-    memory,
-    middleware,
-    runtime_preferences,
-    unsupported_fields,
-    workflow_agents,
-)
-from kneo.spec.lint.calls import effects, requests, tool_names, tool_people
-from kneo.spec.lint.environment import refused_servers, refused_tools
-from kneo.spec.lint.gates import gates, humans
-from kneo.spec.lint.implementations import implementations
-from kneo.spec.lint.models import budgets, models, providers, structured_output
-from kneo.spec.lint.names import names
-from kneo.spec.lint.no_effect import no_effect
-from kneo.spec.lint.policies import policies
-from kneo.spec.lint.schemas import json_schemas
-from kneo.spec.lint.secrets import inline_secrets
-from kneo.spec.lint.tools import capabilities, governance, mcp, skill_selections, tool_backings, tool_selections
-from kneo.spec.lint.workflows import build_cycles, conditions, containers, families, step_references, timeouts
+from kneo.spec.lint import agents, gates, implementations, no_effect, texts, tools, workflows
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
 Rule: TypeAlias = Callable[[SpecIndex], Iterator[Diagnostic]]
 
 RULES: tuple[Rule, ...] = (
-    names,
-    step_references,
-    containers,
-    timeouts,
-    tool_selections,
-    tool_names,
-    refused_tools,
-    skill_selections,
-    runtime_preferences,
-    unsupported_fields,
-    policies,
-    families,
-    conditions,
-    models,
-    governance,
-    capabilities,
-    humans,
-    gates,
-    memory,
-    middleware,
-    guardrails,
-    tool_backings,
-    effects,
-    requests,
-    tool_people,
-    workflow_agents,
-    mcp,
-    refused_servers,
-    implementations,
-    json_schemas,
-    inline_secrets,
-    build_cycles,
+    texts.names,
+    workflows.step_references,
+    workflows.containers,
+    workflows.timeouts,
+    tools.tool_selections,
+    tools.tool_names,
+    tools.refused_tools,
+    tools.skill_selections,
+    agents.runtime_preferences,
+    agents.unsupported_fields,
+    no_effect.policies,
+    workflows.families,
+    workflows.conditions,
+    agents.models,
+    tools.governance,
+    tools.capabilities,
+    gates.humans,
+    gates.gates,
+    agents.memory,
+    agents.middleware,
+    agents.guardrails,
+    tools.tool_backings,
+    tools.effects,
+    tools.requests,
+    tools.tool_people,
+    agents.workflow_agents,
+    tools.mcp,
+    tools.refused_servers,
+    implementations.implementations,
+    gates.json_schemas,
+    texts.inline_secrets,
+    workflows.build_cycles,
     coverage,
-    providers,
-    budgets,
-    structured_output,
-    no_effect,
+    agents.providers,
+    agents.budgets,
+    agents.structured_output,
+    no_effect.no_effect,
 )
 """Every rule, in the published order of their findings; added rules follow related ones."""
 

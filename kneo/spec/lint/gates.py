@@ -1,4 +1,4 @@
-"""Rules for gates and humans: positions, decisions, options and timeouts."""
+"""Rules for gates, humans and the values that they ask for: positions, decisions, options, timeouts, JSON Schemas and patterns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kneo.spec.coverage.gates import (
     step_human,
     unsigned_timeout,
 )
-from kneo.spec.diagnostics import Diagnostic, error, warning
-from kneo.spec.documents import Path
+from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint.schemas import form_findings
+from kneo.spec.json_schema import Schema, find_flaws
 from kneo.spec.models.human import NOT_HONOURED, Decision, Gate, Human, Position
 from kneo.spec.models.workflow import LeafStep, RouterStep
+from kneo.spec.patterns import find_flaw
 
 DECISIONS: dict[Position, tuple[Decision, ...]] = {
     "before": ("approved", "rejected"),
@@ -145,3 +145,45 @@ def _options(human: Human, path: Path, gate: LocatedGate | None) -> Iterator[Dia
     if chosen != human.on_timeout and options and chosen not in options:
         message = f"on_timeout selects {chosen}, which is none of the options."
         yield error("E_HUMAN_TIMEOUT_OPTION", message, (*path, "on_timeout"), suggestion=hint)
+
+
+LINEAR_HINT = "Write it without look-arounds, back references and atomic groups, and repeat at most 1000 times: the syntax of RE2."
+
+
+def json_schemas(index: SpecIndex) -> Iterator[Diagnostic]:
+    """The schemas of functions and tools can be used; those of answers are checked with the question."""
+    for name, function in index.spec.components.functions.items():
+        path: Path = ("components", "functions", name)
+        if function.input_schema is not None:
+            yield from schema_findings(function.input_schema, (*path, "input_schema"))
+        if function.output_schema is not None:
+            yield from schema_findings(function.output_schema, (*path, "output_schema"))
+    for name, tool in index.spec.tools.items():
+        yield from schema_findings(tool.parameters, ("tools", name, "parameters"))
+
+
+def form_findings(human: Human, path: Path) -> Iterator[Diagnostic]:
+    """Report the patterns and schemas of a question that cannot be used."""
+    for number, field in enumerate(human.fields):
+        if field.pattern is not None:
+            yield from pattern_findings(field.pattern, (*path, "fields", number, "pattern"), "E_HUMAN_FIELD_REGEX")
+    if human.answer_schema is not None:
+        yield from schema_findings(human.answer_schema, (*path, "schema"))
+
+
+def schema_findings(schema: Schema, path: Path) -> Iterator[Diagnostic]:
+    """Report the flaws of a JSON Schema."""
+    for flaw in find_flaws(schema) if schema else ():
+        hint = LINEAR_HINT if flaw.code == "E_JSON_SCHEMA_REGEX_UNSAFE" else None
+        yield error(flaw.code, flaw.message, (*path, *flaw.path), suggestion=hint)
+
+
+def pattern_findings(pattern: str, path: Path, code: str) -> Iterator[Diagnostic]:
+    """Report a pattern that cannot be used; ``code`` gets the ending ``_UNSAFE`` where it takes another engine."""
+    flaw = find_flaw(pattern)
+    if flaw is None:
+        return
+    if flaw.unsupported:
+        yield error(f"{code}_UNSAFE", flaw.reason, path, suggestion=LINEAR_HINT)
+    else:
+        yield error(code, flaw.reason, path)

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kneo.spec.diagnostics import Diagnostic, error
-from kneo.spec.documents import Path
+from kneo.spec.base import quote
+from kneo.spec.documents import Diagnostic, Path, error
 from kneo.spec.index import SpecIndex
-from kneo.spec.messages import quote
 from kneo.spec.modules import OWN_PACKAGES, Module, RuleContext
 
 DENIED_PREFIXES = (

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from kneo.spec.coverage.dependencies import components, dependencies
+from kneo.spec.coverage.exposure import components, dependencies
 from kneo.spec.coverage.gates import all_gates
-from kneo.spec.diagnostics import Diagnostic, error, warning
-from kneo.spec.documents import Path
+from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.index import Block, LocatedStep, LocatedWorkflow, Part, SpecIndex, reached_nodes
 from kneo.spec.models.human import Condition
 from kneo.spec.models.workflow import (

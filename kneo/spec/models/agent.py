@@ -1,7 +1,8 @@
-"""Agents: their model, strategy, tools, memory and guardrails."""
+"""Agents: their model, strategy, tools, memory and guardrails; and the names of tools as models accept them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
@@ -263,3 +264,18 @@ class Agent(SpecModel):
     )
     as_agent: str | None = Field(default=None, description="A name in components.workflows that answers as this agent.")
     policies: AgentPolicies | None = Field(default=None, description="Another way to write tools.permissions.")
+
+
+MAX_NAME = 64
+
+OUTPUT_TOOL = "final_result"
+"""The tool with which a model gives a structured answer."""
+
+RESERVED = frozenset({ASK_QUESTION, READ_SKILL, OUTPUT_TOOL})
+
+_OTHER = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def model_name(name: str) -> str:
+    """Return the name of a tool for models: letters, digits, ``_`` and ``-``; other characters become ``_``."""
+    return _OTHER.sub("_", name)[:MAX_NAME]

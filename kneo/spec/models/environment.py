@@ -17,10 +17,8 @@ from kneo.digest import Digest
 from kneo.errors import Invalid
 from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, Pattern, SpecModel
 from kneo.spec.models.human import AnyGate, AnyHuman, Gate
-from kneo.spec.models.rules import ModelRules, ProtocolRules, ToolRules
 from kneo.spec.models.spec import Capability, Spec
-from kneo.spec.policy_flags import PolicyFlags
-from kneo.spec.windows import Window, parse_window
+from kneo.spec.policy import ModelRules, PolicyFlags, ProtocolRules, ToolRules, Window, parse_window
 
 EnvironmentGatePosition: TypeAlias = Literal["before", "after"]
 
@@ -247,7 +245,7 @@ class Environment:
 
     Attributes:
         spec: What the file says.
-        windows: When changes may happen; see :func:`kneo.spec.windows.windows_open`.
+        windows: When changes may happen; see :func:`kneo.spec.policy.windows_open`.
         gates: Its own questions, with whom they ask.
         policy_digest: Digest of the content without ``releases`` and ``suspend``: what an approval is bound to, so that
             it does not outlive the rules it was given under.

@@ -1,8 +1,10 @@
-"""Specs: the root, its components, tools, skills and MCP servers."""
+"""Specs: the root, its components, tools, skills and MCP servers; and what telemetry may carry of its runs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
@@ -332,3 +334,33 @@ class Spec(SpecModel):
     def allows(self, target: str) -> bool:
         """Tell whether a released bundle of this spec may be run with a target."""
         return self.workflow is None or target in (self.targets or ("workflow",))
+
+
+PROJECT_DEFAULTS = "project_defaults"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracingPolicy:
+    """The content that spans may carry where the operator's settings allow it; a spec only withholds.
+
+    Attributes:
+        messages: Inputs, outputs and the messages of models.
+        tool_results: Results of tool calls.
+    """
+
+    messages: bool = True
+    tool_results: bool = True
+
+
+def tracing_policy(spec: Spec) -> TracingPolicy:
+    """Return the tracing policy of a spec. A value that is neither true nor false withholds, as lint refuses it."""
+    stated = {**_tracing(spec.policies.get(PROJECT_DEFAULTS)), **_tracing(spec.policies)}
+    return TracingPolicy(
+        messages=stated.get("include_messages", True) is True,
+        tool_results=stated.get("include_tool_results", True) is True,
+    )
+
+
+def _tracing(policies: object) -> Mapping[str, object]:
+    found = policies.get("tracing") if isinstance(policies, Mapping) else None
+    return found if isinstance(found, Mapping) else {}

@@ -10,8 +10,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from kneo.spec.base import ListOf, MapOf, Seconds, Shorthand, SpecModel, Text, refused, require_choice
-from kneo.spec.messages import quote
+from kneo.spec.base import ListOf, MapOf, Seconds, Shorthand, SpecModel, Text, quote, refused, require_choice
 from kneo.spec.models import shorthand
 from kneo.spec.models.human import AnyCondition, Position, Review, check_review
 

@@ -11,16 +11,27 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from kneo.spec.diagnostics import Diagnostic, error, has_errors, known_depth, locate, unreadable
-from kneo.spec.documents import DEFAULT_LIMITS, Document, Path, ReadLimits, SourceLocation, Unreadable, too_large
-from kneo.spec.messages import describe
+from kneo.spec.base import describe
+from kneo.spec.documents import (
+    DEFAULT_LIMITS,
+    Diagnostic,
+    Document,
+    Path,
+    ReadLimits,
+    SourceLocation,
+    Unreadable,
+    error,
+    has_errors,
+    known_depth,
+    locate,
+    too_large,
+    unreadable,
+)
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
-from kneo.spec.reading.inline import Files, Inlined, inline_skills, inline_texts
+from kneo.spec.reading.inline import Files, Inlined, fill_prompts, inline_skills, inline_texts
 from kneo.spec.reading.migrate import Migration, UnsupportedVersion, migrate
-from kneo.spec.reading.normalize import normalize
-from kneo.spec.reading.overlays import NO_DEFAULTS, SpecDefaults, apply_defaults, merge_all
-from kneo.spec.reading.prompts import fill_prompts
+from kneo.spec.reading.normalize import NO_DEFAULTS, SpecDefaults, apply_defaults, merge_all, normalize
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import check_model
 

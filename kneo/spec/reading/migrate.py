@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kneo.errors import Invalid
-from kneo.spec.diagnostics import format_path
-from kneo.spec.documents import Path
-from kneo.spec.messages import quote
+from kneo.spec.base import quote
+from kneo.spec.documents import Path, format_path
 
 TARGET_VERSION = "v1"
 

@@ -2,27 +2,23 @@
 
 The result for any bytes is a :class:`Document`, or an :class:`Unreadable` with file, line and column. The checks run in
 this order: size, encoding, shape (depth and count), meaning.
+
+The standard parser reads JSON, since envelopes are read by the thousand. Checks around it refuse duplicate keys, NaN,
+numbers that other readers round, lone surrogates and deep nesting. Locations are computed on demand: :func:`locations`
+is a second, slower walk over the tokens.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Iterator
 from functools import cache, partial
+from typing import NamedTuple
 
-from kneo.spec.documents import DEFAULT_LIMITS, Document, Path, ReadLimits, SourceLocation, Unreadable
-from kneo.spec.reading.json_reader import build_json, locations
-from kneo.spec.reading.yaml_reader import build_yaml
-
-__all__ = [
-    "DEFAULT_LIMITS",
-    "Document",
-    "Path",
-    "ReadLimits",
-    "SourceLocation",
-    "Unreadable",
-    "read",
-    "read_json",
-    "read_yaml",
-]
+from kneo.spec.documents import DEFAULT_LIMITS, MAX_INTEGER, Document, ReadLimits, SourceLocation, Unreadable
+from kneo.spec.reading.yaml import build_yaml
 
 
 def read(data: bytes, *, file: str, limits: ReadLimits = DEFAULT_LIMITS) -> Document:
@@ -65,3 +61,174 @@ def _decode(data: bytes, file: str, limits: ReadLimits) -> str:
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         message = f"The byte 0x{data[error.start]:02X} is not UTF-8."
         raise Unreadable(message, file=file, line=line, column=column) from error
+
+
+# One token per match. The possessive quantifiers and the optional closing quote keep it linear on any input.
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}:,]|[^\s"\[\]{}:,]++', re.DOTALL)
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_NOT_STRUCTURE = re.compile(r"[^\[\]{}]++")
+_MAX_NUMBER_CHARS = 400  # long enough for any double written out in full
+
+
+class _Refused(Exception):
+    """A part of the text is well formed and refused; never leaves this module."""
+
+
+def build_json(text: str, *, file: str, limits: ReadLimits) -> object:
+    """Read JSON text that is known to be small enough.
+
+    Raises:
+        Unreadable: it is not JSON, is ambiguous, or exceeds a limit.
+    """
+    _check_shape(text, file, limits)
+    try:
+        value: object = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        reason = f"This is not JSON: {error.msg[:1].lower()}{error.msg[1:]}."
+        raise Unreadable(reason, file=file, line=error.lineno, column=error.colno) from error
+    except _Refused as error:
+        line, column = _find_refused(text)
+        raise Unreadable(str(error), file=file, line=line, column=column) from error
+    if ("\\u" in text) and (position := _find_unstorable(text)) is not None:
+        message = "This text holds a NUL or half a surrogate pair, which cannot be stored."
+        raise Unreadable(message, file=file, line=position[0], column=position[1])
+    return value
+
+
+def _check_shape(text: str, file: str, limits: ReadLimits) -> None:
+    """Bound depth and count before the recursive parser sees the text."""
+    bare = _STRING.sub("", text)
+    if sum(map(bare.count, ",:[{")) > limits.max_nodes:
+        raise Unreadable(f"The file holds more than {limits.max_nodes} keys and values.", file=file)
+    depth = 0
+    for bracket in _NOT_STRUCTURE.sub("", bare):
+        depth += 1 if bracket in "[{" else -1
+        if depth > limits.max_depth:
+            line, column = _find_depth(text, limits.max_depth)
+            message = f"Lists and objects are nested more than {limits.max_depth} deep."
+            raise Unreadable(message, file=file, line=line, column=column)
+
+
+def _find_depth(text: str, max_depth: int) -> tuple[int, int]:
+    depth = 0
+    for token in _tokens(text):
+        depth += (token.text in "[{") - (token.text in "]}")
+        if depth > max_depth:
+            return token.line, token.column
+    return 1, 1
+
+
+def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        message = f"The key {twice[:60]!r} is written twice."
+        raise _Refused(message)
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_NUMBER_CHARS or abs(number := int(text)) > MAX_INTEGER:
+        message = f"The number {text[:30]} is too large to be exact; write it as text."
+        raise _Refused(message)
+    return number
+
+
+def _float(text: str) -> float:
+    if len(text) > _MAX_NUMBER_CHARS or not math.isfinite(number := float(text)):
+        message = f"The number {text[:30]} is too large to be stored."
+        raise _Refused(message)
+    return number
+
+
+def _constant(text: str) -> float:
+    message = f"{text} is not a JSON number."
+    raise _Refused(message)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+
+
+class _Token(NamedTuple):
+    text: str
+    line: int
+    column: int
+    is_key: bool
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    """Walk over text whose brackets match, without commas and colons."""
+    in_object: list[bool] = []
+    line, line_start, expect_key = 1, 0, False
+    for match in _TOKEN.finditer(text):
+        word, offset = match[0], match.start()
+        while (newline := text.find("\n", line_start, offset)) >= 0:
+            line += 1
+            line_start = newline + 1
+        if word == ",":
+            expect_key = bool(in_object) and in_object[-1]
+            continue
+        if word == ":":
+            continue
+        yield _Token(word, line, offset - line_start + 1, expect_key and word[0] == '"')
+        if word in "[{":
+            in_object.append(word == "{")
+        elif word in "]}" and in_object:
+            in_object.pop()
+        expect_key = word == "{"
+
+
+def _find_refused(text: str) -> tuple[int, int]:
+    """Find the first duplicate key or number that the decoder's hooks refuse."""
+    keys: list[set[str]] = []
+    for token in _tokens(text):
+        if token.text in "[{":
+            keys.append(set())
+        elif token.text in "]}":
+            keys.pop()
+        elif token.is_key:
+            key = str(json.loads(token.text))
+            if key in keys[-1]:
+                return token.line, token.column
+            keys[-1].add(key)
+        elif token.text[0] != '"':
+            try:
+                _DECODER.decode(token.text)
+            except (_Refused, json.JSONDecodeError):
+                return token.line, token.column
+    return 1, 1
+
+
+def _find_unstorable(text: str) -> tuple[int, int] | None:
+    for token in _tokens(text):
+        if token.text[0] == '"' and "\\u" in token.text:
+            value = str(json.loads(token.text))
+            if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+                return token.line, token.column
+    return None
+
+
+def locations(text: str) -> SourceLocation:
+    """Return the location of each part of well-formed JSON text."""
+    root = SourceLocation(1, 1)
+    stack: list[tuple[dict[str | int, SourceLocation], dict[str, tuple[int, int]]]] = []
+    key: str | None = None  # the one whose value comes next
+    for token in _tokens(text):
+        if token.text in "]}":
+            stack.pop()
+        elif token.is_key:
+            key = str(json.loads(token.text))
+            stack[-1][1][key] = (token.line, token.column)
+        else:
+            children: dict[str | int, SourceLocation] = {}
+            keys: dict[str, tuple[int, int]] = {}
+            location = SourceLocation(token.line, token.column, children, keys)
+            if stack:
+                stack[-1][0][len(stack[-1][0]) if key is None else key] = location
+            else:
+                root = location
+            key = None
+            if token.text in "[{":
+                stack.append((children, keys))
+    return root

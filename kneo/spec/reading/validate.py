@@ -15,10 +15,8 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from kneo.errors import Invalid
-from kneo.spec.base import PATTERN_WORDS, SpecModel
-from kneo.spec.diagnostics import Diagnostic, error, locate
-from kneo.spec.documents import Document, Path
-from kneo.spec.messages import describe, nearest, quote, suggest
+from kneo.spec.base import PATTERN_WORDS, SpecModel, describe, nearest, quote, suggest
+from kneo.spec.documents import Diagnostic, Document, Path, error, locate
 
 MAX_FINDINGS = 50
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from kneo.settings import process_environment
-from kneo.trust.dsse import add_signature, sign
-from kneo.trust.export import export_sigstore
-from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.dsse import add_signature, export_sigstore, sign
 from kneo.trust.keys import Algorithm, PrivateKey
+from kneo.trust.statement import PAYLOAD_TYPE
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parents[2] / ".conformance" / "sigstore-js"

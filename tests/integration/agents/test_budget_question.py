@@ -12,7 +12,7 @@ from rules_now import always
 
 from kneo.cli.main import run
 from kneo.runtime.engine.agent_services import RulesInForce
-from kneo.spec.models.rules import ModelRules
+from kneo.spec.policy import ModelRules
 
 SPEC = """
 version: v1

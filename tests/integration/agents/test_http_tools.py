@@ -14,7 +14,7 @@ from tool_calls import KEY, tool_call
 from kneo.agents.http import HttpFailed
 from kneo.agents.http_tools import HttpTools
 from kneo.errors import Forbidden, KneoError
-from kneo.spec.models.rules import ToolRules
+from kneo.spec.policy import ToolRules
 
 HERE = {"tools": {"permissions": {"allow_network": True, "allowed_domains": ["127.0.0.1"]}}}
 PARAMETERS = {name: {} for name in ("id", "q", "tags", "amount", "note")}

@@ -37,8 +37,8 @@ from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.records.task import Decision, DecisionKind
 from kneo.redaction import REDACTED
 from kneo.settings import McpSettings
-from kneo.spec.models.rules import McpRules, ToolRules
 from kneo.spec.models.spec import McpPin, McpServer, Spec
+from kneo.spec.policy import McpRules, ToolRules
 
 T = TypeVar("T")
 SERVER = str(Path(__file__).parents[2] / "support" / "mcp_server.py")

@@ -17,7 +17,7 @@ from kneo.clock import ManualClock, new_id
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
 from kneo.runtime.engine.agent_services import StoreQuota
-from kneo.spec.models.rules import ModelRules
+from kneo.spec.policy import ModelRules
 from kneo.store import runs, usage
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

@@ -23,9 +23,8 @@ from kneo.store import audit
 from kneo.store.engine import Store
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.dsse import serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
-from kneo.trust.statement import ApprovalDecision, build_approval
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, build_approval
 
 PEOPLE = {name: {"roles": ["approver"]} for name in ("bob", "cid", "olga")}
 KEYS = (

@@ -14,9 +14,8 @@ from siege import EVIL, Attempts, Siege, with_spec
 from kneo.store.engine import Store
 from kneo.trust.dsse import SIGNATURES, Envelope, Signature, parse_envelope, serialise
 from kneo.trust.hmac_bundle import sign_hmac_bundle
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.root import TRUST_ROOT_TYPE
-from kneo.trust.statement import ApprovalDecision, build_approval
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, build_approval
 
 ATTEMPTS = Attempts()
 refused = ATTEMPTS.refused

@@ -13,7 +13,8 @@ from raw_git import RawObjects
 from siege import Siege
 
 from kneo.controller.reconcile import Reconciler
-from kneo.controller.source import Mirror, SourceLimits
+from kneo.controller.source.git import SourceLimits
+from kneo.controller.source.mirror import Mirror
 from kneo.errors import Invalid, Transient
 from kneo.records.release import ConditionType, SourceRecord
 from kneo.store import sources

@@ -14,8 +14,8 @@ from sqlalchemy import select
 
 from kneo.clock import ManualClock
 from kneo.controller.reconcile import Reconciler
+from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
-from kneo.controller.stages.apply import Lease
 from kneo.controller.stages.report import Ready
 from kneo.store import audit, requests
 from kneo.store.engine import Store

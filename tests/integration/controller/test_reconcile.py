@@ -17,7 +17,7 @@ from kneo.digest import Digest
 from kneo.errors import Invalid, Transient
 from kneo.records.release import ConditionType
 from kneo.records.task import TaskStatus
-from kneo.spec.windows import DAYS
+from kneo.spec.policy import DAYS
 from kneo.store import audit, requests
 from kneo.store.engine import Store
 

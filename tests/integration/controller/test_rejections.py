@@ -18,8 +18,7 @@ from kneo.store import approvals
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.trust.dsse import serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import ApprovalDecision, build_approval
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, build_approval
 
 RULE: dict[str, object] = {"required": 1, "roles": ["approver"], "signed": True}
 MINUTE = timedelta(minutes=1)

@@ -24,8 +24,8 @@ from kneo.store.engine import Store
 from kneo.store.tables import metadata
 from kneo.trust.dsse import Envelope, parse_envelope, serialise, sign
 from kneo.trust.hmac_bundle import sign_hmac_bundle
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.root import TRUST_ROOT_TYPE
+from kneo.trust.statement import PAYLOAD_TYPE
 
 Change = Callable[[Bench], None]
 SECRET = "a shared secret"

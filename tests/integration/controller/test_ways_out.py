@@ -16,8 +16,8 @@ from kneo.records.release import Pending
 from kneo.registry import UnsignedDecision
 from kneo.store.engine import Store
 from kneo.trust.dsse import serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.statement import (
+    PAYLOAD_TYPE,
     ApprovalDecision,
     DecisionSubject,
     build_approval,

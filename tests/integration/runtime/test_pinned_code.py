@@ -12,8 +12,8 @@ from config_repo import ConfigRepo, announcement
 
 from kneo.clock import ManualClock, SystemClock
 from kneo.controller.reconcile import Reconciler
+from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
-from kneo.controller.stages.apply import Lease
 from kneo.digest import digest_of
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.programs import ProgramLoader

@@ -28,8 +28,7 @@ from kneo.settings import from_env
 from kneo.store.engine import Store
 from kneo.store.tables import idempotency_keys, metadata
 from kneo.trust.dsse import serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import ApprovalDecision, build_approval, rewrite_subject
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, build_approval, rewrite_subject
 
 Json = dict[str, object]
 

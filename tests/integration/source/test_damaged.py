@@ -13,8 +13,7 @@ from controller_bench import Bench
 
 from kneo.clock import ManualClock
 from kneo.controller import metrics
-from kneo.controller.source.git import MirrorDamaged
-from kneo.controller.source.limits import SourceLimits
+from kneo.controller.source.git import MirrorDamaged, SourceLimits
 from kneo.controller.source.mirror import REBUILD_EVERY, Mirror
 from kneo.controller.stages.report import Ready
 from kneo.errors import Invalid, Transient

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from git_hosts import BACKEND, TOKEN, Server
 
-from kneo.controller.source import Mirror
+from kneo.controller.source.mirror import Mirror
 from kneo.errors import Transient
 from kneo.settings import GitCredentials
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from raw_git import RawObjects
 
-from kneo.controller.source import AllowedRewrite, Blob, Mirror, SourceLimits, SourceSnapshot, changed_paths
+from kneo.controller.source.git import SourceLimits
+from kneo.controller.source.mirror import AllowedRewrite, Mirror
+from kneo.controller.source.snapshot import Blob, SourceSnapshot, changed_paths
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Transient
 
 BUNDLE = "bundles/research/1.0.0.dsse.json"

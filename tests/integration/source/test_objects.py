@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from kneo.controller.source.address import parse_address
-from kneo.controller.source.git import Git
-from kneo.controller.source.limits import SourceLimits
+from kneo.controller.source.git import Git, SourceLimits
 from kneo.controller.source.objects import ObjectReader
 from kneo.errors import Invalid, Transient
 from kneo.settings import GitCredentials

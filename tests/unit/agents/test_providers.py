@@ -10,7 +10,7 @@ from kneo.agents.providers import OperatorConnections, ProviderConnection, check
 from kneo.errors import Invalid
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.providers import PROVIDERS
-from kneo.spec.models.rules import AllowedModel, ModelConnection, ModelRules
+from kneo.spec.policy import AllowedModel, ModelConnection, ModelRules
 
 KEYS = {"OPENAI_API_KEY": "own", "PROJECT_KEY": "project", "PROD_KEY": "prod", "SPEC_KEY": "spec"}
 

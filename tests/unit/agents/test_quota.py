@@ -19,7 +19,7 @@ from kneo.agents.quota import (
 from kneo.agents.turn import PeopleRequired
 from kneo.records.run import AgentUsage
 from kneo.records.task import Decision, DecisionKind
-from kneo.spec.models.rules import ModelRules
+from kneo.spec.policy import ModelRules
 
 TODAY = date(2026, 1, 31)
 

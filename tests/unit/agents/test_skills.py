@@ -12,7 +12,7 @@ from kneo.agents.turn import ToolGate
 from kneo.clock import ManualClock
 from kneo.errors import Invalid
 from kneo.settings import AgentSettings
-from kneo.spec.models.rules import ToolRules
+from kneo.spec.policy import ToolRules
 
 LONG = "Check the order. " * 400
 

@@ -14,7 +14,7 @@ from kneo.agents.turn import AnswerRequired, Stopped, ToolCall, ToolGate
 from kneo.clock import ManualClock
 from kneo.errors import Invalid
 from kneo.settings import AgentSettings
-from kneo.spec.models.rules import ToolRules
+from kneo.spec.policy import ToolRules
 
 BEFORE = ToolGate(id="before", position="before")
 

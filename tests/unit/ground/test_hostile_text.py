@@ -13,7 +13,7 @@ from kneo.cli.releases.bundles import named
 from kneo.clock import parse_duration
 from kneo.controller.source.address import check_ref, parse_address, redact
 from kneo.errors import Invalid, KneoError
-from kneo.names import name_problem, person_key
+from kneo.names import name_problem, person_key, plain
 from kneo.notify.channels import one_line, quoted
 from kneo.redaction import hide_paths, redact_text
 from kneo.runtime.engine.questions import render
@@ -21,9 +21,8 @@ from kneo.spec.coverage.environment_gates import _any
 from kneo.spec.diff import escaped, fenced
 from kneo.spec.lint import check
 from kneo.spec.models.environment import Match, ReleasePin
+from kneo.spec.policy import parse_window
 from kneo.spec.reading.load import load_tree
-from kneo.spec.windows import parse_window
-from kneo.terminal import plain
 from kneo.trust.checkpoint import parse_checkpoint
 from kneo.trust.verify import parse_bundle_path
 

@@ -13,7 +13,7 @@ from kneo.spec.index import SpecIndex
 from kneo.spec.lint import check
 from kneo.spec.models.environment import Environment, with_gates
 from kneo.spec.models.spec import Spec
-from kneo.spec.policy_flags import strictest
+from kneo.spec.policy import strictest
 from kneo.spec.reading.validate import InvalidDeclaration
 
 FINANCE = {"finance": {"candidates": {"roles": ["treasurer"]}, "on_reject": "stop"}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.documents import Diagnostic
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kneo.cli.main import run
-from kneo.spec.coverage.guardrails import guardrail_places
+from kneo.spec.coverage.policy import guardrail_places
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.spec import Spec
 

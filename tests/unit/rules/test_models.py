@@ -7,13 +7,13 @@ import pytest
 from kneo.agents.providers import model_check
 from kneo.settings import from_env
 from kneo.spec.coverage.policy import check_policy
-from kneo.spec.hosts import host_of, within
 from kneo.spec.lint import check
+from kneo.spec.lint.tools import host_of, within
 from kneo.spec.models.agent import KNOWN_PROVIDERS
 from kneo.spec.models.environment import EnvironmentSpec
 from kneo.spec.models.providers import PROVIDERS
 from kneo.spec.modules import RuleContext
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 from kneo.spec.project import ProjectConfig
 from kneo.spec.reading.load import load_tree
 

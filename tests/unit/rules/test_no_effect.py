@@ -114,9 +114,9 @@ READ: dict[str, dict[str, str]] = {
         "kneo/runtime/engine/start.py": "targets",
         "kneo/agents/loop.py": "tools",
         "kneo/agents/skills.py": "skills",
-        "kneo/spec/reading/prompts.py": "variables",
+        "kneo/spec/reading/inline.py": "variables",
         "kneo/agents/mcp/servers.py": "mcp_servers",
-        "kneo/spec/policies.py": "policies",
+        "kneo/spec/models/spec.py": "policies",
     },
     "Strategy": {
         "kneo/agents/loop.py": "type max_iterations parallel_tool_calls",

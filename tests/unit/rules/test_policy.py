@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 
 from kneo.spec.coverage.policy import check_policy, policy_report
-from kneo.spec.diagnostics import error, warning
 from kneo.spec.diff.weakening import flag_weakenings
+from kneo.spec.documents import error, warning
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
-from kneo.spec.policy_flags import NO_POLICY, PolicyFlags, strictest
+from kneo.spec.policy import NO_POLICY, PolicyFlags, strictest
 
 TOOL = {"t": {"description": "d", "implementation": "app.t"}}
 BARE = {"agent": {"name": "root"}}

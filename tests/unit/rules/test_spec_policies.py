@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kneo.spec.lint import check
-from kneo.spec.models.spec import Spec
-from kneo.spec.policies import TracingPolicy, tracing_policy
+from kneo.spec.models.spec import Spec, TracingPolicy, tracing_policy
 from kneo.spec.project import PolicyDefaults
 from kneo.spec.reading.load import load_tree
 

@@ -14,7 +14,7 @@ from kneo.spec.index import SpecIndex
 from kneo.spec.lint import check
 from kneo.spec.models.environment import with_gates
 from kneo.spec.models.spec import Spec, Tool
-from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.policy import PolicyFlags
 from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.validate import InvalidDeclaration
 

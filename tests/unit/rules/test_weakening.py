@@ -10,7 +10,7 @@ from kneo.controller.differences import policy_difference
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
-from kneo.spec.models.rules import McpRules, ModelRules, ProtocolRules, ToolRules
+from kneo.spec.policy import McpRules, ModelRules, ProtocolRules, ToolRules
 
 DIGEST = "sha256:" + "1" * 64
 STRICT: dict[str, object] = {

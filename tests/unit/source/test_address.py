@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kneo.controller.source.address import check_ref, parse_address, redact
-from kneo.controller.source.credentials import git_environment, git_options, write_askpass
+from kneo.controller.source.address import check_ref, git_environment, git_options, parse_address, redact, write_askpass
 from kneo.controller.source.git import check_version
 from kneo.errors import Invalid
 from kneo.settings import GitCredentials

@@ -8,7 +8,7 @@ import pytest
 from kneo_process import eventually
 from processes import is_executing
 
-from kneo.controller.source.limits import STDERR_BYTES, Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
+from kneo.controller.source.git import STDERR_BYTES, Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
 
 ENV = {"PATH": os.defpath}
 

@@ -7,7 +7,7 @@ from time import process_time
 import pytest
 
 from kneo.controller.source import git
-from kneo.controller.source.limits import STDERR_BYTES
+from kneo.controller.source.git import STDERR_BYTES
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from kneo.controller.source.limits import SourceLimits
-from kneo.controller.source.snapshot import Blob
-from kneo.controller.source.tree import Folder, all_files, our_folders, parse_folder, read_folders
+from kneo.controller.source.git import SourceLimits
+from kneo.controller.source.snapshot import Blob, Folder, all_files, our_folders, parse_folder, read_folders
 from kneo.errors import Invalid
 
 ID = "a" * 40

@@ -1,6 +1,17 @@
-from kneo.spec.diagnostics import Severity, error, format_path, has_errors, locate, unreadable, warning
-from kneo.spec.lint.formats import as_github, as_sarif, as_text
-from kneo.spec.reading.reader import Unreadable, read_json, read_yaml
+from kneo.spec.documents import (
+    Severity,
+    Unreadable,
+    as_github,
+    as_sarif,
+    as_text,
+    error,
+    format_path,
+    has_errors,
+    locate,
+    unreadable,
+    warning,
+)
+from kneo.spec.reading.reader import read_json, read_yaml
 
 BASE = read_yaml(b"workflow:\n  steps:\n    - {id: a, ref: x}\n", file="spec.yaml")
 OVERLAY = read_yaml(b"workflow:\n  name: other\n", file="prod.yaml")

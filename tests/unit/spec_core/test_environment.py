@@ -2,8 +2,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from kneo.spec.documents import Unreadable
 from kneo.spec.environment import parse_environment
-from kneo.spec.reading.reader import Unreadable
 from kneo.spec.reading.validate import InvalidDeclaration
 
 FULL = """\

@@ -1,4 +1,4 @@
-from kneo.spec.diagnostics import warning
+from kneo.spec.documents import warning
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.load import SourceFile, load_spec, load_tree, resolve
 from kneo.spec.reading.normalize import normalize

@@ -1,4 +1,4 @@
-from kneo.spec.reading.overlays import SpecDefaults, apply_defaults, deep_merge, fill_missing, merge_all
+from kneo.spec.reading.normalize import SpecDefaults, apply_defaults, deep_merge, fill_missing, merge_all
 
 BASE = {"a": {"x": 1, "y": [1, 2]}, "b": "text", "c": {"d": {"e": 1}}}
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kneo.project.files import SpecFiles
 from kneo.spec.lint import check
+from kneo.spec.reading.inline import MAX_PLACEHOLDERS, fill_prompts
 from kneo.spec.reading.load import LoadedSpec, load_tree, resolve
-from kneo.spec.reading.prompts import MAX_PLACEHOLDERS, fill_prompts
 
 SPEC = {
     "agent": {"name": "root", "system_prompt": "For {{variables.company}}: {{ skills.tone }} Use {{ tools.look }}"},

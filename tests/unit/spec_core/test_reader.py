@@ -5,7 +5,8 @@ from time import process_time
 
 import pytest
 
-from kneo.spec.reading.reader import ReadLimits, Unreadable, read, read_json, read_yaml
+from kneo.spec.documents import ReadLimits, Unreadable
+from kneo.spec.reading.reader import read, read_json, read_yaml
 
 BOTH = pytest.mark.parametrize("reader", [read_json, read_yaml])
 

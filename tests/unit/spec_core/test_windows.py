@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kneo.errors import Invalid
-from kneo.spec.windows import next_opening, parse_window, windows_open
+from kneo.spec.policy import next_opening, parse_window, windows_open
 
 MONDAY = datetime(2026, 11, 16, tzinfo=UTC)
 

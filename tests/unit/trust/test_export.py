@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kneo.trust.dsse import Envelope, Signature, add_signature, parse_envelope, sign
-from kneo.trust.export import export_pae, export_sigstore
+from kneo.trust.dsse import Envelope, Signature, add_signature, export_pae, export_sigstore, parse_envelope, sign
 from kneo.trust.keys import Algorithm, PrivateKey
 
 ED, EC = PrivateKey.generate(), PrivateKey.generate(Algorithm.P256)

@@ -8,7 +8,7 @@ import pytest
 from kneo.digest import digest_of
 from kneo.errors import Invalid, KneoError
 from kneo.trust.hmac_bundle import check_hmac_bundle, sign_hmac_bundle, verify_hmac_bundle
-from kneo.trust.verified import NewestAccepted, SignatureRule, VerifiedBundle, check_sequence
+from kneo.trust.verify import NewestAccepted, SignatureRule, VerifiedBundle, check_sequence
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = {"version": "v1", "agent": {"name": "é"}}

@@ -12,7 +12,6 @@ from pydantic import JsonValue
 
 from kneo.errors import Invalid
 from kneo.trust.dsse import Envelope, Signature, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey, PublicKey
 from kneo.trust.receipt import (
     PresentedReceipt,
@@ -26,6 +25,7 @@ from kneo.trust.receipt import (
     sign_receipt,
 )
 from kneo.trust.receipt_check import SIGNATURE, CheckedReceipt, check_chain, check_receipt
+from kneo.trust.statement import PAYLOAD_TYPE
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 KEY = PrivateKey.generate()

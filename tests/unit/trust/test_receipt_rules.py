@@ -15,10 +15,10 @@ from pydantic import JsonValue
 from kneo.digest import digest_of_json
 from kneo.trust.answer import AnswerBinding, ReviewerKeys, answer_digest, build_answer
 from kneo.trust.dsse import Envelope, TrustedKey, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.receipt import PresentedReceipt, Receipt, Voter, build_receipt, content_digest, marks_of, sign_receipt
 from kneo.trust.receipt_check import CheckedReceipt, check_receipt
+from kneo.trust.statement import PAYLOAD_TYPE
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 SERVICE = PrivateKey.generate()

@@ -13,13 +13,19 @@ from kneo.errors import KneoError, Untrusted
 from kneo.trust import dsse
 from kneo.trust.approvals import verify_approval
 from kneo.trust.dsse import TrustedKey
-from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import Algorithm, PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, TrustRoot, root_payload, verify_chain
 from kneo.trust.root_edit import add_key, first_root, revoke_key, set_role
-from kneo.trust.statement import ApprovalDecision, BundleStatement, build_approval, build_bundle
-from kneo.trust.verified import SEQUENCE_JUMP, NewestAccepted, SignatureRule, VerifiedBundle, check_sequence
-from kneo.trust.verify import verification_steps, verify_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, BundleStatement, build_approval, build_bundle
+from kneo.trust.verify import (
+    SEQUENCE_JUMP,
+    NewestAccepted,
+    SignatureRule,
+    VerifiedBundle,
+    check_sequence,
+    verification_steps,
+    verify_bundle,
+)
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -1,0 +1,377 @@
+"""The policy of an environment: the weekly windows in which releases may change, the flags that a spec must satisfy, and the
+rules for models, tools and protocols.
+
+Rules are read when a model is asked and when a tool is called, from the file that is then in force: a rule that is tightened
+reaches runs that wait. Keys are written as in specs.
+
+Policies combine to the strictest: each source of a policy can add requirements, and none can remove those of another.
+
+``"Fri 16:00 - Mon 08:00"`` is one stretch of every week; ``"Mon-Fri 09:00 - 17:00"``, ``"Sat,Sun 10:00 - 12:00"`` and
+``"* 06:00 - 20:00"`` repeat on each named day, past midnight where the end is not after the start. The start belongs
+to a window, the end does not. Windows follow the wall clock of their zone, so a day with a clock change is an hour
+shorter or longer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal, Self, TypeAlias
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import ConfigDict, Field, model_validator
+
+from kneo.errors import Invalid
+from kneo.spec.base import FullPath, Host, HostAndPort, ListOf, MapOf, Pattern, SecretName, SpecModel, refused
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+_OF_THE_MACHINE = frozenset({"localtime", "posixrules", "Factory"})
+"""Files of the zone database that are another zone on each machine, or none."""
+
+_VARIANTS = ("posix/", "right/")
+_DAY_MINUTES = 24 * 60
+_WEEK_MINUTES = 7 * _DAY_MINUTES
+_DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_EXPRESSION = re.compile(
+    rf"(?P<days>\*|{_DAY}(?:-{_DAY})?(?:,{_DAY}(?:-{_DAY})?)*) +(?P<start>\d\d:\d\d) +- +"
+    rf"(?:(?P<last>{_DAY}) +)?(?P<end>\d\d:\d\d)",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A repeating stretch of time in which changes are allowed, or in which they are denied.
+
+    Attributes:
+        effect: ``allow`` or ``deny``.
+        expression: As it was written.
+        timezone: IANA name, such as ``Europe/Berlin``.
+        spans: Start and end in minutes since Monday 00:00; an end may lie in the next week.
+    """
+
+    effect: Literal["allow", "deny"]
+    expression: str
+    timezone: str
+    spans: tuple[tuple[int, int], ...]
+
+    def contains(self, now: datetime) -> bool:
+        """Tell whether a time is in this window."""
+        local = now.astimezone(ZoneInfo(self.timezone))
+        minute = local.weekday() * _DAY_MINUTES + local.hour * 60 + local.minute
+        return any(start <= minute < end or start <= minute + _WEEK_MINUTES < end for start, end in self.spans)
+
+    def is_open(self, now: datetime) -> bool:
+        """Tell whether this window, taken alone, lets a change happen."""
+        return self.contains(now) == (self.effect == "allow")
+
+    def edges(self, now: datetime) -> Iterator[datetime]:
+        """Yield the moments of about a week around a moment at which this window begins or ends, in no order."""
+        zone = ZoneInfo(self.timezone)
+        local = now.astimezone(zone)
+        monday = (local - timedelta(days=local.weekday())).replace(
+            hour=0, minute=0, second=0, microsecond=0, tzinfo=None
+        )
+        for start, end in self.spans:
+            for week in (-1, 0, 1):
+                for minute in (start, end):
+                    moment = monday + timedelta(weeks=week, minutes=minute)
+                    yield moment.replace(tzinfo=zone).astimezone(UTC)
+
+
+def parse_window(
+    effect: Literal["allow", "deny"], expression: str, timezone: str = "UTC", *, accepted: bool = False
+) -> Window:
+    """Read a window.
+
+    Args:
+        effect: What it does.
+        expression: When.
+        timezone: Where.
+        accepted: Whether it was accepted by an earlier version, which took windows that are never, and zones of a machine.
+
+    Raises:
+        Invalid: the expression or the time zone is not one.
+    """
+    match = _EXPRESSION.fullmatch(expression.strip())
+    if match is None:
+        message = f"{expression[:80]!r} is not a window."
+        raise Invalid(message, hint='Write it like "Fri 16:00 - Mon 08:00" or "Mon-Fri 09:00 - 17:00".')
+    if not accepted and (timezone in _OF_THE_MACHINE or timezone.startswith(_VARIANTS)):
+        message = f"{timezone[:80]!r} is another time zone on each machine, or none."
+        raise Invalid(message, hint="Use an IANA name such as Europe/Berlin, or UTC.")
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        message = f"{timezone[:80]!r} is not a time zone."
+        raise Invalid(message, hint="Use an IANA name such as Europe/Berlin, or UTC.") from error
+    days = _days(match["days"])
+    start, end = _minutes(match["start"]), _minutes(match["end"])
+    if match["last"] is None:
+        spans = tuple(_span(day * _DAY_MINUTES + start, day * _DAY_MINUTES + end, _DAY_MINUTES) for day in days)
+    elif len(days) == 1:
+        first, last = days[0] * _DAY_MINUTES + start, DAYS.index(match["last"]) * _DAY_MINUTES + end
+        if not accepted and first % _WEEK_MINUTES == last and match["start"] == "24:00" and match["end"] == "00:00":
+            raise _never(expression)
+        spans = (_span(first, last, _WEEK_MINUTES),)
+    else:
+        message = f"{expression[:80]!r} begins on several days and ends on one."
+        raise Invalid(message, hint="Name one day at each end, or no day at the end.")
+    if not accepted and any(start == end for start, end in spans):
+        raise _never(expression)
+    return Window(effect, expression.strip(), timezone, spans)
+
+
+def _never(expression: str) -> Invalid:
+    message = f"{expression[:80]!r} ends when it begins, so it is never."
+    hint = 'Write 24:00 at the end of a day, or 00:00 at the beginning, as in "Sun 00:00 - 24:00".'
+    return Invalid(message, hint=hint)
+
+
+def windows_open(windows: Sequence[Window], now: datetime) -> bool:
+    """Tell whether changes may happen: in no denied window and, where any are allowed, in one of those."""
+    if any(window.effect == "deny" and window.contains(now) for window in windows):
+        return False
+    allowed = [window for window in windows if window.effect == "allow"]
+    return not allowed or any(window.contains(now) for window in allowed)
+
+
+def next_opening(windows: Sequence[Window], now: datetime) -> datetime | None:
+    """Return the first moment from now on at which changes may happen; None when there is none within a week."""
+    if windows_open(windows, now):
+        return now
+    edges = sorted({edge for window in windows for edge in window.edges(now) if edge > now})
+    return next((edge for edge in edges if windows_open(windows, edge)), None)
+
+
+def _days(text: str) -> list[int]:
+    if text == "*":
+        return list(range(7))
+    days: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        begin, length = DAYS.index(first), (DAYS.index(last or first) - DAYS.index(first)) % 7
+        days |= {(begin + offset) % 7 for offset in range(length + 1)}
+    return sorted(days)
+
+
+def _minutes(text: str) -> int:
+    hours, minutes = int(text[:2]), int(text[3:])
+    if minutes > 59 or hours * 60 + minutes > _DAY_MINUTES:
+        message = f"{text} is not a time of day."
+        raise Invalid(message, hint="Write hours 00 to 24 and minutes 00 to 59.")
+    return hours * 60 + minutes
+
+
+def _span(start: int, end: int, around: int) -> tuple[int, int]:
+    return start, end if end > start else end + around
+
+
+class PolicyFlags(SpecModel):
+    """What a spec must satisfy to be used in an environment."""
+
+    enabled: bool = Field(default=True, description="false skips every check of this policy.")
+    fail_on_warnings: bool = Field(default=False, description="Treat every warning as a violation.")
+    blocked_diagnostic_codes: ListOf[str] = Field(default=(), description="Diagnostic codes that are violations here.")
+    require_human_review: bool = Field(default=False, description="A run must be able to come to a human step or gate.")
+    require_tool_permissions: bool = Field(
+        default=False, description="Every agent that selects tools must state permissions."
+    )
+    deny_unrestricted_tools: bool = Field(
+        default=False, description="No agent may have shell, file system or unlimited network access."
+    )
+    require_guardrails: bool = Field(
+        default=False, description="A guardrail must run: of an agent that the run reaches, or as a step."
+    )
+
+
+NO_POLICY = PolicyFlags(enabled=False)
+"""The policy without requirements, where a policy may be absent."""
+
+SWITCHES: dict[str, str] = {
+    "fail_on_warnings": "warnings are violations",
+    "require_human_review": "a person must be asked somewhere",
+    "require_tool_permissions": "agents with tools must state permissions",
+    "deny_unrestricted_tools": "tools must not be unrestricted",
+    "require_guardrails": "a guardrail must run",
+}
+"""The flags that are on or off, and the requirement of each."""
+
+
+def strictest(*policies: PolicyFlags) -> PolicyFlags:
+    """Combine policies to the strictest of all.
+
+    A policy that is not enabled has no requirements. Without any policy the result is :data:`NO_POLICY`.
+    """
+    enabled = [policy for policy in policies if policy.enabled]
+    if not enabled:
+        return NO_POLICY
+    codes = sorted({code for policy in enabled for code in policy.blocked_diagnostic_codes})
+    switches = {name: any(getattr(policy, name) for policy in enabled) for name in SWITCHES}
+    return PolicyFlags(enabled=True, blocked_diagnostic_codes=tuple(codes), **switches)
+
+
+MAX_RULES = 1_000
+
+Money: TypeAlias = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
+class AllowedModel(SpecModel):
+    """Models of a provider."""
+
+    provider: str = Field(examples=["openai"])
+    names: ListOf[Pattern] = Field(
+        default=("*",), min_length=1, description="Patterns of names.", examples=[["gpt-5*"]]
+    )
+
+
+class ModelConnection(SpecModel):
+    """The connection to a provider; it replaces what specs and the project state."""
+
+    api_key_ref: SecretName | None = Field(default=None, description="The secret that holds the key.")
+    base_url: str | None = Field(default=None, max_length=2_000, examples=["https://gateway.example/v1"])
+
+
+class ModelLimit(SpecModel):
+    """Limits of the requests to a provider, over all runs of the environment; at least one is required."""
+
+    provider: str
+    concurrency: int | None = Field(default=None, ge=1, le=100_000, description="Requests at a time, per worker.")
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.concurrency is None and self.requests_per_minute is None and self.tokens_per_minute is None:
+            message = "A limit has concurrency, requests_per_minute or tokens_per_minute."
+            raise refused("E_ENVIRONMENT", message)
+        return self
+
+
+class ModelBudget(SpecModel):
+    """Tokens and cost that runs may use; checked before each request. At least one of tokens and cost is required."""
+
+    per: Literal["run", "day", "month"] = Field(
+        description="A run, or all runs of the environment in a day or month (UTC)."
+    )
+    tokens: int | None = Field(default=None, ge=1)
+    cost: Money | None = Field(default=None, description="In the currency of the prices.")
+    on_exceeded: Literal["fail", "ask"] = Field(
+        default="fail", description="fail ends the run; ask asks a person, whose approval grants the budget once more."
+    )
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if self.tokens is None and self.cost is None:
+            message = "A budget has tokens or cost."
+            raise refused("E_ENVIRONMENT", message)
+        return self
+
+
+class ModelPrice(SpecModel):
+    """The price of a model per million tokens."""
+
+    input: Money
+    output: Money
+
+
+class ModelRules(SpecModel):
+    """Rules for models: which ones, through which connection, how often, and for how much."""
+
+    model_config = ConfigDict(title="Models")
+
+    allow: ListOf[AllowedModel] | None = Field(
+        default=None, max_length=MAX_RULES, description="The only models that may be asked. Left out: every one."
+    )
+    connections: MapOf[ModelConnection] = Field(default_factory=dict, description="Connections by provider.")
+    hosts: ListOf[Host] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Hosts that the base_url of a spec may name, each in full. Left out: none.",
+    )
+    limits: ListOf[ModelLimit] = Field(default=(), max_length=MAX_RULES)
+    budgets: ListOf[ModelBudget] = Field(default=(), max_length=MAX_RULES)
+    prices: MapOf[ModelPrice] = Field(
+        default_factory=dict, description="Prices by the model's name; known prices are built in."
+    )
+
+    def permits(self, provider: str, name: str) -> bool:
+        """Tell whether a model may be asked."""
+        return self.allow is None or any(
+            each.provider == provider and any(fnmatchcase(name, pattern) for pattern in each.names)
+            for each in self.allow
+        )
+
+
+class McpRules(SpecModel):
+    """Rules for MCP servers."""
+
+    commands: ListOf[FullPath] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Full paths of the programs that servers over stdio may be. Left out: none.",
+        examples=[["/usr/local/bin/crm-mcp"]],
+    )
+    hosts: ListOf[Host] | None = Field(
+        default=None,
+        max_length=MAX_RULES,
+        description="The only hosts that servers over HTTP may have. Left out: every public one.",
+    )
+    pinned: bool = Field(
+        default=False, description="Whether bundles must pin the tools of MCP servers; a changed tool is refused."
+    )
+
+
+class ProtocolRules(SpecModel):
+    """Bundles that other programs may call by a protocol, with the API keys of the service."""
+
+    a2a: ListOf[Pattern] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Patterns of bundles that are served over Agent2Agent. Left out: none.",
+        examples=[["research-agent"]],
+    )
+    mcp: ListOf[Pattern] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Patterns of bundles that are tools of the service's MCP server. Left out: none.",
+        examples=[["*"]],
+    )
+
+    def serving(self, bundle: str) -> tuple[str, ...]:
+        """Return the protocols that serve a bundle."""
+        served = {"a2a": self.a2a, "mcp": self.mcp}
+        return tuple(name for name, patterns in served.items() if any(fnmatchcase(bundle, each) for each in patterns))
+
+
+class ToolRules(SpecModel):
+    """Rules for tools, in addition to the permissions that specs state."""
+
+    deny: ListOf[Pattern] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Patterns of tools that are refused.",
+        examples=[["shell", "*.delete_*"]],
+    )
+    allow: ListOf[Pattern] | None = Field(
+        default=None,
+        max_length=MAX_RULES,
+        description="Patterns of the only tools that may be called. Left out: every one.",
+    )
+    inside: ListOf[HostAndPort] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Addresses inside the network that tools may reach, also without TLS. A spec cannot name any.",
+        examples=[["crm.internal:8443"]],
+    )
+    mcp: McpRules = McpRules()
+
+    def permits(self, name: str) -> bool:
+        """Tell whether a tool may be called, by its name in the spec."""
+        if any(fnmatchcase(name, pattern) for pattern in self.deny):
+            return False
+        return self.allow is None or any(fnmatchcase(name, pattern) for pattern in self.allow)
