@@ -354,7 +354,7 @@ class StepNode(ProgramNode):
     def _finished(self, value: Value) -> Completed:
         if self.save_as is not None:
             value = replace(value, variables={**value.variables, self.save_as: value.text})
-        return Completed(value=replace(value, review=None))
+        return Completed(value=value if value.review is None else replace(value, review=None))
 
     def _failed(
         self, context: DecisionContext, frame: Frame, error: RunError, location: str, *, final: bool
