@@ -75,9 +75,9 @@ COMMANDS: dict[str, Entry] = {
         "List, inspect, cancel, retry and fork runs",
         RUNS,
         {
-            "steps": Entry("kneo.cli.runs.steps:steps", "List the steps of a run with their models and cost"),
-            "conversation": Entry("kneo.cli.runs.steps:conversation", "Show what agents and their models wrote"),
-            "result": Entry("kneo.cli.runs.steps:result", "Show the whole result of a tool call"),
+            "steps": Entry("kneo.cli.runs.sessions:steps", "List the steps of a run with their models and cost"),
+            "conversation": Entry("kneo.cli.runs.sessions:conversation", "Show what agents and their models wrote"),
+            "result": Entry("kneo.cli.runs.sessions:result", "Show the whole result of a tool call"),
             "cancel": Entry("kneo.cli.runs.control:cancel", "Cancel a run and withdraw its open tasks"),
             "replay": Entry("kneo.cli.runs.control:replay", "Show a run's checkpoints, or run it again from a step"),
             "recovery": Entry("kneo.cli.runs.control:recovery", "Show whether a run can be retried"),

@@ -1,4 +1,4 @@
-"""``kneo sessions``: what agents remember of earlier runs."""
+"""``kneo sessions``, ``kneo runs steps`` and ``kneo runs conversation``: what steps did, and what agents wrote and remember."""
 
 from __future__ import annotations
 
@@ -6,10 +6,103 @@ from typing import Annotated
 
 import typer
 
+from kneo.api.run_conversation import ConversationsView, get_run_conversation, get_tool_result
+from kneo.api.run_steps import StepPageView, StepView, list_run_steps
 from kneo.api.sessions import delete_session, list_session_messages, list_sessions
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
+from kneo.cli.runs.runs import RunArgument, dollars
+
+
+@examples("kneo runs steps run_01JD8Z4V6M3Q", "kneo runs steps run_01JD8Z4V6M3Q --json")
+def steps(
+    run_id: RunArgument,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Number of steps to show.")] = 100,
+    offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Number of steps to skip.")] = 0,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """List the steps of a run with their models, tokens and cost."""
+    options.show(list_run_steps, _show_steps, run_id, limit=limit, offset=offset)
+
+
+def _show_steps(page: StepPageView) -> None:
+    if not page.steps and not page.gates:
+        render.text("No steps.")
+        return
+    heads = ["Step", "Kind", "Attempt", "Status", "Model", "Requests", "Tool calls", "Tokens", "Cost", "Completed"]
+    render.table("Steps", heads, [_row(step) for step in page.steps])
+    if page.gates:
+        gates = [
+            [gate.path, gate.position, gate.decision or gate.status, gate.actor, gate.prompt, gate.resolved_at]
+            for gate in page.gates
+        ]
+        render.table("Gates", ["Step", "Position", "Status", "Actor", "Prompt", "Resolved"], gates)
+    shown = page.offset + len(page.steps)
+    if shown < page.total:
+        render.text(f"{len(page.steps)} of {page.total}. Next page: --offset {shown}")
+
+
+def _row(step: StepView) -> list[object]:
+    usage, model = step.usage, step.model
+    counts: list[object] = [None] * 4
+    if usage is not None:
+        cost = dollars(usage.cost_micros) if usage.requests else None
+        counts = [usage.requests, usage.tool_calls, usage.total_tokens, cost]
+    name = f"{model.provider}/{model.name}" if model is not None else None
+    return [step.path, step.kind, step.attempt, step.status, name, *counts, step.completed_at]
+
+
+@examples("kneo runs conversation run_01JD8Z4V6M3Q", "kneo runs conversation run_01JD8Z4V6M3Q draft --json")
+def conversation(
+    run_id: RunArgument,
+    step: Annotated[str | None, typer.Argument(metavar="STEP", help="Only this step, by its path.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Show personal data too; secrets are never shown.")] = False,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Show what the agents of a run and their models wrote."""
+    options.show(get_run_conversation, _show_conversations, run_id, step=step, whole=whole)
+
+
+@examples("kneo runs result run_01JD8Z4V6M3Q call_1", "kneo runs result run_01JD8Z4V6M3Q 2.call_1 --json")
+def result(
+    run_id: RunArgument,
+    call: Annotated[
+        str, typer.Argument(metavar="CALL", help="ID of the call in the conversation, or its key in the trace.")
+    ],
+    conversation: Annotated[
+        str | None, typer.Option("--conversation", help="The conversation, where several have such a call.")
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Show personal data too; secrets are never shown.")] = False,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Show the whole result of a tool call that the model was shown cut."""
+    options.show(
+        get_tool_result, lambda found: render.text(found.text), run_id, call, conversation=conversation, whole=whole
+    )
+
+
+def _show_conversations(found: ConversationsView) -> None:
+    if not found.conversations:
+        render.text("No conversations.")
+    for one in found.conversations:
+        render.text(f"{one.step} ({one.agent or 'agent'})")
+        for message in one.messages:
+            label = f"{message.role} {message.tool_name}" if message.tool_name else message.role
+            if message.text:
+                render.text(f"  {label}: {_indented(message.text)}")
+            for call in message.tool_calls:
+                render.text(f"  {label} calls {call.name} {_indented(call.arguments)}")
+    if found.truncated:
+        render.warning("The conversations are cut.", "Name a step: kneo runs conversation RUN_ID STEP")
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n    ")
+
 
 app = typer.Typer(no_args_is_help=True)
 

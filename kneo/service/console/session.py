@@ -21,8 +21,7 @@ from kneo.store import audit, browser_sessions, oidc_people, push_subscriptions
 from kneo.store.engine import Store, Tx
 
 if TYPE_CHECKING:
-    from kneo.service.oidc.people import OidcPeople
-    from kneo.service.oidc.tokens import Identity
+    from kneo.service.oidc.people import Identity, OidcPeople
 
 
 SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_session", "kneo_session"

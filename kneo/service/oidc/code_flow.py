@@ -14,8 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from kneo.errors import Unauthorized
 from kneo.records.sign_in import OidcSignIn
 from kneo.service.oidc.discovery import IssuerClient, IssuerMetadata, IssuerUnavailable
-from kneo.service.oidc.people import OidcPeople
-from kneo.service.oidc.tokens import Identity, InvalidToken, identity_of
+from kneo.service.oidc.people import Identity, InvalidToken, OidcPeople, identity_of
 from kneo.store import oidc_sign_ins
 from kneo.store.engine import Tx
 

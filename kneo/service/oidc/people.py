@@ -1,24 +1,201 @@
-"""People of the issuer as callers: their names, their scopes by their groups, and the record of them in the database."""
+"""People of the issuer as callers: the checks of their tokens, their names, their scopes by their groups, and the record of them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from threading import Lock
 
+import jwt
 from starlette.concurrency import run_in_threadpool
 
 from kneo.api.operation import Principal
 from kneo.clock import isoformat
-from kneo.errors import Forbidden
+from kneo.errors import Forbidden, Invalid, Unauthorized
+from kneo.names import MAX_PERSON_CHARS, name_problem, person_key, person_name
 from kneo.records.sign_in import OidcPerson
 from kneo.service.auth import Keyring, group_scopes
-from kneo.service.oidc.discovery import IssuerCache
-from kneo.service.oidc.tokens import Identity, InvalidToken, identity_of, signing_key_of, verified_claims
+from kneo.service.oidc.discovery import ALGORITHMS, IssuerCache, IssuerKey
 from kneo.settings import OidcSettings
 from kneo.store import audit, browser_sessions, oidc_people
 from kneo.store.engine import Store, Tx
+
+LEEWAY = timedelta(seconds=60)
+"""Difference between the clocks of the issuer and of the service."""
+
+MAX_TOKEN_CHARS = 16_384
+
+MAX_SUBJECT_CHARS = 255
+"""As OpenID Connect bounds it."""
+
+_TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
+_LAST_TIME = 2**37
+"""Seconds of a time in the year 6325; later ones cannot all be represented. NaN is not below it."""
+
+_REQUIRED = ("iss", "aud", "sub", "exp", "iat")
+
+
+class InvalidToken(Unauthorized):
+    """A token is not accepted; the message states why."""
+
+    default_code = "invalid_token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """The person that a token names.
+
+    Attributes:
+        issuer: The issuer.
+        subject: The issuer's id of the person.
+        name: The name of the person, in its normal spelling.
+        groups: The groups of the person.
+        issued_at: When the issuer stated this.
+        expires_at: When the token is not accepted any more.
+    """
+
+    issuer: str
+    subject: str
+    name: str
+    groups: frozenset[str]
+    issued_at: datetime
+    expires_at: datetime
+
+
+def signing_key_of(token: str) -> tuple[str | None, str]:
+    """Return the id and the algorithm of the key that a token claims to be signed with.
+
+    Raises:
+        InvalidToken: the token has no readable header, or an algorithm that is not accepted.
+    """
+    if len(token) > MAX_TOKEN_CHARS:
+        msg = f"The token is longer than {MAX_TOKEN_CHARS} characters."
+        raise InvalidToken(msg, hint="Let the issuer send fewer claims, for example only the groups that have a role.")
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError) as error:
+        msg = "The token cannot be read."
+        raise InvalidToken(msg) from error
+    algorithm, kind, key_id = header.get("alg"), header.get("typ", "JWT"), header.get("kid")
+    if algorithm not in ALGORITHMS.values():
+        msg = f"The algorithm of the token is not accepted; accepted are {', '.join(ALGORITHMS.values())}."
+        raise InvalidToken(msg)
+    if not isinstance(kind, str) or kind.lower() not in _TYPES:
+        msg = "The token is neither an access token nor an ID token."
+        raise InvalidToken(msg)
+    if not isinstance(key_id, str | None):
+        msg = "The token has a key id that is not a text."
+        raise InvalidToken(msg)
+    return key_id, str(algorithm)
+
+
+def verified_claims(token: str, key: IssuerKey, *, issuer: str, audience: str, now: datetime) -> Mapping[str, object]:
+    """Return the claims of a token after a check of its signature, issuer, audience and times.
+
+    Args:
+        token: The token.
+        key: The key of the issuer. Keys and algorithms that the token itself names or carries are not used.
+        issuer: The issuer that the token has to name.
+        audience: The audience that the token has to name.
+        now: The time.
+
+    Raises:
+        InvalidToken: a check fails.
+    """
+    # The library's own checks of times read the clock of the machine; this service has one clock, which tests move.
+    options = {"require": list(_REQUIRED), "verify_exp": False, "verify_nbf": False, "verify_iat": False}
+    try:
+        claims: dict[str, object] = jwt.decode(
+            token,
+            key.key,
+            algorithms=[key.algorithm],
+            issuer=issuer,
+            audience=audience,
+            options=options,  # type: ignore[arg-type]  # a dict for its typed one
+        )
+    except jwt.InvalidIssuerError as error:
+        raise InvalidToken("The token is of another issuer.") from error
+    except jwt.InvalidAudienceError as error:
+        raise InvalidToken("The token is for another audience.") from error
+    except jwt.MissingRequiredClaimError as error:
+        msg = f"The token has no claim {error.claim}."
+        raise InvalidToken(msg) from error
+    except (jwt.PyJWTError, ValueError, TypeError) as error:
+        raise InvalidToken("The token is not signed by a key of the issuer.") from error
+    _check_times(claims, now)
+    if "cnf" in claims:
+        msg = "The token is bound to a key of its owner, which this service does not check."
+        raise InvalidToken(msg, hint="Request a bearer token.")
+    return claims
+
+
+def _check_times(claims: Mapping[str, object], now: datetime) -> None:
+    moment, leeway = now.timestamp(), LEEWAY.total_seconds()
+    if _number(claims, "exp") + leeway <= moment:
+        raise InvalidToken("The token has expired.", hint="Request a new one.")
+    if max(_number(claims, "nbf", 0.0), _number(claims, "iat")) - leeway > moment:
+        raise InvalidToken("The token is not valid yet.", hint="Compare the clocks of the issuer and of the service.")
+
+
+def _number(claims: Mapping[str, object], name: str, default: float | None = None) -> float:
+    value = claims.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LAST_TIME:
+        msg = f"The claim {name} of the token is not a time."
+        raise InvalidToken(msg)
+    return float(value)
+
+
+def identity_of(claims: Mapping[str, object], settings: OidcSettings) -> Identity:
+    """Return the person whom verified claims name.
+
+    Raises:
+        InvalidToken: the claim with the name or the groups is missing or malformed, or the e-mail address is not verified.
+    """
+    subject = claims.get("sub")
+    if not isinstance(subject, str) or name_problem(subject) is not None or len(subject) > MAX_SUBJECT_CHARS:
+        raise InvalidToken("The claim sub of the token is not an id.")
+    return Identity(
+        issuer=settings.issuer,
+        subject=subject,
+        name=_name(claims, settings.name_claim),
+        groups=_groups(claims, settings.groups_claim),
+        issued_at=datetime.fromtimestamp(_number(claims, "iat"), UTC),
+        expires_at=datetime.fromtimestamp(_number(claims, "exp"), UTC) + LEEWAY,
+    )
+
+
+def _name(claims: Mapping[str, object], claim: str) -> str:
+    value = claims.get(claim)
+    if not isinstance(value, str):
+        msg = f"The token has no claim {claim} with a name."
+        raise InvalidToken(msg, hint="KNEO_SERV_OIDC_NAME_CLAIM names the claim.")
+    if claim == "email" and claims.get("email_verified") is not True:
+        raise InvalidToken("The issuer has not verified the e-mail address of the token.")
+    try:
+        name = person_name(value, f"The claim {claim} of the token")
+    except Invalid as error:
+        raise InvalidToken(error.message) from error
+    # One character may become eighteen in its normal form, and three in the key.
+    if max(len(name), len(person_key(name))) > MAX_PERSON_CHARS:
+        msg = f"The claim {claim} of the token has more than {MAX_PERSON_CHARS} characters in its normal form."
+        raise InvalidToken(msg)
+    return name
+
+
+def _groups(claims: Mapping[str, object], claim: str) -> frozenset[str]:
+    value = claims.get(claim, [])
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(
+        isinstance(group, str) and name_problem(group) is None for group in listed
+    ):
+        msg = f"The claim {claim} of the token is neither a list of groups nor one group."
+        raise InvalidToken(msg)
+    # No task and no role names a longer group.
+    return frozenset(group for group in listed if len(group) <= MAX_PERSON_CHARS)
+
 
 MAX_TOKENS = 10_000
 """Tokens whose people a process remembers to have recorded."""

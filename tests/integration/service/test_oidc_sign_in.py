@@ -30,7 +30,7 @@ from kneo.service.auth import configured, keyring
 from kneo.service.callers import make_callers
 from kneo.service.console.oidc import OidcRoutes
 from kneo.service.console.session import Sessions
-from kneo.service.oidc.tokens import Identity, identity_of
+from kneo.service.oidc.people import Identity, identity_of
 from kneo.settings import from_env
 from kneo.store import oidc_people, oidc_sign_ins
 from kneo.store.engine import Store

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from oidc_issuer import AUDIENCE, Json, OidcIssuer, ec_key, ed_key, jwk_of, rsa_key
 
 from kneo.service.oidc.discovery import IssuerKey, IssuerMetadata, signing_keys
-from kneo.service.oidc.tokens import InvalidToken, identity_of, signing_key_of, verified_claims
+from kneo.service.oidc.people import InvalidToken, identity_of, signing_key_of, verified_claims
 from kneo.settings import OidcSettings
 
 ISSUER = "https://login.example.org/"
