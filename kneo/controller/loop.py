@@ -197,8 +197,8 @@ class Controller:
         if not announced and before not in {None, self.reconciler.commit}:
             metrics.HOOKS_MISSED.inc()
         self._settled = not any(isinstance(outcome, Reconciling) for outcome in done.outcomes.values())
-        for name, outcome in done.outcomes.items():
-            metrics.READY.labels(name).set(isinstance(outcome, Ready))
+        if done.problem is None:
+            metrics.report_ready({name: isinstance(outcome, Ready) for name, outcome in done.outcomes.items()})
         log.info("reconciled", extra={"revision": done.revision})
         return {
             "revision": done.revision,

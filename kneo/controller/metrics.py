@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import Counter, Gauge, Histogram
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
@@ -34,6 +36,20 @@ DRIFT = Gauge("kneo_drift_objects", "Releases that would fail verification today
 ROOT_EXPIRY = Gauge(
     "kneo_trust_root_expiry_timestamp", "Expiry of the trust root, Unix time; 0 where this controller is not at work."
 )
+
+
+def report_ready(ready: Mapping[str, bool]) -> None:
+    """Set which environments are ready, and remove the gauges of all others: an environment that is gone alerts for good.
+
+    Args:
+        ready: Every environment of the repository and the registry.
+    """
+    for gauge in (READY, DRIFT):
+        names = {sample.labels["environment"] for family in gauge.collect() for sample in family.samples}
+        for gone in names - ready.keys():
+            gauge.remove(gone)
+    for name, is_ready in ready.items():
+        READY.labels(name).set(is_ready)
 
 
 def clear_findings() -> None:

@@ -20,11 +20,11 @@ from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.source_tracker import UNREACHABLE, SourceTracker
 from kneo.controller.stages.gates import CommitTimes
 from kneo.controller.stages.load import DeclaredState, Loader, SourceProblem, in_order, removed
-from kneo.controller.stages.report import Outcome, Ready, Stalled, report_problem, write_report
+from kneo.controller.stages.report import Outcome, Stalled, report_problem, write_report
 from kneo.controller.stages.verify import TrustConfig, TrustContext, establish_trust
 from kneo.digest import Digest
 from kneo.errors import Invalid
-from kneo.store import audit, releases, sources
+from kneo.store import audit, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
 from kneo.telemetry import span
@@ -78,7 +78,7 @@ class CommitCalendar:
 
 @dataclass(frozen=True)
 class ReconcileResult:
-    """The outcome of a reconciliation, by environment."""
+    """The outcome of a reconciliation, by environment; one that is retired and whose file is gone has none."""
 
     revision: str
     outcomes: Mapping[str, Outcome]
@@ -285,7 +285,6 @@ class Reconciler:
                 traced.note(kneo_state=outcomes[name].state)
         for name in sorted(set(state.names) - set(declared.environments)):
             if is_retired(state.records.get(name), state.served):
-                outcomes[name] = Ready(0)
                 continue
             with self.store.read() as tx:
                 problem = removed(name, declared.revision, registry.open_tasks(tx, name))
@@ -294,7 +293,11 @@ class Reconciler:
 
 
 def _report_everywhere(tx: Tx, problem: SourceProblem, declared: DeclaredState | None = None) -> None:
+    """Report a problem in every environment but those that are retired, which the repository no longer concerns."""
     revision = declared.revision if declared else "unknown"
     names = set(declared.environments) if declared else set()
-    for name in sorted(names | set(releases.environment_names(tx))):
+    state = read_registry(tx)
+    names |= {name for name in state.names if not is_retired(state.records.get(name), state.served)}
+    for name in sorted(names):
+        metrics.READY.labels(name).set(False)
         write_report(tx, name, report_problem(problem, revision, trusted=False), revision=revision)

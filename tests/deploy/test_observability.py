@@ -1,26 +1,30 @@
-"""Alerts and dashboard: each metric is one that the code exposes, each expression parses, each alert has a runbook."""
+"""Alerts and dashboard: each metric and label is one that the code exposes, each expression parses, each alert has a runbook."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import yaml
+from builders import build_run
 from deploy_files import DEPLOY, ROOT, library, program
 from engine import Engine
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from kneo.cli.serve.worker import WorkerMetrics
 from kneo.clock import SystemClock
 from kneo.controller import metrics as controller_metrics
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.runtime.engine.assemble import LockedWorker, worker_on
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
-from kneo.store.engine import WORKER_LOCK
+from kneo.store import runs, usage
+from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
 
 FOLDER = DEPLOY / "observability"
@@ -36,26 +40,120 @@ def expressions() -> Iterator[str]:
 
 
 @pytest.fixture
-def exposed(migrated_file: Callable[[str], Path], tmp_path: Path) -> set[str]:
-    """Return the names of all samples that services, workers and controllers expose."""
-    assert controller_metrics.READY is not None
+def exposed(migrated_file: Callable[[str], Path], tmp_path: Path) -> Iterator[Mapping[str, set[str]]]:
+    """Yield all samples that services, workers and controllers expose, each with its labels."""
     store = open_store(f"sqlite:///{migrated_file('kneo.sqlite')}", SystemClock())
+    with closing(store), store.shared(WORKER_LOCK) as lock, controller_samples():
+        engine = Engine(store, tmp_path / "code", "")
+        worker = LockedWorker(lock, lambda beat: worker_on(store, engine.driver(), concurrency=1, beat=beat))
+        use_model(store)
+        service = Metrics(store, Streams(1, 1, 1.0))
+        service.seen(None, "GET", 200, 0.1)
+        service.delivered("github", "accepted")
+        families = [*service.registry.collect(), *REGISTRY.collect(), *WorkerMetrics(worker).collect()]
+        found: dict[str, set[str]] = {}
+        for sample in (sample for family in families for sample in family.samples):
+            assert found.setdefault(sample.name, set(sample.labels)) == set(sample.labels), sample
+        yield found
+
+
+@contextmanager
+def controller_samples() -> Iterator[None]:
+    """Let each metric of the controller have a sample."""
+    assert controller_metrics.READY is not None
+    mark = "of this test"
+    used = []
+    for metric in vars(controller_metrics).values():
+        if isinstance(metric, Counter | Gauge | Histogram):
+            for count in range(1, 4):
+                with suppress(ValueError):
+                    metric.labels(*[mark] * count)
+                    used.append((metric, [mark] * count))
+    assert len(used) > 5
     try:
-        with store.shared(WORKER_LOCK) as lock:
-            engine = Engine(store, tmp_path / "code", "")
-            worker = LockedWorker(lock, lambda beat: worker_on(store, engine.driver(), concurrency=1, beat=beat))
-            service = Metrics(store, Streams(1, 1, 1.0)).registry
-            families = [*service.collect(), *REGISTRY.collect(), *WorkerMetrics(worker).collect()]
+        yield
     finally:
-        store.close()
-    endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-    return {f"{family.name}{ending}" for family in families for ending in endings.get(family.type, ("",))}
+        for metric, labels in used:
+            metric.remove(*labels)
 
 
-def test_every_metric_is_exposed_under_this_name(exposed: set[str]) -> None:
+def use_model(store: Store) -> None:
+    """Record that a run used a model."""
+    facts = {"provider": "openai", "model": "gpt", "agent": "writer", "input_tokens": 1, "output_tokens": 1}
+    at = {"started_at": "2026-01-31T12:00:00Z", "completed_at": "2026-01-31T12:00:01Z"}
+    entry = ConversationEntry(
+        conversation="agent~0",
+        name="model:1",
+        number=1,
+        kind=EntryKind.MODEL,
+        status=EntryStatus.DONE,
+        facts=facts,
+        **at,
+    )
+    with store.write() as tx:
+        run = build_run()
+        runs.insert_run(tx, run)
+        acquired = runs.acquire(tx, run.id, "claim")
+        assert acquired is not None
+        usage.record_usage(tx, acquired, [entry])
+
+
+SELECTOR = re.compile(r"\b(kneo_\w+)(?:\{([^}]*)\})?")
+AGGREGATION = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)\s*(?=\()")
+OF_THE_SCRAPE = frozenset({"instance", "job"})
+"""Labels that Prometheus adds to every sample."""
+
+
+def labels_of(expression: str) -> Iterator[tuple[str, set[str]]]:
+    """Yield the metrics of an expression, each with the labels by which it is selected or aggregated."""
+    for metric in SELECTOR.finditer(expression):
+        labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", metric[2] or ""))
+        for clause in AGGREGATION.finditer(expression):
+            if clause.end() < metric.start() < end_of(expression, clause.end()):
+                labels |= set(re.findall(r"\w+", clause[1]))
+        yield metric[1], labels
+
+
+def end_of(expression: str, opening: int) -> int:
+    """Return the position of the parenthesis that closes an opening one."""
+    depth = 0
+    for position in range(opening, len(expression)):
+        depth += {"(": 1, ")": -1}.get(expression[position], 0)
+        if depth == 0:
+            return position
+    raise AssertionError(expression)
+
+
+def wrong_labels(expression: str, exposed: Mapping[str, set[str]]) -> set[str]:
+    """Return the labels of an expression that its metrics do not have."""
+    return {
+        f"{name}: {label}" for name, labels in labels_of(expression) for label in labels - exposed[name] - OF_THE_SCRAPE
+    }
+
+
+def test_every_metric_is_exposed_under_this_name_with_these_labels(exposed: Mapping[str, set[str]]) -> None:
     named = {name for expression in expressions() for name in NAME.findall(expression)}
     assert len(named) > 20
-    assert named - exposed == set()
+    assert named - exposed.keys() == set()
+    assert {wrong for expression in expressions() for wrong in wrong_labels(expression, exposed)} == set()
+
+
+@pytest.mark.parametrize(
+    ("expression", "wrong"),
+    [
+        ('max by (environment) (kneo_drift_objects{env="prod"})', {"kneo_drift_objects: env"}),
+        ("max by (env) (kneo_drift_objects) > sum(kneo_runs)", {"kneo_drift_objects: env"}),
+        (
+            "sum by (model) (max by (environment, kind) (rate(kneo_model_tokens_total[5m])))",
+            {"kneo_model_tokens_total: kind"},
+        ),
+        ('sum by (instance) (kneo_runs{status!="paused"}) / max without (queue) (kneo_runs)', {"kneo_runs: queue"}),
+    ],
+)
+def test_a_label_that_a_metric_does_not_have_is_found(
+    exposed: Mapping[str, set[str]], expression: str, wrong: set[str]
+) -> None:
+    assert wrong_labels(expression, exposed) == wrong
 
 
 @pytest.mark.parametrize("expression", [*expressions()])

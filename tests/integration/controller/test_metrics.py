@@ -144,6 +144,58 @@ def test_findings_are_cleared_when_the_database_is_away_for_longer_than_the_leas
     assert seen == [True, True, False, False]
 
 
+def test_gauges_of_an_environment_that_was_removed_disappear(bench: Bench) -> None:
+    metrics.clear_findings()
+    controller = Controller(bench.store, bench.reconciler())
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.environment("old", {"mail": "1.0.0"}, prune={"maxPercent": 100})
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Release twice")
+    turn(controller)
+    both = {f"{gauge} {name}" for gauge in FINDINGS for name in ("dev", "old", "prod")} | {"root"}
+    assert findings(controller) == both
+
+    file = bench.repo.folder / "environments/old.yaml"
+    declared = file.read_text()
+    file.unlink()
+    bench.repo.commit("Remove old while it serves")
+    reconcile(bench, controller)
+    assert read(httpx_text(controller), "kneo_environment_ready", environment="old") == 0
+    assert findings(controller) == both, "it still serves a release"
+
+    file.write_text(declared)
+    bench.repo.environment("old", {}, prune={"maxPercent": 100})
+    bench.repo.commit("Remove the release of old")
+    reconcile(bench, controller)
+    bench.repo.environment("old", {}, retired=True, prune={"maxPercent": 100})
+    bench.repo.commit("Retire old")
+    reconcile(bench, controller)
+    assert findings(controller) == both
+    file.unlink()
+    bench.repo.commit("Remove old")
+    reconcile(bench, controller)
+    assert findings(controller) == {name for name in both if not name.endswith(" old")}
+
+
+def test_no_environment_is_ready_while_the_history_is_rewritten(bench: Bench) -> None:
+    metrics.clear_findings()
+    controller = Controller(bench.store, bench.reconciler())
+    bench.repo.release("prod", "mail", "1.0.0")
+    turn(controller)
+    assert read(httpx_text(controller), "kneo_environment_ready", environment="prod") == 1
+    bench.repo.git("commit", "--amend", "-q", "-m", "Another history")
+    reconcile(bench, controller)
+    assert read(httpx_text(controller), "kneo_environment_ready", environment="prod") == 0
+    assert "kneo_environment_ready prod" in findings(controller)
+
+
+def reconcile(bench: Bench, controller: Controller) -> None:
+    """Let a controller reconcile now."""
+    with bench.store.write() as tx:
+        requests.insert_request(tx, "reconcile", {"environment": "-"}, "test")
+    turn(controller)
+
+
 def httpx_text(controller: Controller) -> str:
     with serving_probes("127.0.0.1", 0, controller.is_alive) as port:
         return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=240).text
