@@ -289,6 +289,10 @@ class HttpSettings:
     """Time for a whole request to arrive, and for a client to read 64 KiB of a response or the rest of it. A slower
     connection is closed."""
 
+    search_seconds: float = setting("KNEO_SERV_SEARCH_TIMEOUT_SECONDS", 10.0, _seconds)
+    """Time that a statement of a text search may take. A slower search is ended with `search_too_slow`, which names a shorter
+    period. Read by: all processes."""
+
     rate_per_minute: int = setting("KNEO_SERV_RATE_LIMIT_PER_MINUTE", 0, _count)
     """Requests that one API key may send to one process in a minute. Default: 0, no limit."""
 

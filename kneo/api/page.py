@@ -84,6 +84,12 @@ class SearchPeriod:
     created_after: str
     created_before: str | None
 
+    def half(self, now: datetime) -> str:
+        """Return the time in the middle."""
+        begin = parse_time(self.created_after)
+        end = parse_time(self.created_before) if self.created_before is not None else now
+        return isoformat(begin + (end - begin) / 2)
+
 
 def search_period(now: datetime, created_after: str | None, created_before: str | None) -> SearchPeriod:
     """Return the period of a text search: what the caller gave, by default the last 30 days before its end.

@@ -18,6 +18,7 @@ from kneo.api.run_views import (
     TraceView,
     check_status,
 )
+from kneo.api.search_limit import limit_search
 from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
@@ -106,12 +107,13 @@ def list_runs(
             person = context.actor if waiting_for == ME else waiting_for
             where = replace(where, waiting_for=identities_of(tx, person))
         descending = sort_order == "desc"
-        rows = runs.list_runs(
-            tx, where, sort_by=sort_by, descending=descending, limit=limit, offset=offset, after=after
-        )
-        # A list that ends on this page need not be counted.
-        ends = after is None and len(rows) < limit and (rows or not offset)
-        total = offset + len(rows) if ends else runs.count_runs(tx, where)
+        with limit_search(context, tx, q, searched):
+            rows = runs.list_runs(
+                tx, where, sort_by=sort_by, descending=descending, limit=limit, offset=offset, after=after
+            )
+            # A list that ends on this page need not be counted.
+            ends = after is None and len(rows) < limit and (rows or not offset)
+            total = offset + len(rows) if ends else runs.count_runs(tx, where)
         questions = tasks.first_of_runs(tx, [run.id for run in rows if run.status is RunStatus.PAUSED])
     return RunPageView(
         runs=[RunView.of(run, questions.get(run.id)) for run in rows],

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from kneo.api.operation import Body, Context, operation
 from kneo.api.page import Limit, Moment, Offset, Order, page_fields, search_period, stored_time
+from kneo.api.search_limit import limit_search
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
 from kneo.clock import first_id, isoformat, parse_duration
 from kneo.errors import InvalidValue
@@ -94,12 +95,14 @@ def list_human_tasks(
             searched = search_period(tx.now, created_after, created_before)
             where = replace(where, created_after=searched.created_after)
         order = sort_by or ("id" if where.overdue_at is None else "due_at")
-        rows = tasks.list_tasks(
-            tx, where, sort_by=order, descending=sort_order == "desc", limit=limit, offset=offset, after=after or None
-        )
-        # The last page needs no count.
-        is_last = not after and len(rows) < limit and (rows or not offset)
-        total = offset + len(rows) if is_last else tasks.count_tasks(tx, where)
+        descending, last = sort_order == "desc", after or None
+        with limit_search(context, tx, q, searched):
+            rows = tasks.list_tasks(
+                tx, where, sort_by=order, descending=descending, limit=limit, offset=offset, after=last
+            )
+            # The last page needs no count.
+            is_last = not after and len(rows) < limit and (rows or not offset)
+            total = offset + len(rows) if is_last else tasks.count_tasks(tx, where)
     return HumanTaskPageView(
         tasks=[HumanTaskView.of(task) for task in rows],
         next_after=rows[-1].id if len(rows) == limit else None,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from builders import build_run, build_task
@@ -16,6 +19,7 @@ from kneo.api.tasks import list_human_tasks
 from kneo.clock import ManualClock, first_id, isoformat, new_id
 from kneo.errors import InvalidValue
 from kneo.records.task import TaskStatus
+from kneo.settings import from_env
 from kneo.store import runs, tasks
 from kneo.store.engine import Store
 from kneo.store.run_filter import SORTABLE, RunFilter, counting, listing
@@ -23,6 +27,7 @@ from kneo.store.task_filter import SORTABLE as TASK_ORDERS
 from kneo.store.task_filter import TaskFilter
 from kneo.store.task_filter import counting as counting_tasks
 from kneo.store.task_filter import listing as listing_tasks
+from kneo.store.time_limit import StatementTooSlow, limit_statements
 
 
 @pytest.fixture
@@ -114,6 +119,76 @@ def test_a_search_of_tasks_finds_every_open_one_and_resolved_ones_of_its_period(
     assert found(created_before=until) == ({"old open"}, False)
     assert list_human_tasks(context, status="all", created_after=since).total == len(made)
     assert list_human_tasks(context, status="all", created_after="0001-01-01T00:00:00Z").total == len(made)
+
+
+@contextmanager
+def slow(store: Store, table: str) -> Iterator[None]:
+    """Make every statement that reads a table reach its time limit: of SQLite by many rows, of PostgreSQL by a lock."""
+    with store.write() as tx:
+        if not store.is_sqlite:
+            tx.connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+            yield
+            return
+        if table == "runs":
+            for number in range(MANY):
+                runs.insert_run(tx, build_run(id=new_id("run", tx.now), input_text=f"row {number}", created_at=tx.at))
+        else:
+            for number in range(MANY):
+                tasks.insert_task(tx, build_task(id=new_id("cont", tx.now), title=f"Row {number}?", created_at=tx.at))
+    yield
+
+
+MANY = 2_000
+"""More rows than SQLite reads between two looks at the time."""
+
+
+def test_a_search_that_takes_too_long_is_ended_and_names_a_shorter_period(
+    store: Store, clock: ManualClock, tmp_path: Path
+) -> None:
+    settings = from_env({"KNEO_SERV_SEARCH_TIMEOUT_SECONDS": "0.001"}, tmp_path)
+    context = operation_context(store, settings=settings)
+    half = isoformat(clock.now() - timedelta(days=15))
+    with slow(store, "runs"):
+        for sort_by in ("created_at", "updated_at"):
+            with pytest.raises(InvalidValue) as refused:
+                list_runs(context, q="absent", sort_by=sort_by)  # type: ignore[arg-type]
+            assert (refused.value.code, refused.value.http_status) == ("search_too_slow", 422)
+            assert refused.value.hint == f"Search a shorter period: set created_after to {half}."
+            assert (
+                f"from {isoformat(clock.now() - timedelta(days=30))} to now took longer than" in refused.value.message
+            )
+    with slow(store, "tasks"):
+        with pytest.raises(InvalidValue) as refused:
+            list_human_tasks(context, q="absent", status="all")
+        assert half in str(refused.value.hint)
+        with pytest.raises(InvalidValue) as refused:
+            list_human_tasks(context, q="absent")
+        assert refused.value.hint == "Search for another text, or name the environment."
+    patient = operation_context(store)
+    assert list_runs(patient, q="absent").total == 0
+    assert list_human_tasks(patient, q="absent", status="all").total == 0
+
+
+def test_the_limit_of_a_statement_ends_with_its_block(store: Store) -> None:
+    endless = text(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+        if store.is_sqlite
+        else "SELECT pg_sleep(600)"
+    )
+    with pytest.raises(StatementTooSlow), store.read() as tx, limit_statements(tx, 0.05):
+        tx.connection.execute(endless).all()
+    most = 2_000_000 if store.is_sqlite else 0.2
+    lasting = text(
+        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {most}) SELECT max(i) FROM n"
+        if store.is_sqlite
+        else f"SELECT 1 FROM pg_sleep({most})"
+    )
+    with store.read() as tx:
+        with limit_statements(tx, 0.001):
+            pass
+        assert tx.connection.execute(lasting).scalar_one() in {1, most}
+    with store.read() as tx, limit_statements(tx, 1e9):
+        assert tx.connection.execute(text("SELECT 1")).scalar_one() == 1
 
 
 def test_ids_of_times_before_the_first_one_sort_before_all(clock: ManualClock) -> None:
