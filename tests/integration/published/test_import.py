@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from published_history import FIXTURES, run_import
 from sqlalchemy import func, select
 
 from kneo import maintenance
@@ -28,10 +29,8 @@ from kneo.store import history, project_metadata, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.published import importer
-from kneo.store.published.source import open_published
 from kneo.store.tables import audit_events, imported_audit_events, metadata
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "published"
 VERSIONS = ("0.4.0", "1.2.0")
 
 FOUND = {"runs": 13, "checkpoints": 56, "audit_events": 18}
@@ -41,18 +40,6 @@ FOUND = {"runs": 13, "checkpoints": 56, "audit_events": 18}
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of a database that a published version made."""
     return Path(shutil.copy(FIXTURES / f"{request.param}.sqlite", tmp_path / "published.sqlite"))
-
-
-def run_import(location: Path | str, store: Store, *, dry_run: bool = False) -> importer.ImportReport:
-    with open_published(str(location)) as source:
-        return importer.import_history(
-            source,
-            store,
-            actor="ann",
-            now=isoformat(store.clock.now()),
-            dry_run=dry_run,
-            progress=importer.no_progress,
-        )
 
 
 def rows_of(store: Store) -> Mapping[str, int]:
