@@ -660,8 +660,8 @@ class Settings:
     SQLite, a key in the state folder. Read by: service, worker, controller, command."""
 
     data_keys: str = setting("KNEO_SERV_DATA_KEYS", "", _secret, secret=True)
-    """Keys that seal what models and tools wrote in the journals and sessions of agents: 32 bytes in base64, separated by commas. The
-    first one seals, all open. Default: nothing is sealed. Read by: service, worker, command."""
+    """Keys that seal what models and tools wrote in the journals and sessions of agents, and the push addresses of browsers: 32 bytes in
+    base64, separated by commas. The first one seals, all open. Default: nothing is sealed. Read by: service, worker, command."""
 
     spec_signing_key: str = setting("KNEO_SERV_SPEC_SIGNING_KEY", "", _secret, secret=True)
     """Shared secret of bundles in the older HMAC format; without it they are neither served nor started. Read by:

@@ -81,7 +81,7 @@ class WebPush:
         with self.store.read() as tx:
             names = push_subscriptions.list_people(tx, MAX_PEOPLE)
             asked = [name for name in names if self.is_asked(tx, task_id, name)]
-            return [(each.id, name) for name in asked for each in push_subscriptions.of_person(tx, name)]
+            return [(each, name) for name in asked for each in push_subscriptions.of_person(tx, name).values()]
 
     def _send(self, subscription: PushSubscription, service: str, task_id: str, seconds: float) -> Reply:
         keys = ReceiverKeys.read(subscription.p256dh, subscription.auth)

@@ -1,8 +1,9 @@
-"""Rows of the subscriptions of browsers to Web Push."""
+"""Rows of the subscriptions of browsers to Web Push. Addresses and keys are sealed where there are data keys."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
@@ -10,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 from kneo.names import person_key
 from kneo.records.sign_in import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
 from kneo.store.connections import Prepared
-from kneo.store.engine import Tx, lock_table
+from kneo.store.engine import Tx, encode_json, lock_table
 from kneo.store.tables import push_subscriptions
 
 _columns = push_subscriptions.c
@@ -22,19 +23,20 @@ def lock(tx: Tx) -> None:
 
 
 def find(tx: Tx, subscription_id: str) -> PushSubscription | None:
-    """Read a subscription."""
-    return _one(tx, _columns.id == subscription_id)
+    """Read a subscription.
+
+    Raises:
+        JournalSealed: its key is not here.
+        Untrusted: it was changed in the database.
+    """
+    row = tx.connection.execute(select(push_subscriptions).where(_columns.id == subscription_id)).first()
+    return _read(tx, row) if row is not None else None
 
 
-def of_browser(tx: Tx, browser_hash: str) -> PushSubscription | None:
-    """Read the subscription of a browser."""
-    return _one(tx, _columns.browser_hash == browser_hash)
-
-
-def of_person(tx: Tx, name: str) -> tuple[PushSubscription, ...]:
-    """List the subscriptions of a person, the oldest first."""
-    query = select(push_subscriptions).where(_columns.person_key == person_key(name)).order_by(_columns.id)
-    return tuple(_read(row) for row in tx.connection.execute(query))
+def of_person(tx: Tx, name: str) -> Mapping[str, str]:
+    """Return the ids of a person's subscriptions by the hashes of their browsers, the oldest first."""
+    query = select(_columns.browser_hash, _columns.id).where(_columns.person_key == person_key(name))
+    return {row.browser_hash: row.id for row in tx.connection.execute(query.order_by(_columns.id))}
 
 
 _ANY = Prepared(select(_columns.id).limit(1))
@@ -61,9 +63,9 @@ def put(tx: Tx, subscription: PushSubscription, replaced: str) -> None:
         replaced: The hash by which the browser was known before; empty where it was not.
     """
     _end(tx, or_(_columns.browser_hash == replaced, _columns.endpoint_hash == subscription.endpoint_hash))
-    for oldest in of_person(tx, subscription.person)[: -(MAX_PER_PERSON - 1)]:
-        end(tx, oldest.id)
-    values = {**vars(subscription), "endpoint_hash": subscription.endpoint_hash}
+    for oldest in list(of_person(tx, subscription.person).values())[: -(MAX_PER_PERSON - 1)]:
+        end(tx, oldest)
+    values = {**vars(subscription), **_sealed(tx, subscription), "endpoint_hash": subscription.endpoint_hash}
     tx.connection.execute(insert(push_subscriptions).values(**values, person_key=person_key(subscription.person)))
 
 
@@ -118,14 +120,29 @@ def record_failure(tx: Tx, subscription_id: str) -> bool:
     return _end(tx, mine & (_columns.failures >= MAX_FAILURES)) > 0
 
 
-def _one(tx: Tx, which: ColumnElement[bool]) -> PushSubscription | None:
-    row = tx.connection.execute(select(push_subscriptions).where(which)).first()
-    return _read(row) if row is not None else None
+SECRETS = ("endpoint", "p256dh", "auth")
+"""The columns with which messages can be sent to a browser."""
 
 
-def _read(row: Row[Any]) -> PushSubscription:
+def _place(subscription_id: str) -> bytes:
+    """Return what sealed secrets are bound to, so that rows cannot be swapped."""
+    return encode_json(["push subscription", subscription_id])
+
+
+def _sealed(tx: Tx, subscription: PushSubscription) -> dict[str, object]:
+    """Return the columns of the secrets, which are sealed where there are keys."""
+    plain = {name: getattr(subscription, name) for name in SECRETS}
+    body = encode_json(plain)
+    sealed = tx.data_keys.seal(body, _place(subscription.id))
+    return {**plain, "sealed": None} if sealed is body else {**dict.fromkeys(SECRETS, ""), "sealed": sealed}
+
+
+def _read(tx: Tx, row: Row[Any]) -> PushSubscription:
     values = row._asdict()
+    sealed = values.pop("sealed")
     del values["endpoint_hash"], values["person_key"]
+    if sealed is not None:
+        values |= json.loads(tx.data_keys.open(bytes(sealed), _place(row.id)))
     return PushSubscription(**values)
 
 

@@ -862,6 +862,7 @@ push_subscriptions = Table(
     Column("endpoint", Bounded(2_000), nullable=False),
     Column("p256dh", Bounded(100), nullable=False),
     Column("auth", Bounded(100), nullable=False),
+    Column("sealed", LargeBinary),
     Column("failures", Integer, nullable=False),
     Column("created_at", TIME, nullable=False),
     Index("ix_push_subscriptions_person_key", "person_key", "id"),

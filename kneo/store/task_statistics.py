@@ -10,9 +10,10 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, Row, Select, bindparam, case, delete, func, insert, select
 
 from kneo.clock import new_id
+from kneo.records.run import IMPORTED, IMPORTER
 from kneo.records.task import DecisionKind, HumanTask, Outcome, TaskStatus
 from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, lock_table
@@ -52,7 +53,9 @@ def _read_status(
     tx: Tx, status: TaskStatus, first: str, where: Mapping[str, str | None], limit: int
 ) -> Iterator[Outcome]:
     for row in tx.connection.execute(of_status(status, first, where, limit)):
-        yield _outcome(row)
+        # What another platform asked says nothing about the gates of this one.
+        if IMPORTED not in (row.metadata or {}):
+            yield _outcome(row)
 
 
 def of_status(status: TaskStatus, first: str, where: Mapping[str, str | None], limit: int) -> Select[Any]:
@@ -75,6 +78,8 @@ _ROWS: Select[Any] = select(
     *(tasks.c[name] for name in ("id", "environment", "workflow_name", "key", "position", "status", "created_at")),
     *(tasks.c[name] for name in ("resolved_at", "decision", "votes")),
     func.length(tasks.c.subject).label("shown_chars"),
+    # A person may have the name of the importer, too.
+    case((tasks.c.requester == IMPORTER, tasks.c.metadata)).label("metadata"),
 )
 
 

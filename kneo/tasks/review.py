@@ -13,7 +13,6 @@ from math import ceil
 from statistics import median
 
 from kneo.clock import parse_time
-from kneo.records.run import IMPORTER
 from kneo.records.task import DecisionKind, Outcome
 
 READ_CHARS_PER_SECOND = 48.0
@@ -96,8 +95,6 @@ def review_gates(outcomes: Sequence[Outcome], shown: Mapping[str, str]) -> tuple
     """
     gates: dict[tuple[str | None, str | None, str, str], list[Outcome]] = {}
     for one in outcomes:
-        if one.by == IMPORTER:  # A decision of another platform says nothing about the gates of this one.
-            continue
         gates.setdefault((one.environment, one.workflow_name, _TURN.sub("", one.key), one.position), []).append(one)
     statistics = [_gate(*place, of_gate, shown) for place, of_gate in gates.items()]
     return tuple(sorted(statistics, key=lambda one: (-one.decided, one.gate)))

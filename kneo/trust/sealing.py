@@ -83,14 +83,14 @@ class DataKeys:
         key_id, nonce, sealed = stored[1:start], stored[start : start + NONCE_BYTES], stored[start + NONCE_BYTES :]
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            msg = f"A text of an agent is sealed with the key {key_id.hex()}, which this process does not have."
+            msg = f"A value of the database is sealed with the key {key_id.hex()}, which this process does not have."
             raise JournalSealed(msg, hint=HINT)
         from cryptography.exceptions import InvalidTag
 
         try:
             return cipher.decrypt(nonce, sealed, place)
         except (InvalidTag, ValueError):
-            msg = "A sealed text of an agent was changed in the database, or moved to another row."
+            msg = "A sealed value was changed in the database, or moved to another row."
             raise Untrusted(msg, code="journal_tampered", hint="Restore the row from a backup.") from None
 
     @cached_property

@@ -49,7 +49,8 @@ def bench(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def subscriptions(bench: Bench) -> list[str]:
     with bench.store.read() as tx:
-        return [each.endpoint for each in push_subscriptions.of_person(tx, "reviewer")]
+        found = [push_subscriptions.find(tx, each) for each in push_subscriptions.of_person(tx, "reviewer").values()]
+        return [each.endpoint for each in found if each is not None]
 
 
 def test_a_browser_that_blocks_notifications_explains_it(visit: Visit) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from processes import at_once
+from contextlib import closing
 
-from kneo.clock import new_id
+import pytest
+from processes import at_once
+from sqlalchemy import select, update
+
+from kneo.clock import ManualClock, new_id
+from kneo.errors import Untrusted
 from kneo.records.sign_in import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
 from kneo.store import push_subscriptions
 from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+from kneo.store.tables import push_subscriptions as table
+from kneo.trust.sealing import SEALED, DataKeys, JournalSealed
 
 
 def put(store: Store, browser: str, *, person: str = "ann", replaced: str = "", **values: object) -> PushSubscription:
@@ -33,14 +41,14 @@ def put(store: Store, browser: str, *, person: str = "ann", replaced: str = "", 
 
 def browsers(store: Store, person: str = "ann") -> list[str]:
     with store.read() as tx:
-        return [each.browser_hash for each in push_subscriptions.of_person(tx, person)]
+        return list(push_subscriptions.of_person(tx, person))
 
 
 def test_a_subscription_is_read_as_it_was_stored(store: Store) -> None:
     made = put(store, "one", key_hash="k")
     with store.read() as tx:
         assert push_subscriptions.find(tx, made.id) == made
-        assert push_subscriptions.of_person(tx, "ANN") == (made,)
+        assert push_subscriptions.of_person(tx, "ANN") == {"one": made.id}
         assert push_subscriptions.list_people(tx, 10) == ["ann"]
         assert push_subscriptions.exist(tx)
 
@@ -105,3 +113,36 @@ def test_people_are_listed_up_to_a_number(store: Store) -> None:
         put(store, f"browser of {name}", person=name)
     with store.read() as tx:
         assert [name.lower() for name in push_subscriptions.list_people(tx, 2)] == ["ann", "bob"]
+
+
+OLD, NEW = b"o" * 32, b"n" * 32
+
+
+def test_addresses_and_keys_are_sealed_with_the_operators_keys(migrated_url: str, clock: ManualClock) -> None:
+    def opened(*keys: bytes) -> closing[Store]:
+        return closing(open_store(migrated_url, clock, data_keys=DataKeys(keys)))
+
+    with opened() as store:
+        plain = put(store, "plain")
+    with opened(OLD) as store:
+        made = put(store, "sealed", p256dh="Browserkey", auth="Browsersecret")
+        other = put(store, "other")
+        with store.read() as tx:
+            row = tx.connection.execute(select(table).where(table.c.id == made.id)).one()
+            assert push_subscriptions.find(tx, made.id) == made
+            assert push_subscriptions.find(tx, plain.id) == plain, "one from before the keys"
+        assert (row.endpoint, row.p256dh, row.auth, row.sealed[:1]) == ("", "", "", SEALED)
+        assert not any(secret.encode() in row.sealed for secret in (made.endpoint, made.p256dh, made.auth))
+        put(store, "again", endpoint=made.endpoint)
+        assert browsers(store) == ["plain", "other", "again"], "an address has one subscription"
+    with opened(NEW, OLD) as store, store.read() as tx:
+        assert push_subscriptions.find(tx, other.id) == other
+    with opened(NEW) as store, store.read() as tx:
+        assert len(push_subscriptions.of_person(tx, "ann")) == 3
+        with pytest.raises(JournalSealed):
+            push_subscriptions.find(tx, other.id)
+    with opened(OLD) as store:
+        with store.write() as tx:
+            tx.connection.execute(update(table).where(table.c.id == other.id).values(sealed=row.sealed))
+        with store.read() as tx, pytest.raises(Untrusted):
+            push_subscriptions.find(tx, other.id)

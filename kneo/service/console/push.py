@@ -57,8 +57,7 @@ def push_state(request: PageRequest) -> PushState | None:
     browser = push_browser(request.cookies)
     with request.context.store.read() as tx:
         mine = push_subscriptions.of_person(tx, request.person)
-    is_on = any(each.browser_hash == browser for each in mine)
-    return PushState(VapidKey.load(settings.private_key).public, is_on, len(mine))
+    return PushState(VapidKey.load(settings.private_key).public, browser in mine, len(mine))
 
 
 @pages.post("/push", scope=SCOPE)
@@ -122,9 +121,9 @@ def unsubscribe(request: PageRequest) -> Response:
 
     def work(tx: Tx) -> None:
         mine = push_subscriptions.of_person(tx, request.person)
-        ended = [each for each in mine if everywhere or each.browser_hash == browser]
+        ended = [each for known, each in mine.items() if everywhere or known == browser]
         for each in ended:
-            push_subscriptions.end(tx, each.id)
+            push_subscriptions.end(tx, each)
         if ended:
             audit.record(
                 tx, NOTIFICATIONS_ENDED, actor=request.person, metadata={"reason": "person", "count": len(ended)}
