@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeAlias
 
 from soak.collect import Reader, reading
 from soak.evidence import Evidence
@@ -42,6 +43,9 @@ CALM_SHARE, LEAST_CALM, MOST_CALM = 0.08, 1.0, 30.0
 SHOWN = 20
 
 
+Costs: TypeAlias = "tuple[dict[str, float], int]"
+
+
 class Soak:
     """One soak over a running fleet."""
 
@@ -63,8 +67,7 @@ class Soak:
         say(f"rate: {self.rate:.1f} runs per second")
         started, ordered = time.monotonic(), 0
         keeps_up = PaceCheck(self.rate)
-        self.fleet.measure()
-        before, decided = self.fleet.costs.seconds, self.load.pace.decided
+        before: Costs | None = None
         while (elapsed := time.monotonic() - started) < self.seconds:
             while ordered < elapsed * self.rate:
                 self.load.order()
@@ -73,18 +76,21 @@ class Soak:
                 self.faults.turn()
             if self._watch():
                 keeps_up.check(self.load.pace)
+            if before is None and elapsed > self.seconds / 2:
+                before = self._costs()
             time.sleep(TURN_SECONDS)
+        if before is not None:
+            self.milliseconds_per_run = per_run(before, self._costs())
         self._drain(reader)
-        self.fleet.measure()
-        decided = self.load.pace.decided - decided
-        self.milliseconds_per_run = {
-            kind: round(1000 * (used - before.get(kind, 0)) / max(1, decided), 1)
-            for kind, used in sorted(self.fleet.costs.seconds.items())
-        }
         self.fleet.stop()
         evidence = reader.evidence(self.load, self.faults)
         self.bytes_per_run = round((reader.size() - empty) / max(1, len(evidence.runs)))
         return evidence
+
+    def _costs(self) -> Costs:
+        """Return the processor time by kind of process, and the number of decided runs."""
+        self.fleet.measure()
+        return self.fleet.costs.seconds, self.load.pace.decided
 
     def _watch(self) -> bool:
         """Tend the processes, and report the progress; return whether it was time for a report."""
@@ -119,6 +125,15 @@ class Soak:
             time.sleep(0.2)
         say(f"drained, {left} runs and jobs left")
         self.load.finish()
+
+
+def per_run(before: Costs, after: Costs) -> dict[str, float]:
+    """Return the milliseconds of processor time of a decided run, by kind of process: of the second half, when all are warm."""
+    (used_before, decided_before), (used, decided) = before, after
+    runs = max(1, decided - decided_before)
+    return {
+        kind: round(1000 * (seconds - used_before.get(kind, 0)) / runs, 1) for kind, seconds in sorted(used.items())
+    }
 
 
 def say(text: str) -> None:

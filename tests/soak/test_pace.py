@@ -11,6 +11,7 @@ from soak.costs import ProcessorTime
 from soak.fleet import PEOPLE
 from soak.load import decides
 from soak.pace import BACKLOG_SECONDS, WINDOW_SECONDS, Overload, Pace, PaceCheck
+from soak.run import per_run
 
 RATE = 10.0
 
@@ -69,3 +70,9 @@ def test_processor_time_is_counted_with_that_of_children() -> None:
     costs.sample({os.getpid(): "tests", 2**22 + 1: "a process that has ended"})
     assert costs.seconds["tests"] >= before + 0.45
     assert set(costs.seconds) == {"load", "tests"}
+
+
+def test_the_cost_of_a_run_is_what_the_processes_used_for_the_runs_that_were_decided_meanwhile() -> None:
+    before, after = ({"worker": 3.0}, 100), ({"worker": 5.0, "postgres": 1.0}, 200)
+    assert per_run(before, after) == {"postgres": 10.0, "worker": 20.0}
+    assert per_run(after, after) == {"postgres": 0.0, "worker": 0.0}
