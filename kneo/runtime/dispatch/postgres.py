@@ -143,7 +143,9 @@ class QueueWorker:
     async def _sweep(self, app: App) -> None:
         """Retry the jobs of dead workers, enqueue parked runs whose time has come, and restore lost ones."""
         last_restore = 0.0
-        while True:
+        sweeping = asyncio.current_task()
+        # A statement whose connection breaks while it is cancelled raises an error of the database instead of the cancellation.
+        while sweeping is not None and not sweeping.cancelling():
             self._beat()
             try:
                 for job in await app.job_manager.get_stalled_jobs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 from engine import Engine, step
 from kneo_process import eventually
+from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Job
+from procrastinate.manager import JobManager
 from sqlalchemy import text
 
 from kneo.clock import SystemClock
@@ -180,6 +184,30 @@ def test_a_worker_that_is_told_to_stop_while_it_connects_stops(engine: Engine) -
         assert not thread.is_alive()
         asking.close()
         away.close()
+
+
+def test_a_worker_stops_although_its_connection_breaks_meanwhile(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = threading.Event()
+
+    async def breaks(_manager: JobManager, **_values: object) -> list[Job]:
+        waiting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            # What psycopg raises for a statement that is cancelled while its server ends.
+            raise ConnectorException from None
+        return []
+
+    monkeypatch.setattr(JobManager, "get_stalled_jobs", breaks)
+    worker = QueueWorker(engine.store, engine.driver(), concurrency=1)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    assert waiting.wait(120)
+    worker.stop()
+    thread.join(120)
+    assert not thread.is_alive()
 
 
 def test_each_piece_of_work_is_not_logged() -> None:
