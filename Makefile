@@ -133,6 +133,12 @@ soak: SECONDS = 120
 soak: $(VENV)/.ready-dev ## Put services, workers and controllers under load and faults, for SECONDS, and check that nothing is lost or done twice (RATE=runs per second)
 	@PYTHONPATH=tests:tests/support $(BIN)/python -m soak.run --seconds $(SECONDS) --rate $(RATE)
 
+FROM ?=
+
+.PHONY: upgrade-check
+upgrade-check: $(VENV)/.ready-dev ## Upgrade PostgreSQL databases in use from earlier versions, and go back where that is promised (FROM=commit; needs the Git history)
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m upgrade.run $(if $(FROM),--from $(FROM))
+
 .PHONY: schemathesis
 schemathesis: $(VENV)/.ready-dev ## Send every request that OpenAPI describes or forbids, as each role, for SECONDS each
 	@$(BIN)/python tests/schemathesis/contract_hunt.py --seconds $(SECONDS) --seed $(SEED)

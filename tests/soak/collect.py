@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 from soak.evidence import Evidence, Promotion, RunRow, StepRow, TaskRow, read_effects
@@ -48,8 +49,7 @@ class Reader:
 
     def jobs(self) -> int:
         """Return the number of jobs in the queue."""
-        count = text(f"SELECT count(*) FROM {queue.SCHEMA}.procrastinate_jobs")
-        return self.read(lambda tx: int(tx.connection.execute(count).scalar_one()))
+        return self.read(count_jobs)
 
     def unfinished(self) -> int:
         """Return how many runs neither ended nor wait for a task that people leave alone."""
@@ -64,28 +64,42 @@ class Reader:
 
     def evidence(self, load: Load, faults: Faults) -> Evidence:
         """Return what the soak left behind."""
-        jobs = self.jobs()
-        audit.seal(self._store)
-        verdict = audit.verify(self._store)
+        found = read_database(self._store)
         with self._store.read() as tx:
-            return Evidence(
+            return replace(
+                found,
                 started=tuple(load.started),
                 sent=tuple(load.sent),
-                runs=_runs(tx),
-                tasks=_tasks(tx),
-                steps=_steps(tx),
                 effects=read_effects(self._fleet.effects),
                 faults=tuple(faults.done),
                 promotions=_promotions(tx),
                 released=dict.fromkeys(("dev", "prod"), load.version),
                 served=_served(tx),
-                jobs=jobs,
                 samples=tuple(self._fleet.samples),
                 warm_up=max(LEAST_WARM_UP, 2 * self._fleet.start_seconds),
                 ended_alone=tuple(self._fleet.ended_alone),
                 failures=tuple(load.failures),
-                audit_problem=None if verdict.valid else str(verdict.problem),
             )
+
+
+def count_jobs(tx: Tx) -> int:
+    """Return the number of jobs in the queue."""
+    count = text(f"SELECT count(*) FROM {queue.SCHEMA}.procrastinate_jobs")
+    return int(tx.connection.execute(count).scalar_one())
+
+
+def read_database(store: Store) -> Evidence:
+    """Return the runs, tasks and steps of a database, and whether its audit log is whole."""
+    audit.seal(store)
+    verdict = audit.verify(store)
+    with store.read() as tx:
+        return Evidence(
+            runs=_runs(tx),
+            tasks=_tasks(tx),
+            steps=_steps(tx),
+            jobs=count_jobs(tx),
+            audit_problem=None if verdict.valid else str(verdict.problem),
+        )
 
 
 _UNRESOLVED = [status.value for status in UNRESOLVED]
