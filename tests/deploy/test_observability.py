@@ -21,6 +21,7 @@ from kneo.clock import SystemClock
 from kneo.controller import metrics as controller_metrics
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.runtime.engine.assemble import LockedWorker, worker_on
+from kneo.service.access_log import RequestMetrics
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
 from kneo.store import runs, usage
@@ -48,7 +49,7 @@ def exposed(migrated_file: Callable[[str], Path], tmp_path: Path) -> Iterator[Ma
         worker = LockedWorker(lock, lambda beat: worker_on(store, engine.driver(), concurrency=1, beat=beat))
         use_model(store)
         service = Metrics(store, Streams(1, 1, 1.0))
-        service.seen(None, "GET", 200, 0.1)
+        RequestMetrics(service.registry).count(None, "GET", 200, 0.1)
         service.delivered("github", "accepted")
         families = [*service.registry.collect(), *REGISTRY.collect(), *WorkerMetrics(worker).collect()]
         found: dict[str, set[str]] = {}
