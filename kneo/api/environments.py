@@ -37,7 +37,7 @@ from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, N
 from kneo.records.release import Hold, Promotion, Suspension
 from kneo.registry import EnvironmentStatus, explain
 from kneo.settings import Settings
-from kneo.store import approvals, idempotency, releases, requests, sources
+from kneo.store import idempotency, releases, requests
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_approval, rewrite_subject
@@ -119,12 +119,12 @@ def list_environment_decisions(context: Context, name: str, limit: Limit = 100) 
     """List the approvals and rejections of people about an environment's changes, newest first."""
     with context.store.read() as tx:
         registry.find_status(tx, name)
-        records = approvals.newest_approvals(tx, name, limit)
+        records = releases.newest_approvals(tx, name, limit)
         return DecisionListView(environment=name, decisions=[ApprovalView.of(record) for record in records])
 
 
 def _with_decisions(tx: Tx, item: Promotion) -> PromotionView:
-    records = approvals.approvals_by_id(tx, item.approvals)
+    records = releases.approvals_by_id(tx, item.approvals)
     return PromotionView(**vars(item), decisions=[DecisionView.of(record) for record in records])
 
 
@@ -228,7 +228,7 @@ def unhold_release(context: Context, name: str, body: UnholdRequest) -> ChangedV
 def get_source(context: Context) -> SourceView:
     """Read the accepted commit of the config repository, and why a later one was refused."""
     with context.store.read() as tx:
-        record = sources.source(tx)
+        record = requests.source(tx)
         root = _root_digest(tx, context.settings)
     if record is None:
         msg = "No config repository was reconciled with this database yet."
@@ -245,7 +245,7 @@ def accept_rewrite(context: Context, body: RewriteRequest) -> DecidedView:
     with context.store.write() as tx:
         root = check_root(tx, context.settings)
         predicate = parse_approval(parse_envelope(envelope, file="approval").payload).predicate
-        found = sources.source(tx)
+        found = requests.source(tx)
         if found is None or found.refused_code != "HistoryRewritten":
             msg = "History was not rewritten; there is nothing to accept."
             raise NotFound(msg, code="nothing_waits", hint="kneo source show prints the refused commit.")
@@ -293,7 +293,7 @@ def decided_before(context: Context) -> DecidedView | None:
     if decision_id is None:
         return None
     with context.store.read() as tx:
-        (record,) = approvals.approvals_by_id(tx, (decision_id,))
+        (record,) = releases.approvals_by_id(tx, (decision_id,))
     environment = _environment(context, record.environment)
     return DecidedView(approval=ApprovalView.of(record), result=None, environment=environment)
 

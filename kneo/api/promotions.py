@@ -29,7 +29,7 @@ from kneo.records.release import ApprovalRecord, Pending, Promotion
 from kneo.settings import Settings
 from kneo.spec.diff import bounded_changes, compare_specs
 from kneo.spec.models.environment import Approvals
-from kneo.store import approvals, pending_plans, releases
+from kneo.store import pending_plans, releases
 from kneo.store.engine import Tx
 from kneo.store.service_key import service_key
 from kneo.trust.dsse import parse_envelope
@@ -110,7 +110,7 @@ def _done_detail(tx: Tx, item: Promotion) -> PromotionDetailView:
         promotion=DonePromotionView(**vars(item)),
         serving=ReleaseView.of(serving) if serving is not None else None,
         plan=_applied_plan(tx, item),
-        decisions=[ApprovalView.of(record) for record in approvals.approvals_by_id(tx, item.approvals)],
+        decisions=[ApprovalView.of(record) for record in releases.approvals_by_id(tx, item.approvals)],
         may_answer=MayAnswerView(ok=False, reason=reason, code="nothing_waits"),
     )
 

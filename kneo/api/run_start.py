@@ -24,7 +24,7 @@ from kneo.runtime.engine.recover import continue_run as continue_failed_run
 from kneo.runtime.engine.recover import fork as fork_from
 from kneo.runtime.engine.start import StartRequest, no_extra_writes
 from kneo.store import audit
-from kneo.store.delta_readers import announce_reader
+from kneo.store.change_feed import announce_reader
 from kneo.store.engine import Tx
 
 MAX_SECONDS = 10 * 365 * 86_400

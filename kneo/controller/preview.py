@@ -41,7 +41,7 @@ from kneo.spec.diff.weakening import weakenings
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.reading.load import load_tree
-from kneo.store import releases, sources
+from kneo.store import releases, requests
 from kneo.store.engine import Tx
 
 Json = dict[str, object]
@@ -72,7 +72,7 @@ class PlanInputs:
 
 def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: verify.TrustConfig, only: str | None) -> Json:
     """Describe what the controller would change with a commit now."""
-    state, source = read_registry(tx), sources.source(tx)
+    state, source = read_registry(tx), requests.source(tx)
     accepted = source.accepted_commit if source else None
     inputs = PlanInputs(
         state=state,

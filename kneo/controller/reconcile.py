@@ -24,7 +24,7 @@ from kneo.controller.stages.report import Outcome, Stalled, report_problem, writ
 from kneo.controller.stages.verify import TrustConfig, TrustContext, establish_trust
 from kneo.digest import Digest
 from kneo.errors import Invalid
-from kneo.store import audit, sources
+from kneo.store import audit, requests
 from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
 from kneo.telemetry import span
@@ -163,7 +163,7 @@ class Reconciler:
         log.info("rebuilding the registry from %d commits", len(commits))
         with self.store.write() as tx:
             check_lease(tx, lease)
-            sources.begin_rebuild(tx, self.mirror.address.url, self.mirror.ref)
+            requests.begin_rebuild(tx, self.mirror.address.url, self.mirror.ref)
         calendar = CommitCalendar(self.store.clock.now())
         try:
             for commit, following in zip(commits, [*commits[1:], None], strict=True):
@@ -179,12 +179,12 @@ class Reconciler:
 
     def _rebuilding(self) -> bool:
         with self.store.read() as tx:
-            return sources.is_rebuilding(tx)
+            return requests.is_rebuilding(tx)
 
     def _end_rebuild(self, lease: Lease) -> None:
         with self.store.write() as tx:
             check_lease(tx, lease)
-            sources.end_rebuild(tx)
+            requests.end_rebuild(tx)
 
     def _follow(
         self, snapshot: SourceSnapshot, lease: Lease, times: CommitTimes | None = None, *, quiet: bool = False
@@ -193,7 +193,7 @@ class Reconciler:
         self._guarded(lease, lambda: self._source.check_signed(snapshot))
         declared = self._guarded(lease, lambda: self._loader.load(snapshot))
         with self.store.read() as tx:
-            state, rebuilding = read_registry(tx, self._cache.read(tx, lease.fence)), sources.is_rebuilding(tx)
+            state, rebuilding = read_registry(tx, self._cache.read(tx, lease.fence)), requests.is_rebuilding(tx)
         trust = establish_trust(self.config, declared, state.roots, self.store.clock.now(), rebuilding=rebuilding)
         self._accept(snapshot, declared, trust, lease, last=not quiet)
         if isinstance(trust, SourceProblem):

@@ -19,7 +19,7 @@ from kneo.records.release import ApprovalRecord, EnvironmentRecord, Promotion, R
 from kneo.registry import BundlePromotion, ReleaseChange
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment, ReleasePin
-from kneo.store import approvals, releases, requests
+from kneo.store import releases, requests
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_bundle
@@ -141,8 +141,8 @@ def gather_evidence(
         votes=count_votes(decisions(tx, name, approval_files, trust), name, trust),
         members=role_members(trust),
         root_expires=trust.root.expires,
-        holds={hold.bundle: hold for hold in approvals.list_holds(tx, name)},
-        suspension=approvals.suspension(tx, name),
+        holds={hold.bundle: hold for hold in releases.list_holds(tx, name)},
+        suspension=releases.suspension(tx, name),
         failures={
             release.digest: failed
             for origin in soaking
@@ -159,7 +159,7 @@ def record_decisions(tx: Tx, environment: str, approval_files: Sequence[bytes], 
     """Record the approvals in a commit with the time of their first sight, which a revocation is compared with."""
     for item in decisions(tx, environment, approval_files, trust) if approval_files else ():
         if item.origin == GIT:
-            approvals.insert_approval(tx, item)
+            releases.insert_approval(tx, item)
 
 
 def decisions(
@@ -169,7 +169,7 @@ def decisions(
 
     A decision from a commit stays recorded when a later commit deletes its file: a push cannot undo it.
     """
-    recorded = approvals.list_approvals(tx, environment, unexpired_at=isoformat(trust.now))
+    recorded = releases.list_approvals(tx, environment, unexpired_at=isoformat(trust.now))
     earlier = {(record.payload_digest, record.principal): record for record in recorded}
     committed = committed_records(approval_files, trust.root, earlier, trust.now)
     here = {record.id: record for record in (*recorded, *committed) if record.environment == environment}

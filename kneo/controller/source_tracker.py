@@ -12,7 +12,7 @@ from kneo.controller.source.mirror import AllowedRewrite, Mirror
 from kneo.controller.source.snapshot import Commit, SourceSnapshot
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Transient
-from kneo.store import approvals, sources
+from kneo.store import releases, requests
 from kneo.store.engine import Store, Tx
 from kneo.trust.approvals import verify_approval
 from kneo.trust.root import ROOT_ROLE, TrustRoot
@@ -103,7 +103,7 @@ class SourceTracker:
             Transient, Invalid: see ``Mirror.fetch``.
         """
         with self.store.read() as tx:
-            known = sources.source(tx)
+            known = requests.source(tx)
         self._base = base = known.accepted_commit if known else None
         self._rewrite = None
         with self._recording_failures():
@@ -112,7 +112,7 @@ class SourceTracker:
     def commits_to_replay(self, snapshot: SourceSnapshot) -> list[SourceSnapshot]:
         """Return the commits before a fetched one if the registry is empty or being rebuilt, else none."""
         with self.store.read() as tx:
-            known = sources.source(tx)
+            known = requests.source(tx)
         rebuilds = known is None or known.accepted_commit is None or known.rebuilding_since is not None
         if not rebuilds or snapshot.commit == self._base:
             return []
@@ -155,14 +155,14 @@ class SourceTracker:
 
     def accept_earlier(self, tx: Tx, snapshot: SourceSnapshot) -> None:
         """Accept a commit that is followed by later ones, in the registry only."""
-        sources.accept_commit(tx, self.mirror.address.url, self.mirror.ref, snapshot.commit)
+        requests.accept_commit(tx, self.mirror.address.url, self.mirror.ref, snapshot.commit)
         self._failed = False
         self._base = snapshot.commit
 
     def refuse(self, tx: Tx, error: KneoError) -> None:
         """Record why the newest commit was not accepted."""
         commit = error.details.get("new")
-        sources.refuse_commit(
+        requests.refuse_commit(
             tx, self.mirror.address.url, self.mirror.ref, str(commit) if commit else None, error.code, str(error)
         )
 
@@ -176,7 +176,7 @@ class SourceTracker:
             commit = self.mirror.poll()
         if self._failed:
             with self.store.write() as tx:
-                sources.forget_failure(tx)
+                requests.forget_failure(tx)
             self._failed = False
         return commit
 
@@ -189,14 +189,14 @@ class SourceTracker:
             if error.code in UNREACHABLE:
                 self._failed = True
                 with self.store.write() as tx:
-                    sources.record_failure(tx, self.mirror.address.url, self.mirror.ref, error.code, str(error))
+                    requests.record_failure(tx, self.mirror.address.url, self.mirror.ref, error.code, str(error))
             raise
 
     def _is_approved(self, rewrite: AllowedRewrite, root: TrustRoot) -> bool:
         """Return whether enough people of the root role approved exactly this rewrite."""
         about = rewrite_subject(rewrite.old, rewrite.new)
         with self.store.read() as tx:
-            records, now = approvals.list_approvals(tx, SOURCE_ENVIRONMENT, about.digest), tx.now
+            records, now = releases.list_approvals(tx, SOURCE_ENVIRONMENT, about.digest), tx.now
         people = set()
         for record in records:
             try:

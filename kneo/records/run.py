@@ -1,4 +1,4 @@
-"""A run: one execution of one frozen spec; its steps, checkpoints, and its use of models.
+"""A run: one execution of one frozen spec; its steps, checkpoints, use of models, and the transitions of runs and their tasks.
 
 ``status`` is the only field that other rooms branch on. Whether a worker holds a running run is its ``owner``, a matter
 of dispatch, not a status.
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Self
+from typing import Self, TypeVar
 
+from kneo.errors import Conflict
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
+from kneo.records.task import TaskStatus
 
 STATE_VERSION = 6
 """Version of the interpreter's state format; a loader migrates older ones, so a deploy never strands a run."""
@@ -294,3 +296,52 @@ class NewTrace:
     type: str
     step_id: str | None = None
     data: Mapping[str, object] = field(default_factory=dict)
+
+
+Status = TypeVar("Status", RunStatus, TaskStatus)
+
+_ENDINGS = frozenset({RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.EXPIRED, RunStatus.TIMED_OUT})
+
+RUN_TRANSITIONS: Mapping[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.RUNNING: _ENDINGS | {RunStatus.PAUSED, RunStatus.SUCCEEDED},
+    RunStatus.PAUSED: _ENDINGS | {RunStatus.RUNNING},
+    RunStatus.SUCCEEDED: frozenset(),
+    RunStatus.FAILED: frozenset({RunStatus.RUNNING}),
+    RunStatus.CANCELLED: frozenset(),
+    RunStatus.EXPIRED: frozenset(),
+    RunStatus.TIMED_OUT: frozenset(),
+}
+"""The statuses that follow each status of a run. A failed run has ended, and runs again when it is continued."""
+
+_RESOLUTIONS = frozenset({TaskStatus.DECIDED, TaskStatus.EXPIRED, TaskStatus.CANCELLED})
+
+TASK_TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
+    TaskStatus.OPEN: _RESOLUTIONS | {TaskStatus.CLAIMED, TaskStatus.SNOOZED},
+    TaskStatus.CLAIMED: _RESOLUTIONS | {TaskStatus.OPEN, TaskStatus.SNOOZED},
+    TaskStatus.SNOOZED: _RESOLUTIONS | {TaskStatus.OPEN, TaskStatus.CLAIMED},
+    TaskStatus.DECIDED: frozenset({TaskStatus.APPLIED, TaskStatus.CANCELLED}),
+    TaskStatus.APPLIED: frozenset(),
+    TaskStatus.EXPIRED: frozenset(),
+    TaskStatus.CANCELLED: frozenset(),
+}
+"""The statuses that follow each status of a human task."""
+
+
+class IllegalTransition(Conflict):
+    """The status does not follow the present one; nothing was written."""
+
+    default_code = "run_transition_illegal"
+
+
+def check_transition(before: Status, after: Status) -> None:
+    """Check that a status follows another one.
+
+    Raises:
+        IllegalTransition: ``run_transition_illegal`` or ``task_transition_illegal``: it does not.
+    """
+    kind, following = (
+        ("run", RUN_TRANSITIONS[before]) if isinstance(before, RunStatus) else ("task", TASK_TRANSITIONS[before])
+    )
+    if after not in following:
+        msg = f"A {kind} that is {before} cannot become {after}."
+        raise IllegalTransition(msg, code=f"{kind}_transition_illegal", before=before.value, after=after.value)

@@ -10,7 +10,7 @@ from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
-from kneo.store import approvals, audit, idempotency, releases
+from kneo.store import audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
 from kneo.trust.approvals import check_issued
 from kneo.trust.dsse import TrustedKey, find_signers, parse_envelope, serialise, sign
@@ -164,7 +164,7 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
     idempotency.bind(tx, record.id)
     lock_environment(tx, record.environment)
     # A decision from a commit becomes one of the registry too when its maker sends it.
-    if approvals.insert_approval(tx, record) or approvals.note_origin(tx, record.id, REGISTRY):
+    if releases.insert_approval(tx, record) or releases.note_origin(tx, record.id, REGISTRY):
         verb = "approved" if record.decision == ApprovalDecision.APPROVE else "rejected"
         audit.record(
             tx,
@@ -183,7 +183,7 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
                 "reason": decision_reason(record),
             },
         )
-    (stored,) = approvals.approvals_by_id(tx, (record.id,))
+    (stored,) = releases.approvals_by_id(tx, (record.id,))
     return stored
 
 
@@ -199,7 +199,7 @@ def decisions_about(tx: Tx, environment: str, item: Pending) -> tuple[ApprovalRe
     """List the decisions about a pending change, whether they count or not, in the order in which they were first seen."""
     if item.subject is None:
         return ()
-    return approvals.list_approvals(tx, environment, item.subject)
+    return releases.list_approvals(tx, environment, item.subject)
 
 
 def lock_environment(tx: Tx, environment: str) -> None:
@@ -233,7 +233,7 @@ def hold(tx: Tx, item: Hold) -> None:
     _check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
-    approvals.put_hold(tx, item)
+    releases.put_hold(tx, item)
     audit.record(
         tx,
         "hold.set",
@@ -251,7 +251,7 @@ def unhold(tx: Tx, environment: str, bundle: str, *, actor: str) -> None:
     """
     idempotency.bind(tx, environment)
     lock_environment(tx, environment)
-    if not approvals.delete_hold(tx, environment, bundle):
+    if not releases.delete_hold(tx, environment, bundle):
         msg = f"{bundle[:200]} is not held in {environment[:80]}."
         raise NotFound(msg, code="not_held")
     audit.record(tx, "hold.cleared", actor=actor, environment=environment, metadata={"bundle": bundle})
@@ -267,7 +267,7 @@ def suspend(tx: Tx, item: Suspension) -> None:
     _check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
-    approvals.put_suspension(tx, item)
+    releases.put_suspension(tx, item)
     metadata = {"reason": item.reason, "until": item.until}
     audit.record(tx, "environment.suspended", actor=item.actor, environment=item.environment, metadata=metadata)
 
@@ -280,7 +280,7 @@ def unsuspend(tx: Tx, environment: str, *, actor: str) -> None:
     """
     idempotency.bind(tx, environment)
     lock_environment(tx, environment)
-    if not approvals.delete_suspension(tx, environment):
+    if not releases.delete_suspension(tx, environment):
         msg = f"{environment[:80]} is not suspended."
         raise NotFound(msg, code="not_suspended", hint="If its file sets suspend: true, change that with a commit.")
     audit.record(tx, "environment.unsuspended", actor=actor, environment=environment)

@@ -24,7 +24,7 @@ from kneo.records.run import Run
 from kneo.records.task import HumanTask, ReceiptRecord
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared
-from kneo.store import approvals, audit, receipts, releases, runs, tasks
+from kneo.store import audit, receipts, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
 
@@ -136,12 +136,12 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
     serving = releases.release(tx, environment, bundle)
     pending = next((item for item in releases.pending(tx, environment) if item.bundle == bundle), None)
     policy = next((item for item in releases.pending(tx, environment) if item.kind == "policy"), None)
-    hold = next((item for item in approvals.list_holds(tx, environment) if item.bundle == bundle), None)
+    hold = next((item for item in releases.list_holds(tx, environment) if item.bundle == bundle), None)
     if serving is None and pending is None and policy is None:
         msg = f"{bundle[:200]} is neither released to {environment} nor pending there."
         raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment}.yaml.")
     bad = tuple(item for item in releases.list_conditions(tx, environment_subject(environment)) if _is_bad(item))
-    suspension = approvals.suspension(tx, environment)
+    suspension = releases.suspension(tx, environment)
     pending = pending or policy
     digest = pending.digest if pending is not None else None
     return Explanation(
@@ -210,7 +210,7 @@ def trace(tx: Tx, reference: str) -> Trace:
         run=run,
         bundle=releases.bundle(tx, digest),
         promotions=promotions,
-        approvals={item.id: approvals.approvals_by_id(tx, item.approvals) for item in promotions},
+        approvals={item.id: releases.approvals_by_id(tx, item.approvals) for item in promotions},
         events={item.id: event for item in promotions if (event := audit.event(tx, item.audit_event_id)) is not None},
         receipts=receipts.of_run(tx, run.id) if run is not None else (),
     )
@@ -241,8 +241,8 @@ def status(tx: Tx, name: str) -> EnvironmentStatus | None:
         conditions,
         releases.list_releases(tx, name),
         releases.pending(tx, name),
-        approvals.list_holds(tx, name),
-        approvals.suspension(tx, name),
+        releases.list_holds(tx, name),
+        releases.suspension(tx, name),
     )
 
 

@@ -11,7 +11,7 @@ from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Forbidden, KneoError, NotFound, Transient, Untrusted
 from kneo.records.release import BundleRecord, Release
-from kneo.store import audit, releases, requests, sources
+from kneo.store import audit, releases, requests
 from kneo.store.engine import Tx
 from kneo.trust.hmac_bundle import hmac_path, spec_in_hmac, verify_hmac_bundle
 from kneo.trust.root import TrustRoot, verify_chain
@@ -133,7 +133,7 @@ def is_followed(tx: Tx, pin: Digest | None) -> bool:
 
     This holds before the first commit is accepted: an unreachable repository must not permit undeclared runs.
     """
-    return pin is not None or sources.source(tx) is not None or requests.was_leased(tx, requests.CONTROLLER_LEASE)
+    return pin is not None or requests.source(tx) is not None or requests.was_leased(tx, requests.CONTROLLER_LEASE)
 
 
 def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
@@ -185,7 +185,7 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
         Untrusted: the stored bytes are not the approved ones, or fail verification today.
         Transient: ``registry_rebuilding``: the present release may be that of an earlier commit.
     """
-    if sources.is_rebuilding(tx):
+    if requests.is_rebuilding(tx):
         msg = "The registry is being rebuilt from Git; its releases may be earlier ones."
         raise Transient(msg, code="registry_rebuilding", hint="Try again; show the progress: kneo source show")
     rules = declared(tx, environment)

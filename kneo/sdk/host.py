@@ -27,8 +27,8 @@ from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
 from kneo.runtime.steps.code import INPROCESS, CodeLoader, CodeUnavailable
-from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.executor import Executor
+from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.sdk.db import RunDatabase
 from kneo.sdk.waits import INSIDE, in_step
 from kneo.settings import from_env

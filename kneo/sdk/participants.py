@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 from kneo.errors import Usage
 from kneo.records.run import StepRecord
 from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.context import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.sdk.builder import Json, SpecBuilder, call, identifier
 from kneo.sdk.host import RunSnapshot
 from kneo.sdk.messages import Message, Prompt, Resolver, Response, RunConfig, as_text

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from kneo.records.run import StepRecord
 from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.context import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.sdk.builder import Json, call
 from kneo.sdk.host import RunSnapshot, Work
 from kneo.sdk.messages import Message, RunConfig, RunResult

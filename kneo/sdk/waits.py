@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Usage
-from kneo.runtime.steps.context import StepContext, WaitForAnswer
+from kneo.runtime.steps.functions import StepContext, WaitForAnswer
 from kneo.store.engine import Store, Tx
 from kneo.store.history import find_entry, record_entry
 

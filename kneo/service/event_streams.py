@@ -18,8 +18,7 @@ from kneo.records.run import RunStatus, TraceEvent
 from kneo.service.context import next_change
 from kneo.service.events import Event, Events
 from kneo.store import history, runs, task_feed
-from kneo.store.change_feed import ChangeFeed, Subscription
-from kneo.store.delta_readers import announce_reader
+from kneo.store.change_feed import ChangeFeed, Subscription, announce_reader
 from kneo.store.engine import Store, Tx
 from kneo.store.runs import RunProgress
 from kneo.store.task_feed import Cursor

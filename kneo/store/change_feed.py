@@ -1,7 +1,8 @@
-"""Waiting for rows to change, for any number of waiters at once.
+"""Waiting for rows to change, for any number of waiters at once; and the readers of deltas in other processes.
 
 A commit of this process that carries the whole change needs no read. Otherwise one read serves all waiters: after a commit, and
-every tenth of a second for commits of other processes. A waiter holds neither a thread nor a connection.
+every tenth of a second for commits of other processes. A waiter holds neither a thread nor a connection. Readers of deltas have a
+row per run that says until when it is read.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from itertools import groupby
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
-from kneo.clock import monotonic
+from sqlalchemy import delete, select
+
+from kneo.clock import isoformat, monotonic
 from kneo.errors import KneoError
-from kneo.store.engine import Store, Tx
+from kneo.store.engine import Store, Tx, upsert
+from kneo.store.tables import delta_readers
 from kneo.store.writer import ANY_COMMIT
 
 POLL_SECONDS = 0.1
@@ -187,3 +192,51 @@ class ChangeFeed:
                 for waiter, change in zip(same, kind.read(tx, [item.subscription for item in same]), strict=True):
                     if change is not None:
                         waiter.resolve(change)
+
+
+READER_SECONDS = 60
+"""The time after which a reader who does not announce itself again counts as gone."""
+
+STALE_SECONDS = 1.0
+"""The age at which the known readers are read again."""
+
+
+def announce_reader(tx: Tx, run_id: str) -> None:
+    """Announce a reader of a run to all processes, and forget those that are gone."""
+    tx.connection.execute(delete(delta_readers).where(delta_readers.c.until < tx.at))
+    upsert(tx, delta_readers, {"run_id": run_id}, until=isoformat(tx.now + timedelta(seconds=READER_SECONDS)))
+
+
+def list_read_runs(tx: Tx) -> frozenset[str]:
+    """List the runs that are read."""
+    rows = tx.connection.execute(select(delta_readers.c.run_id).where(delta_readers.c.until >= tx.at))
+    return frozenset(rows.scalars())
+
+
+class ReaderCache:
+    """The runs that are read in any process, as they were a moment ago."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._runs: Collection[str] = frozenset()
+        self._read_at = float("-inf")
+        self._reading: Future[frozenset[str]] | None = None
+
+    def is_read(self, run_id: str) -> bool:
+        """Return whether somebody reads the deltas of a run, without waiting for the database."""
+        hub = self._store.deltas
+        if hub.spans_processes and monotonic() - self._read_at > STALE_SECONDS:
+            self.refresh()
+        return hub.has_listener(run_id) or run_id in self._runs
+
+    def refresh(self) -> Future[frozenset[str]]:
+        """Begin to read the readers, unless that is under way."""
+        if self._reading is None or self._reading.done():
+            self._read_at = monotonic()
+            self._reading = self._store.submit(list_read_runs, durable=False)
+            self._reading.add_done_callback(self._update)
+        return self._reading
+
+    def _update(self, read: Future[frozenset[str]]) -> None:
+        with contextlib.suppress(KneoError):
+            self._runs = read.result()

@@ -9,8 +9,7 @@ from datetime import timedelta
 from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
-from kneo.records.run import STATE_VERSION, AgentUsage, ReleaseRef, Run, RunError, RunStatus, ending
-from kneo.records.transition import check_transition
+from kneo.records.run import STATE_VERSION, AgentUsage, ReleaseRef, Run, RunError, RunStatus, check_transition, ending
 from kneo.store.connections import Prepared
 from kneo.store.connections import Row as PreparedRow
 from kneo.store.engine import Tx, insert_ignoring_duplicates

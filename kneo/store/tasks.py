@@ -9,8 +9,8 @@ from functools import cache
 from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
+from kneo.records.run import check_transition
 from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
-from kneo.records.transition import check_transition
 from kneo.store import task_statistics
 from kneo.store.connections import Prepared
 from kneo.store.engine import Tx

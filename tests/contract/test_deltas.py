@@ -11,7 +11,7 @@ from kneo_process import eventually
 
 from kneo.clock import ManualClock
 from kneo.records.conversation import ModelDelta
-from kneo.store.delta_readers import READER_SECONDS, ReaderCache, announce_reader, list_read_runs
+from kneo.store.change_feed import READER_SECONDS, ReaderCache, announce_reader, list_read_runs
 from kneo.store.deltas import MAX_OUTGOING, MAX_PAYLOAD_BYTES, DeltaHub, payloads, read_payload
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

@@ -10,8 +10,7 @@ from processes import at_once
 
 from kneo.clock import ManualClock, isoformat
 from kneo.digest import digest_of
-from kneo.records.run import ReleaseRef, Run, RunError, RunStatus, StepRecord
-from kneo.records.transition import RUN_TRANSITIONS, IllegalTransition
+from kneo.records.run import RUN_TRANSITIONS, IllegalTransition, ReleaseRef, Run, RunError, RunStatus, StepRecord
 from kneo.store import audit, history, runs
 from kneo.store.engine import Store
 from kneo.store.run_filter import RunFilter

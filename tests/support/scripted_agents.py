@@ -19,8 +19,8 @@ from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
 from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.executor import Executor
+from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.spec.models.spec import Spec
 from kneo.store.engine import Store
 

@@ -18,7 +18,7 @@ from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.notify.channels import plain_name
 from kneo.redaction import redact_text
 from kneo.settings import Settings
-from kneo.store import audit, audit_tree, metrics, releases, requests, runs, sources
+from kneo.store import audit, audit_tree, metrics, releases, requests, runs
 from kneo.store.engine import Store
 from kneo.store.metrics import CONNECTIONS_PER_PROCESS, has_worker, read_server
 from kneo.store.migrate import HEAD, migrate_database
@@ -277,7 +277,7 @@ def check_trust_root(settings: Settings, store: Store) -> Diagnosis:
 def check_source(settings: Settings, store: Store) -> Diagnosis:
     """Check that the mirror of the config repository is readable, and that its host answers."""
     with store.read() as tx:
-        record = sources.source(tx)
+        record = requests.source(tx)
     if record is None:
         return ok("No config repository is reconciled with this database.")
     # Outside the mirrors: asking the host of a damaged mirror would rebuild it.

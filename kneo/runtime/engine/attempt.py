@@ -34,9 +34,9 @@ from kneo.runtime.interpreter.node import (
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.child_process import ChildFailed
 from kneo.runtime.steps.code import CodeUnavailable
-from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
+from kneo.runtime.steps.functions import StepContext, StepOutput, WaitForAnswer
 from kneo.settings import ExecutionSettings
-from kneo.store.delta_readers import ReaderCache
+from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store
 from kneo.telemetry import span
 

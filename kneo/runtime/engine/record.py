@@ -35,7 +35,7 @@ from kneo.runtime.interpreter.node import (
     TaskOpened,
 )
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
-from kneo.runtime.steps.context import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.store import agent_journal, audit, history, runs, tasks, usage
 from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint

@@ -35,12 +35,12 @@ from kneo.runtime.interpreter.node import Action, Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
 from kneo.runtime.steps.agents import Conversation, checks_input
 from kneo.runtime.steps.code import CodeUnavailable
-from kneo.runtime.steps.context import CancelToken
 from kneo.runtime.steps.executor import Call, Executor
+from kneo.runtime.steps.functions import CancelToken
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask
 from kneo.spec.models.spec import tracing_policy
 from kneo.store import runs
-from kneo.store.delta_readers import ReaderCache
+from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.telemetry import log_fields, span

@@ -27,7 +27,7 @@ from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN
 from kneo.spec.policy import PolicyFlags
 from kneo.spec.project import ProjectConfig
-from kneo.store import audit, history, idempotency, releases, runs, sources
+from kneo.store import audit, history, idempotency, releases, requests, runs
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint
 from kneo.store.idempotency import AlreadyExecuted
@@ -291,7 +291,7 @@ class Starter:
 
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
         """Check that an inline spec may run: where Git declares environments, only in one that allows inline specs."""
-        if sources.is_rebuilding(tx):
+        if requests.is_rebuilding(tx):
             msg = "The registry is being rebuilt from Git; the approved specs are not known yet."
             raise Transient(
                 msg, code="registry_rebuilding", hint="Try again later; kneo source show shows the progress."

@@ -24,7 +24,7 @@ from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.threads import BoundedThreads, in_thread
 from kneo.store import runs
-from kneo.store.delta_readers import ReaderCache
+from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock

@@ -29,7 +29,7 @@ from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.interpreter.values import text_of_outputs, titled
-from kneo.runtime.steps.context import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.runtime.steps.threads import in_thread
 from kneo.settings import AgentSettings
 

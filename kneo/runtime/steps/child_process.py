@@ -24,8 +24,17 @@ from kneo.errors import KneoError
 from kneo.runtime.interpreter.gate import read_wait_answers, read_wait_request
 from kneo.runtime.interpreter.values import messages_as_json, read_messages
 from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
-from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, FunctionSchemas, await_tool, bounded_result, call, call_tool
+from kneo.runtime.steps.functions import (
+    MAX_OUTPUT_CHARS,
+    FunctionSchemas,
+    StepContext,
+    StepOutput,
+    WaitForAnswer,
+    await_tool,
+    bounded_result,
+    call,
+    call_tool,
+)
 from kneo.settings import function_environment
 from kneo.tools import ToolContext
 

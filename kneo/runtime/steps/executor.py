@@ -14,9 +14,12 @@ from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Agents, Conversation, MakeServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import Code, CodeLoader
-from kneo.runtime.steps.context import CancelToken, StepContext, StepOutput, WaitForAnswer
 from kneo.runtime.steps.functions import (
+    CancelToken,
     FunctionSchemas,
+    StepContext,
+    StepOutput,
+    WaitForAnswer,
     as_text,
     call,
     call_for_value,

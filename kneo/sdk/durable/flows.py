@@ -16,7 +16,7 @@ from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine.recover import ForkRequest, cancel_run
 from kneo.runtime.engine.wait import find_run
-from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
+from kneo.runtime.steps.functions import StepContext, StepOutput, WaitForAnswer
 from kneo.sdk.builder import SpecBuilder, call
 from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.durable.terminal import WaitPrompt

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.context import StepContext
-from kneo.runtime.steps.context import StepOutput as ActivityOutput
+from kneo.runtime.steps.functions import StepContext
+from kneo.runtime.steps.functions import StepOutput as ActivityOutput
 from kneo.sdk.builder import call
 from kneo.sdk.workflow.step import Primitive, Step, StepBuilder, review_metadata
 from kneo.sdk.workflow.types import HumanReview, Json, StepInput, StepOutput

@@ -19,9 +19,8 @@ from typing import ClassVar, TypeAlias
 from kneo.digest import digest_of
 from kneo.errors import Usage
 from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.context import StepContext
-from kneo.runtime.steps.context import StepOutput as ActivityOutput
-from kneo.runtime.steps.functions import FunctionSchemas, as_text
+from kneo.runtime.steps.functions import FunctionSchemas, StepContext, as_text
+from kneo.runtime.steps.functions import StepOutput as ActivityOutput
 from kneo.sdk.builder import SpecBuilder, call
 from kneo.sdk.host import RunSnapshot, Work
 from kneo.sdk.workflow import types

@@ -16,7 +16,7 @@ from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run, RunStatus, TraceEvent
 from kneo.runtime.engine.recover import ForkRequest, cancel_run
 from kneo.runtime.interpreter.node import Activity
-from kneo.runtime.steps.context import StepContext
+from kneo.runtime.steps.functions import StepContext
 from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.host import RunSnapshot, WorkflowFailed, actor, run_in_background, run_sync
 from kneo.sdk.run import workflow as events

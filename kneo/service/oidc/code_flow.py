@@ -15,7 +15,7 @@ from kneo.errors import Unauthorized
 from kneo.records.sign_in import OidcSignIn
 from kneo.service.oidc.discovery import IssuerClient, IssuerMetadata, IssuerUnavailable
 from kneo.service.oidc.people import Identity, InvalidToken, OidcPeople, identity_of
-from kneo.store import oidc_sign_ins
+from kneo.store import oidc_people
 from kneo.store.engine import Tx
 
 SECRET_BYTES = 32
@@ -102,7 +102,7 @@ class CodeFlow:
                 target=target,
                 created_at=tx.at,
             )
-            oidc_sign_ins.begin(tx, sign_in)
+            oidc_people.begin_sign_in(tx, sign_in)
 
         self.people.store.transact(work)
 
@@ -116,7 +116,7 @@ class CodeFlow:
         """
         waiting = await run_in_threadpool(
             self.people.store.transact,
-            lambda tx: oidc_sign_ins.finish(tx, _hash(response.state), _hash(browser)),
+            lambda tx: oidc_people.finish_sign_in(tx, _hash(response.state), _hash(browser)),
         )
         if waiting is None:
             msg = "This browser has begun no such sign-in, it was completed before, or is older than ten minutes."

@@ -25,7 +25,7 @@ from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import continue_run
 from kneo.runtime.engine.wait import RunSettled
-from kneo.runtime.steps.context import Declined
+from kneo.runtime.steps.functions import Declined
 from kneo.sdk import host
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import (

@@ -15,7 +15,7 @@ from kneo.controller.preview import preview
 from kneo.controller.source.snapshot import parse_commit
 from kneo.controller.stages.verify import TrustConfig
 from kneo.errors import Invalid
-from kneo.store import sources
+from kneo.store import requests
 from kneo.store.engine import Store
 from kneo.trust.keys import PrivateKey
 
@@ -65,7 +65,7 @@ def test_an_unsigned_commit_is_not_and_says_which(bench: Bench) -> None:
     assert refusal(bench) == "SignatureInvalid"
     assert bench.served() == {}
     with bench.store.read() as tx:
-        found = sources.source(tx)
+        found = requests.source(tx)
     assert found is not None
     assert (found.refused_commit, found.refused_code) == (bench.repo.head(), "SignatureInvalid")
 

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from kneo import registry
 from kneo.controller.stages.report import Ready, Reconciling, Stalled
 from kneo.records.release import ConditionType, Hold, Suspension
-from kneo.store import approvals, releases
+from kneo.store import releases
 from kneo.store.engine import Store
 from kneo.store.tables import environments
 from kneo.trust.statement import ApprovalDecision
@@ -359,13 +359,13 @@ def test_a_hold_keeps_what_is_served(bench: Bench) -> None:
     bench.repo.release("prod", "mail", "1.0.0")
     bench.reconcile()
     with bench.store.write() as tx:
-        approvals.put_hold(tx, Hold(environment="prod", bundle="mail", digest=None, actor="bob", reason="no", since=""))
+        releases.put_hold(tx, Hold(environment="prod", bundle="mail", digest=None, actor="bob", reason="no", since=""))
     bench.repo.release("prod", "mail", "1.1.0")
     assert bench.reconcile().outcomes["prod"].state == "Held"
     assert bench.condition(ConditionType.HELD) == (True, "Held")
     assert bench.served() == {"mail": "1.0.0"}
     with bench.store.write() as tx:
-        approvals.delete_hold(tx, "prod", "mail")
+        releases.delete_hold(tx, "prod", "mail")
     assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
@@ -374,7 +374,7 @@ def test_a_suspension_ends_by_itself(bench: Bench) -> None:
     until = (bench.store.clock.now() + timedelta(hours=1)).isoformat()
     with bench.store.write() as tx:
         item = Suspension(environment="prod", actor="bob", reason="incident", since="", until=until)
-        approvals.put_suspension(tx, item)
+        releases.put_suspension(tx, item)
     bench.repo.release("prod", "mail", "1.0.0")
     assert bench.reconcile().outcomes["prod"].state == "Suspended"
     bench.store.clock.advance(timedelta(hours=2))

@@ -17,7 +17,7 @@ from kneo.controller.source.git import SourceLimits
 from kneo.controller.source.mirror import Mirror
 from kneo.errors import Invalid, Transient
 from kneo.records.release import ConditionType, SourceRecord
-from kneo.store import sources
+from kneo.store import requests
 from kneo.store.engine import Store
 from kneo.store.requests import ControllerRequest
 
@@ -309,7 +309,7 @@ def test_a_ref_that_is_gone_is_tried_again_and_only_the_failure_is_recorded(sieg
 
 def _source(siege: Siege) -> SourceRecord:
     with siege.bench.store.read() as tx:
-        record = sources.source(tx)
+        record = requests.source(tx)
     assert record is not None
     return record
 

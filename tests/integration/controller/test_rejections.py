@@ -14,7 +14,7 @@ from kneo.controller.stages.report import Ready
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted
 from kneo.spec.environment import parse_environment
-from kneo.store import approvals
+from kneo.store import releases
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.trust.dsse import serialise, sign
@@ -142,7 +142,7 @@ def test_a_decision_that_came_with_git_and_then_over_http_is_recorded_as_both(be
 
 def _origins(bench: Bench) -> list[str]:
     with bench.store.read() as tx:
-        return [record.origin for record in approvals.list_approvals(tx, "prod") if record.subject_name == "mail"]
+        return [record.origin for record in releases.list_approvals(tx, "prod") if record.subject_name == "mail"]
 
 
 def test_a_decision_dated_ahead_counts_for_nothing_yet(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from kneo import registry
 from kneo.clock import ManualClock
 from kneo.controller.stages.report import Ready
 from kneo.errors import Invalid, Transient
-from kneo.store import outbox, sources
+from kneo.store import outbox, requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.trust.keys import PrivateKey
@@ -233,7 +233,7 @@ def test_nothing_runs_while_a_registry_is_rebuilt(bench: Bench) -> None:
     bench.repo.release("prod", "mail", "1.0.0")
     bench.reconcile()
     with bench.store.write() as tx:
-        sources.begin_rebuild(tx, str(bench.repo.folder), "main")
+        requests.begin_rebuild(tx, str(bench.repo.folder), "main")
     with bench.store.read() as tx, pytest.raises(Transient, match="rebuilt"):
         registry.resolve(tx, "mail", "prod", pin=bench.repo.pin)
     # A controller that was killed meanwhile is followed by one that ends what it began.
@@ -253,7 +253,7 @@ def test_an_unsigned_commit_ends_a_rebuild_where_it_would_have_ended_following(b
         emptied.reconcile()
     assert emptied.served() == {"mail": "1.0.0"}
     with emptied.store.read() as tx:
-        found = sources.source(tx)
+        found = requests.source(tx)
         assert found is not None
         assert (found.accepted_commit, found.refused_code) == (accepted, "SignatureInvalid")
         assert registry.resolve(tx, "mail", "prod", pin=bench.repo.pin).release.version == "1.0.0"

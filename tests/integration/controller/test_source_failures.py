@@ -11,7 +11,7 @@ from controller_bench import Bench
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
 from kneo.records.release import SourceRecord
-from kneo.store import sources
+from kneo.store import requests
 from kneo.store.engine import Store
 
 
@@ -22,7 +22,7 @@ def bench(store: Store, tmp_path: Path) -> Bench:
 
 def recorded(bench: Bench) -> SourceRecord:
     with bench.store.read() as tx:
-        found = sources.source(tx)
+        found = requests.source(tx)
     assert found is not None
     return found
 
@@ -62,7 +62,7 @@ def test_a_failure_keeps_its_beginning_and_goes_when_the_host_answers(bench: Ben
 def test_a_pass_that_succeeds_forgets_an_earlier_failure(bench: Bench) -> None:
     bench.reconcile()
     with bench.store.write() as tx:
-        sources.record_failure(tx, str(bench.repo.folder), "main", "FetchFailed", "It did not answer.")
+        requests.record_failure(tx, str(bench.repo.folder), "main", "FetchFailed", "It did not answer.")
     bench.reconcile()
     assert recorded(bench).failed_code is None
 
@@ -71,7 +71,7 @@ def test_a_pass_that_succeeds_forgets_a_refusal_that_named_no_commit(bench: Benc
     bench.reconcile()
     accepted = recorded(bench)
     with bench.store.write() as tx:
-        sources.refuse_commit(tx, accepted.url, accepted.ref, None, "LimitExceeded", "The ref names too much.")
+        requests.refuse_commit(tx, accepted.url, accepted.ref, None, "LimitExceeded", "The ref names too much.")
     bench.reconcile()
     assert (recorded(bench).refused_code, recorded(bench).refused_message) == (None, None)
 
@@ -80,7 +80,7 @@ def test_another_process_that_polls_forgets_it_too(bench: Bench) -> None:
     reconciler = bench.reconciler()
     reconciler.reconcile(bench.lease())
     with bench.store.write() as tx:
-        sources.record_failure(tx, str(bench.repo.folder), "main", "FetchFailed", "It did not answer.")
+        requests.record_failure(tx, str(bench.repo.folder), "main", "FetchFailed", "It did not answer.")
     later = bench.reconciler()
     later.commit = reconciler.commit
     assert later.is_current()

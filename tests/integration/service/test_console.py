@@ -25,7 +25,7 @@ from kneo.service.console import identity
 from kneo.service.console.app import AREAS
 from kneo.service.console.render import STATIC
 from kneo.service.console.session import Sessions, make_link
-from kneo.store import approvals, marks
+from kneo.store import marks, releases
 from kneo.store.engine import Store
 
 ROLES = ("admin", "operator", "approver", "reviewer", "auditor", "viewer", "service")
@@ -322,11 +322,11 @@ def test_marks_change_with_runs_and_tasks(bench: Bench, browse: Callable[[str], 
 def test_marks_change_with_environments(store: Store) -> None:
     before = marks.numbered(store)
     hold = Hold(environment="prod", bundle="refund", actor="ann", reason="x", until=None, since="", digest=None)
-    store.transact(lambda tx: approvals.put_hold(tx, hold))
+    store.transact(lambda tx: releases.put_hold(tx, hold))
     held = marks.numbered(store)
     assert held.environments != before.environments
     assert (held.inbox, held.runs) == (before.inbox, before.runs)
-    store.transact(lambda tx: approvals.delete_hold(tx, "prod", "refund"))
+    store.transact(lambda tx: releases.delete_hold(tx, "prod", "refund"))
     assert marks.numbered(store) == before
 
 

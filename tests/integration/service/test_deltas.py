@@ -14,7 +14,7 @@ from service_bench import Bench, Json, serving
 from kneo.cli.compose import make_store
 from kneo.records.conversation import ModelDelta
 from kneo.runtime.engine.assemble import background, make_worker
-from kneo.store.delta_readers import list_read_runs
+from kneo.store.change_feed import list_read_runs
 
 TEXT = "".join(f"Sentence number {number}. " for number in range(200)) + "The token=abcdefgh12345 is secret."
 CLEANED = TEXT.replace("token=abcdefgh12345", "token=[REDACTED]")

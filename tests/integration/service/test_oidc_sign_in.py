@@ -32,7 +32,7 @@ from kneo.service.console.oidc import OidcRoutes
 from kneo.service.console.session import Sessions
 from kneo.service.oidc.people import Identity, identity_of
 from kneo.settings import from_env
-from kneo.store import oidc_people, oidc_sign_ins
+from kneo.store import oidc_people
 from kneo.store.engine import Store
 
 SECRET = "s+cret"
@@ -307,10 +307,10 @@ def test_sign_ins_expire_and_are_one_browsers(store: Store, clock: ManualClock) 
             target="/",
             created_at=isoformat(clock.now()),
         )
-        store.transact(lambda tx: oidc_sign_ins.begin(tx, sign_in))
+        store.transact(lambda tx: oidc_people.begin_sign_in(tx, sign_in))
 
     def finish(state: str, browser: str = "b") -> bool:
-        return store.transact(lambda tx: oidc_sign_ins.finish(tx, state, browser)) is not None
+        return store.transact(lambda tx: oidc_people.finish_sign_in(tx, state, browser)) is not None
 
     begin("one")
     begin("two")
@@ -323,20 +323,20 @@ def test_more_sign_ins_than_wait_at_once_end_the_oldest(
     store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strangers who begin sign-ins and leave them close the sign-in for no person."""
-    monkeypatch.setattr(oidc_sign_ins, "MAX_SIGN_INS", 3)
+    monkeypatch.setattr("kneo.store.oidc_people.MAX_SIGN_INS", 3)
 
     def begin(state: str) -> None:
         at = isoformat(clock.now())
         sign_in = OidcSignIn(
             state_hash=state, browser_hash="b", nonce="n", code_verifier="v", target="/", created_at=at
         )
-        store.transact(lambda tx: oidc_sign_ins.begin(tx, sign_in))
+        store.transact(lambda tx: oidc_people.begin_sign_in(tx, sign_in))
 
     for state in ("stranger-z", "stranger-y", "ann", "stranger-x"):
         begin(state)
         clock.advance(timedelta(seconds=1))
     waiting = [
-        store.transact(lambda tx, state=state: oidc_sign_ins.finish(tx, state, "b")) is not None  # type: ignore[misc]
+        store.transact(lambda tx, state=state: oidc_people.finish_sign_in(tx, state, "b")) is not None  # type: ignore[misc]
         for state in ("stranger-z", "stranger-y", "ann", "stranger-x")
     ]
     assert waiting == [False, True, True, True]

@@ -6,7 +6,7 @@ import pytest
 
 from kneo.errors import Invalid
 from kneo.runtime.program.compiler import compile_program
-from kneo.runtime.steps.context import StepContext, WaitForAnswer
+from kneo.runtime.steps.functions import StepContext, WaitForAnswer
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
