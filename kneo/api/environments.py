@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, TypedDict
 
@@ -109,23 +109,35 @@ def _view(tx: Tx, status: EnvironmentStatus) -> EnvironmentView:
 def get_environment_history(context: Context, name: str, bundle: str | None = None, limit: Limit = 100) -> HistoryView:
     """List an environment's promotions, newest first."""
     with context.store.read() as tx:
-        registry.find_status(tx, name)
+        registry.check_declared(tx, name)
         promotions = releases.list_promotions(tx, name, bundle, limit)
-        return HistoryView(environment=name, promotions=[_with_decisions(tx, item) for item in promotions])
+        return HistoryView(environment=name, promotions=_with_decisions(tx, promotions))
 
 
 @operation("GET", "/environments/{name}/decisions", scope="releases:read")
 def list_environment_decisions(context: Context, name: str, limit: Limit = 100) -> DecisionListView:
     """List the approvals and rejections of people about an environment's changes, newest first."""
     with context.store.read() as tx:
-        registry.find_status(tx, name)
+        registry.check_declared(tx, name)
         records = releases.newest_approvals(tx, name, limit)
         return DecisionListView(environment=name, decisions=[ApprovalView.of(record) for record in records])
 
 
-def _with_decisions(tx: Tx, item: Promotion) -> PromotionView:
-    records = releases.approvals_by_id(tx, item.approvals)
-    return PromotionView(**vars(item), decisions=[DecisionView.of(record) for record in records])
+def _with_decisions(tx: Tx, items: Sequence[Promotion]) -> list[PromotionView]:
+    """Return the views of promotions with the decisions that allowed them, which one statement reads."""
+    ids = sorted({each for item in items for each in item.approvals})
+    records = releases.approvals_by_id(tx, ids)
+    views = {record.id: DecisionView.of(record) for record in records}
+    number = {record.id: index for index, record in enumerate(records)}
+    return [
+        PromotionView(
+            **vars(item),
+            decisions=[
+                views[each] for each in sorted(number.keys() & set(item.approvals), key=lambda one: number[one])
+            ],
+        )
+        for item in items
+    ]
 
 
 @operation("GET", "/environments/{name}/why/{bundle}", scope="releases:read")
@@ -135,10 +147,24 @@ def explain_release(context: Context, name: str, bundle: str) -> WhyView:
         return WhyView.of(explain.why(tx, name, bundle))
 
 
+Ref = Annotated[str | None, Field(max_length=250, description="A branch, tag or commit; left out: the followed one.")]
+
+
+@operation("GET", "/plan", scope="releases:read")
+def plan_environments(context: Context, ref: Ref = None) -> PlanView:
+    """Preview what a commit would change in every environment. The controller makes the plan."""
+    return _plan(context, None, ref)
+
+
 @operation("GET", "/environments/{name}/plan", scope="releases:read")
-def plan_environment(context: Context, name: str, ref: Annotated[str | None, Field(max_length=250)] = None) -> PlanView:
+def plan_environment(context: Context, name: str, ref: Ref = None) -> PlanView:
     """Preview what a commit would change here. The controller makes the plan."""
-    plan = _ask(context, "plan", {"environment": name, "ref": ref})
+    return _plan(context, name, ref)
+
+
+def _plan(context: Context, environment: str | None, ref: str | None) -> PlanView:
+    """Return the plan of the controller for one environment, or for all of them."""
+    plan = _ask(context, "plan", {"environment": environment, "ref": ref})
     names = ("ref", "revision", "commits", "trust", "problem", "environments")
     return PlanView(**{name: plan[name] for name in names if name in plan})  # type: ignore[arg-type]  # the controller's
 

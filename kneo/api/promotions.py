@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -63,7 +64,7 @@ def list_promotions(
     with context.store.read() as tx:
         if phase != "done":
             names = [environment] if environment else releases.environment_names(tx)
-            items += [item for name in names for item in _pending(tx, name)]
+            items += [view for name in names for view in _pending_views(tx, name, releases.pending(tx, name))]
         if phase != "waiting":
             items += [
                 DonePromotionView(**vars(item)) for item in releases.list_promotions(tx, environment, limit=limit)
@@ -83,19 +84,23 @@ def get_promotion(context: Context, promotion_id: str) -> PromotionDetailView:
             return _pending_detail(context, tx, *found)
         done = releases.promotion(tx, promotion_id)
         if done is None:
-            msg = f"No promotion has the id {promotion_id[:60]!r}."
-            hint = "A pending change gets another id when it changes. List them: GET /v1/promotions."
-            raise NotFound(msg, code="promotion_not_found", hint=hint)
+            raise promotion_not_found(promotion_id)
         return _done_detail(tx, done)
 
 
+def promotion_not_found(promotion_id: str) -> NotFound:
+    """Return the error of an id that no pending change and no past promotion has."""
+    msg = f"No promotion has the id {promotion_id[:60]!r}."
+    hint = "A pending change gets another id when it changes. List them: GET /v1/promotions."
+    return NotFound(msg, code="promotion_not_found", hint=hint)
+
+
 def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending) -> PromotionDetailView:
-    (view,) = (one for one in _pending(tx, environment) if one.id == item.id)
     serving = releases.release(tx, environment, item.bundle)
     kept = pending_plans.get(tx, item.id)
     plan = PromotionPlanView.of_content(kept.base, kept.content) if kept is not None else None
     return PromotionDetailView(
-        promotion=view,
+        promotion=_pending_views(tx, environment, [item])[0],
         serving=ReleaseView.of(serving) if serving is not None else None,
         plan=plan,
         decisions=[ApprovalView.of(record) for record in registry.decisions_about(tx, environment, item)],
@@ -138,10 +143,9 @@ def _applied_plan(tx: Tx, item: Promotion) -> PromotionPlanView | None:
     )
 
 
-def _pending(tx: Tx, environment: str) -> list[PendingPromotionView]:
-    """List the pending changes of an environment, each with the subject of its approval where that is no bundle."""
+def _pending_views(tx: Tx, environment: str, items: Sequence[Pending]) -> list[PendingPromotionView]:
+    """Return the views of pending changes, each with the subject of its approval where that is no bundle."""
     subjects: dict[str | None, Json | None] = {}
-    items = releases.pending(tx, environment)
     for item in items:
         if item.subject not in subjects:
             try:

@@ -13,7 +13,7 @@ from kneo.api.specs import SpecGraphView
 from kneo.errors import NotFound
 from kneo.records.run import Run
 from kneo.runtime.engine import views
-from kneo.runtime.engine.recover import read_record
+from kneo.runtime.engine.recover import read_record, refusal_to_continue
 from kneo.runtime.engine.wait import find_run, read_settled_run
 from kneo.spec.coverage.policy import policy_report
 from kneo.spec.graph import spec_graph
@@ -109,6 +109,7 @@ class RunRecoveryView:
     continuation_id: str | None
     error: RunErrorView | None
     replay_context: ReplayContextView
+    refusal: Annotated[str | None, Field(description="Why the run cannot be continued; null where it can.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,10 @@ def get_run_replay(context: Context, run_id: str) -> RunReplayView:
 @operation("GET", "/runs/{run_id}/recovery", scope="runs:read")
 def get_run_recovery(context: Context, run_id: str) -> RunRecoveryView:
     """Read the position of a run and whether it can be continued."""
-    return _built(RunRecoveryView, clean(views.recovery_view(read_record(context.store, run_id))))
+    record = read_record(context.store, run_id)
+    refused = refusal_to_continue(record.run)
+    refusal = f"{refused.message} {refused.hint}" if refused is not None else None
+    return _built(RunRecoveryView, clean(views.recovery_view(record)) | {"refusal": refusal})
 
 
 @operation("GET", "/runs/{run_id}/graph", scope="runs:read")

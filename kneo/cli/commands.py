@@ -138,6 +138,16 @@ COMMANDS: dict[str, Entry] = {
     ),
     "approve": Entry("kneo.cli.releases.approvals:approve", "Approve a pending change", RELEASES),
     "reject": Entry("kneo.cli.releases.approvals:reject", "Reject a pending change", RELEASES),
+    "promotion": Entry(
+        "kneo.cli.releases.promotion_receipts:app",
+        "Show and verify the receipts of promotions",
+        RELEASES,
+        {
+            "receipt": Entry(
+                "kneo.cli.releases.promotion_receipts:receipt", "Show and verify signed receipts of promotions"
+            )
+        },
+    ),
     "rollback": Entry(
         "kneo.cli.releases.environments:rollback", "Roll back to the previous release and hold it", RELEASES
     ),

@@ -6,6 +6,7 @@ one transaction, which the caller opens.
 
 from kneo.registry.decisions import (
     UnsignedDecision,
+    check_declared,
     decision_reason,
     decisions_about,
     hold,
@@ -58,6 +59,7 @@ __all__ = [
     "accept_environment",
     "accept_roots",
     "change_policy",
+    "check_declared",
     "check_not_retired",
     "check_served",
     "decision_reason",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kneo.clock import isoformat
-from kneo.digest import Digest, digest_of_json
+from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
-from kneo.trust.approvals import check_issued
+from kneo.trust.approvals import approval_id, check_issued
 from kneo.trust.dsse import TrustedKey, find_signers, parse_envelope, serialise, sign
 from kneo.trust.keys import KeyId, PrivateKey
 from kneo.trust.statement import (
@@ -143,7 +143,7 @@ def _record(envelope: bytes, principal: str, keyid: str, *, signed: bool) -> App
     statement = parse_approval(opened.payload)
     predicate = statement.predicate
     return ApprovalRecord(
-        id="appr_" + digest_of_json([opened.digest, principal]).removeprefix("sha256:")[:26],
+        id=approval_id(opened.digest, principal),
         environment=predicate.environment,
         subject=predicate.bundle_digest,
         subject_name=statement.subject_name,
@@ -230,7 +230,7 @@ def hold(tx: Tx, item: Hold) -> None:
         NotFound: the environment was never declared.
     """
     _check_reason(item.reason)
-    _check_declared(tx, item.environment)
+    check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
     releases.put_hold(tx, item)
@@ -264,7 +264,7 @@ def suspend(tx: Tx, item: Suspension) -> None:
         NotFound: the environment was never declared.
     """
     _check_reason(item.reason)
-    _check_declared(tx, item.environment)
+    check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
     releases.put_suspension(tx, item)
@@ -286,7 +286,12 @@ def unsuspend(tx: Tx, environment: str, *, actor: str) -> None:
     audit.record(tx, "environment.unsuspended", actor=actor, environment=environment)
 
 
-def _check_declared(tx: Tx, environment: str) -> None:
+def check_declared(tx: Tx, environment: str) -> None:
+    """Check that an environment was ever declared.
+
+    Raises:
+        NotFound: it was not.
+    """
     if environment not in releases.environment_names(tx):
         msg = f"There is no environment {environment[:80]!r}."
         raise NotFound(msg, code="environment_not_found", hint="List environments: kneo status")

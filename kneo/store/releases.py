@@ -420,20 +420,27 @@ def list_approvals(
     return tuple(_approval(row) for row in rows)
 
 
-def newest_approvals(tx: Tx, environment: str, limit: int) -> tuple[ApprovalRecord, ...]:
-    """List the newest approvals and rejections about an environment, newest first."""
+def newest_approvals(tx: Tx, environment: str, limit: int, subject: str | None = None) -> tuple[ApprovalRecord, ...]:
+    """List the newest approvals and rejections about an environment, or about one subject in it, newest first."""
+    where = [approvals.c.environment == environment]
+    if subject is not None:
+        where.append(approvals.c.subject == subject)
     newest = approvals.c.first_seen_at.desc(), approvals.c.id.desc()
-    rows = tx.connection.execute(
-        select(approvals).where(approvals.c.environment == environment).order_by(*newest).limit(limit)
-    )
+    rows = tx.connection.execute(select(approvals).where(*where).order_by(*newest).limit(limit))
     return tuple(_approval(row) for row in rows)
 
 
-def approvals_by_id(tx: Tx, ids: tuple[str, ...]) -> tuple[ApprovalRecord, ...]:
-    if not ids:
-        return ()
-    rows = tx.connection.execute(select(approvals).where(approvals.c.id.in_(ids)).order_by(approvals.c.first_seen_at))
-    return tuple(_approval(row) for row in rows)
+MAX_IDS = 10_000
+"""Ids in one statement; both databases accept more parameters."""
+
+
+def approvals_by_id(tx: Tx, ids: Sequence[str]) -> tuple[ApprovalRecord, ...]:
+    """Read approvals by their ids, in the order in which they were first seen."""
+    found: list[ApprovalRecord] = []
+    for start in range(0, len(ids), MAX_IDS):
+        query = select(approvals).where(approvals.c.id.in_(ids[start : start + MAX_IDS]))
+        found += [_approval(row) for row in tx.connection.execute(query)]
+    return tuple(sorted(found, key=lambda item: (item.first_seen_at, item.id)))
 
 
 def _approval(row: AnyRow) -> ApprovalRecord:

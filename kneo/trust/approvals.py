@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
-from kneo.digest import Digest
+from kneo.digest import Digest, digest_of_json
 from kneo.errors import Invalid, Untrusted
 from kneo.trust.dsse import Envelope, Signer, TrustedKey, find_signers, parse_envelope
 from kneo.trust.keys import PublicKey
@@ -15,6 +15,11 @@ from kneo.trust.verify import SEAL, VerifiedApproval
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Tolerated difference between the clocks of signer and verifier."""
+
+
+def approval_id(payload: Digest, principal: str) -> str:
+    """Return the id of one person's decision: derived, so that the same decision is recorded once."""
+    return "appr_" + digest_of_json([payload, principal]).removeprefix("sha256:")[:26]
 
 
 def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of this, and all by name

@@ -278,6 +278,12 @@ def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStateme
     return ApprovalStatement(payload, predicate, statement.subject_name, statement.subject_digest)
 
 
+def approval_content(statement: ApprovalStatement) -> dict[str, object]:
+    """Return the fields of a decision as they are signed, and the name of its subject."""
+    signed = read_statement(statement.payload, APPROVAL_TYPE, file="approval")
+    return {"name": signed.subject_name, **signed.predicate}
+
+
 def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, all by name
     *,
     name: str,

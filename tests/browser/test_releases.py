@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from config_house import RULES, House, released
 from kneo_process import eventually
+from offline_receipts import PromotionVerifier
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -37,7 +40,7 @@ def versions(house: House) -> list[tuple[object, object]]:
     return [(one["bundle"], one["version"]) for one in served["releases"]]
 
 
-def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit) -> None:
+def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit, tmp_path: Path) -> None:
     for _ in range(2):
         change = house.release()
         page = visit("approver", "/console/inbox")
@@ -48,6 +51,17 @@ def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit) -> No
         page.keyboard.press("Control+Enter")
         page.wait_for_selector("[data-receipt]")
         assert "approver" in page.inner_text("[data-receipt]")
+        verifier = PromotionVerifier(tmp_path / change["id"], house.bench.url, house.repo.folder, house.repo.pin)
+        receipt = verifier.download(page)
+        assert receipt["approvers"] == [{"name": "approver", "signed": False}]
+        said = receipt["said"]
+        assert isinstance(said, dict)
+        assert (said["decision"], said["bundleDigest"]) == ("approve", change["digest"])
+        assert "kneo promotion receipt verify" in page.inner_text("[data-receipt]")
+    downloaded = json.loads((verifier.machine.folder / "receipt.json").read_text())
+    payload = downloaded["envelope"]["payload"]
+    changed = payload[:99] + ("A" if payload[99] != "A" else "B") + payload[100:]
+    assert verifier.refuse({**downloaded, "envelope": {**downloaded["envelope"], "payload": changed}})
     eventually(lambda: versions(house) == [("announcement", "3.0.0")])
     page.goto(f"{PROD}/announcement")
     assert "3.0.0" in page.inner_text("h1")

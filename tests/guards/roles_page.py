@@ -68,6 +68,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "task summary": ("summarise_human_tasks",),
     "task watch": ("stream_human_tasks",),
     "plan": ("list_human_tasks",),
+    "promotion receipt show": ("get_approval_receipt", "list_promotion_receipts", "get_environment_history"),
     "bundles diff": ("diff_bundle_versions",),
     "bundles list": ("list_bundles",),
     "inbox": ("get_inbox",),

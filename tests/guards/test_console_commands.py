@@ -56,6 +56,7 @@ PAGES = {
     "audit prove": "/audit/{seq}/proof",
     "audit checkpoint": "/audit/checkpoint",
     "task receipt show": "/inbox/{task}/receipt",
+    "promotion receipt show": "/approvals/{approval}/receipt",
 }
 """The page of each command that people decide or operate with."""
 

@@ -22,6 +22,8 @@ TRUST = Path("environments/trust.json")
 class Verifier:
     """A machine with the public key of a service, and with the trust root of a config repository where there is one."""
 
+    command = ("task", "receipt", "verify")
+
     def __init__(self, folder: Path, address: str, repository: Path | None = None, pin: str = "") -> None:
         variables = {"KNEO_SERV_TRUST_ROOT": pin} if pin else {}
         self.machine = Machine(folder, f"sqlite:///{folder / 'no-database.sqlite'}", **variables)
@@ -61,4 +63,10 @@ class Verifier:
 
     def _verdict(self, receipt: Mapping[str, object], *, expect: int) -> Json:
         (self.machine.folder / "receipt.json").write_text(json.dumps(receipt))
-        return self.machine.json("task", "receipt", "verify", "receipt.json", *self.options, expect=expect)
+        return self.machine.json(*self.command, "receipt.json", *self.options, expect=expect)
+
+
+class PromotionVerifier(Verifier):
+    """A machine that verifies receipts of promotions, with the environment files of the config repository."""
+
+    command = ("promotion", "receipt", "verify")

@@ -163,6 +163,7 @@ def _show_decision(answer: DecidedView, verb: str, *, as_json: bool) -> None:
     def show() -> None:
         approval = answer.approval
         render.success(f"{verb} {approval.subject_name} in {approval.environment} as {approval.principal}")
+        render.text(f"Receipt: kneo promotion receipt show {approval.id}")
         show_result(answer)
 
     render.emit(answer, as_json=as_json, text=show)

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 from kneo.clock import isoformat, parse_time
 from kneo.controller.stages.verify import TrustContext
-from kneo.digest import Digest, digest_of_json
+from kneo.digest import Digest
 from kneo.errors import KneoError, Untrusted
 from kneo.names import person_key
 from kneo.records.release import ApprovalRecord
-from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
+from kneo.trust.approvals import CLOCK_SKEW, approval_id, verify_approval, verify_recorded_approval
 from kneo.trust.dsse import Signer, find_signers, parse_envelope
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, DecisionSubject, parse_approval
@@ -103,7 +103,7 @@ def _committed(
         records.append(
             before
             or ApprovalRecord(
-                id="appr_" + digest_of_json([opened.digest, signer.principal]).removeprefix("sha256:")[:26],
+                id=approval_id(opened.digest, signer.principal),
                 environment=predicate.environment,
                 subject=predicate.bundle_digest,
                 subject_name=statement.subject_name,
@@ -138,69 +138,107 @@ def count_votes(
     latest: dict[str, dict[tuple[str, str, bool, bool], ApprovalVote]] = {}
     for record in records:
         try:
-            approval = _verified(record, environment, trust)
+            approval = verify_decision(
+                record.envelope,
+                signed=record.signed,
+                subject=Digest(record.subject),
+                environment=environment,
+                policy_digest=Digest(record.policy_digest),
+                first_seen=parse_time(record.first_seen_at),
+                trust=trust,
+            )
         except KneoError:
             continue
-        for vote in _votes(record, approval, trust.root):
-            votes = latest.setdefault(record.subject, {})
-            key = person_key(vote.principal), vote.policy_digest, vote.signed, vote.approves
-            if key not in votes or votes[key].order <= vote.order:
-                votes[key] = vote
+        # An envelope with several signatures has a record for each person.
+        signer = next((signer for signer in approval.signers if signer.principal == record.principal), None)
+        if signer is None:
+            continue
+        first_seen = parse_time(record.first_seen_at)
+        vote = vote_of(approval, signer, trust.root, id=record.id, signed=record.signed, first_seen=first_seen)
+        votes = latest.setdefault(record.subject, {})
+        key = person_key(vote.principal), vote.policy_digest, vote.signed, vote.approves
+        if key not in votes or votes[key].order <= vote.order:
+            votes[key] = vote
     return {subject: tuple(votes.values()) for subject, votes in latest.items()}
 
 
-def _verified(record: ApprovalRecord, environment: str, trust: TrustContext) -> VerifiedApproval | None:
+def verify_decision(
+    envelope: bytes,
+    *,
+    signed: bool,
+    subject: Digest,
+    environment: str,
+    policy_digest: Digest,
+    first_seen: datetime,
+    trust: TrustContext,
+) -> VerifiedApproval:
+    """Verify a decision of a person.
+
+    Args:
+        envelope: The decision.
+        signed: Whether the person signed it, rather than the service for an authenticated person.
+        subject: Digest of the subject that it has to be about.
+        environment: Name of the environment that it has to be about.
+        policy_digest: Digest of the rules that it has to be under.
+        first_seen: Time of its first sight.
+        trust: The trust of this verification.
+
+    Raises:
+        Untrusted, Invalid: as ``verify_approval`` and ``verify_recorded_approval`` say.
+    """
     root = trust.root
-    subject, policy = Digest(record.subject), Digest(record.policy_digest)
-    if record.signed:
+    if signed:
         return verify_approval(
-            record.envelope,
+            envelope,
             root=root,
             roles=tuple(root.document.roles),
             bundle_digest=subject,
             environment=environment,
-            policy_digest=policy,
+            policy_digest=policy_digest,
             now=trust.now,
-            first_seen=parse_time(record.first_seen_at),
+            first_seen=first_seen,
         )
     if trust.service_key is None:
-        return None
-    if root.expired_at(parse_time(record.first_seen_at)):
+        msg = "A service signed this decision for a person, and its key is not known here."
+        raise Untrusted(msg, code="SignatureInvalid")
+    if root.expired_at(first_seen):
         msg = f"The trust root expired on {root.expires.isoformat()}, before this decision was seen."
         raise Untrusted(msg, code="Expired")
     return verify_recorded_approval(
-        record.envelope,
+        envelope,
         service_key=trust.service_key,
         bundle_digest=subject,
         environment=environment,
-        policy_digest=policy,
+        policy_digest=policy_digest,
         now=trust.now,
     )
 
 
-def _votes(record: ApprovalRecord, approval: VerifiedApproval | None, root: TrustRoot) -> list[ApprovalVote]:
-    """Return the vote of the record's person; an envelope with several signatures has a record for each person."""
-    if approval is None:
-        return []
-    signers = [signer for signer in approval.signers if signer.principal == record.principal]
-    predicate, seen_at = approval.statement.predicate, parse_time(record.first_seen_at)
+def vote_of(
+    approval: VerifiedApproval,
+    signer: Signer,
+    root: TrustRoot,
+    *,
+    id: str,  # noqa: A002 - the name of the field
+    signed: bool,
+    first_seen: datetime,
+) -> ApprovalVote:
+    """Return the vote of one signer of a verified decision."""
+    predicate = approval.statement.predicate
     approves = predicate.decision is ApprovalDecision.APPROVE
-    return [
-        ApprovalVote(
-            principal=signer.principal,
-            name=approval.statement.subject_name,
-            approves=approves,
-            signed=record.signed,
-            id=record.id,
-            policy_digest=record.policy_digest,
-            first_seen=seen_at,
-            roles=_roles(root, signer.keyid) if record.signed else frozenset(),
-            issued=predicate.issued_at or (None if approves else seen_at),
-            reason=predicate.reason or "",
-            about=predicate.about,
-        )
-        for signer in signers[:1]
-    ]
+    return ApprovalVote(
+        principal=signer.principal,
+        name=approval.statement.subject_name,
+        approves=approves,
+        signed=signed,
+        id=id,
+        policy_digest=predicate.policy_digest,
+        first_seen=first_seen,
+        roles=_roles(root, signer.keyid) if signed else frozenset(),
+        issued=predicate.issued_at or (None if approves else first_seen),
+        reason=predicate.reason or "",
+        about=predicate.about,
+    )
 
 
 def _roles(root: TrustRoot, keyid: str) -> frozenset[str]:

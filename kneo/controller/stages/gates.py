@@ -267,7 +267,7 @@ def count_approvals(
         for vote in evidence.votes.get(subject, ())
         if (vote.name, vote.about) == (name, about)
         and person_key(vote.principal) not in involved
-        and _may_decide(vote, rule, rules)
+        and may_decide(vote, rule, rules)
     ]
     against = _rejections(votes)
     if against:
@@ -299,7 +299,8 @@ def _rejections(votes: Sequence[ApprovalVote]) -> list[ApprovalVote]:
     return [vote for vote in latest.values() if not vote.approves]
 
 
-def _may_decide(vote: ApprovalVote, rule: Approvals, rules: Rules) -> bool:
+def may_decide(vote: ApprovalVote, rule: Approvals, rules: Rules) -> bool:
+    """Return whether a vote is that of an approver: by the people of the file, or by the roles of the key that signed it."""
     if rule.signed and not vote.signed:
         return False
     return bool((vote.roles | _roles_of(vote.principal, rules.environment)) & set(rule.roles))

@@ -64,8 +64,8 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
         Conflict: ``run_state_conflict``: the run did not fail, or cannot be continued.
     """
     run = find_run(store, run_id)
-    if not can_continue(run):
-        raise _not_continuable(run)
+    if (refused := refusal_to_continue(run)) is not None:
+        raise refused
     program = programs.load(run)
     before = prepare_retry(program, migrate_state(run.state, run.state_version))
     with store.read() as tx:
@@ -92,6 +92,11 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
         return after
 
     return store.transact(work)
+
+
+def refusal_to_continue(run: Run) -> Conflict | None:
+    """Return why a run cannot be continued; None for one that can."""
+    return None if can_continue(run) else _not_continuable(run)
 
 
 def _not_continuable(run: Run) -> Conflict:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from starlette.responses import Response
+
 from kneo.api.bundles import list_bundles
 from kneo.api.environments import (
     get_environment,
@@ -13,8 +15,10 @@ from kneo.api.environments import (
     list_environment_decisions,
     list_environments,
     plan_environment,
+    plan_environments,
 )
 from kneo.api.operation import Operation
+from kneo.api.promotion_receipts import get_approval_receipt, list_promotion_receipts
 from kneo.api.promotions import DecisionRequest, approve_promotion, get_promotion, reject_promotion
 from kneo.api.release_views import ApprovalView, DecidedView, EnvironmentView, PromotionDetailView
 from kneo.errors import Forbidden, InvalidValue, KneoError, NotFound
@@ -31,6 +35,7 @@ from kneo.service.console.release_words import (
     shown_rules,
     state_of,
 )
+from kneo.service.routing import JsonResponse
 
 PLACE = MenuEntry("environments", "Environments", "/environments", "releases:read")
 
@@ -146,6 +151,7 @@ def show_environment(request: PageRequest) -> Page:
         "decisions": decisions,
         "receipt": next((one for one in decisions if one.id == request.query.get("decided")), None),
         "may_operate": request.may("releases:operate"),
+        "may_read_receipts": request.may("receipts:read"),
         "done": DONE.get(request.query.get("done"), ""),
     }
     return Page("environment.html", values, live="environments")
@@ -243,6 +249,7 @@ def _page(
         "command": f"kneo approve {what} --key FILE",
         "typed": {name: request.form.get(name) for name in ("decision", "reason")},
         "may_operate": request.may("releases:operate"),
+        "may_read_receipts": request.may("receipts:read"),
     }
     return Page("release.html", values, live="environments", problem=problem)
 
@@ -317,10 +324,28 @@ def _refused(request: PageRequest, error: KneoError, environment: str, bundle: s
     return _page(request, item, bundle, detail=detail, problem=error)
 
 
+@pages.get("/approvals/{approval}/receipt", scope=("releases:read", "receipts:read"))
+def download_receipt(request: PageRequest) -> Response:
+    """Download the receipt of a decision, which ``kneo promotion receipt verify`` verifies."""
+    view = request.call(get_approval_receipt, request.path["approval"])
+    return _download(view, f"receipt-{view.unsigned['id']}.json")
+
+
+@pages.get("/promotions/{promotion}/receipts", scope=("releases:read", "receipts:read"))
+def download_receipts(request: PageRequest) -> Response:
+    """Download the receipts of a promotion."""
+    view = request.call(list_promotion_receipts, request.path["promotion"])
+    return _download(view, f"receipts-{view.promotion_id}.json")
+
+
+def _download(view: object, name: str) -> Response:
+    return JsonResponse(view, headers={"content-disposition": f'attachment; filename="{name}"'})
+
+
 # ---- plans ------------------------------------------------------------------------------------------------------------
 
 MAX_PLANNED = 20
-"""Environments that are planned for one page."""
+"""Environments on the page of a plan."""
 
 
 @pages.get("/plan", scope="releases:read")
@@ -328,17 +353,19 @@ def show_plan(request: PageRequest) -> Page:
     """Show what a commit would change in each environment."""
     names = [item.name for item in ordered(request)]
     ref, chosen = request.query.get("ref").strip(), request.query.get("environment")
-    values: dict[str, object] = {"names": names, "ref": ref, "chosen": chosen, "plans": [], "head": None}
+    values: dict[str, object] = {"names": names, "ref": ref, "chosen": chosen, "plans": [], "head": None, "more": 0}
     if "ref" not in dict(request.query.fields):
         return Page("plan.html", values)
-    wanted = [name for name in names if chosen in {"", name}][:MAX_PLANNED]
+    revision = ref[:250] or None
     try:
-        found = [request.call(plan_environment, name, ref=ref[:250] or None) for name in wanted]
+        if chosen:
+            plan = request.call(plan_environment, chosen, ref=revision)
+        else:
+            plan = request.call(plan_environments, ref=revision)
     except KneoError as error:
         return Page("plan.html", values, problem=error)
-    head = found[0] if found else None
-    environments = [_planned(one) for plan in found for one in plan.environments]
-    return Page("plan.html", {**values, "head": head, "plans": environments})
+    shown = [_planned(one) for one in plan.environments[:MAX_PLANNED]]
+    return Page("plan.html", {**values, "head": plan, "plans": shown, "more": len(plan.environments) - len(shown)})
 
 
 def _planned(item: dict[str, object]) -> dict[str, object]:

@@ -211,6 +211,8 @@ def _page(request: PageRequest, act: Act, item: EnvironmentView, problem: KneoEr
         "typed": typed,
         "command": act.command.format(environment=item.name, bundle=bundle or "BUNDLE"),
         "in_the_way": _in_the_way(act, item, bundle),
+        "holds": [one for one in item.holds if bundle in {"", one.bundle}] if act.name in {"hold", "unhold"} else [],
+        "suspension": item.suspension if act.name in {"suspend", "unsuspend"} else None,
     }
     return Page("act.html", values, problem=problem)
 

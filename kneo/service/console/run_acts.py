@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from kneo.api.run_history import get_run_recovery
 from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
 from kneo.api.run_steps import StepPageView, list_run_steps
 from kneo.api.run_views import RunView
@@ -47,28 +48,39 @@ def _consequences(run: RunView, steps: StepPageView) -> dict[str, object]:
         "done": list(dict.fromkeys(done)),
         "failed_step": next((step.path for step in reversed(steps.steps) if step.status == "failed"), ""),
         "is_under_way": run.status in {RunStatus.RUNNING, RunStatus.PAUSED},
-        "can_continue": run.status == RunStatus.FAILED,
     }
+
+
+def _recovery(request: PageRequest) -> dict[str, object]:
+    """Return whether a run can be continued, and why not."""
+    recovery = request.call(get_run_recovery, request.path["run_id"])
+    return {"can_continue": recovery.replay_context.can_continue, "refusal": recovery.refusal}
 
 
 @dataclass(frozen=True)
 class RunAct:
-    """An act on a run: its path, its page, and what it does; ``perform`` returns the id of the run."""
+    """An act on a run: its path, its page, and what it does; ``perform`` returns the id of the run, ``values`` more of the page."""
 
     name: str
     template: str
     perform: Callable[[PageRequest], str]
+    values: Callable[[PageRequest], dict[str, object]] = lambda _: {}
 
 
 ACTS = (
     RunAct("cancel", "run_cancel.html", lambda request: request.call(cancel_run, request.path["run_id"]).id),
-    RunAct("continue", "run_continue.html", lambda request: request.begin(continue_run, request.path["run_id"])),
+    RunAct(
+        "continue",
+        "run_continue.html",
+        lambda request: request.begin(continue_run, request.path["run_id"]),
+        _recovery,
+    ),
 )
 """The acts without choices: cancel a run, and try a failed run again from the step that failed."""
 
 
 def _show(act: RunAct) -> Callable[[PageRequest], Page]:
-    return lambda request: _page(request, act.template, None)
+    return lambda request: _page(request, act.template, None, **act.values(request))
 
 
 def _perform(act: RunAct) -> Callable[[PageRequest], Page | SeeOther]:
@@ -76,7 +88,7 @@ def _perform(act: RunAct) -> Callable[[PageRequest], Page | SeeOther]:
         try:
             run_id = act.perform(request)
         except KneoError as error:
-            return _page(request, act.template, error)
+            return _page(request, act.template, error, **act.values(request))
         return SeeOther(f"/console/runs/{run_id}")
 
     return perform

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kneo.api.run_conversation import ConversationsView, get_run_conversation
-from kneo.api.run_history import get_run_graph
+from kneo.api.run_history import get_run_graph, get_run_recovery
 from kneo.api.run_steps import StepGateView, StepPageView, list_run_steps
 from kneo.api.run_views import RunView
 from kneo.api.runs import get_run
@@ -53,7 +53,7 @@ def show_run(request: PageRequest) -> Page:
             "cost": _cost(run),
             "questions": waiting if request.may("human:read") else [],
             "failed_step": next((step.path for step in reversed(listed.steps) if step.status == "failed"), ""),
-            "can_continue": run.status == RunStatus.FAILED,
+            "can_continue": _can_continue(request, run),
             "is_under_way": run.status in {RunStatus.RUNNING, RunStatus.PAUSED},
             "may_change": request.may("runs:write"),
             "may_trace": request.may("releases:read"),
@@ -72,6 +72,13 @@ def show_run(request: PageRequest) -> Page:
         },
         live="runs",
     )
+
+
+def _can_continue(request: PageRequest, run: RunView) -> bool:
+    """Return whether to offer another attempt at the step that failed."""
+    if run.status != RunStatus.FAILED or not request.may("runs:write"):
+        return False
+    return request.call(get_run_recovery, run.id).replay_context.can_continue
 
 
 def _offset(request: PageRequest) -> int:

@@ -13,6 +13,7 @@ from service_bench import Json
 from kneo.api.operation import Context
 from kneo.api.promotions import PromotionDetailView, get_promotion
 from kneo.service.console import environments
+from kneo.store import requests
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b {{ 7*7 }}"
 
@@ -63,7 +64,17 @@ def test_a_person_reviews_and_approves_a_release(house: House, browse: Browse) -
     where = decided(browser, change, decision="approved", reason=f"Read it. {PRINTED}")
     assert isinstance(where, str)
     shown = browser.get(where)
-    assert shown.having("data-receipt")
+    (receipt,) = shown.having("data-receipt")
+    address = f"/console/approvals/{receipt['data-receipt']}/receipt"
+    assert address in shown.links
+    assert f"kneo promotion receipt verify receipt-{receipt['data-receipt']}.json --key service.pem" in shown.text
+    file = browser.client.get(address)
+    assert file.headers["content-disposition"] == f'attachment; filename="receipt-{receipt["data-receipt"]}.json"'
+    assert file.json() == house.bench.get(f"/approvals/{receipt['data-receipt']}/receipt")
+    applied = house.bench.get("/promotions", environment="prod", phase="done", limit=1)["promotions"][0]["id"]
+    assert f"/console/promotions/{applied}/receipts" in browser.get(f"/console/promotions/{applied}").links
+    assert browser.client.get(f"/console/promotions/{applied}/receipts").json()["receipts"] == [file.json()]
+    assert address in browser.get("/console/environments/prod").links
     assert "Read it." in shown.text
     assert "approver" in shown.text
     assert "<img" not in shown.html
@@ -144,7 +155,12 @@ def test_an_operator_holds_and_lifts_with_a_reason(house: House, browse: Browse)
     matrix = admin.get("/console/environments")
     assert "Board meeting" in matrix.text
     assert "<img" not in matrix.html
-    lift = admin.get("/console/environments/prod/unhold?bundle=announcement").form("/unhold")
+    page = admin.get("/console/environments/prod/unhold?bundle=announcement")
+    assert "Board meeting" in page.text
+    assert "admin holds announcement" in page.text
+    assert "<img" not in page.html
+    assert "Board meeting" not in admin.get("/console/environments/prod/unhold?bundle=other").text
+    lift = page.form("/unhold")
     admin.post(lift.action, lift.values())
     assert "Board meeting" not in admin.get("/console/environments").text
 
@@ -158,7 +174,9 @@ def test_an_environment_is_suspended_and_resumed(house: House, browse: Browse) -
     assert [link for link in page.links if link.endswith("/unsuspend")]
     assert not [link for link in page.links if link.endswith("/suspend")]
     assert "is suspended by admin" in admin.get("/console/environments/prod/reconcile").text
-    form = admin.get("/console/environments/prod/unsuspend").form("/unsuspend")
+    page = admin.get("/console/environments/prod/unsuspend")
+    assert "Release freeze" in page.text
+    form = page.form("/unsuspend")
     admin.post(form.action, form.values())
     assert "Release freeze" not in admin.get("/console/environments/prod").text
 
@@ -189,7 +207,9 @@ def test_a_rollback_releases_an_earlier_version_and_holds_it(house: House, brows
     admin.post(lift.action, lift.values())
 
 
-def test_a_plan_shows_what_another_branch_would_change(house: House, browse: Browse) -> None:
+def test_a_plan_shows_what_another_branch_would_change(
+    house: House, browse: Browse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repo = house.repo
     repo.git("checkout", "-q", "-b", "next")
     version = house.sign(f"Say less. {HOSTILE}")
@@ -207,6 +227,16 @@ def test_a_plan_shows_what_another_branch_would_change(house: House, browse: Bro
     missing = browse("viewer").get("/console/plan?ref=never-was&environment=prod", expect=404)
     assert "never-was" in missing.text
     assert "Release announcement" not in missing.text
+    asked: list[object] = []
+    ask = requests.ask
+    monkeypatch.setattr(
+        requests, "ask", lambda store, kind, payload, **more: asked.append(payload) or ask(store, kind, payload, **more)
+    )
+    whole = browse("viewer").get("/console/plan?ref=next&environment=")
+    assert [name for name in ("dev", "prod") if f'">{name}</h2>' in whole.html] == ["dev", "prod"]
+    assert f"Release announcement {version}" in whole.text
+    assert asked == [{"environment": None, "ref": "next"}], "one request for all environments"
+    assert house.bench.get("/plan", role="viewer", ref="next")["environments"][1]["name"] == "prod"
 
 
 def test_a_change_of_rules_is_reviewed_and_approved(house: House, browse: Browse) -> None:

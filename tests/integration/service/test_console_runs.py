@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from console_pages import Browser, HtmlPage, signed_in
 from kneo_process import eventually
-from service_bench import APPROVE, DRAFT, Bench, spec_of
+from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 
 BOOM = {"id": "explode", "kind": "function", "ref": "boom"}
 FLAKY = {"id": "mend", "kind": "function", "ref": "flaky"}
@@ -86,6 +86,8 @@ def test_a_failed_run_is_tried_again_from_its_page(bench: Bench, browse: Callabl
     run = bench.start(spec_of(DRAFT, FLAKY), input="again")
     browser = browse("operator")
     page = browser.get(f"/console/runs/{run['run_id']}")
+    assert f"/console/runs/{run['run_id']}/continue" in page.links
+    assert f"/console/runs/{run['run_id']}/continue" not in browse("viewer").get(f"/console/runs/{run['run_id']}").links
     assert states(page) == {"draft": "succeeded", "mend": "failed"}
     assert "not yet mended" in page.text
     asked = browser.get(f"/console/runs/{run['run_id']}/continue")
@@ -98,6 +100,22 @@ def test_a_failed_run_is_tried_again_from_its_page(bench: Bench, browse: Callabl
     assert bench.get(f"/runs/{run['run_id']}")["status"] == "succeeded"
     refused = HtmlPage(browser.post(f"/console/runs/{run['run_id']}/continue", {}, expect=409).text)
     assert "cannot be continued" in refused.text
+
+
+def test_a_failed_run_that_cannot_be_continued_says_why(bench: Bench, browse: Callable[[str], Browser]) -> None:
+    boss = {"description": "Publish?", "on_reject": "fail"}
+    asking = {"id": "ask", "kind": "human", "ref": "boss"}
+    run = bench.start(spec_of(DRAFT, asking, PUBLISH, humans={"boss": boss}))
+    assert bench.answer(run, decision="rejected", feedback="no")["status"] == "failed"
+    assert not bench.get(f"/runs/{run['run_id']}/recovery")["replay_context"]["can_continue"]
+    browser = browse("operator")
+    address = f"/console/runs/{run['run_id']}"
+    links = browser.get(address).links
+    assert f"{address}/fork" in links
+    assert f"{address}/continue" not in links
+    page = browser.get(f"{address}/continue")
+    assert "cannot be continued. Only a run that failed in a step can be continued." in page.text
+    assert not [form for form in page.forms if form.action.endswith("/continue")]
 
 
 def test_a_run_is_cancelled_after_its_page_said_what_will_happen(

@@ -1,0 +1,107 @@
+"""Operations on the receipts of promotions: the signed decisions of people about changes of environments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from kneo.api.operation import Context, operation
+from kneo.api.page import Limit
+from kneo.api.promotions import promotion_not_found
+from kneo.errors import NotFound
+from kneo.records.release import ApprovalRecord
+from kneo.store import audit, releases
+from kneo.trust.dsse import parse_envelope, serialise
+from kneo.trust.statement import approval_content, parse_approval
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApprovalReceiptView:
+    """The receipt of an approval or rejection: the decision as the person, or the service for the person, signed it."""
+
+    receipt: Annotated[Json, Field(description="The signed content, and the name of its subject.")]
+    envelope: Annotated[Json, Field(description="The signed envelope.")]
+    unsigned: Annotated[
+        Json,
+        Field(
+            description="`id`, `principal` and `digest` belong to the envelope; `origin` and `first_seen_at` are the registry's word."
+        ),
+    ]
+
+    @classmethod
+    def of(cls, record: ApprovalRecord) -> ApprovalReceiptView:
+        """Build the view of a receipt."""
+        envelope = parse_envelope(record.envelope)
+        return cls(
+            receipt=approval_content(parse_approval(envelope.payload)),
+            # Without the fields that a file may have beside the signed ones.
+            envelope=json.loads(serialise(envelope)),
+            unsigned={
+                "id": record.id,
+                "principal": record.principal,
+                "digest": record.payload_digest,
+                "origin": record.origin,
+                "first_seen_at": record.first_seen_at,
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionReceiptsView:
+    """The receipts of a promotion, in the order in which the decisions were first seen."""
+
+    promotion_id: str
+    environment: str
+    bundle: str
+    version: str | None
+    revision: Annotated[str | None, Field(description="The commit of an applied change, with the environment file.")]
+    audit_seq: Annotated[int | None, Field(description="The number of the promotion in the audit log, once sealed.")]
+    receipts: list[ApprovalReceiptView]
+    count: int
+
+
+@operation("GET", "/approvals/{approval_id}/receipt", scope=("releases:read", "receipts:read"))
+def get_approval_receipt(context: Context, approval_id: str) -> ApprovalReceiptView:
+    """Return the signed receipt of an approval or rejection. Receipts outlive the change."""
+    with context.store.read() as tx:
+        found = releases.approvals_by_id(tx, (approval_id,))
+    if not found:
+        msg = f"There is no approval or rejection {approval_id[:80]!r}."
+        hint = "List the decisions about an environment: GET /v1/environments/ENV/decisions."
+        raise NotFound(msg, code="receipt_not_found", hint=hint)
+    return ApprovalReceiptView.of(found[0])
+
+
+@operation("GET", "/promotions/{promotion_id}/receipts", scope=("releases:read", "receipts:read"))
+def list_promotion_receipts(context: Context, promotion_id: str, limit: Limit = 100) -> PromotionReceiptsView:
+    """Return the receipts of a promotion: of an applied one those that allowed it, of a pending one the newest decisions."""
+    with context.store.read() as tx:
+        done = releases.promotion(tx, promotion_id)
+        if done is not None:
+            records = releases.approvals_by_id(tx, done.approvals)[:limit]
+            environment, bundle, version, revision = done.environment, done.bundle, done.version, done.revision
+            audit_seq = audit.seq_of(tx, done.audit_event_id)
+        else:
+            found = releases.find_pending(tx, promotion_id)
+            if found is None:
+                raise promotion_not_found(promotion_id)
+            environment, item = found
+            bundle, version, revision, audit_seq = item.bundle, item.version, None, None
+            newest = releases.newest_approvals(tx, environment, limit, item.subject) if item.subject else ()
+            records = tuple(reversed(newest))
+    receipts = [ApprovalReceiptView.of(record) for record in records]
+    return PromotionReceiptsView(
+        promotion_id=promotion_id,
+        environment=environment,
+        bundle=bundle,
+        version=version,
+        revision=revision,
+        audit_seq=audit_seq,
+        receipts=receipts,
+        count=len(receipts),
+    )
