@@ -54,13 +54,12 @@ class TaskDecision(Body):
     )
     metadata: dict[str, object] = Field(default_factory=dict)
 
-    def checked(self, context: Context) -> DecisionRequest:
-        """Return the decision for a task.
+    def checked(self, limit: int) -> DecisionRequest:
+        """Return the decision for a task, whose texts have at most ``limit`` characters.
 
         Raises:
             Invalid: ``input_too_large``.
         """
-        limit = context.settings.limits.human_content_chars
         for name in ("content", "values", "arguments", "feedback", "comment"):
             length = len(str(getattr(self, name) or ""))
             if length > limit:
@@ -79,6 +78,10 @@ class TaskDecision(Body):
             expect_digest=self.expect_digest,
             statement=self.statement,
         )
+
+
+def _limit(context: Context) -> int:
+    return context.settings.limits.human_content_chars
 
 
 @operation("GET", "/human-tasks/{continuation_id}", scope="human:read")
@@ -105,7 +108,7 @@ def resume_human_task(context: Context, continuation_id: str, body: TaskDecision
 
 
 def _decide(context: Context, task_id: str, body: TaskDecision) -> HumanTask:
-    request, actor = body.checked(context), context.actor
+    request, actor = body.checked(_limit(context)), context.actor
     if request.statement is not None and not context.over_http:
         # The command line authenticates no person: the key that signed the statement identifies the decider.
         actor = open_answer(read_envelope(request.statement)).answer.reviewer
@@ -161,7 +164,7 @@ def _decide_item(context: Context, item: BatchItem) -> BatchResult:
     task_id = item.continuation_id
     try:
         task = inbox.decide(
-            context.store, task_id, item.checked(context), actor=context.actor, pin=context.settings.trust_root
+            context.store, task_id, item.checked(_limit(context)), actor=context.actor, pin=context.settings.trust_root
         )
     except AlreadyExecuted:
         raise
@@ -195,7 +198,9 @@ def get_answer_to_sign(context: Context, continuation_id: str, body: DecisionToS
     """Return the bytes that sign a decision as the caller. Changes nothing. Send the same decision with the envelope."""
     lifetime = parse_duration(body.expires_in)
     with context.store.read() as tx:
-        unsigned = inbox.statement_for(tx, continuation_id, body.checked(context), actor=context.actor, lasts=lifetime)
+        unsigned = inbox.statement_for(
+            tx, continuation_id, body.checked(_limit(context)), actor=context.actor, lasts=lifetime
+        )
     statement = unsigned.statement
     return StatementView(
         continuation_id=continuation_id,

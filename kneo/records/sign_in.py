@@ -77,16 +77,13 @@ class OidcPerson:
 SIGN_IN_LIFETIME = timedelta(minutes=10)
 """The longest time between the begin and the end of a sign-in."""
 
-MAX_SIGN_INS = 10_000
-"""Sign-ins that wait at once; one more ends the oldest."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class OidcSignIn:
-    """One row of ``oidc_sign_ins``. Of the state and of the browser's cookie only the SHA-256 is stored."""
+    """A sign-in of one browser that waits for the issuer. The browser keeps it, sealed in a cookie."""
 
-    state_hash: str
-    browser_hash: str
+    state: str
+    """The value with which the issuer sends the browser back."""
     nonce: str
     """The value that the ID token has to repeat."""
     code_verifier: str

@@ -1,4 +1,4 @@
-"""Rows of the people of an OpenID Connect issuer and of their groups, and of sign-ins that wait for an answer of the issuer.
+"""Rows of the people of an OpenID Connect issuer and of their groups, and the states of completed sign-ins, kept as hashes until they expire.
 
 A row without groups is a person who has lost every role. The row keeps the time of the token that said so, so that an older token
 does not bring the person back.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 
 from kneo.clock import isoformat
 from kneo.names import person_key
-from kneo.records.sign_in import KNOWN_FOR, MAX_SIGN_INS, SIGN_IN_LIFETIME, OidcPerson, OidcSignIn
+from kneo.records.sign_in import KNOWN_FOR, SIGN_IN_LIFETIME, OidcPerson
 from kneo.store.connections import Prepared
-from kneo.store.engine import Tx, lock_table, upsert
-from kneo.store.tables import oidc_groups, oidc_people, oidc_sign_ins
+from kneo.store.engine import Tx, insert_ignoring_duplicates, lock_table, upsert
+from kneo.store.tables import oidc_groups, oidc_people, oidc_used_states
 
 _MY_GROUPS = oidc_groups.c.person_key == oidc_people.c.person_key
 
@@ -136,29 +136,17 @@ def _oldest(tx: Tx) -> str:
     return isoformat(tx.now - KNOWN_FOR)
 
 
-def begin_sign_in(tx: Tx, sign_in: OidcSignIn) -> None:
-    """Store a sign-in, and delete those that have expired, and the oldest of more than ``MAX_SIGN_INS``.
+def is_used_state(tx: Tx, state_hash: str) -> bool:
+    """Return whether a sign-in at the issuer with this state was completed."""
+    row = select(oidc_used_states.c.state_hash).where(oidc_used_states.c.state_hash == state_hash)
+    return tx.connection.execute(row).first() is not None
 
-    Sign-ins that strangers begin and leave end early for it; none is refused.
+
+def use_state(tx: Tx, state_hash: str) -> bool:
+    """Store the state of a completed sign-in; return whether it is new, which it is for one of two requests at once.
+
+    States whose sign-ins would have expired are deleted.
     """
-    tx.connection.execute(delete(oidc_sign_ins).where(oidc_sign_ins.c.created_at <= _begun_after(tx)))
-    excess = (tx.connection.execute(select(func.count()).select_from(oidc_sign_ins)).scalar() or 0) - MAX_SIGN_INS + 1
-    if excess > 0:
-        oldest = select(oidc_sign_ins.c.state_hash).order_by(oidc_sign_ins.c.created_at, oidc_sign_ins.c.state_hash)
-        tx.connection.execute(delete(oidc_sign_ins).where(oidc_sign_ins.c.state_hash.in_(oldest.limit(excess))))
-    tx.connection.execute(insert(oidc_sign_ins).values(**vars(sign_in)))
-
-
-def finish_sign_in(tx: Tx, state_hash: str, browser_hash: str) -> OidcSignIn | None:
-    """Delete a sign-in of a browser and return it, where it has not expired: of two requests at once, one gets it."""
-    mine = (oidc_sign_ins.c.state_hash == state_hash) & (oidc_sign_ins.c.browser_hash == browser_hash)
-    row = tx.connection.execute(select(oidc_sign_ins).where(mine)).first()
-    gone = tx.connection.execute(delete(oidc_sign_ins).where(mine)).rowcount
-    if row is None or not gone:
-        return None
-    sign_in = OidcSignIn(**row._asdict())
-    return sign_in if sign_in.created_at > _begun_after(tx) else None
-
-
-def _begun_after(tx: Tx) -> str:
-    return isoformat(tx.now - SIGN_IN_LIFETIME)
+    expired = isoformat(tx.now - SIGN_IN_LIFETIME)
+    tx.connection.execute(delete(oidc_used_states).where(oidc_used_states.c.used_at <= expired))
+    return insert_ignoring_duplicates(tx, oidc_used_states, state_hash=state_hash, used_at=tx.at)

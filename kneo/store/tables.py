@@ -838,6 +838,7 @@ oidc_groups = Table(
     Index("ix_oidc_groups_name", "name"),
 )
 
+# Used by versions before kneo_0014 only, which work on this schema too.
 oidc_sign_ins = Table(
     "oidc_sign_ins",
     metadata,
@@ -847,6 +848,14 @@ oidc_sign_ins = Table(
     Column("code_verifier", Bounded(64), nullable=False),
     Column("target", Bounded(2_000), nullable=False),
     Column("created_at", TIME, nullable=False),
+)
+
+oidc_used_states = Table(
+    "oidc_used_states",
+    metadata,
+    Column("state_hash", Bounded(64), primary_key=True),
+    Column("used_at", TIME, nullable=False),
+    Index("ix_oidc_used_states_used_at", "used_at"),
 )
 
 push_subscriptions = Table(

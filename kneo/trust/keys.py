@@ -13,6 +13,7 @@ from typing import NewType, Protocol
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kneo.digest import digest_of
 from kneo.errors import Invalid
@@ -154,6 +155,14 @@ class PrivateKey:
         if passphrase:
             encryption = serialization.BestAvailableEncryption(passphrase.encode())
         return self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+    def derive(self, purpose: str) -> bytes:
+        """Return a secret of 32 bytes for one purpose (HKDF-SHA256); it reveals neither this key nor the secret of another."""
+        if isinstance(self._key, ed25519.Ed25519PrivateKey):
+            secret = self._key.private_bytes_raw()
+        else:
+            secret = self._key.private_numbers().private_value.to_bytes(32)
+        return HKDF(hashes.SHA256(), 32, salt=None, info=b"kneo " + purpose.encode()).derive(secret)
 
     def sign(self, data: bytes) -> bytes:
         """Sign exactly these bytes."""

@@ -151,6 +151,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "oidc_groups",
         "oidc_people",
         "oidc_sign_ins",
+        "oidc_used_states",
         "pending_plans",
         "push_subscriptions",
         "schema_compatibility",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from operation_context import operation_context
+from starlette.routing import Match, Route, Router
 
 from kneo.service.console import inbox
+from kneo.service.console.app import AREAS
 from kneo.service.console.page import Form, Page, PageFunction, PageRequest
 from kneo.service.console.render import render
 from kneo.service.console.session import SignedIn
@@ -47,3 +49,19 @@ def page_html(store: Store, function: PageFunction, query: str = "", **path: str
         "live_known": "",
     }
     return render(shown.template, {**frame, **shown.values})
+
+
+_ROUTER = Router(
+    [Route(each.path, each.function, name=each.path) for area in AREAS for each in area.routes if each.method == "GET"]
+)
+
+
+def page_at(store: Store, url: str) -> str:
+    """Return the HTML of the page at an address below the console, as a person with every scope sees it."""
+    path, _, query = url.partition("?")
+    scope = {"type": "http", "method": "GET", "path": path, "root_path": ""}
+    for route in _ROUTER.routes:
+        match, found = route.matches(scope)
+        if match is Match.FULL:
+            return page_html(store, found["endpoint"], query, **found["path_params"])
+    raise AssertionError(url)

@@ -16,7 +16,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from kneo.clock import SystemClock
+from kneo.clock import Clock, SystemClock
 
 AUDIENCE = "kneo-api"
 Json = dict[str, object]
@@ -64,6 +64,9 @@ class OidcIssuer:
         """Claims of the person who signs in, and changes to those of the ID token."""
         self.answer: Json = {}
         """Changes to the parameters with which a browser is sent back."""
+        self.clock: Clock = SystemClock()
+        self.repeats_codes = False
+        """Whether a code can be exchanged again."""
         self.wait: Callable[[], object] = lambda: None
         """Called by every request before it is answered."""
 
@@ -96,7 +99,9 @@ class OidcIssuer:
 
     def exchange(self, form: Mapping[str, str], authorization: str) -> Response:
         """Exchange a code once, with the verifier of PKCE and the secret of the client."""
-        asked = self.codes.pop(form.get("code", ""), None)
+        asked = self.codes.get(form.get("code", ""))
+        if not self.repeats_codes:
+            self.codes.pop(form.get("code", ""), None)
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
         basic = "Basic " + base64.b64encode(b"console:s%2Bcret").decode()
@@ -109,7 +114,7 @@ class OidcIssuer:
 
     def claims(self, **changes: object) -> Json:
         """Good claims of ann, changed; a claim that is changed to ``None`` is left out."""
-        now = int(SystemClock().now().timestamp())
+        now = int(self.clock.now().timestamp())
         claims = {
             "iss": self.url,
             "aud": AUDIENCE,

@@ -1,4 +1,4 @@
-"""The form of a task: its controls, and the decision that its fields make. Pure."""
+"""The form that answers a task: its subject, its controls, and the decision that its fields make. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from kneo.api.decisions import TaskDecision
 from kneo.api.task_views import HumanTaskView
 from kneo.errors import InvalidValue
+from kneo.service.console import task_words
 from kneo.service.console.page import Form
 from kneo.service.routing import read_json
 
@@ -113,6 +114,105 @@ def _limits(kind: str, rule: Mapping[str, object]) -> list[tuple[str, str]]:
     found = [(html, str(rule[name])) for name, html in names.items() if isinstance(rule.get(name), int | float)]
     step = [("step", "1" if rule.get("type") == "integer" else "any")] if kind == "number" else []
     return step + found
+
+
+FIELDS = frozenset({"request_id", "expect_digest", "decision", "content", "option", "reason"})
+"""The fields of the form, besides those of a schema."""
+
+
+def form_values(task: HumanTaskView, typed: Form, *, edit_limit: int, shown_chars: int) -> dict[str, object]:
+    """Return the values of ``answer_parts.html``.
+
+    Args:
+        task: The task.
+        typed: The fields of a form that was refused, whose values are shown again.
+        edit_limit: Most characters of an edit.
+        shown_chars: Most characters of the subject that the page shows.
+    """
+    call, text = _call(task), task.current_input
+    return {
+        "task": task,
+        "request": task.request,
+        "typed": typed,
+        "choices": _decisions(task),
+        "options": _options(task),
+        "controls": controls(task.request["schema"], typed),
+        "call": call,
+        "arguments": _arguments(call),
+        "text": _indented(text, shown_chars)[:shown_chars],
+        "is_cut": len(text) > shown_chars,
+        "chars": len(text),
+        "edit_text": typed.get("content") or _edit_text(task, call, shown_chars),
+        "edit_limit": edit_limit,
+        "people_needed": task.quorum["approvals"],
+        "people_have": task.quorum["have"],
+    }
+
+
+def _arguments(call: Mapping[str, object] | None) -> list[tuple[str, str]]:
+    arguments = call["arguments"] if call is not None else None
+    return [(str(name), _plain(value)) for name, value in arguments.items()] if isinstance(arguments, Mapping) else []
+
+
+def _decisions(task: HumanTaskView) -> list[dict[str, object]]:
+    """Return the decisions of a form, each with its consequence."""
+    on_reject = str(task.request["on_reject"])
+    allowed = task.request["decisions"]
+    assert isinstance(allowed, list)
+    return [
+        {
+            "decision": decision,
+            "verb": task_words.verb(decision, on_reject),
+            "key": task_words.KEYS[decision],
+            "consequence": task_words.consequence(task.consequences.get(decision)),
+        }
+        for decision in task_words.VERBS
+        if decision in allowed
+    ]
+
+
+def _edit_text(task: HumanTaskView, call: Mapping[str, object] | None, shown_chars: int) -> str:
+    """Return the text that an edit starts from: the arguments of a call, else the subject; a longer one starts empty."""
+    allowed = task.request["decisions"]
+    if not isinstance(allowed, list) or "edited" not in allowed:
+        return ""
+    text = json.dumps(call["arguments"], ensure_ascii=False, indent=2) if call else task.current_input
+    return text if len(text) <= shown_chars else ""
+
+
+def _call(task: HumanTaskView) -> Mapping[str, object] | None:
+    """Return the facts of the tool call that a task is about."""
+    facts = task.metadata.get("facts")
+    return (
+        facts
+        if isinstance(facts, Mapping) and "tool" in facts and isinstance(facts.get("arguments"), Mapping)
+        else None
+    )
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def _indented(text: str, shown_chars: int) -> str:
+    """Return a JSON object or list with indentation, any other text as it is."""
+    if text[:1] not in {"{", "["} or len(text) > shown_chars:
+        return text
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _options(task: HumanTaskView) -> list[tuple[str, str]]:
+    """Return the options of a task, each with its consequence."""
+    options = task.request["options"]
+    selected = task.consequences.get("selected")
+    known = selected.get("options") if isinstance(selected, Mapping) else None
+    leads = known if isinstance(known, Mapping) else {}
+    return (
+        [(str(name), task_words.consequence(leads.get(name))) for name in options] if isinstance(options, list) else []
+    )
 
 
 def decision_of(task: HumanTaskView, form: Form) -> TaskDecision:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-from datetime import timedelta
 from typing import Protocol
 from urllib.parse import quote, urlsplit
 
@@ -15,9 +12,10 @@ from starlette.routing import Route
 
 from kneo.errors import KneoError
 from kneo.records.sign_in import SIGN_IN_LIFETIME
+from kneo.service.console.cookies import SIGN_INS, read_cookie, set_cookie
 from kneo.service.console.page import Form
 from kneo.service.console.security import HEADERS, HOME, safe_next
-from kneo.service.console.session import TOKEN_BYTES, Sessions, push_browser
+from kneo.service.console.session import Sessions, push_browser
 from kneo.service.limits import Rate, TooMany, network_of, peer_address
 from kneo.service.oidc.code_flow import CodeFlow, CodeResponse, SignInRefused
 from kneo.service.oidc.discovery import IssuerUnavailable
@@ -26,13 +24,8 @@ from kneo.settings import Settings
 
 START, DONE = "/console/oidc/start", "/console/oidc/done"
 
-SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_oidc", "kneo_oidc"
-"""The cookie that binds a sign-in to the browser that began it; see ``kneo.service.console.session``."""
-
 STEPS_PER_MINUTE = 60
 """Begun and completed sign-ins of one address in a minute; an IPv6 network of 64 bits is one address."""
-
-_COOKIE = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 class SignInPages(Protocol):
@@ -86,23 +79,13 @@ class OidcRoutes:
         """Send the browser to the issuer."""
         self.pages.check_transport(request)
         target = safe_next(request.query_params.get("next", HOME))
-        browser = self._browser(request) or secrets.token_urlsafe(TOKEN_BYTES)
         try:
             self.steps.check(network_of(peer_address(request)))
-            url = await self.flow.begin(browser, target)
+            begun = await self.flow.begin(self._waiting(request), target)
         except KneoError as error:
             return self._refuse(request, error)
-        response = RedirectResponse(url, 303, headers=dict(HEADERS))
-        secure = self.pages.is_secure(request)
-        response.set_cookie(
-            SECURE_COOKIE if secure else PLAIN_COOKIE,
-            browser,
-            max_age=int(SIGN_IN_LIFETIME / timedelta(seconds=1)),
-            path="/",
-            secure=secure,
-            httponly=True,
-            samesite="lax",
-        )
+        response = RedirectResponse(begun.url, 303, headers=dict(HEADERS))
+        self._keep(request, response, begun.waiting)
         return response
 
     async def done(self, request: Request) -> Response:
@@ -114,12 +97,13 @@ class OidcRoutes:
         except TooMany as error:
             return self._refuse(request, error)
         try:
-            browser = self._browser(request)
-            if browser is None:
+            waiting = self._waiting(request)
+            if not waiting:
                 msg = "This browser has begun no sign-in, or it is older than ten minutes."
                 raise SignInRefused(msg, hint="Sign in again, and allow cookies of this site.")
-            completed = await self.flow.complete(browser, _response(Form.parse(request.url.query)))
-            push, identity = push_browser(request.cookies), completed.identity
+            completed = await self.flow.complete(waiting, _response(Form.parse(request.url.query)))
+            push = push_browser(request.cookies, secure=self.pages.is_secure(request))
+            identity = completed.identity
             token = await run_in_threadpool(self.sessions.sign_in_with_issuer, self.people, identity, address, push)
         except IssuerUnavailable as error:
             return self._refuse(request, error)
@@ -127,8 +111,7 @@ class OidcRoutes:
             await run_in_threadpool(self.sessions.record_refusal, "oidc", address)
             return self._refuse(request, error)
         response = self.pages.enter(request, token, safe_next(completed.target))
-        for name, secure in ((SECURE_COOKIE, True), (PLAIN_COOKIE, False)):
-            response.delete_cookie(name, path="/", secure=secure, httponly=True, samesite="lax")
+        self._keep(request, response, completed.waiting)
         return response
 
     def _refuse(self, request: Request, error: KneoError) -> Response:
@@ -138,9 +121,11 @@ class OidcRoutes:
             response.headers["retry-after"] = str(error.details["retry_after"])
         return response
 
-    def _browser(self, request: Request) -> str | None:
-        value = request.cookies.get(SECURE_COOKIE if self.pages.is_secure(request) else PLAIN_COOKIE, "")
-        return value if _COOKIE.fullmatch(value) else None
+    def _waiting(self, request: Request) -> str:
+        return read_cookie(request.cookies, SIGN_INS, secure=self.pages.is_secure(request))
+
+    def _keep(self, request: Request, response: Response, waiting: str) -> None:
+        set_cookie(response, SIGN_INS, waiting, secure=self.pages.is_secure(request), lasts=SIGN_IN_LIFETIME)
 
 
 def _response(query: Form) -> CodeResponse:

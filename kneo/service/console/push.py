@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from datetime import timedelta
 
 from starlette.responses import RedirectResponse, Response
 
@@ -15,10 +16,11 @@ from kneo.clock import new_id
 from kneo.errors import Forbidden, Invalid, NotFound, Unauthorized
 from kneo.records.sign_in import PushSubscription, push_service
 from kneo.service.auth import Keyring
+from kneo.service.console.cookies import PUSH, set_cookie
 from kneo.service.console.page import PageRequest, Pages
 from kneo.service.console.render import STATIC, STATIC_TYPES
 from kneo.service.console.security import HEADERS, HOME
-from kneo.service.console.session import NOTIFICATIONS_ENDED, PUSH_COOKIE, TOKEN_BYTES, hash_token, push_browser
+from kneo.service.console.session import NOTIFICATIONS_ENDED, TOKEN_BYTES, hash_token, push_browser
 from kneo.settings import PushSettings
 from kneo.store import audit, browser_sessions, push_subscriptions
 from kneo.store.engine import Tx
@@ -29,7 +31,7 @@ SCOPE = "human:write"
 
 ME = "/console/me"
 
-YEAR_SECONDS = 365 * 86_400
+YEAR = timedelta(days=365)
 
 pages = Pages()
 
@@ -54,7 +56,7 @@ def push_state(request: PageRequest) -> PushState | None:
     settings = request.context.settings.push
     if not settings.private_key or request.signed_in.token_hash is None or not request.may(SCOPE):
         return None
-    browser = push_browser(request.cookies)
+    browser = push_browser(request.cookies, secure=request.secure)
     with request.context.store.read() as tx:
         mine = push_subscriptions.of_person(tx, request.person)
     return PushState(VapidKey.load(settings.private_key).public, browser in mine, len(mine))
@@ -89,15 +91,13 @@ def subscribe(request: PageRequest) -> Response:
             auth=auth,
             created_at=tx.at,
         )
-        push_subscriptions.put(tx, subscription, replaced=push_browser(request.cookies))
+        push_subscriptions.put(tx, subscription, replaced=push_browser(request.cookies, secure=request.secure))
         facts = {"push_service": push_service(endpoint, settings.hosts)}
         audit.record(tx, "console.notifications_started", actor=request.person, metadata=facts)
 
     request.context.store.transact(work)
     response = RedirectResponse(ME, 303)
-    response.set_cookie(
-        PUSH_COOKIE, token, max_age=YEAR_SECONDS, path=HOME, secure=request.secure, httponly=True, samesite="lax"
-    )
+    set_cookie(response, PUSH, token, secure=request.secure, lasts=YEAR)
     return response
 
 
@@ -117,7 +117,10 @@ def _check(settings: PushSettings, endpoint: str, p256dh: str, auth: str) -> Non
 @pages.post("/push/end")
 def unsubscribe(request: PageRequest) -> Response:
     """End the subscription of the browser, or those of all browsers of the person."""
-    browser, everywhere = push_browser(request.cookies), request.form.get("where") == "everywhere"
+    browser, everywhere = (
+        push_browser(request.cookies, secure=request.secure),
+        request.form.get("where") == "everywhere",
+    )
 
     def work(tx: Tx) -> None:
         mine = push_subscriptions.of_person(tx, request.person)
@@ -131,7 +134,7 @@ def unsubscribe(request: PageRequest) -> Response:
 
     request.context.store.transact(work)
     response = RedirectResponse(ME, 303)
-    response.delete_cookie(PUSH_COOKIE, path=HOME, secure=request.secure, httponly=True, samesite="lax")
+    set_cookie(response, PUSH, "", secure=request.secure, lasts=YEAR)
     return response
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -209,7 +210,7 @@ def _page(request: PageRequest, act: Act, item: EnvironmentView, problem: KneoEr
         "bundles": held if act.name == "unhold" else released,
         "earlier": earlier,
         "typed": typed,
-        "command": act.command.format(environment=item.name, bundle=bundle or "BUNDLE"),
+        "command": act.command.format(environment=item.name, bundle=shlex.quote(bundle) if bundle else "BUNDLE"),
         "in_the_way": _in_the_way(act, item, bundle),
         "holds": [one for one in item.holds if bundle in {"", one.bundle}] if act.name in {"hold", "unhold"} else [],
         "suspension": item.suspension if act.name in {"suspend", "unsuspend"} else None,

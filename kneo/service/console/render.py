@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,6 +77,7 @@ _environment.filters.update(
     span=words.span,
     exact=words.exact,
     dollars=words.dollars,
+    shell=shlex.quote,
 )
 
 

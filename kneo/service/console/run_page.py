@@ -24,7 +24,7 @@ PAGE_SIZE = 50
 
 RESULT_CHARS = 20_000
 
-TEXT_CHARS = 1_000_000
+TEXT_CHARS = 100_000
 """Characters of one text on the page of a step."""
 
 

@@ -6,29 +6,20 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
-
-from starlette.responses import Response
 
 from kneo.api.operation import EVERYTHING, Principal
 from kneo.clock import isoformat, parse_time
-from kneo.records.sign_in import LIFETIME, LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
+from kneo.records.sign_in import LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
 from kneo.service.auth import ANONYMOUS, Keyring
 from kneo.service.callers import Callers
+from kneo.service.console.cookies import PUSH, SESSION, read_cookie
 from kneo.service.limits import Rate, network_of
 from kneo.store import audit, browser_sessions, oidc_people, push_subscriptions
 from kneo.store.engine import Store, Tx
 
 if TYPE_CHECKING:
     from kneo.service.oidc.people import Identity, OidcPeople
-
-
-SECURE_COOKIE, PLAIN_COOKIE = "__Host-kneo_session", "kneo_session"
-"""The cookie over https, and over http to this machine, where browsers keep no ``Secure`` cookie."""
-
-PUSH_COOKIE = "kneo_push"
-"""The cookie by which a browser with a subscription to notifications is known."""
 
 NOTIFICATIONS_ENDED = "console.notifications_ended"
 
@@ -43,9 +34,9 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def push_browser(cookies: Mapping[str, str]) -> str:
+def push_browser(cookies: Mapping[str, str], *, secure: bool) -> str:
     """Return the hash by which the browser of a request is known for notifications; empty where it has none."""
-    token = cookies.get(PUSH_COOKIE, "")
+    token = read_cookie(cookies, PUSH, secure=secure)
     return hash_token(token) if token else ""
 
 
@@ -80,12 +71,9 @@ class Sessions:
     def find(self, cookies: Mapping[str, str], *, secure: bool) -> SignedIn | None:
         """Return the person of a request; ``None`` where nobody is signed in.
 
-        One cookie is read. Over https the plain one does not count: any page below the same domain, or anyone on the way of a
-        request over http, can set it.
-
         Without API keys every caller of the API has all permissions, and so has the console without a session.
         """
-        token = cookies.get(SECURE_COOKIE if secure else PLAIN_COOKIE)
+        token = read_cookie(cookies, SESSION, secure=secure)
         session = self._session(token) if token else None
         principal = self._caller(session) if session is not None else None
         if session is not None and principal is not None:
@@ -250,22 +238,3 @@ def make_link(store: Store, keyring: Keyring, person: str | None = None, *, oper
 
     store.transact(store_link)
     return f"/console/link/{token}"
-
-
-def set_cookie(response: Response, token: str, *, secure: bool) -> None:
-    """Add the session's cookie to a response."""
-    response.set_cookie(
-        SECURE_COOKIE if secure else PLAIN_COOKIE,
-        token,
-        max_age=int(LIFETIME / timedelta(seconds=1)),
-        path="/",
-        secure=secure,
-        httponly=True,
-        samesite="lax",
-    )
-
-
-def delete_cookies(response: Response) -> None:
-    """Remove the session's cookie from the browser."""
-    response.delete_cookie(SECURE_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
-    response.delete_cookie(PLAIN_COOKIE, path="/", httponly=True, samesite="lax")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, urlsplit
 
@@ -12,17 +13,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from kneo.errors import Forbidden, Invalid
+from kneo.records.sign_in import LIFETIME
 from kneo.service.callers import is_loopback
+from kneo.service.console.cookies import PUSH, SESSION, set_cookie
 from kneo.service.console.page import Form, PageRequest, Pages
 from kneo.service.console.security import HEADERS, HOME, check_same_origin, safe_next
-from kneo.service.console.session import (
-    PUSH_COOKIE,
-    Sessions,
-    delete_cookies,
-    end,
-    push_browser,
-    set_cookie,
-)
+from kneo.service.console.session import Sessions, end, push_browser
 from kneo.service.context import Service
 from kneo.service.limits import Rate, network_of, peer_address
 
@@ -98,7 +94,7 @@ class SignIn:
             response = self.show_form(request, target, msg, 429)
             response.headers["retry-after"] = str(max(1, round(wait + 0.5)))
             return response
-        key, push = form.get("key").strip(), push_browser(request.cookies)
+        key, push = form.get("key").strip(), push_browser(request.cookies, secure=self.is_secure(request))
         token = await run_in_threadpool(self.sessions.sign_in_with_key, key, address, push)
         if token is None:
             await run_in_threadpool(self.sessions.record_refusal, "api_key", address)
@@ -113,7 +109,7 @@ class SignIn:
         address = peer_address(request)
         if self.tries.take(network_of(address)):
             return self.show_form(request, HOME, "Too many sign-ins were tried from this address; wait a minute.", 429)
-        link, push = request.path_params["token"], push_browser(request.cookies)
+        link, push = request.path_params["token"], push_browser(request.cookies, secure=self.is_secure(request))
         token = await run_in_threadpool(self.sessions.sign_in_with_link, link, address, push)
         if token is None:
             await run_in_threadpool(self.sessions.record_refusal, "link", address)
@@ -138,7 +134,7 @@ class SignIn:
     def enter(self, request: Request, token: str, target: str) -> Response:
         """Give a session to the browser, and show a page."""
         response = RedirectResponse(target, 303, headers=dict(HEADERS))
-        set_cookie(response, token, secure=is_secure(request, self.settings.public_url))
+        set_cookie(response, SESSION, token, secure=self.is_secure(request), lasts=LIFETIME)
         return response
 
     def check_transport(self, request: Request) -> None:
@@ -182,10 +178,10 @@ def theme_of(cookies: Mapping[str, str]) -> str:
 @pages.post("/logout")
 def sign_out(request: PageRequest) -> Response:
     """End the session."""
-    end(request.context.store, request.signed_in, push_browser(request.cookies))
+    end(request.context.store, request.signed_in, push_browser(request.cookies, secure=request.secure))
     response = RedirectResponse("/console/login", 303)
-    delete_cookies(response)
-    response.delete_cookie(PUSH_COOKIE, path=HOME, secure=request.secure, httponly=True, samesite="lax")
+    for name in (SESSION, PUSH):
+        set_cookie(response, name, "", secure=request.secure, lasts=timedelta())
     return response
 
 

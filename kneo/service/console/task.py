@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -30,7 +29,7 @@ from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.names import person_key
 from kneo.records.task import UNRESOLVED
 from kneo.service.console import inbox, task_words
-from kneo.service.console.answer_form import controls, decision_of
+from kneo.service.console.answer_form import decision_of, form_values
 from kneo.service.console.diffs import diff_rows
 from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther
 from kneo.service.routing import JsonResponse
@@ -154,20 +153,17 @@ def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | 
     waiting = request.call(get_inbox, limit=RAIL)
     mine = next((vote for vote in task.votes if person_key(str(vote["actor"])) == person_key(request.person)), None)
     events = request.call(get_human_task_history, task.id).events
+    edit_limit = request.context.settings.limits.human_content_chars
     values = {
-        "task": task,
-        "request": task.request,
+        **form_values(task, typed, edit_limit=edit_limit, shown_chars=SHOWN_CHARS),
+        **_difference(request, task),
+        "whole_text": f"/console/inbox/{task.id}/subject",
         "is_open": is_open,
-        "typed": typed,
         "rail": inbox.rows_of(waiting.items),
         "next_row": next((row for row in inbox.rows_of(waiting.items) if row.id != task.id), None),
         "where": f"{task_words.POSITIONS.get(task.position, 'at')} {task.step_path}",
         "who": task_words.candidates(task),
         "silence": task_words.silence(task.timeout),
-        "choices": _choices(task),
-        "controls": controls(task.request["schema"], typed),
-        "edit_text": typed.get("content") or _edit_text(task),
-        "edit_limit": request.context.settings.limits.human_content_chars,
         "vote": mine if is_open else None,
         "may_write": request.may("human:write"),
         "may_act": is_open and task.may_answer.ok,
@@ -178,93 +174,16 @@ def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | 
         "done": task_words.DONE,
         "snoozes": list(SNOOZES.items()),
         "message_chars": MESSAGE_CHARS,
-        "people_needed": task.quorum["approvals"],
-        "people_have": task.quorum["have"],
-        **_subject(request, task),
     }
     return Page("task.html", values, problem=problem, live="inbox")
 
 
-def _choices(task: HumanTaskDetailView) -> list[dict[str, object]]:
-    """Return the decisions of a form, each with its consequence."""
-    on_reject = str(task.request["on_reject"])
-    allowed = task.request["decisions"]
-    assert isinstance(allowed, list)
-    return [
-        {
-            "decision": decision,
-            "verb": task_words.verb(decision, on_reject),
-            "key": task_words.KEYS[decision],
-            "consequence": task_words.consequence(task.consequences.get(decision)),
-        }
-        for decision in task_words.VERBS
-        if decision in allowed
-    ]
-
-
-def _edit_text(task: HumanTaskDetailView) -> str:
-    """Return the text that an edit starts from: the arguments of a call, else the subject; a longer one starts empty."""
-    allowed = task.request["decisions"]
-    if not isinstance(allowed, list) or "edited" not in allowed:
-        return ""
-    call = _call(task)
-    text = json.dumps(call["arguments"], ensure_ascii=False, indent=2) if call else task.current_input
-    return text if len(text) <= SHOWN_CHARS else ""
-
-
-def _call(task: HumanTaskDetailView) -> Mapping[str, object] | None:
-    """Return the facts of the tool call that a task is about."""
-    facts = task.metadata.get("facts")
-    return (
-        facts
-        if isinstance(facts, Mapping) and "tool" in facts and isinstance(facts.get("arguments"), Mapping)
-        else None
-    )
-
-
-def _subject(request: PageRequest, task: HumanTaskDetailView) -> dict[str, object]:
-    """Return the subject by its kind: the arguments of a call, a difference, indented JSON, or text."""
-    request_subject = task.request["subject"]
-    previous = request_subject.get("previous") if isinstance(request_subject, Mapping) else None
+def _difference(request: PageRequest, task: HumanTaskDetailView) -> dict[str, object]:
+    """Return the changes since the previous version of the subject, and whether they are shown, a call or a text."""
+    subject = task.request["subject"]
+    previous = subject.get("previous") if isinstance(subject, Mapping) else None
     rows = diff_rows(str(previous), task.current_input) if previous else None
-    call, text = _call(task), task.current_input
-    whole = "call" if call else "text"
-    shown = whole if request.query.get("view") == "text" or rows is None else "diff"
-    return {
-        "shown": shown,
-        "rows": rows,
-        "call": call,
-        "arguments": [(str(name), _plain(value)) for name, value in dict(call["arguments"]).items()] if call else [],  # type: ignore[call-overload]
-        "text": _indented(text)[:SHOWN_CHARS],
-        "is_cut": len(text) > SHOWN_CHARS,
-        "chars": len(text),
-        "options": _options(task),
-    }
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-
-
-def _indented(text: str) -> str:
-    """Return a JSON object or list with indentation, any other text as it is."""
-    if text[:1] not in {"{", "["} or len(text) > SHOWN_CHARS:
-        return text
-    try:
-        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _options(task: HumanTaskDetailView) -> list[tuple[str, str]]:
-    """Return the options of a task, each with its consequence."""
-    options = task.request["options"]
-    selected = task.consequences.get("selected")
-    known = selected.get("options") if isinstance(selected, Mapping) else None
-    leads = known if isinstance(known, Mapping) else {}
-    return (
-        [(str(name), task_words.consequence(leads.get(name))) for name in options] if isinstance(options, list) else []
-    )
+    return {"rows": rows, "shows_changes": rows is not None and request.query.get("view") != "text"}
 
 
 def _sent_back(request: PageRequest, task: HumanTaskDetailView) -> Mapping[str, object] | None:

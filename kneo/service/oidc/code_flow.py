@@ -6,21 +6,27 @@ import base64
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode
 
 from starlette.concurrency import run_in_threadpool
 
+from kneo.clock import isoformat, parse_time
 from kneo.errors import Unauthorized
-from kneo.records.sign_in import OidcSignIn
+from kneo.records.sign_in import SIGN_IN_LIFETIME, OidcSignIn
+from kneo.service.oidc import waiting_sign_ins
 from kneo.service.oidc.discovery import IssuerClient, IssuerMetadata, IssuerUnavailable
 from kneo.service.oidc.people import Identity, InvalidToken, OidcPeople, identity_of
 from kneo.store import oidc_people
-from kneo.store.engine import Tx
+from kneo.store.service_key import missing_key
+from kneo.trust.sealed_text import Seal
 
 SECRET_BYTES = 32
 
 MAX_CODE_CHARS = 4_096
+
+PURPOSE = "sign-ins at the issuer that wait"
+"""The purpose of the key that seals them."""
 
 
 class SignInRefused(Unauthorized):
@@ -40,11 +46,20 @@ class CodeResponse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BegunSignIn:
+    """The address of the issuer to send the browser to, and the waiting sign-ins for the browser's cookie."""
+
+    url: str
+    waiting: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompletedSignIn:
-    """The person of a completed sign-in, and the page to show."""
+    """The person of a completed sign-in, the page to show, and the sign-ins of the browser that still wait."""
 
     identity: Identity
     target: str
+    waiting: str
 
 
 class CodeFlow:
@@ -61,22 +76,28 @@ class CodeFlow:
         self.redirect_uri = redirect_uri
         self.client = IssuerClient(people.settings)
 
-    async def begin(self, browser: str, target: str) -> str:
-        """Begin a sign-in; return the address of the issuer to send the browser to.
+    async def begin(self, waiting: str, target: str) -> BegunSignIn:
+        """Begin a sign-in.
 
         Args:
-            browser: The secret in the browser's cookie, without which the sign-in cannot be completed.
-            target: The page to show afterwards.
+            waiting: The browser's cookie with the sign-ins that wait already.
+            target: The page to show afterwards; the first page where the address is too long for a cookie.
 
         Raises:
             IssuerUnavailable: the issuer is away, or does not sign people in.
+            Invalid: ``no_service_key``: there is no key to seal the sign-in with.
         """
         metadata = await self.people.issuer.metadata()
         if not metadata.authorization_endpoint or not metadata.token_endpoint:
             msg = f"{self.settings.issuer} has no endpoints for signing in."
             raise IssuerUnavailable(msg)
         state, nonce, verifier = (secrets.token_urlsafe(SECRET_BYTES) for _ in range(3))
-        await run_in_threadpool(self._store, state, browser, nonce, verifier, target)
+        at = isoformat(self.people.store.clock.now())
+        sign_in = OidcSignIn(state=state, nonce=nonce, code_verifier=verifier, target=target, created_at=at)
+        seal = await run_in_threadpool(self._seal)
+        cookie = waiting_sign_ins.add(seal, waiting, sign_in)
+        if cookie is None:
+            cookie = waiting_sign_ins.add(seal, waiting, replace(sign_in, target="")) or ""
         query = {
             "response_type": "code",
             "client_id": self.settings.client_id,
@@ -90,50 +111,56 @@ class CodeFlow:
             "code_challenge_method": "S256",
         }
         separator = "&" if "?" in metadata.authorization_endpoint else "?"
-        return metadata.authorization_endpoint + separator + urlencode(query)
+        return BegunSignIn(url=metadata.authorization_endpoint + separator + urlencode(query), waiting=cookie)
 
-    def _store(self, state: str, browser: str, nonce: str, verifier: str, target: str) -> None:
-        def work(tx: Tx) -> None:
-            sign_in = OidcSignIn(
-                state_hash=_hash(state),
-                browser_hash=_hash(browser),
-                nonce=nonce,
-                code_verifier=verifier,
-                target=target,
-                created_at=tx.at,
-            )
-            oidc_people.begin_sign_in(tx, sign_in)
+    def _seal(self) -> Seal:
+        """Return the seal of waiting sign-ins, which is that of every process with the same service key."""
+        key = self.people.store.find_key()
+        if key is None:
+            raise missing_key()
+        return Seal(key.derive(PURPOSE), f"{self.settings.issuer} {self.settings.client_id} {self.redirect_uri}")
 
-        self.people.store.transact(work)
-
-    async def complete(self, browser: str, response: CodeResponse) -> CompletedSignIn:
+    async def complete(self, waiting: str, response: CodeResponse) -> CompletedSignIn:
         """Complete a sign-in, once: exchange the code, and check the ID token.
+
+        Args:
+            waiting: The browser's cookie with the sign-ins that wait.
+            response: The parameters with which the issuer sends the browser back.
 
         Raises:
             SignInRefused: the browser has begun no such sign-in, or the issuer refuses.
             InvalidToken: the ID token is not accepted.
             IssuerUnavailable: the issuer is away.
         """
-        waiting = await run_in_threadpool(
-            self.people.store.transact,
-            lambda tx: oidc_people.finish_sign_in(tx, _hash(response.state), _hash(browser)),
-        )
-        if waiting is None:
-            msg = "This browser has begun no such sign-in, it was completed before, or is older than ten minutes."
-            raise SignInRefused(msg, hint="Sign in again.")
+        sign_in, others = waiting_sign_ins.take(await run_in_threadpool(self._seal), waiting, response.state)
+        if sign_in is None or parse_time(sign_in.created_at) + SIGN_IN_LIFETIME <= self.people.store.clock.now():
+            raise _not_waiting()
+        if await run_in_threadpool(self._is_used, sign_in):
+            raise _not_waiting()
         metadata = await self.people.issuer.metadata()
         self._check(metadata, response)
-        token = await run_in_threadpool(self._exchange, metadata, response.code, waiting.code_verifier)
+        token = await run_in_threadpool(self._exchange, metadata, response.code, sign_in.code_verifier)
         claims = await self.people.verify(token, self.settings.client_id)
         nonce, audience = claims.get("nonce"), claims.get("aud")
-        if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), waiting.nonce.encode()):
+        if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), sign_in.nonce.encode()):
             raise InvalidToken("The ID token belongs to another sign-in.")
         party = claims.get(
             "azp", self.settings.client_id if isinstance(audience, str) or len(_list(audience)) == 1 else ""
         )
         if party != self.settings.client_id:
             raise InvalidToken("The ID token was issued to another client.")
-        return CompletedSignIn(identity=identity_of(claims, self.settings), target=waiting.target)
+        identity = identity_of(claims, self.settings)
+        # Stored last, so that only people of the issuer store anything; of two requests at once, one gets it.
+        if not await run_in_threadpool(self._use, sign_in):
+            raise _not_waiting()
+        return CompletedSignIn(identity=identity, target=sign_in.target, waiting=others)
+
+    def _is_used(self, sign_in: OidcSignIn) -> bool:
+        with self.people.store.read() as tx:
+            return oidc_people.is_used_state(tx, _hash(sign_in.state))
+
+    def _use(self, sign_in: OidcSignIn) -> bool:
+        return self.people.store.transact(lambda tx: oidc_people.use_state(tx, _hash(sign_in.state)))
 
     def _check(self, metadata: IssuerMetadata, response: CodeResponse) -> None:
         expected = {self.settings.issuer} if metadata.names_itself else {self.settings.issuer, ""}
@@ -178,6 +205,11 @@ class CodeFlow:
         if not isinstance(token, str):
             raise SignInRefused("The issuer sent no ID token.", hint="KNEO_SERV_OIDC_SCOPES must contain openid.")
         return token
+
+
+def _not_waiting() -> SignInRefused:
+    msg = "This browser has begun no such sign-in, it was completed before, or is older than ten minutes."
+    return SignInRefused(msg, hint="Sign in again.")
 
 
 def _list(value: object) -> list[object]:

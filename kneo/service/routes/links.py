@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from kneo.api.task_views import HumanTaskView
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
 from kneo.runtime.engine.questions import as_it_stands
+from kneo.service.console.answer_form import FIELDS, decision_of
+from kneo.service.console.link_page import HEADERS, done_page, question_page, refused_page
+from kneo.service.console.page import Form
 from kneo.service.context import Service, ServiceDep
 from kneo.service.limits import Rate, TooMany, network_of, peer_address
-from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
 from kneo.service.routing import JsonResponse
 from kneo.tasks import links
@@ -29,8 +31,6 @@ PER_MINUTE = 120
 WRONG_PER_MINUTE = 120
 """Requests with unknown tokens from one address per minute. Tokens cannot be guessed; this keeps attempts cheap."""
 
-FIELDS = 50
-
 _of_link = Rate(PER_MINUTE)
 _wrong = Rate(WRONG_PER_MINUTE)
 
@@ -38,18 +38,11 @@ _wrong = Rate(WRONG_PER_MINUTE)
 @pages.api_route("/h/{token}", methods=["GET", "HEAD"])
 def look(token: str, request: Request, service: ServiceDep) -> Response:
     """Show the task of a link. Never decides: scanners of mail open links too."""
-
-    def read() -> tuple[TaskLink, HumanTask]:
-        _count(service, request, token)
-        with service.store.read() as tx:
-            link, task = links.look(tx, token)
-            return link, as_it_stands(tx, task)
-
     try:
-        link, task = read()
+        _count(service, request, token)
+        return _question(service, token)
     except KneoError as error:
         return _refused(error)
-    return HTMLResponse(question_page(task, link), headers=dict(HEADERS))
 
 
 @pages.post("/h/{token}")
@@ -57,18 +50,49 @@ async def answer(token: str, request: Request, service: ServiceDep) -> Response:
     """Answer a task with a link, by the form of its page or as JSON."""
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    as_json = kind == "application/json"
+    return await run_in_threadpool(
+        _answer_json if kind == "application/json" else _answer_form, token, service, request, body
+    )
+
+
+def _answer_json(token: str, service: Service, request: Request, body: bytes) -> Response:
     try:
-        await run_in_threadpool(_count, service, request, token)
-        fields = _json(body) if as_json else _form(body)
-        decision = _answer(fields, service.settings.limits.human_content_chars)
-        task = await run_in_threadpool(_decide, service, token, decision)
+        _count(service, request, token)
+        task = links.answer(service.store, token, _answer(_json(body), service.settings.limits.human_content_chars))
     except KneoError as error:
-        return refusal(error) if as_json else _refused(error)
-    if not as_json:
-        return HTMLResponse(done_page(task), headers=dict(HEADERS))
+        return refusal(error)
     decided = task.decision.kind.value if task.decision else None
     return JsonResponse({"continuation_id": task.id, "status": task.status.value, "decision": decided})
+
+
+def _answer_form(token: str, service: Service, request: Request, body: bytes) -> Response:
+    """Answer with the form of the page; a refused answer shows the page with what was typed, while the link works."""
+    typed = Form()
+    try:
+        _count(service, request, token)
+        typed = _form(body)
+        task, _ = _look(service, token)
+        decision = decision_of(HumanTaskView.of(task), typed)
+        task = links.answer(service.store, token, decision.checked(service.settings.limits.human_content_chars))
+    except (InvalidValue, DecisionNotAllowed) as error:
+        return _question(service, token, typed, error)
+    except KneoError as error:
+        return _refused(error)
+    return HTMLResponse(done_page(task), headers=dict(HEADERS))
+
+
+def _question(
+    service: Service, token: str, typed: Form | None = None, problem: KneoError | None = None
+) -> HTMLResponse:
+    task, link = _look(service, token)
+    page = question_page(task, link, service.settings.limits.human_content_chars, typed, problem)
+    return HTMLResponse(page, problem.http_status if problem is not None else 200, headers=dict(HEADERS))
+
+
+def _look(service: Service, token: str) -> tuple[HumanTask, TaskLink]:
+    with service.store.read() as tx:
+        link, task = links.look(tx, token)
+        return as_it_stands(tx, task), link
 
 
 def _count(service: Service, request: Request, token: str) -> None:
@@ -94,10 +118,6 @@ def _count(service: Service, request: Request, token: str) -> None:
         raise TooMany(what, retry_after=max(1, round(wait + 0.5)))
 
 
-def _decide(service: Service, token: str, decision: DecisionRequest) -> HumanTask:
-    return links.answer(service.store, token, decision)
-
-
 def _refused(error: KneoError) -> HTMLResponse:
     headers = dict(HEADERS)
     if "retry_after" in error.details:
@@ -105,19 +125,22 @@ def _refused(error: KneoError) -> HTMLResponse:
     return HTMLResponse(refused_page(error.message, error.hint), error.http_status, headers=headers)
 
 
-def _form(body: bytes) -> dict[str, object]:
+def _form(body: bytes) -> Form:
+    """Return the fields of the page's form.
+
+    Raises:
+        Invalid: the body is not that form.
+    """
     try:
-        found = parse_qs(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=FIELDS)
-    except ValueError as error:
+        form = Form.parse(body.decode())
+    except UnicodeDecodeError as error:
         msg = "This body is not the form of the page."
         raise Invalid(msg) from error
-    several = [option for option in found.pop("selected_option", []) if option]
-    fields: dict[str, object] = {name: values[-1].replace("\r\n", "\n") for name, values in found.items() if values[-1]}
-    if fields.get("decision") not in {"edited", "provided"}:
-        fields.pop("content", None)  # An unchanged text is sent too, because the page shows it in an input.
-    if fields.get("decision") == "selected":
-        fields["selected_options"] = several
-    return fields
+    unknown = [name for name, _ in form.fields if name not in FIELDS and not name.startswith("values.")]
+    if unknown:
+        msg = f"The form of the page has no field {unknown[0][:40]!r}."
+        raise Invalid(msg, code="invalid_form")
+    return form
 
 
 def _json(body: bytes) -> dict[str, object]:

@@ -18,7 +18,7 @@ from kneo.runtime.engine.questions import as_it_stands, sampling_seed_of
 from kneo.runtime.engine.record import RunContext, open_questions
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
-from kneo.service.link_page import _leads_to
+from kneo.service.console.task_words import consequence
 from kneo.store import runs, tables
 from kneo.store.engine import Store
 from kneo.store.history import CheckpointLimits
@@ -76,7 +76,7 @@ def test_what_a_sibling_answered_counts(engine: Engine, run: Run) -> None:
     after = shown(engine, asked["p/g2.step"])
     assert before == after
     assert after["approved"] == {"next": ["publish"]}
-    assert _leads_to(after["approved"]) == "then publish"
+    assert consequence(after["approved"]) == "publish runs"
     engine.answer(asked["p/g2.step"], "approved")
     assert (engine.drive(run).status, engine.notes()) == (RunStatus.SUCCEEDED, ["published"])
 

@@ -86,7 +86,7 @@ def test_a_browser_subscribes_and_stops(bench: Bench, browse) -> None:
     subscription = PushBrowser().subscription
     response = browser.post(form.action, form.values(**subscription))
     assert response.headers["location"] == "/console/me"
-    assert {"HttpOnly", "SameSite=lax", "Path=/console/"} <= set(response.headers["set-cookie"].split("; "))
+    assert {"HttpOnly", "SameSite=lax", "Path=/"} <= set(response.headers["set-cookie"].split("; "))
     page = browser.get("/console/me")
     assert "Stop notifications in 1 browser" in page.text
     assert page.having("data-on")

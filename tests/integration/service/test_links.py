@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from console_pages import HtmlPage
 from kneo_process import eventually
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, serving, spec_of
 from sqlalchemy import select, update
@@ -90,7 +91,7 @@ def test_the_page_shows_the_question_and_loads_nothing(bench: Bench, browser: ht
 def test_the_page_says_what_each_answer_leads_to(bench: Bench, browser: httpx.Client) -> None:
     page = browser.get(str(link_to(bench, bench.paused())["path"])).text
     approve, reject = (
-        part for part in page.split("<label>") if 'value="approved"' in part or 'value="rejected"' in part
+        part for part in page.split("<label") if 'value="approved"' in part or 'value="rejected"' in part
     )
     assert "publish" in approve
     assert "cancelled" in reject
@@ -99,7 +100,7 @@ def test_the_page_says_what_each_answer_leads_to(bench: Bench, browser: httpx.Cl
 def test_answering_decides_as_the_person_it_was_made_for(bench: Bench, browser: httpx.Client) -> None:
     run = bench.paused()
     path = str(link_to(bench, run, role="service", person="reviewer")["path"])
-    done = browser.post(path, data=form(browser.get(path).text, decision="approved", comment="from my phone"))
+    done = browser.post(path, data=form(browser.get(path).text, decision="approved", reason="from my phone"))
     assert done.status_code == 200, done.text
     task = bench.get(f"/human-tasks/{run['continuation_id']}")
     assert task["decision"]["actor"] == "reviewer"
@@ -111,7 +112,7 @@ def test_answering_decides_as_the_person_it_was_made_for(bench: Bench, browser: 
 def test_a_link_works_once(bench: Bench, browser: httpx.Client) -> None:
     run = bench.paused()
     path = str(link_to(bench, run)["path"])
-    sent = form(browser.get(path).text, decision="rejected")
+    sent = form(browser.get(path).text, decision="rejected", reason="Not today")
     assert browser.post(path, data=sent).status_code == 200
     # The page does not wait for the run, which takes its answer a little later.
     eventually(lambda: bench.get(f"/runs/{run['run_id']}")["status"] == "cancelled")
@@ -323,8 +324,49 @@ def test_the_page_and_the_task_say_what_follows_now(bench: Bench, browser: httpx
     run = bench.start(spec_of({"id": "both", "kind": "parallel", "steps": asked}, PUBLISH))
     one, two = bench.get("/human-tasks", run_id=run["run_id"])["tasks"]
     path = str(bench.post(f"/human-tasks/{two['id']}/links", {}, role="reviewer")["path"])
-    assert f"still waits for {one['key']}" in browser.get(path).text
+    assert f"other questions stay open: {one['key']}" in browser.get(path).text
     said = {"request_id": one["request"]["request_id"], "decision": "approved"}
     bench.post(f"/human-tasks/{one['id']}/resume", said, role="reviewer")
-    assert "then publish" in browser.get(path).text
+    assert "publish runs" in browser.get(path).text
     assert bench.get(f"/human-tasks/{two['id']}")["consequences"]["approved"] == {"next": ["publish"]}
+
+
+FIELDS = [
+    {"name": "tone", "allowed_values": ["dry", "warm"]},
+    {"name": "copies", "type": "int", "description": "One to nine."},
+    {"name": "note", "required": False},
+]
+
+
+def test_a_link_answers_a_form_and_a_refused_one_stays_as_it_was_typed(bench: Bench, browser: httpx.Client) -> None:
+    ask: Json = {"id": "ask", "kind": "human", "ref": "board"}
+    run = bench.start(spec_of(DRAFT, ask, PUBLISH, humans={"board": {"prompt": "Publish this?", "fields": FIELDS}}))
+    path = str(link_to(bench, run)["path"])
+    page = HtmlPage(browser.get(path).text)
+    assert page.problems == ["an inline style"]
+    (shown,) = page.forms
+    assert {"values.tone", "values.copies", "values.note"} <= dict(shown.fields).keys()
+    typed = shown.values(decision="approved", reason="Half a reason", **{"values.copies": "3"})
+    refused = browser.post(path, data=typed)
+    assert refused.status_code == 422
+    again = HtmlPage(refused.text)
+    assert "tone is required" in again.text
+    (form_again,) = again.forms
+    kept = dict(form_again.fields)
+    assert (kept["decision"], kept["values.copies"], kept["reason"]) == ("approved", "3", "Half a reason")
+    assert browser.post(path, data=kept | {"values.tone": "warm"}).status_code == 200
+    decision = bench.get(f"/human-tasks/{run['continuation_id']}")["decision"]
+    assert (decision["values"], decision["actor"]) == ({"tone": "warm", "copies": 3}, "reviewer")
+
+
+def test_a_link_chooses_options(bench: Bench, browser: httpx.Client) -> None:
+    human = {"prompt": "Who?", "options": ["finance", "support", "legal"], "decisions": ["selected"], "multiple": True}
+    run = bench.start(spec_of(DRAFT, {"id": "ask", "kind": "human", "ref": "board"}, PUBLISH, humans={"board": human}))
+    path = str(link_to(bench, run)["path"])
+    page = HtmlPage(browser.get(path).text)
+    assert [each["type"] for each in page.having("type") if each.get("name") == "option"] == ["checkbox"] * 3
+    sent = page.forms[0].values(decision="selected")
+    assert browser.post(path, data=sent).status_code == 422, "no option is chosen"
+    assert browser.post(path, data=sent | {"option": ["legal", "finance"]}).status_code == 200
+    decision = bench.get(f"/human-tasks/{run['continuation_id']}")["decision"]
+    assert decision["selected_options"] == ["legal", "finance"]

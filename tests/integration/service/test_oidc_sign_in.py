@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,25 +17,29 @@ import pytest
 from console_pages import Browser
 from oidc_issuer import OidcIssuer, rsa_key, running
 from service_bench import Bench, listening, serving, url_of
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from kneo.clock import ManualClock, isoformat
-from kneo.errors import Forbidden
-from kneo.records.sign_in import SIGN_IN_LIFETIME, OidcSignIn
+from kneo.clock import ManualClock, SystemClock
+from kneo.errors import Forbidden, Invalid
+from kneo.records.sign_in import SIGN_IN_LIFETIME
 from kneo.service import limits
 from kneo.service.auth import configured, keyring
 from kneo.service.callers import make_callers
 from kneo.service.console.oidc import OidcRoutes
 from kneo.service.console.session import Sessions
+from kneo.service.oidc import waiting_sign_ins
+from kneo.service.oidc.code_flow import BegunSignIn, CodeFlow, CodeResponse, CompletedSignIn, SignInRefused
 from kneo.service.oidc.people import Identity, identity_of
 from kneo.settings import from_env
-from kneo.store import oidc_people
+from kneo.store import oidc_people, tables
 from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+from kneo.trust.keys import PrivateKey
 
 SECRET = "s+cret"
 ROLES = "operators=operator;reviewers=reviewer"
@@ -73,9 +79,17 @@ def bench(shared: OidcIssuer, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
+def keyed(migrated_url: str, clock: ManualClock) -> Iterator[Store]:
+    """A store of an installation with a service key."""
+    key = PrivateKey.generate()
+    with closing(open_store(migrated_url, clock, lambda: key)) as store:
+        yield store
+
+
+@pytest.fixture
 def issuer(shared: OidcIssuer) -> Iterator[OidcIssuer]:
     yield shared
-    shared.person, shared.answer = {}, {}
+    shared.person, shared.answer, shared.repeats_codes, shared.clock = {}, {}, False, SystemClock()
 
 
 @pytest.fixture
@@ -297,49 +311,145 @@ class NoPages:
         return request.url.scheme == "https"
 
 
-def test_sign_ins_expire_and_are_one_browsers(store: Store, clock: ManualClock) -> None:
-    def begin(state: str) -> None:
-        sign_in = OidcSignIn(
-            state_hash=state,
-            browser_hash="b",
-            nonce="n",
-            code_verifier="v",
-            target="/",
-            created_at=isoformat(clock.now()),
-        )
-        store.transact(lambda tx: oidc_people.begin_sign_in(tx, sign_in))
-
-    def finish(state: str, browser: str = "b") -> bool:
-        return store.transact(lambda tx: oidc_people.finish_sign_in(tx, state, browser)) is not None
-
-    begin("one")
-    begin("two")
-    assert [finish("one", "c"), finish("one"), finish("one")] == [False, True, False]
-    clock.advance(SIGN_IN_LIFETIME)
-    assert not finish("two")
+def flow_of(store: Store, issuer: OidcIssuer, tmp_path: Path, **changes: str) -> CodeFlow:
+    """Return sign-ins of a process on a database, with the key of this installation."""
+    issuer.clock = store.clock
+    settings = from_env(variables(issuer, "https://kneo.example.org") | changes, tmp_path)
+    callers = make_callers(settings.oidc, store, keyring(configured(settings)))
+    assert callers.people is not None
+    return CodeFlow(callers.people, f"{settings.public_url}/console/oidc/done")
 
 
-def test_more_sign_ins_than_wait_at_once_end_the_oldest(
-    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+def begin(flow: CodeFlow, waiting: str, target: str) -> BegunSignIn:
+    return asyncio.run(flow.begin(waiting, target))
+
+
+def complete(flow: CodeFlow, waiting: str, response: CodeResponse) -> CompletedSignIn:
+    return asyncio.run(flow.complete(waiting, response))
+
+
+def response_of(url: str) -> CodeResponse:
+    """Sign in at the issuer; return the parameters with which the browser comes back."""
+    query = parse_qs(urlsplit(back(url)).query)
+    return CodeResponse(error="", **{name: query.get(key, [""])[0] for name, key in RESPONSE.items()})
+
+
+RESPONSE = {"state": "state", "code": "code", "issuer": "iss"}
+
+
+def stored(store: Store) -> int:
+    with store.read() as tx:
+        rows = [tx.connection.execute(select(func.count()).select_from(each)) for each in (USED, tables.oidc_sign_ins)]
+    return sum(row.scalar_one() for row in rows)
+
+
+USED = tables.oidc_used_states
+
+
+def test_a_waiting_sign_in_is_kept_by_its_browser_and_expires(
+    keyed: Store, clock: ManualClock, issuer: OidcIssuer, tmp_path: Path
 ) -> None:
-    """Strangers who begin sign-ins and leave them close the sign-in for no person."""
-    monkeypatch.setattr("kneo.store.oidc_people.MAX_SIGN_INS", 3)
+    flow = flow_of(keyed, issuer, tmp_path)
+    begun = begin(flow, "", "/console/runs?status=paused")
+    assert stored(keyed) == 0
+    assert not any(secret in begun.waiting for secret in parse_qs(urlsplit(begun.url).query)["state"])
+    response = response_of(begun.url)
+    clock.advance(SIGN_IN_LIFETIME - timedelta(seconds=1))
+    # Another process of the installation completes what one began.
+    completed = complete(flow_of(keyed, issuer, tmp_path), begun.waiting, response)
+    assert (completed.identity.name, completed.target, completed.waiting) == ("ann", "/console/runs?status=paused", "")
+    late = begin(flow, "", "/console/")
+    answer = response_of(late.url)
+    clock.advance(SIGN_IN_LIFETIME)
+    with pytest.raises(SignInRefused, match="older than ten minutes"):
+        complete(flow, late.waiting, answer)
 
-    def begin(state: str) -> None:
-        at = isoformat(clock.now())
-        sign_in = OidcSignIn(
-            state_hash=state, browser_hash="b", nonce="n", code_verifier="v", target="/", created_at=at
-        )
-        store.transact(lambda tx: oidc_people.begin_sign_in(tx, sign_in))
 
-    for state in ("stranger-z", "stranger-y", "ann", "stranger-x"):
-        begin(state)
-        clock.advance(timedelta(seconds=1))
-    waiting = [
-        store.transact(lambda tx, state=state: oidc_people.finish_sign_in(tx, state, "b")) is not None  # type: ignore[misc]
-        for state in ("stranger-z", "stranger-y", "ann", "stranger-x")
+def test_a_state_is_used_once_also_by_two_requests_at_once(
+    keyed: Store, issuer: OidcIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An issuer that accepts a code twice gives a second session to no one who has the cookie and the address."""
+    issuer.repeats_codes = True
+    flow = flow_of(keyed, issuer, tmp_path)
+    begun = begin(flow, "", "/console/")
+    response = response_of(begun.url)
+
+    async def at_once() -> list[CompletedSignIn | BaseException]:
+        requests = (flow.complete(begun.waiting, response) for _ in range(4))
+        return await asyncio.gather(*requests, return_exceptions=True)
+
+    outcomes = asyncio.run(at_once())
+    assert Counter(type(each) for each in outcomes) == {CompletedSignIn: 1, SignInRefused: 3}
+    with pytest.raises(SignInRefused, match="completed before"):
+        complete(flow, begun.waiting, response)
+    assert stored(keyed) == 1
+
+
+def test_used_states_are_deleted_when_their_sign_ins_have_expired(
+    keyed: Store, clock: ManualClock, issuer: OidcIssuer, tmp_path: Path
+) -> None:
+    flow = flow_of(keyed, issuer, tmp_path)
+    for _ in range(3):
+        begun = begin(flow, "", "/console/")
+        complete(flow, begun.waiting, response_of(begun.url))
+        clock.advance(SIGN_IN_LIFETIME)
+    assert stored(keyed) == 1
+
+
+def test_a_cookie_that_was_changed_or_belongs_to_another_sign_in_signs_nobody_in(
+    keyed: Store, issuer: OidcIssuer, tmp_path: Path
+) -> None:
+    flow = flow_of(keyed, issuer, tmp_path)
+    begun, other = begin(flow, "", "/console/"), begin(flow, "", "/console/")
+    response = response_of(begun.url)
+    changed = [
+        begun.waiting[:at] + ("A" if begun.waiting[at] != "A" else "B") + begun.waiting[at + 1 :] for at in (0, 40, 90)
     ]
-    assert waiting == [False, True, True, True]
+    foreign = begin(flow_of(keyed, issuer, tmp_path, KNEO_SERV_OIDC_CLIENT_ID="wiki"), "", "/console/")
+    for cookie in (*changed, begun.waiting[:-9], other.waiting, foreign.waiting, "", ".", "x" * 100_000, "\xff"):
+        with pytest.raises(SignInRefused, match="begun no such sign-in"):
+            complete(flow, cookie, response)
+    assert (complete(flow, begun.waiting, response)).identity.name == "ann"
+
+
+def test_strangers_who_begin_sign_ins_push_no_one_out(
+    sqlite_url: str, clock: ManualClock, issuer: OidcIssuer, tmp_path: Path
+) -> None:
+    key = PrivateKey.generate()
+    with closing(open_store(sqlite_url, clock, lambda: key)) as store:
+        flow = flow_of(store, issuer, tmp_path)
+        begun = begin(flow, "", "/console/")
+
+        async def strangers() -> None:
+            for _ in range(10_000):
+                await flow.begin("", "/console/")
+
+        asyncio.run(strangers())
+        assert stored(store) == 0
+        assert complete(flow, begun.waiting, response_of(begun.url)).identity.name == "ann"
+
+
+def test_a_browser_keeps_as_many_waiting_sign_ins_as_a_cookie_holds(
+    keyed: Store, issuer: OidcIssuer, tmp_path: Path
+) -> None:
+    flow = flow_of(keyed, issuer, tmp_path)
+    tabs = [begin(flow, "", "/console/")]
+    for number in range(40):
+        tabs.append(begin(flow, tabs[-1].waiting, f"/console/runs/{number}"))
+        assert len(tabs[-1].waiting) <= waiting_sign_ins.MAX_COOKIE_CHARS
+    with pytest.raises(SignInRefused):
+        complete(flow, tabs[-1].waiting, response_of(tabs[0].url))
+    completed = complete(flow, tabs[-1].waiting, response_of(tabs[-3].url))
+    assert completed.target == "/console/runs/37"
+    completed = complete(flow, completed.waiting, response_of(tabs[-1].url))
+    assert completed.target == "/console/runs/39"
+    longest = begin(flow, "", "/console/find?q=" + "\u6f22" * 1_900)
+    assert (complete(flow, longest.waiting, response_of(longest.url))).target == ""
+
+
+def test_without_a_service_key_the_form_names_the_setting(store: Store, issuer: OidcIssuer, tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="KNEO_SERV_SERVICE_KEY is not set"):
+        begin(flow_of(store, issuer, tmp_path), "", "/console/")
 
 
 def test_a_session_ends_with_the_role_the_person_and_its_time(store: Store, clock: ManualClock, tmp_path: Path) -> None:
