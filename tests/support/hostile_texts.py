@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
+import pytest
 from config_house import RULES, House
 from config_repo import ConfigRepo, announcement
 from console_pages import HtmlPage
 from kneo_process import eventually
+from model_server import Call, Reply, model_server
 from service_bench import DRAFT, Json, spec_of
 
 TEXTS: Mapping[str, str] = {
@@ -134,6 +136,77 @@ def _pages_of_runs(house: House) -> Iterator[tuple[str, HostilePage]]:
     yield "search", HostilePage("/console/find?q=gnp.exe")
 
 
+def _pages_of_tools(house: House) -> Iterator[tuple[str, HostilePage]]:
+    """Run agents whose models call a tool that no one declared, and one that a person has to approve."""
+    bench, runs = house.bench, "/console/runs"
+    first = Reply(f"I call {HOSTILE}", calls=[Call(NAME, {"text": HOSTILE})])
+    script = [first, Reply(calls=[Call("pay", {"amount": HOSTILE})]), Reply(f"Paid {HOSTILE}")]
+    with model_server(script) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "key")
+        patch.setenv("OPENAI_BASE_URL", server.openai_url)
+        waits, goes_on = (_start_agent(house) for _ in range(2))
+        bench.answer(goes_on, decision="approved")
+        eventually(lambda: bench.get(f"/runs/{goes_on['run_id']}")["status"] == "succeeded")
+    link = bench.post(f"/human-tasks/{waits['continuation_id']}/links", {"person": "reviewer"}, role="service")
+    run = f"{runs}/{goes_on['run_id']}"
+    yield "tool call", HostilePage(f"/console/inbox/{waits['continuation_id']}")
+    yield "tool call by link", HostilePage(str(link["path"]), has_style=True)
+    yield "run of an agent", HostilePage(run)
+    yield "step of an agent", HostilePage(f"{run}/steps/1")
+    yield "conversation", HostilePage(f"{run}/conversation")
+
+
+def _start_agent(house: House) -> Json:
+    amount = {"type": "string", "description": HOSTILE}
+    pay = {
+        "description": HOSTILE,
+        "implementation": "lab_functions.pay",
+        "parameters": {"type": "object", "properties": {"amount": amount}, "required": ["amount"]},
+        "capabilities": ["privileged"],
+        "review": {"before": {"human": "boss"}},
+    }
+    model = {"provider": "openai", "name": "m", "extra": {"api": "chat"}}
+    spec = {
+        "version": "v1",
+        "agent": {"name": "teller", "model": model, "strategy": "react", "tools": ["pay"]},
+        "workflow": {"type": "sequential", "name": "pay", "steps": [{"id": "work", "kind": "agent", "ref": "teller"}]},
+        "tools": {"pay": pay},
+        "components": {"humans": {"boss": {"prompt": f"Pay? {HOSTILE}"}}},
+    }
+    run = house.bench.start(spec, input=HOSTILE, environment="lab")
+    assert run["status"] == "paused", run
+    return run
+
+
+def _pages_of_megabytes(house: House) -> Iterator[tuple[str, HostilePage]]:
+    """Open and decide tasks about a megabyte of attacks."""
+    flood = {"id": "flood", "kind": "function", "ref": "flood"}
+    ask: Json = {"id": "ask", "kind": "human", "ref": "board"}
+    opened = _start(house, flood, ask, decisions=["approved", "edited", "rejected"])
+    decided = _start(house, flood, ask)
+    house.bench.answer(decided, decision="approved")
+    link = house.bench.post(f"/human-tasks/{opened['continuation_id']}/links", {"person": "reviewer"}, role="service")
+    run = f"/console/runs/{opened['run_id']}"
+    yield "megabyte", HostilePage(f"/console/inbox/{opened['continuation_id']}")
+    yield "receipt of a megabyte", HostilePage(f"/console/inbox/{decided['continuation_id']}")
+    yield "megabyte by link", HostilePage(str(link["path"]), has_style=True)
+    yield "run of a megabyte", HostilePage(run)
+    yield "step of a megabyte", HostilePage(f"{run}/steps/1")
+
+
+def _pages_of_files(house: House) -> Iterator[tuple[str, HostilePage]]:
+    """Commit files with hostile names, of which some are declarations, to a branch that is planned."""
+    house.repo.git("checkout", "-q", "-b", "attack")
+    names = f"{NAME}\u202e\u2066\u200b\ufeff\u3164\U000e0041c\ufe01\ufe02\x1b\x9b"
+    for folder, text in (("environments", "apiVersion: kneo/v1\n"), ("bundles/announcement", "{}")):
+        suffix = "yaml" if folder == "environments" else "dsse.json"
+        (house.repo.folder / folder / f"{names}.{suffix}").write_text(text)
+    house.repo.commit("Add files")
+    house.repo.git("checkout", "-q", "main")
+    yield "plan of hostile files", HostilePage("/console/plan?ref=attack", marks=False, status=400)
+    yield "plan of an unknown ref", HostilePage(f"/console/plan?ref={quote(NAME)}", marks=False, status=400)
+
+
 def _pages_of_releases(house: House) -> Iterator[tuple[str, HostilePage]]:
     """Sign a bundle whose spec is hostile in every text, and hold the release for a hostile reason."""
     house.version += 1
@@ -163,6 +236,9 @@ def hostile_spec() -> Json:
     return spec
 
 
+SOURCES = (_pages_of_tasks, _pages_of_runs, _pages_of_tools, _pages_of_megabytes, _pages_of_files, _pages_of_releases)
+
+
 def hostile_pages(house: House) -> dict[str, HostilePage]:
     """Fill a service with hostile texts; return the pages that show them, by name."""
-    return dict([*_pages_of_tasks(house), *_pages_of_runs(house), *_pages_of_releases(house)])
+    return dict([page for pages in SOURCES for page in pages(house)])

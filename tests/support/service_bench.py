@@ -41,6 +41,7 @@ def spec_of(*steps: Mapping[str, object], name: str = "lab", **components: objec
                 "flaky": {"implementation": "lab_functions.flaky"},
                 "slow": {"implementation": "lab_functions.slow"},
                 "large": {"implementation": "lab_functions.large"},
+                "flood": {"implementation": "lab_functions.flood"},
                 "repeat": {"implementation": "lab_functions.repeat"},
             },
             "humans": {"editor": {"description": "Publish this announcement?", "assignee": "ann@example.com"}},
@@ -68,6 +69,10 @@ def leak(text):
 
 def large(text):
     return "large " * 166_666 + "text"
+
+
+def flood(text):
+    return (text * 20_000)[:1_000_000]
 
 
 def repeat(text):
