@@ -112,9 +112,9 @@ def is_asked(tx: Tx, task_id: str, person: str) -> bool:
 
 
 def _asked(tx: Tx, task: HumanTask) -> list[str]:
-    """Return the known people who may answer: the assignee alone where there is one, else all candidates."""
+    """Return the known people who are asked and may answer."""
     found: dict[str, None] = {}
-    for name in [task.assignee] if task.assignee else _named(tx, task):
+    for name in _named(tx, task):
         if len(found) == MAX_PEOPLE:
             break
         known = known_name(tx, task.environment, name)
@@ -124,8 +124,15 @@ def _asked(tx: Tx, task: HumanTask) -> list[str]:
 
 
 def _named(tx: Tx, task: HumanTask) -> Iterator[str]:
-    yield from task.candidates.users
-    groups, roles = set(task.candidates.groups), set(task.candidates.roles)
+    """Yield the assignee alone where there is one, the people of the group or role that is the assignee, else all candidates."""
+    if task.assignee and known_name(tx, task.environment, task.assignee) is not None:
+        yield task.assignee
+        return
+    if task.assignee:
+        groups, roles = {task.assignee}, {task.assignee}
+    else:
+        yield from task.candidates.users
+        groups, roles = set(task.candidates.groups), set(task.candidates.roles)
     rules = registry.find_declared(tx, task.environment)
     if rules is not None:
         for name, person in rules.spec.people.items():

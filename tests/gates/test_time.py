@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from gates.asking import answer, ask, declare
+from sqlalchemy import select
 
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
@@ -13,6 +14,7 @@ from kneo.records.run import RunStatus
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import audit, receipts, runs, tasks
 from kneo.store.engine import Store
+from kneo.store.tables import outbox
 from kneo.store.task_filter import TaskFilter
 from kneo.tasks.inbox import claim, find, snooze
 from kneo.tasks.lifecycle import process_due
@@ -51,6 +53,27 @@ def test_reminders_and_escalations_come_in_their_order_and_once(store: Store, cl
     assert pass_(clock, store, 2 * 3600) == 1
     assert happened(store, task) == ["requested", "reminded", "claimed", "escalated", "reminded", "escalated"]
     assert answer(store, task, "cy").status is TaskStatus.DECIDED
+
+
+@pytest.mark.parametrize(
+    ("candidates", "to", "people"),
+    [
+        pytest.param({"users": ["cy"]}, "editors", ["ann", "ben"], id="a group"),
+        pytest.param({"groups": ["editors"]}, "ops", ["ann"], id="a role"),
+        pytest.param({"groups": ["editors"]}, "cy", ["cy"], id="a person"),
+        pytest.param({}, "editors", ["ann", "ben"], id="a group, of a task for everyone"),
+        pytest.param({"users": ["cy"], "exclude": ["ben"]}, "editors", ["ann"], id="a group with an excluded member"),
+        pytest.param({"users": ["cy"]}, "editor", [], id="a name that nobody has"),
+    ],
+)
+def test_an_escalation_notifies_the_people_of_the_group_or_role_that_it_names(
+    store: Store, clock: ManualClock, candidates: dict[str, object], to: str, people: list[str]
+) -> None:
+    ask(store, candidates=candidates, notify=["mail"], escalate=[{"after": 60, "to": to}])
+    pass_(clock, store, 60)
+    with store.read() as tx:
+        payloads = [row.payload for row in tx.connection.execute(select(outbox).order_by(outbox.c.id))]
+    assert [(each["what"], each["people"]) for each in payloads][1:] == [("escalated", people)]
 
 
 def test_whoever_is_escalated_to_sees_and_answers_it(store: Store, clock: ManualClock) -> None:

@@ -130,6 +130,7 @@ def form_values(task: HumanTaskView, typed: Form, *, edit_limit: int, shown_char
         shown_chars: Most characters of the subject that the page shows.
     """
     call, text = _call(task), task.current_input
+    edit_text = _edit_text(task, call)
     return {
         "task": task,
         "request": task.request,
@@ -142,7 +143,9 @@ def form_values(task: HumanTaskView, typed: Form, *, edit_limit: int, shown_char
         "text": _indented(text, shown_chars)[:shown_chars],
         "is_cut": len(text) > shown_chars,
         "chars": len(text),
-        "edit_text": typed.get("content") or _edit_text(task, call, shown_chars),
+        "edit_text": typed.get("content") or (edit_text if len(edit_text) <= shown_chars else ""),
+        "edit_is_empty": len(edit_text) > shown_chars,
+        "edit_chars": len(edit_text),
         "edit_limit": edit_limit,
         "people_needed": task.quorum["approvals"],
         "people_have": task.quorum["have"],
@@ -171,13 +174,12 @@ def _decisions(task: HumanTaskView) -> list[dict[str, object]]:
     ]
 
 
-def _edit_text(task: HumanTaskView, call: Mapping[str, object] | None, shown_chars: int) -> str:
-    """Return the text that an edit starts from: the arguments of a call, else the subject; a longer one starts empty."""
+def _edit_text(task: HumanTaskView, call: Mapping[str, object] | None) -> str:
+    """Return the text that an edit starts from: the arguments of a call, else the subject; empty where none is allowed."""
     allowed = task.request["decisions"]
     if not isinstance(allowed, list) or "edited" not in allowed:
         return ""
-    text = json.dumps(call["arguments"], ensure_ascii=False, indent=2) if call else task.current_input
-    return text if len(text) <= shown_chars else ""
+    return json.dumps(call["arguments"], ensure_ascii=False, indent=2) if call else task.current_input
 
 
 def _call(task: HumanTaskView) -> Mapping[str, object] | None:

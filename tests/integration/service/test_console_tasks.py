@@ -126,6 +126,21 @@ def test_a_long_text_is_edited_in_a_file(
     assert "--edit-file" not in longer.text
 
 
+def test_a_text_above_the_limit_of_an_edit_is_edited_with_a_hint(
+    bench: Bench, browse: Callable[[str], Browser]
+) -> None:
+    run, ann = asked(bench, "long " * 40, decisions=["approved", "edited", "rejected"]), browse("reviewer")
+    page = page_of(ann, run)
+    form = page.form(str(run["continuation_id"]))
+    assert len(dict(form.fields)["content"]) > 100
+    assert "accepts an edit of at most 100 characters, here and from kneo task decide . Shorten it" in " ".join(
+        page.text.split()
+    )
+    refused = HtmlPage(ann.post(form.action, form.values(decision="edited"), expect=422).text)
+    assert "at most 100 are accepted" in refused.text
+    decide(ann, run, decision="edited", content="short")
+
+
 def test_a_decision_that_comes_second_is_a_conflict_and_keeps_what_was_typed(
     bench: Bench, browse: Callable[[str], Browser]
 ) -> None:
