@@ -25,6 +25,9 @@ MAX_FIRST_BYTES, MAX_FIRST_REQUESTS = 30_000, 4
 
 MAX_STATIC = {"console.css": 40_000, "console.js": 16_000}
 
+LONG_PLAN_BYTES = 25_000
+"""Bytes of a compressed page with a hundred changes of forty lines each."""
+
 COMPRESSED = (".css", ".js", ".svg", ".webmanifest")
 """Static files that the service compresses."""
 
@@ -32,8 +35,9 @@ RUNS_SHOWN = 50
 
 MAX_STATEMENTS = 20
 
-MORE_STATEMENTS = {"task": 34, "environment": 30}
-"""Statements of pages that show several lists: the task with the list of those that wait, the environment with its history."""
+MORE_STATEMENTS = {"task": 34, "environment": 30, "release": 30, "promotion": 30}
+"""Statements of pages that show several lists: the task with the list of those that wait, the environment and a release with
+their history and decisions."""
 
 
 def show(store: Store, path: str) -> tuple[int, int, str]:
@@ -67,7 +71,12 @@ def test_pages_cost_the_same_with_many_runs_and_tasks(store: Store) -> None:
     assert {name: number for name, (number, _) in many.items() if number > few[name][0] + 1} == {}, few
     limits = dict.fromkeys(many, MAX_STATEMENTS) | MORE_STATEMENTS
     assert {name: number for name, (number, _) in many.items() if number > limits[name]} == {}
-    assert {name: size for name, (_, size) in many.items() if size > MAX_BYTES} == {}
+    largest = dict.fromkeys(many, MAX_BYTES) | {"release": LONG_PLAN_BYTES, "promotion": LONG_PLAN_BYTES}
+    assert {name: size for name, (_, size) in many.items() if size > largest[name]} == {}
+    plan = page_at(store, "/environments/prod/refund-0")
+    assert plan.count("writer99.system_prompt"), "the plan is the one that was kept with the change"
+    with store.read() as tx:
+        assert tx.connection.execute(select(func.count()).select_from(tables.requests)).scalar_one() == 0
 
 
 def test_the_first_page_loads_little(shared_store: Store) -> None:

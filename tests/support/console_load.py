@@ -6,20 +6,24 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from itertools import pairwise
 
 from builders import build_run, build_task
 from sqlalchemy import Column, ColumnElement, case, event, func, literal, select
 
+from kneo import registry
 from kneo.clock import isoformat, new_id
-from kneo.digest import digest_of
-from kneo.records.release import EnvironmentRecord, Pending
+from kneo.digest import Digest, digest_of
+from kneo.records.release import EnvironmentRecord, Pending, PendingPlan, Promotion, PromotionKind
 from kneo.records.run import Run, RunStatus, StepRecord
 from kneo.records.task import Candidates
-from kneo.store import audit, history, releases, runs, tables, tasks
+from kneo.store import audit, history, pending_plans, releases, runs, tables, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.task_filter import TaskFilter
 from kneo.tasks import people
+from kneo.trust.keys import PrivateKey
+from kneo.trust.statement import ApprovalDecision
 
 FEW = 64
 
@@ -28,6 +32,9 @@ TASK_ROUNDS, RUN_ROUNDS = 5, 8
 
 CHANGES = 20
 """Pending changes of an environment."""
+
+DECISIONS = 200
+"""Decisions about one change, and past changes of one bundle."""
 
 NODES = 12
 """Nodes of the graph of a run."""
@@ -95,6 +102,64 @@ def declare(tx: Tx) -> None:
         for number in range(CHANGES)
     ]
     releases.put_pending(tx, "prod", changes)
+    decide_often(tx, changes[0])
+
+
+def decide_often(tx: Tx, change: Pending) -> None:
+    """Record the past of a bundle and a long plan of its next change, as the controller and its approvers leave them."""
+    service, digest = PrivateKey.generate(), Digest(str(change.policy_digest))
+    ids = []
+    for number in range(DECISIONS):
+        decided = registry.UnsignedDecision(
+            environment="prod",
+            subject_name=change.bundle,
+            subject=Digest(str(change.subject)),
+            policy_digest=digest,
+            decision=ApprovalDecision.REJECT,
+            issued_at=tx.now + timedelta(seconds=number),
+            expires=tx.now + timedelta(days=7),
+            reason="because " * 20,
+        )
+        ids.append(registry.record_decision(tx, decided, approver="ann", service_key=service).id)
+    past = [
+        Promotion(
+            id=f"prom_past{number:022d}",
+            environment="prod",
+            bundle=change.bundle,
+            kind=PromotionKind.PROMOTE,
+            from_digest=None,
+            to_digest=digest_of(b"%d" % number),
+            version=f"1.{number}.0",
+            actor="controller",
+            revision="main@sha1:1",
+            audit_event_id=f"evt_{number}",
+            at=tx.at,
+            approvals=(identity,),
+        )
+        for number, identity in enumerate(ids)
+    ]
+    releases.insert_promotions(tx, past)
+    lines = [f"+ line {number} of the new prompt, which differs from the one before" for number in range(40)]
+    changes = [
+        {
+            "path": f"components.agents.writer{number}.system_prompt",
+            "area": "prompt",
+            "danger": "high",
+            "message": "The prompt changes.",
+            "lines": lines,
+        }
+        for number in range(100)
+    ]
+    content = {
+        "from_version": "1.0.0",
+        "signers": ["ann"],
+        "summary": "100 changes",
+        "changes": changes,
+        "more": 0,
+        "rules": [],
+        "weakened": [],
+    }
+    pending_plans.put(tx, PendingPlan(id=change.id, environment="prod", base=None, content=content))
 
 
 def graph_spec() -> dict[str, object]:
@@ -197,6 +262,8 @@ def pages(store: Store, run: Run) -> Mapping[str, str]:
         "decided tasks": "/inbox?show=decided",
         "environments": "/environments",
         "environment": "/environments/prod",
+        "release": "/environments/prod/refund-0",
+        "promotion": f"/promotions/prom_{0:026d}",
         "runs": "/runs",
         "paused runs": "/runs?status=paused",
         "run": f"/runs/{run.id}",

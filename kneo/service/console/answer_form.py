@@ -142,7 +142,6 @@ def form_values(task: HumanTaskView, typed: Form, *, edit_limit: int, shown_char
         "arguments": _arguments(call),
         "text": _indented(text, shown_chars)[:shown_chars],
         "is_cut": len(text) > shown_chars,
-        "chars": len(text),
         "edit_text": typed.get("content") or (edit_text if len(edit_text) <= shown_chars else ""),
         "edit_is_empty": len(edit_text) > shown_chars,
         "edit_chars": len(edit_text),
