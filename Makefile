@@ -160,6 +160,10 @@ bench-agents: $(VENV)/.ready-dev ## Measure turns of agents, side by side with o
 bench-inbox: $(VENV)/.ready-dev ## Measure an inbox of 100,000 open tasks, on both databases
 	@$(BIN)/python -m benchmarks.inbox
 
+.PHONY: bench-console
+bench-console: $(VENV)/.ready-dev ## Measure the pages of the console with 10,000 runs and 2,000 open tasks, on both databases
+	@$(BIN)/python -m benchmarks.console
+
 RUNS ?= 2000000
 
 .PHONY: bench-scale
@@ -189,10 +193,10 @@ $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.ready-models: pyproject.toml $(VENV)/.ready
-	@echo "Installing the library of OpenAI, which every compatible server needs too"
+$(VENV)/.ready-models: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Kneo into $(VENV), with the library of OpenAI, which every compatible server needs too"
 	@$(PIP) install --editable '.[openai]'
-	@touch $@
+	@touch $(VENV)/.ready $@
 
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
 	@echo "Installing the tools for tests and checks"

@@ -135,10 +135,13 @@ AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best
 
 
 @pytest.fixture(params=MODES)
-def problems_of(request: pytest.FixtureRequest, visit: Callable[..., Page]) -> Callable[[list[str]], list[object]]:
-    """Returns what axe finds on pages, and which of them are wider than the screen: in light, in dark and on a phone."""
+def problems_of(request: pytest.FixtureRequest, visit: Callable[..., Page]) -> Callable[..., list[object]]:
+    """Returns what axe finds on pages, and which of them are wider than the screen: in light, in dark and on a phone.
 
-    def find(paths: list[str]) -> list[object]:
+    With ``visible`` the pages are checked once an element is shown, where a script shows it.
+    """
+
+    def find(paths: list[str], visible: str = "") -> list[object]:
         from axe_playwright_python.sync_playwright import Axe
 
         # axe is evaluated in the page, which the policy forbids; the other tests keep the policy.
@@ -148,6 +151,8 @@ def problems_of(request: pytest.FixtureRequest, visit: Callable[..., Page]) -> C
             shown = page.goto(path)
             assert shown is not None
             problems += [(path, shown.status)] if shown.status != 200 else []
+            if visible:
+                page.wait_for_selector(visible)
             found = Axe().run(page, options=AXE).response["violations"]
             problems += [(path, each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found]
             wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")

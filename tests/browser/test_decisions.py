@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -226,10 +227,13 @@ def test_a_form_is_filled_in_and_the_receipt_is_bound_to_its_values(
     assert values_of(offline.download(page))["contentDigest"] == content_digest({"values": values})
 
 
+BRANCHES = {name: {"steps": [{**PUBLISH, "id": f"{name}-it"}]} for name in ("publish", "archive")}
+
+ROUTER: Json = {"id": "way", "kind": "router", "choices": BRANCHES, "review": {"route": {"human": "board"}}}
+
+
 def test_a_person_chooses_the_branch_of_a_router(house: House, visit: Visit, offline: Verifier) -> None:
-    branches = {name: {"steps": [{**PUBLISH, "id": f"{name}-it"}]} for name in ("publish", "archive")}
-    router = {"id": "way", "kind": "router", "choices": branches, "review": {"route": {"human": "board"}}}
-    path = waiting(house, DRAFT, router)
+    path = waiting(house, DRAFT, ROUTER)
     page = visit("reviewer", path)
     choose(page, "selected")
     page.check(f"{FORM} input[name=option][value=archive]")
@@ -247,7 +251,7 @@ def test_a_person_without_a_key_decides_with_a_one_time_link(house: House, visit
     task = path.rpartition("/")[2]
     link = house.bench.post(f"/human-tasks/{task}/links", {"person": "reviewer"}, role="service")
     page = visit(None, str(link["path"]))
-    assert "Dear Mara" in page.inner_text("pre")
+    assert "Dear Mara" in page.inner_text(".subject")
     page.check("input[name=decision][value=approved]")
     page.click("button[type=submit]")
     page.wait_for_selector("[role=status]")
@@ -273,3 +277,62 @@ def test_a_gate_that_needs_a_signature_names_the_command_and_its_receipt_proves_
     offline.machine.kneo(*words, "--service-url", house.bench.url)
     page.wait_for_selector("[data-receipt]")
     assert offline.download(page)["signed_by"] == ["reviewer"]
+
+
+ANSWERS = [
+    {"name": "tone", "allowed_values": ["dry", "warm"]},
+    {"name": "copies", "type": "int", "description": "One to nine."},
+]
+
+PHONE = {"viewport": {"width": 320, "height": 740}}
+
+
+def link_to(house: House, path: str) -> str:
+    """Make a one-time link to a task; return the address of its page."""
+    task = path.rpartition("/")[2]
+    made = house.bench.post(f"/human-tasks/{task}/links", {"person": "reviewer"}, role="admin")
+    return str(made["path"])
+
+
+def receipt_of(house: House, path: str, offline: Verifier) -> Json:
+    return values_of(offline.verify(house.bench.get(f"/human-tasks/{path.rpartition('/')[2]}/receipt")))
+
+
+def test_a_person_without_a_session_fills_in_the_form_of_a_link(house: House, visit: Visit, offline: Verifier) -> None:
+    from playwright.sync_api import expect
+
+    path = waiting(house, DRAFT, {"id": "ask", "kind": "human", "ref": "board"}, RELEASE, fields=ANSWERS)
+    link = link_to(house, path)
+    page = visit(None, link, refused=True, **PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["viewport"]["width"]
+    page.check("input[name=decision][value=approved]")
+    page.fill("input[name='values.copies']", "3")
+    page.fill("textarea[name=reason]", "From my phone")
+    expect(page.get_by_role("button")).to_have_text(re.compile(r"^\s*Approve\s*$"), use_inner_text=True)
+    page.get_by_role("button").click()
+    expect(page.get_by_role("alert")).to_contain_text("tone is required")
+    assert page.input_value("input[name='values.copies']") == "3"
+    assert page.input_value("textarea[name=reason]") == "From my phone"
+    page.select_option("select[name='values.tone']", "warm")
+    page.get_by_role("button").click()
+    expect(page.get_by_role("status")).to_contain_text("approved by reviewer")
+    result_of(house, path)
+    receipt = receipt_of(house, path, offline)
+    assert [(each["actor"], each["via"]) for each in receipt["voters"]] == [("reviewer", "link made by admin")]
+    content = {"values": {"tone": "warm", "copies": 3}, "comment": "From my phone"}
+    assert receipt["contentDigest"] == content_digest(content)
+
+
+def test_a_person_without_a_session_chooses_the_way_of_a_router(house: House, visit: Visit, offline: Verifier) -> None:
+    from playwright.sync_api import expect
+
+    path = waiting(house, DRAFT, ROUTER)
+    page = visit(None, link_to(house, path))
+    page.check("input[name=decision][value=selected]")
+    page.check("input[name=option][value=archive]")
+    page.get_by_role("button").click()
+    expect(page.get_by_role("status")).to_contain_text("selected by reviewer")
+    result_of(house, path)
+    receipt = receipt_of(house, path, offline)
+    assert (receipt["decision"], receipt["position"]) == ("selected", "route")
+    assert receipt["contentDigest"] == content_digest({"selectedOption": "archive"})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from console_pages import signed_in
 from kneo_process import eventually
 from push_service import PushBrowser
 from service_bench import Bench, serving
@@ -63,6 +64,13 @@ def test_a_browser_that_blocks_notifications_explains_it(visit: Visit) -> None:
     expect(page.get_by_role("button", name="Notify me in this browser")).to_be_disabled(timeout=120_000)
     expect(page.locator("#push-status")).to_contain_text("blocked", timeout=120_000)
     expect(page.get_by_role("button", name="Stop notifications in this browser")).to_be_hidden()
+
+
+def test_the_notifications_of_a_person_are_accessible(bench: Bench, problems_of: Callable[..., list[object]]) -> None:
+    assert problems_of(["/console/me"], "#push button:visible") == [], "switched off, or blocked by the browser"
+    subscription = PushBrowser("https://web.push.apple.com/admin").subscription
+    signed_in(bench.url, "admin").post("/console/push", subscription)
+    assert problems_of(["/console/me"], "text=Stop notifications in 1 browser") == [], "switched on in a browser"
 
 
 def test_without_script_there_is_no_switch(visit: Visit) -> None:

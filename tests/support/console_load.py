@@ -180,8 +180,13 @@ def graph_spec() -> dict[str, object]:
     }
 
 
-def fill(store: Store) -> Run:
-    """Insert runs that wait, and one of 200 steps with a graph."""
+def fill(store: Store, repeats: int = 20_000) -> Run:
+    """Insert runs that wait, and one of 200 steps with a graph.
+
+    Args:
+        store: The database.
+        repeats: The length of the texts of steps, in repetitions of some characters.
+    """
     with store.write() as tx:
         declare(tx)
         for each in range(FEW):
@@ -190,9 +195,9 @@ def fill(store: Store) -> Run:
         runs.insert_spec(tx, digest_of(spec), spec)
         last = insert(tx, FEW, waits=False, spec_digest=digest_of(spec), visited_steps=("node0", "node1"))
         for sequence in range(NODES):
-            history.insert_step(tx, replace(step(last, 1 + sequence), step_id=f"node{sequence}"))
+            history.insert_step(tx, replace(step(last, 1 + sequence, repeats), step_id=f"node{sequence}"))
         for sequence in range(1 + NODES, 201):
-            history.insert_step(tx, step(last, sequence))
+            history.insert_step(tx, step(last, sequence, repeats))
         for _ in range(FEW):
             audit.record(tx, "run.created", actor="ann", run_id=last.id, metadata={"reason": "because " * 20})
     return last
@@ -216,7 +221,7 @@ def copied(column: Column[str], number: int) -> ColumnElement[str]:
     return func.substr(column, 1, prefix) + literal(chr(ord("a") + number)) + func.substr(column, prefix + 1)
 
 
-def step(run: Run, sequence: int) -> StepRecord:
+def step(run: Run, sequence: int, repeats: int = 20_000) -> StepRecord:
     """Build a step with long texts."""
     at = "2026-01-31T12:00:00.000000+00:00"
     return StepRecord(
@@ -227,8 +232,8 @@ def step(run: Run, sequence: int) -> StepRecord:
         attempt=0,
         status="completed",
         idempotency_key=f"{run.id}:loop/step{sequence}:0",
-        input_text="<b>in</b>" * 20_000,
-        output_text="out " * 20_000,
+        input_text="<b>in</b>" * repeats,
+        output_text="out " * repeats,
         error=None,
         code_digest=None,
         started_at=at,
