@@ -15,7 +15,8 @@ from datetime import timedelta
 from typing import Any
 
 from procrastinate import App, JobContext, PsycopgConnector
-from procrastinate.exceptions import ProcrastinateException
+from procrastinate.exceptions import ConnectorException, ProcrastinateException
+from procrastinate.manager import JobManager
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -110,6 +111,7 @@ class QueueWorker:
                 pool_factory=_pool,
             )
         )
+        app.job_manager = _Jobs(app.connector)
         app.task(name=queue.TASK, queue=queue.QUEUE, pass_context=True)(self._drive)
         async with contextlib.AsyncExitStack() as closing:
             # A stop during the connection closes the pool too: it would retry for ever.
@@ -178,6 +180,24 @@ class QueueWorker:
         for job_id in ended:
             if self._ended.get(job_id, before + 1) <= before:
                 del self._ended[job_id]
+
+
+class _Jobs(JobManager):
+    """The jobs of the queue. A heartbeat that fails is not the last one.
+
+    The library's worker goes on without heartbeats after the first failure, because its watch over them ends with its search for
+    periodic jobs, which finds none. Other workers would then take over each of its jobs and execute its steps a second time.
+    """
+
+    async def update_heartbeat(self, worker_id: int) -> None:
+        """Store a heartbeat, or leave it to the next one."""
+        try:
+            await super().update_heartbeat(worker_id)
+        except ConnectorException as error:
+            beating = asyncio.current_task()
+            if beating is not None and beating.cancelling():
+                raise
+            log.warning("a heartbeat could not be stored, the next one follows: %s", error)
 
 
 async def _commit_each(connection: AsyncConnection) -> None:

@@ -186,6 +186,21 @@ def test_a_worker_that_is_told_to_stop_while_it_connects_stops(engine: Engine) -
         away.close()
 
 
+def test_heartbeats_go_on_after_one_that_could_not_be_stored(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats, again = [], threading.Event()
+
+    async def beat(_manager: JobManager, worker_id: int) -> None:
+        beats.append(worker_id)
+        if len(beats) == 1:
+            raise ConnectorException
+        again.set()
+
+    monkeypatch.setattr(JobManager, "update_heartbeat", beat)
+    with working(engine):
+        assert again.wait(120)
+    assert len(set(beats)) == 1, "the same worker"
+
+
 def test_a_worker_stops_although_its_connection_breaks_meanwhile(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
