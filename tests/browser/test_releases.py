@@ -11,6 +11,7 @@ import pytest
 from config_house import RULES, House, released
 from kneo_process import eventually
 from offline_receipts import PromotionVerifier
+from service_bench import Json
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -40,28 +41,23 @@ def versions(house: House) -> list[tuple[object, object]]:
     return [(one["bundle"], one["version"]) for one in served["releases"]]
 
 
-def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit, tmp_path: Path) -> None:
+def approved(house: House, visit: Visit) -> tuple[Page, Json]:
+    """Approve a new release in a browser; return the page with its receipt, and the change."""
+    change = house.release()
+    page = visit("approver", "/console/inbox")
+    page.click(f"[data-task={change['id']}]")
+    page.wait_for_url(f"**{change['id']}**")
+    page.keyboard.press("a")
+    page.fill("textarea[name=reason]", "Read it")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("[data-receipt]")
+    assert "approver" in page.inner_text("[data-receipt]")
+    return page, change
+
+
+def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit) -> None:
     for _ in range(2):
-        change = house.release()
-        page = visit("approver", "/console/inbox")
-        page.click(f"[data-task={change['id']}]")
-        page.wait_for_url(f"**{change['id']}**")
-        page.keyboard.press("a")
-        page.fill("textarea[name=reason]", "Read it")
-        page.keyboard.press("Control+Enter")
-        page.wait_for_selector("[data-receipt]")
-        assert "approver" in page.inner_text("[data-receipt]")
-        verifier = PromotionVerifier(tmp_path / change["id"], house.bench.url, house.repo.folder, house.repo.pin)
-        receipt = verifier.download(page)
-        assert receipt["approvers"] == [{"name": "approver", "signed": False}]
-        said = receipt["said"]
-        assert isinstance(said, dict)
-        assert (said["decision"], said["bundleDigest"]) == ("approve", change["digest"])
-        assert "kneo promotion receipt verify" in page.inner_text("[data-receipt]")
-    downloaded = json.loads((verifier.machine.folder / "receipt.json").read_text())
-    payload = downloaded["envelope"]["payload"]
-    changed = payload[:99] + ("A" if payload[99] != "A" else "B") + payload[100:]
-    assert verifier.refuse({**downloaded, "envelope": {**downloaded["envelope"], "payload": changed}})
+        page, _change = approved(house, visit)
     eventually(lambda: versions(house) == [("announcement", "3.0.0")])
     page.goto(f"{PROD}/announcement")
     assert "3.0.0" in page.inner_text("h1")
@@ -75,6 +71,25 @@ def test_a_release_is_approved_and_rolled_back(house: House, visit: Visit, tmp_p
     assert [(one["bundle"], one["actor"]) for one in served["holds"]] == [("announcement", "admin")]
     page.goto("/console/environments")
     assert "It forgets names" in page.inner_text("#attention")
+
+
+def test_the_receipt_of_an_approval_is_downloaded_and_verified_offline(
+    house: House, visit: Visit, tmp_path: Path
+) -> None:
+    if house.bench.get("/environments/prod")["holds"]:
+        house.bench.post("/environments/prod/unhold", {"bundle": "announcement"})
+    page, change = approved(house, visit)
+    assert "kneo promotion receipt verify" in page.inner_text("[data-receipt]")
+    verifier = PromotionVerifier(tmp_path, house.bench.url, house.repo.folder, house.repo.pin)
+    receipt = verifier.download(page)
+    assert receipt["approvers"] == [{"name": "approver", "signed": False}]
+    said = receipt["said"]
+    assert isinstance(said, dict)
+    assert (said["decision"], said["bundleDigest"]) == ("approve", change["digest"])
+    downloaded = json.loads((verifier.machine.folder / "receipt.json").read_text())
+    payload = downloaded["envelope"]["payload"]
+    changed = payload[:99] + ("A" if payload[99] != "A" else "B") + payload[100:]
+    assert verifier.refuse({**downloaded, "envelope": {**downloaded["envelope"], "payload": changed}})
 
 
 def test_pages_of_releases_are_accessible_and_as_wide_as_the_screen(
