@@ -14,8 +14,8 @@ from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid
 from kneo.records.agent_session import MEMORY_ENTRY
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
-from kneo.store.connections import Prepared, Row
 from kneo.store.engine import Tx, decode_json, encode_json, upserting
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import agent_journal
 
 COMPRESS_BYTES = 4_096

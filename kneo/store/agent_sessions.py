@@ -14,8 +14,8 @@ from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, func, inse
 
 from kneo.clock import isoformat
 from kneo.records.agent_session import AgentSession, FinishedTurn, SessionKey, SessionMessage, SessionSummary
-from kneo.store.connections import Prepared, Row
 from kneo.store.engine import Tx, encode_json, insert_ignoring_duplicates, upsert
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import agent_sessions, session_messages, session_summaries
 
 MAX_TEXT_CHARS = 50_000

@@ -25,9 +25,9 @@ from kneo.records.audit import (
     leaf_of,
 )
 from kneo.store import append_only, audit_tree
-from kneo.store.connections import Prepared
-from kneo.store.connections import Row as PreparedRow
 from kneo.store.engine import Store, Tx, lock_table
+from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.tables import audit_chain, audit_events, audit_pending
 from kneo.trust.checkpoint import parse_checkpoint, read_checkpoint
 

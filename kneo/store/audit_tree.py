@@ -9,8 +9,8 @@ from sqlalchemy import func, insert, select
 
 from kneo.errors import NotFound
 from kneo.records.audit import inclusion_proof, parent_of, root_of
-from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.store.prepared import Prepared
 from kneo.store.tables import audit_chain, audit_checkpoints, audit_nodes
 
 BACKFILL_BATCH = 10_000

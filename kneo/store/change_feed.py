@@ -223,7 +223,7 @@ class ReaderCache:
         self._reading: Future[frozenset[str]] | None = None
 
     def is_read(self, run_id: str) -> bool:
-        """Return whether somebody reads the deltas of a run, without waiting for the database."""
+        """Return whether a client reads the deltas of a run, without waiting for the database."""
         hub = self._store.deltas
         if hub.spans_processes and monotonic() - self._read_at > STALE_SECONDS:
             self.refresh()

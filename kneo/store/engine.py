@@ -21,16 +21,10 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
-from kneo.store.connections import (
-    Connections,
-    FileConnections,
-    Parameters,
-    Prepared,
-    ServerConnections,
-    check_idle_connections,
-)
+from kneo.store.connections import Connections, FileConnections, ServerConnections, check_idle_connections
 from kneo.store.deltas import DeltaHub
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
+from kneo.store.prepared import Parameters, Prepared
 from kneo.store.writer import CommitNotifier, Writer
 from kneo.trust.sealing import NO_KEYS, DataKeys
 

@@ -12,8 +12,8 @@ from kneo.clock import new_id
 from kneo.digest import Digest, digest_of
 from kneo.records.run import Checkpoint, NewTrace, Run, RunError, StepRecord, TraceEvent
 from kneo.settings import ExecutionSettings
-from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, decode_json, encode_json, upsert
+from kneo.store.prepared import Prepared
 from kneo.store.tables import checkpoints, journal_entries, runs, steps, trace_events
 
 AnyRow = Row[*tuple[object, ...]]

@@ -16,8 +16,8 @@ from sqlalchemy import bindparam, delete, select, update
 
 from kneo.clock import isoformat
 from kneo.errors import Conflict
-from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.store.prepared import Prepared
 from kneo.store.tables import idempotency_keys as keys
 
 FORGET_BATCH = 1_000

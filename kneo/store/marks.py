@@ -9,8 +9,8 @@ from sqlalchemy import func, select
 
 from kneo.store import task_feed
 from kneo.store.change_feed import Subscription
-from kneo.store.connections import Prepared
 from kneo.store.engine import Store, Tx
+from kneo.store.prepared import Prepared
 from kneo.store.tables import (
     approvals,
     conditions,

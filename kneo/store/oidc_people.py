@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 from kneo.clock import isoformat
 from kneo.names import person_key
 from kneo.records.sign_in import KNOWN_FOR, SIGN_IN_LIFETIME, OidcPerson
-from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, insert_ignoring_duplicates, lock_table, upsert
+from kneo.store.prepared import Prepared
 from kneo.store.tables import oidc_groups, oidc_people, oidc_used_states
 
 _MY_GROUPS = oidc_groups.c.person_key == oidc_people.c.person_key

@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 
 from kneo.names import person_key
 from kneo.records.sign_in import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
-from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, encode_json, lock_table
+from kneo.store.prepared import Prepared
 from kneo.store.tables import push_subscriptions
 
 _columns = push_subscriptions.c

@@ -5,9 +5,9 @@ from __future__ import annotations
 from sqlalchemy import Row, bindparam, insert, select
 
 from kneo.records.task import ReceiptRecord
-from kneo.store.connections import Prepared
-from kneo.store.connections import Row as PreparedRow
 from kneo.store.engine import Tx
+from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.tables import receipts
 
 AnyRow = Row[*tuple[object, ...]]

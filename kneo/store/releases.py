@@ -24,9 +24,9 @@ from kneo.records.release import (
     Suspension,
 )
 from kneo.records.run import RunStatus
-from kneo.store.connections import Prepared
-from kneo.store.connections import Row as PreparedRow
 from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
+from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.tables import (
     approvals,
     bundles,

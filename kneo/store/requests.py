@@ -16,8 +16,8 @@ from kneo.errors import Transient
 from kneo.records.release import SourceRecord
 from kneo.store import idempotency
 from kneo.store.change_feed import ChangeFeed, Subscription
-from kneo.store.connections import Prepared
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates, upsert
+from kneo.store.prepared import Prepared
 from kneo.store.tables import hook_deliveries, leases, requests, sources
 
 CONTROLLER_LEASE = "controller"

@@ -10,10 +10,10 @@ from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
 from kneo.records.run import STATE_VERSION, AgentUsage, ReleaseRef, Run, RunError, RunStatus, check_transition, ending
-from kneo.store.connections import Prepared
-from kneo.store.connections import Row as PreparedRow
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import add_trace, read_error, visited
+from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.queue import enqueue
 from kneo.store.run_filter import EVERY_RUN, RunFilter, counting, listing
 from kneo.store.tables import runs, specs

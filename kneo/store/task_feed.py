@@ -12,8 +12,8 @@ from sqlalchemy import bindparam, select, update
 
 from kneo.errors import Conflict
 from kneo.records.task import TaskEvent
-from kneo.store.connections import Prepared
 from kneo.store.engine import Store, Tx, lock_table, upsert
+from kneo.store.prepared import Prepared
 from kneo.store.tables import task_events, task_feed
 from kneo.store.tasks import EVENT, read_event
 

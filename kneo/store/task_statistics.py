@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, Row, Select, bindparam, case, delete, func
 from kneo.clock import new_id
 from kneo.records.run import IMPORTED, IMPORTER
 from kneo.records.task import DecisionKind, HumanTask, Outcome, TaskStatus
-from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, lock_table
+from kneo.store.prepared import Prepared
 from kneo.store.tables import task_count_changes, tasks
 from kneo.store.task_filter import WAITING, TaskFilter, counting
 

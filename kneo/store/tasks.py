@@ -12,8 +12,8 @@ from kneo.clock import new_id
 from kneo.records.run import check_transition
 from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
 from kneo.store import task_statistics
-from kneo.store.connections import Prepared
 from kneo.store.engine import Tx
+from kneo.store.prepared import Prepared
 from kneo.store.tables import task_candidates, task_events, task_links, tasks
 from kneo.store.task_filter import TASK, WAITING, TaskFilter, counting, listing, read_task, store_task, stored
 

@@ -60,10 +60,12 @@ def _postgresql(tx: Tx, seconds: float) -> Iterator[None]:
     tx.connection.execute(_SET, {"limit": f"{min(max(1, round(seconds * 1000)), MAX_MILLISECONDS)}ms"})
     yield
     # After an error the transaction is rolled back, and the setting with it.
-    tx.connection.execute(_SET, {"limit": "0"})
+    tx.connection.execute(_RESET)
 
 
 _SET = text("SELECT set_config('statement_timeout', :limit, true)")
+_RESET = text("SET LOCAL statement_timeout TO DEFAULT")
+"""Restores the limit of the role or the URL, where an operator set one."""
 
 
 def _was_ended(error: BaseException | None) -> bool:

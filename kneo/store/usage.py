@@ -13,8 +13,8 @@ from sqlalchemy import bindparam, func, select, update
 
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import AgentUsage, RateWindow, Run, UsageKey
-from kneo.store.connections import Prepared
 from kneo.store.engine import Tx, add_counts, insert_ignoring_duplicates
+from kneo.store.prepared import Prepared
 from kneo.store.tables import model_usage, rate_windows
 
 SHARDS = 8

@@ -7,8 +7,8 @@ from sqlalchemy import bindparam, event, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kneo.errors import Invalid, Transient
-from kneo.store.connections import FEW_ROWS, Prepared
 from kneo.store.engine import Store
+from kneo.store.prepared import FEW_ROWS, Prepared
 from kneo.store.tables import requests as table
 
 INSERT = Prepared(insert(table))

@@ -21,7 +21,7 @@ from kneo.errors import InvalidValue
 from kneo.records.task import TaskStatus
 from kneo.settings import from_env
 from kneo.store import runs, tasks
-from kneo.store.engine import Store
+from kneo.store.engine import Store, open_engine
 from kneo.store.run_filter import SORTABLE, RunFilter, counting, listing
 from kneo.store.task_filter import SORTABLE as TASK_ORDERS
 from kneo.store.task_filter import TaskFilter
@@ -189,6 +189,15 @@ def test_the_limit_of_a_statement_ends_with_its_block(store: Store) -> None:
         assert tx.connection.execute(lasting).scalar_one() in {1, most}
     with store.read() as tx, limit_statements(tx, 1e9):
         assert tx.connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_the_limit_of_a_block_gives_way_to_that_of_the_operator(postgres_url: str, clock: ManualClock) -> None:
+    limited = Store(open_engine(f"{postgres_url}&options=-c%20statement_timeout=7000"), clock)
+    with limited.read() as tx:
+        with limit_statements(tx, 1):
+            assert tx.connection.execute(text("SHOW statement_timeout")).scalar() == "1s"
+        assert tx.connection.execute(text("SHOW statement_timeout")).scalar() == "7s"
+    limited.close()
 
 
 def test_ids_of_times_before_the_first_one_sort_before_all(clock: ManualClock) -> None:

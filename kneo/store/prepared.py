@@ -1,0 +1,185 @@
+"""Statements that are compiled once and executed by the driver: those that every run executes.
+
+They are written with SQLAlchemy like all others, without its work at each execution. Listeners of the engine are called for them
+too. ADR 22 has the measurements.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy import BindParameter, Connection, Delete, Dialect, Insert, Select, Update
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from kneo.store.connections import translate_error
+from kneo.store.tables import Bounded, TooLong
+
+FEW_ROWS = 3
+"""Rows that are written one after the other: on PostgreSQL the driver's batches cost more, and another statement (``_watch_idle``)."""
+
+Statement = Select[Any] | Insert | Update | Delete
+Values = Mapping[str, object]
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+class Transaction(Protocol):
+    """The transaction of a statement."""
+
+    @property
+    def connection(self) -> Connection: ...
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    @property
+    def driver(self) -> DBAPIConnection: ...
+
+
+class Row(Protocol):
+    """A row: a named tuple of the selected columns."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the database has it
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+class Prepared:
+    """A statement, compiled once for each kind of database and each set of parameters."""
+
+    def __init__(self, statement: Statement) -> None:
+        self.statement = statement
+        self._compiled: dict[tuple[str, ...], _Compiled] = {}
+
+    def change(self, tx: Transaction, values: Values) -> int:
+        """Execute a change; return the number of changed rows."""
+        compiled = self._of(tx, values)
+        count: int = _execute(tx, compiled.text, compiled.bind(values)).rowcount
+        return count
+
+    def change_many(self, tx: Transaction, rows: Sequence[Values]) -> None:
+        """Execute a change for each row of parameters, which have the same names in the same order."""
+        if len(rows) <= FEW_ROWS:
+            for row in rows:
+                self.change(tx, row)
+        else:
+            compiled = self._of(tx, rows[0])
+            _execute(tx, compiled.text, [compiled.bind(row) for row in rows], many=True)
+
+    def first(self, tx: Transaction, values: Values) -> Row | None:
+        """Execute and read the first row."""
+        compiled = self._of(tx, values)
+        row = _execute(tx, compiled.text, compiled.bind(values)).fetchone()
+        return compiled.read(row) if row is not None else None
+
+    def rows(self, tx: Transaction, values: Values) -> list[Row]:
+        """Execute and read all rows."""
+        compiled = self._of(tx, values)
+        fetched = _execute(tx, compiled.text, compiled.bind(values)).fetchall()
+        return [compiled.read(row) for row in fetched]
+
+    def _of(self, tx: Transaction, values: Values) -> _Compiled:
+        key = (tx.dialect.name, *values)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            compiled = self._compiled[key] = _compile(self.statement, tx.dialect, list(values))
+        return compiled
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    text: str
+    bind: Callable[[Values], Parameters]
+    """Converts parameters for the driver."""
+    read: Callable[[Sequence[Any]], Row]
+
+
+def _compile(statement: Statement, dialect: Dialect, names: list[str]) -> _Compiled:
+    sets = isinstance(statement, Insert | Update)
+    compiled = statement.compile(dialect=dialect, column_keys=names if sets else None)
+    assert isinstance(compiled, SQLCompiler)
+    return _Compiled(text=str(compiled), bind=_binder(compiled, dialect), read=_reader(statement, dialect))
+
+
+def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Parameters]:
+    assert not compiled.post_compile_params, "how many values an IN has must be known"
+    names = compiled.positiontup if compiled.positional else list(compiled.params)
+    assert names is not None
+    stores = compiled.isinsert or compiled.isupdate
+    parts = [_part(compiled.binds[name], name, dialect, stores=stores) for name in names]
+
+    def bind(values: Mapping[str, Any]) -> list[Any]:
+        bound: list[Any] = []
+        for name, value, limit, processor in parts:
+            if name is not None:
+                value = values[name]  # noqa: PLW2901 - a constant has no name
+                if limit is not None and value is not None and len(value) > limit:
+                    raise TooLong(len(value), limit)
+            bound.append(value if processor is None else processor(value))
+        return bound
+
+    if compiled.positional:
+        return bind
+    return lambda values: dict(zip(names, bind(values), strict=True))
+
+
+class _Part(NamedTuple):
+    """A parameter of a statement. One loop converts all of them, which takes a third of a call for each."""
+
+    name: str | None
+    """The name among the values; ``None`` for a constant."""
+    constant: Any
+    limit: int | None
+    """The greatest length of a text to store. A value that is compared may have any length."""
+    processor: Callable[[Any], Any] | None
+
+
+def _part(parameter: BindParameter[Any], name: str, dialect: Dialect, *, stores: bool) -> _Part:
+    kind = parameter.type.impl_instance if isinstance(parameter.type, Bounded) else parameter.type
+    processor = kind.dialect_impl(dialect).bind_processor(dialect)
+    limit = parameter.type.length if isinstance(parameter.type, Bounded) and stores else None
+    return _Part(
+        name if parameter.required else None,
+        None if parameter.required else parameter.effective_value,
+        limit,
+        processor,
+    )
+
+
+def _reader(statement: Statement, dialect: Dialect) -> Callable[[Sequence[Any]], Row]:
+    columns = statement.exported_columns
+    names: Any = [column.key for column in columns]
+    shape: Any = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024 - known only here
+    make: Any = shape._make
+    processors = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+    processed = [(index, processor) for index, processor in enumerate(processors) if processor is not None]
+
+    def read(row: Sequence[Any]) -> Row:
+        values = list(row)
+        for index, processor in processed:
+            values[index] = processor(values[index])
+        record: Row = make(values)
+        return record
+
+    return read
+
+
+def _execute(tx: Transaction, text: str, parameters: Any, *, many: bool = False) -> DBAPICursor:  # noqa: ANN401 - one, or a list
+    """Execute a statement, call the engine's listeners, and translate the driver's errors as SQLAlchemy does."""
+    events = tx.connection.engine.dispatch
+    cursor = tx.driver.cursor()
+    for listener in events.before_cursor_execute:
+        listener(tx.connection, cursor, text, parameters, None, many)
+    try:
+        (cursor.executemany if many else cursor.execute)(text, parameters)
+    except Exception as error:
+        raise translate_error(tx.connection, error, text) from error
+    for listener in events.after_cursor_execute:
+        listener(tx.connection, cursor, text, parameters, None, many)
+    return cursor
