@@ -156,9 +156,21 @@ def get_run_replay(context: Context, run_id: str) -> RunReplayView:
 def get_run_recovery(context: Context, run_id: str) -> RunRecoveryView:
     """Read the position of a run and whether it can be continued."""
     record = read_record(context.store, run_id)
-    refused = refusal_to_continue(record.run)
-    refusal = f"{refused.message} {refused.hint}" if refused is not None else None
-    return _built(RunRecoveryView, clean(views.recovery_view(record)) | {"refusal": refusal})
+    return _built(RunRecoveryView, clean(views.recovery_view(record)) | {"refusal": _refusal(record.run)})
+
+
+def find_refusal_to_continue(context: Context, run_id: str) -> str | None:
+    """Return why a run cannot be continued, ``None`` where it can, without its steps and checkpoints.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    return _refusal(find_run(context.store, run_id))
+
+
+def _refusal(run: Run) -> str | None:
+    refused = refusal_to_continue(run)
+    return f"{refused.message} {refused.hint}" if refused is not None else None
 
 
 @operation("GET", "/runs/{run_id}/graph", scope="runs:read")

@@ -59,6 +59,12 @@ def decided(bench: Bench) -> str:
     return path
 
 
+def link_to(bench: Bench, task: str) -> str:
+    """Make a one-time link to a task; return the address of its page."""
+    made = bench.post(f"/human-tasks/{task.rpartition('/')[2]}/links", {"person": "reviewer"}, role="service")
+    return str(made["path"])
+
+
 @pytest.fixture(scope="module")
 def pages(bench: Bench) -> list[str]:
     """One page of each kind."""
@@ -88,6 +94,8 @@ def pages(bench: Bench) -> list[str]:
         "/console/find?q=Hello",
         "/console/audit",
         "/console/login",
+        link_to(bench, asked(bench, fields=FIELDS)),
+        link_to(bench, asked(bench, options=["finance", "support"], decisions=["selected", "rejected"])),
     ]
 
 

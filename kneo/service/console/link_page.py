@@ -1,4 +1,4 @@
-"""The page of a one-time link: the task, its subject, and the form that answers it. HTML without scripts, which loads nothing."""
+"""The page of a one-time link: the task, its subject, and the form that answers it. HTML without scripts, which loads its icon alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
-        f"default-src 'none'; style-src 'sha256-{_HASH}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; style-src 'sha256-{_HASH}'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "cache-control": "no-store",
     "referrer-policy": "no-referrer",

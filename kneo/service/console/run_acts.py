@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from kneo.api.run_history import get_run_recovery
+from kneo.api.run_history import find_refusal_to_continue
 from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
 from kneo.api.run_steps import StepPageView, list_run_steps
 from kneo.api.run_views import RunView
@@ -53,8 +53,8 @@ def _consequences(run: RunView, steps: StepPageView) -> dict[str, object]:
 
 def _recovery(request: PageRequest) -> dict[str, object]:
     """Return whether a run can be continued, and why not."""
-    recovery = request.call(get_run_recovery, request.path["run_id"])
-    return {"can_continue": recovery.replay_context.can_continue, "refusal": recovery.refusal}
+    refusal = find_refusal_to_continue(request.context, request.path["run_id"])
+    return {"can_continue": refusal is None, "refusal": refusal}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kneo.api.run_conversation import ConversationsView, get_run_conversation
-from kneo.api.run_history import get_run_graph, get_run_recovery
+from kneo.api.run_history import find_refusal_to_continue, get_run_graph
 from kneo.api.run_steps import StepGateView, StepPageView, list_run_steps
 from kneo.api.run_views import RunView
 from kneo.api.runs import get_run
@@ -78,7 +78,7 @@ def _can_continue(request: PageRequest, run: RunView) -> bool:
     """Return whether to offer another attempt at the step that failed."""
     if run.status != RunStatus.FAILED or not request.may("runs:write"):
         return False
-    return request.call(get_run_recovery, run.id).replay_context.can_continue
+    return find_refusal_to_continue(request.context, run.id) is None
 
 
 def _offset(request: PageRequest) -> int:

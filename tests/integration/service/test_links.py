@@ -68,7 +68,7 @@ def test_looking_changes_no_row(bench: Bench, browser: httpx.Client) -> None:
     assert rows(bench) == before
 
 
-def test_the_page_shows_the_question_and_loads_nothing(bench: Bench, browser: httpx.Client) -> None:
+def test_the_page_shows_the_question_and_loads_its_icon_alone(bench: Bench, browser: httpx.Client) -> None:
     run = bench.start(spec_of(DRAFT, APPROVE, PUBLISH), input="<script>alert(1)</script> & more")
     answer = browser.get(str(link_to(bench, run)["path"]))
     page = answer.text
@@ -77,7 +77,9 @@ def test_the_page_shows_the_question_and_loads_nothing(bench: Bench, browser: ht
     assert "reviewer" in page
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert not re.search(r"(?:src|href|url\()", page)
+    [icon] = re.findall(r'(?:src=|href=|url\()"?([^"\s]+)', page)
+    assert icon.startswith("/console/static/icon.svg")
+    assert browser.get(icon).status_code == 200
     assert 'lang="en"' in page
     assert page.count('type="radio"') == page.count('name="decision"') >= 2
     policy = answer.headers["content-security-policy"]
