@@ -43,7 +43,7 @@ KNOWN = {
     # Makes a file of the repository, by hand.
     "fixtures/published/make.py": 1,
     # Load over hours.
-    "soak/fleet.py": 1,
+    "soak/program.py": 1,
     "soak/load.py": 4,
     "soak/run.py": 3,
 }

@@ -20,6 +20,7 @@ from kneo_process import PATIENCE_SECONDS, Machine, Process, eventually
 from soak.costs import ProcessorTime
 from soak.evidence import Sample
 from soak.growth import sample
+from soak.program import MODULE, SOURCE, spec
 
 from kneo.clock import SystemClock
 from kneo.store.migrate import open_store
@@ -35,39 +36,6 @@ SIZES = {"service": 2, "worker": 3, "controller": 2}
 
 DURABLE = {"synchronous_commit": "on", "full_page_writes": "on", "autovacuum": "on", "shared_buffers": "128MB"}
 """Settings of the server that differ from those of tests: a commit is in the log of a server that ends at once."""
-
-SOURCE = """
-import json, os, time
-from pathlib import Path
-LOG = Path(__file__).with_name("effects.jsonl")
-def effect(text, context):
-    line = {"run_id": context.run_id, "step": context.step_id, "key": context.idempotency_key, "at": time.time(), "pid": os.getpid()}
-    log = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(log, (json.dumps(line) + chr(10)).encode())
-    finally:
-        os.close(log)
-    time.sleep(0.02)
-    return f"{text} > {context.step_id}"
-"""
-
-SPEC: dict[str, object] = {
-    "version": "v1",
-    "agent": {"name": "soak", "model": {"provider": "dummy", "name": "dummy"}},
-    "workflow": {
-        "type": "sequential",
-        "name": "soak",
-        "steps": [
-            {"id": "prepare", "kind": "function", "ref": "effect"},
-            {"id": "approve", "kind": "human", "ref": "editor"},
-            {"id": "publish", "kind": "function", "ref": "effect"},
-        ],
-    },
-    "components": {
-        "functions": {"effect": {"implementation": "soak_steps.effect"}},
-        "humans": {"editor": {"description": "Publish this?"}},
-    },
-}
 
 START_SECONDS = 180.0
 """Time in which a process starts, also on a busy machine. One that meets a fault meanwhile ends, and a supervisor starts it again."""
@@ -133,7 +101,7 @@ class Fleet:
             KNEO_SERV_API_KEYS=";".join(f"{name}:{key_of(name)}:{roles}" for name, roles in keys.items()),
             KNEO_SERV_LOG_LEVEL="WARNING",
         )
-        (self.work / "soak_steps.py").write_text(SOURCE)
+        (self.work / f"{MODULE}.py").write_text(SOURCE)
         self.effects = self.work / "effects.jsonl"
         self.members: list[Member] = []
 
@@ -141,7 +109,7 @@ class Fleet:
 
     def declare(self, version: str) -> None:
         """Sign a version and declare it for both environments, in the clone."""
-        self.repo.bundle(BUNDLE, version, {**SPEC, "metadata": {"version": version}})
+        self.repo.bundle(BUNDLE, version, {**spec(BUNDLE), "metadata": {"version": version}})
         self.repo.environment("dev", {BUNDLE: version})
         rules = {"people": {PEOPLE[-1]: {"roles": ["approver"]}}, "approvals": {"required": 1, "roles": ["approver"]}}
         self.repo.environment("prod", {BUNDLE: version}, **(rules if version != "1.0.0" else {}))

@@ -12,6 +12,7 @@ from typing import Self, TypeAlias
 import httpx
 from kneo_process import PATIENCE_SECONDS, eventually
 from soak.evidence import SentDecision, StartedRun
+from soak.program import spec
 from upgrade.deployment import Rotation
 
 Json: TypeAlias = Mapping[str, object]
@@ -19,37 +20,7 @@ Json: TypeAlias = Mapping[str, object]
 REQUESTER, REVIEWER, READER = "requester", "ann", "reader"
 ROLES = {REQUESTER: "operator", REVIEWER: "reviewer", READER: "auditor"}
 
-SOURCE = """
-import json, os, time
-from pathlib import Path
-LOG = Path(__file__).with_name("effects.jsonl")
-def effect(text, context):
-    line = {"run_id": context.run_id, "step": context.step_id, "key": context.idempotency_key, "at": time.time(), "pid": os.getpid()}
-    log = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(log, (json.dumps(line) + chr(10)).encode())
-    finally:
-        os.close(log)
-    return f"{text} > {context.step_id}"
-"""
-
-SPEC: Json = {
-    "version": "v1",
-    "agent": {"name": "update", "model": {"provider": "dummy", "name": "dummy"}},
-    "workflow": {
-        "type": "sequential",
-        "name": "update",
-        "steps": [
-            {"id": "prepare", "kind": "function", "ref": "effect"},
-            {"id": "approve", "kind": "human", "ref": "editor"},
-            {"id": "publish", "kind": "function", "ref": "effect"},
-        ],
-    },
-    "components": {
-        "functions": {"effect": {"implementation": "update_steps.effect"}},
-        "humans": {"editor": {"description": "Publish this?"}},
-    },
-}
+SPEC = spec("update")
 
 REPEATED, REJECTED, LATER = 4, 7, 5
 """Of so many runs one is requested twice with its key, one is rejected, and one waits for the next part of the update."""

@@ -11,8 +11,9 @@ from kneo_process import Machine, eventually
 from soak.collect import count_jobs, read_database
 from soak.evidence import Evidence, read_effects
 from soak.laws import Violation, violations
+from soak.program import MODULE, SOURCE
 from sqlalchemy import func, select
-from upgrade.clients import API_KEYS, SOURCE, Clients
+from upgrade.clients import API_KEYS, Clients
 from upgrade.deployment import Deployment
 
 from kneo.clock import SystemClock
@@ -92,7 +93,7 @@ class RollingUpdate:
     def __init__(self, earlier: Machine, later: Machine, code: Path, size: Size) -> None:
         self.earlier, self.later, self.size = earlier, later, size
         code.mkdir(parents=True)
-        (code / "update_steps.py").write_text(SOURCE)
+        (code / f"{MODULE}.py").write_text(SOURCE)
         self.deployment = Deployment(code)
         self.clients = Clients(self.deployment.rotation, size.users)
 
