@@ -2,7 +2,7 @@
 
     python -m benchmarks.console --turns 25
 
-Every page is beside its budget. Exit status 1 says that a budget was exceeded.
+Every page is shown with its budget. Exit status 1 says that a budget was exceeded.
 """
 
 from __future__ import annotations

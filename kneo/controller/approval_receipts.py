@@ -41,7 +41,7 @@ class PresentedApproval:
     Attributes:
         envelope: The signed decision.
         content: The claimed content of the payload; None for an envelope alone.
-        unsigned: The claims about the decision that nobody signed.
+        unsigned: The claims about the decision that no key signed.
     """
 
     envelope: Envelope
@@ -312,8 +312,8 @@ def _deciding_file(after: Environment, before: Environment) -> tuple[Environment
     if before.policy_digest != after.policy_digest:
         return before, rule
     roles = (*rule.roles, ROOT_ROLE)
-    nobody = after.spec.model_copy(update={"people": {}})
-    return replace(after, spec=nobody), rule.model_copy(update={"signed": True, "roles": roles})
+    no_people = after.spec.model_copy(update={"people": {}})
+    return replace(after, spec=no_people), rule.model_copy(update={"signed": True, "roles": roles})
 
 
 def verdict_json(checked: Sequence[CheckedApproval]) -> dict[str, object]:

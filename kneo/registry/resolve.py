@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Forbidden, KneoError, NotFound, Transient, Untrusted
+from kneo.names import check_environment_name
 from kneo.records.release import BundleRecord, Release
-from kneo.store import audit, releases, requests
+from kneo.spec.policy import PolicyFlags, strictest
+from kneo.store import audit, project_metadata, releases, requests
 from kneo.store.engine import Tx
 from kneo.trust.hmac_bundle import hmac_path, spec_in_hmac, verify_hmac_bundle
 from kneo.trust.root import TrustRoot, verify_chain
@@ -20,11 +22,6 @@ from kneo.trust.verify import UNSEQUENCED, VerifiedBundle, bundle_path, verify_b
 
 if TYPE_CHECKING:
     from kneo.spec.models.environment import Environment
-from kneo.names import check_environment_name
-from kneo.spec.policy import PolicyFlags, strictest
-from kneo.store import project_metadata
-
-if TYPE_CHECKING:
     from kneo.spec.project import ProjectConfig
 
 
@@ -84,10 +81,6 @@ def spec_in(record: BundleRecord) -> Mapping[str, object]:
 def _tampered(release: Release, what: str) -> Untrusted:
     msg = f"The stored {what} of {release.bundle} {release.version} are not those of {release.digest}."
     return Untrusted(msg, code="BundleTampered", hint="Restore the registry from a backup, or rebuild it from Git.")
-
-
-if TYPE_CHECKING:
-    from kneo.spec.models.environment import Environment
 
 
 @dataclass(frozen=True)

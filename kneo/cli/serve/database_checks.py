@@ -67,7 +67,7 @@ def ok(message: str) -> Diagnosis:
 
 
 def warning(message: str, hint: str) -> Diagnosis:
-    """Return a finding that somebody should look at."""
+    """Return a finding that an operator should look at."""
     return Diagnosis(Level.WARNING, message, hint)
 
 

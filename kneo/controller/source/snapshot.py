@@ -131,12 +131,6 @@ class SourceSnapshot:
         return dict(zip(names, self.reader.read_blobs([self.files[path] for path in names]), strict=True))
 
 
-def changed_paths(old: SourceSnapshot | None, new: SourceSnapshot) -> frozenset[str]:
-    """Return the added, changed and removed files between two snapshots; without an earlier one, all files are added."""
-    before: Mapping[str, Blob] = old.files if old is not None else {}
-    return frozenset(path for path, _ in before.items() ^ new.files.items())
-
-
 FOLDERS = ("bundles", "environments")
 """The folders of a repository that are read."""
 

@@ -226,7 +226,7 @@ class DeltaWriter:
     Args:
         run_id: The run.
         step_id: The path of the step.
-        is_read: Returns whether somebody reads the deltas of the run.
+        is_read: Returns whether a client reads the deltas of the run.
         publish: Passes on a delta without waiting.
         clock: Times the batches.
         batch: The shortest time between two deltas of one reply.
@@ -290,7 +290,7 @@ class DeltaWriter:
 async def open_deltas(
     store: Store, readers: ReaderCache, program: Program, run_id: str, activity: Activity, *, batch: timedelta
 ) -> DeltaWriter | None:
-    """Open the deltas of an agent's step; ``None`` where there are none, or nobody may read them yet."""
+    """Open the deltas of an agent's step; ``None`` where there are none, or no client may read them yet."""
     if is_withheld(program, activity):
         return None
     if store.deltas.spans_processes:
@@ -314,7 +314,7 @@ def is_withheld(program: Program, activity: Activity) -> bool:
     """
     agent = program.agents.get(activity.ref)
     if activity.choices:
-        return True  # the name of a choice is nobody's answer
+        return True  # the name of a choice is no text for clients
     if activity.kind != "agent" or agent is None or agent.model is None or agent.model.provider == "dummy":
         return True
     if agent.guardrails is not None and (agent.guardrails.output or agent.guardrails.workflow):

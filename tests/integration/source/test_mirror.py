@@ -11,7 +11,7 @@ from raw_git import RawObjects
 
 from kneo.controller.source.git import SourceLimits
 from kneo.controller.source.mirror import AllowedRewrite, Mirror
-from kneo.controller.source.snapshot import Blob, SourceSnapshot, changed_paths
+from kneo.controller.source.snapshot import Blob, SourceSnapshot
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Transient
 
 BUNDLE = "bundles/research/1.0.0.dsse.json"
@@ -116,19 +116,8 @@ def test_nothing_is_accepted_until_it_is(origin: Origin, mirror: Mirror) -> None
     assert mirror.accepted() == first
     mirror.accept(second)
     assert mirror.accepted() == second
-    assert changed_paths(first, second) == {"bundles/research/1.1.0.dsse.json"}
     kept = mirror.path / "refs/kneo/keep"
     assert {file.name for file in kept.iterdir()} == {first.commit, second.commit}
-
-
-def test_changes_are_additions_edits_and_removals(origin: Origin, mirror: Mirror) -> None:
-    origin.write(**{BUNDLE: "{1}", "environments/dev.yaml": "dev", "environments/prod.yaml": "prod"})
-    first = mirror.fetch()
-    assert changed_paths(None, first) == set(first.files)
-    assert changed_paths(first, first) == set()
-    (origin.path / "environments/prod.yaml").unlink()
-    origin.write(**{BUNDLE: "{2}", "environments/new.yaml": "new"})
-    assert changed_paths(first, mirror.fetch()) == {BUNDLE, "environments/prod.yaml", "environments/new.yaml"}
 
 
 def test_a_snapshot_stays_what_it_was(origin: Origin, mirror: Mirror) -> None:
