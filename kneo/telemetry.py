@@ -12,8 +12,10 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kneo.errors import Invalid
@@ -23,8 +25,6 @@ from kneo.settings import Tracing
 if TYPE_CHECKING:
     from opentelemetry.trace import Span as OtelSpan
     from opentelemetry.trace import Tracer
-from contextvars import ContextVar
-from types import MappingProxyType
 
 Value = str | int | float | bool | Sequence[str]
 

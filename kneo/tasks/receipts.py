@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from kneo import registry
-from kneo.clock import new_id, parse_time
-from kneo.errors import Invalid
+from kneo.clock import isoformat, new_id, parse_time
+from kneo.digest import Digest
+from kneo.errors import Forbidden, Invalid, InvalidValue, Untrusted
 from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
 from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, ReceiptRecord, Vote
 from kneo.store import audit, oidc_people, receipts
 from kneo.store.engine import Tx
-from kneo.tasks.schedule import TIMEOUT_POLICY
-from kneo.trust.dsse import parse_envelope, serialise
-from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, sign_receipt
-
-if TYPE_CHECKING:
-    from kneo.spec.models.environment import Environment
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
-
-from kneo.clock import isoformat
-from kneo.digest import Digest
-from kneo.errors import Forbidden, InvalidValue, Untrusted
 from kneo.tasks.decisions import decision_digest
+from kneo.tasks.schedule import TIMEOUT_POLICY
 from kneo.trust.answer import (
     LASTS_AT_MOST,
     AnswerBinding,
@@ -35,8 +27,12 @@ from kneo.trust.answer import (
     open_answer,
     verify_answer,
 )
-from kneo.trust.dsse import read_envelope
-from kneo.trust.receipt import without_empty
+from kneo.trust.dsse import parse_envelope, read_envelope, serialise
+from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, sign_receipt, without_empty
+
+if TYPE_CHECKING:
+    from kneo.spec.models.environment import Environment
+
 
 NO_KEY = "no_service_key"
 

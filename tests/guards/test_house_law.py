@@ -91,6 +91,24 @@ def test_no_comment_needs_a_tracker_to_be_understood() -> None:
     assert found == []
 
 
+def test_imports_stand_together_at_the_top() -> None:
+    """ruff accepts an import below ``if TYPE_CHECKING:``, where a reader does not look for it."""
+    late = []
+    for path in modules(*PACKAGES):
+        body = ast.parse(path.read_text()).body
+        first = next((number for number, node in enumerate(body) if _is_for_types(node)), len(body))
+        late += [named(path, node.lineno) for node in body[first + 1 :] if _is_import(node) or _is_for_types(node)]
+    assert not late
+
+
+def _is_import(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def _is_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def test_a_public_class_name_exists_once() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for path in modules(*PACKAGES):

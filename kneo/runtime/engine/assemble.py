@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from kneo.clock import monotonic
 from kneo.errors import Conflict, Invalid
 from kneo.notify.channels import known_channels
 from kneo.project import read_config
@@ -24,11 +26,12 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
 from kneo.runtime.engine.wait import RunSettled, SettledRun, wait_until_settled
 from kneo.runtime.engine.worker import Driver, Heartbeats, LockLost, Worker
-from kneo.runtime.steps.agents import MakeServices, OpenServices
+from kneo.runtime.steps.agents import CLIENTS, LOOP, MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.settings import Settings, hide_settings
-from kneo.store import runs
+from kneo.spec.models.providers import PROVIDERS
+from kneo.store import releases, runs
 from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock
@@ -38,13 +41,7 @@ from kneo.tools import ToolRegistry
 
 if TYPE_CHECKING:
     from kneo.notify.web_push import WebPush
-import json
-from collections.abc import Iterable, Mapping
 
-from kneo.clock import monotonic
-from kneo.runtime.steps.agents import CLIENTS, LOOP
-from kneo.spec.models.providers import PROVIDERS
-from kneo.store import releases
 
 log = logging.getLogger("kneo.runtime")
 
