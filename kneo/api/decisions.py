@@ -27,6 +27,9 @@ from kneo.trust.statement import PAYLOAD_TYPE
 MAX_BATCH = 100
 """The most decisions of one request."""
 
+MAX_OUTPUTS = 50
+"""The most outputs of steps in the detail of a task, the latest before the task opened."""
+
 DecisionWord = Annotated[
     DecisionKind, WithJsonSchema({"type": "string", "enum": ["approved", "rejected", "edited", "selected", "provided"]})
 ]
@@ -90,8 +93,8 @@ def get_human_task(context: Context, continuation_id: str) -> HumanTaskDetailVie
     with context.store.read() as tx:
         task = as_it_stands(tx, inbox.find(tx, continuation_id))
         run = runs.get(tx, task.run_id)
-        steps = history.list_steps(tx, run.id) if run else ()
-        return HumanTaskDetailView.with_messages(task, run, steps, may_decide_task(tx, task, context.principal))
+        outputs = history.outputs_until(tx, task.run_id, task.created_at, limit=MAX_OUTPUTS)
+        return HumanTaskDetailView.with_messages(task, run, outputs, may_decide_task(tx, task, context.principal))
 
 
 @run_operation(

@@ -12,7 +12,7 @@ from pydantic import Field
 from kneo.api.may_answer import MayAnswerView
 from kneo.api.page import PageView, SearchPeriod
 from kneo.clock import parse_time
-from kneo.records.run import Run, StepRecord
+from kneo.records.run import Run
 from kneo.records.task import HumanTask, TaskEvent
 from kneo.tasks.schedule import remaining_escalations, scheduled_events
 
@@ -20,9 +20,6 @@ Json = dict[str, object]
 
 MAX_DIFF_LINES = 2_000
 """Lines of a subject that are compared with its previous version; comparing longer ones would cost too much."""
-
-MAX_MESSAGES = 50
-"""Steps before a task that its detail shows, the latest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,19 +130,18 @@ class HumanTaskPageView(PageView):
 
 @dataclass(frozen=True, kw_only=True)
 class HumanTaskDetailView(HumanTaskView):
-    """One task, the messages of its run before it, and whether the caller may decide it."""
+    """One task, the messages of its run until it opened, and whether the caller may decide it."""
 
     messages: list[Json]
     may_answer: MayAnswerView
 
     @classmethod
     def with_messages(
-        cls, task: HumanTask, run: Run | None, steps: Sequence[StepRecord], may_answer: MayAnswerView
+        cls, task: HumanTask, run: Run | None, outputs: Sequence[tuple[str, str, str]], may_answer: MayAnswerView
     ) -> HumanTaskDetailView:
-        """Build the view of a task with the input of its run and the outputs of the latest steps."""
+        """Build the view of a task with the input of its run and the outputs of steps: path, text, end."""
         messages = [_message("user", None, run.input_text, run.created_at)] if run is not None else []
-        spoken = [step for step in steps if step.output_text is not None][-MAX_MESSAGES:]
-        messages += [_message("assistant", step.step_id, step.output_text, step.completed_at) for step in spoken]
+        messages += [_message("assistant", path, text, ended) for path, text, ended in outputs]
         return cls(**vars(HumanTaskView.of(task)), messages=messages, may_answer=may_answer)
 
 

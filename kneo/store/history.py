@@ -215,6 +215,14 @@ def step_ends(tx: Tx, run_id: str) -> tuple[tuple[int, str, str], ...]:
     return tuple((row[0], row[1], row[2]) for row in rows)
 
 
+def outputs_until(tx: Tx, run_id: str, at: str, *, limit: int) -> tuple[tuple[str, str, str], ...]:
+    """List the path, the output and the end of the steps that ended until a time, the latest ``limit`` of them in order."""
+    columns = select(steps.c.step_id, steps.c.output_text, steps.c.completed_at)
+    ended = columns.where(steps.c.run_id == run_id, steps.c.completed_at <= at, steps.c.output_text.is_not(None))
+    rows = tx.connection.execute(ended.order_by(steps.c.sequence.desc()).limit(limit)).all()
+    return tuple((row[0], row[1], row[2]) for row in reversed(rows))
+
+
 def _step(row: AnyRow) -> StepRecord:
     return StepRecord(**{**row._asdict(), "error": read_error(row.error)})
 

@@ -4,12 +4,16 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
-from builders import build_task
+from builders import build_run, build_task
+from console_load import step
+from operation_context import operation_context
 from processes import at_once
 
+from kneo.api import decisions
+from kneo.api.decisions import get_human_task
 from kneo.clock import ManualClock, isoformat
 from kneo.records.task import UNRESOLVED, Candidates, Decision, DecisionKind, HumanTask, Plan, TaskStatus, Vote
-from kneo.store import task_statistics, tasks
+from kneo.store import history, runs, task_statistics, tasks
 from kneo.store.engine import Store
 from kneo.store.task_filter import EVERY_TASK, TaskFilter
 
@@ -85,6 +89,36 @@ def test_what_a_change_returns_is_what_stands_there(store: Store, changes: dict[
             1,
             {name: value for name, value in changes.items() if name != "next_at"},
         )
+
+
+def test_a_task_shows_what_led_to_it_and_nothing_that_came_after(store: Store, clock: ManualClock) -> None:
+    """A decided task keeps showing what its reviewer read: the decision and later steps are none of it."""
+    run, opened = build_run(input_text="What is new?"), clock.now()
+    with store.write() as tx:
+        runs.insert_run(tx, run)
+        task = build_task(run_id=run.id)
+        tasks.insert_task(tx, task)
+        ends = {"plan": -60, "check": -1, "draft": 0, "approve": 30, "publish": 31}
+        for number, (path, seconds) in enumerate(ends.items(), 1):
+            at = isoformat(opened + timedelta(seconds=seconds))
+            text = None if path == "check" else f"output of {path}"
+            done = replace(step(run, number), step_id=path, output_text=text, started_at=at, completed_at=at)
+            history.insert_step(tx, done)
+    shown = [(each["name"], each["content"]) for each in get_human_task(operation_context(store), task.id).messages]
+    assert shown == [(None, "What is new?"), ("plan", "output of plan"), ("draft", "output of draft")]
+
+
+def test_a_task_shows_the_latest_of_many_steps_before_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "MAX_OUTPUTS", 3)
+    run = build_run()
+    with store.write() as tx:
+        runs.insert_run(tx, run)
+        for number in range(1, 6):
+            history.insert_step(tx, replace(step(run, number, 1), step_id=f"step{number}", completed_at=tx.at))
+        task = build_task(run_id=run.id)
+        tasks.insert_task(tx, task)
+    names = [each["name"] for each in get_human_task(operation_context(store), task.id).messages]
+    assert names == [None, "step3", "step4", "step5"]
 
 
 def test_a_change_on_what_was_read_earlier_is_refused(store: Store) -> None:
