@@ -19,6 +19,7 @@ from kneo.cli.compose import find_store
 from kneo.cli.connection import Json, ServiceOptions
 from kneo.cli.files import read_bytes
 from kneo.cli.options import JsonOption
+from kneo.cli.specs.keys import load_public
 from kneo.clock import SystemClock
 from kneo.errors import Invalid, Untrusted, Usage
 from kneo.records.audit import Kept, leaf_of, verify_inclusion
@@ -27,7 +28,7 @@ from kneo.spec.reading.reader import read_json
 from kneo.store import audit
 from kneo.store.service_key import find_service_key
 from kneo.trust.checkpoint import NOTE_BYTES, SignedCheckpoint, read_checkpoint
-from kneo.trust.keys import PEM_BYTES, PublicKey
+from kneo.trust.keys import PublicKey
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -156,7 +157,7 @@ def verify(
     store = find_store(settings)
     try:
         mine = find_service_key(settings)
-        public = [*_keys(keys or []), *([mine.public] if mine is not None else [])]
+        public = [*map(load_public, keys or []), *([mine.public] if mine is not None else [])]
         if notes and not public:
             msg = "A checkpoint is verified with the public key of the service, and no key is given."
             raise Usage(msg, hint="Pass --key FILE; kneo task receipt key writes the key.")
@@ -204,10 +205,6 @@ def _heads(texts: list[str]) -> dict[int, str]:
     return heads
 
 
-def _keys(paths: list[Path]) -> list[PublicKey]:
-    return [PublicKey.load(read_bytes(path, max_bytes=PEM_BYTES, what="public key")) for path in paths]
-
-
 def _note(path: Path) -> str:
     return read_bytes(path, max_bytes=NOTE_BYTES * 4, what="checkpoint").decode("utf-8", "replace")
 
@@ -230,7 +227,7 @@ def prove(
     options: ServiceOptions,
 ) -> None:
     """Prove that an event is in the log, and verify the proof here with the key."""
-    public = _keys(keys or [])
+    public = [load_public(path) for path in keys or []]
     if note is not None and not public:
         msg = "A checkpoint is verified with the public key of the service, and no key is given."
         raise Usage(msg, hint="Pass --key FILE; kneo task receipt key writes the key.")

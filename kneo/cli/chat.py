@@ -64,7 +64,7 @@ class Turns:
         Ctrl-C while the run is being started cancels it, too: the start is awaited, because only then the run has a name.
         """
         started: list[str] = []
-        start = self._aside(lambda: started.append(self._backend.call(create_run, self._make_request(text)).run_id))
+        start = _Work(lambda: started.append(self._backend.call(create_run, self._make_request(text)).run_id))
         is_interrupted = False
         while start.is_alive():
             try:
@@ -86,7 +86,7 @@ class Turns:
             render.text("Nothing was said yet.")
         elif self.last.status == "failed":
             run_id = self.last.run_id
-            self._show(run_id, self._aside(lambda: self._backend.call(continue_run, run_id)))
+            self._show(run_id, _Work(lambda: self._backend.call(continue_run, run_id)))
         else:
             self.say(self.last.input_text)
 
@@ -114,7 +114,7 @@ class Turns:
                 continue
             try:
                 decision = ask_decision(task, word)
-                self.last = shown.follow_work(self._aside(lambda: self._decide(task, decision)))  # noqa: B023 - awaited here
+                self.last = shown.follow_work(_Work(lambda: self._decide(task, decision)))  # noqa: B023 - awaited here
             except Abort:
                 continue
             except (Conflict, Forbidden, Invalid, NotFound, Untrusted) as error:
@@ -135,9 +135,6 @@ class Turns:
             render.warning(error.message, error.hint)
         self.last = shown.follow()
 
-    def _aside(self, work: Callable[[], object]) -> _Work:
-        return _Work(work)
-
 
 class _Work(threading.Thread):
     """An operation that waits for a run, in a thread: the run is shown meanwhile, and Ctrl-C is noticed."""
@@ -145,13 +142,13 @@ class _Work(threading.Thread):
     def __init__(self, work: Callable[[], object]) -> None:
         super().__init__(daemon=True)
         self._work = work
-        self.error: KneoError | None = None
+        self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
         try:
             self._work()
-        except KneoError as error:
+        except Exception as error:  # noqa: BLE001 - raised again in the main thread, which waits for the operation
             self.error = error
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kneo.api.operation import Operation
 from kneo.cli.connection import Json, P, Query, V
-from kneo.cli.watch import poll, read_stream
+from kneo.cli.watch import POLL_SECONDS, is_last, poll, read_stream
 from kneo.clock import sleep
 from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized, Untrusted
 from kneo.settings import Settings
@@ -85,16 +85,14 @@ class ServiceBackend:
             try:
                 query = {"deltas": "1"} if deltas else {}
                 with self.http.stream("GET", f"/runs/{run_id}/events", params=query, headers=headers) as answer:
-                    if answer.headers.get("content-type", "").startswith("text/event-stream"):
-                        for event in read_stream(answer.iter_lines(), until_pause=until_pause):
-                            yield event
-                            last = event.get("sequence", last)
-                            if event["type"] == "end":
-                                return
-                        if until_pause:
-                            return
-                    else:
+                    if not answer.headers.get("content-type", "").startswith("text/event-stream"):
                         break
+                    for event in read_stream(answer.iter_lines()):
+                        yield event
+                        last = event.get("sequence", last)
+                        if is_last(event, until_pause=until_pause):
+                            return
+                sleep(POLL_SECONDS)  # The service ended the stream, for example because it stops.
             except httpx.TransportError:
                 self._send("GET", f"/runs/{run_id}")  # Retries, and raises where the service stays unreachable.
         yield from poll(partial(self._look, run_id), run_id, until_pause=until_pause)

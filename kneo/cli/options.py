@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
 
 import typer
@@ -81,11 +82,11 @@ class Period(OptionGroup):
 
     @property
     def created_after(self) -> str | None:
-        return _time(self.since)
+        return _parse_since(self.since)
 
     @property
     def created_before(self) -> str | None:
-        return _time(self.until)
+        return _parse_since(self.until)
 
     def show(self, searched: SearchPeriod | None) -> None:
         """Print the period of a text search that had no option for it."""
@@ -93,13 +94,39 @@ class Period(OptionGroup):
             render.text(f"Searched what was created since {searched.created_after}. To search earlier, pass --since.")
 
 
-def _time(text: str | None) -> str | None:
+def time_after(duration: str) -> datetime:
+    """Return the end of a duration that begins now.
+
+    Raises:
+        InvalidValue: the text is no duration, or its end is after the year 9999.
+    """
+    return _shifted(duration, parse_duration(duration))
+
+
+def parse_until(text: str | None) -> str | None:
+    """Return an end that is a time, or a duration from now.
+
+    Raises:
+        InvalidValue: the text is neither, or the end is after the year 9999.
+    """
     if text is None:
         return None
-    if text[-1:] not in {"s", "m", "h", "d"} or not text[:-1].isdigit():
-        return isoformat(parse_time(text))
+    return isoformat(time_after(text) if _is_duration(text) else parse_time(text))
+
+
+def _parse_since(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return isoformat(_shifted(text, -parse_duration(text)) if _is_duration(text) else parse_time(text))
+
+
+def _is_duration(text: str) -> bool:
+    return text[-1:] in {"s", "m", "h", "d"} and text[:-1].isdigit()
+
+
+def _shifted(text: str, by: timedelta) -> datetime:
     try:
-        return isoformat(SystemClock().now() - parse_duration(text))
+        return SystemClock().now() + by
     except OverflowError as error:
-        msg = f"{text[:60]} ago is before the year 1."
+        msg = f"{text[:60]} is longer than there are years: a time lies between the years 1 and 9999."
         raise InvalidValue(msg) from error

@@ -19,9 +19,8 @@ from kneo.spec.compiler import SpecCompiler
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
 from kneo.spec.lint import check
-from kneo.spec.models.environment import Environment, EnvironmentGate, QuestionPolicy, with_gates
+from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.modules import RuleContext
-from kneo.spec.policy import PolicyFlags, strictest
 from kneo.spec.project import ProjectConfig, choose_environment
 from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec
 from kneo.spec.reading.normalize import NO_DEFAULTS
@@ -69,6 +68,7 @@ class LoadedFile:
         overlays: The applied overlay files.
         missing: Overlays of the project's config that do not exist.
         files: The files that the spec may refer to.
+        declared: The file of the environment in the spec's config repository; None where there is none.
     """
 
     loaded: LoadedSpec
@@ -76,11 +76,17 @@ class LoadedFile:
     overlays: tuple[Path, ...]
     missing: tuple[Path, ...]
     files: SpecFiles
+    declared: Environment | None
 
     @property
     def sources(self) -> Mapping[str, str]:
         """The text of every file that was read, by its name in diagnostics."""
         return {document.file: document.text for document in self.loaded.documents}
+
+    @property
+    def gates(self) -> tuple[EnvironmentGate, ...]:
+        """The gates that the environment adds."""
+        return self.declared.gates if self.declared else ()
 
 
 @dataclass(frozen=True)
@@ -134,18 +140,17 @@ class Project:
             return ()
         return tuple(self.root / overlay for overlay in self.config.specs.overlays.get(self.environment, ()))
 
-    def context_of(self, spec: Path) -> RuleContext:
+    def context_of(self, spec: Path, declared: Environment | None) -> RuleContext:
         """Return the context of lint rules: the modules below the import roots and in the spec's config repository, the
         environment with its rules, the tools of the platform that this process names, and the models that it can ask.
 
         A process that reconciles a local config repository finds the functions in it, in every working directory;
         so does a check of a spec from there.
         """
-        settings = self.settings
-        roots = (*settings.import_roots, *_config_repository(spec))
+        settings, repository = self.settings, _config_repository(spec)
+        roots = (*settings.import_roots, *([repository.root] if repository else []))
         modules = ModuleFiles(roots, settings.import_allow)
         compiler = spec_compiler(settings)
-        declared = self._declared(spec)
         return RuleContext(
             modules,
             settings.import_allow or None,
@@ -159,38 +164,15 @@ class Project:
             a2a_installed=has_a2a(),
         )
 
-    def policy_for(self, spec: Path) -> PolicyFlags:
-        """Return the policy of a spec: the strictest of the project's and its config repository's.
+    def declared(self, spec: Path) -> Environment | None:
+        """Return the file of the environment in the spec's config repository; None where there is none.
 
         Raises:
-            Invalid: the repository's file of this environment is not valid.
+            Invalid: the file is not valid.
         """
-        project = self.config.policy(self.environment) if self.config is not None else None
-        declared = self._declared(spec)
-        return strictest(*([project] if project else []), *([declared.spec.policy] if declared else []))
-
-    def gates_for(self, spec: Path) -> tuple[EnvironmentGate, ...]:
-        """Return the gates that the environment adds, by its file in the spec's config repository.
-
-        Raises:
-            Invalid: the repository's file of this environment is not valid.
-        """
-        declared = self._declared(spec)
-        return declared.gates if declared else ()
-
-    def questions_for(self, spec: Path) -> QuestionPolicy:
-        """Return the requirements of the environment for every question, by its file in the spec's config repository.
-
-        Raises:
-            Invalid: the repository's file of this environment is not valid.
-        """
-        declared = self._declared(spec)
-        return declared.spec.questions if declared else QuestionPolicy()
-
-    def _declared(self, spec: Path) -> Environment | None:
-        files = [root / "environments" / f"{self.environment}.yaml" for root in _config_repository(spec)]
-        found = next((file for file in files if file.is_file()), None)
-        return parse_environment(self._read(found), file=self.shown(found)) if found is not None else None
+        repository = _config_repository(spec)
+        path = repository.environment_file(self.environment) if repository else None
+        return _parse_environment(path, self.shown(path)) if path is not None else None
 
     def load(self, argument: Path | None) -> LoadedFile:
         """Load a spec with the overlays and defaults of the project's environment, and apply every rule.
@@ -202,18 +184,18 @@ class Project:
         overlays = self.overlay_paths(path)
         present = tuple(overlay for overlay in overlays if overlay.is_file())
         files = SpecFiles(path.parent, self.root)
-        gates = self.gates_for(path)
+        declared = self.declared(path)
         loaded = load_spec(
             self._read(path),
             file=self.shown(path),
             overlays=[SourceFile(self.shown(overlay), self._read(overlay)) for overlay in present],
             defaults=self.config.spec_defaults(self.environment) if self.config is not None else NO_DEFAULTS,
-            context=self.context_of(path),
+            context=self.context_of(path, declared),
             files=files,
-            rules=lambda spec, context: check(with_gates(spec, gates), context),
+            rules=lambda spec, context: check(with_gates(spec, declared.gates if declared else ()), context),
         )
         missing = tuple(overlay for overlay in overlays if overlay not in present)
-        return LoadedFile(loaded, path, present, missing, files)
+        return LoadedFile(loaded, path, present, missing, files, declared)
 
     def shown(self, path: Path) -> str:
         """Return a path relative to the working directory where that is shorter."""
@@ -223,9 +205,14 @@ class Project:
         return read_bytes(path, max_bytes=DEFAULT_LIMITS.max_bytes, what="spec")
 
 
-def _config_repository(spec: Path) -> tuple[Path, ...]:
+def _config_repository(spec: Path) -> ConfigRepository | None:
     folders = spec.resolve().parents
-    return tuple(folder for folder in folders if (folder / "environments" / "trust.json").is_file())[:1]
+    root = next((folder for folder in folders if (folder / "environments" / "trust.json").is_file()), None)
+    if root is None:
+        return None
+    from kneo.cli.repository import ConfigRepository  # imports cryptography, which most checks do not need
+
+    return ConfigRepository(root)
 
 
 def open_project(environment: str | None = None) -> Project:
@@ -246,11 +233,13 @@ def read_environment(repository: ConfigRepository, name: str) -> Environment:
         NotFound: the repository has no such file.
         Invalid: the file is not an environment; the findings carry file and line.
     """
-    for suffix in ("yaml", "yml"):
-        path = repository.root / "environments" / f"{name}.{suffix}"
-        if path.is_file():
-            data = read_bytes(path, max_bytes=ENVIRONMENT_LIMITS.max_bytes, what="environment")
-            return parse_environment(data, file=str(path))
+    path = repository.environment_file(name)
+    if path is not None:
+        return _parse_environment(path, str(path))
     msg = f"There is no environment {name!r} in {repository.root}."
     known = ", ".join(repository.environment_names()) or "none"
     raise NotFound(msg, hint=f"There are: {known}.")
+
+
+def _parse_environment(path: Path, shown: str) -> Environment:
+    return parse_environment(read_bytes(path, max_bytes=ENVIRONMENT_LIMITS.max_bytes, what="environment"), file=shown)

@@ -16,7 +16,7 @@ from kneo.trust.verify import bundle_path, parse_bundle_path
 
 TRUST_PATH = Path("environments/trust.json")
 
-_ENVIRONMENT_FILE = re.compile(r"([a-z0-9][a-z0-9-]{0,62})\.ya?ml")
+_ENVIRONMENT_FILE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.ya?ml")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,18 @@ class ConfigRepository:
     def bundle_file(self, name: str, version: str) -> Path:
         return self.root / bundle_path(name, version)
 
+    def environment_file(self, name: str) -> Path | None:
+        """Return the file of an environment; None where there is none."""
+        return next((path for path in self._environment_files() if path.stem == name), None)
+
     def environment_names(self) -> list[str]:
         """The environments that have files, sorted."""
+        return sorted(path.stem for path in self._environment_files())
+
+    def _environment_files(self) -> list[Path]:
         folder = self.root / "environments"
-        matches = (_ENVIRONMENT_FILE.fullmatch(path.name) for path in _listing(folder) if path.is_file())
-        return sorted(match[1] for match in matches if match)
+        listed = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [path for path in listed if _ENVIRONMENT_FILE.fullmatch(path.name) and path.is_file()]
 
 
 def find_repository(start: Path) -> ConfigRepository | None:
@@ -64,10 +71,6 @@ def read_bundle(path: Path) -> bytes:
         NotFound, Invalid: the file does not exist, or is too large.
     """
     return read_bytes(path, max_bytes=ENVELOPE_BYTES, what="bundle")
-
-
-def _listing(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 KNOWN_ROOTS_BYTES = 1_048_576

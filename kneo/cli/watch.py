@@ -54,7 +54,7 @@ def poll(
             yield from pause()
 
 
-def read_stream(lines: Iterable[str], *, until_pause: bool) -> Iterator[Json]:
+def read_stream(lines: Iterable[str]) -> Iterator[Json]:
     """Yield the events of a run from the lines of a stream of server-sent events; ``sequence`` is the id of an event."""
     name, data = "", ""
     for line in lines:
@@ -65,11 +65,13 @@ def read_stream(lines: Iterable[str], *, until_pause: bool) -> Iterator[Json]:
         elif field == "data":
             data += value
         elif not line and name:
-            event = {"type": name, **cast("Json", json.loads(data or "{}"))}
-            yield event
-            if name == "end" or (until_pause and name == "status" and event.get("status") in PAUSED):
-                return
+            yield {"type": name, **cast("Json", json.loads(data or "{}"))}
             name, data = "", ""
+
+
+def is_last(event: Json, *, until_pause: bool) -> bool:
+    """Return whether an event ends the watch of a run: the end of the run, with ``until_pause`` also a pause."""
+    return event["type"] == "end" or (until_pause and event["type"] == "status" and event.get("status") in PAUSED)
 
 
 def show_event(event: Json) -> None:

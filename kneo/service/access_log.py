@@ -15,7 +15,7 @@ from kneo.clock import monotonic
 from kneo.redaction import redact_text
 from kneo.service.auth import PRINCIPAL
 from kneo.service.problems import crash
-from kneo.service.routing import RouteEntry, RouteTable
+from kneo.service.routing import RouteEntry, RouteTable, path_of
 from kneo.telemetry import Span, log_fields, span
 
 log = logging.getLogger("kneo_serv.service")
@@ -158,7 +158,7 @@ def _log(
         "event": "http_request",
         "request_id": request_id,
         "method": scope["method"],
-        "path": redact_text(_TOKEN.sub(r"\1[REDACTED]", scope["path"][:500])),
+        "path": redact_text(_without_token(scope)[:500]),
         "status_code": status,
         "duration_ms": round(seconds * 1000, 3),
         "client_ip": client[0] if client else None,
@@ -170,6 +170,13 @@ def _log(
         "error": type(failed).__name__ if failed is not None else None,
     }
     log.info("%s %s %s", scope["method"], facts["path"], status, extra=facts)
+
+
+def _without_token(scope: Scope) -> str:
+    """Return the path of a request, without the token of a one-time link."""
+    path = path_of(scope)
+    prefix = str(scope["path"]).removesuffix(path)
+    return prefix + _TOKEN.sub(r"\1[REDACTED]", path)
 
 
 def _trace_id(traceparent: str) -> str | None:

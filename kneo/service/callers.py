@@ -19,6 +19,7 @@ from kneo.api.operation import Principal
 from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.service.auth import ANONYMOUS, Keyring, credential_of, unauthorized
 from kneo.service.problems import refusal
+from kneo.service.routing import path_of
 from kneo.settings import OidcSettings, Settings
 from kneo.store.engine import Store
 
@@ -77,7 +78,7 @@ class HeadCheck:
 
     async def _check(self, scope: Scope) -> None:
         self._check_size(scope)
-        headers, path = Headers(scope=scope), _path(scope)
+        headers, path = Headers(scope=scope), path_of(scope)
         if path not in PROBES:
             self._check_host(headers.get("host", ""))
         if not self.keyring.required:
@@ -149,11 +150,6 @@ def _host_of(authority: str) -> str:
     if text.startswith("["):
         return text.partition("]")[0] + "]" if "]" in text else ""
     return text.partition(":")[0].removesuffix(".")
-
-
-def _path(scope: Scope) -> str:
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 class Callers:

@@ -214,8 +214,7 @@ class RouteTable:
 
     def note(self, scope: Scope) -> RouteEntry | None:
         """Match a request, and note the match in its scope."""
-        path, root = scope["path"], scope.get("root_path", "")
-        path = path[len(root) :] if root and path.startswith(root + "/") else path
+        path = path_of(scope)
         match = self.find(scope["method"], path)
         scope[MATCHED] = match
         if match is not None:
@@ -267,6 +266,12 @@ class DirectRoute(BaseRoute):
             # The framework names the methods of the first route with the path alone.
             raise HTTPException(405, headers={"Allow": ", ".join(scope[ALLOWED])})
         await route.handle(scope, receive, send)
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path of a request below the path at which the application is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def without_version(path: str) -> str:

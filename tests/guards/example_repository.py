@@ -72,7 +72,9 @@ def renew(folder: Path) -> Digest:
             if subject == NAME and name != "prod":
                 continue
             about = Subject(environment=name, name=subject, digest=subject_digest, policy_digest=rules)
-            envelope = sign_decision(about, ApprovalDecision.APPROVE, approver, now, LIFE, "Example of the repository")
+            envelope = sign_decision(
+                about, ApprovalDecision.APPROVE, approver, now, now + LIFE, "Example of the repository"
+            )
             write_whole(folder / target / file_name, envelope)
     return digest
 

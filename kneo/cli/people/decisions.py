@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,8 @@ from kneo.cli.people.statements import DecisionOptions, KeyOption, SigningOption
 from kneo.cli.people.tasks import TaskArgument, show_task
 from kneo.cli.runs.run import note_of, show_outcome
 from kneo.errors import Conflict, Forbidden, Invalid, NotFound, Untrusted, Usage
+from kneo.spec.documents import ReadLimits
+from kneo.spec.reading.reader import read_json
 from kneo.tasks.review import GateStatistics
 
 MAX_FILE_BYTES = 4_194_304
@@ -96,11 +97,7 @@ def batch(
 
 def _read(file: Path) -> object:
     data = read_bytes(file, max_bytes=MAX_FILE_BYTES, what="file of decisions")
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        msg = f"{file} is not JSON: {error}."
-        raise Invalid(msg) from error
+    return read_json(data, file=str(file), limits=ReadLimits(max_bytes=MAX_FILE_BYTES)).value
 
 
 @examples("kneo task review", "kneo task review --candidate ann --key ann.pem")

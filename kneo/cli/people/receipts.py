@@ -12,6 +12,7 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.files import read_bytes, write_whole
+from kneo.cli.specs.keys import load_public
 from kneo.clock import SystemClock
 from kneo.digest import parse_digest
 from kneo.errors import Usage
@@ -19,7 +20,6 @@ from kneo.settings import from_env
 from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import TrustedKey
-from kneo.trust.keys import PEM_BYTES, PublicKey
 from kneo.trust.receipt import LIMITS, read_receipts, wrap_envelope
 from kneo.trust.receipt_check import check_receipts, verdict_json
 
@@ -133,7 +133,7 @@ def verify(
     data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
     if keys:
         reviewers = _reviewers(file, reviewer_keys or [], trust, trust_root)
-        verdict = check_receipts(read_receipts(data, file=str(file)), [_load(path) for path in keys], reviewers)
+        verdict = check_receipts(read_receipts(data, file=str(file)), [load_public(path) for path in keys], reviewers)
         result = verdict_json(verdict)
     elif reviewer_keys or trust:
         msg = "Without --key the service verifies, with its own trust root."
@@ -206,10 +206,6 @@ def _reviewers(file: Path, options: list[str], trust: Path | None, pin: str | No
         if not name or not equals:
             msg = f"{text[:80]!r} is not NAME=FILE."
             raise Usage(msg, hint="--reviewer-key ann=ann.pem")
-        public = _load(Path(path))
+        public = load_public(Path(path))
         keys[public.keyid] = TrustedKey(public, name)
     return ReviewerKeys(keys=keys) if keys else None
-
-
-def _load(path: Path) -> PublicKey:
-    return PublicKey.load(read_bytes(path, max_bytes=PEM_BYTES, what="public key"))

@@ -15,8 +15,8 @@ from kneo.api.task_views import HumanTaskPageView, HumanTaskView
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
-from kneo.cli.options import Period
-from kneo.clock import SystemClock, isoformat, parse_duration
+from kneo.cli.options import Period, time_after
+from kneo.clock import isoformat
 from kneo.errors import Usage
 
 
@@ -226,7 +226,7 @@ def snooze(
 ) -> None:
     """Hide a task until a later time. Its deadline does not change."""
     if hide_for is not None and until is None:
-        until = isoformat(SystemClock().now() + parse_duration(hide_for))
+        until = isoformat(time_after(hide_for))
     elif until is None or hide_for is not None:
         msg = "Pass --for or --until, one of them."
         raise Usage(msg, hint="kneo task snooze TASK --for 4h")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +18,12 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import Backend, ServiceOptions, request
 from kneo.cli.files import write_whole
-from kneo.cli.options import OptionGroup
+from kneo.cli.options import OptionGroup, time_after
 from kneo.cli.project import read_environment
 from kneo.cli.releases.environments import show_result
 from kneo.cli.repository import ConfigRepository, find_repository, read_bundle
 from kneo.cli.specs.keys import load_private
-from kneo.clock import SystemClock, parse_duration
+from kneo.clock import SystemClock
 from kneo.digest import Digest
 from kneo.errors import KneoError, NotFound, Untrusted, Usage
 from kneo.spec.diff import diff
@@ -150,8 +150,7 @@ def _decide(
         hint = REMOVAL_HINT if change.gate == PRUNE else CONTENT_HINT
         known = same or change.is_exact
         confirm(lines, f"{verb} and sign this?", confirmed=options.yes, known=known, hint=hint)
-        now, life = SystemClock().now(), parse_duration(expires)
-        envelope = sign_decision(subject, decision, private, now, life, options.reason)
+        envelope = sign_decision(subject, decision, private, SystemClock().now(), time_after(expires), options.reason)
         if options.output is not None:
             write_whole(options.output, envelope)
         body = request(DecisionRequest, envelope=envelope.decode())
@@ -267,7 +266,7 @@ def sign_decision(
     decision: ApprovalDecision,
     key: PrivateKey,
     now: datetime,
-    life: timedelta,
+    expires: datetime,
     reason: str | None = None,
 ) -> bytes:
     """Sign a decision with a person's own key.
@@ -282,7 +281,7 @@ def sign_decision(
         policy_digest=subject.policy_digest,
         decision=decision,
         issued_at=now,
-        expires=now + life,
+        expires=expires,
         reason=reason,
         about=subject.about,
     )
@@ -529,7 +528,7 @@ def accept_rewritten_history(
         confirm(lines, "Accept and sign this?", confirmed=yes, known=commit is not None)
         root = Digest(str(source_view.trust_root))
         subject = Subject(environment="source", name=about.name, digest=about.digest, policy_digest=root, about=about)
-        now, life = SystemClock().now(), parse_duration("1d")
-        envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, now, life, reason)
+        now, expires = SystemClock().now(), time_after("1d")
+        envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, now, expires, reason)
         answer = service.call(accept_rewrite, request(RewriteRequest, envelope=envelope.decode()))
     render.emit(answer, as_json=options.as_json, text=lambda: render.success(f"Accepted: {old} may become {new}"))

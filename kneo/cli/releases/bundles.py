@@ -89,14 +89,17 @@ def promote(
     clone = Clone.find(Path.cwd())
     repository = ConfigRepository(clone.root)
     pin = _pin(repository, source, bundle)
-    path = _file(repository, to)
+    read_environment(repository, to)
+    path = repository.environment_file(to)
+    assert path is not None, "the file was read"
     if clone.is_dirty(path):
         msg = f"{path} has changes that are not committed."
         raise Conflict(msg, code="working_copy_dirty", hint="Commit or undo them first.")
     before = path.read_text(encoding="utf-8")
     after = named(before, pin)
     changed = parse_environment(after.encode(), file=str(path))
-    assert any(item.bundle == bundle and item.version == pin.version for item in changed.spec.releases)
+    if not any(item.bundle == bundle and item.version == pin.version for item in changed.spec.releases):
+        raise _unusual(pin)
     if after == before:
         msg = f"{to} already has {bundle} {pin.version}."
         raise Conflict(msg, code="nothing_to_promote")
@@ -137,12 +140,6 @@ def _pin(repository: ConfigRepository, environment: str, bundle: str) -> Release
     raise NotFound(msg, code="bundle_not_found")
 
 
-def _file(repository: ConfigRepository, environment: str) -> Path:
-    read_environment(repository, environment)
-    candidates = (repository.root / "environments" / f"{environment}.{suffix}" for suffix in ("yaml", "yml"))
-    return next(path for path in candidates if path.is_file())
-
-
 _ENTRY = r"(?m)^(?P<indent>[ \t]*)-[ \t]*\{{[^}}\n]*\bbundle:[ \t]*[\"']?{name}[\"']?[ \t]*[,}}][^\n]*$"
 _BLOCK = (
     r"(?m)^(?P<indent>[ \t]*)-[ \t]+bundle:[ \t]*[\"']?{name}[\"']?[ \t]*(?:#[^\n]*)?\n(?:(?P=indent)[ \t]+[^\n]*\n?)*"
@@ -153,8 +150,7 @@ _LIST = re.compile(r"(?m)^(?P<indent>[ \t]*)releases:[ \t]*(?:#[^\n]*)?\n")
 
 def named(text: str, pin: ReleasePin) -> str:
     """Write a version into an environment file and leave everything else, comments included, as it is."""
-    digest = f', digest: "{pin.digest}"' if pin.digest else ""
-    entry = f"- {{bundle: {pin.bundle}, version: {pin.version}{digest}}}"
+    entry = _entry(pin)
     name = re.escape(pin.bundle)
     for pattern, end in ((_ENTRY, ""), (_BLOCK, "\n")):
         match = re.search(pattern.format(name=name), text)
@@ -166,9 +162,18 @@ def named(text: str, pin: ReleasePin) -> str:
         return f"{text[: empty.start()]}{line}{text[empty.end() :]}"
     known = _LIST.search(text)
     if known is None:
-        msg = "The file has no list of releases in the usual form."
-        raise Conflict(msg, code="unusual_file", hint=f"Write {entry} below spec.releases yourself.")
+        raise _unusual(pin)
     return f"{text[: known.end()]}{known['indent']}  {entry}\n{text[known.end() :]}"
+
+
+def _entry(pin: ReleasePin) -> str:
+    digest = f', digest: "{pin.digest}"' if pin.digest else ""
+    return f"- {{bundle: {pin.bundle}, version: {pin.version}{digest}}}"
+
+
+def _unusual(pin: ReleasePin) -> Conflict:
+    msg = "The file has no list of releases in the usual form."
+    return Conflict(msg, code="unusual_file", hint=f"Write {_entry(pin)} below spec.releases yourself.")
 
 
 _ONE_HOST = ("credential.helper=", "http.followRedirects=false", "push.recurseSubmodules=no")

@@ -12,7 +12,8 @@ from kneo.api.release_views import ChangedView, EnvironmentView, PromotionView
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import Backend, ServiceOptions, request
-from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
+from kneo.cli.options import parse_until
+from kneo.clock import SystemClock
 from kneo.errors import KneoError, Transient, Usage
 from kneo.records.release import ConditionType, Pending
 
@@ -203,7 +204,7 @@ def rollback(
 def hold(target: ReleaseArgument, reason: ReasonOption, until: UntilOption = None, *, options: ServiceOptions) -> None:
     """Keep the current release of a bundle, ignoring Git."""
     environment, bundle = _split(target, "hold")
-    body = request(api.HoldRequest, bundle=bundle, reason=reason, until=_until(until))
+    body = request(api.HoldRequest, bundle=bundle, reason=reason, until=parse_until(until))
     answer = options.call(api.hold_release, environment, body)
     _show_change(answer, f"Held: {target}. To follow Git again: kneo unhold {target}", options.as_json)
 
@@ -224,7 +225,7 @@ def suspend(
     environment: EnvironmentArgument, reason: ReasonOption, until: UntilOption = None, *, options: ServiceOptions
 ) -> None:
     """Pause all changes to an environment; runs continue."""
-    body = request(api.SuspendRequest, reason=reason, until=_until(until))
+    body = request(api.SuspendRequest, reason=reason, until=parse_until(until))
     answer = options.call(api.suspend_environment, environment, body)
     _show_change(answer, f"Suspended: {environment}. To resume changes: kneo unsuspend {environment}", options.as_json)
 
@@ -242,13 +243,6 @@ def _split(target: str, command: str) -> tuple[str, str]:
         msg = f"{target[:100]!r} is not ENV/BUNDLE."
         raise Usage(msg, hint=f"Example: kneo {command} prod/research-agent")
     return environment, bundle
-
-
-def _until(text: str | None) -> str | None:
-    if text is None:
-        return None
-    is_duration = text[-1:] in {"s", "m", "h", "d"} and text[:-1].isdigit()
-    return isoformat(SystemClock().now() + parse_duration(text) if is_duration else parse_time(text))
 
 
 def _show_change(answer: ChangedView, message: str, as_json: bool) -> None:

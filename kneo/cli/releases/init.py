@@ -191,11 +191,11 @@ def _approve(request: Request, folder: Path, bundle: SignedBundle, key: PrivateK
         rules = parse_environment((folder / path).read_bytes(), file=path)
         digest = rules.policy_digest
         subject = Subject(environment=name, name=path, digest=digest, policy_digest=digest)
-        envelope = sign_decision(subject, ApprovalDecision.APPROVE, key, now, ROOT_LIFE, reason)
+        envelope = sign_decision(subject, ApprovalDecision.APPROVE, key, now, now + ROOT_LIFE, reason)
         write_whole(folder / f"environments/{name}.approvals" / file_name, envelope)
         if rules.spec.approvals is not None and rules.spec.approvals.required:
             release = replace(subject, name=request.name, digest=bundle.statement.digest)
-            envelope = sign_decision(release, ApprovalDecision.APPROVE, key, now, ROOT_LIFE, reason)
+            envelope = sign_decision(release, ApprovalDecision.APPROVE, key, now, now + ROOT_LIFE, reason)
             write_whole(folder / f"bundles/{request.name}/{VERSION}.approvals" / file_name, envelope)
 
 

@@ -172,9 +172,11 @@ def give_input(
 
 
 def _json(text: str) -> object:
+    """Return the value of a text in JSON, any other text as it is."""
     try:
         value: object = json.loads(text)
-    except ValueError:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
         return text
     return value
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from kneo.api.run_views import RunPageView, RunView, check_status
+from kneo.api.run_views import CheckpointPageView, RunPageView, RunView, TraceView, check_status
 from kneo.api.runs import get_run, get_run_trace, list_run_checkpoints
 from kneo.api.runs import list_runs as list_runs_
 from kneo.api.usage import ModelUsageView, UsageReportView, get_usage
@@ -139,11 +139,13 @@ def watch(
 def trace(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Show the events of a run, step by step."""
     with options.open() as opened:
-        events = opened.call(get_run_trace, run_id, limit=1000).events
+        page = opened.call(get_run_trace, run_id, limit=MAX_LISTED)
+    events = page.events
     rows = [
         [number, f"{indent(event.type)}{event.type}", event.step_id, details(vars(event)), event.timestamp]
         for number, event in enumerate(events, start=1)
     ]
+    _warn_if_cut(page, "trace")
     render.emit(
         {"run_id": run_id, "events": events},
         as_json=options.as_json,
@@ -156,13 +158,25 @@ def trace(run_id: RunArgument, *, options: ServiceOptions) -> None:
 def checkpoints(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """List the checkpoints of a run."""
     with options.open() as opened:
-        items = opened.call(list_run_checkpoints, run_id, limit=1000).checkpoints
+        page = opened.call(list_run_checkpoints, run_id, limit=MAX_LISTED)
+    items = page.checkpoints
+    _warn_if_cut(page, "checkpoints")
     rows = [[item.sequence, item.type, item.step_id, item.created_at] for item in items]
     render.emit(
         {"run_id": run_id, "checkpoints": items},
         as_json=options.as_json,
         text=lambda: render.table("Checkpoints", ["#", "Type", "Step", "At"], rows),
     )
+
+
+MAX_LISTED = 1_000
+"""Events or checkpoints of one page, the most that an operation returns."""
+
+
+def _warn_if_cut(page: TraceView | CheckpointPageView, part: str) -> None:
+    if page.count < page.total:
+        rest = f"The others: GET /v1/runs/{page.run_id}/{part}?offset={page.count}"
+        render.warning(f"The first {page.count} of {page.total} are listed.", rest)
 
 
 MICROS = 1_000_000

@@ -19,6 +19,7 @@ from kneo.spec.coverage.policy import check_policy
 from kneo.spec.documents import Diagnostic, Severity, as_github, as_sarif, as_text, has_errors
 from kneo.spec.models.environment import with_gates
 from kneo.spec.models.spec import Spec
+from kneo.spec.policy import PolicyFlags, strictest
 from kneo.spec.reading.load import resolve
 
 
@@ -55,7 +56,7 @@ class Checked:
 
     def gated(self) -> Spec:
         """Return the spec as it runs in its environment, with the gates that the environment adds."""
-        return with_gates(self.usable(), self.project.gates_for(self.file.path))
+        return with_gates(self.usable(), self.file.gates)
 
     def origin(self) -> dict[str, object]:
         """Return the files and the environment of a response."""
@@ -132,10 +133,17 @@ def check_in(project: Project, argument: Path | None) -> Checked:
     resolved = resolve(file.loaded, file.files)
     findings = resolved.diagnostics
     if resolved.spec is not None:
-        gated = with_gates(resolved.spec, project.gates_for(file.path))
-        violations = check_policy(gated, findings, project.policy_for(file.path))
+        gated = with_gates(resolved.spec, file.gates)
+        violations = check_policy(gated, findings, _policy(project, file))
         findings = (*findings, *resolved.located(violations))
     return Checked(project, replace(file, loaded=resolved), findings)
+
+
+def _policy(project: Project, file: LoadedFile) -> PolicyFlags:
+    """Return the policy of a spec: the strictest of the project's and its config repository's."""
+    own = project.config.policy(project.environment) if project.config is not None else None
+    declared = file.declared.spec.policy if file.declared else None
+    return strictest(*(flags for flags in (own, declared) if flags is not None))
 
 
 def print_findings(

@@ -21,6 +21,7 @@ from kneo.spec.coverage.policy import GuardrailPlace, guardrail_places
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.answers import AnswersFile
+from kneo.spec.models.environment import QuestionPolicy
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import parse_model
 
@@ -49,7 +50,8 @@ def simulate(
     tolerated = tuple(found for found in checked.findings if found.code != SHOWN_BY_ITSELF)
     require_usable(replace(checked, findings=tolerated), as_json=as_json)
     scripts = [(checked.project.shown(path), _read(path)) for path in answers or ()]
-    least = checked.project.questions_for(checked.file.path)
+    declared = checked.file.declared
+    least = declared.spec.questions if declared else QuestionPolicy()
     simulator = Simulator.of(checked.gated(), least=least, limit=limit, rows=rows)
     everything = simulator.everything()
     scenarios = [simulator.following(name, written) for name, written in scripts]

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from kneo.cli import render
-from kneo.cli.options import JsonOption
+from kneo.cli.options import JsonOption, time_after
 from kneo.cli.repository import TRUST_PATH, find_repository
 from kneo.cli.specs.keys import load_private, load_public
 from kneo.cli.specs.trust_roots import RootChain, TrustFiles
-from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
+from kneo.clock import SystemClock, isoformat, parse_time
 from kneo.errors import NotFound, Untrusted, Usage
 from kneo.trust.root import ROOT_ROLE, RootDocument
 from kneo.trust.root_edit import EVERYTHING, add_key, remove_key, revoke_key, set_expiry, set_role
@@ -44,7 +44,7 @@ def init(
     Example: kneo trust init --key root.pem --principal ann
     """
     files = _files(file)
-    files.begin(load_private(key), principal, SystemClock().now() + parse_duration(expires))
+    files.begin(load_private(key), principal, time_after(expires))
     _answer(files, as_json=as_json)
 
 
@@ -190,7 +190,7 @@ def _edit(
     now = SystemClock().now()
 
     def change_all(document: RootDocument) -> RootDocument:
-        return change(set_expiry(document, now + parse_duration(expires)) if expires else document)
+        return change(set_expiry(document, time_after(expires)) if expires else document)
 
     files = _files(file)
     files.edit(change_all, [load_private(path) for path in keys], now)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +17,7 @@ from kneo.service.console.page import Form
 from kneo.service.context import Service, ServiceDep
 from kneo.service.limits import Rate, TooMany, network_of, peer_address
 from kneo.service.problems import refusal
-from kneo.service.routing import JsonResponse
+from kneo.service.routing import JsonResponse, read_json
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
 
@@ -145,8 +143,8 @@ def _form(body: bytes) -> Form:
 
 def _json(body: bytes) -> dict[str, object]:
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        value = read_json(body)
+    except ValueError as error:
         msg = "The body is not JSON."
         raise Invalid(msg) from error
     if not isinstance(value, dict):

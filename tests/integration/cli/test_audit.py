@@ -114,6 +114,8 @@ def test_an_auditor_keeps_a_head_and_a_checkpoint_and_compares(kneo, database: S
     assert (wrong.status, wrong.json["valid"]) == (3, False)
     assert kneo("audit", "verify", "--head", "6:zz").status == 2
     assert kneo("audit", "verify", "--head", head, "--head", f"6:{'f' * 64}").status == 2
+    (tmp_path / "no.pem").write_text("no key")
+    assert "no.pem" in kneo("audit", "verify", "--key", "no.pem").err
     other = kneo("audit", "prove", "3", "--key", "other.pem", "--json")
     assert (other.status, other.json["error"]) == (3, "SignatureInvalid")
 

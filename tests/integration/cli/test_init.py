@@ -239,3 +239,27 @@ def test_git_is_never_set_up_and_a_hook_calls(kneo: Kneo, tmp_path: Path, monkey
     assert kneo("init", "acme").status == 0
     assert git(tmp_path / "acme", "log", "--format=%an") == "kneo"
     assert git(tmp_path / "outer", "status", "--porcelain") == ""
+
+
+def test_an_environment_file_may_be_called_yml(kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kneo("init", "acme")
+    monkeypatch.chdir(tmp_path / "acme")
+    Path("environments/prod.yaml").rename("environments/prod.yml")
+    assert kneo("spec", "lint", "specs/announcement.yaml", "--env", "prod").status == 0
+    Path("environments/prod.yml").write_text("kind: Environment\n")
+    refused = kneo("spec", "lint", "specs/announcement.yaml", "--env", "prod")
+    assert (refused.status, "environments/prod.yml" in refused.err) == (1, True)
+
+
+def test_a_release_that_stands_in_a_text_is_not_promoted(kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kneo("init", "acme")
+    monkeypatch.chdir(tmp_path / "acme")
+    prod = Path("environments/prod.yaml")
+    text = "humans:\n    lead:\n      description: |\n        - {bundle: announcement, version: 9.9.9}\n"
+    prod.write_text(prod.read_text().replace("spec:\n", f"spec:\n  {text}", 1).replace("1.0.0", "0.9.0"))
+    for words in (["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "Text"]):
+        subprocess.run(["git", *words], check=True)
+    before = prod.read_text()
+    refused = kneo("promote", "announcement", "--from", "dev", "--to", "prod", "--json")
+    assert (refused.status, refused.json["error"]) == (5, "unusual_file")
+    assert prod.read_text() == before

@@ -11,10 +11,16 @@ import pytest
 from databases import Server
 from kneo_process import eventually
 from logged_causes import Causes
+from prometheus_client import CollectorRegistry
 from service_bench import DRAFT, Bench, serving, spec_of
 from sqlalchemy import text, update
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
+from starlette.testclient import TestClient
 
 from kneo.service import access_log
+from kneo.service.routing import RouteTable
 from kneo.settings import HttpSettings
 from kneo.store.tables import idempotency_keys
 
@@ -357,6 +363,16 @@ def test_each_request_is_one_line_in_the_log(bench: Bench, caplog: pytest.LogCap
     )
     assert (line["actor"], line["user_agent"]) == ("viewer", "me token=[REDACTED]")
     assert line["duration_ms"] > 0
+
+
+@pytest.mark.parametrize("prefix", ["", "/agents"])
+def test_the_token_of_a_link_is_not_logged(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = access_log.RequestMetrics(CollectorRegistry())
+    app = access_log.AccessLog(PlainTextResponse("hi"), routes=RouteTable(()), metrics=metrics, logged=True)
+    with caplog.at_level(logging.INFO, logger="kneo_serv.service"):
+        TestClient(Starlette(routes=[Mount(prefix, app)])).get(f"{prefix}/h/secret-token")
+    (line,) = [vars(line) for line in caplog.records if line.name == "kneo_serv.service"]
+    assert line["path"] == f"{prefix}/h/[REDACTED]"
 
 
 def test_a_crash_is_an_answer_that_says_nothing_and_a_log_that_says_all(

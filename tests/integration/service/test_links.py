@@ -372,3 +372,15 @@ def test_a_link_chooses_options(bench: Bench, browser: httpx.Client) -> None:
     assert browser.post(path, data=sent | {"option": ["legal", "finance"]}).status_code == 200
     decision = bench.get(f"/human-tasks/{run['continuation_id']}")["decision"]
     assert decision["selected_options"] == ["legal", "finance"]
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "NaN", "1e999"])
+def test_json_that_cannot_be_stored_is_refused(bench: Bench, browser: httpx.Client, value: str) -> None:
+    run = bench.paused()
+    path = str(link_to(bench, run)["path"])
+    request_id = bench.get(f"/human-tasks/{run['continuation_id']}")["pending_human_request_id"]
+    body = f'{{"decision": "approved", "request_id": "{request_id}", "values": {{"a": {value}}}}}'
+    before = rows(bench)["tasks"]
+    refused = browser.post(path, content=body, headers={"content-type": "application/json"})
+    assert (refused.status_code, refused.json()["message"]) == (400, "The body is not JSON.")
+    assert rows(bench)["tasks"] == before

@@ -236,3 +236,35 @@ def test_a_run_that_is_not_there_is_told_with_the_command_that_lists_them(
     service.answers = [(404, body, {})]
     assert run(["runs", "get", "run_1", "--service-url", service.url]) == 4
     assert "kneo runs list" in capsys.readouterr().err
+
+
+def test_a_stream_that_ends_early_is_read_again_until_the_pause(service, client):
+    paused = 'event: status\ndata: {"status": "paused"}\n\n'
+    service.streams = [paused.replace("paused", "running"), EVENTS[0] + paused]
+    events = [event["type"] for event in client.follow("r", until_pause=True)]
+    assert events == ["status", "step_completed", "status"]
+
+
+def test_a_long_trace_says_what_is_left_out(service, monkeypatch, capsys, tmp_path):
+    page = {"run_id": "r", "events": [], "count": 1000, "total": 1200, "window": 10_000, "limit": 1000, "offset": 0}
+    service.answers = [(200, {**page, "sort_by": "sequence", "sort_order": "asc"}, {})]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run(["runs", "trace", "r", "--service-url", service.url]) == 0
+    assert "The first 1000 of 1200 are listed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999", "[" * 100_000])
+def test_a_value_that_is_no_json_is_a_text(text, service, monkeypatch, tmp_path):
+    service.answers = [(404, {"error": "not_found", "message": "No run."}, {})]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run(["runs", "input", "r", "--value", text, "--service-url", service.url]) == 4
+    assert [path for _, path, _ in service.asked] == ["/v1/runs/r/input"]
+
+
+def test_a_file_of_decisions_that_is_nested_too_deep_is_refused(capsys, tmp_path):
+    file = tmp_path / "decisions.json"
+    file.write_text("[" * 100_000)
+    assert run(["task", "batch", str(file)]) == 1
+    assert "nested more than" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -11,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from kneo.cli.commands import examples, examples_of
+from kneo.cli.main import run
 from kneo.cli.options import OptionGroup, expand_groups
 
 
@@ -61,3 +63,22 @@ def test_commands_do_not_share_the_lists_of_a_group():
     first = Size()
     first.names.append("x")
     assert Size().names == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["hold", "prod/mail", "--reason", "x", "--until", "999999999d"],
+        ["suspend", "prod", "--reason", "x", "--until", "999999999d"],
+        ["task", "snooze", "cont_1", "--for", "999999999d"],
+        ["trust", "init", "--key", "root.pem", "--expires", "999999999d"],
+    ],
+)
+def test_a_duration_that_ends_after_all_years_is_refused(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(["keys", "generate", "--output", "root.pem"]) == 0
+    assert run(command) == 1
+    assert "999999999d is longer" in capsys.readouterr().err
