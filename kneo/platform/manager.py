@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Self, TypedDict, Unpack
+from typing import Self, TypedDict, TypeVar, Unpack
 
 from kneo import registry
 from kneo.agents.providers import OperatorConnections
@@ -50,6 +51,8 @@ from kneo.tasks.inbox import decide, find
 from kneo.tasks.lifecycle import process_due
 from kneo.tools import ToolRegistry
 from kneo.trust.sealing import DataKeys
+
+E = TypeVar("E", bound=StrEnum)
 
 WAIT_SECONDS = 3600.0
 
@@ -221,7 +224,12 @@ class PlatformManager:
         return find_run(self.store, run_id)
 
     def list_runs(self, *, status: str | None = None, limit: int = 100, offset: int = 0) -> Sequence[Run]:
-        statuses = {RunStatus(status)} if status is not None else ()
+        """List runs, the latest first.
+
+        Raises:
+            Invalid: the status does not exist.
+        """
+        statuses = {_member(RunStatus, status, "status")} if status is not None else ()
         with self.store.read() as tx:
             return runs.list_runs(tx, RunFilter(statuses=statuses), limit=limit, offset=offset)
 
@@ -298,7 +306,7 @@ class PlatformManager:
         """
         answer = DecisionRequest(
             request_id=request_id,
-            decision=DecisionKind(decision),
+            decision=_member(DecisionKind, decision, "decision"),
             content=content,
             selected_option=selected_option,
         )
@@ -434,6 +442,14 @@ class PlatformManager:
     def prune_timed_out_runs(self) -> int:
         """End runs whose deadline has passed; return their number."""
         return end_overdue_runs(self.store)
+
+
+def _member(kind: type[E], word: str, name: str) -> E:
+    try:
+        return kind(word)
+    except ValueError:
+        msg = f"{word[:100]!r} is not a {name}; use one of: {', '.join(kind)}."
+        raise Invalid(msg) from None
 
 
 def load_platform(settings: Settings) -> PlatformManager | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,9 +12,10 @@ from typing import TypeAlias, cast
 
 from kneo.errors import Conflict
 from kneo.runtime.steps.code import INPROCESS
+from kneo.runtime.steps.functions import StepContext
 from kneo.runtime.steps.threads import in_thread
 from kneo.sdk.db import RunDatabase
-from kneo.sdk.host import Began, RunHost, Work, no_listener
+from kneo.sdk.host import Began, RunHost, RunSnapshot, Work, no_listener
 from kneo.spec.models.agent import Agent
 from kneo.tools import FunctionTool, Middleware, RegisteredTool, ToolRegistry
 
@@ -114,6 +116,10 @@ class SpecBuilder:
         if self.tools:
             self.tree["tools"] = {tool.definition.name: _declaration(tool) for tool in self.tools}
         return self.tree
+
+    async def read(self, context: StepContext) -> RunSnapshot:
+        """Read the run of a step."""
+        return await asyncio.to_thread(self.host.snapshot, context.run_id)
 
     def open(self, database: RunDatabase, began: Began = no_listener) -> None:
         """Connect the workflow to the database of its runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 from kneo.clock import monotonic, sleep
+from kneo.digest import digest_of
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.records.run import Run, RunStatus, StepRecord
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
@@ -96,18 +98,45 @@ class RunSnapshot:
         metadata = self.run.metadata.get("caller_metadata")
         return metadata if isinstance(metadata, Mapping) else {}
 
+    @property
+    def session_id(self) -> str | None:
+        """The session of the run."""
+        session = self.run.metadata.get("session_id")
+        return session if isinstance(session, str) else None
+
     @cached_property
-    def edits(self) -> Mapping[str, str | None]:
-        """The outputs that reviewers edited, by the path of the step."""
-        return {
-            task.step_path: task.decision.content
-            for task in self.tasks
-            if task.position == "after" and task.decision is not None and task.decision.kind is DecisionKind.EDITED
-        }
+    def _edits(self) -> Mapping[str, str]:
+        """The outputs that reviewers edited, by the location and the attempt of the step."""
+        edits = {}
+        for task in self.tasks:
+            if task.position == "after" and task.decision is not None and task.decision.kind is DecisionKind.EDITED:
+                location = _REVIEWS.sub("", task.key.removesuffix(".after"))
+                edits[_instance(location, task.attempt)] = task.decision.content or ""
+        return edits
+
+    def edited(self, path: str, last: StepRecord) -> str | None:
+        """Return the text that a reviewer edited the output of a step or a container to; None where it is as it was.
+
+        Args:
+            path: The step or the container.
+            last: The record of the step, or of the step that ended last in the container: one for each round of a loop.
+        """
+        if path == last.step_id:
+            return self._edits.get(_instance(last.location, last.attempt))
+        return self._edits.get("/".join(last.location.split("/")[: path.count("/") + 1]))
 
     def output(self, step: StepRecord) -> str | None:
         """Return the output of a step, or the text that a reviewer edited it to."""
-        return self.edits.get(step.step_id) or step.output_text
+        edited = self.edited(step.step_id, step)
+        return step.output_text if edited is None else edited
+
+
+_REVIEWS = re.compile(r"@[0-9]+$")
+"""The number of earlier reviews, in the key of a question."""
+
+
+def _instance(location: str, attempt: int) -> str:
+    return f"{location}@{attempt}" if attempt else location
 
 
 def no_listener(_activity: Activity, _context: StepContext) -> None:
@@ -230,6 +259,25 @@ class RunHost:
                 tasks=tasks.of_run(tx, run_id, tuple(TaskStatus)),
                 journal=history.list_entries(tx, run_id),
             )
+
+    def find(self, run_id: str, workflow_name: str) -> RunSnapshot:
+        """Read the state of a run of one workflow.
+
+        Raises:
+            NotFound: the workflow has no such run.
+        """
+        snapshot = self.snapshot(run_id)
+        if snapshot.run.workflow_name != workflow_name:
+            msg = f"The run {run_id} belongs to the workflow {snapshot.run.workflow_name}, not to {workflow_name}."
+            raise NotFound(msg, hint="Read and continue it with the program that builds that workflow.")
+        return snapshot
+
+    def record(self, run_id: str, location: str, name: str, value: str) -> None:
+        """Record a value with a run, at the location of a step or at none; an earlier one of the name is replaced."""
+        digest = digest_of(value.encode())
+        self.store.transact(
+            lambda tx: history.record_entry(tx, run_id, location, name, input_digest=digest, value=value)
+        )
 
     def decide(self, task: HumanTask, answer: DecisionRequest) -> HumanTask:
         """Record an answer to a human task.

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from typing import Literal, Self, TypeAlias
 
-from kneo.errors import KneoError, Usage
+from kneo.errors import KneoError
+from kneo.sdk.db import encode_value
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,9 @@ class RunConfig:
         """Return the configuration as JSON.
 
         Raises:
-            Usage: ``not_json``: a value cannot be stored with the run.
+            Usage: ``not_json`` or ``too_large``: a value cannot be stored with the run.
         """
-        try:
-            encoded: dict[str, object] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            msg = f"The RunConfig cannot be stored with its run: {error}"
-            hint = "Keep metadata and extra to texts, numbers, lists and maps; let participants hold clients and files."
-            raise Usage(msg, code="not_json", hint=hint) from error
+        encoded: dict[str, object] = json.loads(encode_value(asdict(self), "The RunConfig"))
         return encoded
 
     @classmethod

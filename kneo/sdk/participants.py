@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
 import json
@@ -82,10 +81,6 @@ class ConversationBuilder(SpecBuilder):
         """Return the configuration of a run: that of its last resume with one, else that of its start."""
         replaced = next((entry for entry in snapshot.journal if not entry.location and entry.name == CONFIG), None)
         return RunConfig.decode(json.loads(replaced.value) if replaced else snapshot.caller_metadata.get(CONFIG))
-
-    async def read(self, context: StepContext) -> RunSnapshot:
-        """Read the run of a step."""
-        return await asyncio.to_thread(self.host.snapshot, context.run_id)
 
     async def ask(self, function: Callable[..., object], text: str, context: StepContext) -> object:
         """Call the function of a step with the conversation that the step reads."""

@@ -7,22 +7,15 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
-from typing import Literal, TypeAlias, overload
+from typing import Literal, overload
 
+from kneo.sdk.builder import Json
 from kneo.tools import BY_NAME, FunctionTool
 
-Json: TypeAlias = dict[str, object]
-
 _FIELD_TYPES: Mapping[object, str] = {
-    str: "str",
-    int: "int",
-    float: "float",
-    bool: "bool",
-    list: "list",
-    dict: "dict",
-    date: "date",
-    datetime: "datetime",
+    each: each.__name__ for each in (str, int, float, bool, list, dict, date, datetime)
 }
+"""The types of a form's fields."""
 
 
 @overload

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from kneo.digest import Digest, digest_of
 from kneo.errors import Usage
 from kneo.runtime.steps.functions import StepContext, WaitForAnswer
+from kneo.sdk.db import encode_value
 from kneo.store.engine import Store, Tx
 from kneo.store.history import find_entry, record_entry
 
@@ -29,10 +30,6 @@ R = TypeVar("R")
 
 POLL_SECONDS = 600
 """How long the program that runs a flow polls for an answer, unless the question sets a timeout."""
-
-MAX_CHARS = 1_000_000
-"""Characters of JSON in the arguments, and in the result, of one checkpoint."""
-
 
 QUESTIONS = "?"
 """The kind of every question, in the counts of a step."""
@@ -236,7 +233,7 @@ class CheckpointCall:
     @classmethod
     def of(cls, name: str, args: object, kwargs: object) -> CheckpointCall:
         step = active_step()
-        text = _encode({"args": args, "kwargs": kwargs}, f"The arguments of {name}")
+        text = encode_value({"args": args, "kwargs": kwargs}, f"The arguments of {name}", sort_keys=True)
         return cls(step, f"{name}:{step.count(f'checkpoint {name}')}", digest_of(text.encode()))
 
     def recorded(self) -> tuple[object] | None:
@@ -262,7 +259,7 @@ class CheckpointCall:
 
     def record(self, result: object) -> object:
         """Record a result; return it as a later call reads it."""
-        value = _encode(result, f"The result of {self.name}")
+        value = encode_value(result, f"The result of {self.name}", sort_keys=True)
         context = self.step.context
         context.token.raise_if_cancelled()
         inside = json.dumps(self.counts)
@@ -275,18 +272,6 @@ class CheckpointCall:
 
         self.step.store.transact(write)
         return json.loads(value)
-
-
-def _encode(value: object, subject: str) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        msg = f"{subject} cannot be encoded as JSON: {error}"
-        raise Usage(msg, code="not_json") from error
-    if len(text) > MAX_CHARS:
-        msg = f"{subject} has {len(text)} characters of JSON; the limit is {MAX_CHARS}."
-        raise Usage(msg, code="too_large", hint="Store the value elsewhere, and pass its name.")
-    return text
 
 
 @overload

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
-from kneo.digest import digest_of
 from kneo.errors import NotFound, Usage
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import RunStatus
@@ -47,7 +46,6 @@ from kneo.sdk.routes import (
     SuperstepGraph,
     WorkflowEdge,
 )
-from kneo.store.history import record_entry
 from kneo.tasks.decisions import DecisionRequest
 
 __all__ = [
@@ -121,12 +119,9 @@ class Workflow:
             HumanInterventionRequiredError, WorkflowFailed: as ``run``.
         """
         builder = self._open(config or RunConfig())
-        snapshot = await asyncio.to_thread(builder.host.snapshot, run_id)
-        if snapshot.run.workflow_name != self.name:
-            msg = f"The run {run_id} belongs to the workflow {snapshot.run.workflow_name}, not to {self.name}."
-            raise NotFound(msg)
+        snapshot = await asyncio.to_thread(builder.host.find, run_id, self.name)
         if config is not None:
-            await asyncio.to_thread(_replace_config, builder, run_id, config)
+            await asyncio.to_thread(builder.host.record, run_id, "", CONFIG, json.dumps(config.encode()))
         if response is not None:
             if not snapshot.open_tasks:
                 msg = f"The run {run_id} has no open question."
@@ -284,12 +279,6 @@ class WorkflowAgent:
             config = replace(config, system_prompt=self.system_prompt)
         context = AgentRunContext(self.name, list(messages), config, run_id)
         return await dispatch(self.hooks, context, terminal)
-
-
-def _replace_config(builder: ConversationBuilder, run_id: str, config: RunConfig) -> None:
-    value = json.dumps(config.encode())
-    digest = digest_of(value.encode())
-    builder.host.store.transact(lambda tx: record_entry(tx, run_id, "", CONFIG, input_digest=digest, value=value))
 
 
 async def _drive(builder: ConversationBuilder, run_id: str) -> RunResult:

@@ -8,6 +8,8 @@ from kneo.clock import Clock
 from kneo.errors import Usage
 from kneo.sdk.db import RunDatabase
 
+SQLITE = "sqlite:///"
+
 
 class SqliteDb(RunDatabase):
     """A SQLite file of runs, for one process at a time.
@@ -24,6 +26,9 @@ class SqliteDb(RunDatabase):
         if (db_file is None) == (db_url is None):
             msg = "SqliteDb needs either db_file or db_url."
             raise Usage(msg, hint='SqliteDb(db_file="workflow.db")')
-        path = Path(db_file if db_file is not None else str(db_url).removeprefix("sqlite:///")).resolve()
+        if db_url is not None and not db_url.startswith(SQLITE):
+            msg = f"SqliteDb needs a db_url that begins with {SQLITE}."
+            raise Usage(msg, hint="PostgresDb of kneo.sdk.db.postgres takes postgresql:// URLs.")
+        path = Path(db_file or str(db_url).removeprefix(SQLITE)).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(f"sqlite:///{path}", clock)

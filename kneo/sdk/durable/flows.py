@@ -18,7 +18,7 @@ from kneo.runtime.engine.recover import ForkRequest, cancel_run
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.functions import StepContext, StepOutput, WaitForAnswer
 from kneo.sdk.builder import SpecBuilder, call
-from kneo.sdk.db import RunDatabase, scratch
+from kneo.sdk.db import RunDatabase, encode_value, scratch
 from kneo.sdk.durable.terminal import WaitPrompt
 from kneo.sdk.host import RunHost, RunSnapshot, actor, run_in_background, run_sync
 from kneo.sdk.waits import INSIDE, POLL_SECONDS, active_step
@@ -138,18 +138,22 @@ class Flow:
     _polls: dict[str, float] = field(default_factory=dict)
 
     def start(self, *args: object, **kwargs: object) -> Execution:
-        """Run until the end, or until a question has had no answer for as long as its timeout."""
-        arguments = json.dumps({"args": args, "kwargs": kwargs}, ensure_ascii=False)
-        builder = self._build()
-        run = builder.host.start(builder.tree, arguments, {})
-        return Execution.of(run_sync(self._drive(builder.host, run.id, poll=True)))
+        """Run until the end, or until a question has had no answer for as long as its timeout.
+
+        Raises:
+            Usage: ``not_json`` or ``too_large``: the arguments cannot be stored with the run.
+        """
+        host, run_id = self._record(args, kwargs)
+        return Execution.of(run_sync(self._drive(host, run_id, poll=True)))
 
     def run(self, *args: object, **kwargs: object) -> FlowHandle:
-        """Start an execution in a thread of this process, and return at once; ``wait`` of the handle returns the result."""
-        arguments = json.dumps({"args": args, "kwargs": kwargs}, ensure_ascii=False)
-        builder = self._build()
-        run = builder.host.start(builder.tree, arguments, {})
-        return FlowHandle(self, run.id, run_in_background(self._drive(builder.host, run.id, poll=True)))
+        """Start an execution in a thread of this process, and return at once; ``wait`` of the handle returns the result.
+
+        Raises:
+            Usage: as ``start``.
+        """
+        host, run_id = self._record(args, kwargs)
+        return FlowHandle(self, run_id, run_in_background(self._drive(host, run_id, poll=True)))
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run and return the result.
@@ -229,6 +233,12 @@ class Flow:
         builder.open(self.database)
         return builder
 
+    def _record(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> tuple[RunHost, str]:
+        """Record an execution, without executing it; return its host and its id."""
+        arguments = encode_value({"args": args, "kwargs": kwargs}, f"The arguments of {self.name}")
+        builder = self._build()
+        return builder.host, builder.host.start(builder.tree, arguments, {}).id
+
     async def _work(self, text: str, context: StepContext) -> StepOutput:
         arguments = json.loads(text)
         try:
@@ -236,7 +246,7 @@ class Flow:
         except WaitForAnswer:
             self._polls[context.run_id] = active_step().poll_seconds
             raise
-        return StepOutput(text=json.dumps(result, ensure_ascii=False))
+        return StepOutput(text=encode_value(result, f"The result of {self.name}"))
 
     async def _drive(self, host: RunHost, run_id: str, *, poll: bool) -> RunSnapshot:
         """Execute a run; poll for the answers to its questions for as long as their timeouts.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from kneo.runtime.interpreter.node import below
 from kneo.runtime.steps.functions import StepContext
 from kneo.runtime.steps.functions import StepOutput as ActivityOutput
-from kneo.sdk.builder import call
+from kneo.sdk.builder import Json, call
 from kneo.sdk.workflow.step import Primitive, Step, StepBuilder, review_metadata
-from kneo.sdk.workflow.types import HumanReview, Json, StepInput, StepOutput
+from kneo.sdk.workflow.types import HumanReview, StepInput, StepOutput
 
 
 @runtime_checkable
@@ -134,7 +135,10 @@ class Condition(Primitive):
 
 
 class Loop(Primitive):
-    """Steps that repeat until ``end_condition(outputs of the round)`` is true, at most ``max_iterations`` times."""
+    """Steps that repeat until ``end_condition(outputs of the round)`` is true, at most ``max_iterations`` times.
+
+    The outputs are those of ``StepInput.previous_step_outputs``: as reviewed, a container's by its name.
+    """
 
     kind = "Loop"
 
@@ -159,16 +163,16 @@ class Loop(Primitive):
         end_condition = self.end_condition
         if end_condition is None:
             return loop
-        members = {below(path, step.name) for step in self.steps}
 
         async def evaluate(text: str, context: StepContext) -> dict[str, str]:
-            records = builder.host.snapshot(context.run_id).steps
-            latest = {step.step_id: step.output_text for step in records if step.step_id in members}
-            outputs = [
-                StepOutput(latest[below(path, step.name)], step.name)
+            snapshot = await builder.read(context)
+            this_round = f"{context.location.rpartition('/')[0]}/"
+            records = [step for step in snapshot.steps if step.location.startswith(this_round)]
+            contents = {
+                step.name: builder.content(replace(snapshot, steps=records), below(path, step.name))
                 for step in self.steps
-                if below(path, step.name) in latest
-            ]
+            }
+            outputs = [StepOutput(content, name) for name, content in contents.items() if content is not None]
             return {DONE: "true" if await call(end_condition, outputs or [StepOutput(text)]) else "false"}
 
         steps.append(builder.metadata_step(path, f"{self.name}.end", evaluate))

@@ -359,7 +359,7 @@ class ToolRequirement(StepRequirement):
         return {**super().to_dict(), "tool_name": self.tool_name, "tool_args": dict(self.tool_args)}
 
     def reject(self, feedback: str | None = None) -> None:
-        """Reject the call; the agent is told, with the feedback, or the run ends, as the tool's ``on_reject`` says."""
+        """Reject the call: the agent gets the feedback as its result, or the run ends, as the tool's ``on_reject`` says."""
         super().reject(feedback)
 
     def edit(self, content: object) -> None:
@@ -459,10 +459,9 @@ class WorkflowRunOutput:
     @classmethod
     def of(cls, builder: StepBuilder, snapshot: RunSnapshot) -> WorkflowRunOutput:
         run = snapshot.run
-        session = run.metadata.get("session_id")
         output = cls(
             run_id=run.id,
-            session_id=session if isinstance(session, str) else None,
+            session_id=snapshot.session_id,
             workflow_name=run.workflow_name,
             status=_STATUS.get(run.status, RunStatus.error),
             content=run.output_text if run.error is None else run.error.message,

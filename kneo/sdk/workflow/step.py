@@ -16,17 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, TypeAlias
 
-from kneo.digest import digest_of
-from kneo.errors import Usage
 from kneo.runtime.interpreter.node import below
 from kneo.runtime.steps.functions import FunctionSchemas, StepContext, as_text
 from kneo.runtime.steps.functions import StepOutput as ActivityOutput
-from kneo.sdk.builder import SpecBuilder, call
-from kneo.sdk.host import RunSnapshot, Work
+from kneo.sdk.builder import Json, SpecBuilder, call
+from kneo.sdk.db import encode_value
+from kneo.sdk.host import RunHost, RunSnapshot, Work
 from kneo.sdk.workflow import types
 from kneo.spec.models.agent import Agent
-from kneo.store.engine import Store
-from kneo.store.history import JournalEntry, record_entry
+from kneo.store.history import JournalEntry
 
 OutputMetadata: TypeAlias = Callable[[str, StepContext], Awaitable[dict[str, str]]]
 """A function that returns the metadata of an output."""
@@ -59,10 +57,10 @@ class Primitive(ABC):
         self.human_review = types.review_of(self.kind, name, human_review, parameters)
 
     @abstractmethod
-    def to_spec(self, builder: StepBuilder, path: str) -> types.Json:
+    def to_spec(self, builder: StepBuilder, path: str) -> Json:
         """Return the primitive as a step of the spec."""
 
-    def join_steps(self, _builder: StepBuilder, _path: str) -> list[types.Json]:
+    def join_steps(self, _builder: StepBuilder, _path: str) -> list[Json]:
         """Return the steps of the spec that follow the primitive."""
         return []
 
@@ -70,7 +68,7 @@ class Primitive(ABC):
         """Return the names of the steps that run at the same time."""
         return ()
 
-    def head(self) -> types.Json:
+    def head(self) -> Json:
         """Return the keys that steps of every kind have."""
         return {"id": self.name, **types.gates(self.kind, self.name, self.human_review)}
 
@@ -98,14 +96,14 @@ class StepBuilder(SpecBuilder):
         super().__init__()
         self.locations: dict[str, PrimitiveLocation] = {}
 
-    def sequence(self, members: Sequence[Primitive], path: str) -> list[types.Json]:
+    def sequence(self, members: Sequence[Primitive], path: str) -> list[Json]:
         """Translate primitives that run one after the other; raises what ``branches`` raises."""
         steps = []
         for member, step in zip(members, self.branches(members, path), strict=True):
             steps += [step, *member.join_steps(self, below(path, member.name))]
         return steps
 
-    def branches(self, members: Sequence[Primitive], path: str) -> list[types.Json]:
+    def branches(self, members: Sequence[Primitive], path: str) -> list[Json]:
         """Translate primitives that do not follow each other, each to one step.
 
         Raises:
@@ -125,7 +123,7 @@ class StepBuilder(SpecBuilder):
             steps.append(member.to_spec(self, member_path))
         return steps
 
-    def metadata_step(self, path: str, name: str, metadata: OutputMetadata) -> types.Json:
+    def metadata_step(self, path: str, name: str, metadata: OutputMetadata) -> Json:
         """Return a step that passes its input on and adds metadata to it."""
 
         async def work(text: str, context: StepContext) -> ActivityOutput:
@@ -135,7 +133,7 @@ class StepBuilder(SpecBuilder):
 
     async def ask(self, function: Callable[..., object], text: str, context: StepContext) -> object:
         """Call the function of a primitive with its input, and with the session's state if it has a parameter for it."""
-        snapshot = await asyncio.to_thread(self.host.snapshot, context.run_id)
+        snapshot = await self.read(context)
         step_input = self.step_input(snapshot, text, context)
         if not takes(function, STATE):
             return await call(function, step_input)
@@ -143,13 +141,13 @@ class StepBuilder(SpecBuilder):
         state = copy.deepcopy(before)
         result = await call(partial(function, session_state=state), step_input)
         if state != before or any(is_change(entry, context.location) for entry in snapshot.journal):
-            await asyncio.to_thread(record_change, self.host.store, context.run_id, context.location, before, state)
+            await asyncio.to_thread(record_change, self.host, context, before, state)
         return result
 
     def step_input(self, snapshot: RunSnapshot, text: str, context: StepContext) -> types.StepInput:
         """Return the input of a step."""
         data = snapshot.caller_metadata.get("additional_data")
-        additional: types.Json = dict(data) if isinstance(data, Mapping) else {}
+        additional: Json = dict(data) if isinstance(data, Mapping) else {}
         if context.values:
             additional["user_input"] = dict(context.values)
         if context.previous_output is not None:
@@ -161,7 +159,7 @@ class StepBuilder(SpecBuilder):
             additional_data=additional,
             run_id=context.run_id,
             idempotency_key=context.idempotency_key,
-            session_id=session_of(snapshot),
+            session_id=snapshot.session_id,
         )
 
     def outputs(self, snapshot: RunSnapshot) -> list[types.StepOutput]:
@@ -181,28 +179,23 @@ class StepBuilder(SpecBuilder):
         """Return the outputs of steps and of containers by name; a step's counts before a container's of the same name."""
         found = {output.step_name or "": output for output in self.outputs(snapshot)}
         for path, location in self.locations.items():
-            content = self._content(snapshot, path, location)
+            content = self.content(snapshot, path)
             if content is not None:
                 found.setdefault(location.name, types.StepOutput(content, location.name))
         return found
 
-    def _content(self, snapshot: RunSnapshot, path: str, location: PrimitiveLocation) -> object:
+    def content(self, snapshot: RunSnapshot, path: str) -> object:
         """Return what the steps in a primitive passed on last; None where none has ended."""
+        location = self.locations[path]
         if location.branches:
-            branches = {name: below(path, name) for name in location.branches}
-            contents = {name: self._content(snapshot, at, self.locations[at]) for name, at in branches.items()}
+            contents = {name: self.content(snapshot, below(path, name)) for name in location.branches}
             return {name: content for name, content in contents.items() if content is not None} or None
-        if path in snapshot.edits:
-            return snapshot.edits[path]
         steps = [step for step in snapshot.steps if step.step_id == path or step.step_id.startswith(f"{path}/")]
         steps = [step for step in steps if location.kind == Step.kind or step.step_id != path]
-        return snapshot.output(steps[-1]) if steps else None
-
-
-def session_of(snapshot: RunSnapshot) -> str | None:
-    """Return the session of a run."""
-    session = snapshot.run.metadata.get("session_id")
-    return session if isinstance(session, str) else None
+        if not steps:
+            return None
+        edited = snapshot.edited(path, steps[-1])
+        return snapshot.output(steps[-1]) if edited is None else edited
 
 
 def takes(function: Callable[..., object], name: str) -> bool:
@@ -270,7 +263,7 @@ class Step(Primitive):
             human_review = getattr(executor, "human_review", None)
         super().__init__(name, human_review, parameters, description)
 
-    def to_spec(self, builder: StepBuilder, path: str) -> types.Json:
+    def to_spec(self, builder: StepBuilder, path: str) -> Json:
         step = self.head()
         if self.description:
             step["description"] = self.description
@@ -292,7 +285,7 @@ class Step(Primitive):
 
         return work
 
-    async def _run_agent(self, step_input: types.StepInput, session_state: types.Json) -> object:
+    async def _run_agent(self, step_input: types.StepInput, session_state: Json) -> object:
         """Run an agent object of this process."""
         run = runner_of(self.agent)
         assert run is not None
@@ -341,28 +334,13 @@ async def review_metadata(predicate: types.Predicate, output: types.StepOutput) 
 STATE = "session_state"
 """The key of the state at the start of a run, and the name of the journal entries with the changes of its steps."""
 
-MAX_CHARS = 1_000_000
-"""Characters of JSON in a state, and in a change of it."""
-
 
 def encode_state(state: object) -> str:
-    """Encode a state as JSON.
-
-    Raises:
-        Usage: ``not_json`` or ``too_large``: it cannot be stored with the run.
-    """
-    try:
-        text = json.dumps(state, ensure_ascii=False, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        msg = f"The session_state cannot be stored with its run: {error}"
-        raise Usage(msg, code="not_json", hint="Keep it to texts, numbers, lists and maps.") from error
-    if len(text) > MAX_CHARS:
-        msg = f"The session_state has {len(text)} characters of JSON; the limit is {MAX_CHARS}."
-        raise Usage(msg, code="too_large", hint="Store large values elsewhere, and keep their names.")
-    return text
+    """Encode a state, or a change of it; raises what ``encode_value`` raises."""
+    return encode_value(state, "The session_state")
 
 
-def read_state(snapshot: RunSnapshot, without: str | None = None) -> types.Json:
+def read_state(snapshot: RunSnapshot, without: str | None = None) -> Json:
     """Return the state of a run: that of its start with the changes of its steps.
 
     Args:
@@ -370,7 +348,7 @@ def read_state(snapshot: RunSnapshot, without: str | None = None) -> types.Json:
         without: The location of a step whose own changes are left out.
     """
     begun = snapshot.caller_metadata.get(STATE)
-    state: types.Json = copy.deepcopy(dict(begun)) if isinstance(begun, Mapping) else {}
+    state: Json = copy.deepcopy(dict(begun)) if isinstance(begun, Mapping) else {}
     for entry in snapshot.journal:
         if entry.name == STATE and not (without is not None and is_change(entry, without)):
             change = json.loads(entry.value)
@@ -385,15 +363,9 @@ def is_change(entry: JournalEntry, location: str) -> bool:
     return entry.name == STATE and entry.location == location
 
 
-def record_change(store: Store, run_id: str, location: str, before: types.Json, after: types.Json) -> None:
-    """Record what a step changed; a repeated step replaces its earlier change.
-
-    Raises:
-        Usage: as ``encode_state``.
-    """
+def record_change(host: RunHost, context: StepContext, before: Json, after: Json) -> None:
+    """Record what a step changed; a repeated step replaces its earlier change. Raises what ``encode_state`` raises."""
     after = json.loads(encode_state(after))
     changed = {key: value for key, value in after.items() if key not in before or before[key] != value}
     deleted = sorted(before.keys() - after.keys())
-    value = encode_state({"set": changed, "deleted": deleted})
-    digest = digest_of(value.encode())
-    store.transact(lambda tx: record_entry(tx, run_id, location, STATE, input_digest=digest, value=value))
+    host.record(context.run_id, context.location, STATE, encode_state({"set": changed, "deleted": deleted}))

@@ -10,9 +10,8 @@ from typing import TypeAlias
 
 from pydantic import BaseModel
 
+from kneo.sdk.builder import Json
 from kneo.tasks.forms import TYPES
-
-Json: TypeAlias = dict[str, object]
 
 
 class OnReject(StrEnum):

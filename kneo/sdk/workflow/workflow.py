@@ -11,12 +11,12 @@ from typing import Any
 from uuid import uuid4
 
 from kneo.clock import isoformat
-from kneo.errors import NotFound
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run, RunStatus, TraceEvent
 from kneo.runtime.engine.recover import ForkRequest, cancel_run
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.steps.functions import StepContext
+from kneo.sdk.builder import Json
 from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.host import RunSnapshot, WorkflowFailed, actor, run_in_background, run_sync
 from kneo.sdk.run import workflow as events
@@ -24,7 +24,7 @@ from kneo.sdk.run.workflow import EXECUTOR_POSITIONS, WorkflowEvent
 from kneo.sdk.workflow.containers import Member, Steps, as_primitives
 from kneo.sdk.workflow.requirements import Requirement, WorkflowRunOutput
 from kneo.sdk.workflow.step import STATE, StepBuilder, encode_state, read_state
-from kneo.sdk.workflow.types import Json, encode_content
+from kneo.sdk.workflow.types import encode_content
 from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter
 
@@ -175,9 +175,6 @@ class Workflow:
             NotFound: this workflow has no such run.
         """
         execution, snapshot = self._find(run_id)
-        if snapshot.open_tasks:
-            execution.builder.host.apply_timers()
-            execution, snapshot = self._find(run_id)
         return WorkflowRunOutput.of(execution.builder, snapshot)
 
     def cancel_run(self, run_id: str) -> WorkflowRunOutput:
@@ -243,11 +240,13 @@ class Workflow:
         return builder
 
     def _find(self, run_id: str) -> tuple[_Execution, RunSnapshot]:
+        """Read a run of this workflow; a deadline that has passed is processed first."""
         execution = _Execution(self._build(), self.db, self.name, run_id)
-        snapshot = execution.builder.host.snapshot(run_id)
-        if snapshot.run.workflow_name != self.name:
-            msg = f"The run {run_id} belongs to the workflow {snapshot.run.workflow_name}, not to {self.name}."
-            raise NotFound(msg, hint="Read and continue it with the program that builds that workflow.")
+        host = execution.builder.host
+        snapshot = host.find(run_id, self.name)
+        if snapshot.open_tasks:
+            host.apply_timers()
+            snapshot = host.snapshot(run_id)
         return execution, snapshot
 
     def _start(
@@ -274,10 +273,9 @@ class Workflow:
         if run_id is None:
             msg = "continue_run takes a run_output or a run_id."
             raise ValueError(msg)
-        self._find(run_id)[0].builder.host.apply_timers()
         execution, snapshot = self._find(run_id)
         run = snapshot.run
-        if session_id is not None and run.metadata.get("session_id") != session_id:
+        if session_id is not None and snapshot.session_id != session_id:
             msg = f"The run {run_id} does not belong to the session {session_id}."
             raise ValueError(msg)
         if run.status.is_final:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kneo.clock import ManualClock
-from kneo.errors import Conflict, NotFound
+from kneo.errors import Conflict, NotFound, Usage
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.code import CodeUnavailable
@@ -273,6 +273,26 @@ def test_a_run_of_another_workflow_is_named(db: RunDatabase) -> None:
     output = started(Workflow("mine", [log.make("a", CONFIRM)], db=db))
     with pytest.raises(NotFound, match="belongs to the workflow mine, not to other"):
         Workflow("other", [log.make("a")], db=db).continue_run(run_id=output.run_id)
+
+
+def test_arguments_and_results_that_cannot_be_stored_are_named(db: RunDatabase) -> None:
+    echo = Flow("echo", lambda value: object() if value == "object" else value, db)
+    for value, message in (({1}, "cannot be stored with its run"), ("x" * 1_000_001, "the limit is 1000000")):
+        with pytest.raises(Usage, match=f"^The arguments of echo .*{message}"):
+            echo.start(value)
+    assert not Executions([echo]).list()
+    failed = echo.start("object")
+    assert (failed.status, str(failed.error).partition(":")[0]) == (
+        "failed",
+        "The result of echo cannot be stored with its run",
+    )
+
+
+def test_the_file_of_a_database_is_not_the_address_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Usage, match="begins with sqlite:///"):
+        SqliteDb(db_url="postgresql://db.example/kneo")
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_programs_on_one_file(

@@ -418,6 +418,45 @@ def test_the_outputs_of_containers_are_found_by_name(db: SqliteDb) -> None:
     assert (names[0], sorted(names[1:4]), names[4:]) == ("a", ["x", "y", "z"], ["right", "r", "r", "look"])
 
 
+def test_an_edited_output_counts_for_its_own_round_alone(db: SqliteDb) -> None:
+    drafts, seen = iter(range(1, 10)), list[list[object]]()
+
+    def draft(_step_input: StepInput) -> str:
+        return f"draft {next(drafts)}"
+
+    def end(outputs: list[StepOutput]) -> bool:
+        seen.append([output.content for output in outputs])
+        return False
+
+    def look(step_input: StepInput) -> str:
+        return " | ".join(str(step_input.get_step_content(name)) for name in ("draft", "way", "rounds"))
+
+    reviewed = Step("draft", executor=draft, requires_output_review=True, on_reject="retry")
+    way = Router("way", [Step("a", executor=draft)], selector=lambda _: "a", requires_output_review=True)
+    loop = Loop("rounds", [reviewed, way], max_iterations=2, end_condition=end)
+    workflow = Workflow("w", [loop, Step("look", executor=look)], db=db)
+    output = ran(workflow)
+    for answer in ("reject", "edit", "edit", "confirm", "confirm"):
+        (requirement,) = output.steps_requiring_output_review
+        if answer == "edit":
+            requirement.edit(f"edited {requirement.step_name}")
+        else:
+            getattr(requirement, answer)()
+        continued = workflow.continue_run(output)
+        assert isinstance(continued, WorkflowRunOutput)
+        output = continued
+    assert seen == [["edited draft", "edited way"], ["draft 4", "draft 5"]]
+    assert output.content == "draft 4 | draft 5 | draft 5"
+    assert [result.content for result in output.step_results] == [
+        "draft 1",
+        "edited draft",
+        "draft 3",
+        "draft 4",
+        "draft 5",
+        output.content,
+    ]
+
+
 def test_a_bool_question_is_confirmed_and_a_form_is_provided(db: SqliteDb) -> None:
     def execute(_step_input: StepInput) -> str:
         may = wait(name="may", question="May I?", schema=bool, timeout=0)

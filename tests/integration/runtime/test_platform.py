@@ -59,6 +59,10 @@ def test_a_run_from_start_to_end(manager: PlatformManager, with_worker: bool) ->
     assert (paused.status, paused.human_intervention_required) == ("paused", True)
     task = manager.list_human_tasks(run_id=paused.run_id)[0]
     assert manager.get_human_task(paused.continuation_id) == task
+    with pytest.raises(Invalid, match="'yes' is not a decision; use one of: approved"):
+        manager.resume_human_task(task.id, request_id=task.request_id, decision="yes")
+    with pytest.raises(Invalid, match="'done' is not a status; use one of: running"):
+        manager.list_runs(status="done")
     done = manager.resume_human_task(task.id, request_id=task.request_id, decision="approved")
     assert (done.status, done.output_text) == ("succeeded", "HELLO")
     assert [run.id for run in manager.list_runs(status="succeeded")] == [done.run_id]
