@@ -30,7 +30,7 @@ from kneo.records.release import ApprovalRecord, Pending, Promotion
 from kneo.settings import Settings
 from kneo.spec.diff import bounded_changes, compare_specs
 from kneo.spec.models.environment import Approvals
-from kneo.store import pending_plans, releases
+from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.store.service_key import service_key
 from kneo.trust.dsse import parse_envelope
@@ -97,7 +97,7 @@ def promotion_not_found(promotion_id: str) -> NotFound:
 
 def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending) -> PromotionDetailView:
     serving = releases.release(tx, environment, item.bundle)
-    kept = pending_plans.get(tx, item.id)
+    kept = releases.pending_plan(tx, item.id)
     plan = PromotionPlanView.of_content(kept.base, kept.content) if kept is not None else None
     return PromotionDetailView(
         promotion=_pending_views(tx, environment, [item])[0],

@@ -18,7 +18,7 @@ from kneo.spec.diff import bounded_changes, compare_specs
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.models.environment import Environment, EnvironmentSpec
 from kneo.spec.policy import next_opening, windows_open
-from kneo.store import pending_plans, releases
+from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import Envelope, TrustedKey, find_signers, parse_envelope
 from kneo.trust.keys import PublicKey
@@ -205,17 +205,17 @@ class PlannedChange:
 
 def keep_plans(tx: Tx, environment: str, changes: Iterable[PlannedChange]) -> None:
     """Store the plan of each pending change once, and delete those of changes that are not pending any more."""
-    known = pending_plans.bases(tx, environment)
+    known = releases.plan_bases(tx, environment)
     wanted = list(changes)[:MAX_PLANS]
     if not wanted and not known:
         return
     ids = {item.bundle: item.id for item in releases.pending(tx, environment)}
     present = {ids[change.name]: change for change in wanted if change.name in ids}
-    pending_plans.delete(tx, known.keys() - present.keys())
+    releases.delete_plans(tx, known.keys() - present.keys())
     for identity, change in present.items():
         if identity not in known or known[identity] != change.base:
             plan = PendingPlan(id=identity, environment=environment, base=change.base, content=change.content())
-            pending_plans.put(tx, plan)
+            releases.put_plan(tx, plan)
 
 
 def plan_of_action(tx: Tx, action: Action) -> PlannedChange:

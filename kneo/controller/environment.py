@@ -37,11 +37,18 @@ class DriftWatch:
     """Verifies releases again when trust or rules change, and at an interval; remembers drift in between."""
 
     def __init__(self) -> None:
-        self._checked: dict[str, tuple[Digest, datetime, tuple[Drift, ...]]] = {}
+        self._known: dict[str, tuple[Digest, tuple[Drift, ...]]] = {}
+        """By environment: the epoch of its last verification, and the drift that it found."""
+        self._began: datetime | None = None
 
     def due(self, now: datetime) -> bool:
-        """Return whether the interval of an environment has passed."""
-        return any(now >= checked + DRIFT_INTERVAL for _, checked, _ in self._checked.values())
+        """Return whether the interval has passed since a reconciliation last began to verify all releases."""
+        return self._began is None or now >= self._began + DRIFT_INTERVAL
+
+    def begin(self, now: datetime) -> None:
+        """Begin to verify all releases; the next time is after the interval, also where a reconciliation fails before."""
+        self._known.clear()
+        self._began = now
 
     def check(
         self,
@@ -62,12 +69,12 @@ class DriftWatch:
             new: Digests that were verified for this very transaction; they are not verified again.
         """
         epoch = trust.epoch(environment)
-        known = self._checked.get(environment.name)
-        if known is None or known[0] != epoch or trust.now >= known[1] + DRIFT_INTERVAL:
+        known = self._known.get(environment.name)
+        if known is None or known[0] != epoch:
             older = (release for _, release in sorted(served.items()) if release.digest not in new)
             drift = [drifted for release in older if (drifted := _find_drift(tx, environment, trust, release))]
-            known = self._checked[environment.name] = (epoch, trust.now, tuple(drift))
-        return tuple(item for item in known[2] if item.bundle in served and served[item.bundle].digest == item.digest)
+            known = self._known[environment.name] = (epoch, tuple(drift))
+        return tuple(item for item in known[1] if item.bundle in served and served[item.bundle].digest == item.digest)
 
 
 def _find_drift(tx: Tx, environment: Environment, trust: TrustContext, release: Release) -> Drift | None:
@@ -127,12 +134,6 @@ class EnvironmentContext:
     def record(self) -> EnvironmentRecord | None:
         return self.shared.state.records.get(self.name)
 
-    @property
-    def pending(self) -> frozenset[str]:
-        """Digests of the bundles that were verified for this environment before and are pending."""
-        pending = self.record.pending if self.record is not None else ()
-        return frozenset(item.digest for item in pending if item.digest is not None)
-
 
 class EnvironmentReconciler:
     """Reconciles environments one by one, with a cache of verified bundles and of drift."""
@@ -185,9 +186,9 @@ class EnvironmentReconciler:
         envelopes = shared.snapshot.read(paths.values())
         if context.record is not None and context.record.trust_epoch == epoch:
             unchanged |= self._verified.recognise(environment, paths, envelopes, served)
-        verified = verify(
-            context.files, shared.declared, envelopes, shared.trust, shared.state.history, unchanged, context.pending
-        )
+        pending = registry_state.pending_bundles(context.record)
+        history = shared.state.history
+        verified = verify(context.files, shared.declared, envelopes, shared.trust, history, unchanged, pending)
         metrics.VERIFIED.labels("accepted", "").inc(len(verified.candidates))
         for rejection in verified.rejected:
             metrics.VERIFIED.labels("rejected", rejection.reason).inc()

@@ -19,6 +19,7 @@ from kneo.controller.registry_state import (
     Served,
     gather_evidence,
     is_retired,
+    pending_bundles,
     read_registry,
     rules_before,
 )
@@ -146,12 +147,13 @@ def _environment(
     environment, state = declared.environments[name], inputs.state
     if isinstance(environment, SourceProblem):
         return _unchanged(name, environment)
-    before = rules_before(state.records.get(name), environment, declared.revision)
+    record = state.records.get(name)
+    before = rules_before(record, environment, declared.revision)
     if isinstance(before, SourceProblem):
         return _unchanged(name, before)
     files = (environment, before) if before else (environment,)
     envelopes = snapshot.read(find_bundles(environment, declared.blobs).values())
-    verified = verify.verify(files, declared, envelopes, trust, state.history, {})
+    verified = verify.verify(files, declared, envelopes, trust, state.history, {}, pending_bundles(record))
     evidence = inputs.gather(files, declared.approval_files.get(name, ()), trust, verified.candidates)
     evidence = replace(evidence, served=served)
     plan = make_plan(name, declared.revision, verified, served.get(name, {}), state.history.known)
@@ -170,7 +172,7 @@ def _environment(
         "windows": window_state(environment, inputs.now),
         "retired": environment.spec.retired,
         "open_tasks": open_.as_json() if environment.spec.retired and (open_ := inputs.open_in(name)) else None,
-        "new": name not in state.records,
+        "new": record is None,
         "added_gates": [_added(gate, verified) for gate in environment.gates],
     }
 
@@ -306,7 +308,6 @@ def compare(
     only: str | None,
     now: datetime,
     live: LiveRegistry | None = None,
-    open_in: Callable[[str], OpenTasks | None] = lambda _: None,
 ) -> Json:
     """Describe what a commit would change against an earlier one, or against nothing.
 
@@ -318,7 +319,6 @@ def compare(
         only: The one environment to describe; None describes all.
         now: The time of the preview.
         live: The registry, where there is one.
-        open_in: Returns the open tasks of an environment; None where they are unknown.
     """
     live = live or LiveRegistry()
     simulated = SimulatedRegistry(config, now)
@@ -336,7 +336,6 @@ def compare(
         spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
         now=now,
         commits=lambda: since(base, snapshot.commit) if base is not None else (),
-        open_in=open_in,
     )
     return describe_plan(snapshot, inputs, config, only)
 

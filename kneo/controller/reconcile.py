@@ -142,6 +142,7 @@ class Reconciler:
     def _reconcile(self, lease: Lease) -> ReconcileResult:
         self.commit = None
         if self.drift_due():
+            self.environments.drift.begin(self.store.clock.now())
             self._cache.invalidate()
         with span("kneo.source.fetch", kind="client"):
             snapshot = self._guarded(lease, self._source.fetch)

@@ -79,9 +79,16 @@ def is_retired(record: EnvironmentRecord | None, served: Served) -> bool:
     if record is None or served.get(record.name):
         return False
     try:
-        return parse_environment(record.declaration, file=f"environments/{record.name}.yaml").spec.retired
+        file = f"environments/{record.name}.yaml"
+        return parse_environment(record.declaration, file=file, accepted=True).spec.retired
     except KneoError:
         return False
+
+
+def pending_bundles(record: EnvironmentRecord | None) -> frozenset[str]:
+    """Return the digests of the bundles that were verified for an environment before and are pending."""
+    pending = record.pending if record is not None else ()
+    return frozenset(item.digest for item in pending if item.digest is not None)
 
 
 def rules_before(

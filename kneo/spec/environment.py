@@ -52,7 +52,8 @@ def parse_environment(
         data: The file.
         file: Its path.
         limits: Bounds on its size.
-        accepted: Whether the file was accepted earlier. Its names were accepted with it and are not checked again.
+        accepted: Whether the file was accepted earlier. Its names and windows were accepted with it, also those that a new
+            file cannot have.
 
     Raises:
         Unreadable: the bytes are not a document.
@@ -61,7 +62,7 @@ def parse_environment(
     document = read(data, file=file, limits=limits)
     declaration = parse_model(environment.EnvironmentFile, document)
     spec, name = declaration.spec, declaration.metadata.name
-    findings = list(_findings(name, spec))
+    findings = list(_findings(name, spec, accepted=accepted))
     if not accepted:
         findings += _names(spec)
     if findings:
@@ -96,7 +97,7 @@ def _known(humans: Mapping[str, Human]) -> dict[str, Human]:
     return {DEFAULT_HUMAN: DEFAULT_REVIEWERS, **humans}
 
 
-def _findings(name: str, spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
+def _findings(name: str, spec: environment.EnvironmentSpec, *, accepted: bool) -> Iterator[Diagnostic]:
     bundles: set[str] = set()
     for index, release in enumerate(spec.releases):
         if release.bundle in bundles:
@@ -105,7 +106,7 @@ def _findings(name: str, spec: environment.EnvironmentSpec) -> Iterator[Diagnost
         bundles.add(release.bundle)
     for index, rule in enumerate(spec.windows):
         try:
-            rule.window()
+            rule.window(accepted=accepted)
         except Invalid as refusal:
             yield error(CODE, refusal.message, ("spec", "windows", index), suggestion=refusal.hint)
     yield from _humans_and_gates(spec)

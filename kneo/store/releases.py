@@ -1,8 +1,8 @@
-"""The registry's rows: trust roots, bundles, environments, releases, promotions, conditions, approvals, holds and suspensions."""
+"""The registry's rows: trust roots, bundles, environments, pending changes and their plans, releases, promotions, conditions, approvals, holds and suspensions."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, or_, select, update
@@ -18,6 +18,7 @@ from kneo.records.release import (
     Hold,
     Pending,
     PendingGate,
+    PendingPlan,
     Promotion,
     PromotionKind,
     Release,
@@ -33,6 +34,7 @@ from kneo.store.tables import (
     conditions,
     environments,
     holds,
+    pending_plans,
     pending_releases,
     promotions,
     qualified_bundles,
@@ -223,6 +225,30 @@ def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None
     ]
     if rows:
         tx.connection.execute(insert(pending_releases), rows)
+
+
+def put_plan(tx: Tx, plan: PendingPlan) -> None:
+    values = {name: value for name, value in vars(plan).items() if name != "id"}
+    upsert(tx, pending_plans, {"id": plan.id}, **values | {"content": dict(plan.content), "at": tx.at})
+
+
+def pending_plan(tx: Tx, pending_id: str) -> PendingPlan | None:
+    row = tx.connection.execute(select(pending_plans).where(pending_plans.c.id == pending_id)).first()
+    return PendingPlan(**row._asdict()) if row is not None else None
+
+
+def plan_bases(tx: Tx, environment_name: str) -> Mapping[str, str | None]:
+    """Return what each kept plan of an environment replaces, by the id of its pending change."""
+    rows = tx.connection.execute(
+        select(pending_plans.c.id, pending_plans.c.base).where(pending_plans.c.environment == environment_name)
+    )
+    return {row.id: row.base for row in rows}
+
+
+def delete_plans(tx: Tx, pending_ids: Collection[str]) -> None:
+    """Delete the plans of changes that are not pending any more."""
+    if pending_ids:
+        tx.connection.execute(delete(pending_plans).where(pending_plans.c.id.in_(sorted(pending_ids))))
 
 
 # ---- releases and promotions ------------------------------------------------------------------------------------

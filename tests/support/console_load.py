@@ -18,7 +18,7 @@ from kneo.digest import Digest, digest_of
 from kneo.records.release import EnvironmentRecord, Pending, PendingPlan, Promotion, PromotionKind
 from kneo.records.run import Run, RunStatus, StepRecord
 from kneo.records.task import Candidates
-from kneo.store import audit, history, pending_plans, releases, runs, tables, tasks
+from kneo.store import audit, history, releases, runs, tables, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.task_filter import TaskFilter
 from kneo.tasks import people
@@ -159,7 +159,7 @@ def decide_often(tx: Tx, change: Pending) -> None:
         "rules": [],
         "weakened": [],
     }
-    pending_plans.put(tx, PendingPlan(id=change.id, environment="prod", base=None, content=content))
+    releases.put_plan(tx, PendingPlan(id=change.id, environment="prod", base=None, content=content))
 
 
 def graph_spec() -> dict[str, object]:

@@ -12,7 +12,9 @@ from controller_bench import Bench
 from sqlalchemy import update
 
 from kneo import registry
+from kneo.controller.preview import preview
 from kneo.controller.stages.report import Ready, Reconciling, Stalled
+from kneo.controller.stages.verify import TrustConfig
 from kneo.records.release import ConditionType, Hold, Suspension
 from kneo.store import releases
 from kneo.store.engine import Store
@@ -37,6 +39,19 @@ def _needs_approval(bench: Bench, **changes: object) -> Mapping[str, object]:
     assert isinstance(outcome, Reconciling)
     assert outcome.reason == "AwaitingApproval"
     return rule
+
+
+def test_a_plan_keeps_a_pending_bundle_whose_successor_another_environment_has_released(bench: Bench) -> None:
+    _needs_approval(bench)
+    bench.repo.release("dev", "mail", "1.1.0")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert (outcome.state, bench.served("dev")) == ("AwaitingApproval", {"mail": "1.1.0"})
+    reconciler = bench.reconciler()
+    with bench.store.read() as tx:
+        plan = preview(tx, reconciler.mirror.fetch(), reconciler.mirror, TrustConfig(bench.repo.pin), "prod")
+    (planned,) = plan["environments"]
+    assert [item["reason"] for item in planned["verdicts"]] == ["Verified"]
+    assert [item["reason"] for item in planned["gates"]] == ["AwaitingApproval"]
 
 
 def test_a_gate_of_the_environment_counts_for_what_runs_there_and_only_while_it_stands(bench: Bench) -> None:

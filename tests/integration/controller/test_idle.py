@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from controller_bench import Bench
 
+from kneo.clock import ManualClock
 from kneo.controller import loop
+from kneo.controller.environment import DRIFT_INTERVAL
 from kneo.controller.loop import Controller
+from kneo.controller.reconcile import ReconcileResult
+from kneo.controller.registry_state import Lease
 from kneo.store.engine import Store
 
 
@@ -42,3 +47,45 @@ def test_whoever_is_done_leaves_nothing_running(store: Store, tmp_path: Path) ->
     assert process.poll() is None
     del reading, reconciler
     assert process.poll() is not None
+
+
+def _remove_file(bench: Bench) -> None:
+    (bench.repo.folder / "environments/prod.yaml").unlink()
+    bench.repo.commit("remove an environment")
+
+
+def _break_trust(bench: Bench) -> None:
+    bench.repo.write("environments/trust.json", b"{}")
+    bench.repo.commit("break the trust root")
+
+
+def _move_away(bench: Bench) -> None:
+    bench.repo.folder.rename(bench.repo.folder.with_name("away"))
+
+
+@pytest.mark.parametrize("change", [_remove_file, _break_trust, _move_away])
+def test_a_drift_check_that_cannot_be_made_waits_for_the_next_interval(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Bench], None]
+) -> None:
+    bench, now, reconciled = Bench(store, tmp_path), 1_000.0, 0
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
+    bench.repo.release("prod", "mail", "1.0.0")
+    reconciler = bench.reconciler()
+    controller = Controller(bench.store, reconciler)
+    controller._turn()
+    change(bench)
+    now += 3_600
+    controller._turn()
+    assert isinstance(store.clock, ManualClock)
+    store.clock.advance(DRIFT_INTERVAL)
+    reconcile = reconciler.reconcile
+
+    def counted(lease: Lease) -> ReconcileResult:
+        nonlocal reconciled
+        reconciled += 1
+        return reconcile(lease)
+
+    monkeypatch.setattr(reconciler, "reconcile", counted)
+    for _ in range(3):
+        controller._turn()
+    assert reconciled == 1

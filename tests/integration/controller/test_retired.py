@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from gates.asking import ask
 from kneo import registry
 from kneo.cli.releases.plan_render import as_text
 from kneo.controller.preview import preview
+from kneo.controller.registry_state import is_retired
 from kneo.controller.stages.report import Ready
 from kneo.controller.stages.verify import TrustConfig
 from kneo.errors import Forbidden
-from kneo.records.release import ConditionType
+from kneo.records.release import ConditionType, EnvironmentRecord
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
@@ -76,6 +78,21 @@ def test_then_its_file_may_go_and_not_before(bench: Bench) -> None:
     with pytest.raises(Forbidden) as refused:
         _resolve(bench)
     assert refused.value.code == "environment_retired"
+
+
+def test_it_stays_retired_with_a_name_that_a_new_file_cannot_have() -> None:
+    spec = {"policy": {}, "signatures": {"roles": ["release"], "threshold": 1}, "retired": True}
+    spec |= {"people": {"\u0430nn": {}}}
+    content = {"apiVersion": "kneo/v1", "kind": "Environment", "metadata": {"name": "prod"}, "spec": spec}
+    record = EnvironmentRecord(
+        name="prod",
+        declaration=json.dumps(content).encode(),
+        policy_digest="",
+        revision="",
+        pending=(),
+        updated_at="",
+    )
+    assert is_retired(record, {})
 
 
 # ---- who may retire an environment that serves nothing ---------------------------------------------------------------

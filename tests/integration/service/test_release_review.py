@@ -11,7 +11,7 @@ from config_repo import ConfigRepo, announcement
 from service_bench import Bench, Json, serving
 
 from kneo.cli.serve.controller import Repository, make_controller
-from kneo.store import pending_plans
+from kneo.store import releases
 from kneo.trust.keys import PrivateKey
 
 PEOPLE = {"approver": {"roles": ["approver"]}, "admin": {"roles": ["approver"]}}
@@ -112,4 +112,4 @@ def test_an_approved_change_keeps_its_plan_and_its_decision(bench: Bench) -> Non
     assert [one["principal"] for one in found["decisions"]] == ["approver"]
     assert not found["may_answer"]["ok"]
     with bench.store.read() as tx:
-        assert pending_plans.bases(tx, "prod") == {}
+        assert releases.plan_bases(tx, "prod") == {}

@@ -76,6 +76,13 @@ def test_a_person_of_an_environment_has_a_readable_name(name: str) -> None:
     assert name in parse_environment(data, file="environments/prod.json", accepted=True).spec.people
 
 
+def test_a_window_that_is_never_stays_readable_in_an_accepted_file() -> None:
+    data = environment({}, windows=[{"deny": "* 24:00 - 00:00"}])
+    with pytest.raises(InvalidDeclaration):
+        parse_environment(data, file="environments/prod.json")
+    assert len(parse_environment(data, file="environments/prod.json", accepted=True).windows) == 1
+
+
 @pytest.mark.parametrize("other", ["ANN", "\uff41nn", "a\u00adnn", "ann "])
 def test_a_person_is_written_once(other: str) -> None:
     with pytest.raises(InvalidDeclaration, match="two spellings"):
