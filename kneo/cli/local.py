@@ -7,7 +7,7 @@ import getpass
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from kneo import registry
 from kneo.api.operation import EVERYTHING, Context, Operation, Principal, Waiting
@@ -94,9 +94,11 @@ class LocalBackend:
         if not deltas:
             yield from poll(look, run_id, until_pause=until_pause)
             return
-        arrived = _ArrivedDeltas()
+        arrived = ArrivedDeltas()
         with self.store.deltas.listen(run_id, arrived.queue.put):
-            yield from poll(look, run_id, until_pause=until_pause, pause=arrived.until_next_look)
+            for event in poll(look, run_id, until_pause=until_pause, pause=arrived.until_next_look):
+                yield from arrived.of_reply(event)
+                yield event
 
     def as_signer(self, keyid: str | None) -> LocalBackend:
         if keyid is None:
@@ -119,26 +121,36 @@ class LocalBackend:
                 sleep(LOOK_SECONDS)
 
 
-class _ArrivedDeltas:
+class ArrivedDeltas:
     """The deltas that arrive between two looks for events."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[ModelDelta] = SimpleQueue()
-        self._held: ModelDelta | None = None
+        self._held: list[ModelDelta] = []
+
+    def of_reply(self, event: Json) -> Iterator[Json]:
+        """Yield the deltas of the reply that an event completes: they arrived before it was recorded, and stand before it."""
+        if event["type"] != "model_completed":
+            return
+        while not self.queue.empty():
+            self._held.append(self.queue.get())
+        reply = event["step_id"], cast("Json", event["metadata"]).get("request")
+        theirs = [delta for delta in self._held if (delta.step_id, delta.request) == reply]
+        self._held = [delta for delta in self._held if delta not in theirs]
+        yield from map(_event_of, theirs)
 
     def until_next_look(self) -> Iterator[Json]:
         """Yield deltas until the next look is due: at the first one of a reply, which stands behind the events before it."""
         until = monotonic() + POLL_SECONDS
-        if self._held is not None:
-            yield _event_of(self._held)
-            self._held = None
+        held, self._held = self._held, []
+        yield from map(_event_of, held)
         while (left := until - monotonic()) > 0:
             try:
                 delta = self.queue.get(timeout=left)
             except Empty:
                 return
             if delta.offset == 0:
-                self._held = delta
+                self._held.append(delta)
                 return
             yield _event_of(delta)
 

@@ -5,10 +5,12 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
-from model_server import Call, Reply, model_server
+from model_server import Call, ModelRequest, Reply, model_server
 
 from kneo.settings import process_environment
 
@@ -29,9 +31,9 @@ components:
 
 @pytest.fixture
 def terminal(tmp_path: Path):
-    """Runs a command with a terminal as its output; returns what stood on it."""
+    """Runs a command with a terminal as its output; returns what stood on it, and gives it to ``look`` as it grows."""
 
-    def call(*arguments: str, **variables: str) -> str:
+    def call(*arguments: str, look: Callable[[bytes], None] = bytes, **variables: str) -> str:
         ours, theirs = pty.openpty()
         env = {"PATH": process_environment("PATH")["PATH"], "HOME": str(tmp_path), "NO_COLOR": "1", "COLUMNS": "160"}
         env |= variables
@@ -44,6 +46,7 @@ def terminal(tmp_path: Path):
                     shown += os.read(ours, 65_536)
                 except OSError:  # the other end has gone
                     break
+                look(shown)
             process.wait(240)
         os.close(ours)
         return shown.decode()
@@ -76,9 +79,19 @@ def test_replies_and_tool_calls_are_shown_while_they_happen(terminal, tmp_path: 
         Reply("Let me look.", calls=[Call("look", {"id": 7})]),
         Reply("It is forty-two. My token=abcdefgh1234 stays here."),
     ]
-    with model_server(replies) as server:
+    followed = Event()
+
+    def reply(request: ModelRequest) -> Reply:
+        assert followed.wait(240)  # what a model replies before a reader listens is not shown while it happens
+        return replies[request.turns]
+
+    def look(shown: bytes) -> None:
+        if b"workflow_started" in shown:
+            followed.set()
+
+    with model_server(reply) as server:
         env = {"OPENAI_BASE_URL": server.openai_url, "OPENAI_API_KEY": "k", "KNEO_SERV_IMPORT_ALLOW": "live_tools"}
-        shown = terminal("run", "agent.yaml", "--input", "hello", "--stream", **env)
+        shown = terminal("run", "agent.yaml", "--input", "hello", "--stream", look=look, **env)
         plain = subprocess.run(
             [sys.executable, "-m", "kneo.cli.main", "run", "agent.yaml", "--input", "hello", "--stream", "--json"],
             cwd=tmp_path,

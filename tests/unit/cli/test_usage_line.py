@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kneo.api.run_views import UsageView
+from kneo.cli.local import ArrivedDeltas
 from kneo.cli.runs.runs import usage_line
 from kneo.cli.watch import StreamPrinter, details, indent
+from kneo.records.conversation import ModelDelta
 from kneo.records.run import AgentUsage
 
 USED = AgentUsage(requests=2, tool_calls=3, input_tokens=1_000, output_tokens=204, cost_micros=3_100)
@@ -85,3 +87,15 @@ def test_replies_are_printed_while_they_arrive(capsys: pytest.CaptureFixture[str
     assert lines[1:-1] == ["One two.", "Next[…]late", "Again"]
     assert "workflow_started" in lines[0]
     assert "step_completed" in lines[-1]
+
+
+def test_what_arrived_of_a_reply_stands_before_the_event_that_completes_it() -> None:
+    arrived = ArrivedDeltas()
+    for request, offset, text in ((1, 0, "Let "), (1, 4, "me look."), (2, 0, "It is")):
+        arrived.queue.put(ModelDelta(run_id="r", step_id="draft", request=request, offset=offset, text=text))
+    completed = {"type": "model_completed", "step_id": "draft", "metadata": {"request": 1}}
+    assert [event["text"] for event in arrived.of_reply(completed)] == ["Let ", "me look."]
+    assert not list(arrived.of_reply({"type": "step_completed", "step_id": "draft", "metadata": {}}))
+    completed["metadata"] = {"request": 2}
+    assert [event["text"] for event in arrived.of_reply(completed)] == ["It is"]
+    assert not list(arrived.of_reply(completed))
