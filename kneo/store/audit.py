@@ -48,6 +48,8 @@ NOTHING_KEPT = Kept()
 
 AnyRow = Row[*tuple[object, ...]]
 
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+
 _INSERT, _INSERT_PENDING = Prepared(insert(audit_events)), Prepared(insert(audit_pending))
 
 
@@ -90,7 +92,7 @@ def record_all(tx: Tx, events: Sequence[AuditEvent]) -> None:
         return
     for item in events:
         item.canonical()
-    rows = [vars(item) | {"metadata": json.dumps(item.metadata, sort_keys=True, ensure_ascii=False)} for item in events]
+    rows = [vars(item) | {"metadata": _encode(item.metadata)} for item in events]
     _INSERT.change_many(tx, rows)
     _INSERT_PENDING.change_many(tx, [{"event_id": item.id} for item in events])
 

@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -51,7 +51,7 @@ _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count
 
 
 def encode_json(value: object) -> bytes:
-    """Encode a JSON value.
+    """Encode a JSON value. Records are objects, tuples are lists.
 
     Raises:
         TypeError: a value in it has no JSON form.
@@ -60,7 +60,14 @@ def encode_json(value: object) -> bytes:
         return to_json(value)
     except ValueError:
         # Half a character: Python writes an escape, which every database stores.
-        return json.dumps(value).encode()
+        return json.dumps(value, default=_fields).encode()
+
+
+def _fields(record: object) -> dict[str, object]:
+    if not is_dataclass(record) or isinstance(record, type):
+        msg = f"{type(record).__name__} has no JSON form"
+        raise TypeError(msg)
+    return asdict(record)
 
 
 def encode_json_text(value: object) -> str:

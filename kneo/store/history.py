@@ -106,7 +106,7 @@ def _add(
 
 
 def _step_row(step: StepRecord) -> dict[str, object]:
-    return vars(step) | {"error": asdict(step.error) if step.error else None, "facts": dict(step.facts)}
+    return vars(step) | {"facts": dict(step.facts)}
 
 
 def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:

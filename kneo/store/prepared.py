@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import BindParameter, Connection, Delete, Dialect, Insert, Select, Update
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeEngine
 
 from kneo.store.connections import translate_error
 from kneo.store.tables import Bounded, TooLong
 
-FEW_ROWS = 3
-"""Rows that are written one after the other: on PostgreSQL the driver's batches cost more, and another statement (``_watch_idle``)."""
+FEW_ROWS = {"sqlite": 1, "postgresql": 3}
+"""Rows that are written one after the other: a batch of PostgreSQL's driver costs more, and another statement (``_watch_idle``)."""
 
 Statement = Select[Any] | Insert | Update | Delete
 Values = Mapping[str, object]
@@ -65,7 +66,7 @@ class Prepared:
 
     def change_many(self, tx: Transaction, rows: Sequence[Values]) -> None:
         """Execute a change for each row of parameters, which have the same names in the same order."""
-        if len(rows) <= FEW_ROWS:
+        if len(rows) <= FEW_ROWS[tx.dialect.name]:
             for row in rows:
                 self.change(tx, row)
         else:
@@ -112,16 +113,30 @@ def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Param
     names = compiled.positiontup if compiled.positional else list(compiled.params)
     assert names is not None
     stores = compiled.isinsert or compiled.isupdate
-    parts = [_part(compiled.binds[name], name, dialect, stores=stores) for name in names]
+    parameters = [compiled.binds[name] for name in names]
+    constants = {name: part.effective_value for name, part in zip(names, parameters, strict=True) if not part.required}
+    # A value that is compared may have any length.
+    limits = [
+        (index, part.type.length)
+        for index, part in enumerate(parameters)
+        if stores and part.required and isinstance(part.type, Bounded)
+    ]
+    processors = [
+        (index, processor)
+        for index, part in enumerate(parameters)
+        if (processor := _impl(part).dialect_impl(dialect).bind_processor(dialect)) is not None
+    ]
 
     def bind(values: Mapping[str, Any]) -> list[Any]:
-        bound: list[Any] = []
-        for name, value, limit, processor in parts:
-            if name is not None:
-                value = values[name]  # noqa: PLW2901 - a constant has no name
-                if limit is not None and value is not None and len(value) > limit:
-                    raise TooLong(len(value), limit)
-            bound.append(value if processor is None else processor(value))
+        if constants:
+            values = {**values, **constants}
+        bound = [values[name] for name in names]
+        for index, limit in limits:
+            text = bound[index]
+            if text is not None and len(text) > limit:
+                raise TooLong(len(text), limit)
+        for index, processor in processors:
+            bound[index] = processor(bound[index])
         return bound
 
     if compiled.positional:
@@ -129,27 +144,9 @@ def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Param
     return lambda values: dict(zip(names, bind(values), strict=True))
 
 
-class _Part(NamedTuple):
-    """A parameter of a statement. One loop converts all of them, which takes a third of a call for each."""
-
-    name: str | None
-    """The name among the values; ``None`` for a constant."""
-    constant: Any
-    limit: int | None
-    """The greatest length of a text to store. A value that is compared may have any length."""
-    processor: Callable[[Any], Any] | None
-
-
-def _part(parameter: BindParameter[Any], name: str, dialect: Dialect, *, stores: bool) -> _Part:
-    kind = parameter.type.impl_instance if isinstance(parameter.type, Bounded) else parameter.type
-    processor = kind.dialect_impl(dialect).bind_processor(dialect)
-    limit = parameter.type.length if isinstance(parameter.type, Bounded) and stores else None
-    return _Part(
-        name if parameter.required else None,
-        None if parameter.required else parameter.effective_value,
-        limit,
-        processor,
-    )
+def _impl(parameter: BindParameter[Any]) -> TypeEngine[Any]:
+    """Return the type that converts a parameter, without the check of its length."""
+    return parameter.type.impl_instance if isinstance(parameter.type, Bounded) else parameter.type
 
 
 def _reader(statement: Statement, dialect: Dialect) -> Callable[[Sequence[Any]], Row]:

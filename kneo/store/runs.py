@@ -57,7 +57,8 @@ _INSERT = Prepared(insert(runs))
 
 def insert_run(tx: Tx, run: Run) -> None:
     """Store a new run; a running one is enqueued."""
-    times = {"created_at": tx.at, "updated_at": tx.at, "started_at": tx.at, "completed_at": None}
+    completed_at = tx.at if run.status.is_final else None
+    times = {"created_at": tx.at, "updated_at": tx.at, "started_at": tx.at, "completed_at": completed_at}
     _INSERT.change(tx, _row(run) | times)
     if run.status is RunStatus.RUNNING:
         enqueue(tx, run.id)
@@ -78,13 +79,10 @@ def _row(run: Run) -> dict[str, object]:
         "bundle_digest": release.digest if release else None,
         "revision": release.revision if release else None,
         "promotion_id": release.promotion_id if release else None,
-        "error": asdict(run.error) if run.error else None,
-        "visited_steps": list(run.visited_steps),
         "epoch": 0,
         "owner": None,
         "signal_seq": 0,
         "session_id": run.metadata.get("session_id"),
-        "usage": vars(run.usage),
     }
 
 
@@ -278,7 +276,7 @@ def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Ite
         .where(runs.c.id == run_id, runs.c.status.in_(list(allowed)))
         .values(
             status=status,
-            error=asdict(error),
+            error=error,
             owner=None,
             epoch=runs.c.epoch + 1,
             updated_at=tx.at,

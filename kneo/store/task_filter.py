@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -227,22 +227,10 @@ _DEFAULTS: Mapping[str, object] = {
 """The defaults of most tasks, which are stored as NULL and not parsed."""
 
 
-def stored(value: object) -> object:
-    """Return the stored form of a field's value."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, tuple):
-        return [stored(item) for item in value]
-    return value
-
-
 def store_task(task: HumanTask) -> dict[str, object]:
     """Return the columns of a task."""
-    values: dict[str, object] = {}
-    for name in _COLUMNS:
-        value = getattr(task, name)
-        values[name] = None if name in _DEFAULTS and value == _DEFAULTS[name] else stored(value)
-    return values | {"restricted": task.is_restricted}
+    values = vars(task) | {"restricted": task.is_restricted}
+    return values | {name: None for name, default in _DEFAULTS.items() if values[name] == default}
 
 
 def _decisions(stored_value: list[str]) -> tuple[DecisionKind, ...]:

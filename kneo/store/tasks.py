@@ -15,7 +15,7 @@ from kneo.store import task_statistics
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared
 from kneo.store.tables import task_candidates, task_events, task_links, tasks
-from kneo.store.task_filter import TASK, WAITING, TaskFilter, counting, listing, read_task, store_task, stored
+from kneo.store.task_filter import TASK, WAITING, TaskFilter, counting, listing, read_task, store_task
 
 _INSERT = Prepared(insert(tasks))
 
@@ -76,8 +76,7 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask | None:
     if resolves:
         changes |= {"resolved_at": tx.at, "next_at": None}
     changes |= {"version": task.version + 1, "updated_at": tx.at}
-    values = {name: stored(value) for name, value in changes.items()}
-    if _CHANGE.change(tx, {"of_task": task.id, "seen_version": task.version} | values) != 1:
+    if _CHANGE.change(tx, {"of_task": task.id, "seen_version": task.version} | changes) != 1:
         return None
     after = replace(task, **changes)  # type: ignore[arg-type]
     if resolves:

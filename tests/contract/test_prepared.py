@@ -84,18 +84,19 @@ def test_a_server_that_ends_the_session_did_not_answer(store: Store) -> None:
         assert GET.first(tx, {"of_id": "a"}) is None
 
 
-def test_whoever_listens_to_the_engine_hears_of_them(store: Store) -> None:
-    heard: list[tuple[str, bool]] = []
+def test_listeners_of_the_engine_are_called_for_prepared_statements(store: Store) -> None:
+    few = FEW_ROWS[store.engine.dialect.name]
+    calls: list[tuple[str, bool]] = []
 
-    def hear(_connection, _cursor, statement, _values, _context, many) -> None:
-        heard.append((statement.split()[0], many))
+    def listen(_connection, _cursor, statement, _values, _context, many) -> None:
+        calls.append((statement.split()[0], many))
 
-    event.listen(store.engine, "before_cursor_execute", hear)
-    event.listen(store.engine, "after_cursor_execute", hear)
+    event.listen(store.engine, "before_cursor_execute", listen)
+    event.listen(store.engine, "after_cursor_execute", listen)
     with store.write() as tx:
-        heard.clear()
+        calls.clear()
         INSERT.change(tx, row())
-        INSERT.change_many(tx, [row(str(number)) for number in range(FEW_ROWS)])
-        INSERT.change_many(tx, [row(f"more {number}") for number in range(FEW_ROWS + 1)])
-    written = [one for one in heard if one[0] == "INSERT"]
-    assert written == [("INSERT", False)] * 2 * (1 + FEW_ROWS) + [("INSERT", True)] * 2
+        INSERT.change_many(tx, [row(str(number)) for number in range(few)])
+        INSERT.change_many(tx, [row(f"more {number}") for number in range(few + 1)])
+    written = [one for one in calls if one[0] == "INSERT"]
+    assert written == [("INSERT", False)] * 2 * (1 + few) + [("INSERT", True)] * 2

@@ -167,6 +167,9 @@ SAMPLING_INPUT = "case_input"
 
 _DATE_CHARS = len("2026-01-31")
 
+CACHED_SEEDS = 1_024
+"""Each transaction of a run asks for its seed."""
+
 
 def sampling_seed_of(run: Run, *, new_input: str | None = None) -> str:
     """Return the sampling seed of a run; with ``new_input`` that of its fork.
@@ -180,6 +183,7 @@ def sampling_seed_of(run: Run, *, new_input: str | None = None) -> str:
     return sampling_seed(run.spec_digest, run.environment, run.target, changed, run.created_at)
 
 
+@lru_cache(maxsize=CACHED_SEEDS)
 def sampling_seed(spec_digest: str, environment: str | None, target: str, input_hash: str, at: str) -> str:
     """Return the sampling seed of a run of a spec."""
     day = at[:_DATE_CHARS]

@@ -323,16 +323,21 @@ class _Change:
         if run.status is RunStatus.SUCCEEDED:
             add_to_session(tx, run)
         cancel_tasks(tx, run.id, reason=f"run_{run.status}", actor=run.requester)
-        audit.record(
-            tx,
-            f"run.{run.status}",
-            actor=run.requester,
-            run_id=run.id,
-            environment=run.environment,
-            metadata={"error_type": run.error.type if run.error else None},
-        )
+        record_end(tx, run)
         ended = replace(self.run, visited_steps=visited, owner=None, updated_at=tx.at, completed_at=tx.at)
         tx.notify(run.id, SettledRun(ended))
+
+
+def record_end(tx: Tx, run: Run) -> None:
+    """Record in the audit log that a run has ended by itself."""
+    audit.record(
+        tx,
+        f"run.{run.status}",
+        actor=run.requester,
+        run_id=run.id,
+        environment=run.environment,
+        metadata={"error_type": run.error.type if run.error else None},
+    )
 
 
 def signalled(tx: Tx, run: Run) -> Run:

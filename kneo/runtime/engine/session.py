@@ -333,7 +333,10 @@ class RunSession:
     def _advance(self, run: Run) -> Iterator[_Pause]:
         program: Program | None = None
         try:
-            self._run = replace(run, state=migrate_state(run.state, run.state_version), state_version=STATE_VERSION)
+            self._run = run
+            if run.state_version != STATE_VERSION:
+                state = migrate_state(run.state, run.state_version)
+                self._run = replace(run, state=state, state_version=STATE_VERSION)
             program = self._program = self._deps.programs.load(run)
             self._traces = tracing_policy(program.spec).messages
             self._run_context = record.RunContext(program=program, limits=self._deps.limits)

@@ -191,6 +191,9 @@ class Starter:
             requester=order.requester,
             metadata=_metadata(order, chosen, rules.spec.implementations if rules else {}),
             deadline_at=deadline,
+            created_at=tx.at,
+            updated_at=tx.at,
+            started_at=tx.at,
             completed_at=tx.at if ended else None,
         )
         runs.insert_spec(tx, digest, chosen.frozen.body)
@@ -225,7 +228,9 @@ class Starter:
             }
             | chosen.added_gates(),
         )
-        return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
+        if ended is not None:
+            record.record_end(tx, run)
+        return run
 
     def _freeze(
         self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, rules: Environment | None

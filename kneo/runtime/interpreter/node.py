@@ -391,8 +391,10 @@ def number(frame: Frame, key: str, default: int = 0) -> int:
 
 def mapping(frame: Frame, key: str) -> Mapping[str, Any]:
     """Return an object inside a frame; a missing one is empty."""
-    value = frame.get(key, {})
-    assert isinstance(value, Mapping)
+    value = frame.get(key)
+    if value is None:
+        return {}
+    assert isinstance(value, dict)
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from kneo.spec.gates import Facts
@@ -86,9 +86,12 @@ def titled(name: str, text: str) -> str:
 
 def read_value(content: object) -> Value:
     """Read the JSON of ``as_json``."""
-    assert isinstance(content, Mapping)
-    review, messages = content.get("review"), read_messages(content.get("messages", ()))
-    return Value(**{**content, "messages": messages, "review": ReviewFeedback(**review) if review else None})
+    assert isinstance(content, dict)
+    review, messages = content.get("review"), content.get("messages")
+    if review is None and messages is None:
+        return Value(**content)
+    read = {"messages": read_messages(messages or ()), "review": ReviewFeedback(**review) if review else None}
+    return Value(**content | read)
 
 
 def messages_as_json(messages: Iterable[ChatMessage]) -> list[list[str]]:
@@ -98,5 +101,5 @@ def messages_as_json(messages: Iterable[ChatMessage]) -> list[list[str]]:
 
 def read_messages(content: object) -> tuple[ChatMessage, ...]:
     """Read the JSON of ``messages_as_json``."""
-    assert isinstance(content, Sequence)
+    assert isinstance(content, list | tuple)
     return tuple(ChatMessage(participant, text) for participant, text in content)
