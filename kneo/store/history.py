@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
 
@@ -54,10 +55,11 @@ _ADD_STEP, _ADD_CHECKPOINT = Prepared(insert(steps)), Prepared(insert(checkpoint
 _ADD_TRACE = Prepared(insert(trace_events))
 
 
-def counted(run: Run, history: History) -> Run:
-    """Return a run with the counts after these entries are added."""
+def counted(run: Run, history: History, **changes: Any) -> Run:  # noqa: ANN401 - fields of a run
+    """Return a run with the counts after these entries are added, and with other changes."""
     return replace(
         run,
+        **changes,
         step_count=run.step_count + len(history.steps),
         checkpoint_count=run.checkpoint_count + len(history.checkpoints),
         trace_count=run.trace_count + len(history.trace),

@@ -305,7 +305,8 @@ class _Change:
         self.trace(ending(run.status), output_preview=output, visited_steps=list(visited), error=error)
         kind = "run_completed" if run.status is RunStatus.SUCCEEDED else f"run_{run.status}"
         self.checkpoint(kind, output_text=output)
-        self.run = history.counted(run, self.history)
+        times = {"updated_at": tx.at, "completed_at": tx.at}
+        self.run = history.counted(run, self.history, visited_steps=visited, owner=None, **times)
         runs.commit(
             tx,
             self.run,
@@ -324,8 +325,7 @@ class _Change:
             add_to_session(tx, run)
         cancel_tasks(tx, run.id, reason=f"run_{run.status}", actor=run.requester)
         record_end(tx, run)
-        ended = replace(self.run, visited_steps=visited, owner=None, updated_at=tx.at, completed_at=tx.at)
-        tx.notify(run.id, SettledRun(ended))
+        tx.notify(run.id, SettledRun(self.run))
 
 
 def record_end(tx: Tx, run: Run) -> None:

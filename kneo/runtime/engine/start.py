@@ -296,14 +296,14 @@ class Starter:
 
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
         """Check that an inline spec may run: where Git declares environments, only in one that allows inline specs."""
+        declared = releases.list_environments(tx)
+        if not declared and not registry.is_followed(tx, self.pin):
+            return
         if requests.is_rebuilding(tx):
             msg = "The registry is being rebuilt from Git; the approved specs are not known yet."
             raise Transient(
                 msg, code="registry_rebuilding", hint="Try again later; kneo source show shows the progress."
             )
-        declared = releases.list_environments(tx)
-        if not declared and not registry.is_followed(tx, self.pin):
-            return
         if not declared:
             msg = "Git decides which specs run, and no commit with an environment has been accepted yet: no run can start."
             hint = "Run kneo source show and kneo status for the reason. Without a config repository, unset KNEO_SERV_TRUST_ROOT."
