@@ -27,6 +27,11 @@ def digest_of(data: bytes) -> Digest:
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
 
 
+def hash_text(text: str) -> str:
+    """Return the SHA-256 of a text in hexadecimal, as tokens and keys are stored."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def canonical_json(value: object) -> bytes:
     """Return a JSON value in the canonical form of RFC 8785.
 

@@ -49,11 +49,11 @@ class AgentListView:
 def list_agents(context: Context, environment: Word | None = None, protocol: Protocol | None = None) -> AgentListView:
     """List the releases that environments serve over Agent2Agent or MCP."""
     with context.store.read() as tx:
-        names = [environment] if environment is not None else releases.environment_names(tx)
+        names = [registry.declared(tx, environment).name] if environment is not None else releases.environment_names(tx)
         found = [
             agent
             for name in names
-            for agent in _agents_of(tx, context, registry.declared(tx, name))
+            for agent in _agents_of(tx, context, name)
             if protocol is None or protocol in agent.protocols
         ]
     return AgentListView(agents=found, count=len(found))
@@ -77,8 +77,12 @@ def find_agent(context: Context, environment: str, bundle: str, protocol: Protoc
     return agent
 
 
-def _agents_of(tx: Tx, context: Context, rules: Environment) -> list[AgentView]:
-    """Return the served agents of an environment, without releases that could not run."""
+def _agents_of(tx: Tx, context: Context, environment: str) -> list[AgentView]:
+    """Return the served agents of an environment, without releases that could not run; none where its file cannot be read."""
+    try:
+        rules = registry.declared(tx, environment)
+    except KneoError:
+        return []
     found = []
     for release in releases.list_releases(tx, rules.name):
         if not rules.spec.protocols.serving(release.bundle):

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.operation import Context, operation
+from kneo.api.operation import Context, Json, operation
 from kneo.api.release_views import SpecChangeView
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
@@ -18,8 +18,6 @@ from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_bundle
-
-Json = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +170,8 @@ def _chosen(versions: Sequence[BundleRecord], name: str, version: str) -> Bundle
     return found
 
 
-def _versions(tx: Tx, name: str) -> list[BundleRecord]:
-    versions = [item for item in releases.known_bundles(tx) if item.name == name]
+def _versions(tx: Tx, name: str) -> Sequence[BundleRecord]:
+    versions = releases.known_bundles(tx, name=name)
     if not versions:
         msg = f"No bundle {name[:100]!r} was ever accepted."
         raise NotFound(msg, code="bundle_not_found")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kneo import registry
 from kneo.api.may_answer import check_approver, check_root
-from kneo.api.operation import Body, Context, operation
+from kneo.api.operation import Body, Context, Json, operation
 from kneo.api.page import Limit
 from kneo.api.release_views import (
     ApprovalView,
@@ -23,7 +23,6 @@ from kneo.api.release_views import (
     EnvironmentView,
     HeldView,
     HistoryView,
-    Json,
     PlanView,
     PromotionView,
     ProvenanceView,
@@ -37,6 +36,7 @@ from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, N
 from kneo.records.release import Hold, Promotion, Suspension
 from kneo.registry import EnvironmentStatus, explain
 from kneo.settings import Settings
+from kneo.spec.models.environment import Environment
 from kneo.store import idempotency, releases, requests
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
@@ -95,14 +95,22 @@ MAX_STAGES = 100
 
 
 def _view(tx: Tx, status: EnvironmentStatus) -> EnvironmentView:
-    """Return an environment with its rules; where no valid file was ever in force, with none."""
-    if status.record is None:
+    """Return an environment with its rules; without a file in force that can be read, with none."""
+    environment = _rules(tx, status.name)
+    if environment is None:
         return EnvironmentView.of_status(status, EnvironmentRulesView())
-    environment = registry.declared(tx, status.name)
     stage, origin = 0, environment.spec.promote_from
-    while origin is not None and stage < MAX_STAGES and releases.environment(tx, origin) is not None:
-        stage, origin = stage + 1, registry.declared(tx, origin).spec.promote_from
+    while origin is not None and stage < MAX_STAGES and (before := _rules(tx, origin)) is not None:
+        stage, origin = stage + 1, before.spec.promote_from
     return EnvironmentView.of_status(status, EnvironmentRulesView.of(environment, stage, tx.now))
+
+
+def _rules(tx: Tx, name: str) -> Environment | None:
+    """Return the file in force; ``None`` where there is none, or one of another version that this one cannot read."""
+    try:
+        return registry.find_declared(tx, name)
+    except KneoError:
+        return None
 
 
 @operation("GET", "/environments/{name}/history", scope="releases:read")

@@ -290,6 +290,29 @@ The annotation follows the bounds of a field, which the description would otherw
 """
 
 
+def check_size(field: str, size: int, limit: int) -> None:
+    """Check the size of a field.
+
+    Raises:
+        InvalidValue: ``input_too_large``.
+    """
+    if size > limit:
+        msg = f"{field} is {size} long; at most {limit} is accepted."
+        raise InvalidValue(msg, code="input_too_large", field=field, limit=limit)
+
+
+def check_length(field: str, value: object, limit: int) -> None:
+    """Check how many characters a field has that a person wrote.
+
+    Raises:
+        InvalidValue: ``input_too_large``.
+    """
+    length = len(str(value or ""))
+    if length > limit:
+        msg = f"{field} is {length} characters long; at most {limit} are accepted."
+        raise InvalidValue(msg, code="input_too_large", field=field, limit=limit)
+
+
 class Body(BaseModel):
     """The base of request bodies. Unknown fields are refused: a typing error would otherwise be ignored."""
 

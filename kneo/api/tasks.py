@@ -112,7 +112,7 @@ def list_human_tasks(
 
 
 class StatusFilter(TypedDict, total=False):
-    """Return the filter conditions of a status."""
+    """The conditions of a status in a filter."""
 
     statuses: Collection[TaskStatus]
     escalated: bool
@@ -246,7 +246,8 @@ class TaskReceiver(Body):
 @operation("POST", "/human-tasks/{continuation_id}/assign", scope="human:write")
 def assign_human_task(context: Context, continuation_id: str, body: TaskReceiver) -> HumanTaskView:
     """Assign a task to a person."""
-    return HumanTaskView.of(inbox.assign(context.store, continuation_id, body.to, actor=context.actor))
+    task = inbox.assign(context.store, continuation_id, body.to, actor=context.actor, comment=body.comment)
+    return HumanTaskView.of(task)
 
 
 @operation("POST", "/human-tasks/{continuation_id}/delegate", scope="human:write")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from email.message import EmailMessage
-from email.utils import make_msgid
 from typing import TYPE_CHECKING
 
 from kneo.clock import new_id
@@ -80,18 +79,29 @@ class Courier:
         with self.store.read() as tx:
             if not outbox.due(tx, channels, 1):
                 return 0
-        with self.store.write() as tx:
-            if requests.take_lease(tx, "outbox", owner, LEASE) is None:
-                return 0
+        if not self._take_lease(owner):
+            return 0
+        taken, tried = self.store.clock.now(), 0
         try:
             with self.store.read() as tx:
                 messages = outbox.due(tx, channels, BATCH)
             for message in messages:
+                # A mail server may take its time for each answer of many.
+                if self.store.clock.now() - taken > LEASE / 2:
+                    if not self._take_lease(owner):
+                        break
+                    taken = self.store.clock.now()
                 self._deliver(message)
+                tried += 1
         finally:
             with self.store.write() as tx:
                 requests.drop_lease(tx, "outbox", owner)
-        return len(messages)
+        return tried
+
+    def _take_lease(self, owner: str) -> bool:
+        """Take or renew the lease of the outbox; return whether no other process has it."""
+        with self.store.write() as tx:
+            return requests.take_lease(tx, "outbox", owner, LEASE) is not None
 
     def _deliver(self, message: Message) -> None:
         """Deliver one message. A failure postpones this message alone; the others do not wait for it."""
@@ -243,16 +253,10 @@ def write_mail(channel: Mail, to: str, notice: Mapping[str, object], message_id:
     mail["From"] = channel.sender
     mail["To"] = to
     mail["Subject"] = task_subject(notice) if about_task else release_words(notice)[:200]
-    mail["Message-ID"] = _message_id(channel, message_id)
+    mail["Message-ID"] = f"<{message_id}@{channel.sender.rpartition('@')[2]}>"
     mail["Auto-Submitted"] = "auto-generated"
     mail.set_content(task_words(notice) if about_task else release_words(notice))
     return mail
-
-
-def _message_id(channel: Mail, message_id: str) -> str:
-    domain = channel.sender.rpartition("@")[2]
-    made = make_msgid(domain=domain)
-    return f"<{message_id}@{made.rpartition('@')[2]}"
 
 
 def send_mail(channel: Mail, mail: EmailMessage) -> str | None:

@@ -293,8 +293,13 @@ def check_declared(tx: Tx, environment: str) -> None:
         NotFound: it was not.
     """
     if environment not in releases.environment_names(tx):
-        msg = f"There is no environment {environment[:80]!r}."
-        raise NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
+        raise environment_not_found(environment)
+
+
+def environment_not_found(name: str) -> NotFound:
+    """Return the error of a name that no environment has."""
+    msg = f"There is no environment {name[:80]!r}."
+    return NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
 
 
 def _check_reason(reason: str) -> None:

@@ -22,6 +22,7 @@ from kneo.records.release import (
 )
 from kneo.records.run import Run
 from kneo.records.task import HumanTask, ReceiptRecord
+from kneo.registry.decisions import check_declared, environment_not_found
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared
 from kneo.store import audit, receipts, releases, runs, tasks
@@ -130,19 +131,16 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
     Raises:
         NotFound: the environment is not declared, or the bundle neither released nor pending there.
     """
-    if environment not in releases.environment_names(tx):
-        msg = f"There is no environment {environment[:80]!r}."
-        raise NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
+    check_declared(tx, environment)
     serving = releases.release(tx, environment, bundle)
-    pending = next((item for item in releases.pending(tx, environment) if item.bundle == bundle), None)
-    policy = next((item for item in releases.pending(tx, environment) if item.kind == "policy"), None)
+    changes = sorted(releases.pending(tx, environment), key=lambda item: item.bundle != bundle)
+    pending = next((item for item in changes if item.bundle == bundle or item.kind == "policy"), None)
     hold = next((item for item in releases.list_holds(tx, environment) if item.bundle == bundle), None)
-    if serving is None and pending is None and policy is None:
+    if serving is None and pending is None:
         msg = f"{bundle[:200]} is neither released to {environment} nor pending there."
         raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment}.yaml.")
     bad = tuple(item for item in releases.list_conditions(tx, environment_subject(environment)) if _is_bad(item))
     suspension = releases.suspension(tx, environment)
-    pending = pending or policy
     digest = pending.digest if pending is not None else None
     return Explanation(
         environment,
@@ -201,7 +199,7 @@ def trace(tx: Tx, reference: str) -> Trace:
         digest = run.release.digest
     else:
         digest = run.spec_digest if run is not None else reference
-        promotions = tuple(item for item in releases.list_promotions(tx) if item.to_digest == digest)
+        promotions = releases.list_promotions(tx, to_digest=digest)
     if run is None and not promotions:
         msg = f"No run or release has the id or digest {reference[:100]}."
         raise NotFound(msg, code="not_found", hint="Pass a run id or the sha256: digest of a bundle.")
@@ -254,8 +252,7 @@ def find_status(tx: Tx, name: str) -> EnvironmentStatus:
     """
     current = status(tx, name)
     if current is None:
-        msg = f"There is no environment {name[:80]!r}."
-        raise NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
+        raise environment_not_found(name)
     return current
 
 

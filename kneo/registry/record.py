@@ -83,7 +83,10 @@ class BundlePromotion:
 def promote(tx: Tx, environment: str, items: Sequence[BundlePromotion]) -> tuple[Promotion, ...]:
     """Release bundles to an environment; return the promotions."""
     releases.insert_bundles(tx, [item.bundle for item in items])
-    promotions = [_promotion(tx, environment, item) for item in items]
+    promotions = [
+        _promotion(tx, environment, item.bundle.name, item.kind, item.change, item.current, item.bundle)
+        for item in items
+    ]
     _record(tx, [(promotion, _facts(item)) for promotion, item in zip(promotions, items, strict=True)])
     served = tuple(
         Release(
@@ -101,16 +104,24 @@ def promote(tx: Tx, environment: str, items: Sequence[BundlePromotion]) -> tuple
     return tuple(promotions)
 
 
-def _promotion(tx: Tx, environment: str, item: BundlePromotion) -> Promotion:
-    bundle, change = item.bundle, item.change
+def _promotion(
+    tx: Tx,
+    environment: str,
+    name: str,
+    kind: PromotionKind,
+    change: ReleaseChange,
+    current: Release | None,
+    bundle: BundleRecord | None,
+) -> Promotion:
+    """Return the change from the present release of a bundle to another version, or to none."""
     return Promotion(
         id=new_id("prom", tx.now),
         environment=environment,
-        bundle=bundle.name,
-        kind=item.kind,
-        from_digest=item.current.digest if item.current else None,
-        to_digest=bundle.digest,
-        version=bundle.version,
+        bundle=name,
+        kind=kind,
+        from_digest=current.digest if current else None,
+        to_digest=bundle.digest if bundle else None,
+        version=bundle.version if bundle else None,
         actor=change.actor,
         revision=change.revision,
         audit_event_id=new_id("evt", tx.now),
@@ -135,21 +146,7 @@ def update_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:
 
 def retire(tx: Tx, current: Release, *, change: ReleaseChange) -> Promotion:
     """Remove the release of a bundle from an environment; return the promotion."""
-    promotion = Promotion(
-        id=new_id("prom", tx.now),
-        environment=current.environment,
-        bundle=current.bundle,
-        kind=PromotionKind.RETIRE,
-        from_digest=current.digest,
-        to_digest=None,
-        version=None,
-        actor=change.actor,
-        revision=change.revision,
-        audit_event_id=new_id("evt", tx.now),
-        at=tx.at,
-        reason=change.reason,
-        approvals=change.approvals,
-    )
+    promotion = _promotion(tx, current.environment, current.bundle, PromotionKind.RETIRE, change, current, None)
     _record(tx, [(promotion, {"policy_digest": change.policy_digest})])
     releases.retire_release(tx, current.environment, current.bundle)
     return promotion
@@ -275,7 +272,7 @@ def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:
     changed = []
     for kind, item in conditions.items():
         old = before.get(kind)
-        if old is not None and _same(old, item):
+        if old is not None and old == replace(item, since=old.since):
             continue
         turned = old is None or (old.status, old.reason) != (item.status, item.reason)
         changed.append(replace(item, since=tx.at if turned or old is None else old.since))
@@ -288,12 +285,3 @@ def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:
                 metadata={"reason": item.reason, "message": item.message, "revision": item.revision},
             )
     releases.put_conditions(tx, subject, changed)
-
-
-def _same(one: Condition, other: Condition) -> bool:
-    return (one.status, one.reason, one.message, one.revision) == (
-        other.status,
-        other.reason,
-        other.message,
-        other.revision,
-    )

@@ -202,8 +202,9 @@ def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Relea
     name, _, version = reference.partition("@")
     approved = [f"{item.bundle}@{item.version}" for item in serving]
     reason = f'Bundle "{reference[:200]}" is not released to {environment}.'
-    pending = next((item for item in releases.pending(tx, environment) if item.bundle == name), None)
-    if pending is not None and version in {"", pending.version}:
+    changes = (item for item in releases.pending(tx, environment) if item.bundle == name)
+    pending = next((item for item in changes if version in {"", item.version}), None)
+    if pending is not None:
         reason = f"{reason} {pending.reason}: {pending.message}"
     return Forbidden(
         reason,
@@ -211,7 +212,7 @@ def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Relea
         hint=f"Released: {', '.join(approved) or 'none'}. See: kneo status {environment}",
         environment=environment,
         approved=approved,
-        reason=pending.reason if pending is not None and version in {"", pending.version} else "NotReleased",
+        reason=pending.reason if pending is not None else "NotReleased",
     )
 
 

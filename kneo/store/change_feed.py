@@ -8,6 +8,7 @@ row per run that says until when it is read.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -26,6 +27,8 @@ from kneo.errors import KneoError
 from kneo.store.engine import Store, Tx, upsert
 from kneo.store.tables import delta_readers
 from kneo.store.writer import ANY_COMMIT
+
+log = logging.getLogger("kneo.store")
 
 POLL_SECONDS = 0.1
 """Interval of reads for changes that other processes committed."""
@@ -158,7 +161,9 @@ class ChangeFeed:
         while waiters := self._next_due():
             try:
                 self._read(waiters)
-            except KneoError:
+            except Exception as error:
+                if not isinstance(error, KneoError):
+                    log.exception("changes could not be read, and are read again")
                 with self._changed:
                     self._changed.wait_for(lambda: self.stopping, RETRY_SECONDS)
                     self._poll_at = monotonic()

@@ -151,8 +151,10 @@ def payloads(delta: ModelDelta, origin: str) -> Iterator[str]:
     for start in range(0, len(delta.text), PIECE_CHARS):
         piece = {"offset": delta.offset + start, "text": delta.text[start : start + PIECE_CHARS]}
         payload = json.dumps({**vars(delta), **piece, "origin": origin}, ensure_ascii=False, separators=(",", ":"))
-        if len(payload.encode(errors="replace")) <= MAX_PAYLOAD_BYTES and "\\u0000" not in payload:
-            yield payload
+        # The server takes no half of a surrogate pair, with which a model's piece may end.
+        body = payload.encode(errors="replace")
+        if len(body) <= MAX_PAYLOAD_BYTES and "\\u0000" not in payload:
+            yield body.decode()
 
 
 def read_payload(payload: str, origin: str) -> ModelDelta | None:

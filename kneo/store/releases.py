@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, select, update
 
 from kneo.digest import digest_of
 from kneo.errors import Untrusted
@@ -26,8 +26,7 @@ from kneo.records.release import (
 )
 from kneo.records.run import RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
-from kneo.store.prepared import Prepared
-from kneo.store.prepared import Row as PreparedRow
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import (
     approvals,
     bundles,
@@ -43,8 +42,6 @@ from kneo.store.tables import (
     suspensions,
     trust_roots,
 )
-
-AnyRow = Row[*tuple[object, ...]]
 
 _KEYS_PER_STATEMENT = 500
 
@@ -126,12 +123,15 @@ def released_payloads(tx: Tx, limit: int) -> tuple[bytes, ...]:
     return tuple(tx.connection.execute(latest).scalars())
 
 
-def known_bundles(tx: Tx, digests: Collection[str] | None = None) -> tuple[BundleRecord, ...]:
-    """List all accepted bundles, or those with these digests, without payload and envelope."""
+def known_bundles(
+    tx: Tx, digests: Collection[str] | None = None, *, name: str | None = None
+) -> tuple[BundleRecord, ...]:
+    """List accepted bundles, all or those with these digests or this name, without payload and envelope."""
     columns = [column for column in bundles.c if column.name not in {"payload", "envelope"}]
+    named = [] if name is None else [bundles.c.name == name]
     records: list[BundleRecord] = []
     for some in _batches(digests):
-        conditions = () if some is None else (bundles.c.digest.in_(some),)
+        conditions = named if some is None else [*named, bundles.c.digest.in_(some)]
         rows = tx.connection.execute(select(*columns).where(*conditions).order_by(bundles.c.name, bundles.c.seq))
         records += (
             BundleRecord(payload=b"", envelope=b"", **row._asdict() | {"signers": tuple(row.signers)}) for row in rows
@@ -313,14 +313,20 @@ def promotion(tx: Tx, promotion_id: str) -> Promotion | None:
 
 
 def list_promotions(
-    tx: Tx, environment_name: str | None = None, bundle_name: str | None = None, limit: int = 1_000
+    tx: Tx,
+    environment_name: str | None = None,
+    bundle_name: str | None = None,
+    limit: int = 1_000,
+    *,
+    to_digest: str | None = None,
 ) -> tuple[Promotion, ...]:
-    """List promotions of one environment or all, newest first."""
-    conditions = []
-    if environment_name is not None:
-        conditions.append(promotions.c.environment == environment_name)
-    if bundle_name is not None:
-        conditions.append(promotions.c.bundle == bundle_name)
+    """List promotions, newest first: of all environments, bundles and digests, or of one."""
+    wanted = (
+        (promotions.c.environment, environment_name),
+        (promotions.c.bundle, bundle_name),
+        (promotions.c.to_digest, to_digest),
+    )
+    conditions = [column == value for column, value in wanted if value is not None]
     rows = tx.connection.execute(select(promotions).where(*conditions).order_by(promotions.c.id.desc()).limit(limit))
     return tuple(_promotion(row) for row in rows)
 
@@ -385,27 +391,27 @@ def delete_condition(tx: Tx, subject: str, kind: ConditionType) -> None:
 # ---- rows to records --------------------------------------------------------------------------------------------
 
 
-def _bundle(row: AnyRow) -> BundleRecord:
+def _bundle(row: Row) -> BundleRecord:
     return BundleRecord(**row._asdict() | {"signers": tuple(row.signers)})
 
 
-def _without(row: AnyRow | PreparedRow, name: str) -> dict[str, Any]:
+def _without(row: Row, name: str) -> dict[str, Any]:
     return {column: value for column, value in row._asdict().items() if column != name}
 
 
-def _environment(tx: Tx, row: PreparedRow) -> EnvironmentRecord:
+def _environment(tx: Tx, row: Row) -> EnvironmentRecord:
     return EnvironmentRecord(pending=pending(tx, row.name), **row._asdict())
 
 
-def _release(row: AnyRow) -> Release:
+def _release(row: Row) -> Release:
     return Release(**_without(row, "retired_at"))
 
 
-def _promotion(row: AnyRow) -> Promotion:
+def _promotion(row: Row) -> Promotion:
     return Promotion(**row._asdict() | {"kind": PromotionKind(row.kind), "approvals": tuple(row.approvals or ())})
 
 
-def _pending(row: AnyRow) -> Pending:
+def _pending(row: Row) -> Pending:
     also = tuple(PendingGate(**item | {"who": tuple(item["who"])}) for item in row.also or ())
     return Pending(**_without(row, "environment") | {"who": tuple(row.who), "also": also})
 
@@ -469,7 +475,7 @@ def approvals_by_id(tx: Tx, ids: Sequence[str]) -> tuple[ApprovalRecord, ...]:
     return tuple(sorted(found, key=lambda item: (item.first_seen_at, item.id)))
 
 
-def _approval(row: AnyRow) -> ApprovalRecord:
+def _approval(row: Row) -> ApprovalRecord:
     return ApprovalRecord(**row._asdict())
 
 

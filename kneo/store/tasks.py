@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 
-from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
 from kneo.records.run import check_transition
 from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
 from kneo.store import task_statistics
 from kneo.store.engine import Tx
-from kneo.store.prepared import Prepared
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import task_candidates, task_events, task_links, tasks
 from kneo.store.task_filter import TASK, WAITING, TaskFilter, counting, listing, read_task, store_task
 
@@ -140,11 +140,10 @@ def answered_of_runs(tx: Tx, run_ids: Collection[str]) -> Mapping[str, tuple[Hum
     return {run_id: tuple(task for task in answered if task.run_id == run_id) for run_id in run_ids}
 
 
-def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
+def due(tx: Tx, limit: int, *, offset: int = 0) -> tuple[HumanTask, ...]:
     """List tasks with a deadline, reminder or escalation that is due, the oldest first. The cost grows with the due ones."""
-    rows = tx.connection.execute(
-        TASK.where(tasks.c.next_at.is_not(None), tasks.c.next_at <= tx.at).order_by(tasks.c.next_at).limit(limit)
-    )
+    is_due = TASK.where(tasks.c.next_at.is_not(None), tasks.c.next_at <= tx.at)
+    rows = tx.connection.execute(is_due.order_by(tasks.c.next_at).limit(limit).offset(offset))
     return tuple(read_task(row) for row in rows)
 
 
@@ -197,7 +196,7 @@ def events_of(tx: Tx, task_id: str) -> tuple[TaskEvent, ...]:
     return tuple(read_event(row) for row in rows)
 
 
-def read_event(row: Row[*tuple[object, ...]]) -> TaskEvent:
+def read_event(row: Row) -> TaskEvent:
     """Return the event of a row with the columns of ``EVENT``."""
     return TaskEvent(**{column.name: getattr(row, column.name) for column in EVENT})
 

@@ -14,6 +14,8 @@ from kneo.digest import Digest, canonical_json
 from kneo.errors import Conflict, Invalid, KneoError
 from kneo.names import person_key
 from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, Quorum, TaskStatus, Vote
+from kneo.spec.documents import DEFAULT_LIMITS, Unreadable
+from kneo.spec.reading.reader import build_json
 from kneo.tasks.forms import filled, problems
 from kneo.tasks.schedule import TIMEOUT_POLICY
 from kneo.trust.answer import answer_digest
@@ -59,7 +61,7 @@ def check_decision(task: HumanTask, answer: DecisionRequest, *, actor: str, at: 
     Raises:
         Conflict: ``human_task_decided``, ``human_task_expired``, ``human_task_cancelled``, ``request_mismatch`` or
             ``subject_changed``.
-        NotAllowed: ``decision_not_allowed``, ``content_required``, ``unknown_option`` or ``human_input_invalid``.
+        DecisionNotAllowed: ``decision_not_allowed``, ``content_required``, ``unknown_option`` or ``human_input_invalid``.
     """
     check_unresolved(task)
     if answer.request_id not in {None, task.request_id}:
@@ -131,8 +133,8 @@ def _check_arguments(
 
 def _object(task: HumanTask, content: str | None) -> Mapping[str, object]:
     try:
-        arguments = json.loads(content or "", parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        arguments = _read_json(content or "")
+    except Unreadable:
         arguments = None
     if not isinstance(arguments, dict):
         msg = f"The edited arguments of {task.id} are not a JSON object."
@@ -140,9 +142,13 @@ def _object(task: HumanTask, content: str | None) -> Mapping[str, object]:
     return arguments
 
 
-def _refuse_constant(name: str) -> float:
-    msg = f"{name} is not a JSON number"
-    raise ValueError(msg)
+def _read_json(text: str) -> object:
+    """Read JSON that can be stored: without NaN and infinite numbers, and of bounded depth.
+
+    Raises:
+        Unreadable: the text is something else.
+    """
+    return build_json(text, file="the answer", limits=DEFAULT_LIMITS)
 
 
 def _values(task: HumanTask, answer: DecisionRequest) -> Mapping[str, object] | None:
@@ -184,8 +190,8 @@ def _parsed(content: object, schema: Mapping[str, object]) -> object:
     if not isinstance(content, str) or schema.get("type") in {"string", None}:
         return content
     try:
-        return json.loads(content)
-    except ValueError:
+        return _read_json(content)
+    except Unreadable:
         return content
 
 
@@ -241,7 +247,7 @@ def check_storable(answer: DecisionRequest) -> None:
     """Refuse values that have no canonical form and so cannot be signed.
 
     Raises:
-        NotAllowed: ``human_input_invalid``.
+        DecisionNotAllowed: ``human_input_invalid``.
     """
     try:
         parts = {"values": dict(answer.values or {}), "arguments": dict(answer.arguments or {})}
@@ -309,7 +315,7 @@ def decision_from_value(task: HumanTask, value: object) -> DecisionRequest:
     for an approval.
 
     Raises:
-        NotAllowed: ``decision_not_allowed``: the task does not take such a value.
+        DecisionNotAllowed: ``decision_not_allowed``: the task does not take such a value.
     """
     request = task.request_id
     allowed = frozenset(task.decisions)

@@ -75,7 +75,7 @@ def decide(
     Raises:
         NotFound: there is no such task.
         Forbidden: ``not_a_candidate`` or ``separation_of_duties``.
-        Conflict, NotAllowed: the answer does not fit; see ``check_decision``. Nothing was written.
+        Conflict, DecisionNotAllowed: the answer does not fit; see ``check_decision``. Nothing was written.
         Forbidden, Untrusted, Invalid: the required signature is missing or not valid; see ``check_signature``.
     """
     check_storable(answer)
@@ -273,7 +273,7 @@ def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
     return _act(store, task_id, work)
 
 
-def assign(store: Store, task_id: str, to: str, *, actor: str) -> HumanTask:
+def assign(store: Store, task_id: str, to: str, *, actor: str, comment: str | None = None) -> HumanTask:
     """Assign a task to a person, and release it from the person who claimed it.
 
     Raises:
@@ -284,7 +284,7 @@ def assign(store: Store, task_id: str, to: str, *, actor: str) -> HumanTask:
     def work(tx: Tx, task: HumanTask) -> HumanTask:
         check_unresolved(task)
         people.check_not_excluded(tx, task, actor, "assign")
-        return _handed(tx, task, _receiver(tx, task, to), actor, "assigned")
+        return _handed(tx, task, _receiver(tx, task, to), actor, "assigned", comment)
 
     return _act(store, task_id, work)
 
@@ -314,7 +314,9 @@ def _receiver(tx: Tx, task: HumanTask, to: str) -> str:
     return name
 
 
-def _handed(tx: Tx, task: HumanTask, to: str, actor: str, what: str, comment: str | None = None) -> HumanTask:
+def _handed(tx: Tx, task: HumanTask, to: str, actor: str, what: str, comment: str | None) -> HumanTask:
+    if comment:
+        _check_comment(comment, "comment")
     changed = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, assignee=to, snoozed_until=None)
     record_event(tx, task, what, actor, {"to": to}, kept={"comment": comment} if comment else None)
     return changed
@@ -349,9 +351,7 @@ def comment(store: Store, task_id: str, text: str, *, actor: str) -> HumanTask:
     Raises:
         Invalid: the text is empty or too long.
     """
-    if not text.strip() or len(text) > MAX_COMMENT_CHARS:
-        msg = f"A comment has 1 to {MAX_COMMENT_CHARS} characters."
-        raise InvalidValue(msg, field="text")
+    _check_comment(text, "text")
 
     def work(tx: Tx) -> HumanTask:
         task = find(tx, task_id)
@@ -362,3 +362,9 @@ def comment(store: Store, task_id: str, text: str, *, actor: str) -> HumanTask:
         return task
 
     return store.transact(work)
+
+
+def _check_comment(text: str, field: str) -> None:
+    if not text.strip() or len(text) > MAX_COMMENT_CHARS:
+        msg = f"A comment has 1 to {MAX_COMMENT_CHARS} characters."
+        raise InvalidValue(msg, field=field)

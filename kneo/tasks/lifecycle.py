@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from kneo import registry
-from kneo.errors import Conflict
+from kneo.errors import Conflict, KneoError, Transient
 from kneo.names import person_key
 from kneo.notify.outbox import TaskNotice, post_task
 from kneo.records.audit import AuditEvent
@@ -149,14 +149,24 @@ BATCH = 200
 
 
 def process_due(store: Store) -> int:
-    """Process the due events of all tasks; return the number of tasks. The cost grows with due tasks, not with open ones."""
-    handled = 0
+    """Process the due events of all tasks; return the number of tasks. The cost grows with due tasks, not with open ones.
+
+    A task whose events cannot be processed stays due, and delays no other: its environment's file may be of another version.
+    """
+    handled = failed = 0
     while True:
         with store.read() as tx:
-            due = tasks.due(tx, BATCH)
+            due = tasks.due(tx, BATCH, offset=failed)
         for task in due:
-            with store.write() as tx:
-                handled += _handle(tx, task.id)
+            try:
+                with store.write() as tx:
+                    handled += _handle(tx, task.id)
+            except Transient:
+                raise
+            except KneoError as error:
+                failed += 1
+                facts = {"event": "task_overdue", "continuation_id": task.id, "run_id": task.run_id, "code": error.code}
+                log.warning("the due events of %s cannot be processed: %s", task.id, error.message, extra=facts)
         if len(due) < BATCH:
             break
     with store.write() as tx:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from dataclasses import replace
 from datetime import timedelta
 
 from kneo.clock import isoformat, new_id
+from kneo.digest import hash_text
 from kneo.errors import Conflict, InvalidValue, KneoError, NotFound
 from kneo.records.task import HumanTask, TaskLink
 from kneo.store import idempotency, runs, tasks
@@ -55,7 +55,7 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
     token = secrets.token_urlsafe(TOKEN_BYTES)
     link = TaskLink(
         id=new_id("lnk", tx.now),
-        token_hash=_hash(token),
+        token_hash=hash_text(token),
         task_id=task.id,
         run_id=task.run_id,
         person=person,
@@ -109,7 +109,7 @@ def find_by_token(tx: Tx, token: str) -> TaskLink:
     Raises:
         NotFound: ``link_not_found``.
     """
-    link = tasks.find_link(tx, _hash(token))
+    link = tasks.find_link(tx, hash_text(token))
     if link is None:
         msg = "There is no such link."
         raise NotFound(msg, code="link_not_found", hint="Copy the whole address, or ask for a new link.")
@@ -137,7 +137,7 @@ def answer(store: Store, token: str, said: DecisionRequest) -> HumanTask:
 
     Raises:
         NotFound, Conflict: as ``look`` says.
-        Forbidden, NotAllowed, Conflict: the answer does not fit; see ``decide``.
+        Forbidden, DecisionNotAllowed, Conflict: the answer does not fit; see ``decide``.
     """
     with store.read() as tx:
         link, _ = look(tx, token)
@@ -175,7 +175,3 @@ def _check(tx: Tx, link: TaskLink, task: HumanTask) -> None:
 def _used(link: TaskLink) -> KneoError:
     msg = f"This link was used{f' at {link.used_at}' if link.used_at else ''}; it works once."
     return Conflict(msg, code="link_used", hint="Answer in the inbox, or ask for a new link.")
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

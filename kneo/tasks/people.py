@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kneo import registry
-from kneo.errors import Forbidden, Invalid, Untrusted
+from kneo.errors import Forbidden, Invalid, KneoError, Untrusted
 from kneo.names import person_key, person_name
 from kneo.records.task import Candidates, HumanTask
 from kneo.store import oidc_people, project_metadata, releases, tasks
@@ -61,11 +61,14 @@ def _issued_person(tx: Tx, environment: str | None, name: str) -> Person:
 
 
 def identities_of(tx: Tx, name: str) -> frozenset[str]:
-    """Return the identities of a person in all environments."""
+    """Return the identities of a person in all environments whose file can be read; another one names no people."""
     issued, environments = _issued_person(tx, None, name), releases.list_environments(tx)
     identities = user(name)
     for record in environments:
-        person = _declared(tx, record.name).get(person_key(name)) or replace(issued, environment=record.name)
+        try:
+            person = _declared(tx, record.name).get(person_key(name)) or replace(issued, environment=record.name)
+        except KneoError:
+            continue
         identities |= person.who
     if issued.groups:
         undeclared = tasks.open_environments(tx) - {record.name for record in environments}

@@ -88,11 +88,6 @@ def check_can_sign(tx: Tx, task: HumanTask) -> None:
         raise Invalid(msg, code=NO_KEY, hint=hint)
 
 
-def environment_of(tx: Tx, task: HumanTask) -> Environment | None:
-    """Return the rules in force of an environment; a name that Git never declared has none."""
-    return registry.find_declared(tx, task.environment)
-
-
 def decided_content(decision: Decision) -> dict[str, object]:
     """Return the content of a decision, as its content digest covers it."""
     return {
@@ -108,7 +103,7 @@ def decided_content(decision: Decision) -> dict[str, object]:
 def _receipt(
     tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent, before: ReceiptRecord | None
 ) -> Receipt:
-    environment = environment_of(tx, task)
+    environment = registry.find_declared(tx, task.environment)
     size, head = audit.chain_head(tx)
     return Receipt.model_validate(
         {
@@ -183,17 +178,13 @@ def _issued_groups(tx: Tx, task: HumanTask, name: str) -> tuple[str, ...]:
     return tuple(group for group in task.candidates.groups if issued is not None and group in issued.groups)
 
 
-LASTS = timedelta(minutes=15)
-"""Default lifetime of a statement."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class UnsignedStatement:
     """An unsigned statement of a decision.
 
     Attributes:
         statement: The bytes and their content.
-        answered: The value behind the content digest, for the signer to compare.
+        decided_content: The value behind the content digest, for the signer to compare.
     """
 
     statement: AnswerStatement
@@ -278,7 +269,7 @@ def signature_facts(vote: Vote | None) -> dict[str, object]:
 
 
 def _said(tx: Tx, task: HumanTask, decision: Decision) -> AnswerBinding:
-    environment = environment_of(tx, task)
+    environment = registry.find_declared(tx, task.environment)
     return AnswerBinding.model_validate(
         {
             "task": task.id,

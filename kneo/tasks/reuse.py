@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pydantic import TypeAdapter, ValidationError
+
 from kneo.errors import KneoError
 from kneo.names import person_key
 from kneo.records.run import Run
@@ -16,14 +18,14 @@ from kneo.records.task import REPLAYED, DecisionKind, HumanTask, TaskStatus, Vot
 from kneo.store import receipts, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import decisions, people
-from kneo.tasks.decisions import DecisionRequest, decision_from_value
+from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest, decision_from_value
 from kneo.tasks.inbox import decide_in, find, record
 from kneo.tasks.lifecycle import record_event
 from kneo.tasks.questions import FLOW_DIGEST, subject_digest
 from kneo.tasks.receipts import must_be_signed
 
 REPLAY = REPLAYED
-"""Key of the reuse in the metadata of a run and of its tasks."""
+"""The key of the reuse in the metadata of a run and of its tasks."""
 
 ALL = "all"
 
@@ -111,32 +113,42 @@ def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask |
 
 def _earlier(tx: Tx, source: str, key: str) -> HumanTask | None:
     """Return the last answer to a question in a run."""
-    decided_content = [
-        task for task in tasks.of_run(tx, source, [TaskStatus.APPLIED, TaskStatus.DECIDED]) if task.key == key
-    ]
-    return decided_content[-1] if decided_content else None
+    answered = tasks.of_run(tx, source, [TaskStatus.APPLIED, TaskStatus.DECIDED])
+    return next((task for task in reversed(answered) if task.key == key), None)
 
 
 def _override(tx: Tx, run: Run, task: HumanTask, value: object) -> str | None:
     """Decide as the person who started the run; return why that does not suffice."""
     try:
-        decided_content = decide_in(tx, task, _answer(task, value), run.requester)
+        decided = decide_in(tx, task, _answer(task, value), run.requester)
     except KneoError as error:
         return f"the new answer is refused: {error.message}"
-    return None if decided_content.status is TaskStatus.DECIDED else "more approvals are required"
+    return None if decided.status is TaskStatus.DECIDED else "more approvals are required"
+
+
+ANSWER_PARTS = frozenset(
+    {"decision", "content", "selected_option", "selected_options", "values", "arguments", "feedback"}
+)
+"""The parts of an answer that a request may set."""
 
 
 def _answer(task: HumanTask, value: object) -> DecisionRequest:
-    """Parse the value of ``KEY=``: a decision with its parts, the name of a decision, or the value to decide with."""
+    """Parse the value of ``KEY=``: a decision with its parts, the name of a decision, or the value to decide with.
+
+    Raises:
+        DecisionNotAllowed: ``human_input_invalid``: a part has another type, or the value does not decide the task.
+    """
     if isinstance(value, Mapping) and "decision" in value:
-        parts = {
-            name: part
-            for name, part in value.items()
-            if name in {"content", "selected_option", "values", "arguments", "feedback"}
-        }
-        return DecisionRequest(request_id=task.request_id, decision=DecisionKind(str(value["decision"])), **parts)
-    if value in {DecisionKind.APPROVED.value, DecisionKind.REJECTED.value} and value in task.decisions:
-        return DecisionRequest(request_id=task.request_id, decision=DecisionKind(str(value)))
+        parts = {name: part for name, part in value.items() if name in ANSWER_PARTS}
+        try:
+            return TypeAdapter(DecisionRequest).validate_python({**parts, "request_id": task.request_id})
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            msg = f"{where} of the answer to {task.key} does not fit: {first['msg']}."
+            raise DecisionNotAllowed(msg, code="human_input_invalid") from error
+    if isinstance(value, str) and value in {DecisionKind.APPROVED, DecisionKind.REJECTED} & set(task.decisions):
+        return DecisionRequest(request_id=task.request_id, decision=DecisionKind(value))
     return decision_from_value(task, value)
 
 

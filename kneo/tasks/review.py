@@ -13,7 +13,7 @@ from math import ceil
 from statistics import median
 
 from kneo.clock import parse_time
-from kneo.records.task import DecisionKind, Outcome
+from kneo.records.task import REPLAYED, DecisionKind, Outcome
 
 READ_CHARS_PER_SECOND = 48.0
 """Twice the 238 words (of six characters with their space) that adults read in a minute, silently, of non-fiction: the mean of
@@ -36,7 +36,7 @@ EDIT_CHARS = 20_000
 CELLS = 40_000
 """Most pairs of words, or of lines, in one comparison, without the common beginning and end."""
 
-PERSON, REPLAY = "person", "replay"
+PERSON = "person"
 
 _TURN = re.compile(r"[#@]\d+")
 
@@ -110,7 +110,7 @@ def _gate(
 ) -> GateStatistics:
     decided = [one for one in all_of if one.decision is not None]
     people = [one for one in decided if one.by == PERSON]
-    replayed = sum(one.by == REPLAY for one in decided)
+    replayed = sum(one.by == REPLAYED for one in decided)
     decisions = Counter(one.decision.value for one in people if one.decision is not None)
     seconds = sorted(_seconds(one) for one in people)
     approved = [one for one in people if one.decision is DecisionKind.APPROVED]
@@ -153,17 +153,13 @@ def is_quick(one: Outcome) -> bool:
     return _seconds(one) < max(OPENED_SECONDS, one.shown_chars / READ_CHARS_PER_SECOND)
 
 
-def is_rubber_stamp(decided_content: int, approved: int, quick: int) -> bool:
+def is_rubber_stamp(decided: int, approved: int, quick: int) -> bool:
     """Return whether a gate looks rubber-stamped.
 
     That is: 20 answers or more, at least 95 % of them plain approvals, and at least half of those given before the
     subject could have been read. Many approvals alone are no problem: the work may be good. Unread approvals are.
     """
-    return (
-        decided_content >= JUDGED_FROM
-        and approved >= ALWAYS_APPROVED * decided_content
-        and quick >= MOSTLY_QUICK * approved
-    )
+    return decided >= JUDGED_FROM and approved >= ALWAYS_APPROVED * decided and quick >= MOSTLY_QUICK * approved
 
 
 def edit_distance(before: str, after: str) -> float | None:

@@ -16,7 +16,6 @@ class ScheduledEvent:
 
     at: str
     what: str
-    escalation: Escalation | None = None
 
 
 _ORDER = ("wake", "remind", "escalate", "deadline")
@@ -25,16 +24,16 @@ _ORDER = ("wake", "remind", "escalate", "deadline")
 
 def scheduled_events(task: HumanTask) -> list[ScheduledEvent]:
     """List the scheduled events, the earliest first."""
-    return sorted(_occasions(task), key=lambda one: (one.at, _ORDER.index(one.what)))
+    return sorted(_events(task), key=lambda one: (one.at, _ORDER.index(one.what)))
 
 
-def _occasions(task: HumanTask) -> Iterator[ScheduledEvent]:
+def _events(task: HumanTask) -> Iterator[ScheduledEvent]:
     if task.status is TaskStatus.SNOOZED and task.snoozed_until is not None:
         yield ScheduledEvent(at=task.snoozed_until, what="wake")
     for seconds in sorted(task.plan.remind)[task.plan.reminded :]:
         yield ScheduledEvent(at=add_seconds(task.created_at, seconds), what="remind")
     for step in remaining_escalations(task):
-        yield ScheduledEvent(at=add_seconds(task.created_at, step.after), what="escalate", escalation=step)
+        yield ScheduledEvent(at=add_seconds(task.created_at, step.after), what="escalate")
     if task.deadline_at is not None:
         yield ScheduledEvent(at=task.deadline_at, what="deadline")
 

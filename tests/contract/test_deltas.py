@@ -113,6 +113,11 @@ def test_what_fits_nowhere_is_dropped() -> None:
     assert list(payloads(delta("a\0b"), "here")) == []
 
 
+def test_half_of_a_surrogate_pair_does_not_stop_the_sender() -> None:
+    [payload] = payloads(delta("wait \ud83d"), "there")
+    assert read_payload(payload.encode().decode(), "here") == delta("wait ?")
+
+
 @pytest.mark.parametrize(
     "payload", ["", "[]", "{}", '{"origin": "x"}', json.dumps({"origin": "x", "more": 1}), "nonsense"]
 )

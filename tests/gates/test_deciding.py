@@ -54,6 +54,13 @@ def test_only_candidates_answer(store: Store) -> None:
     assert answer(store, by_name, "cy").decision.actor == "cy"
 
 
+@pytest.mark.parametrize("content", ["NaN", "-Infinity", "1e999", "[" * 10_000])
+def test_a_value_that_no_database_stores_is_refused(store: Store, content: str) -> None:
+    number = ask(store, schema={"type": "number"})
+    assert refused(store, number, "ann", "provided", content=content) == "human_input_invalid"
+    assert answer(store, number, "ann", "provided", content="4.5").decision.data == 4.5
+
+
 def test_whoever_asked_signed_or_reviewed_does_not_answer(store: Store) -> None:
     digest = digest_of(b"a bundle")
     record = BundleRecord(

@@ -79,11 +79,29 @@ def test_a_question_is_asked_again_where_somebody_wants_that(engine: Engine) -> 
         (False, RunStatus.CANCELLED, None),
         ({"decision": "edited", "content": "new"}, RunStatus.SUCCEEDED, "published new"),
         ("any text", RunStatus.SUCCEEDED, "published any text"),
+        ({"amount": 5}, RunStatus.SUCCEEDED, 'published {"amount": 5}'),
+        (["approved"], RunStatus.SUCCEEDED, 'published ["approved"]'),
     ],
 )
 def test_another_answer_can_be_given(engine: Engine, value: object, status: RunStatus, output: str | None) -> None:
     again = repeat(engine, answered(engine), answers={"ok.step": value})
     assert (again.status, again.output_text) == (status, output)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"decision": "perhaps"},
+        {"decision": "approved", "feedback": 5},
+        {"decision": "selected", "selected_option": 5},
+        {"decision": "approved", "values": "none"},
+        {"decision": "edited", "arguments": []},
+    ],
+)
+def test_an_answer_of_another_form_is_refused_and_its_question_asked(engine: Engine, value: object) -> None:
+    again = repeat(engine, answered(engine), answers={"ok.step": value})
+    assert again.status is RunStatus.PAUSED
+    assert "is refused" in str(told(engine, again)[0][2])
 
 
 def test_whoever_repeats_a_run_gets_no_decision_they_could_not_have_had(engine: Engine) -> None:

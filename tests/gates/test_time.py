@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -12,10 +13,11 @@ from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
 from kneo.records.run import RunStatus
 from kneo.records.task import HumanTask, TaskStatus
-from kneo.store import audit, receipts, runs, tasks
+from kneo.store import audit, receipts, releases, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.tables import outbox
 from kneo.store.task_filter import TaskFilter
+from kneo.tasks import lifecycle
 from kneo.tasks.inbox import claim, find, snooze
 from kneo.tasks.lifecycle import process_due
 
@@ -53,6 +55,24 @@ def test_reminders_and_escalations_come_in_their_order_and_once(store: Store, cl
     assert pass_(clock, store, 2 * 3600) == 1
     assert happened(store, task) == ["requested", "reminded", "claimed", "escalated", "reminded", "escalated"]
     assert answer(store, task, "cy").status is TaskStatus.DECIDED
+
+
+def test_a_task_whose_events_cannot_be_processed_delays_no_other(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "BATCH", 1)
+    stuck = [ask(store, candidates={"groups": ["editors"]}, remind=["1h"], notify=["ops"]) for _ in range(2)]
+    other = ask(store, timeout_seconds="2h")
+    with store.write() as tx:
+        record = releases.environment(tx, "prod")
+        assert record is not None
+        releases.put_environment(tx, replace(record, declaration=b"kind: Other"))
+    assert pass_(clock, store, 2 * 3600) == 1
+    assert look(store, other).status is TaskStatus.EXPIRED
+    assert [happened(store, task) for task in stuck] == [["requested"]] * 2
+    declare(store)
+    assert process_due(store) == 2
+    assert [happened(store, task) for task in stuck] == [["requested", "reminded"]] * 2
 
 
 @pytest.mark.parametrize(

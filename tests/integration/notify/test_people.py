@@ -6,7 +6,7 @@ import base64
 import hmac
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +20,9 @@ from sqlalchemy import text
 
 from kneo.clock import ManualClock
 from kneo.errors import Forbidden
+from kneo.notify import delivery
 from kneo.notify.delivery import Courier
+from kneo.notify.http import Reply
 from kneo.notify.outbox import ATTEMPTS
 from kneo.records.task import DecisionKind
 from kneo.runtime.engine.assemble import telling
@@ -80,6 +82,25 @@ def rows(store: Store) -> list[tuple[str, str, int, str | None]]:
     with store.read() as tx:
         found = tx.connection.execute(text("SELECT channel, status, attempts, error FROM outbox ORDER BY id"))
         return [tuple(row) for row in found]
+
+
+def test_one_process_delivers_a_batch_however_long_it_takes(
+    engine: Engine, courier: Callable[..., Courier], clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        ask(engine)
+    mine, other = courier(ops="http://receiver.test"), courier(ops="http://receiver.test")
+    sent: list[str] = []
+
+    def post(_url: str, _body: bytes, headers: Mapping[str, str], _seconds: float) -> Reply:
+        sent.append(headers["Idempotency-Key"])
+        clock.advance(timedelta(seconds=100))
+        other.deliver_due()
+        return Reply(200, None)
+
+    monkeypatch.setattr(delivery, "post", post)
+    assert mine.deliver_due() == 5
+    assert len(sent) == len(set(sent)) == 5
 
 
 def test_a_webhook_is_told_what_is_asked_and_not_what_is_judged(engine: Engine, courier, web: WebReceiver) -> None:

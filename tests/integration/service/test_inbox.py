@@ -60,6 +60,15 @@ def test_values_are_checked_and_handed_on(bench: Bench) -> None:
     assert bench.answer(run, values={"tone": "dry"})["status"] == "succeeded"
 
 
+@pytest.mark.parametrize(("action", "event"), [("assign", "human.assigned"), ("delegate", "human.delegated")])
+def test_the_comment_of_a_handover_is_in_the_history(bench: Bench, action: str, event: str) -> None:
+    run = paused(bench)
+    assert act(bench, run, action, {"to": "approver", "comment": "x" * 20_001}, expect=422)["field"] == "comment"
+    act(bench, run, action, {"to": "approver", "comment": "yours"})
+    told = bench.get(f"/human-tasks/{run['continuation_id']}/history", role="viewer")["events"]
+    assert (told[-1]["type"], told[-1]["data"]["comment"]) == (event, "yours")
+
+
 def test_what_somebody_has_taken_others_leave_alone(bench: Bench) -> None:
     run = paused(bench)
     assert act(bench, run, "claim")["claimed_by"] == "reviewer"

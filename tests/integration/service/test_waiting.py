@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from kneo.api.run_views import wait_for_run
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.wait import RunSettled, SettledRun
 from kneo.service.context import next_change, settled_after
-from kneo.store import runs
-from kneo.store.change_feed import ChangeFeed
+from kneo.store import change_feed, runs
+from kneo.store.change_feed import ChangeFeed, Subscription
 from kneo.store.engine import Store, Tx
 
 LONG = 240
@@ -66,6 +66,24 @@ def test_a_notification_with_the_whole_change_is_the_result_without_a_read(
 
     loop: asyncio.AbstractEventLoop
     assert asyncio.run(wait()).run.output_text == "notified"
+
+
+def test_a_read_that_fails_is_repeated(
+    feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(change_feed, "RETRY_SECONDS", 0.01)
+    failures = [ValueError("a row that cannot be read")]
+
+    class Sought(Subscription[str]):
+        @classmethod
+        def read(cls, tx: Tx, subscriptions: Sequence[Sought]) -> Sequence[str | None]:
+            del tx
+            if failures:
+                raise failures.pop()
+            return ["found" for _ in subscriptions]
+
+    assert feed.wait_for(Sought(), LONG) == "found"
+    assert "changes could not be read" in caplog.text
 
 
 def test_another_processes_commit_is_read_however_busy_this_process_is(store: Store, feed: ChangeFeed) -> None:
