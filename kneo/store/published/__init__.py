@@ -1,1 +1,1 @@
-"""Import of the history in a database of the published platform: ``source`` reads it, ``conversion`` decides, ``target`` writes."""
+"""Import of the history in a database of the published platform: ``source`` reads it, ``conversion`` decides, ``importer`` writes."""

@@ -47,6 +47,9 @@ MAX_EVENTS = 10_000
 MAX_EVENT_CHARS = 256 * 1024
 """Characters of the JSON of one audit event."""
 
+MAX_PAYLOAD_CHARS = 16 * 1024 * 1024
+"""Characters of the JSON of one run or checkpoint; a longer one is not read."""
+
 MAX_TEXT_CHARS = 1_000_000
 """Characters of an input, an output or a subject."""
 
@@ -79,6 +82,27 @@ _STEP_KINDS = frozenset({"agent", "function", "workflow", "human", "guardrail"})
 _REQUESTS = frozenset({"approval", "review", "correction", "selection", "freeform"})
 _TRACE_TEXTS = ("agent_name", "model_provider", "model_name", "tool_name", "input_preview", "output_preview")
 _TRACE_NAMES = frozenset({*_TRACE_TEXTS, "error", "agent", "provider", "model", "tool"})
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """A row of a run. ``payload`` is its JSON; ``None`` where it is no text or longer than ``MAX_PAYLOAD_CHARS``."""
+
+    id: object
+    payload: str | None
+
+
+@dataclass(frozen=True)
+class SourceAuditEvent:
+    """An audit event as it is stored; its columns, in this order, may have any value."""
+
+    id: object
+    event_type: object
+    run_id: object
+    continuation_id: object
+    actor: object
+    at: object
+    payload: str | None
 
 
 class UnusableRow(Invalid):
@@ -161,44 +185,32 @@ def parse_checkpoint(payload: str | None) -> Mapping[str, object]:
     return parse_object(plain.decode("utf-8", "replace"))
 
 
-def decision_of(
-    event_type: object, continuation_id: object, actor: object, at: object, payload: str | None
-) -> SourceDecision | None:
+def decision_of(event: SourceAuditEvent) -> SourceDecision | None:
     """Read a decision from an audit event; ``None`` for another event."""
-    if event_type != "human.decision" or not isinstance(continuation_id, str):
+    moment = _time(event.at)
+    if event.event_type != "human.decision" or not isinstance(event.continuation_id, str) or moment is None:
         return None
     try:
-        facts = parse_object(payload).get("metadata")
-        kind = DecisionKind(str(facts.get("decision"))) if isinstance(facts, Mapping) else None
+        facts = _map(parse_object(event.payload).get("metadata"))
+        kind = DecisionKind(str(facts.get("decision")))
     except (UnusableRow, ValueError):
         return None
-    moment = _time(at)
-    if kind is None or moment is None or not isinstance(facts, Mapping):
-        return None
-    option = _text(facts.get("selected_option"), LINE_CHARS)
     return SourceDecision(
-        continuation_id=continuation_id,
+        continuation_id=event.continuation_id,
         kind=kind,
-        selected_option=option,
-        actor=_person(actor) or IMPORTER,
+        selected_option=_text(facts.get("selected_option"), LINE_CHARS),
+        actor=_person(event.actor) or IMPORTER,
         at=moment,
     )
 
 
 def convert(
-    row_id: object,
-    payload: str | None,
-    checkpoints: Iterable[str | None],
-    decisions: Sequence[SourceDecision],
-    *,
-    source: str,
-    at: str,
+    row: SourceRun, checkpoints: Iterable[str | None], decisions: Sequence[SourceDecision], *, source: str, at: str
 ) -> RunHistory:
     """Convert a run.
 
     Args:
-        row_id: The id of its row.
-        payload: Its JSON.
+        row: Its row.
         checkpoints: The JSON of its checkpoints, in order.
         decisions: The decisions of its tasks.
         source: The id of the source.
@@ -207,8 +219,8 @@ def convert(
     Raises:
         UnusableRow: the run has no usable id, status or time.
     """
-    body = parse_object(payload)
-    run_id = row_id if isinstance(row_id, str) else ""
+    body = parse_object(row.payload)
+    run_id = row.id if isinstance(row.id, str) else ""
     if not _ID.fullmatch(run_id) or body.get("id") != run_id:
         msg = "Its id is not one of letters, digits, - and _ with at most 40 characters, or differs from that in its content."
         raise UnusableRow(msg)
@@ -222,7 +234,8 @@ def convert(
         raise UnusableRow(msg)
     # A clock that was ahead, or a made-up time, must not keep the run at the top of every list.
     created = min(created, at)
-    spec = _map(_map(body.get("metadata")).get("spec"))
+    facts = _map(body.get("metadata"))
+    spec = _map(facts.get("spec"))
     past = _History(run_id, created, at, _kinds(spec))
     for number, item in enumerate(checkpoints):
         past.add(item, number)
@@ -230,11 +243,11 @@ def convert(
     updated = max(_time(body.get("updated_at")) or created, created)
     tasks = _tasks(body, past, decisions, source=source, ended=min(updated, at))
     trace = tuple(_trace(_list(body.get("trace_events")) or past.trace, run_id, created))
-    facts = _map(body.get("metadata"))
+    target = "agent" if body.get("workflow_kind") == "agent" else "workflow"
     run = Run(
         id=run_id,
         status=STATUSES.get(was, RunStatus.CANCELLED),
-        target="agent" if body.get("workflow_kind") == "agent" else "workflow",
+        target=target,
         # Of another form than the digest of a spec or bundle here, so that the run is taken for an execution of neither.
         spec_digest=digest_of(encode_json({IMPORTED: spec})),
         release=None,
@@ -250,7 +263,7 @@ def convert(
         visited_steps=_visited(body),
         requester=IMPORTER,
         metadata={
-            "target": "agent" if body.get("workflow_kind") == "agent" else "workflow",
+            "target": target,
             "caller_metadata": dict(_map(facts.get("caller_metadata"))),
             "session_id": _line(body.get("session_id")),
             IMPORTED: {
@@ -281,20 +294,18 @@ def convert(
         was=was,
         waited_for=waiting,
         left_out=past.left_out,
-        chars=past.chars + len(payload or ""),
+        chars=past.chars + len(row.payload or ""),
     )
 
 
-def imported_event(
-    row_id: object, event_type: object, run_id: object, actor: object, at: object, payload: str | None
-) -> dict[str, object]:
+def imported_event(event: SourceAuditEvent) -> dict[str, object]:
     """Return the row of an audit event, with its JSON unchanged.
 
     Raises:
         UnusableRow: it has no usable id or time, or its JSON is too long or cannot be stored.
     """
-    moment = _time(at)
-    if not isinstance(row_id, str) or not _ID.fullmatch(row_id) or moment is None:
+    moment, payload = _time(event.at), event.payload
+    if not isinstance(event.id, str) or not _ID.fullmatch(event.id) or moment is None:
         msg = "It has no usable id or time."
         raise UnusableRow(msg)
     if payload is None or len(payload) > MAX_EVENT_CHARS or _UNSTORABLE.search(payload):
@@ -302,11 +313,11 @@ def imported_event(
         raise UnusableRow(msg)
     parse_object(payload)
     return {
-        "id": row_id,
+        "id": event.id,
         "at": moment,
-        "event_type": _line(event_type, 60) or "event",
-        "actor": _line(actor),
-        "run_id": run_id if isinstance(run_id, str) and _ID.fullmatch(run_id) else None,
+        "event_type": _line(event.event_type, 60) or "event",
+        "actor": _line(event.actor),
+        "run_id": event.run_id if isinstance(event.run_id, str) and _ID.fullmatch(event.run_id) else None,
         "payload": payload,
     }
 
@@ -403,18 +414,25 @@ def _tasks(
     for continuation, (request, step, at) in list(asked.items())[:MAX_TASKS]:
         decision = by_id.get(continuation)
         resolved = decision.at if decision is not None else past.answered.get(continuation, ended)
-        status = TaskStatus.APPLIED if decision is not None else TaskStatus.CANCELLED
-        if decision is None and expired and continuation == last:
-            status = TaskStatus.EXPIRED
-        # Without the audit event nothing says what was answered.
-        unknown = decision is None and continuation in past.answered
-        task = _task(str(body["id"]), continuation, request, step, at, source)
-        task = replace(task, workflow_name=_line(body.get("workflow_name")), status=status)
-        if unknown:
-            task = replace(task, metadata={IMPORTED: {**_map(task.metadata[IMPORTED]), "answered": True}})
+        mark: dict[str, object] = {"source": source, "continuation_id": _line(continuation)}
+        status = TaskStatus.CANCELLED
         if decision is not None:
-            task = replace(task, decision=_decision(decision))
-        tasks.append(replace(task, resolved_at=max(resolved, at), updated_at=max(resolved, at)))
+            status = TaskStatus.APPLIED
+        elif expired and continuation == last:
+            status = TaskStatus.EXPIRED
+        if decision is None and continuation in past.answered:
+            mark["answered"] = True  # without the audit event nothing says with what
+        tasks.append(
+            replace(
+                _task(str(body["id"]), f"{source}\n{continuation}", request, step, at),
+                workflow_name=_line(body.get("workflow_name")),
+                status=status,
+                decision=_decision(decision) if decision is not None else None,
+                metadata={IMPORTED: mark},
+                resolved_at=max(resolved, at),
+                updated_at=max(resolved, at),
+            )
+        )
     return tuple(tasks)
 
 
@@ -431,14 +449,15 @@ def _decision(made: SourceDecision) -> Decision:
     )
 
 
-def _task(run_id: str, continuation: str, request: Mapping[str, object], step: str, at: str, source: str) -> HumanTask:
+def _task(run_id: str, identity: str, request: Mapping[str, object], step: str, at: str) -> HumanTask:
+    """Return the task of a question, whose ids follow from its identity in the source."""
     subject = _text(_map(request.get("context")).get("input_text")) or ""
     kind = request.get("type")
     options = [option for option in (_text(one, LINE_CHARS) for one in _list(request.get("options"))[:100]) if option]
     seconds = request.get("timeout_seconds")
     return HumanTask(
-        id=derived_id("cont", parse_time(at), f"{source}\n{continuation}"),
-        request_id=derived_id("req", parse_time(at), f"{source}\n{continuation}"),
+        id=derived_id("cont", parse_time(at), identity),
+        request_id=derived_id("req", parse_time(at), identity),
         run_id=run_id,
         environment=None,
         workflow_name=None,
@@ -464,14 +483,13 @@ def _task(run_id: str, continuation: str, request: Mapping[str, object], step: s
         decision=None,
         step_path=step,
         requester=IMPORTER,
-        metadata={IMPORTED: {"source": source, "continuation_id": _line(continuation)}},
         created_at=at,
         updated_at=at,
     )
 
 
-def _trace(value: object, run_id: str, created: str) -> Iterator[TraceEvent]:
-    events = [item for item in _list(value) if isinstance(item, Mapping)][:MAX_TRACE]
+def _trace(items: Sequence[object], run_id: str, created: str) -> Iterator[TraceEvent]:
+    events = [item for item in items if isinstance(item, Mapping)][:MAX_TRACE]
     for number, item in enumerate(events, 1):
         at = _time(item.get("timestamp")) or created
         data: dict[str, object] = {
@@ -480,9 +498,8 @@ def _trace(value: object, run_id: str, created: str) -> Iterator[TraceEvent]:
         data |= {name: text for name in _TRACE_TEXTS if (text := _text(item.get(name), LINE_CHARS)) is not None}
         error = item.get("error")
         if error is not None:
-            data["error"] = (
-                error if isinstance(error, dict) else {"type": "error", "message": _text(error, LINE_CHARS) or ""}
-            )
+            message = {"type": "error", "message": _text(error, LINE_CHARS) or ""}
+            data["error"] = error if isinstance(error, dict) else message
         yield TraceEvent(
             event_id=derived_id("evt", parse_time(at), f"{run_id}\n{number}"),
             run_id=run_id,

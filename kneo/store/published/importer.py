@@ -20,6 +20,7 @@ from kneo.store.engine import Store, Tx, insert_many_ignoring_duplicates
 from kneo.store.published.conversion import (
     MAX_CHECKPOINTS,
     MAX_EVENTS,
+    MAX_PAYLOAD_CHARS,
     OPEN,
     RunHistory,
     SourceDecision,
@@ -28,7 +29,7 @@ from kneo.store.published.conversion import (
     decision_of,
     imported_event,
 )
-from kneo.store.published.source import MAX_PAYLOAD_CHARS, PublishedDatabase
+from kneo.store.published.source import PublishedDatabase
 from kneo.store.tables import audit_events, imported_audit_events, tasks
 from kneo.store.tables import runs as run_rows
 from kneo.store.task_filter import store_task
@@ -177,14 +178,8 @@ def _batches(
                     report.refuse("runs", row.id, "Another run has this id; it is left as it is.")
                 continue
             try:
-                past = convert(
-                    row.id,
-                    row.payload,
-                    (item.payload for item in source.checkpoints_of(str(row.id), MAX_CHECKPOINTS + 1)),
-                    _decisions(source, str(row.id)),
-                    source=source.id,
-                    at=now,
-                )
+                checkpoints = source.checkpoints_of(str(row.id), MAX_CHECKPOINTS + 1)
+                past = convert(row, checkpoints, _decisions(source, str(row.id)), source=source.id, at=now)
             except UnusableRow as error:
                 report.refuse("runs", row.id, error.message)
                 continue
@@ -200,9 +195,7 @@ def _batches(
 
 
 def _decisions(source: PublishedDatabase, run_id: str) -> list[SourceDecision]:
-    events = source.events_of(run_id, MAX_EVENTS)
-    made = (decision_of(one.event_type, one.continuation_id, one.actor, one.at, one.payload) for one in events)
-    return [one for one in made if one is not None]
+    return [made for event in source.events_of(run_id, MAX_EVENTS) if (made := decision_of(event)) is not None]
 
 
 def _import_events(source: PublishedDatabase, store: Store | None, report: ImportReport, *, dry_run: bool) -> None:
@@ -212,7 +205,7 @@ def _import_events(source: PublishedDatabase, store: Store | None, report: Impor
         rows = []
         for one in events:
             try:
-                row = imported_event(one.id, one.event_type, one.run_id, one.actor, one.at, one.payload)
+                row = imported_event(one)
             except UnusableRow as error:
                 report.refuse("audit_events", one.id, error.message)
                 continue

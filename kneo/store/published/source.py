@@ -29,9 +29,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from kneo.errors import Invalid, NotFound, Transient
-
-MAX_PAYLOAD_CHARS = 16 * 1024 * 1024
-"""Characters of the JSON of one run or checkpoint; a longer one is not read."""
+from kneo.store.published.conversion import MAX_PAYLOAD_CHARS, SourceAuditEvent, SourceRun
 
 MAX_VALUE_BYTES = 4 * MAX_PAYLOAD_CHARS
 """Bytes of one value that SQLite reads."""
@@ -69,27 +67,6 @@ _metadata = table("project_metadata", column("key"), column("value"))
 _migrations = table("schema_migrations", *map(column, ("version", "name", "applied_at")))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceRow:
-    """A row with JSON. ``payload`` is ``None`` where it is no text or longer than ``MAX_PAYLOAD_CHARS``."""
-
-    id: object
-    payload: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceAuditEvent:
-    """An audit event as it is stored; its columns may have any value."""
-
-    id: object
-    event_type: object
-    run_id: object
-    continuation_id: object
-    actor: object
-    at: object
-    payload: str | None
-
-
 @dataclass(frozen=True)
 class PublishedDatabase:
     """A consistent snapshot of the database.
@@ -107,20 +84,19 @@ class PublishedDatabase:
     id: str
     counts: Mapping[str, int]
 
-    def runs_after(self, last: str | None, limit: int) -> Sequence[SourceRow]:
+    def runs_after(self, last: str | None, limit: int) -> Sequence[SourceRun]:
         """Read the next runs in the order of their ids."""
         statement = select(_runs.c.id, _bounded(_runs.c.payload)).order_by(_runs.c.id).limit(limit)
         if last is not None:
             statement = statement.where(_runs.c.id > last)
-        return [SourceRow(id=row[0], payload=_text(row[1])) for row in self._rows(statement)]
+        return [SourceRun(id=row[0], payload=_text(row[1])) for row in self._rows(statement)]
 
-    def checkpoints_of(self, run_id: str, limit: int) -> Iterator[SourceRow]:
-        """Read the checkpoints of a run in their order."""
+    def checkpoints_of(self, run_id: str, limit: int) -> Iterator[str | None]:
+        """Read the JSON of the checkpoints of a run in their order."""
         order = _checkpoints.c.sequence, _checkpoints.c.created_at, _checkpoints.c.id
-        statement = select(_checkpoints.c.id, _bounded(_checkpoints.c.payload))
-        statement = statement.where(_checkpoints.c.run_id == run_id).order_by(*order).limit(limit)
-        for row in self._rows(statement):
-            yield SourceRow(id=row[0], payload=_text(row[1]))
+        statement = select(_bounded(_checkpoints.c.payload)).where(_checkpoints.c.run_id == run_id)
+        for row in self._rows(statement.order_by(*order).limit(limit)):
+            yield _text(row[0])
 
     def events_of(self, run_id: str, limit: int) -> Sequence[SourceAuditEvent]:
         """Read the audit events of a run in their order."""
@@ -138,15 +114,7 @@ class PublishedDatabase:
 
     def _events(self, statement: Select[Any]) -> Sequence[SourceAuditEvent]:
         return [
-            SourceAuditEvent(
-                id=row[0],
-                event_type=row[1],
-                run_id=row[2],
-                continuation_id=row[3],
-                actor=row[4],
-                at=row[5],
-                payload=_text(row[6]),
-            )
+            SourceAuditEvent(row[0], row[1], row[2], row[3], row[4], row[5], _text(row[6]))
             for row in self._rows(statement)
         ]
 
