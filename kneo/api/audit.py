@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from kneo.api.operation import Context, operation
+from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit, Moment, Offset, Order, PageView, Word, page_fields, stored_time
 from kneo.errors import Invalid, NotFound
 from kneo.records.audit import SealedEvent, leaf_of
@@ -19,8 +19,6 @@ from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
 from kneo.trust.checkpoint import make_checkpoint
 from kneo.trust.keys import PrivateKey
-
-Json = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +189,7 @@ def prove(store: Store, key: PrivateKey, seq: int, size: int | None) -> AuditPro
             if size > current.size:
                 msg = f"The audit log has {current.size} events, and was never {size} long."
                 raise NotFound(msg, code="audit_size_not_found")
-            stored = next((item for item in audit_tree.checkpoints(tx) if item.size == size), None)
-            current = stored or _signed(tx, size, key)
+            current = audit_tree.newest_checkpoint(tx, size) or _signed(tx, size, key)
         proof = audit_tree.prove(tx, seq, current.size)
         event = audit.event_at(tx, seq)
     event, canonical = _unchanged(event, proof)

@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import Field, WithJsonSchema
 
 from kneo.api.may_answer import may_decide_task
-from kneo.api.operation import DONE, Body, Context, Waiting, operation, run_operation
+from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, operation, run_operation
 from kneo.api.run_views import RunResumedView, wait_after_answer
-from kneo.api.task_views import HumanTaskDetailView, Json
+from kneo.api.task_views import HumanTaskDetailView
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import InvalidValue, KneoError
 from kneo.records.task import DecisionKind, HumanTask
@@ -64,10 +64,7 @@ class TaskDecision(Body):
             Invalid: ``input_too_large``.
         """
         for name in ("content", "values", "arguments", "feedback", "comment"):
-            length = len(str(getattr(self, name) or ""))
-            if length > limit:
-                msg = f"{name} is {length} characters long; at most {limit} are accepted."
-                raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
+            check_length(name, getattr(self, name), limit)
         return DecisionRequest(
             request_id=self.request_id,
             decision=self.decision,

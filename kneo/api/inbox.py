@@ -15,8 +15,8 @@ from kneo.api.may_answer import (
     may_decide_task,
     waits_for,
 )
-from kneo.api.operation import ANY_KEY, Context, operation
-from kneo.api.task_views import Json, votes_of
+from kneo.api.operation import ANY_KEY, Context, Json, operation
+from kneo.api.task_views import votes_of
 from kneo.records.release import Pending
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.store import releases, tasks

@@ -13,10 +13,11 @@ from kneo.clock import isoformat
 from kneo.errors import Forbidden, KneoError, Untrusted
 from kneo.names import person_key
 from kneo.records.release import Pending, PendingGate
-from kneo.records.task import SIGNED_BY_REVIEWER, HumanTask
+from kneo.records.task import HumanTask
 from kneo.store import releases
 from kneo.store.service_key import missing_key
 from kneo.tasks.inbox import check_decider
+from kneo.tasks.receipts import must_be_signed
 from kneo.trust.root import TrustRoot
 
 if TYPE_CHECKING:
@@ -57,12 +58,23 @@ def check_approver(tx: Tx, environment: str, actor: str) -> None:
         raise Forbidden(msg, code="not_an_approver", hint=hint)
 
 
-def check_may_decide(tx: Tx, environment: str, actor: str) -> None:
-    """Check that an authenticated person may decide about releases without an own signature.
+POLICY = "policy"
+"""The kind of a pending environment file."""
+
+
+def check_may_decide(tx: Tx, environment: str, pending: Pending, actor: str) -> None:
+    """Check that an authenticated person may decide about a pending change without an own signature.
 
     Raises:
         Forbidden: ``not_an_approver``, or ``signature_required``.
     """
+    if pending.kind == POLICY:
+        _check_rules_approver(tx, environment, actor)
+    else:
+        _check_unsigned_approver(tx, environment, actor)
+
+
+def _check_unsigned_approver(tx: Tx, environment: str, actor: str) -> None:
     rule = registry.declared(tx, environment).spec.approvals
     if rule is not None and rule.signed:
         msg = f"{environment} counts only decisions that people sign with their own keys."
@@ -70,14 +82,11 @@ def check_may_decide(tx: Tx, environment: str, actor: str) -> None:
     check_approver(tx, environment, actor)
 
 
-def check_may_decide_rules(tx: Tx, environment: str, actor: str) -> None:
-    """Check that an authenticated person may decide about a pending environment file.
+def _check_rules_approver(tx: Tx, environment: str, actor: str) -> None:
+    """Check that a person may decide about a pending environment file.
 
     The first file of an environment, and a file with ``inlineSpecs: true``, need the approvers of every environment that
     requires approvals; the controller reports which of them are missing.
-
-    Raises:
-        Forbidden: ``not_an_approver``, or ``signature_required``.
     """
     refused: list[KneoError] = []
     names = [record.name for record in releases.list_environments(tx)]
@@ -86,7 +95,7 @@ def check_may_decide_rules(tx: Tx, environment: str, actor: str) -> None:
         if rule is None or rule.required == 0:
             continue
         try:
-            check_may_decide(tx, name, actor)
+            _check_unsigned_approver(tx, name, actor)
         except Forbidden as error:
             refused.append(error)
         else:
@@ -103,9 +112,6 @@ APPROVAL_GATES = frozenset({"approvals", "policy", "prune"})
 
 REJECTED = "Rejected"
 """The reason of a gate that a rejection closes; only its author can withdraw it."""
-
-POLICY = "policy"
-"""The kind of a pending environment file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +137,7 @@ def may_decide_task(tx: Tx, task: HumanTask, principal: Principal) -> MayAnswerV
         check_decider(tx, task, principal.name)
     except KneoError as error:
         return _refused(error)
-    return MayAnswerView(ok=True, signature=task.plan.receipt == SIGNED_BY_REVIEWER)
+    return MayAnswerView(ok=True, signature=must_be_signed(task))
 
 
 def may_decide_change(
@@ -159,10 +165,7 @@ def may_decide_change(
 def _check_approver(tx: Tx, environment: str, pending: Pending, name: str) -> bool:
     """Check that a person is an approver; return whether the decision needs the person's own signature."""
     try:
-        if pending.kind == POLICY:
-            check_may_decide_rules(tx, environment, name)
-        else:
-            check_may_decide(tx, environment, name)
+        check_may_decide(tx, environment, pending, name)
     except Forbidden as error:
         if error.code != "signature_required":
             raise

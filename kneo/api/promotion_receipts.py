@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kneo.api.operation import Context, operation
+from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit
 from kneo.api.promotions import promotion_not_found
 from kneo.errors import NotFound
@@ -16,8 +16,6 @@ from kneo.records.release import ApprovalRecord
 from kneo.store import audit, releases
 from kneo.trust.dsse import parse_envelope, serialise
 from kneo.trust.statement import approval_content, parse_approval
-
-Json = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,13 @@ from pydantic import Field
 
 from kneo import registry
 from kneo.api.environments import change_result, decided_before, require_controller
-from kneo.api.may_answer import MayAnswerView, check_may_decide, check_may_decide_rules, check_root, may_decide_change
-from kneo.api.operation import Body, Context, operation
+from kneo.api.may_answer import MayAnswerView, check_may_decide, check_root, may_decide_change
+from kneo.api.operation import Body, Context, Json, operation
 from kneo.api.page import Limit
 from kneo.api.release_views import (
     ApprovalView,
     DecidedView,
     DonePromotionView,
-    Json,
     PendingPromotionView,
     PromotionDetailView,
     PromotionListView,
@@ -35,9 +34,6 @@ from kneo.store.engine import Tx
 from kneo.store.service_key import service_key
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import ApprovalDecision, parse_approval
-
-POLICY = "policy"
-"""The kind of a pending environment file."""
 
 
 class DecisionRequest(Body):
@@ -213,10 +209,7 @@ def _record_for(
     reason: str | None,
 ) -> ApprovalRecord:
     """Record the decision of an authenticated person, signed by the service."""
-    if pending.kind == POLICY:
-        check_may_decide_rules(tx, environment, actor)
-    else:
-        check_may_decide(tx, environment, actor)
+    check_may_decide(tx, environment, pending, actor)
     check_root(tx, settings)
     decided = registry.prepare_decision(tx, environment, pending, decision, _expiry(tx, environment), reason)
     return registry.record_decision(tx, decided, approver=actor, service_key=service_key(settings))

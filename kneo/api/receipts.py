@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kneo import registry
-from kneo.api.operation import Body, Context, operation
+from kneo.api.operation import Body, Context, Json, operation
 from kneo.errors import NotFound
 from kneo.records.task import ReceiptRecord
 from kneo.settings import Settings
@@ -21,8 +21,6 @@ from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PublicKey
 from kneo.trust.receipt import find_receipts
 from kneo.trust.receipt_check import check_receipts, verdict_json
-
-Json = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)

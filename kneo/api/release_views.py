@@ -13,6 +13,7 @@ from pydantic import Field
 from kneo import registry
 from kneo.api.audit import AuditEventView
 from kneo.api.may_answer import MayAnswerView
+from kneo.api.operation import Json
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.release import (
@@ -35,9 +36,6 @@ from kneo.trust.dsse import parse_envelope
 if TYPE_CHECKING:
     from kneo.spec.diff import SpecChange
     from kneo.spec.models.environment import Environment
-
-
-Json = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kneo.api.operation import DONE, Body, Context, Json, Waiting, run_operation
+from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, run_operation
 from kneo.api.run_views import RunResumedView, wait_after_answer
-from kneo.errors import Conflict, Invalid, InvalidValue, KneoError, NotFound, Usage
+from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun, find_run, read_settled_run
 from kneo.store import tasks
@@ -43,20 +43,14 @@ def put_run_input(context: Context, run_id: str, body: RunInput) -> Waiting[RunR
 
     def answer() -> HumanTask:
         find_run(context.store, run_id)
-        _check_length("value", len(json.dumps(body.value, default=str)), context)
+        value = json.dumps(body.value, default=str)
+        check_length("value", value, context.settings.limits.human_content_chars)
         with context.store.read() as tx:
             task = find_pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), body.key)
         decision = rejection(task, body.reason) if body.abort else decision_from_value(task, body.value)
         return inbox.decide(context.store, task.id, decision, actor=context.actor)
 
     return wait_after_answer(context.store, answer)
-
-
-def _check_length(field: str, length: int, context: Context) -> None:
-    limit = context.settings.limits.human_content_chars
-    if length > limit:
-        msg = f"{field} is {length} characters long; at most {limit} are accepted."
-        raise InvalidValue(msg, code="input_too_large", field=field, limit=limit)
 
 
 class ResolvedRequirement(BaseModel):
@@ -149,7 +143,7 @@ def _answer_all(context: Context, paused: SettledRun, body: ContinueRun, refused
     answers = match_answers(paused.run.id, paused.tasks, body.step_requirements)
     for _, answer in answers:
         for field in ("content", "values", "feedback"):
-            _check_length(field, len(str(getattr(answer, field) or "")), context)
+            check_length(field, getattr(answer, field), context.settings.limits.human_content_chars)
     last: HumanTask | None = None
     for number, (task, answer) in enumerate(answers):
         try:

@@ -7,8 +7,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from kneo.api.operation import Context, operation
-from kneo.api.run_views import Json, RunErrorView, StatusWord, clean
+from kneo.api.operation import Context, Json, operation
+from kneo.api.run_views import RunErrorView, StatusWord, clean
 from kneo.api.specs import SpecGraphView
 from kneo.errors import NotFound
 from kneo.records.run import Run

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.operation import AsNumber, Body, Context, Flag, Name, Waiting, operation, run_operation
+from kneo.api.operation import AsNumber, Body, Context, Flag, Name, Waiting, check_size, operation, run_operation
 from kneo.api.run_views import DEFAULT_WAIT, RunStartedView, RunView, wait_for_run
-from kneo.api.spec_loader import SkillsChange, SpecLoader, SpecRequest, SpecSelection, overlay_of, usable
+from kneo.api.spec_loader import SkillsChange, SpecLoader, SpecRequest, usable
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
-from kneo.errors import Invalid, InvalidValue, Usage
+from kneo.errors import Invalid, Usage
 from kneo.records.run import Run
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest
@@ -67,8 +66,10 @@ class RunCreate(SpecRequest):
     skills: SkillsChange | None = None
     timeout_seconds: Annotated[int, Field(gt=0, le=MAX_SECONDS), AsNumber] | None = None
 
-    def selection(self) -> SpecSelection:
-        return replace(super().selection(), skills=overlay_of(self.skills))
+    @property
+    def is_plain(self) -> bool:
+        """Whether the spec runs as it is sent, or as approved."""
+        return not self.has_layers and (self.skills or SkillsChange()) == SkillsChange()
 
 
 class RunFork(Body):
@@ -102,7 +103,7 @@ def run_spec(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[Ru
     """Start a run; the older name of `POST /v1/runs`."""
 
     def also(tx: Tx, run: Run) -> None:
-        facts = body.selection().origin() | {"target": body.target, "status": run.status}
+        facts = body.origin() | {"target": body.target, "status": run.status}
         audit.record(tx, "spec.run", actor=context.actor, run_id=run.id, environment=body.environment, metadata=facts)
 
     return _start(context, body, wait, also)
@@ -125,54 +126,49 @@ def _start(
 
 
 def _order(context: Context, body: RunCreate) -> StartRequest:
-    selection = body.selection()
     if context.over_http:
-        _check_sizes(context, body, selection)
-    origin = selection.origin() | {"async_mode": body.async_mode, "session_id": body.session_id}
-    if selection.overrides:
-        origin["overrides_digest"] = digest_of_json(selection.overrides)
+        _check_sizes(context, body)
+    origin = body.origin() | {"async_mode": body.async_mode, "session_id": body.session_id}
+    if body.overrides:
+        origin["overrides_digest"] = digest_of_json(body.overrides)
     return StartRequest(
         input=body.input,
         requester=context.actor,
         target=body.target,
         environment=body.environment,
         bundle=body.bundle,
-        spec=_spec(context, selection, body.bundle),
+        spec=_spec(context, body),
         timeout_seconds=body.timeout_seconds,
         metadata=body.metadata,
         origin=origin,
         content={
-            "overrides": dict(selection.overrides),
+            "overrides": body.overrides,
             "skills_overlay": body.skills.model_dump() if body.skills else None,
         },
     )
 
 
-def _spec(context: Context, selection: SpecSelection, bundle: str | None) -> Mapping[str, object] | None:
+def _spec(context: Context, body: RunCreate) -> Mapping[str, object] | None:
     """Return the spec of a request, inline or by path."""
-    if bundle is not None:
-        if selection.spec_path is not None or selection.has_layers:
+    if body.bundle is not None:
+        if body.spec_path is not None or not body.is_plain:
             msg = "A bundle runs as approved: a path, overlays, overrides and skills are not allowed."
             raise Usage(msg)
-        return selection.spec
-    if selection.is_plain or (selection.spec is None and selection.spec_path is None):
-        return selection.spec
-    loaded = SpecLoader(context.settings, context.tools).whole(selection)
+        return body.spec
+    if body.spec is None and body.spec_path is None:
+        return None
+    if body.spec is not None and body.is_plain:
+        return body.spec
+    loaded = SpecLoader(context.settings, context.tools).whole(body, body.skills)
     usable(loaded)
     return loaded.tree
 
 
-def _check_sizes(context: Context, body: RunCreate, selection: SpecSelection) -> None:
-    SpecLoader(context.settings).check_sizes(selection)
+def _check_sizes(context: Context, body: RunCreate) -> None:
+    SpecLoader(context.settings).check_sizes(body)
     limits = context.settings.limits
-    _check_size("input", len(body.input), limits.input_chars)
-    _check_size("metadata", len(json.dumps(body.metadata)), limits.metadata_bytes)
-
-
-def _check_size(field: str, size: int, limit: int) -> None:
-    if size > limit:
-        msg = f"{field} is {size} long; at most {limit} is accepted."
-        raise InvalidValue(msg, code="input_too_large", field=field, limit=limit)
+    check_size("input", len(body.input), limits.input_chars)
+    check_size("metadata", len(json.dumps(body.metadata)), limits.metadata_bytes)
 
 
 def _seconds(wait: str | None) -> float:
@@ -210,8 +206,8 @@ def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) ->
         context.principal.require("human:write")
     if context.over_http:
         limit = context.settings.limits.input_chars
-        _check_size("input", len(body.input or ""), limit)
-        _check_size("answers", len(json.dumps(body.answers, default=str)), limit)
+        check_size("input", len(body.input or ""), limit)
+        check_size("answers", len(json.dumps(body.answers, default=str)), limit)
     order = ForkRequest(
         run_id=run_id,
         step=body.step,

@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from kneo.api.operation import Waiting
+from kneo.api.operation import Json, Waiting
 from kneo.api.page import PageView, SearchPeriod
 from kneo.api.task_views import epoch, human_request, votes_of
 from kneo.errors import InvalidValue
@@ -87,9 +87,6 @@ StatusWord = Annotated[
     WithJsonSchema({"type": "string", "examples": ["succeeded"]}),
 ]
 """The status of a run in a view: read in either vocabulary."""
-
-
-Json = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)

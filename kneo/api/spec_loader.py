@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import Field
 
 from kneo.agents.providers import model_check
 from kneo.agents.start_check import has_a2a, has_mcp
-from kneo.api.operation import MAX_NAMES, Body, EnvironmentName, Name
-from kneo.errors import Invalid, InvalidValue, Usage
+from kneo.api.operation import MAX_NAMES, Body, EnvironmentName, Name, check_size
+from kneo.errors import Invalid, Usage
 from kneo.project import read_config
 from kneo.project.files import ModuleFiles, SpecFiles, is_hidden
 from kneo.settings import Settings
@@ -24,49 +22,6 @@ from kneo.spec.reading.inline import Files, NoFiles
 from kneo.spec.reading.load import LoadedSpec, load_tree, resolve
 from kneo.spec.reading.normalize import merge_all
 from kneo.spec.reading.reader import read
-
-Tree = Mapping[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkillsOverlay:
-    """Skills to add to the root agent, and skills to remove from all agents."""
-
-    add: tuple[str, ...] = ()
-    disable: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpecSelection:
-    """The source of a spec: an inline spec or a path below the spec root, and its overlays and overrides, in this
-    order.
-    """
-
-    spec: Tree | None = None
-    spec_path: str | None = None
-    environment: str | None = None
-    overlays: tuple[str, ...] = ()
-    overrides: Tree = field(default_factory=dict)
-    skills: SkillsOverlay = SkillsOverlay()
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the spec is inline and unchanged."""
-        return self.spec is not None and not self.has_layers
-
-    @property
-    def has_layers(self) -> bool:
-        """Whether there are overlays, overrides or skill changes."""
-        return bool(self.overlays or self.overrides or self.skills != SkillsOverlay())
-
-    def origin(self) -> dict[str, object]:
-        """Return the source of the spec for the audit log."""
-        return {
-            "spec_path": self.spec_path,
-            "inline_spec": self.spec is not None,
-            "environment": self.environment,
-            "overlays": list(self.overlays),
-        }
 
 
 class SkillsChange(Body):
@@ -87,19 +42,19 @@ class SpecRequest(Body):
     )
     overrides: dict[str, object] = Field(default_factory=dict)
 
-    def selection(self) -> SpecSelection:
-        return SpecSelection(
-            spec=self.spec,
-            spec_path=self.spec_path,
-            environment=self.environment,
-            overlays=tuple(self.overlays),
-            overrides=self.overrides,
-        )
+    @property
+    def has_layers(self) -> bool:
+        """Whether there are overlays or overrides."""
+        return bool(self.overlays or self.overrides)
 
-
-def overlay_of(skills: SkillsChange | None) -> SkillsOverlay:
-    """Parse a change of skills; ``None`` changes nothing."""
-    return SkillsOverlay(add=tuple(skills.add), disable=tuple(skills.disable)) if skills else SkillsOverlay()
+    def origin(self) -> dict[str, object]:
+        """Return the source of the spec for the audit log."""
+        return {
+            "spec_path": self.spec_path,
+            "inline_spec": self.spec is not None,
+            "environment": self.environment,
+            "overlays": self.overlays,
+        }
 
 
 class Confined(Invalid):
@@ -122,7 +77,7 @@ class SpecLoader:
         self.tools = tools
         self.root = settings.spec_root.resolve()
 
-    def check_sizes(self, order: SpecSelection) -> None:
+    def check_sizes(self, order: SpecRequest) -> None:
         """Check the sizes of a request's spec.
 
         Raises:
@@ -138,12 +93,10 @@ class SpecLoader:
             ("environment", len(order.environment or ""), limits.path_chars),
         )
         for name, size, limit in sizes:
-            if size > limit:
-                msg = f"{name} is {size} long; at most {limit} is accepted."
-                raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
+            check_size(name, size, limit)
 
-    def load(self, order: SpecSelection) -> LoadedSpec:
-        """Load a spec with its diagnostics.
+    def load(self, order: SpecRequest, skills: SkillsChange | None = None) -> LoadedSpec:
+        """Load a spec with its diagnostics, with its overlays, then its overrides, then a change of its skills.
 
         Raises:
             Usage: the request has neither a spec nor a path.
@@ -157,20 +110,20 @@ class SpecLoader:
             overlays = [self._document(path) for path in order.overlays]
         except Unreadable as refusal:
             return LoadedSpec(None, {}, (unreadable(refusal),))
-        merged = merge_all(base, [*(overlay.value for overlay in overlays), dict(order.overrides) or None])
+        merged = merge_all(base, [*(overlay.value for overlay in overlays), order.overrides or None])
         return load_tree(
-            _with_skills(merged, order.skills),
+            _with_skills(merged, skills or SkillsChange()),
             documents=[*documents, *overlays],
             context=self._context(order.environment),
             files=self._files(order),
             rules=check,
         )
 
-    def whole(self, order: SpecSelection) -> LoadedSpec:
+    def whole(self, order: SpecRequest, skills: SkillsChange | None = None) -> LoadedSpec:
         """Load a spec with every referenced file inlined: the content to sign and to run."""
-        return resolve(self.load(order), self._files(order))
+        return resolve(self.load(order, skills), self._files(order))
 
-    def _files(self, order: SpecSelection) -> Files:
+    def _files(self, order: SpecRequest) -> Files:
         # An inline spec has no folder, and so no files to refer to.
         if order.spec is not None or order.spec_path is None:
             return NoFiles()
@@ -248,20 +201,20 @@ def _size(value: object) -> int:
     return len(json.dumps(value)) if value else 0
 
 
-def _with_skills(tree: object, overlay: SkillsOverlay) -> object:
+def _with_skills(tree: object, change: SkillsChange) -> object:
     """Change the skills of agents."""
-    if not isinstance(tree, dict) or overlay == SkillsOverlay():
+    if not isinstance(tree, dict) or change == SkillsChange():
         return tree
     components = tree.get("components")
     agents = components.get("agents") if isinstance(components, dict) else None
-    changed = {**tree, "agent": _skilled(tree.get("agent"), overlay.add, overlay.disable)}
+    changed = {**tree, "agent": _skilled(tree.get("agent"), change.add, change.disable)}
     if isinstance(components, dict) and isinstance(agents, dict):
-        kept = {name: _skilled(agent, (), overlay.disable) for name, agent in agents.items()}
+        kept = {name: _skilled(agent, [], change.disable) for name, agent in agents.items()}
         changed["components"] = {**components, "agents": kept}
     return changed
 
 
-def _skilled(agent: object, add: tuple[str, ...], disable: tuple[str, ...]) -> object:
+def _skilled(agent: object, add: list[str], disable: list[str]) -> object:
     if not isinstance(agent, dict):
         return agent
     has = agent.get("skills") or []

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field, TypeAdapter
 
 from kneo import registry
-from kneo.api.operation import Body, Context, Flag, operation
+from kneo.api.operation import Body, Context, Flag, Json, operation
 from kneo.api.page import Limit, Offset, Order, PageView, page_fields
-from kneo.api.spec_loader import SpecLoader, SpecRequest, SpecSelection, refused, shaped, usable
+from kneo.api.spec_loader import SpecLoader, SpecRequest, refused, shaped, usable
 from kneo.digest import digest_of_json
 from kneo.runtime.engine.start import find_rules, require_policy
 from kneo.spec.coverage.policy import policy_report
@@ -23,8 +23,6 @@ from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.migrate import migrate
 from kneo.store import audit, releases
 from kneo.store.engine import Tx
-
-Json = dict[str, object]
 
 
 class SpecCompileRequest(SpecRequest):
@@ -156,7 +154,7 @@ class SpecDiffView:
 @operation("POST", "/specs/validate", scope="specs:read")
 def validate_spec(context: Context, body: SpecRequest) -> SpecValidationView:
     """Validate a spec and list its diagnostics."""
-    loaded = _loader(context).load(body.selection())
+    loaded = _loader(context).load(body)
     _record(context, "spec.validated", body, valid=loaded.valid)
     return SpecValidationView(
         valid=loaded.valid, diagnostics=_as_json(loaded.diagnostics), report=names_of(loaded.spec)
@@ -166,13 +164,13 @@ def validate_spec(context: Context, body: SpecRequest) -> SpecValidationView:
 @operation("POST", "/specs/lint", scope="specs:read")
 def lint_spec(context: Context, body: SpecRequest) -> SpecLintView:
     """Check a spec for errors and warnings."""
-    return SpecLintView(**linted(_loader(context).load(body.selection()).diagnostics))  # type: ignore[arg-type]
+    return SpecLintView(**linted(_loader(context).load(body).diagnostics))  # type: ignore[arg-type]
 
 
 @operation("POST", "/specs/compile", scope="specs:read")
 def compile_spec(context: Context, body: SpecCompileRequest) -> SpecCompilationView:
     """Check that a spec could run here, under the policy of its environment, without running it."""
-    loaded = _loader(context).whole(body.selection())
+    loaded = _loader(context).whole(body)
     _record(context, "spec.compiled", body, valid=loaded.valid)
     if not loaded.valid and body.strict:
         raise refused(loaded)
@@ -189,7 +187,7 @@ def compile_spec(context: Context, body: SpecCompileRequest) -> SpecCompilationV
 @operation("POST", "/specs/explain", scope="specs:read")
 def explain_spec(context: Context, body: SpecRequest) -> SpecExplanationView:
     """Explain the steps of a spec, and the gates that ask people."""
-    spec = usable(_loader(context).load(body.selection()))
+    spec = usable(_loader(context).load(body))
     _record(context, "spec.explained", body)
     return SpecExplanationView(**explained(spec))  # type: ignore[arg-type]  # its two fields
 
@@ -197,7 +195,7 @@ def explain_spec(context: Context, body: SpecRequest) -> SpecExplanationView:
 @operation("POST", "/specs/graph", scope="specs:read")
 def graph_spec(context: Context, body: SpecRequest) -> SpecGraphView:
     """Return the workflow as nodes and edges."""
-    spec = shaped(_loader(context).load(body.selection()))
+    spec = shaped(_loader(context).load(body))
     _record(context, "spec.graph", body)
     return TypeAdapter(SpecGraphView).validate_python(spec_graph(spec).as_json())
 
@@ -205,7 +203,7 @@ def graph_spec(context: Context, body: SpecRequest) -> SpecGraphView:
 @operation("POST", "/specs/policy-report", scope="specs:read")
 def report_spec_policy(context: Context, body: SpecRequest) -> PolicyReportView:
     """Summarize tools, memory, guardrails and human gates for a reviewer."""
-    loaded = _loader(context).load(body.selection())
+    loaded = _loader(context).load(body)
     report = policy_report(loaded.spec, loaded.diagnostics)
     _record(context, "spec.policy_reported", body, valid=report.valid)
     return PolicyReportView(valid=report.valid, report=report.flat())
@@ -214,7 +212,7 @@ def report_spec_policy(context: Context, body: SpecRequest) -> PolicyReportView:
 @operation("POST", "/specs/resolve", scope="specs:read")
 def resolve_spec(context: Context, body: SpecRequest) -> ResolvedSpecView:
     """Return a spec with its overlays applied and its files inlined: the content of a signed bundle."""
-    loaded = _loader(context).whole(body.selection())
+    loaded = _loader(context).whole(body)
     usable(loaded)
     return ResolvedSpecView(spec=dict(loaded.tree), digest=digest_of_json(loaded.tree))
 
@@ -222,7 +220,7 @@ def resolve_spec(context: Context, body: SpecRequest) -> ResolvedSpecView:
 @operation("POST", "/specs/migrate", scope="specs:read")
 def migrate_spec(context: Context, body: SpecMigrateRequest) -> SpecMigrationView:
     """Migrate an older spec to v1."""
-    _loader(context).check_sizes(SpecSelection(spec=body.spec))
+    _loader(context).check_sizes(SpecRequest(spec=body.spec))
     result = migrate(body.spec)
     return SpecMigrationView(
         source_version=result.source_version,
@@ -237,7 +235,7 @@ def migrate_spec(context: Context, body: SpecMigrateRequest) -> SpecMigrationVie
 def diff_specs(context: Context, body: SpecDiffRequest) -> SpecDiffView:
     """Compare two specs, the most dangerous changes first."""
     loader = _loader(context)
-    before, after = shaped(loader.load(body.before.selection())), shaped(loader.load(body.after.selection()))
+    before, after = shaped(loader.load(body.before)), shaped(loader.load(body.after))
     return SpecDiffView(**diff(before, after).as_json())  # type: ignore[arg-type]  # the same fields
 
 
@@ -250,9 +248,8 @@ def _as_json(diagnostics: tuple[Diagnostic, ...]) -> list[Json]:
 
 
 def _record(context: Context, event: str, body: SpecRequest, **facts: object) -> None:
-    order = body.selection()
     with context.store.write() as tx:
-        audit.record(tx, event, actor=context.actor, environment=order.environment, metadata=order.origin() | facts)
+        audit.record(tx, event, actor=context.actor, environment=body.environment, metadata=body.origin() | facts)
 
 
 # ---- skills -------------------------------------------------------------------------------------------------------

@@ -10,13 +10,12 @@ from typing import Annotated, TypedDict
 from pydantic import Field
 
 from kneo.api.may_answer import MayAnswerView
+from kneo.api.operation import Json
 from kneo.api.page import PageView, SearchPeriod
 from kneo.clock import parse_time
 from kneo.records.run import Run
 from kneo.records.task import HumanTask, TaskEvent
 from kneo.tasks.schedule import remaining_escalations, scheduled_events
-
-Json = dict[str, object]
 
 MAX_DIFF_LINES = 2_000
 """Lines of a subject that are compared with its previous version; comparing longer ones would cost too much."""

@@ -5,13 +5,13 @@ Pure.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from kneo.clock import parse_time
+from kneo.digest import hash_text
 
 LIFETIME = timedelta(hours=12)
 """The longest session."""
@@ -137,7 +137,7 @@ class PushSubscription:
     @property
     def endpoint_hash(self) -> str:
         """SHA-256 of the address, of which there is one subscription."""
-        return hashlib.sha256(self.endpoint.encode()).hexdigest()
+        return hash_text(self.endpoint)
 
 
 def push_service(endpoint: str, hosts: Iterable[str]) -> str | None:

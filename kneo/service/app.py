@@ -39,7 +39,6 @@ from kneo.api import (
 from kneo.api import links as links_api
 from kneo.api import runs as runs_api
 from kneo.api import tasks as tasks_api
-from kneo.api.spec_loader import SpecLoader
 from kneo.errors import KneoError, Usage
 from kneo.platform import PlatformManager
 from kneo.runtime.engine.start import Starter
@@ -243,7 +242,6 @@ def make_service(
         callers=callers,
         alive=alive,
         metrics=Metrics(store, streams),
-        specs=SpecLoader(settings, tools),
         changes=ChangeFeed(store),
         streams=streams,
         readiness=Readiness(settings, store, starter.project, tools),

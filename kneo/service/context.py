@@ -14,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 
 from kneo.api.operation import Context, Operation, Principal, Waiting, operations_of
 from kneo.api.run_views import in_published_words, speaks_published
-from kneo.api.spec_loader import SpecLoader
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.start import Starter
 from kneo.runtime.engine.wait import SettledRun, read_settled_run, wait_until_settled
@@ -54,7 +53,6 @@ class Service:
     callers: Callers
     alive: Callable[[], bool]
     metrics: Metrics
-    specs: SpecLoader
     changes: ChangeFeed
     streams: Streams
     readiness: Readiness

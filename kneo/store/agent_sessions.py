@@ -229,7 +229,7 @@ def list_sessions(
     total = tx.connection.execute(select(func.count()).select_from(agent_sessions).where(*where)).scalar_one()
     found = tuple(
         AgentSession(
-            key=SessionKey(environment=row.environment, requester=row.requester, session_id=row.session_id),
+            key=_key(row),
             messages=row.messages,
             created_at=row.created_at,
             updated_at=row.updated_at,
@@ -237,6 +237,10 @@ def list_sessions(
         for row in rows
     )
     return found, total
+
+
+def _key(row: Row) -> SessionKey:
+    return SessionKey(environment=row.environment, requester=row.requester, session_id=row.session_id)
 
 
 def find_keys(tx: Tx, requester: str, session_id: str, *, environment: str | None = None) -> tuple[SessionKey, ...]:
@@ -271,6 +275,5 @@ def prune(tx: Tx, older_than: timedelta) -> int:
     # Locked, so that a session that a run adds to at this moment stays.
     rows = tx.connection.execute(old.with_for_update(skip_locked=True)).all()
     for row in rows:
-        key = SessionKey(environment=row.environment, requester=row.requester, session_id=row.session_id)
-        delete_session(tx, key)
+        delete_session(tx, _key(row))
     return len(rows)

@@ -178,6 +178,8 @@ def checkpoints(tx: Tx) -> tuple[Checkpoint, ...]:
     return tuple(Checkpoint(**row._asdict()) for row in rows)
 
 
-def newest_checkpoint(tx: Tx) -> Checkpoint | None:
-    row = tx.connection.execute(select(audit_checkpoints).order_by(audit_checkpoints.c.size.desc()).limit(1)).first()
+def newest_checkpoint(tx: Tx, size: int | None = None) -> Checkpoint | None:
+    """Read the newest checkpoint, or the one of a size of the log."""
+    query = select(audit_checkpoints).order_by(audit_checkpoints.c.size.desc()).limit(1)
+    row = tx.connection.execute(query if size is None else query.where(audit_checkpoints.c.size == size)).first()
     return Checkpoint(**row._asdict()) if row else None

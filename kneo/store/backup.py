@@ -60,12 +60,16 @@ def copy_file(source: Path, destination: Path) -> None:
         NotFound: there is no database at ``source``.
         Invalid: the copy is not intact, or ``destination`` is ``source``.
     """
-    if source.resolve() == destination.resolve():
-        msg = f"{source} cannot be copied onto itself."
-        raise Invalid(msg)
+    _check_different(source, destination)
     with _draft(destination) as draft:
         _copy_pages(source, draft)
         _finish(draft)
+
+
+def _check_different(source: Path, destination: Path) -> None:
+    if source.resolve() == destination.resolve():
+        msg = f"{source} cannot be copied onto itself."
+        raise Invalid(msg)
 
 
 def restore(source: Path, store: Store) -> ChainVerdict:
@@ -101,9 +105,7 @@ def restore_file(source: Path, destination: Path, clock: Clock) -> ChainVerdict:
         Invalid: it is damaged, or written by a newer version.
         Conflict: a process has the database open.
     """
-    if source.resolve() == destination.resolve():
-        msg = f"{source} cannot be copied onto itself."
-        raise Invalid(msg)
+    _check_different(source, destination)
     with _alone(destination), _draft(destination) as draft:
         verdict = _prepare(source, draft, clock)
         _finish(draft)

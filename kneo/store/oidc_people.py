@@ -68,7 +68,7 @@ def put(tx: Tx, person: OidcPerson) -> bool:
         return False
     if before is None and (_last_issued(tx, key) or "") >= person.issued_at:
         return False
-    _delete_forgotten(tx)
+    _delete(tx, oidc_people.c.seen_at <= _oldest(tx))
     upsert(
         tx,
         oidc_people,
@@ -120,10 +120,6 @@ def _last_issued(tx: Tx, key: str) -> str | None:
     """Return when the last token of a person was issued, also of one without a role."""
     query = select(oidc_people.c.issued_at).where(oidc_people.c.person_key == key, oidc_people.c.seen_at > _oldest(tx))
     return tx.connection.execute(query).scalar()
-
-
-def _delete_forgotten(tx: Tx) -> None:
-    _delete(tx, oidc_people.c.seen_at <= _oldest(tx))
 
 
 def _delete(tx: Tx, which: ColumnElement[bool]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 
 from kneo.names import person_key
 from kneo.records.sign_in import MAX_FAILURES, MAX_PER_PERSON, PushSubscription
 from kneo.store.engine import Tx, encode_json, lock_table
-from kneo.store.prepared import Prepared
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import push_subscriptions
 
 _columns = push_subscriptions.c
@@ -74,11 +73,6 @@ def end(tx: Tx, subscription_id: str) -> bool:
     return _end(tx, _columns.id == subscription_id) > 0
 
 
-def end_of_person(tx: Tx, name: str) -> int:
-    """Delete the subscriptions of a person; return how many there were."""
-    return _end(tx, _columns.person_key == person_key(name))
-
-
 def end_of_session(tx: Tx, session_hash: str, browser_hash: str) -> int:
     """Delete the subscriptions of a session and of its browser; return how many there were.
 
@@ -137,7 +131,7 @@ def _sealed(tx: Tx, subscription: PushSubscription) -> dict[str, object]:
     return {**plain, "sealed": None} if sealed is body else {**dict.fromkeys(SECRETS, ""), "sealed": sealed}
 
 
-def _read(tx: Tx, row: Row[Any]) -> PushSubscription:
+def _read(tx: Tx, row: Row) -> PushSubscription:
     values = row._asdict()
     sealed = values.pop("sealed")
     del values["endpoint_hash"], values["person_key"]

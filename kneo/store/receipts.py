@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Row, bindparam, insert, select
+from sqlalchemy import bindparam, insert, select
 
 from kneo.records.task import ReceiptRecord
 from kneo.store.engine import Tx
-from kneo.store.prepared import Prepared
-from kneo.store.prepared import Row as PreparedRow
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import receipts
-
-AnyRow = Row[*tuple[object, ...]]
-
 
 _INSERT = Prepared(insert(receipts))
 
@@ -49,5 +45,5 @@ def last_of_run(tx: Tx, run_id: str) -> ReceiptRecord | None:
     return _record(row) if row else None
 
 
-def _record(row: AnyRow | PreparedRow) -> ReceiptRecord:
+def _record(row: Row) -> ReceiptRecord:
     return ReceiptRecord(**{**row._asdict(), "statements": tuple(row.statements)})

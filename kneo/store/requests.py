@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import Row, bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Transient
@@ -17,7 +17,7 @@ from kneo.records.release import SourceRecord
 from kneo.store import idempotency
 from kneo.store.change_feed import ChangeFeed, Subscription
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates, upsert
-from kneo.store.prepared import Prepared
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import hook_deliveries, leases, requests, sources
 
 CONTROLLER_LEASE = "controller"
@@ -25,8 +25,6 @@ CONTROLLER_LEASE = "controller"
 
 ANSWER_SECONDS = 60.0
 """The longest time to wait for the controller's answer."""
-
-AnyRow = Row[*tuple[object, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ def ask(store: Store, kind: str, payload: Mapping[str, object], *, actor: str) -
     raise Transient(msg, code="no_controller")
 
 
-def _request(row: AnyRow) -> ControllerRequest:
+def _request(row: Row) -> ControllerRequest:
     return ControllerRequest(
         id=row.id, kind=row.kind, payload=row.payload, actor=row.actor, status=row.status, result=row.result
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, String, and_, bindparam, func, null, or_, select, tuple_
+from sqlalchemy import Column, ColumnElement, Integer, Select, String, and_, bindparam, func, null, or_, select, tuple_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -115,8 +115,7 @@ class RunFilter:
         elif self.statuses:
             values["statuses"] = sorted(self.statuses)
         if self.waiting_for is not None:
-            users = [one.removeprefix("user:") for one in self.waiting_for if one.startswith("user:")]
-            values |= {"who": sorted(self.waiting_for), "refused": sorted(f"not:{name}" for name in users)}
+            values |= identity_values(self.waiting_for)
         return values
 
     @property
@@ -129,6 +128,12 @@ class RunFilter:
 
 
 EVERY_RUN = RunFilter()
+
+
+def identity_values(who: Collection[str]) -> dict[str, list[str]]:
+    """Return the parameters of the conditions on the identities of a person: their own, and those that a task excludes."""
+    users = [one.removeprefix("user:") for one in who if one.startswith("user:")]
+    return {"who": sorted(who), "refused": sorted(f"not:{name}" for name in users)}
 
 
 def escaped(text: str) -> str:
@@ -198,14 +203,21 @@ def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: boo
         column = Computed(column)
     statement = _LISTED.where(*(conditions[name] for name in sorted(names)))
     if after:
-        last_id = bindparam("after", type_=String)
-        last = select(column).where(runs.c.id == last_id).scalar_subquery()
-        here, there = tuple_(column, runs.c.id), tuple_(last, last_id)
-        statement = statement.where(here < there if descending else here > there)
+        statement = statement.where(beyond(column, runs.c.id, descending=descending))
     first, second = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
     # NULLS LAST on a column without NULLs would prevent an ordered scan of its index.
     ordered = statement.order_by(first.nulls_last() if nullable else first, second)
     return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
+
+
+def beyond(column: ColumnElement[Any], row_id: Column[Any], *, descending: bool) -> ColumnElement[bool]:
+    """Return the condition for rows after the last listed one, whose id is ``after``: a row comparison that an index serves."""
+    last_id = bindparam("after", type_=String)
+    if column is row_id:
+        return row_id < last_id if descending else row_id > last_id
+    last = select(column).where(row_id == last_id).scalar_subquery()
+    here, there = tuple_(column, row_id), tuple_(last, last_id)
+    return here < there if descending else here > there
 
 
 @cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, or_, select
 
 from kneo.clock import first_id, parse_time
 from kneo.records.task import (
@@ -22,7 +22,7 @@ from kneo.records.task import (
     TaskStatus,
     Vote,
 )
-from kneo.store.run_filter import LIKE_ESCAPE, Unindexed, escaped
+from kneo.store.run_filter import LIKE_ESCAPE, Unindexed, beyond, escaped, identity_values
 from kneo.store.tables import task_candidates, tasks
 
 SORTABLE: Mapping[str, ColumnElement[Any]] = {
@@ -116,10 +116,9 @@ class TaskFilter:
         if self.text is not None:
             values["text"] = f"%{escaped(self.text)}%"
         if self.who is not None:
-            users = [one.removeprefix("user:") for one in self.who if one.startswith("user:")]
-            values["refused"] = sorted(f"not:{name}" for name in users)
-            if self.restricted is not False:
-                values["who"] = sorted(self.who)
+            values |= identity_values(self.who)
+            if self.restricted is False:
+                del values["who"]
         return values
 
     def parts(self) -> tuple[TaskFilter, ...]:
@@ -189,21 +188,11 @@ def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: boo
     by_id = column is tasks.c.id
     statement = _where(TASK, names, by_id=by_id)
     if after:
-        statement = statement.where(_beyond(column, descending=descending))
+        statement = statement.where(beyond(column, tasks.c.id, descending=descending))
     first = (tasks.c.resolved_at,) if by_id and "waits" in names else ()
     keys = (*first, tasks.c.id) if by_id else (column, tasks.c.id)
     ordered = statement.order_by(*(key.desc() if descending else key.asc() for key in keys))
     return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
-
-
-def _beyond(column: ColumnElement[Any], *, descending: bool) -> ColumnElement[bool]:
-    """Return the condition for tasks after the last one, as a row comparison that an index serves."""
-    last_id = bindparam("after", type_=String)
-    if column is tasks.c.id:
-        return tasks.c.id < last_id if descending else tasks.c.id > last_id
-    last = select(column).where(tasks.c.id == last_id).scalar_subquery()
-    here, there = tuple_(column, tasks.c.id), tuple_(last, last_id)
-    return here < there if descending else here > there
 
 
 @cache

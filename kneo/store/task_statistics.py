@@ -10,13 +10,13 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, bindparam, case, delete, func, insert, select
+from sqlalchemy import ColumnElement, Select, bindparam, case, delete, func, insert, select
 
 from kneo.clock import new_id
 from kneo.records.run import IMPORTED, IMPORTER
 from kneo.records.task import DecisionKind, HumanTask, Outcome, TaskStatus
 from kneo.store.engine import Tx, lock_table
-from kneo.store.prepared import Prepared
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import task_count_changes, tasks
 from kneo.store.task_filter import WAITING, TaskFilter, counting
 
@@ -83,7 +83,7 @@ _ROWS: Select[Any] = select(
 )
 
 
-def _outcome(row: Row[Any]) -> Outcome:
+def _outcome(row: Row) -> Outcome:
     decision = row.decision or {}
     return Outcome(
         id=row.id,

@@ -111,18 +111,12 @@ def total_by_model(tx: Tx) -> Mapping[tuple[str, str, str], AgentUsage]:
 
 # ---- limits per minute ----------------------------------------------------------------------------------------------
 
-_LOCK_WINDOW = Prepared(
-    select(rate_windows)
-    .where(
-        rate_windows.c.environment == bindparam("of_environment"), rate_windows.c.provider == bindparam("to_provider")
-    )
-    .with_for_update()
+_OF_PROVIDER = (
+    rate_windows.c.environment == bindparam("of_environment"),
+    rate_windows.c.provider == bindparam("to_provider"),
 )
-_SET_WINDOW = Prepared(
-    update(rate_windows).where(
-        rate_windows.c.environment == bindparam("of_environment"), rate_windows.c.provider == bindparam("to_provider")
-    )
-)
+_LOCK_WINDOW = Prepared(select(rate_windows).where(*_OF_PROVIDER).with_for_update())
+_SET_WINDOW = Prepared(update(rate_windows).where(*_OF_PROVIDER))
 
 
 def admit_request(

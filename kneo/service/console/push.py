@@ -13,6 +13,7 @@ from datetime import timedelta
 from starlette.responses import RedirectResponse, Response
 
 from kneo.clock import new_id
+from kneo.digest import hash_text
 from kneo.errors import Forbidden, Invalid, NotFound, Unauthorized
 from kneo.records.sign_in import PushSubscription, push_service
 from kneo.service.auth import Keyring
@@ -20,7 +21,7 @@ from kneo.service.console.cookies import PUSH, set_cookie
 from kneo.service.console.page import PageRequest, Pages
 from kneo.service.console.render import STATIC, STATIC_TYPES
 from kneo.service.console.security import HEADERS, HOME
-from kneo.service.console.session import NOTIFICATIONS_ENDED, TOKEN_BYTES, hash_token, push_browser
+from kneo.service.console.session import NOTIFICATIONS_ENDED, TOKEN_BYTES, push_browser
 from kneo.settings import PushSettings
 from kneo.store import audit, browser_sessions, push_subscriptions
 from kneo.store.engine import Tx
@@ -82,7 +83,7 @@ def subscribe(request: PageRequest) -> Response:
             raise Unauthorized(msg)
         subscription = PushSubscription(
             id=new_id("psh", tx.now),
-            browser_hash=hash_token(token),
+            browser_hash=hash_text(token),
             session_hash=session_hash,
             person=request.person,
             key_hash=session.key_hash,

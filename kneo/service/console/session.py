@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kneo.api.operation import EVERYTHING, Principal
 from kneo.clock import isoformat, parse_time
+from kneo.digest import hash_text
 from kneo.records.sign_in import LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
 from kneo.service.auth import ANONYMOUS, Keyring
 from kneo.service.callers import Callers
@@ -29,15 +29,10 @@ REFUSALS_PER_MINUTE, REFUSALS_PER_ADDRESS = 60, 10
 """Refused sign-ins that a process records per minute: of one method, and of one address. The access log has all of them."""
 
 
-def hash_token(token: str) -> str:
-    """Return the SHA-256 of a token as it is stored."""
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
 def push_browser(cookies: Mapping[str, str], *, secure: bool) -> str:
     """Return the hash by which the browser of a request is known for notifications; empty where it has none."""
     token = read_cookie(cookies, PUSH, secure=secure)
-    return hash_token(token) if token else ""
+    return hash_text(token) if token else ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class Sessions:
 
     def _session(self, token: str) -> BrowserSession | None:
         with self.store.read() as tx:
-            session = browser_sessions.find(tx, hash_token(token))
+            session = browser_sessions.find(tx, hash_text(token))
             now = tx.now
         if session is not None and parse_time(session.seen_at) + SEEN_EVERY <= now:
             key = session.token_hash
@@ -110,7 +105,7 @@ class Sessions:
         principal = self.keyring.find(key) if key else None
         if principal is None:
             return None
-        key_hash = hashlib.sha256(key.encode()).hexdigest()
+        key_hash = hash_text(key)
         return self.store.transact(
             lambda tx: start(tx, principal.name, "api_key", address, push=push, key_hash=key_hash)
         )
@@ -119,7 +114,7 @@ class Sessions:
         """Start a session with a one-time link; return its token, or ``None`` where the link does not work any more."""
 
         def use(tx: Tx) -> str | None:
-            link = browser_sessions.use_link(tx, hash_token(token))
+            link = browser_sessions.use_link(tx, hash_text(token))
             if link is None or self._principal(link.person, link.key_hash) is None:
                 return None
             return start(tx, link.person, "link", address, push=push, key_hash=link.key_hash)
@@ -188,7 +183,7 @@ def start(
     """
     token = secrets.token_urlsafe(TOKEN_BYTES)
     session = BrowserSession(
-        token_hash=hash_token(token),
+        token_hash=hash_text(token),
         person=person,
         method=method,
         key_hash=key_hash,
@@ -228,7 +223,7 @@ def make_link(store: Store, keyring: Keyring, person: str | None = None, *, oper
         browser_sessions.insert_link(
             tx,
             SignInLink(
-                token_hash=hash_token(token),
+                token_hash=hash_text(token),
                 person=name,
                 key_hash=key_hash,
                 created_at=tx.at,

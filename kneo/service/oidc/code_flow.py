@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 from starlette.concurrency import run_in_threadpool
 
 from kneo.clock import isoformat, parse_time
+from kneo.digest import hash_text
 from kneo.errors import Unauthorized
 from kneo.records.sign_in import SIGN_IN_LIFETIME, OidcSignIn
 from kneo.service.oidc import waiting_sign_ins
@@ -157,10 +158,10 @@ class CodeFlow:
 
     def _is_used(self, sign_in: OidcSignIn) -> bool:
         with self.people.store.read() as tx:
-            return oidc_people.is_used_state(tx, _hash(sign_in.state))
+            return oidc_people.is_used_state(tx, hash_text(sign_in.state))
 
     def _use(self, sign_in: OidcSignIn) -> bool:
-        return self.people.store.transact(lambda tx: oidc_people.use_state(tx, _hash(sign_in.state)))
+        return self.people.store.transact(lambda tx: oidc_people.use_state(tx, hash_text(sign_in.state)))
 
     def _check(self, metadata: IssuerMetadata, response: CodeResponse) -> None:
         expected = {self.settings.issuer} if metadata.names_itself else {self.settings.issuer, ""}
@@ -214,7 +215,3 @@ def _not_waiting() -> SignInRefused:
 
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
-
-
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

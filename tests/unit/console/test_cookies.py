@@ -7,8 +7,9 @@ from datetime import timedelta
 import pytest
 from starlette.responses import Response
 
+from kneo.digest import hash_text
 from kneo.service.console.cookies import PUSH, SESSION, SIGN_INS, cookie_name, read_cookie, set_cookie
-from kneo.service.console.session import hash_token, push_browser
+from kneo.service.console.session import push_browser
 
 
 @pytest.mark.parametrize("name", [SESSION, SIGN_INS, PUSH])
@@ -27,7 +28,7 @@ def test_over_https_a_cookie_belongs_to_this_origin_alone(name: str, *, secure: 
 def test_the_name_of_the_other_scheme_is_not_read() -> None:
     both = {cookie_name(PUSH, secure=True): "mine", cookie_name(PUSH, secure=False): "another's"}
     assert read_cookie(both, PUSH, secure=True) == "mine"
-    assert push_browser(both, secure=True) == hash_token("mine")
+    assert push_browser(both, secure=True) == hash_text("mine")
     assert push_browser({cookie_name(PUSH, secure=False): "another's"}, secure=True) == ""
 
 
