@@ -76,14 +76,17 @@ def test_contributing_explains_every_make_target():
     assert (targets - explained, explained - targets) == (set(), set())
 
 
-WORDS = re.compile(r"\b(told|nobody|beside|anew|somebody|whoever)\b", re.IGNORECASE)
+WORDS = re.compile(
+    r"\b(told|nobody|beside|anew|somebody|whoever|heard|vouch(es|ed|ing)?|believ(e|es|ed|ing)|lets? go|letting go|a pass)\b",
+    re.IGNORECASE,
+)
 """Words that stand in for a noun or a verb; the glossary has better ones."""
 
 
-# Decision records and the changelog are records of their time.
+# The changelog is a record of its time.
 @pytest.mark.parametrize(
     "page",
-    [page for page in (*DOORS, *PAGES) if not page.is_relative_to(DOCS / "adr") and page.name != "CHANGELOG.md"],
+    [page for page in (*DOORS, *PAGES) if page.name != "CHANGELOG.md"],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_the_page_names_people_and_things(page: Path):
