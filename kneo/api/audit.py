@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from kneo.api.operation import Context, Json, operation
-from kneo.api.page import Limit, Moment, Offset, Order, PageView, Word, page_fields, stored_time
+from kneo.api.page import Limit, Moment, Offset, Order, PageView, Word, page_fields, stored_time, total_of
 from kneo.errors import Invalid, NotFound
 from kneo.records.audit import SealedEvent, leaf_of
 from kneo.redaction import redact
@@ -131,9 +131,7 @@ def list_audit_events(
     }
     with context.store.read() as tx:
         events = audit.events(tx, **where, limit=limit, offset=offset, after=after, descending=sort_order == "desc")
-        # A list that ends on this page need not be counted.
-        ends = after is None and len(events) < limit and (events or not offset)
-        total = offset + len(events) if ends else audit.count(tx, **where)
+        total = total_of(events, lambda: audit.count(tx, **where), limit=limit, offset=offset, after=after)
     return AuditPageView(
         events=[AuditEventView.of(item) for item in events],
         next_after=events[-1].event.id if len(events) == limit else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Literal, TypedDict
@@ -51,6 +51,14 @@ def page_fields(
 ) -> PageFields:
     """Return the fields of a page of these items: ``RunPageView(runs=views, **page_fields(views, total, …))``."""
     return PageFields(count=len(items), total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
+
+
+def total_of(
+    items: Sequence[object], count: Callable[[], int], *, limit: int, offset: int, after: str | None = None
+) -> int:
+    """Return the number of all items of a list; a list that ends on this page need not be counted."""
+    ends = after is None and len(items) < limit and (items or not offset)
+    return offset + len(items) if ends else count()
 
 
 class InvalidTime(InvalidValue):

@@ -167,6 +167,7 @@ class RunView:
         step_id = task.step_id if task else (visited[-1] if visited else None)
         is_graph = run.workflow_type == "graph"
         session_id = run.metadata.get("session_id")
+        request = request_for_callers(task) if task else None
         return cls(
             id=run.id,
             run_id=run.id,
@@ -180,12 +181,12 @@ class RunView:
             current_node_id=step_id if is_graph else None,
             visited_steps=visited,
             visited_nodes=visited if is_graph else [],
-            pending_human_request=request_for_callers(task) if task else None,
+            pending_human_request=request,
             continuation_id=task.id if task else None,
             trace_event_count=run.trace_count,
             session_id=str(session_id) if session_id is not None else None,
             usage=_usage(run),
-            metadata=run_metadata(run, task),
+            metadata=run_metadata(run, task, request),
             error=RunErrorView.of(run),
             created_at=run.created_at,
             updated_at=run.updated_at,
@@ -204,8 +205,8 @@ class RunPageView(PageView):
     searched: Annotated[SearchPeriod | None, Field(description="The period of a text search; null without q.")] = None
 
 
-def run_metadata(run: Run, task: HumanTask | None) -> Json:
-    """Return the metadata of a run for a caller, with the first open task."""
+def run_metadata(run: Run, task: HumanTask | None, request: Json | None) -> Json:
+    """Return the metadata of a run for a caller, with the first open task and its request."""
     values = clean(run.metadata)
     values["requester"] = run.requester
     values["spec_digest"] = run.spec_digest
@@ -220,7 +221,6 @@ def run_metadata(run: Run, task: HumanTask | None) -> Json:
         }
         values["workflow_type"] = run.workflow_type
     if task is not None:
-        request = request_for_callers(task)
         values |= {
             "human_intervention_required": True,
             "continuation_id": task.id,
@@ -371,7 +371,7 @@ class RunStartedView:
             output_text=readable(run.output_text),
             human_intervention_required=task is not None,
             continuation_id=task.id if task else None,
-            metadata=run_metadata(run, task),
+            metadata=run_metadata(run, task, request_for_callers(task) if task else None),
             error=RunErrorView.of(run),
         )
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kneo.api.operation import Context, operation
-from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, search_period, stored_time
+from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, search_period, stored_time, total_of
 from kneo.api.run_views import (
     CheckpointPageView,
     CheckpointView,
@@ -111,9 +111,7 @@ def list_runs(
             rows = runs.list_runs(
                 tx, where, sort_by=sort_by, descending=descending, limit=limit, offset=offset, after=after
             )
-            # A list that ends on this page need not be counted.
-            ends = after is None and len(rows) < limit and (rows or not offset)
-            total = offset + len(rows) if ends else runs.count_runs(tx, where)
+            total = total_of(rows, lambda: runs.count_runs(tx, where), limit=limit, offset=offset, after=after)
         questions = tasks.first_of_runs(tx, [run.id for run in rows if run.status is RunStatus.PAUSED])
     return RunPageView(
         runs=[RunView.of(run, questions.get(run.id)) for run in rows],

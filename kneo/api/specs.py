@@ -12,6 +12,8 @@ from kneo.api.operation import Body, Context, Flag, Json, operation
 from kneo.api.page import Limit, Offset, Order, PageView, page_fields
 from kneo.api.spec_loader import SpecLoader, SpecRequest, refused, shaped, usable
 from kneo.digest import digest_of_json
+from kneo.errors import KneoError
+from kneo.records.release import Release
 from kneo.runtime.engine.start import find_rules, require_policy
 from kneo.spec.coverage.policy import policy_report
 from kneo.spec.diff import diff
@@ -301,8 +303,7 @@ def list_skills(
 def _skills(tx: Tx) -> dict[str, SkillView]:
     skills: dict[str, SkillView] = {}
     for release in releases.list_releases(tx):
-        record = releases.bundle(tx, release.digest)
-        spec = load_tree(dict(registry.spec_in(record))).spec if record is not None else None
+        spec = _released_spec(tx, release)
         if spec is None:
             continue
         for name, skill in spec.skills.items():
@@ -316,6 +317,15 @@ def _skills(tx: Tx) -> dict[str, SkillView]:
                 )
             )
     return skills
+
+
+def _released_spec(tx: Tx, release: Release) -> Spec | None:
+    """Return the spec of a release; ``None`` for one that this version cannot read."""
+    record = releases.bundle(tx, release.digest)
+    try:
+        return load_tree(dict(registry.spec_in(record))).spec if record is not None else None
+    except KneoError:
+        return None
 
 
 def _agents_with(spec: Spec, skill: str) -> list[str]:

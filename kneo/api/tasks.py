@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypedDict
 from pydantic import Field
 
 from kneo.api.operation import Body, Context, operation
-from kneo.api.page import Limit, Moment, Offset, Order, page_fields, search_period, stored_time
+from kneo.api.page import Limit, Moment, Offset, Order, page_fields, search_period, stored_time, total_of
 from kneo.api.search_limit import limit_search
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
 from kneo.clock import first_id, isoformat, parse_duration
@@ -100,9 +100,7 @@ def list_human_tasks(
             rows = tasks.list_tasks(
                 tx, where, sort_by=order, descending=descending, limit=limit, offset=offset, after=last
             )
-            # The last page needs no count.
-            is_last = not after and len(rows) < limit and (rows or not offset)
-            total = offset + len(rows) if is_last else tasks.count_tasks(tx, where)
+            total = total_of(rows, lambda: tasks.count_tasks(tx, where), limit=limit, offset=offset, after=last)
     return HumanTaskPageView(
         tasks=[HumanTaskView.of(task) for task in rows],
         next_after=rows[-1].id if len(rows) == limit else None,

@@ -8,8 +8,17 @@ from operation_context import operation_context
 
 from kneo.api.agents import list_agents
 from kneo.api.environments import get_environment, list_environments
+from kneo.api.specs import list_skills
 from kneo.errors import Invalid
-from kneo.records.release import Condition, ConditionType, EnvironmentRecord, Promotion, PromotionKind
+from kneo.records.release import (
+    BundleRecord,
+    Condition,
+    ConditionType,
+    EnvironmentRecord,
+    Promotion,
+    PromotionKind,
+    Release,
+)
 from kneo.registry import explain
 from kneo.store import releases
 from kneo.store.engine import Store
@@ -59,3 +68,33 @@ def test_an_environment_that_cannot_be_read_hides_no_other(store: Store) -> None
     assert list_agents(context).count == 0
     with pytest.raises(Invalid):
         list_agents(context, "old")
+
+
+def test_a_release_that_cannot_be_read_hides_no_skills(store: Store) -> None:
+    digest = f"sha256:{1:064x}"
+    bundle = BundleRecord(
+        digest=digest,
+        name="old",
+        version="1",
+        seq=1,
+        prev=None,
+        payload=b"[]",
+        envelope=b"[]",
+        spec_digest=digest,
+        signers=(),
+        first_seen_at="",
+        revision="main",
+    )
+    release = Release(
+        environment="prod",
+        bundle="old",
+        version="1",
+        digest=digest,
+        revision="main",
+        promotion_id="prom_1",
+        since="",
+    )
+    with store.write() as tx:
+        releases.insert_bundles(tx, [bundle])
+        releases.put_releases(tx, [release])
+    assert list_skills(operation_context(store)).skills == []
