@@ -99,7 +99,7 @@ def compile_program(spec: Spec, target: str) -> Program:
         root = compiler.workflow(workflow, "", "workflow", 0)
     return Program(
         root=root,
-        agents={ROOT_AGENT: agent, **_agents(spec)},
+        agents={ROOT_AGENT: agent, **compiler.agents},
         used_agents=tuple(compiler.used_agents),
         functions=components.functions,
         agent_name=agent.name,
@@ -108,10 +108,6 @@ def compile_program(spec: Spec, target: str) -> Program:
         spec=spec,
         tool_gates=tool_gates,
     )
-
-
-def _agents(spec: Spec) -> Mapping[str, Agent]:
-    return {spec.agent.name: spec.agent, **spec.components.agents}
 
 
 def _check_functions(functions: Mapping[str, FunctionComponent]) -> None:
@@ -156,6 +152,7 @@ class _Compiler:
         self.count = 0
         self.used_agents: dict[str, None] = {}
         self.waits = wait_gates(spec.components.humans)
+        self.agents: Mapping[str, Agent] = {spec.agent.name: spec.agent, **spec.components.agents}
 
     # ---- workflows --------------------------------------------------------------------------------------------
 
@@ -323,8 +320,8 @@ class _Compiler:
         """Compile a step that names a component."""
         components = self.spec.components
         kinds: Mapping[str, tuple[str, Mapping[str, object]]] = {
-            "agent": ("agents", _agents(self.spec)),
-            "guardrail": ("agents", _agents(self.spec)),
+            "agent": ("agents", self.agents),
+            "guardrail": ("agents", self.agents),
             "function": ("functions", components.functions),
             "human": ("humans", components.humans),
             "workflow": ("workflows", components.workflows),
@@ -350,8 +347,7 @@ class _Compiler:
         )
         if step.kind == "function":
             return activity
-        agent = declared[step.ref]
-        assert isinstance(agent, Agent)
+        agent = self.agents[step.ref]
         if agent.as_agent is not None:
             _check_no_timeout(step, path)
         return self.agent(step.ref, agent, activity, depth)
@@ -400,7 +396,7 @@ class _Compiler:
 
     def selecting_agent(self, ref: str, path: str, name: str, choices: Mapping[str, str | None]) -> StepNode:
         """Compile the agent that chooses for a router."""
-        agent = _agents(self.spec).get(ref)
+        agent = self.agents.get(ref)
         if agent is None or agent.as_agent is not None:
             what = "is not in components.agents" if agent is None else "is a workflow (as_agent)"
             msg = f"The router {path} chooses by the agent {ref}, which {what}."

@@ -10,13 +10,12 @@ from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpreter.branch import BranchNode, RouterNode
 from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Activity, ProgramNode
-from kneo.runtime.interpreter.program import ROOT_AGENT, Program
+from kneo.runtime.interpreter.program import Program
 from kneo.runtime.interpreter.serial import GraphWorkflowNode, LoopNode
 from kneo.runtime.interpreter.step import StepNode
 from kneo.spec.coverage.exposure import callable_tools
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import Condition
-from kneo.spec.models.spec import Spec
 
 
 @dataclass(slots=True)
@@ -141,28 +140,17 @@ def gated_calls(program: Program) -> Mapping[str, tuple[GatedCall, ...]]:
         if isinstance(node, StepNode):
             pending += [part for part in (node.body, node.fallback) if isinstance(part, ProgramNode)]
             if isinstance(node.body, Activity) and node.body.kind in {"agent", "guardrail"} and not node.body.choices:
-                calls = tuple(_of_step(program, node.body))
+                calls = tuple(_calls(program, node.body, node.body.ref, program.agents[node.body.ref]))
                 if calls:
                     found[node.path] = calls
     return found
 
 
-def _of_step(program: Program, activity: Activity) -> Iterator[GatedCall]:
-    spec = program.spec
-    name = activity.ref or spec.agent.name
-    agent = spec.agent if activity.ref == ROOT_AGENT else _agent(spec, name)
-    if agent is not None:
-        yield from _of_agent(program, activity, name, agent, "", 0)
-
-
-def _agent(spec: Spec, name: str) -> Agent | None:
-    found = spec.components.agents.get(name)
-    return spec.agent if found is None and name == spec.agent.name else found
-
-
-def _of_agent(
-    program: Program, activity: Activity, name: str, agent: Agent, above: str, depth: int
+def _calls(
+    program: Program, activity: Activity, ref: str, agent: Agent, above: str = "", depth: int = 0
 ) -> Iterator[GatedCall]:
+    """Yield the gated calls of a step's agent, and of those behind its tools."""
+    name = ref or program.agent_name
     for tool in callable_tools(agent):
         key = f"{above}{tool}"
         ids = program.tool_gates.ids_of(activity.call_gates, name, tool)
@@ -176,7 +164,7 @@ def _of_agent(
         declared = program.spec.tools.get(tool)
         inner = program.spec.components.agents.get(declared.agent) if declared and declared.agent else None
         if inner is not None and declared is not None and depth < MAX_DEPTH:
-            yield from _of_agent(program, activity, str(declared.agent), inner, f"{key}:1>", depth + 1)
+            yield from _calls(program, activity, str(declared.agent), inner, f"{key}:1>", depth + 1)
 
 
 def _question(agent: str, tool: str, key: str, gate_id: str, gate: CompiledGate, *, is_first: bool) -> CallQuestion:

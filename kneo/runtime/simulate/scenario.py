@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from kneo.agents.turn import CallQuestion
@@ -185,9 +185,8 @@ class Scenario:
 
     def _everything(self, ask: Ask) -> Iterator[Transition]:
         for kind in ask.gate.decisions:
-            agreed = kind is not DecisionKind.REJECTED and ask.gate.position != "error"
             for label, decision in self._said(ask, kind):
-                yield Transition(f"{kind} {label}".rstrip(), TaskDecided(decision=decision), agreed)
+                yield _decided(ask, label, decision)
         human = strengthened(ask.gate.human, self.least, ask.gate.on_reject)
         if (human.timeout_seconds or 0) > 0 and human.on_timeout != "escalate":
             yield _timeout(ask, self.least)
@@ -273,31 +272,26 @@ def _as_written(ask: Ask, written: ScriptedAnswer) -> Transition:
         DecisionKind(written.decision),
         content=content if isinstance(content, str) or content is None else json.dumps(content, ensure_ascii=False),
         selected_option=written.selected_option,
-        comment=written.comment,
-        feedback=written.feedback,
         values=written.values,
     )
+    decision = replace(decision, comment=written.comment, feedback=written.feedback)
+    return _decided(ask, decision.selected_option or "", decision)
+
+
+def _decided(ask: Ask, label: str, decision: Decision) -> Transition:
     agreed = decision.kind is not DecisionKind.REJECTED and ask.gate.position != "error"
-    label = f"{decision.kind} {decision.selected_option or ''}".rstrip()
-    return Transition(label, TaskDecided(decision=decision), agreed)
+    return Transition(f"{decision.kind} {label}".rstrip(), TaskDecided(decision=decision), agreed)
 
 
 def _decision(
-    kind: DecisionKind,
-    *,
-    content: str | None = None,
-    selected_option: str | None = None,
-    comment: str | None = None,
-    feedback: str | None = None,
-    values: Values | None = None,
+    kind: DecisionKind, *, content: str | None = None, selected_option: str | None = None, values: Values | None = None
 ) -> Decision:
     return Decision(
         kind=kind,
         content=content,
         selected_option=selected_option,
         selected_options=(selected_option,) if selected_option is not None else (),
-        comment=comment,
-        feedback=feedback,
+        comment=None,
         values=values,
         actor=SIMULATED_PERSON,
         by="person",

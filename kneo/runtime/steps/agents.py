@@ -186,8 +186,7 @@ def checks_input(program: Program, activity: Activity) -> bool:
 
 def providers_of(program: Program) -> frozenset[str]:
     """Return the providers that a program's agents can ask, also those behind tools and those of fallbacks."""
-    agents = (*program.agents.values(), *program.spec.components.agents.values())
-    models = [agent.model for agent in agents if agent.model is not None]
+    models = [agent.model for agent in program.agents.values() if agent.model is not None]
     return frozenset(choice.provider for model in models for choice in (model, *model.fallbacks))
 
 

@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import threading
+from asyncio.subprocess import Process, SubprocessStreamProtocol
 from collections.abc import Awaitable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO, TypeAlias
 
@@ -58,12 +59,19 @@ class ChildFailed(Exception):
         self.kind = kind
 
 
+@dataclass(frozen=True)
+class _Child:
+    process: Process
+    transport: asyncio.SubprocessTransport
+    """Closes the pipes, which a process that the child started may hold open."""
+
+
 class ChildProcesses:
     """A pool of child processes. All its methods belong to the event loop that first used it."""
 
     def __init__(self, code: CodeLoader) -> None:
         self.code = code
-        self._idle: list[asyncio.subprocess.Process] = []
+        self._idle: list[_Child] = []
 
     async def call(self, function: str, text: str, context: StepContext, signature: FunctionSchemas) -> StepOutput:
         """Call a function in a child; a cancellation kills the child and its processes.
@@ -98,7 +106,7 @@ class ChildProcesses:
         child = await self._take()
         done = False
         try:
-            answer = await self._ask(child, request)
+            answer = await self._ask(child.process, request)
             done = True
         finally:
             if done and len(self._idle) < MAX_IDLE:
@@ -110,41 +118,43 @@ class ChildProcesses:
             raise ChildFailed(error["type"], error["message"])
         return answer
 
-    async def _take(self) -> asyncio.subprocess.Process:
+    async def _take(self) -> _Child:
         while self._idle:
             child = self._idle.pop()
-            if child.returncode is None:
+            if child.process.returncode is None:
                 return child
-        pipe = asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(
+        loop, pipe = asyncio.get_running_loop(), asyncio.subprocess.PIPE
+        transport, protocol = await loop.subprocess_exec(
+            lambda: SubprocessStreamProtocol(LINE_BYTES, loop),
             sys.executable,
             "-P",  # modules of the working directory must not replace installed ones
             "-m",
             "kneo.runtime.steps.child_process",
             stdin=pipe,
             stdout=pipe,
+            stderr=None,
             env=function_environment(),
             start_new_session=True,
-            limit=LINE_BYTES,
         )
-        assert child.stdin is not None
+        process = Process(transport, protocol, loop)
+        assert process.stdin is not None
         hello = {"roots": [str(root) for root in self.code.roots], "allow": list(self.code.allow)}
-        child.stdin.write(json.dumps(hello).encode() + b"\n")
-        return child
+        process.stdin.write(json.dumps(hello).encode() + b"\n")
+        return _Child(process, transport)
 
     @staticmethod
-    async def _ask(child: asyncio.subprocess.Process, request: Message) -> Message:
-        assert child.stdin is not None
-        assert child.stdout is not None
+    async def _ask(process: Process, request: Message) -> Message:
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            child.stdin.write(json.dumps(request).encode() + b"\n")
-            await child.stdin.drain()
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            await process.stdin.drain()
         try:
-            line = await child.stdout.readline()
+            line = await process.stdout.readline()
         except ValueError:
             raise ChildFailed("output_too_large", f"The function answered with more than {LINE_BYTES} bytes.") from None
         if not line:
-            code = await child.wait()
+            code = await process.wait()
             raise ChildFailed("process_died", f"The function took its process down (exit status {code}).")
         answer: Message = json.loads(line)
         return answer
@@ -171,15 +181,13 @@ def _request(function: str, text: str, context: StepContext, signature: Function
     return {"function": function, "input": text, "context": given, "signature": asdict(signature)}
 
 
-async def _kill(child: asyncio.subprocess.Process) -> None:
+async def _kill(child: _Child) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+        os.killpg(child.process.pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
-        child.kill()
-    await child.wait()
-    transport = getattr(child, "_transport", None)
-    if transport is not None:
-        transport.close()
+        child.process.kill()
+    await child.process.wait()
+    child.transport.close()
 
 
 WATCH_SECONDS = 0.5

@@ -23,10 +23,8 @@ from kneo.runtime.steps.functions import (
     as_text,
     call,
     call_for_value,
-    check_input,
     check_value,
     is_async,
-    keywords,
 )
 from kneo.runtime.steps.threads import in_thread
 from kneo.spec.models.spec import FunctionComponent
@@ -141,7 +139,6 @@ def _call(code: Code, text: str, context: StepContext, schemas: FunctionSchemas)
 
 
 async def _await(code: Code, text: str, context: StepContext, schemas: FunctionSchemas) -> StepOutput:
-    check_input(text, schemas)
-    pending = code.function(text, **keywords(code, context))
+    pending = call_for_value(code, text, context, schemas)
     assert asyncio.iscoroutine(pending)
     return StepOutput(text=as_text(await pending, schemas), code_digest=code.module_digest)

@@ -18,206 +18,6 @@ from kneo.spec.json_schema import Schema, SchemaInvalid, Uncheckable, compile_sc
 from kneo.tasks.forms import check_schema
 from kneo.tools import ToolContext, ToolResult, bind_arguments
 
-MAX_OUTPUT_CHARS = 1_000_000
-"""Characters that a function may return: the output is stored with later steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionSchemas:
-    """The JSON Schemas of a function's input and output, where the spec declares them."""
-
-    takes: Schema | None = None
-    returns: Schema | None = None
-
-
-def is_async(code: Code) -> bool:
-    return inspect.iscoroutinefunction(code.function)
-
-
-def keywords(code: Code, context: StepContext) -> dict[str, StepContext]:
-    """Return the step's context for a function that has a parameter of that name."""
-    return {"context": context} if "context" in inspect.signature(code.function).parameters else {}
-
-
-def call(code: Code, text: str, context: StepContext, signature: FunctionSchemas) -> str:
-    """Call a plain function and return its result as text.
-
-    Raises:
-        Invalid: ``function_input_invalid``, ``function_output_invalid`` or ``output_too_large``.
-    """
-    check_input(text, signature)
-    return as_text(code.function(text, **keywords(code, context)), signature)
-
-
-def call_for_value(code: Code, text: str, context: StepContext, signature: FunctionSchemas) -> object:
-    """Call a function for an agent: with a text, for a JSON value; a coroutine is returned as it is.
-
-    Raises:
-        Invalid: ``function_input_invalid``.
-    """
-    check_input(text, signature)
-    return code.function(text, **keywords(code, context))
-
-
-def check_value(result: object, signature: FunctionSchemas) -> object:
-    """Check what a function returned to an agent, and return it as a JSON value.
-
-    Raises:
-        Invalid: ``function_output_invalid`` or ``output_too_large``.
-    """
-    value = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
-    if signature.returns is not None:
-        _check(value, signature.returns, "result", "function_output_invalid")
-    written = json_text(value)
-    if len(written) > MAX_OUTPUT_CHARS:
-        msg = f"The function returned {len(written)} characters; at most {MAX_OUTPUT_CHARS} are kept."
-        raise Invalid(msg, code="output_too_large")
-    found: object = json.loads(written)
-    return found
-
-
-def check_input(text: str, signature: FunctionSchemas) -> None:
-    """Check a function's input; a schema of another type than string is checked against the text read as JSON.
-
-    Raises:
-        Invalid: ``function_input_invalid``.
-    """
-    if signature.takes is not None:
-        _check(_json_value(text, signature.takes), signature.takes, "input", "function_input_invalid")
-
-
-def as_text(result: object, signature: FunctionSchemas) -> str:
-    """Check a function's result and return it as text.
-
-    Raises:
-        Invalid: ``function_output_invalid`` or ``output_too_large``.
-    """
-    if signature.returns is not None:
-        seen = _json_value(result, signature.returns) if isinstance(result, str) else result
-        _check(seen, signature.returns, "result", "function_output_invalid")
-    output = json_text(result) if isinstance(result, dict | list | tuple) else str(result)
-    if len(output) > MAX_OUTPUT_CHARS:
-        msg = f"The function returned {len(output)} characters; at most {MAX_OUTPUT_CHARS} are kept."
-        raise Invalid(msg, code="output_too_large")
-    return output
-
-
-def json_text(value: object) -> str:
-    """Return a function's result as JSON for the next step.
-
-    Raises:
-        Invalid: ``function_output_invalid``: JSON cannot represent it.
-    """
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        msg = f"The function's result cannot be written as JSON: {error}"
-        raise Invalid(
-            msg, code="function_output_invalid", hint="Return a text, or values that JSON can represent."
-        ) from error
-
-
-def _json_value(text: str, schema: Schema) -> object:
-    if schema.get("type") == "string":
-        return text
-    try:
-        value: object = json.loads(text)
-    except ValueError:
-        return text
-    return value
-
-
-def _check(value: object, schema: Schema, what: str, code: str) -> None:
-    try:
-        errors = compile_schema(schema).errors(value, limit=1)
-    except SchemaInvalid as error:
-        msg = f"The function's {what} cannot be checked, because its schema cannot be used. {error}"
-        raise Invalid(msg, code=code) from error
-    except Uncheckable as error:
-        msg = f"The function's {what} cannot be checked against its schema: {error}."
-        raise Invalid(msg, code=code) from error
-    for wrong in errors:
-        msg = f"The function's {what} does not fit its schema at {wrong.json_path}: {wrong.message[:300]}"
-        raise Invalid(msg, code=code)
-
-
-MAX_RESULT_CHARS = 1_000_000
-"""Characters of a result; the rest is cut."""
-
-
-def is_async_tool(function: Callable[..., object]) -> bool:
-    """Return whether a call of a function, or of an object, is a coroutine."""
-    called = function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
-    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(called)
-
-
-def call_tool(function: Callable[..., object], arguments: Mapping[str, object], context: ToolContext) -> object:
-    """Call a tool, and return what it returns.
-
-    Raises:
-        Invalid: ``tool_exited``: the tool tried to end more than its call.
-        Exception: the tool raised it.
-    """
-    positional, named = bind_arguments(function, arguments, context)
-    try:
-        return function(*positional, **named)
-    except Exception:
-        raise
-    except BaseException as error:  # noqa: BLE001 - of the tool, not of this process
-        raise _exited(error) from None
-
-
-async def await_tool(pending: Awaitable[object]) -> object:
-    """Await the result of an asynchronous tool.
-
-    Raises:
-        Invalid: ``tool_exited``: the tool tried to end more than its call.
-        asyncio.CancelledError: the call is cancelled.
-        Exception: the tool raised it.
-    """
-    try:
-        return await pending
-    except Exception:
-        raise
-    except BaseException as error:
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            raise
-        raise _exited(error) from None
-
-
-def bounded_result(result: object) -> object:
-    """Return a tool's result as a JSON value; one that is too long becomes a text that is cut.
-
-    Raises:
-        Invalid: ``tool_result_invalid``: JSON cannot represent it.
-    """
-    if isinstance(result, ToolResult):
-        result = result.output
-    if isinstance(result, str):
-        return _cut(result)
-    try:
-        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        msg = f"The tool returned {type(result).__name__}, which JSON cannot represent: {str(error)[:300]}"
-        hint = "Return a text, or values that JSON can represent."
-        raise Invalid(msg, code="tool_result_invalid", hint=hint) from None
-    if len(text) > MAX_RESULT_CHARS:
-        return _cut(text)
-    value: object = json.loads(text)
-    return value
-
-
-def _cut(text: str) -> str:
-    if len(text) <= MAX_RESULT_CHARS:
-        return text
-    return f"{text[:MAX_RESULT_CHARS]} [cut: {len(text)} characters in all]"
-
-
-def _exited(error: BaseException) -> Invalid:
-    msg = f"The tool tried to end its process: {type(error).__name__}({str(error)[:200]})."
-    return Invalid(msg, code="tool_exited", hint="Return a result, or raise an Exception.")
-
 
 class Cancelled(Exception):
     """The run was cancelled or taken over; the step's result is discarded."""
@@ -373,3 +173,197 @@ class StepOutput:
     """Values for conditions of type ``metadata_equals``."""
     input_text: str | None = None
     """The input as the guardrails of the step's agent passed it on; ``None`` of a function, whose input nothing checks."""
+
+
+# ---- calls of functions -----------------------------------------------------------------------------------------
+
+MAX_OUTPUT_CHARS = 1_000_000
+"""Characters that a function may return: the output is stored with later steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSchemas:
+    """The JSON Schemas of a function's input and output, where the spec declares them."""
+
+    takes: Schema | None = None
+    returns: Schema | None = None
+
+
+def is_async(code: Code) -> bool:
+    return inspect.iscoroutinefunction(code.function)
+
+
+def call(code: Code, text: str, context: StepContext, signature: FunctionSchemas) -> str:
+    """Call a plain function and return its result as text.
+
+    Raises:
+        Invalid: ``function_input_invalid``, ``function_output_invalid`` or ``output_too_large``.
+    """
+    return as_text(call_for_value(code, text, context, signature), signature)
+
+
+def call_for_value(code: Code, text: str, context: StepContext, signature: FunctionSchemas) -> object:
+    """Call a function with a text, and return what it returns; a coroutine is returned as it is.
+
+    Raises:
+        Invalid: ``function_input_invalid``.
+    """
+    check_input(text, signature)
+    takes_context = "context" in inspect.signature(code.function).parameters
+    return code.function(text, context=context) if takes_context else code.function(text)
+
+
+def check_value(result: object, signature: FunctionSchemas) -> object:
+    """Check what a function returned to an agent, and return it as a JSON value.
+
+    Raises:
+        Invalid: ``function_output_invalid`` or ``output_too_large``.
+    """
+    value = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+    if signature.returns is not None:
+        _check(value, signature.returns, "result", "function_output_invalid")
+    found: object = json.loads(_bounded(_json_text(value)))
+    return found
+
+
+def check_input(text: str, signature: FunctionSchemas) -> None:
+    """Check a function's input; a schema of another type than string is checked against the text read as JSON.
+
+    Raises:
+        Invalid: ``function_input_invalid``.
+    """
+    if signature.takes is not None:
+        _check(_json_value(text, signature.takes), signature.takes, "input", "function_input_invalid")
+
+
+def as_text(result: object, signature: FunctionSchemas) -> str:
+    """Check a function's result and return it as text.
+
+    Raises:
+        Invalid: ``function_output_invalid`` or ``output_too_large``.
+    """
+    if signature.returns is not None:
+        seen = _json_value(result, signature.returns) if isinstance(result, str) else result
+        _check(seen, signature.returns, "result", "function_output_invalid")
+    return _bounded(_json_text(result) if isinstance(result, dict | list | tuple) else str(result))
+
+
+def _bounded(output: str) -> str:
+    if len(output) > MAX_OUTPUT_CHARS:
+        msg = f"The function returned {len(output)} characters; at most {MAX_OUTPUT_CHARS} are kept."
+        raise Invalid(msg, code="output_too_large")
+    return output
+
+
+def _json_text(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"The function's result cannot be written as JSON: {error}"
+        raise Invalid(
+            msg, code="function_output_invalid", hint="Return a text, or values that JSON can represent."
+        ) from error
+
+
+def _json_value(text: str, schema: Schema) -> object:
+    if schema.get("type") == "string":
+        return text
+    try:
+        value: object = json.loads(text)
+    except ValueError:
+        return text
+    return value
+
+
+def _check(value: object, schema: Schema, what: str, code: str) -> None:
+    try:
+        errors = compile_schema(schema).errors(value, limit=1)
+    except SchemaInvalid as error:
+        msg = f"The function's {what} cannot be checked, because its schema cannot be used. {error}"
+        raise Invalid(msg, code=code) from error
+    except Uncheckable as error:
+        msg = f"The function's {what} cannot be checked against its schema: {error}."
+        raise Invalid(msg, code=code) from error
+    for wrong in errors:
+        msg = f"The function's {what} does not fit its schema at {wrong.json_path}: {wrong.message[:300]}"
+        raise Invalid(msg, code=code)
+
+
+# ---- calls of tools ---------------------------------------------------------------------------------------------
+
+MAX_RESULT_CHARS = 1_000_000
+"""Characters of a result; the rest is cut."""
+
+
+def is_async_tool(function: Callable[..., object]) -> bool:
+    """Return whether a call of a function, or of an object, is a coroutine."""
+    called = function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
+    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(called)
+
+
+def call_tool(function: Callable[..., object], arguments: Mapping[str, object], context: ToolContext) -> object:
+    """Call a tool, and return what it returns.
+
+    Raises:
+        Invalid: ``tool_exited``: the tool tried to end more than its call.
+        Exception: the tool raised it.
+    """
+    positional, named = bind_arguments(function, arguments, context)
+    try:
+        return function(*positional, **named)
+    except Exception:
+        raise
+    except BaseException as error:  # noqa: BLE001 - of the tool, not of this process
+        raise _exited(error) from None
+
+
+async def await_tool(pending: Awaitable[object]) -> object:
+    """Await the result of an asynchronous tool.
+
+    Raises:
+        Invalid: ``tool_exited``: the tool tried to end more than its call.
+        asyncio.CancelledError: the call is cancelled.
+        Exception: the tool raised it.
+    """
+    try:
+        return await pending
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise _exited(error) from None
+
+
+def bounded_result(result: object) -> object:
+    """Return a tool's result as a JSON value; one that is too long becomes a text that is cut.
+
+    Raises:
+        Invalid: ``tool_result_invalid``: JSON cannot represent it.
+    """
+    if isinstance(result, ToolResult):
+        result = result.output
+    if isinstance(result, str):
+        return _cut(result)
+    try:
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"The tool returned {type(result).__name__}, which JSON cannot represent: {str(error)[:300]}"
+        hint = "Return a text, or values that JSON can represent."
+        raise Invalid(msg, code="tool_result_invalid", hint=hint) from None
+    if len(text) > MAX_RESULT_CHARS:
+        return _cut(text)
+    value: object = json.loads(text)
+    return value
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_RESULT_CHARS:
+        return text
+    return f"{text[:MAX_RESULT_CHARS]} [cut: {len(text)} characters in all]"
+
+
+def _exited(error: BaseException) -> Invalid:
+    msg = f"The tool tried to end its process: {type(error).__name__}({str(error)[:200]})."
+    return Invalid(msg, code="tool_exited", hint="Return a result, or raise an Exception.")
