@@ -7,7 +7,6 @@ cannot lead elsewhere. Services inside the network are named by the environment,
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,9 @@ from typing import TypeAlias
 
 import httpx
 
+from kneo.agents.public_addresses import is_address, is_public
 from kneo.errors import Forbidden, Invalid
+from kneo.spec.coverage.exposure import permissions_of
 from kneo.spec.models.agent import Agent
 
 MAX_ADDRESSES = 32
@@ -29,23 +30,6 @@ MAX_VALUES = 100_000
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 """From a host and a port to its addresses."""
 
-_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_NOT_PUBLIC = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "100.64.0.0/10",  # carrier-grade NAT
-        "168.63.129.16/32",  # the platform address of Azure's virtual machines
-        "192.0.0.0/24",  # protocol assignments, and the metadata address of a cloud
-        "192.88.99.0/24",  # 6to4 relays
-        "2001::/23",  # protocol assignments, with Teredo, which embeds IPv4 addresses
-        "2002::/16",  # 6to4, which embeds IPv4 addresses
-        "3fff::/20",  # documentation
-    )
-)
-_UNICAST = ipaddress.ip_network("2000::/3")
-"""Public IPv6 addresses. NAT64 (64:ff9b::/96), mapped and compatible IPv4 addresses are outside of it."""
-
 _URL_SHAPED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]{2}|(?:https?|wss?|ftps?|file):\S|[/\\]{2}\S+$")
 """Texts that a client takes for the address of a host: with a scheme, or with the host alone (``//a.example/x``)."""
 
@@ -57,17 +41,6 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     """Return the addresses of a host from the system's resolver."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
-
-
-def is_public(address: str) -> bool:
-    """Return whether an address is of the public internet: not loopback, private, link-local, shared or embedded."""
-    try:
-        ip: _Address = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(ip, ipaddress.IPv6Address) and ip not in _UNICAST:
-        return False
-    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +60,7 @@ class HostRules:
     @classmethod
     def of(cls, agent: Agent, inside: Sequence[str] = ()) -> HostRules:
         """Return the rules of an agent, with the inside services of its environment."""
-        permissions = agent.tools.permissions if agent.tools is not None else None
+        permissions = permissions_of(agent)
         named = frozenset(name.lower() for name in inside)
         if permissions is None:
             return cls(inside=named)
@@ -203,20 +176,12 @@ def _domain(pattern: str) -> str:
     except httpx.InvalidURL:
         url = None
     host = _host(url) if url is not None else ""
-    if not host or re.search(r"[/*?#@\s]", pattern) or (":" in host and not _is_address(host)):
+    if not host or re.search(r"[/*?#@\s]", pattern) or (":" in host and not is_address(host)):
         msg = (
             f"{pattern[:255]!r} in allowed_domains or denied_domains is not a domain such as a.example or *.a.example."
         )
         raise Invalid(msg, code="domain_invalid", hint="Write the host alone, without scheme, port and path.")
     return host
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -77,6 +77,25 @@ def short_digest(value: object) -> str:
     return sha256(text).hexdigest()[:8]
 
 
+def cut_text(text: str, limit: int) -> str:
+    """Return a text of at most so many characters, with a note where it is cut."""
+    return text if len(text) <= limit else f"{text[:limit]}\n[cut: {len(text)} characters in all]"
+
+
+def marked_untrusted(text: str, *origin: str, shown: str | None = None) -> str:
+    """Return a text from outside between marks; nothing in it ends the mark.
+
+    The mark has a digest of the text, which the text cannot contain.
+
+    Args:
+        text: The text.
+        origin: The ids of the conversation and of what the text is from.
+        shown: The part of the text that is shown; default: all of it.
+    """
+    mark = f"untrusted-{short_digest([*origin, text])}"
+    return f"<{mark}>\n{text if shown is None else shown}\n</{mark}>"
+
+
 ARTIFACTS = "artifacts"
 """The name of the conversation with the whole results, below the one of their calls."""
 

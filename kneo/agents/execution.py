@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kneo.agents.agent_spans import note_call, tool_span
-from kneo.agents.calls import Arguments, CallJournal, CallResult, RequestedCall, count, short_digest
+from kneo.agents.calls import Arguments, CallJournal, CallResult, RequestedCall, count, cut_text, marked_untrusted
 from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question
 from kneo.agents.services import AgentServices, BackendKind
+from kneo.agents.text_checks import text_of
 from kneo.agents.turn import AnswerRequired, PeopleRequired, Stopped, ToolCall, Turn
 from kneo.errors import Invalid, KneoError
 from kneo.records.conversation import ConversationEntry, EntryStatus
@@ -46,10 +47,6 @@ def tool_failed(call: RequestedCall) -> Invalid:
     """Return the error of a step whose strategy stops when a tool fails."""
     msg = f"A call of the tool {call.name} failed, and the agent's strategy stops there."
     return Invalid(msg, code="tool_failed", hint="kneo runs trace shows the error.")
-
-
-def _text_of(result: object) -> str:
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 
 def _is_tracked(tool: Tool) -> bool:
@@ -180,7 +177,7 @@ class CallExecution:
 
     async def _keep_whole(self, call: RequestedCall, tool: Tool, result: object) -> None:
         """Record the whole of a result that the model is shown cut, where the tool says so."""
-        text = _text_of(result) if tool.keep == "whole" and not tool.transfer else ""
+        text = text_of(result) if tool.keep == "whole" and not tool.transfer else ""
         if len(text) > self._limit(tool):
             kept = text.encode(errors="replace")[:MAX_WHOLE_BYTES].decode(errors="ignore")
             await self._journal.keep_whole(call, kept, characters=len(text))
@@ -188,13 +185,11 @@ class CallExecution:
     def _shown(self, call: RequestedCall, tool: Tool, result: object) -> object:
         if tool.transfer:
             return result
-        text, limit = _text_of(result), self._limit(tool)
-        cut = f"{text[:limit]}\n[cut: {len(text)} characters in all]" if len(text) > limit else None
-        if tool.output != "untrusted":
-            return result if cut is None else cut
-        # The mark has a digest of the text, which the text cannot contain: nothing in it ends the mark.
-        mark = f"untrusted-{short_digest([self._journal.idempotency_key(call), text])}"
-        return f"<{mark}>\n{cut or text}\n</{mark}>"
+        text = text_of(result)
+        shown = cut_text(text, self._limit(tool))
+        if tool.output == "untrusted":
+            return marked_untrusted(text, self._journal.idempotency_key(call), shown=shown)
+        return result if shown == text else shown
 
     async def _fail(self, permitted: PermittedCall, error: Exception) -> CallResult:
         """Record an error as the call's result, or end the step where the agent's strategy says so."""

@@ -34,8 +34,9 @@ from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, T
 from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import EntryStatus
 from kneo.records.task import Decision, DecisionKind
+from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of
 from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, ToolPermissions
-from kneo.spec.models.spec import Capability, Tool
+from kneo.spec.models.spec import Tool
 from kneo.spec.policy import ToolRules
 
 MAX_REVIEWS = 20
@@ -72,7 +73,7 @@ def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, en
     ``tool`` is ``None`` for the built-in tools, which lists of allowed tools need not name: they ask a person or read what the
     spec has, and do nothing else.
     """
-    permissions = (agent.tools.permissions if agent.tools is not None else None) or ToolPermissions()
+    permissions = permissions_of(agent) or ToolPermissions()
     if _matches(name, rules.deny):
         return f"The environment {environment} denies the tool {name}."
     if name in permissions.denied_tools:
@@ -83,24 +84,13 @@ def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, en
         return f"The environment {environment} does not allow the tool {name}."
     if permissions.allowed_tools is not None and name not in permissions.allowed_tools:
         return f"The agent's permissions do not allow the tool {name}."
-    denied = [
-        f"allow_{capability}: false" for capability in tool.all_capabilities if _is_denied(capability, permissions)
-    ]
+    needed = [PERMISSIONS[capability] for capability in tool.all_capabilities if capability in PERMISSIONS]
+    denied = [f"{permission}: false" for permission in needed if getattr(permissions, permission) is False]
     return f"The agent's permissions ({', '.join(denied)}) do not allow the tool {name}." if denied else None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _is_denied(capability: Capability, permissions: ToolPermissions) -> bool:
-    stated: Mapping[Capability, bool | None] = {
-        "network": permissions.allow_network,
-        "filesystem_read": permissions.allow_filesystem_read,
-        "filesystem_write": permissions.allow_filesystem_write,
-        "shell": permissions.allow_shell,
-    }
-    return stated.get(capability) is False
 
 
 def find_host_denial(tool: Tool, arguments: Arguments, agent: Agent) -> str | None:

@@ -264,23 +264,22 @@ class TurnGuardrails:
             entry = self._rows.get(name)
             if entry is None or entry.body.get("digest") != digest:
                 entry = await self._judge(at, name, position, guardrail, value, digest)
-            match entry.facts["outcome"] if entry is not None else "passed":
+            if entry is None:
+                continue
+            match entry.facts["outcome"]:
                 case "passed" | "warned":
                     continue
                 case "redacted" if guardrail.type in _TEXT_CHECKS:
                     value = redacted_value(text_check(guardrail), value)
                 case "redacted" | "revised":
-                    assert entry is not None
                     value = entry.body["value"]
                 case "retried":
-                    assert entry is not None
                     return Refused(guardrail, _refusal(at, guardrail, entry.body.get("reason")))
                 case "asked":
                     edited = self._reviewed(at, position, guardrail, value)
                     if edited is not None:
                         return edited
                 case _:
-                    assert entry is not None
                     violation = self.violation(at, guardrail, entry.facts.get("error"))
                     violation.is_check_failure = entry.facts["outcome"] == FAILED
                     raise violation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode
 
 from kneo.agents.addresses import HostRules
@@ -57,10 +57,8 @@ class HttpTools:
         names = frozenset(declared if isinstance(declared, Mapping) else ()) | call.arguments.keys()
         request = make_request(http, Template(names, call.arguments), call.idempotency_key)
         secrets = {name: fill_secrets(value, self._secrets) for name, value in http.secret_headers.items()}
+        request = replace(request, secret_headers=secrets)
         rules = await self._rules(call.turn.environment)
-        request = WebRequest(
-            url=request.url, method=http.method, headers=request.headers, secret_headers=secrets, body=request.body
-        )
         hosts = HostRules.of(call.turn.agent, rules.inside)
         response = await self._client(hosts).send(request, call.tool.timeout_seconds or self._seconds)
         return read_response(request, response)

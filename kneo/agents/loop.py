@@ -412,9 +412,10 @@ def _check_names(turn: Turn, names: Sequence[str]) -> None:
 
 def _shown(result: CallResult) -> object:
     """Return a result as models are shown it: an error in one line, which the library marks as one."""
-    if result.outcome == "failed" and isinstance(result.content, Mapping):
-        return f"{result.content['error']}: {result.content['message']}"
-    return result.content
+    content = result.content
+    if result.outcome == "failed" and isinstance(content, Mapping) and {"error", "message"} <= content.keys():
+        return f"{content['error']}: {content['message']}"
+    return content
 
 
 def read_arguments(call: ToolCallPart, limit: int) -> tuple[dict[str, object], str | None]:

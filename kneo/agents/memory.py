@@ -21,7 +21,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from kneo.agents.calls import CallJournal, RequestedCall, short_digest
+from kneo.agents.calls import CallJournal, RequestedCall, marked_untrusted
 from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard
 from kneo.agents.guardrails import TurnGuardrails
@@ -203,9 +203,11 @@ class _Recalling:
         kept = _within(messages)
         try:
             function = self._function(part)
-            if function is not None:
+            if part is not None and function is not None:
                 listed = [{"role": message.role, "text": message.text} for message in kept]
-                answer = await self._call(function, {"summary": known.text if known else None, "messages": listed})
+                answer = await self._call(
+                    part.ref, function, {"summary": known.text if known else None, "messages": listed}
+                )
             else:
                 lines = [f"{message.role}: {message.text}" for message in kept]
                 earlier = [f"{SUMMARY}\n{known.text}"] if known is not None else []
@@ -256,8 +258,8 @@ class _Recalling:
         part = self._memory.retriever
         try:
             function = self._function(part)
-            if function is not None:
-                found = await self._call(function, arguments)
+            if part is not None and function is not None:
+                found = await self._call(part.ref, function, arguments)
             elif self._agent(part) is not None:
                 found = await self._ask(part, json.dumps(arguments, ensure_ascii=False), 0)
             else:
@@ -269,9 +271,8 @@ class _Recalling:
             self._failed("retriever", error)
             return []
         text = "\n\n".join(texts)[:RETRIEVED_CHARS]
-        # The mark has a digest of the text, which the text cannot contain: nothing in it ends the mark.
-        mark = f"untrusted-{short_digest([self._turn.run_id, self._turn.conversation, text])}"
-        return [_context(f"{RETRIEVED}\n<{mark}>\n{text}\n</{mark}>")] if text else []
+        marked = marked_untrusted(text, self._turn.run_id, self._turn.conversation)
+        return [_context(f"{RETRIEVED}\n{marked}")] if text else []
 
     def _function(self, part: MemoryRef | None) -> FunctionComponent | None:
         return self._turn.spec.components.functions.get(part.ref) if part is not None else None
@@ -281,14 +282,11 @@ class _Recalling:
         agents = {spec.agent.name: spec.agent, **spec.components.agents}
         return agents.get(part.ref) if part is not None else None
 
-    async def _call(self, function: FunctionComponent, arguments: Mapping[str, object]) -> object:
+    async def _call(self, name: str, function: FunctionComponent, arguments: Mapping[str, object]) -> object:
         """Call a function of the spec with one map of arguments."""
-        backend = self._services.tools.get("python")
-        assert backend is not None
-        part = self._memory.summarizer if self._memory.policy == "summary" else self._memory.retriever
-        assert part is not None
+        backend = self._services.tools["python"]
         call = ToolCall(
-            name=part.ref,
+            name=name,
             tool=Tool(description="Memory.", implementation=function.implementation),
             arguments=arguments,
             idempotency_key=f"{self._turn.run_id}:{self._turn.conversation}:{MEMORY_ENTRY}",

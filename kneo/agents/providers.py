@@ -6,11 +6,12 @@ Imports no model library, so that the start of a run is cheap.
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from kneo.agents.public_addresses import is_address, is_public
+from kneo.agents.secrets import Secrets
 from kneo.errors import Invalid
 from kneo.settings import OWN_PREFIX, Settings
 from kneo.spec.models.agent import UNNAMED, Agent, ModelChoice
@@ -21,9 +22,6 @@ from kneo.spec.policy import ModelConnection, ModelRules
 from kneo.spec.project import ProjectConfig
 
 DUMMY = "dummy"
-
-Secret = Callable[[str], str | None]
-"""From the name of a variable to the secret's value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class OperatorConnections:
         key_variables: The project's ``secrets.provider_env``.
     """
 
-    secret: Secret
+    secret: Secrets
     key_variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -282,12 +280,11 @@ def check_host(choice: ModelChoice, provider: ModelProvider, url: str, rules: Mo
 
 
 def _is_public(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_global
-    except ValueError:
-        # A name; numbers such as 127.1 and 0x7f000001 are addresses too for some resolvers.
-        last = host.rpartition(".")[2]
-        return "." in host and not last[0].isdigit() and last not in _PRIVATE_SUFFIXES
+    if is_address(host):
+        return is_public(host)
+    # A name; numbers such as 127.1 and 0x7f000001 are addresses too for some resolvers.
+    last = host.rpartition(".")[2]
+    return "." in host and not last[0].isdigit() and last not in _PRIVATE_SUFFIXES
 
 
 _PRIVATE_SUFFIXES = frozenset({"localhost", "local", "internal", "lan", "home", "corp", "arpa"})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count
@@ -23,7 +22,7 @@ from pydantic_ai.messages import (
     TextPartDelta,
     ToolCallPart,
 )
-from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings as RequestSettings
 
@@ -43,7 +42,7 @@ from kneo.agents.quota import ModelQuota, PlannedRequest
 from kneo.agents.services import AgentServices, Progress
 from kneo.agents.turn import Postponed, Turn
 from kneo.agents.window import LeftOut, leave_out_more, without
-from kneo.clock import isoformat, monotonic, parse_time
+from kneo.clock import Clock, isoformat, monotonic, parse_time
 from kneo.errors import KneoError
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import NewTrace
@@ -105,7 +104,7 @@ async def recorded_model(turn: Turn, services: AgentServices, progress: Progress
         limit = models.clients.limit(turn.environment, connection, _concurrency(choice, models, rules))
         candidates.append(ModelCandidate(choice=choice, connection=connection, limit=limit))
     first = models.clients.client(candidates[0].connection).model(candidates[0].choice.name)
-    return RecordedModel(first, turn, services, progress, tuple(candidates), rules)
+    return RecordedModel(first, turn, models, services.clock, progress, tuple(candidates), rules)
 
 
 def _concurrency(choice: ModelChoice, models: ModelServices, rules: ModelRules | None) -> int:
@@ -129,6 +128,11 @@ class ModelCandidate:
     def max_tokens(self) -> int | None:
         return self.choice.max_tokens or (ANTHROPIC_MAX_TOKENS if self.connection.wire == "messages" else None)
 
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """The model, as trace events name it."""
+        return {"provider": self.choice.provider, "model": self.choice.name}
+
 
 @dataclass(kw_only=True)
 class Tries:
@@ -151,16 +155,15 @@ class RecordedModel(WrapperModel):
         self,
         wrapped: Model,
         turn: Turn,
-        services: AgentServices,
+        models: ModelServices,
+        clock: Clock,
         progress: Progress,
         candidates: tuple[ModelCandidate, ...],
         rules: ModelRules | None,
     ) -> None:
         super().__init__(wrapped)
-        models = services.models
-        assert isinstance(models, ModelServices)
         self._turn, self._progress, self._candidates, self._rules = turn, progress, candidates, rules
-        self._models, self._clock = models, services.clock
+        self._models, self._clock = models, clock
 
     async def request(
         self,
@@ -182,8 +185,7 @@ class RecordedModel(WrapperModel):
             reply = await self._ask_until_reply(candidate, prompt, tries, is_last=is_last)
             if reply is not None:
                 return await self._record(candidate, messages, reply, tries)
-            following = self._candidates[number + 1].choice
-            facts = {"provider": following.provider, "model": following.name, "instead_of": candidate.choice.name}
+            facts = {**self._candidates[number + 1].facts, "instead_of": candidate.choice.name}
             tries.trace.append(self._event("model_fallback", facts))
         raise AssertionError
 
@@ -200,7 +202,7 @@ class RecordedModel(WrapperModel):
     async def _ask_until_reply(
         self, candidate: ModelCandidate, prompt: ModelPrompt, tries: Tries, *, is_last: bool
     ) -> ModelResponse | None:
-        """ModelPrompt a model, again where that can help; ``None`` sends the request to the next one."""
+        """Ask a model, again where that can help; ``None`` sends the request to the next one."""
         failures = 0
         while True:
             self._check_token_budget(candidate)
@@ -221,7 +223,8 @@ class RecordedModel(WrapperModel):
                 return None
             if is_over:
                 await self._fail(failure.error(candidate.choice, tries.number), tries)
-            tries.trace.append(self._retried(candidate, failure, tries))
+            facts = {**candidate.facts, "reason": failure.reason, "try": tries.number}
+            tries.trace.append(self._event("model_retried", facts))
             if wait is not None and is_long:
                 await self._postpone(candidate, failure, wait, tries)
             pause = self._models.settings.backoff_seconds * 2 ** (failures - 1) * (0.5 + self._models.jitter() / 2)
@@ -242,15 +245,14 @@ class RecordedModel(WrapperModel):
         if more is None:
             return False
         self._progress.left_out_results, self._progress.left_out_messages = more.results, more.messages
-        facts = {"provider": candidate.choice.provider, "model": candidate.choice.name}
         counts = {"left_out_results": more.results, "left_out_messages": more.messages}
-        tries.trace.append(self._event("request_shortened", {**facts, **counts}))
+        tries.trace.append(self._event("request_shortened", {**candidate.facts, **counts}))
         return True
 
     async def _try(
         self, candidate: ModelCandidate, prompt: ModelPrompt
     ) -> tuple[ModelResponse | None, RequestFailure | None]:
-        """ModelPrompt once. A failure is a value, so that no exception of a library is in the chain of the step's error."""
+        """Ask once. A failure is a value, so that no exception of a library is in the chain of the step's error."""
         async with candidate.limit.slot():
             await self._admit(candidate)
             seconds = candidate.choice.timeout_seconds or self._models.settings.timeout_seconds
@@ -283,7 +285,10 @@ class RecordedModel(WrapperModel):
                 model, prompt.messages, model_settings=settings, model_request_parameters=prompt.parameters
             )
         number, offset = self._progress.next_entry()[1], 0
-        async with _stream(model, prompt, settings) as stream:
+        streaming = model_request_stream(
+            model, prompt.messages, model_settings=settings, model_request_parameters=prompt.parameters
+        )
+        async with streaming as stream:
             async for event in stream:
                 text = _text_of(event)
                 if text:
@@ -337,7 +342,7 @@ class RecordedModel(WrapperModel):
         waited = (self._clock.now() - parse_time(started_at)).total_seconds()
         if waited + wait > self._models.settings.patience_seconds:
             await self._fail(failure.error(candidate.choice, tries.number), tries)
-        facts = {"provider": candidate.choice.provider, "model": candidate.choice.name, "seconds": wait}
+        facts = {**candidate.facts, "seconds": wait}
         entry = ConversationEntry(
             conversation=self._turn.conversation,
             name=name,
@@ -402,11 +407,6 @@ class RecordedModel(WrapperModel):
         cost = cost_micros(candidate.choice, reply, self._rules)
         return facts if cost is None else {**facts, "cost_micros": cost}
 
-    def _retried(self, candidate: ModelCandidate, failure: RequestFailure, tries: Tries) -> NewTrace:
-        choice = candidate.choice
-        facts = {"provider": choice.provider, "model": choice.name, "reason": failure.reason, "try": tries.number}
-        return self._event("model_retried", facts)
-
     def _event(self, kind: str, facts: Mapping[str, object]) -> NewTrace:
         return NewTrace(type=kind, step_id=self._turn.step_id, data=facts)
 
@@ -425,14 +425,6 @@ class TokenBudgetExceeded(KneoError):
 
     http_status = 400
     default_code = "token_budget_exceeded"
-
-
-@asynccontextmanager
-async def _stream(model: Model, prompt: ModelPrompt, settings: RequestSettings) -> AsyncIterator[StreamedResponse]:
-    async with model_request_stream(
-        model, prompt.messages, model_settings=settings, model_request_parameters=prompt.parameters
-    ) as stream:
-        yield stream
 
 
 def _text_of(event: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from kneo.agents.calls import Arguments, CallResult
+from kneo.agents.calls import Arguments, CallResult, cut_text
 from kneo.agents.start_check import check_skills
 from kneo.agents.turn import Turn
 from kneo.spec.models.agent import READ_SKILL
@@ -91,7 +91,7 @@ class AgentSkills:
                 f"The skill {name} has no resource {str(resource)[:200]!r}. Resources: {_listed(skill.resources)}."
             )
             return CallResult({"error": "not_found", "message": message}, "failed")
-        return CallResult(text if len(text) <= limit else f"{text[:limit]}\n[cut: {len(text)} characters in all]")
+        return CallResult(cut_text(text, limit))
 
 
 def _is_long(skill: Skill) -> bool:

@@ -54,8 +54,7 @@ def check_agents(
         if name in used or agent.model is not None:
             check_models(name, agent, operator, rules)
         if operator is not None:
-            check_mcp(name, agent, spec, mcp_installed=mcp_installed)
-            check_a2a(name, agent, spec, a2a_installed=a2a_installed)
+            check_libraries(name, agent, spec, mcp_installed=mcp_installed, a2a_installed=a2a_installed)
 
 
 def check_skills(name: str, agent: Agent, spec: Spec) -> None:
@@ -70,28 +69,29 @@ def check_skills(name: str, agent: Agent, spec: Spec) -> None:
             raise Invalid(msg, code="spec_invalid", hint="Run the resolved spec: kneo spec resolve writes it.")
 
 
-def check_mcp(name: str, agent: Agent, spec: Spec, *, mcp_installed: Callable[[], bool] = has_mcp) -> None:
-    """Refuse an agent with tools of MCP servers where their library is not installed.
+def check_libraries(
+    name: str,
+    agent: Agent,
+    spec: Spec,
+    *,
+    mcp_installed: Callable[[], bool] = has_mcp,
+    a2a_installed: Callable[[], bool] = has_a2a,
+) -> None:
+    """Refuse an agent with tools of MCP servers, or remote agents, where their library is not installed.
 
     Raises:
-        Invalid: ``mcp_not_installed``.
+        Invalid: ``mcp_not_installed`` or ``a2a_not_installed``.
     """
-    tool = next((each for each in callable_tools(agent) if each in spec.tools and spec.tools[each].mcp), None)
-    if tool is not None and not mcp_installed():
-        msg = f"The agent {name} needs the tool {tool} of an MCP server, whose library is not installed here."
-        raise Invalid(msg, code="mcp_not_installed", hint=MCP_HINT, lacking="library")
-
-
-def check_a2a(name: str, agent: Agent, spec: Spec, *, a2a_installed: Callable[[], bool] = has_a2a) -> None:
-    """Refuse an agent with remote agents where the library of Agent2Agent is not installed.
-
-    Raises:
-        Invalid: ``a2a_not_installed``.
-    """
-    tool = next((each for each in callable_tools(agent) if each in spec.tools and spec.tools[each].a2a), None)
-    if tool is not None and not a2a_installed():
-        msg = f"The agent {name} needs the remote agent {tool}, and the library of Agent2Agent is not installed here."
-        raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT, lacking="library")
+    for tool in callable_tools(agent):
+        declared = spec.tools.get(tool)
+        if declared is not None and declared.mcp is not None and not mcp_installed():
+            msg = f"The agent {name} needs the tool {tool} of an MCP server, whose library is not installed here."
+            raise Invalid(msg, code="mcp_not_installed", hint=MCP_HINT, lacking="library")
+        if declared is not None and declared.a2a is not None and not a2a_installed():
+            msg = (
+                f"The agent {name} needs the remote agent {tool}, and the library of Agent2Agent is not installed here."
+            )
+            raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT, lacking="library")
 
 
 def _reached(spec: Spec, used: Mapping[str, Agent]) -> Iterator[tuple[str, Agent]]:

@@ -6,18 +6,14 @@ import asyncio
 import importlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient
-from kneo.agents.secrets import Secrets
+from kneo.agents.secrets import Secrets, fill_secrets
 from kneo.agents.services import RulesNow, unrestricted
 from kneo.agents.start_check import A2A_HINT
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
-
-if TYPE_CHECKING:
-    from kneo.agents.a2a.calls import RemoteCalls
 
 # The SDK logs agent cards and requests that it cannot parse, with their content.
 logging.getLogger("a2a").setLevel(logging.CRITICAL)
@@ -42,22 +38,25 @@ class RemoteAgents:
         client: Callable[[HostRules], HttpClient] = HttpClient,
     ) -> None:
         self._secrets, self._rules, self._seconds, self._client = secrets, rules, seconds, client
-        self._calls: RemoteCalls | None = None
 
     async def call(self, call: ToolCall) -> object:
-        """Call a remote agent; see ``RemoteCalls.call``.
+        """Call a remote agent; raises what ``call_agent`` raises.
 
         Raises:
             Invalid: ``a2a_not_installed``.
+            Forbidden: a secret is refused.
         """
-        if self._calls is None:
-            try:
-                # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
-                module = await asyncio.to_thread(importlib.import_module, "kneo.agents.a2a.calls")
-            except ModuleNotFoundError as error:
-                if error.name is None or error.name.partition(".")[0] == "kneo":
-                    raise
-                msg = "Remote agents need a package that is not installed here."
-                raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT) from None
-            self._calls = module.RemoteCalls(self._secrets, self._rules, seconds=self._seconds, client=self._client)
-        return await self._calls.call(call)
+        try:
+            # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
+            module = await asyncio.to_thread(importlib.import_module, "kneo.agents.a2a.calls")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "kneo":
+                raise
+            msg = "Remote agents need a package that is not installed here."
+            raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT) from None
+        assert call.tool.a2a is not None
+        secrets = {name: fill_secrets(value, self._secrets) for name, value in call.tool.a2a.secret_headers.items()}
+        rules = await self._rules(call.turn.environment)
+        client = self._client(HostRules.of(call.turn.agent, rules.inside))
+        called: object = await module.call_agent(call, client, secrets, call.tool.timeout_seconds or self._seconds)
+        return called

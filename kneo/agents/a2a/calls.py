@@ -7,7 +7,7 @@ time: a call that is interrupted afterwards continues to read it, and sends no s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import httpx
@@ -30,11 +30,8 @@ from a2a.utils.errors import A2AError
 from kneo.agents.a2a.card import fetch_card
 from kneo.agents.a2a.parts import value_of
 from kneo.agents.a2a.transport import CheckedTransport
-from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient, HttpFailed
 from kneo.agents.questions import answer_of
-from kneo.agents.secrets import Secrets, fill_secrets
-from kneo.agents.services import RulesNow
 from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolCall
 from kneo.errors import KneoError
 from kneo.records.task import DecisionKind
@@ -69,33 +66,27 @@ class RemoteAgentFailed(KneoError):
     default_code = "remote_agent_failed"
 
 
-class RemoteCalls:
-    """Calls remote agents; see ``RemoteAgents`` for the arguments."""
+async def call_agent(call: ToolCall, client: HttpClient, secrets: Mapping[str, str], seconds: float) -> object:
+    """Send the arguments of a call, or the answer to a question of the agent, and return the agent's result.
 
-    def __init__(
-        self, secrets: Secrets, rules: RulesNow, *, seconds: float, client: Callable[[HostRules], HttpClient]
-    ) -> None:
-        self._secrets, self._rules, self._seconds, self._client = secrets, rules, seconds, client
+    Args:
+        call: The call.
+        client: The client with the host rules of the agent that calls.
+        secrets: The secret headers, filled in.
+        seconds: Time for the call.
 
-    async def call(self, call: ToolCall) -> object:
-        """Send the arguments of a call, or the answer to a question of the agent, and return the agent's result.
-
-        Raises:
-            AnswerRequired: the agent asks a question.
-            Forbidden: the host, an address or a secret is refused.
-            Untrusted: the agent's card has no signature by a key of the spec.
-            HttpFailed: the agent is not reached, or its service refuses the request.
-            RemoteAgentFailed: the agent has not done its task.
-        """
-        agent = call.tool.a2a
-        assert agent is not None
-        secrets = {name: fill_secrets(value, self._secrets) for name, value in agent.secret_headers.items()}
-        rules = await self._rules(call.turn.environment)
-        client = self._client(HostRules.of(call.turn.agent, rules.inside))
-        seconds = call.tool.timeout_seconds or self._seconds
-        transport = CheckedTransport(client, agent.url, secrets, seconds)
-        async with httpx.AsyncClient(transport=transport, trust_env=False) as http:
-            return await _RemoteCall(call, agent, http).result(seconds)
+    Raises:
+        AnswerRequired: the agent asks a question.
+        Forbidden: the host or an address is refused.
+        Untrusted: the agent's card has no signature by a key of the spec.
+        HttpFailed: the agent is not reached, or its service refuses the request.
+        RemoteAgentFailed: the agent has not done its task.
+    """
+    agent = call.tool.a2a
+    assert agent is not None
+    transport = CheckedTransport(client, agent.url, secrets, seconds)
+    async with httpx.AsyncClient(transport=transport, trust_env=False) as http:
+        return await _RemoteCall(call, agent, http).result(seconds)
 
 
 class _RemoteCall:

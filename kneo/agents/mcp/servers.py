@@ -33,6 +33,7 @@ from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
 from kneo.records.run import NewTrace
 from kneo.settings import McpSettings
+from kneo.spec.coverage.exposure import permissions_of
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import McpPin, McpServer
 from kneo.spec.policy import ToolRules
@@ -217,7 +218,7 @@ class McpServers:
             await asyncio.wait(self._closing)
 
     def _target(self, name: str, server: McpServer, rules: ToolRules, agent: Agent | None) -> ConnectionTarget:
-        permissions = agent.tools.permissions if agent is not None and agent.tools is not None else None
+        permissions = permissions_of(agent) if agent is not None else None
         denied = permissions.denied_domains if permissions is not None else ()
         return target_of(
             name, server, rules, self._secrets, connect_seconds=self._settings.connect_seconds, denied=denied

@@ -12,7 +12,7 @@ from kneo.agents import dummy
 from kneo.agents.choice import choice_message, choosing
 from kneo.agents.guardrails import PASS, TurnGuardrails
 from kneo.agents.providers import DUMMY, provider_name
-from kneo.agents.start_check import check_a2a, check_mcp
+from kneo.agents.start_check import check_libraries
 from kneo.agents.turn import (
     CallFunction,
     DeltaStream,
@@ -141,8 +141,7 @@ class Agents:
             entries = turn.journal.load() if any(checks) else ()
             guardrails = TurnGuardrails(turn, entries, clock=clock, limits=AgentSettings(), take=_no_agents)
             return await dummy.take_turn(turn, guardrails)
-        check_mcp(turn.agent_name, turn.agent, program.spec)
-        check_a2a(turn.agent_name, turn.agent, program.spec)
+        check_libraries(turn.agent_name, turn.agent, program.spec)
         loop, opened = await self._load(turn.agent_name, providers_of(program))
         return await loop.take_turn(turn, opened.services)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from kneo.agents.addresses import MAX_ADDRESSES, HostRules, is_public
+from kneo.agents.addresses import MAX_ADDRESSES, HostRules
+from kneo.agents.public_addresses import is_public
 from kneo.errors import Forbidden, Invalid
 from kneo.spec.models.agent import Agent
 

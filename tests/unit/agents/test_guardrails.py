@@ -314,6 +314,16 @@ def test_results_and_errors_of_tools_are_checked(clock: ManualClock) -> None:
         assert not any(entry.kind is EntryKind.TOOL for entry in blocked.journal.rows.values())
 
 
+def test_a_guardrail_that_redacts_the_word_error_leaves_a_result(clock: ManualClock) -> None:
+    def fails(_call: ToolCall) -> object:
+        raise RuntimeError("no entry")
+
+    check = regex("redact", "error|message")
+    made = guarded(clock, [("look", {})], "Done.", tool=check, functions={"look": fails})
+    assert run(made).text == "Done."
+    assert "no entry" in sent(made)
+
+
 def test_a_guardrail_of_one_tool_leaves_the_others_alone(clock: ManualClock) -> None:
     made = guarded(
         clock,
