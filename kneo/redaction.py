@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 REDACTED = "[REDACTED]"
 
 MAX_DEPTH = 64
 """Values nested deeper are redacted whole; accepted input is never this deep."""
+
+LOOKAHEAD = 1_000
+"""Characters after a cut that decide whether a secret stands there: every pattern but one needs fewer from its beginning on."""
 
 _SECRET_WORDS = frozenset(
     {
@@ -97,6 +100,14 @@ def _web_token(match: re.Match[str]) -> str:
 
 
 _SECRETS = (
+    # The only secret of several lines comes first: another rule would take its first line, and its rest would stay.
+    _Rule(
+        ("-----begin",),
+        re.compile(
+            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S]){0,16384}(?:-----END [A-Z ]{0,40}-----)?"
+        ),
+        REDACTED,
+    ),
     _Rule(("cookie",), re.compile(r"(?i)\b(set-cookie|cookie)[ \t]*:[^\r\n]{1,8192}"), rf"\1: {REDACTED}"),
     _Rule(
         ("bearer", "basic", "digest", "negotiate", "ntlm"),
@@ -116,13 +127,6 @@ _SECRETS = (
         REDACTED,
     ),
     _Rule(("aiza",), re.compile(r"\bAIza[A-Za-z0-9_-]{30,60}"), REDACTED),
-    _Rule(
-        ("-----begin",),
-        re.compile(
-            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S]){0,16384}(?:-----END [A-Z ]{0,40}-----)?"
-        ),
-        REDACTED,
-    ),
     _Rule(
         ("passw", "secret", "token", "apikey", "api_key", "api-key", "authorization", "credential"),
         re.compile(
@@ -166,6 +170,25 @@ def redact_text(text: str, *, personal: bool = True) -> str:
                 text = pattern.sub(instead, text)
                 break
     return text
+
+
+def redact_start(text: str, limit: int, *, personal: bool = True) -> str:
+    """Return at most ``limit`` characters of the beginning of a text, redacted, without reading more than it has to.
+
+    The result is the beginning of the redacted text and ends before a secret that the cut divides: half a secret is not
+    recognized. The first ``limit + LOOKAHEAD`` characters of a text suffice.
+    """
+    if len(text) <= limit:
+        return redact_text(text, personal=personal)[:limit]
+    longer = text[: limit + LOOKAHEAD]
+    if len(longer) == limit + LOOKAHEAD:
+        # The header of a web token has no length at which it has to end: what may be one is completed.
+        longer += "aaaa.aaaa"
+    shown, whole = redact_text(text[:limit], personal=personal), redact_text(longer, personal=personal)
+    if not whole.startswith(shown):
+        # A secret at the cut is replaced in the longer text only: the two differ from its first character on.
+        shown = shown[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shown, whole, strict=False)))]
+    return shown[:limit]
 
 
 def _folded(text: str) -> str:

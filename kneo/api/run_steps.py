@@ -17,18 +17,23 @@ from kneo.api.run_views import RunErrorView, UsageView, readable
 from kneo.clock import parse_time
 from kneo.errors import Invalid, Untrusted
 from kneo.records.conversation import ConversationEntry, EntryKind
-from kneo.records.run import AgentUsage, Run, RunStatus, StepRecord
+from kneo.records.run import AgentUsage, Run, RunStatus
 from kneo.records.task import HumanTask, TaskStatus
+from kneo.redaction import LOOKAHEAD, redact_start
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import steps_under_way
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.interpreter.node import Execute
 from kneo.store import agent_journal, history, tasks
 from kneo.store.engine import Tx
+from kneo.store.history import StoredStep
 from kneo.store.task_filter import TaskFilter
 
 MAX_GATES = 500
 """Gates of a response, the latest."""
+
+MAX_TEXT_CHARS = 100_000
+"""Characters after which texts can be cut."""
 
 MAX_CALLS = 200
 """Tool calls of one step in a response."""
@@ -142,8 +147,9 @@ class StepView:
     tool_calls: list[StepCallView]
 
     @classmethod
-    def of(cls, step: StepRecord, entries: Sequence[ConversationEntry]) -> StepView:
+    def of(cls, stored: StoredStep, entries: Sequence[ConversationEntry], text_chars: int | None) -> StepView:
         """Build the view of a finished step and of the journal entries that it wrote."""
+        step = stored.record
         agent = step.facts.get("agent_name")
         return cls(
             path=step.step_id,
@@ -154,8 +160,8 @@ class StepView:
             started_at=step.started_at,
             completed_at=step.completed_at,
             milliseconds=_milliseconds(step.started_at, step.completed_at),
-            input=readable(step.input_text),
-            output=readable(step.output_text),
+            input=_shown(step.input_text, stored.input_chars, text_chars),
+            output=_shown(step.output_text, stored.output_chars, text_chars),
             error=RunErrorView.of_error(step.error),
             model=StepModelView.of(step.facts, entries),
             usage=_usage(entries),
@@ -187,8 +193,9 @@ class StepView:
         )
 
     @classmethod
-    def of_running(cls, action: Execute) -> StepView:
+    def of_running(cls, action: Execute, text_chars: int | None) -> StepView:
         """Build the view of a step that a worker executes or will execute next."""
+        text = action.value.text
         return cls(
             path=action.activity.path,
             kind=action.activity.kind,
@@ -198,7 +205,7 @@ class StepView:
             started_at=None,
             completed_at=None,
             milliseconds=None,
-            input=readable(action.value.text),
+            input=_shown(text, len(text), text_chars),
             output=None,
             error=None,
             model=None,
@@ -217,6 +224,13 @@ class StepPageView(PageView):
     gates: list[StepGateView]
 
 
+def _shown(text: str | None, length: int, text_chars: int | None) -> str | None:
+    """Return a text without secrets, or its beginning with a note of its length."""
+    if text is None or text_chars is None or length <= text_chars:
+        return readable(text)
+    return f"{redact_start(text, text_chars, personal=False)}[cut: {length} characters in all]"
+
+
 def path_of(location: str) -> str:
     """Return the path of a step from its location: without the numbers of rounds and attempts; a router's agent has its path."""
     return unquote(re.sub(r"[#@]\d+|:select", "", location))
@@ -228,15 +242,24 @@ def _usage(entries: Iterable[ConversationEntry]) -> UsageView | None:
 
 
 @operation("GET", "/runs/{run_id}/steps", scope="runs:read")
-def list_run_steps(context: Context, run_id: str, limit: Limit = 100, offset: Offset = 0) -> StepPageView:
+def list_run_steps(
+    context: Context,
+    run_id: str,
+    limit: Limit = 100,
+    offset: Offset = 0,
+    text_chars: Annotated[
+        int | None, Field(ge=1, le=MAX_TEXT_CHARS, description="Cut inputs and outputs after this many characters.")
+    ] = None,
+) -> StepPageView:
     """List the steps of a run in the order in which they finished, then those that are under way; with the run's gates."""
     run = find_run(context.store, run_id)
     with context.store.read() as tx:
-        finished, total = history.page_of_steps(tx, run_id, limit=limit, offset=offset)
+        read_chars = text_chars + LOOKAHEAD if text_chars is not None else None
+        finished, total = history.page_of_steps(tx, run_id, limit=limit, offset=offset, text_chars=read_chars)
         by_step = _entries_by_step(tx, run_id)
         of_run = TaskFilter(run_id=run_id, statuses=frozenset(TaskStatus))
         gates = tasks.list_tasks(tx, of_run, sort_by="id", descending=True, limit=MAX_GATES, offset=0, after=None)
-    views = [StepView.of(step, by_step.finished.get(step.sequence, [])) for step in finished]
+    views = [StepView.of(step, by_step.finished.get(step.record.sequence, []), text_chars) for step in finished]
     begun = [
         StepView.of_unfinished(run, location, entries)
         for location, entries in sorted(by_step.unfinished.items(), key=lambda item: item[1][0].started_at)
@@ -244,7 +267,9 @@ def list_run_steps(context: Context, run_id: str, limit: Limit = 100, offset: Of
     if run.status is RunStatus.RUNNING:
         known = {view.path for view in begun}
         begun += [
-            StepView.of_running(action) for action in _executing(context, run) if action.activity.path not in known
+            StepView.of_running(action, text_chars)
+            for action in _executing(context, run)
+            if action.activity.path not in known
         ]
     first = max(offset - total, 0)
     views += begun[first : first + limit - len(views)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
 
@@ -197,17 +197,51 @@ def insert_past(
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
+_STEP = [column.name for column in steps.c]
+
+
 def list_steps(tx: Tx, run_id: str) -> tuple[StepRecord, ...]:
     rows = tx.connection.execute(select(steps).where(steps.c.run_id == run_id).order_by(steps.c.sequence))
     return tuple(_step(row) for row in rows)
 
 
-def page_of_steps(tx: Tx, run_id: str, *, limit: int, offset: int) -> tuple[tuple[StepRecord, ...], int]:
-    """Return a page of a run's finished steps in order, and the number of all."""
+class StoredStep(NamedTuple):
+    """A finished step, whose texts may be cut, and the characters of its whole input and output."""
+
+    record: StepRecord
+    input_chars: int
+    output_chars: int
+
+
+def page_of_steps(
+    tx: Tx, run_id: str, *, limit: int, offset: int, text_chars: int | None = None
+) -> tuple[tuple[StoredStep, ...], int]:
+    """Return a page of a run's finished steps in order, and the number of all.
+
+    Args:
+        tx: The transaction.
+        run_id: The run.
+        limit: The most steps of the page.
+        offset: The number of steps before the page.
+        text_chars: The number of characters after which inputs and outputs are cut; ``None`` reads them whole.
+    """
     of_run = steps.c.run_id == run_id
-    page = select(steps).where(of_run).order_by(steps.c.sequence).limit(limit).offset(offset)
+    texts = steps.c.input_text, steps.c.output_text
+    columns = [
+        column if text_chars is None or column not in texts else func.substr(column, 1, text_chars).label(column.name)
+        for column in steps.c
+    ]
+    lengths = [func.coalesce(func.length(text), 0) for text in texts]
+    page = select(*columns, *lengths).where(of_run).order_by(steps.c.sequence).limit(limit).offset(offset)
     total = tx.connection.execute(select(func.count()).select_from(steps).where(of_run)).scalar_one()
-    return tuple(_step(row) for row in tx.connection.execute(page)), total
+    return tuple(_stored_step(row) for row in tx.connection.execute(page)), total
+
+
+def _stored_step(row: AnyRow) -> StoredStep:
+    *_, input_chars, output_chars = row
+    assert isinstance(input_chars, int)
+    assert isinstance(output_chars, int)
+    return StoredStep(_step(row), input_chars, output_chars)
 
 
 def step_ends(tx: Tx, run_id: str) -> tuple[tuple[int, str, str], ...]:
@@ -226,7 +260,8 @@ def outputs_until(tx: Tx, run_id: str, at: str, *, limit: int) -> tuple[tuple[st
 
 
 def _step(row: AnyRow) -> StepRecord:
-    return StepRecord(**{**row._asdict(), "error": read_error(row.error)})
+    values = row._asdict()
+    return StepRecord(**{name: values[name] for name in _STEP} | {"error": read_error(row.error)})
 
 
 _VISITED = Prepared(

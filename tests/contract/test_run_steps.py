@@ -298,3 +298,29 @@ def test_the_steps_of_a_run_whose_spec_is_gone_can_still_be_read(store: Store) -
     run = insert(store)
     write(store, run, [step(run, 1, T.format(1))])
     assert [view.status for view in list_run_steps(operation_context(store), run.id).steps] == ["completed"]
+
+
+def test_texts_are_read_and_cut_at_their_beginning(store: Store) -> None:
+    run = insert(store)
+    long, secret = "é words " * 30_000, "ghp_" + "0123456789" * 3
+    texts = [(long, "x" * 690 + f" {secret} and more"), ("short", None), (f"password={secret}", "y" * 700)]
+    steps = [
+        step(run, number, T.format(number), input_text=first, output_text=second)
+        for number, (first, second) in enumerate(texts, 1)
+    ]
+    write(store, run, steps)
+    with store.read() as tx:
+        stored, _ = history.page_of_steps(tx, run.id, limit=9, offset=0, text_chars=700)
+        whole, _ = history.page_of_steps(tx, run.id, limit=9, offset=0)
+    assert [each.record for each in whole] == steps
+    assert stored[0].record.input_text == long[:700]
+    assert [each[1:] for each in stored] == [each[1:] for each in whole]
+    assert [each[1:] for each in stored] == [(len(first), len(second or "")) for first, second in texts]
+    first, second, third = list_run_steps(operation_context(store), run.id, text_chars=700).steps
+    assert first.input == f"{long[:700]}[cut: 240000 characters in all]"
+    assert first.output == f"{'x' * 690} [cut: 734 characters in all]", "the cut divides a secret: none of it is shown"
+    assert (second.input, second.output) == ("short", None)
+    assert (third.input, third.output) == ("password=[REDACTED]", "y" * 700)
+    whole_views = list_run_steps(operation_context(store), run.id).steps
+    assert [view.input for view in whole_views] == [long, "short", "password=[REDACTED]"]
+    assert whole_views[0].output == "x" * 690 + " [REDACTED] and more"

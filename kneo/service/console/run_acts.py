@@ -28,7 +28,7 @@ SCOPES = ("runs:read", "runs:write")
 
 def _page(request: PageRequest, template: str, problem: KneoError | None, **values: object) -> Page:
     run = request.call(get_run, request.path["run_id"])
-    steps = request.call(list_run_steps, run.id, limit=MAX_LISTED)
+    steps = request.call(list_run_steps, run.id, limit=MAX_LISTED, text_chars=1)
     known: dict[str, object] = {
         "run": run,
         "name": name_of(run),
@@ -125,13 +125,19 @@ def accept_fork(request: PageRequest) -> Page | SeeOther:
     return SeeOther(f"/console/runs/{run_id}")
 
 
+def _input(request: PageRequest, number: int) -> str:
+    """Return the whole input of a step."""
+    found = request.call(list_run_steps, request.path["run_id"], limit=1, offset=number).steps
+    return (found[0].input if found else None) or ""
+
+
 def _fork_page(request: PageRequest, problem: KneoError | None, *, step: str) -> Page:
     page = _page(request, "run_fork.html", problem)
     listed = page.values["steps"]
     assert isinstance(listed, StepPageView)
     paths = list(dict.fromkeys(one.path for one in listed.steps if one.status in {"completed", "failed"}))
     chosen = step if step in paths else ""
-    started = next((one for one in listed.steps if one.path == chosen), None)
+    number, started = next(((at, one) for at, one in enumerate(listed.steps) if one.path == chosen), (0, None))
     again = paths[paths.index(chosen) :] if chosen else []
     before = [
         gate
@@ -143,7 +149,7 @@ def _fork_page(request: PageRequest, problem: KneoError | None, *, step: str) ->
         "chosen": chosen,
         "again": again,
         "gates": list({gate.key: gate for gate in before}.values()),
-        "input": request.form.get("input") or (started.input if started is not None else "") or "",
+        "input": request.form.get("input") or (_input(request, number) if started is not None else ""),
         "change_input": request.form.get("change_input") == "yes",
         "asked": request.form.all("ask"),
     }

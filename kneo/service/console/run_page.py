@@ -13,7 +13,7 @@ from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED
 from kneo.service.console.graph_layout import DrawnEdge, DrawnStep
 from kneo.service.console.page import Page, PageRequest, Pages
-from kneo.service.console.run_rows import RunGraph, run_graph, step_rows, step_states
+from kneo.service.console.run_rows import ROW_CHARS, RunGraph, run_graph, step_rows, step_states
 from kneo.service.console.runs import CHIPS, MENU, environment_of, name_of, release_of, seconds_of
 from kneo.service.console.words import dollars, span
 
@@ -34,7 +34,7 @@ def show_run(request: PageRequest) -> Page:
     run_id = request.path["run_id"]
     run = request.call(get_run, run_id)
     offset = _offset(request)
-    listed = request.call(list_run_steps, run_id, limit=PAGE_SIZE, offset=offset)
+    listed = request.call(list_run_steps, run_id, limit=PAGE_SIZE, offset=offset, text_chars=ROW_CHARS)
     gates = gates_of_page(listed)
     rows, axis, times = step_rows(listed.steps, gates, request.now, first=offset)
     release = release_of(run)

@@ -17,7 +17,7 @@ from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.service.console.graph_layout import DrawnEdge, DrawnStep, lay_out
 from kneo.service.console.graph_svg import StepState, bar_svg, graph_svg, step_anchor
 from kneo.service.console.time_axis import Interval, TimeAxis
-from kneo.service.console.words import count, peek, span
+from kneo.service.console.words import peek, span
 
 OPEN_STEPS, MOST_STEPS = 150, 500
 """A graph of more steps is drawn with closed containers; one of still more only where that is asked for."""
@@ -189,8 +189,8 @@ def _row(event: _Event, axis: TimeAxis, anchor: str) -> StepRow:
         is_open=state == "failed",
         number=event.number,
         kind=step.kind,
-        input=clipped(step.input),
-        output=clipped(step.output),
+        input=step.input or "",
+        output=step.output or "",
         error=error,
         started_at=step.started_at,
         model=f"{step.model.provider}/{step.model.name}" if step.model is not None else "",
@@ -243,12 +243,6 @@ def gate_words(gate: StepGateView) -> str:
         return {"cancelled": "withdrawn", "expired": "expired"}.get(gate.status, "waits for people")
     words = f"{gate.actor} {gate.decision}" if gate.actor else gate.decision
     return f"{words}: {gate.comment}" if gate.comment else words
-
-
-def clipped(text: str | None) -> str:
-    """Return the beginning of a text."""
-    text = text or ""
-    return text if len(text) <= ROW_CHARS else f"{text[:ROW_CHARS]}… ({count(len(text), 'character')})"
 
 
 # ---- the graph ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kneo import redaction
-from kneo.redaction import REDACTED, hide_paths, is_secret_key, redact, redact_text
+from kneo.redaction import LOOKAHEAD, REDACTED, hide_paths, is_secret_key, redact, redact_start, redact_text
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N"
 
@@ -62,6 +62,7 @@ def test_nothing_and_yes_and_no_stay_under_any_key() -> None:
         ("client_secret=abc", "client_secret=[REDACTED]"),
         ("Cookie: a=b; c=d\nHost: x", "Cookie: [REDACTED]\nHost: x"),
         ("-----BEGIN PRIVATE KEY-----\nMIIB\nAB==\n-----END PRIVATE KEY-----\nafter", "[REDACTED]\nafter"),
+        ("bearer -----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----", "bearer [REDACTED]"),
     ],
 )
 def test_secrets_in_text_are_replaced(text: str, expected: str) -> None:
@@ -155,3 +156,63 @@ def test_a_long_run_of_tokens_that_are_none_is_read_once() -> None:
 def test_a_long_key_is_judged_by_its_end_too() -> None:
     assert redact({"a" * 5_000 + "_password": "plain words"}) == {"a" * 5_000 + "_password": REDACTED}
     assert redact({"password_" + "a" * 5_000: "plain words"}) == {"password_" + "a" * 5_000: REDACTED}
+
+
+# ---- the beginning of a text ----------------------------------------------------------------------------------------
+
+SECRETS = [
+    "QZ0QZ1QZ2QZ3", "sk-QZ0QZ1QZ2QZ3QZ4", "AKIAQZQZQZQZQZQZQZQZ", "ghp_QZ0QZ1QZ2QZ3QZ4QZ5QZ6", "AIza" + "QZ0QZ" * 7,
+    "github_pat_" + "QZ0QZ1QZ2QZ3" * 3, "-----BEGIN RSA PRIVATE KEY-----\n" + "QZ0QZ1QZ\n" * 9 + "-----END RSA PRIVATE KEY-----",
+    "eyJ" + "QZ0QZ1" * 20 + "." + "QZ2QZ3" * 20 + ".QZ4QZ5", "eyJ" + "QZ0QZ1" * 200 + "." + "QZ2QZ3" * 20 + ".QZ4QZ5",
+    "QZQZQZ.QZQZ@QZQZ.QZ", "Q" * 64 + "@" + "Z" * 63 + ".QZ", "000-00-0000",
+]  # fmt: skip
+"""Secrets of characters that stand nowhere else in these tests."""
+
+OPENINGS = ["", "word ", "bearer ", "Cookie:   a=", "password=", "'api_key': '", '"client_secret": "', "token = "]
+
+
+def leaks(shown: str) -> bool:
+    """Return whether a text has a character of a secret."""
+    return any(character in "QZ0" for character in shown.replace(REDACTED, "").replace("[REDACTED_EMAIL]", ""))
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: f"{secret[:12]!r}-{len(secret)}")
+def test_no_cut_shows_a_part_of_a_secret(opening: str, secret: str) -> None:
+    before = f"some words, {opening}"
+    length = len(before) + len(secret)
+    for after in (" and more words", "\nand more lines\n" * 90):
+        text = f"{before}{secret}{after}"
+        redacted = redact_text(text)
+        if leaks(redacted):
+            # A password is one only behind its name; of an address behind another word the host stays.
+            assert (opening in {"", "word "} and secret == SECRETS[0]) or (opening == "bearer " and "@" in secret)
+            continue
+        for limit in {*range(min(length, 150)), *range(150, length, 31), *range(max(length - 9, 0), length + 3)}:
+            shown = redact_start(text, limit)
+            assert not leaks(shown), (limit, shown)
+            assert redacted.startswith(shown), (limit, shown)
+            assert len(shown) <= limit
+
+
+PIECES = [
+    "Bearer ", "basic ", JWT, "sk-", "AKIA", "ghp_", "github_pat_", "AIza", "eyJ", "-----BEGIN PRIVATE KEY-----", ".",
+    "-----END PRIVATE KEY-----", "Set-Cookie: ", "api-key", "client_secret", "password", "token", "=", ": ", "\n", "'",
+    "abcdefghijklmnopqrstuvwxyz", "0123456789ABCDEF", "ann@example.com", "123-45-6789", " ", '"', "-", "_", "[REDACTED]",
+    "words " * 40, "A" * 700, "bas\u0131c ", "BAS\u0130C ",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), st.booleans(), st.data())
+def test_the_start_of_a_text_is_the_start_of_what_may_be_shown_of_it(
+    text: str, personal: bool, data: st.DataObject
+) -> None:
+    limit = data.draw(st.integers(0, len(text) + 2))
+    shown = redact_start(text, limit, personal=personal)
+    assert redact_text(text, personal=personal).startswith(shown)
+    assert redact_start(text[: limit + LOOKAHEAD], limit, personal=personal) == shown, "more is not read"
+
+
+@pytest.mark.parametrize("text", ["", "plain", "plain " * 900, "token " * 900, "basic ideas " * 500])
+def test_the_start_of_an_ordinary_text_is_as_long_as_it_may_be(text: str) -> None:
+    assert redact_start(text, 700) == text[:700]
