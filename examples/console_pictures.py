@@ -39,8 +39,7 @@ def take_all(images: Path, browser: str) -> None:
         (Path(folder) / "home").mkdir()
         demo = Demo(Path(folder).resolve())
         demo_.declare(demo)
-        process = demo.up()
-        try:
+        with demo.up():
             demo.wait_for(reason="AwaitingApproval")
             window = playwright.chromium.launch(executable_path=browser, args=arguments)
             page = window.new_page(viewport={"width": WIDTH, "height": HEIGHT})
@@ -55,9 +54,6 @@ def take_all(images: Path, browser: str) -> None:
             page.click("[data-task]")
             page.check("input[name=decision][value=approved]")
             take(page, images, "console-task")
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 _INPUT = ("--input", "The office is closed on Friday. The support line stays open until noon.")

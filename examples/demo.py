@@ -10,9 +10,11 @@ import json
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import NoReturn
@@ -82,22 +84,26 @@ class Demo:
             **self.variables,
         }
 
-    def up(self) -> subprocess.Popen[str]:
-        """Start ``kneo up`` and read its address."""
+    @contextmanager
+    def up(self) -> Iterator[subprocess.Popen[str]]:
+        """Run ``kneo up`` until the block ends, however it ends; read its address."""
         command = [sys.executable, "-m", "kneo.cli.main", "up", "--repo", "acme", "--port", "0"]
         render.text("\n   $ kneo up --repo acme")
         log = (self.folder / "kneo.log").open("w")
         process = subprocess.Popen(  # noqa: S603 - our own command
             command, cwd=self.folder, env=self.environment("bob"), stdout=subprocess.PIPE, stderr=log, text=True
         )
-        assert process.stdout is not None
-        line = process.stdout.readline().strip()
-        if "http://" not in line:
-            _give_up((self.folder / "kneo.log").read_text())
-        render.text(f"     {line}")
-        self.url = "http://" + line.split("http://")[1].split(",")[0]
-        Thread(target=process.stdout.read, daemon=True).start()
-        return process
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().strip()
+            if "http://" not in line:
+                _give_up((self.folder / "kneo.log").read_text())
+            render.text(f"     {line}")
+            self.url = "http://" + line.split("http://")[1].split(",")[0]
+            Thread(target=process.stdout.read, daemon=True).start()
+            yield process
+        finally:
+            _stop(process)
 
     def sign_in_link(self, person: str) -> str:
         """Make a link that signs one browser in as a person, once."""
@@ -158,17 +164,13 @@ def run(demo: Demo) -> None:
     demo.heading(
         "One process reconciles the commit", "The trust root that kneo init created on this machine is pinned."
     )
-    process = demo.up()
-    try:
+    with demo.up() as process:
         at = ("--service-url", demo.url)
         _approve_release(demo, at)
         _run_and_approve(demo, at)
         _refusals(demo, at, key)
         _agent_at_a_gate(demo, _model())
-    except BaseException:
-        process.kill()
-        raise
-    _end(demo, process)
+        _end(demo, process)
 
 
 def _approve_release(demo: Demo, at: Sequence[str]) -> None:
@@ -260,8 +262,7 @@ def _agent_at_a_gate(demo: Demo, model: str) -> None:
 
 def _end(demo: Demo, process: subprocess.Popen[str]) -> None:
     if "--up" not in sys.argv:
-        process.terminate()
-        process.wait(PATIENCE_SECONDS)
+        _stop(process)
         render.text(
             f"\n✓ Done in {monotonic() - demo.started:.0f} s. The repository, keys and database are in {FOLDER}/."
         )
@@ -275,11 +276,18 @@ def _end(demo: Demo, process: subprocess.Popen[str]) -> None:
     render.text(f"    cd {FOLDER} && export HOME=$PWD/home KNEO_SERV_API_KEY={demo.keys['bob']}")
     render.text(f"    ../.venv/bin/kneo status --service-url {demo.url}")
     render.text(f"    API key of ann, the approver: {demo.keys['ann']}. Stop with Ctrl-C.")
-    try:
+    with suppress(KeyboardInterrupt):
         process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Stop a process in order, or kill it where that takes too long."""
+    process.terminate()
+    try:
         process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _sign(demo: Demo, version: str, key: str) -> Path:
@@ -318,7 +326,8 @@ def _give_up(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """Run the demo in a new folder."""
+    """Run the demo in a new folder. SIGTERM ends it as an exception does, so that it stops the server that it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = FOLDER.absolute()
     if folder.exists():
         shutil.rmtree(folder)

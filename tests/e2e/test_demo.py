@@ -2,12 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from kneo_process import PATIENCE_SECONDS
+from processes import is_executing
+from warm import start_python
 
 from examples import demo
+
+ROOT = Path(demo.__file__).parents[1]
+
+SERVER = """#!/bin/sh
+trap 'kill $!; echo in order > ended; exit 0' TERM
+sleep 600 &
+echo "Kneo is up at http://127.0.0.1:9, as always"
+wait
+"""
+"""The server of a demo, which obeys SIGTERM and nothing else."""
+
+DEMO = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from examples import demo
+
+def hold(made):
+    with made.up() as server:
+        print(server.pid, flush=True)
+        server.wait()
+
+demo.run = hold
+sys.executable = sys.argv[2]
+demo.main()
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_stopped_stops_its_server(tmp_path: Path, number: signal.Signals) -> None:
+    server = tmp_path / "server"
+    server.write_text(SERVER)
+    server.chmod(0o755)
+    with start_python(
+        [sys.executable, "-c", DEMO, ROOT, server],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        pid = int(next(line for line in lines if line.strip().isdecimal()))
+        try:
+            process.send_signal(number)
+            assert process.wait(PATIENCE_SECONDS) != 0
+            assert not is_executing(pid)
+            assert (tmp_path / ".demo" / "ended").read_text() == "in order\n"
+        finally:
+            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.e2e
