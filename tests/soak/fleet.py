@@ -20,6 +20,7 @@ from kneo_process import PATIENCE_SECONDS, Machine, Process, eventually
 from soak.costs import ProcessorTime
 from soak.evidence import Sample
 from soak.growth import sample
+from soak.laws import may_end
 from soak.program import MODULE, SOURCE, spec
 
 from kneo.clock import SystemClock
@@ -36,12 +37,6 @@ SIZES = {"service": 2, "worker": 3, "controller": 2}
 
 DURABLE = {"synchronous_commit": "on", "full_page_writes": "on", "autovacuum": "on", "shared_buffers": "128MB"}
 """Settings of the server that differ from those of tests: a commit is in the log of a server that ends at once."""
-
-START_SECONDS = 180.0
-"""Time in which a process starts, also on a busy machine. One that meets a fault meanwhile ends, and a supervisor starts it again."""
-
-TRY_AGAIN = 75
-"""Exit status of a process that could not start because something did not respond."""
 
 
 def key_of(person: str) -> str:
@@ -70,6 +65,11 @@ class Member:
     @property
     def name(self) -> str:
         return f"{self.kind} {self.number} (start {self.lives})"
+
+    @property
+    def age(self) -> float:
+        """The seconds since the process was started."""
+        return time.monotonic() - self.since
 
     @property
     def is_alive(self) -> bool:
@@ -192,8 +192,7 @@ class Fleet:
             process = member.process
             if process is None or process.popen.poll() is None:
                 continue
-            is_starting = time.monotonic() - member.since < START_SECONDS
-            if is_starting and process.popen.returncode == TRY_AGAIN:
+            if may_end(process.popen.returncode, member.age, is_stopped=False):
                 self.restarts += 1
             else:
                 last = process.log.read_text().strip().splitlines()[-1:] or [""]
@@ -217,13 +216,13 @@ class Fleet:
 
     def stop(self) -> None:
         """Stop all processes, each by one SIGTERM, which it has to obey."""
-        running = [(member, member.process) for member in self.members if member.process is not None]
-        for _, process in running:
+        running = [(member, member.process, member.age) for member in self.members if member.process is not None]
+        for _, process, _ in running:
             process.popen.terminate()
-        for member, process in running:
+        for member, process, age in running:
             status = process.popen.wait(PATIENCE_SECONDS)
             process.kill()
-            if status != 0:
+            if not may_end(status, age, is_stopped=True):
                 self.ended_alone.append(f"{member.name} ended with {status} after SIGTERM")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,23 @@ TAKEOVER_SECONDS = 30.0
 
 LAST_STEP = "publish"
 """The step behind the gate of every run."""
+
+START_SECONDS = 180.0
+"""Time in which a process starts, also on a busy machine. One that meets a fault meanwhile ends, and a supervisor starts it again."""
+
+TRY_AGAIN = 75
+"""Exit status of a process that could not start because something did not respond."""
+
+
+def may_end(status: int, age: float, *, is_stopped: bool) -> bool:
+    """Return whether a process of this age may end with this status.
+
+    A process that starts may meet a fault, and SIGTERM ends it before it handles signals. Later it obeys SIGTERM in order.
+    """
+    is_starting = age < START_SECONDS
+    if is_stopped and (status == 0 or (is_starting and status == -signal.SIGTERM)):
+        return True
+    return is_starting and status == TRY_AGAIN
 
 
 @dataclass(frozen=True)

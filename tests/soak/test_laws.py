@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from soak.evidence import Effect, Evidence, Fault, Promotion, RunRow, Sample, SentDecision, StartedRun, StepRow, TaskRow
 from soak.growth import growths, slope
-from soak.laws import violations
+from soak.laws import START_SECONDS, TRY_AGAIN, may_end, violations
 
 MIB = 2**20
 
@@ -160,3 +160,25 @@ def test_the_start_of_a_process_is_no_growth() -> None:
 
 def test_processes_that_lived_too_short_have_no_growth() -> None:
     assert growths(samples()[:5], 30) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "age", "is_stopped", "may"),
+    [
+        (0, 900.0, True, True),
+        (-15, 2.0, True, True),
+        (-15, START_SECONDS, True, False),
+        (TRY_AGAIN, 2.0, True, True),
+        (TRY_AGAIN, 2.0, False, True),
+        (TRY_AGAIN, START_SECONDS, False, False),
+        (0, 2.0, False, False),
+        (-15, 2.0, False, False),
+        (-9, 2.0, True, False),
+        (1, 2.0, True, False),
+        (1, 2.0, False, False),
+    ],
+)
+def test_a_process_ends_in_order_when_it_is_stopped_and_tries_again_only_while_it_starts(
+    status: int, age: float, is_stopped: bool, may: bool
+) -> None:
+    assert may_end(status, age, is_stopped=is_stopped) is may
