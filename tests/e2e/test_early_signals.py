@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import httpx
+import kneo_process
 import pytest
 from kneo_process import Machine, Process, eventually
 
@@ -55,3 +58,25 @@ def test_a_service_that_has_just_announced_its_url_reads_its_keys_again(machine:
     answer = httpx.get(f"{process.url}/v1/me", headers={"Authorization": "Bearer key-of-ann"}, timeout=240)
     assert answer.status_code == 200
     assert process.terminate() == 0, process.log.read_text()
+
+
+class _Interrupted(threading.Event):
+    """An event whose wait Ctrl-C ends."""
+
+    def wait(self, *_: object) -> bool:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.e2e
+def test_a_process_whose_start_is_interrupted_is_stopped_with_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path, "sqlite://")
+    monkeypatch.setattr(Machine, "program", ("-c", "import signal; signal.pause()"))
+    monkeypatch.setattr(kneo_process, "threading", SimpleNamespace(Event=_Interrupted, Thread=threading.Thread))
+    with pytest.raises(KeyboardInterrupt):
+        machine.start()
+    [process] = machine.processes
+    assert process.popen.poll() is None
+    machine.stop()
+    assert process.popen.poll() is not None

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, TypeVar
 from unittest import mock
@@ -78,8 +79,9 @@ class Machine:
 
     def start(self, *arguments: str, answers: bool = True, cwd: Path | None = None) -> Process:
         """Start a process that stays; with ``answers``, wait until it says at which address."""
-        process = Process(self, arguments, answers=answers, cwd=cwd or self.folder)
-        self.processes.append(process)
+        process = Process(self, arguments, cwd=cwd or self.folder)
+        if answers:
+            process.wait_until_announced()
         return process
 
     def stop(self) -> None:
@@ -111,7 +113,7 @@ class Desk(Machine):
 class Process:
     """A Kneo process that stays, and a client for it."""
 
-    def __init__(self, machine: Machine, arguments: Sequence[str], *, answers: bool, cwd: Path) -> None:
+    def __init__(self, machine: Machine, arguments: Sequence[str], *, cwd: Path) -> None:
         self.log = machine.folder / f"process-{len(machine.processes)}.log"
         with self.log.open("w") as log:
             self.popen = machine.begin(
@@ -122,14 +124,22 @@ class Process:
                 stderr=log,
                 text=True,
             )
+        # From here on the machine stops it, whatever interrupts the wait for its address.
+        machine.processes.append(self)
         self._announced = threading.Event()
         self.url = ""
         self.printed: list[str] = []
         threading.Thread(target=self._listen, daemon=True).start()
-        if answers:
-            assert self._announced.wait(PATIENCE_SECONDS), self.log.read_text()
-            assert self.url, self.log.read_text()
-        self.http = httpx.Client(base_url=f"{self.url}/v1", timeout=PATIENCE_SECONDS)
+
+    def wait_until_announced(self) -> None:
+        """Wait until the process says at which address it answers."""
+        assert self._announced.wait(PATIENCE_SECONDS), self.log.read_text()
+        assert self.url, self.log.read_text()
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        """A client for the address of the process."""
+        return httpx.Client(base_url=f"{self.url}/v1", timeout=PATIENCE_SECONDS)
 
     def _listen(self) -> None:
         assert self.popen.stdout is not None
@@ -165,6 +175,7 @@ class Process:
 
     def _end(self) -> None:
         self.popen.wait(PATIENCE_SECONDS)
-        self.http.close()
+        if "http" in vars(self):
+            self.http.close()
         if self.popen.stdout is not None:
             self.popen.stdout.close()
