@@ -1,4 +1,4 @@
-"""Maintenance of an installation: retention, and backups of its database."""
+"""Maintenance of an installation: its schema, backups, the import of published databases, and retention."""
 
 from __future__ import annotations
 
@@ -275,20 +275,8 @@ class RetentionPolicy:
     def from_settings(cls, execution: ExecutionSettings, project: Retention | None = None) -> RetentionPolicy:
         """Combine the settings of the process and the project."""
         declared = project.model_dump() if project is not None else {}
-        days = {
-            f"{what}_days": execution.retention_days.get(what, declared.get(f"{what}_days"))
-            for what in (
-                "runs",
-                "checkpoints",
-                "queue",
-                "continuations",
-                "sessions",
-                "artifacts",
-                "logs",
-                "idempotency",
-                "usage",
-            )
-        }
+        names = [each.name for each in fields(cls) if each.name.endswith("_days")]
+        days = {name: execution.retention_days.get(name.removesuffix("_days"), declared.get(name)) for name in names}
         if days["usage_days"] is not None and days["usage_days"] < MIN_USAGE_DAYS:
             msg = f"KNEO_SERV_RETENTION_USAGE_DAYS is {days['usage_days']}; a budget per month needs {MIN_USAGE_DAYS}."
             raise Invalid(msg, code="invalid_setting")

@@ -1,1 +1,1 @@
-"""The model layer: who answers when a step says ``kind: agent``."""
+"""The model layer: the turns of agents, their models, tools, guardrails and memory."""

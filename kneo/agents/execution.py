@@ -28,7 +28,7 @@ MAX_WHOLE_BYTES = 1_000_000
 MAX_FORMS = 10
 """Questions of a tool during one call."""
 MAX_RESTARTS = 2
-"""Times that a call is begun anew because its server forgot the state of an earlier question."""
+"""Times that a call starts again because its server forgot the state of an earlier question."""
 
 ANNOUNCED_AFTER = 1.0
 """Seconds after which a call that is not recorded at its beginning is in the trace."""

@@ -192,7 +192,7 @@ async def no_functions(name: str, _text: str) -> object:
 class AnswerRequired(Exception):
     """A tool cannot finish without an answer (MCP elicitation); it is called again with the answer and ``state``.
 
-    ``restarted``: the server refused the state of an earlier question, and the call began anew.
+    ``restarted``: the server refused the state of an earlier question, and the call started again.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class ToolCall:
     state: Mapping[str, object] | None = None
     answer: Decision | None = None
     keep: Callable[[Mapping[str, object]], Awaitable[None]] = keep_nothing
-    """Records a state durably. A call that is interrupted afterwards is made again with it, and nobody is asked whether it took
+    """Records a state durably. A call that is interrupted afterwards is made again with it, and no person is asked whether it took
     effect."""
 
 

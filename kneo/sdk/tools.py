@@ -61,7 +61,7 @@ def tool(  # noqa: PLR0913 - the parameters by which programs know it
         user_input_fields: The arguments that a person fills in, instead of the model; default: all.
         external_execution: A person or system outside carries out each call and provides its result; the function is not
             called.
-        on_reject: What a rejection does: the agent is told, or the run is stopped, or fails.
+        on_reject: What a rejection does: the agent gets it as the result of the call, or the run is stopped, or fails.
         gate: The people and the deadline of the question, as a gate of a spec has them: ``assignee``, ``candidates``,
             ``quorum``, ``timeout_seconds``, ``on_timeout``, ``escalate``, ``remind``, …
 

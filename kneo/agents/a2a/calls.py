@@ -44,7 +44,7 @@ MAX_LOST_READS = 20
 """Reads of a task in a row that may fail without an answer."""
 
 CANCEL_SECONDS = 5.0
-"""Time for the cancellation of a task that nobody waits for any more."""
+"""Time for the cancellation of a task whose result is not needed any more."""
 
 MAX_PROMPT_CHARS = 4_000
 MAX_ID_CHARS = 500

@@ -14,7 +14,7 @@ from a2a.utils.signing import SignatureVerificationError, create_signature_verif
 from kneo.errors import Untrusted
 
 _ALGORITHMS = frozenset({"EdDSA", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512"})
-"""Signatures by a key pair; with a shared secret, whoever can check a card could sign one."""
+"""Signatures by a key pair; with a shared secret, each party that can check a card could sign one."""
 
 
 async def fetch_card(http: httpx.AsyncClient, url: str, keys: Sequence[Mapping[str, object]]) -> AgentCard:

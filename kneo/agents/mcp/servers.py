@@ -307,7 +307,7 @@ async def _finished(connection: Connection, request: CallToolRequestParams, call
         except MCPError as error:
             if error.code != INVALID_PARAMS:
                 raise
-            restarted = True  # the server no longer knows its state: the call begins anew, and asks anew
+            restarted = True  # the server no longer knows its state: the call starts again, and asks again
             result = await connection.call(request)
     else:
         result = await connection.call(request)
