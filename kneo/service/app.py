@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -253,11 +254,8 @@ def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
     routes = RouteTable(ROUTERS)
     problems.install(app)
     app.router.routes.insert(0, DirectRoute())
-    api = APIRouter()
-    for router in ROUTERS:
-        api.include_router(router)
-    app.include_router(api, prefix=VERSION)
-    app.include_router(api, include_in_schema=False)
+    app.include_router(_api(), prefix=VERSION)
+    app.include_router(_api(), include_in_schema=False)
     app.include_router(links.pages)
     for path in ("/", "/console"):
         app.add_api_route(path, show_console, methods=["GET"], include_in_schema=False)
@@ -265,6 +263,15 @@ def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
         app.include_router(health.metrics_router)
     describe(app, routes)
     return routes
+
+
+@functools.cache
+def _api() -> APIRouter:
+    """Return the routes of the API: the framework compiles them once, for all applications of a process."""
+    api = APIRouter()
+    for router in ROUTERS:
+        api.include_router(router)
+    return api
 
 
 def description() -> dict[str, object]:
