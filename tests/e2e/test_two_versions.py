@@ -1,8 +1,8 @@
 """An upgrade and a way back without a failed request: processes of two versions on one PostgreSQL database, under load.
 
-Once the later version is this one with one more migration, once the earlier version is a commit of the history. All processes have
-``KNEO_SERV_MIGRATE=never``; ``kneo maintenance migrate`` of the later version migrates the database while the earlier one uses it.
-The whole of it, with more processes and runs, is ``make upgrade-check``.
+The later version is this one with one more migration. All processes have ``KNEO_SERV_MIGRATE=never``; ``kneo maintenance migrate`` of
+the later version migrates the database while the earlier one uses it. ``make upgrade-check`` does it from earlier versions of the
+history, with more processes and runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from kneo_process import Machine
 from upgrade.deployment import ProgramMachine
-from upgrade.releases import HistoryMissing, earlier_version, unpack
 from upgrade.update import VARIABLES, RollingUpdate, Size, UpdateResult, stopping
 
 import kneo
@@ -68,16 +67,3 @@ def test_a_database_in_use_is_upgraded_and_taken_back_without_a_failed_request(
         assert (result.migrated, result.went_back) == ((HEAD, LATER), True)
         planned = earlier.json("maintenance", "migrate", "--dry-run")
         assert planned == {"from": LATER, "to": LATER, "migrations": {}, "compatible_from": COMPATIBLE_FROM}
-
-
-def test_an_earlier_version_of_the_history_is_upgraded_and_taken_back(tmp_path: Path, postgres_url: str) -> None:
-    try:
-        schema = unpack(earlier_version(), tmp_path / "program")
-    except HistoryMissing as error:
-        pytest.skip(f"the history of this clone is not enough: {error}")
-    earlier = ProgramMachine(tmp_path / "earlier", postgres_url, tmp_path / "program", **VARIABLES)
-    later = Machine(tmp_path / "later", postgres_url, **VARIABLES)
-    with stopping(earlier, later):
-        result = RollingUpdate(earlier, later, tmp_path / "code", SMALL).go()
-    check(result)
-    assert (result.migrated, result.went_back) == ((schema, HEAD), True)

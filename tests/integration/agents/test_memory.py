@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from agent_runs import MODEL, AgentRuns
 from model_server import Call, ModelRequest, ModelServer, Reply, model_server
+from sqlalchemy import insert, select
 
 from kneo.clock import SystemClock
 from kneo.records.agent_session import FinishedTurn, SessionKey
@@ -16,7 +17,7 @@ from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.start import StartRequest
-from kneo.store import agent_sessions, history
+from kneo.store import agent_sessions, history, tables
 from kneo.store.engine import Store, Tx
 from kneo.store.migrate import open_store
 
@@ -198,9 +199,12 @@ def test_a_fork_does_not_see_what_its_parent_answered(chats: Sessions, server: M
 
 def test_ten_thousand_sessions_are_rows_alone(chats: Sessions, server: ModelServer) -> None:
     def fill(tx: Tx) -> None:
-        for number in range(10_000):
-            key = SessionKey(environment="", requester="bob", session_id=f"s{number}")
-            agent_sessions.append(tx, key, "run_0", [FinishedTurn(agent="chat", user="u", assistant="a")])
+        key = SessionKey(environment="", requester="bob", session_id="s0")
+        agent_sessions.append(tx, key, "run_0", [FinishedTurn(agent="chat", user="u", assistant="a")])
+        for table in (tables.agent_sessions, tables.session_messages):
+            rows = [*tx.connection.execute(select(table)).mappings()]
+            copies = [{**row, "session_id": f"s{number}"} for row in rows for number in range(1, 10_000)]
+            tx.connection.execute(insert(table), copies)
 
     chats.store.transact(fill)
     chats.chat("now", FULL, session="s77")
