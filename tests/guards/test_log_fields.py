@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -15,14 +16,26 @@ ALWAYS = {"at", "level", "logger", "message", "exception", "trace_id"}
 LOGS = {"debug", "info", "warning", "error", "exception"}
 
 
+@functools.cache
+def sources() -> Sequence[str]:
+    return [path.read_text() for path in (ROOT / "kneo").rglob("*.py")]
+
+
 def functions() -> Iterator[ast.AST]:
-    for path in (ROOT / "kneo").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for source in sources():
+        if "extra=" not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield node
 
 
-def literals() -> Iterator[ast.Dict]:
+@functools.cache
+def literals() -> Sequence[ast.Dict]:
+    return list(find_literals())
+
+
+def find_literals() -> Iterator[ast.Dict]:
     """Yield the dictionaries that are passed as ``extra``, directly or through a name of the same function."""
     for function in functions():
         named = {
@@ -45,7 +58,7 @@ def literals() -> Iterator[ast.Dict]:
 
 def fields() -> set[str]:
     keys = {key.value for found in literals() for key in found.keys if isinstance(key, ast.Constant)}
-    around = re.findall(r"log_fields\(([^)]*)\)", "\n".join(map(ast.unparse, functions())))
+    around = re.findall(r"log_fields\(([^)]*)\)", "\n".join(sources()))
     return keys | {name for call in around for name in re.findall(r"(\w+)=", call)} | ALWAYS
 
 
@@ -73,5 +86,4 @@ def test_every_event_is_described() -> None:
 
 
 def test_every_logger_is_described() -> None:
-    source = "\n".join(path.read_text() for path in (ROOT / "kneo").rglob("*.py"))
-    assert cells("Loggers") == set(re.findall(r'getLogger\("(kneo[a-z_.]*)"\)', source))
+    assert cells("Loggers") == set(re.findall(r'getLogger\("(kneo[a-z_.]*)"\)', "\n".join(sources())))
