@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 WORKERS ?= 4
 BROWSER := $(or $(KNEO_TEST_BROWSER),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable || command -v microsoft-edge))
 
-.PHONY: help demo up test crash gates lint types imports schemas fresh sizes format check clean
+.PHONY: help demo up test databases crash gates lint types imports schemas fresh sizes format check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -29,6 +29,9 @@ test: $(VENV)/.ready-dev $(if $(BROWSER),$(VENV)/.ready-browser) ## Run the test
 
 crash: $(VENV)/.ready-dev ## Kill processes at every write of every kind of run
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py tests/integration/agents/test_model_quota.py tests/soak --every-write
+
+databases: $(VENV)/.ready-dev ## Run on both databases what `make test` runs on one of them
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/conformance tests/e2e tests/gates tests/integration/agents tests/integration/controller tests/integration/notify tests/integration/service --every-database
 
 gates: $(VENV)/.ready-dev ## Open and decide a task at every gate position, with killed processes
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/gates --every-gate

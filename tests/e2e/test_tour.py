@@ -254,6 +254,7 @@ def test_what_is_not_approved_is_refused_and_changes_nothing(tour: Tour, tmp_pat
     assert approve(up, waiting)["status"] == "succeeded"
 
 
+@pytest.mark.both_databases
 def test_a_killed_process_loses_nothing(tour: Tour) -> None:
     up = tour.up()
     eventually(lambda: served(up, "1.0.0"))
@@ -309,6 +310,7 @@ def test_a_revert_serves_the_previous_release_again(tour: Tour) -> None:
     assert start_run(up)["metadata"]["release"]["digest"] == first
 
 
+@pytest.mark.both_databases
 def test_the_roles_work_as_processes_of_their_own(tour: Tour) -> None:
     """Service, worker and controller meet in the database and nowhere else."""
     machine = tour.machine

@@ -174,6 +174,7 @@ def check(engine: Engine, run: Run, acknowledged: list[str]) -> None:
     assert len(set(acknowledged)) == len(acknowledged), "somebody was asked again"
 
 
+@pytest.mark.both_databases
 def test_every_effect_happens_once(engine: Engine, migrated_url: str, flow: str, die_at: int) -> None:
     if die_at:
         go_through(engine, migrated_url, flow, die_at)

@@ -134,6 +134,7 @@ store.close()
 """
 
 
+@pytest.mark.both_databases
 def test_concurrent_requests_exceed_a_budget_by_those_under_way_at_most(
     database_url: str, dialect: str, request: pytest.FixtureRequest
 ) -> None:

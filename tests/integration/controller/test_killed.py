@@ -22,7 +22,7 @@ from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.tables import metadata
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.both_databases]
 
 CHILD = """
 import os, signal, sys
