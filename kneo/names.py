@@ -38,6 +38,11 @@ def person_key(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", plain).split())
 
 
+def is_same_person(one: str, other: str) -> bool:
+    """Return whether two names are spellings of one person's name."""
+    return person_key(one) == person_key(other)
+
+
 def person_name(name: str, where: str = "The name") -> str:
     """Return the normal spelling of a person's name.
 

@@ -34,7 +34,7 @@ from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard, builtin_tools, schema_of
 from kneo.agents.guardrails import Refused, TurnGuardrails, json_value
 from kneo.agents.memory import NOTHING, Recollection, recall
-from kneo.agents.providers import DUMMY, provider_name
+from kneo.agents.providers import provider_name
 from kneo.agents.requests import recorded_model
 from kneo.agents.services import AgentServices, Progress
 from kneo.agents.skills import READ_DESCRIPTION, AgentSkills
@@ -53,6 +53,7 @@ from kneo.digest import canonical_json
 from kneo.errors import Invalid
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.spec.models.agent import ASK_QUESTION, OUTPUT_TOOL, READ_SKILL, model_name
+from kneo.spec.models.providers import DUMMY
 from kneo.spec.models.spec import Tool
 
 MAX_ITERATIONS = 10

@@ -16,12 +16,10 @@ from kneo.errors import Invalid
 from kneo.settings import OWN_PREFIX, Settings
 from kneo.spec.models.agent import UNNAMED, Agent, ModelChoice
 from kneo.spec.models.environment import EnvironmentSpec
-from kneo.spec.models.providers import EXTRA_KEYS, PROVIDERS, ModelProvider, WireFormat
+from kneo.spec.models.providers import DUMMY, EXTRA_KEYS, PROVIDERS, ModelProvider, WireFormat
 from kneo.spec.modules import ModelCheck
 from kneo.spec.policy import ModelConnection, ModelRules
 from kneo.spec.project import ProjectConfig
-
-DUMMY = "dummy"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from kneo.errors import Forbidden
 from kneo.redaction import REDACTED
-from kneo.spec.models.agent import PROVIDER_VARIABLES
+from kneo.spec.models.providers import PROVIDER_VARIABLES
 from kneo.spec.models.spec import SECRET_REFERENCE
 
 Secrets: TypeAlias = Callable[[str], str | None]

@@ -1,9 +1,9 @@
-"""The changes of a commit to the trust root, to rules and to releases, as JSON for reviewers; and the plans of pending changes."""
+"""The changes of a commit to the trust root, to rules and to releases, as JSON for reviewers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -12,8 +12,7 @@ from pydantic import BaseModel
 from kneo.clock import isoformat
 from kneo.controller.stages.plan import Action, Retire, name_of
 from kneo.errors import KneoError
-from kneo.records.release import PendingPlan
-from kneo.registry import spec_in
+from kneo.registry import PlannedChange, spec_in
 from kneo.spec.diff import bounded_changes, compare_specs
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.models.environment import Environment, EnvironmentSpec
@@ -190,32 +189,7 @@ def window_state(environment: Environment, now: datetime) -> Json:
     }
 
 
-MAX_PLANS = 200
-"""Plans that are kept for an environment."""
-
-
-@dataclass(frozen=True)
-class PlannedChange:
-    """A pending change: its name among those of the environment, what it replaces, and its comparison when it is needed."""
-
-    name: str
-    base: str | None
-    content: Callable[[], Mapping[str, object]]
-
-
-def keep_plans(tx: Tx, environment: str, changes: Iterable[PlannedChange]) -> None:
-    """Store the plan of each pending change once, and delete those of changes that are not pending any more."""
-    known = releases.plan_bases(tx, environment)
-    wanted = list(changes)[:MAX_PLANS]
-    if not wanted and not known:
-        return
-    ids = {item.bundle: item.id for item in releases.pending(tx, environment)}
-    present = {ids[change.name]: change for change in wanted if change.name in ids}
-    releases.delete_plans(tx, known.keys() - present.keys())
-    for identity, change in present.items():
-        if identity not in known or known[identity] != change.base:
-            plan = PendingPlan(id=identity, environment=environment, base=change.base, content=change.content())
-            releases.put_plan(tx, plan)
+# ---- pending changes ----------------------------------------------------------------------------------------------
 
 
 def plan_of_action(tx: Tx, action: Action) -> PlannedChange:

@@ -9,7 +9,7 @@ from itertools import chain
 
 from kneo import registry
 from kneo.controller import metrics, registry_state
-from kneo.controller.differences import keep_plans, plan_of_action, plan_of_rules
+from kneo.controller.differences import plan_of_action, plan_of_rules
 from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
 from kneo.controller.registry_state import Lease, apply, check_lease
 from kneo.controller.source.snapshot import SourceSnapshot
@@ -207,7 +207,7 @@ class EnvironmentReconciler:
         if isinstance(rules, Blocked):
             result = report.report_policy(context.environment, rules, context.revision)
             report.write_report(tx, context.name, result, revision=context.revision)
-            keep_plans(tx, context.name, (plan_of_rules(context.before, context.environment),))
+            registry.keep_plans(tx, context.name, (plan_of_rules(context.before, context.environment),))
             return result.outcome, ()
         _accept_file(tx, context, rules)
         return self._change(tx, context, verified, evidence)
@@ -243,7 +243,7 @@ class EnvironmentReconciler:
             )
         )
         pending = report.write_report(tx, name, result, revision=revision)
-        keep_plans(tx, name, (plan_of_action(tx, action) for action, _ in blocked))
+        registry.keep_plans(tx, name, (plan_of_action(tx, action) for action, _ in blocked))
         if not shared.quiet:
             changes = report.notices_of_changes(name, revision, tx.at, allowed)
             findings = report.notices_of_findings(name, revision, pending, drift, served)

@@ -10,7 +10,7 @@ from typing import Literal
 from kneo.errors import Invalid
 from kneo.redaction import REDACTED
 from kneo.settings import Settings, variables_set
-from kneo.spec.models.agent import PROVIDER_VARIABLES
+from kneo.spec.models.providers import PROVIDER_VARIABLES
 from kneo.spec.project import SERVICE_TOKENS, ProjectConfig, provider_variable
 
 

@@ -1,8 +1,8 @@
-"""Writes of the controller: accepted files, promotions, pending changes and conditions."""
+"""Writes of the controller: accepted files, promotions, pending changes with their plans, and conditions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo.clock import new_id
@@ -14,6 +14,7 @@ from kneo.records.release import (
     ConditionType,
     EnvironmentRecord,
     Pending,
+    PendingPlan,
     Promotion,
     PromotionKind,
     Release,
@@ -25,6 +26,9 @@ from kneo.trust.root import parse_root
 
 CONTROLLER = "controller"
 """The actor of changes that a commit declares."""
+
+MAX_PLANS = 200
+"""Plans that are kept for an environment."""
 
 EVENTS: Mapping[PromotionKind, str] = {
     PromotionKind.PROMOTE: "release.promoted",
@@ -261,6 +265,30 @@ def _dated(tx: Tx, environment: str, item: Pending, before: Pending | None) -> P
 
 def _differs(item: Pending, before: Pending | None) -> bool:
     return before is None or replace(item, who=(), since="") != replace(before, who=(), since="")
+
+
+@dataclass(frozen=True)
+class PlannedChange:
+    """A pending change: its name among those of the environment, what it replaces, and its comparison when it is needed."""
+
+    name: str
+    base: str | None
+    content: Callable[[], Mapping[str, object]]
+
+
+def keep_plans(tx: Tx, environment: str, changes: Iterable[PlannedChange]) -> None:
+    """Store the plan of each pending change once, and delete those of changes that are not pending any more."""
+    known = releases.plan_bases(tx, environment)
+    wanted = list(changes)[:MAX_PLANS]
+    if not wanted and not known:
+        return
+    ids = {item.bundle: item.id for item in releases.pending(tx, environment)}
+    present = {ids[change.name]: change for change in wanted if change.name in ids}
+    releases.delete_plans(tx, known.keys() - present.keys())
+    for identity, change in present.items():
+        if identity not in known or known[identity] != change.base:
+            plan = PendingPlan(id=identity, environment=environment, base=change.base, content=change.content())
+            releases.put_plan(tx, plan)
 
 
 def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:

@@ -184,9 +184,9 @@ def warning(code: str, message: str, path: Path | None = None, *, suggestion: st
     return Diagnostic(code, Severity.WARNING, message, path, suggestion)
 
 
-def unreadable(refusal: Unreadable, code: str = "E_SCHEMA") -> Diagnostic:
+def unreadable(refusal: Unreadable) -> Diagnostic:
     """Turn a refusal to read into a finding at the same position."""
-    found = Diagnostic(code, Severity.ERROR, refusal.reason, None, refusal.hint)
+    found = Diagnostic("E_SCHEMA", Severity.ERROR, refusal.reason, None, refusal.hint)
     return replace(found, file=refusal.file, line=refusal.line, column=refusal.column)
 
 

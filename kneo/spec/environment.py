@@ -43,15 +43,12 @@ STEP_REJECTIONS: Mapping[environment.EnvironmentGatePosition, tuple[str, ...]] =
 """The effects of a rejection at a gate around steps."""
 
 
-def parse_environment(
-    data: bytes, *, file: str, limits: ReadLimits = ENVIRONMENT_LIMITS, accepted: bool = False
-) -> environment.Environment:
+def parse_environment(data: bytes, *, file: str, accepted: bool = False) -> environment.Environment:
     """Read an environment file, YAML or JSON by its name.
 
     Args:
         data: The file.
         file: Its path.
-        limits: Bounds on its size.
         accepted: Whether the file was accepted earlier. Its names and windows were accepted with it, also those that a new
             file cannot have.
 
@@ -59,7 +56,7 @@ def parse_environment(
         Unreadable: the bytes are not a document.
         InvalidDeclaration: the document is not an environment; the findings carry file and line.
     """
-    document = read(data, file=file, limits=limits)
+    document = read(data, file=file, limits=ENVIRONMENT_LIMITS)
     declaration = parse_model(environment.EnvironmentFile, document)
     spec, name = declaration.spec, declaration.metadata.name
     findings = list(_findings(name, spec, accepted=accepted))

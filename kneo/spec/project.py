@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from kneo.spec.base import JsonObject, ListOf, MapOf, SpecModel
-from kneo.spec.models.agent import PROVIDER_VARIABLES, RuntimeMode
+from kneo.spec.models.agent import RuntimeMode
+from kneo.spec.models.providers import PROVIDER_VARIABLES
 from kneo.spec.policy import PolicyFlags
 from kneo.spec.reading.normalize import SpecDefaults
 from kneo.spec.reading.reader import read

@@ -15,7 +15,17 @@ from pydantic import Field
 
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid, Untrusted
-from kneo.trust.dsse import DigestText, Envelope, SignedRecord, Time, TrustedKey, find_signers, is_same, read_record
+from kneo.names import is_same_person
+from kneo.trust.dsse import (
+    CLOCK_TOLERANCE,
+    DigestText,
+    Envelope,
+    SignedRecord,
+    Time,
+    TrustedKey,
+    find_signers,
+    read_record,
+)
 from kneo.trust.keys import KeyId
 from kneo.trust.statement import PAYLOAD_TYPE, read_statement, write_statement
 
@@ -25,9 +35,6 @@ PAYLOAD_BYTES = 65_536
 """Largest statement; it holds digests of the answer, not the answer."""
 
 LASTS_AT_MOST = timedelta(days=1)
-
-CLOCKS_DIFFER = timedelta(minutes=5)
-"""Tolerated difference between the clocks of signer and service."""
 
 Text: TypeAlias = Annotated[str, Field(max_length=20_000)]
 
@@ -130,19 +137,19 @@ def parse_answer(payload: bytes, *, file: str = "statement") -> AnswerStatement:
     return AnswerStatement(payload, answer)
 
 
-def open_answer(envelope: Envelope, *, file: str = "statement") -> AnswerStatement:
+def open_answer(envelope: Envelope) -> AnswerStatement:
     """Parse a signed statement without verification.
 
     Raises:
         Invalid: as ``parse_answer`` says, or it has another kind or more than one signature.
     """
     if envelope.payload_type != PAYLOAD_TYPE:
-        msg = f"{file}: payloadType is {envelope.payload_type}, expected {PAYLOAD_TYPE}."
+        msg = f"statement: payloadType is {envelope.payload_type}, expected {PAYLOAD_TYPE}."
         raise Invalid(msg, code="Malformed", field="payloadType")
     if len(envelope.signatures) != 1:
-        msg = f"{file}: {len(envelope.signatures)} signatures; a signed answer has exactly one."
+        msg = f"statement: {len(envelope.signatures)} signatures; a signed answer has exactly one."
         raise Invalid(msg, code="Malformed", field="signatures")
-    return parse_answer(envelope.payload, file=file)
+    return parse_answer(envelope.payload)
 
 
 def check_signer(envelope: Envelope, reviewer: str, reviewers: ReviewerKeys, seen: datetime) -> None:
@@ -156,7 +163,7 @@ def check_signer(envelope: Envelope, reviewer: str, reviewers: ReviewerKeys, see
         msg = f"No known key of {reviewer} signed this answer, or it was changed."
         hint = "Sign with a key that the trust root lists for you; see kneo trust show."
         raise Untrusted(msg, code="SignatureInvalid", hint=hint)
-    if not is_same(signers[0].principal, reviewer):
+    if not is_same_person(signers[0].principal, reviewer):
         msg = f"This answer is {reviewer}'s and was signed with the key of {signers[0].principal}."
         raise Untrusted(msg, code="WrongSigner", hint="Sign the answer with your own key.")
     if reviewers.void(signers[0].keyid, seen):
@@ -200,7 +207,7 @@ def verify_answer(
     if now >= expires:
         msg = f"The signed answer expired at {expires.isoformat()}."
         raise Untrusted(msg, code="Expired", hint="Sign it again.")
-    if issued > now + CLOCKS_DIFFER:
+    if issued > now + CLOCK_TOLERANCE:
         msg = f"The signed answer says it was made at {issued.isoformat()}, which is to come."
         raise Untrusted(msg, code="Expired", field="issuedAt", hint="Sign it again, with a clock that is right.")
     if not issued < expires <= issued + LASTS_AT_MOST or expires > now + LASTS_AT_MOST:
@@ -217,5 +224,5 @@ def differences(one: AnswerBinding, other: AnswerBinding) -> Iterator[str]:
     """Yield the file names of the fields that differ between two answers; spellings of one person's name are equal."""
     for name, about in AnswerBinding.model_fields.items():
         left, right = getattr(one, name), getattr(other, name)
-        if left != right and not (name == "reviewer" and is_same(left, right)):
+        if left != right and not (name == "reviewer" and is_same_person(left, right)):
             yield about.alias or name

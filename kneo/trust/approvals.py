@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Invalid, Untrusted
-from kneo.trust.dsse import Envelope, Signer, TrustedKey, find_signers, parse_envelope
+from kneo.trust.dsse import CLOCK_TOLERANCE, Envelope, Signer, TrustedKey, find_signers, parse_envelope
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, ApprovalPredicate, parse_approval
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, ApprovalPredicate, ApprovalStatement, parse_approval
 from kneo.trust.verify import SEAL, VerifiedApproval
-
-CLOCK_SKEW = timedelta(minutes=5)
-"""Tolerated difference between the clocks of signer and verifier."""
 
 
 def approval_id(payload: Digest, principal: str) -> str:
@@ -79,8 +76,7 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
         msg = f"{file}: signed by a person's key and yet in the name of {statement.predicate.approver}."
         raise Untrusted(msg, code="SignatureInvalid", hint="Sign the decision in your own name.")
     # (4)
-    required = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
-    _check_binding(statement.predicate, statement.subject_digest, required, file)
+    _check_binding(statement, bundle_digest, environment, policy_digest, file)
     # (5)
     _check_unexpired(statement.predicate, now, file)
     # (6)
@@ -101,7 +97,6 @@ def verify_recorded_approval(
     environment: str,
     policy_digest: Digest,
     now: datetime,
-    file: str = "approval",
 ) -> VerifiedApproval:
     """Verify a decision that this service recorded for an authenticated person.
 
@@ -112,18 +107,17 @@ def verify_recorded_approval(
         Invalid: ``Malformed``, ``LimitExceeded``.
         Untrusted: ``SignatureInvalid``, ``SubjectMismatch``, ``Expired``.
     """
-    opened = _open(envelope, file)
+    opened = _open(envelope, "approval")
     if not find_signers(opened, {service_key.keyid: TrustedKey(service_key, "service")}):
-        msg = f"{file}: not signed by this service."
+        msg = "approval: not signed by this service."
         raise Untrusted(msg, code="SignatureInvalid", hint="Decide again; the service's key may have been replaced.")
-    statement = parse_approval(opened.payload, file=file)
+    statement = parse_approval(opened.payload)
     approver = statement.predicate.approver
     if approver is None:
-        msg = f"{file}: signed by this service, but it names no approver."
+        msg = "approval: signed by this service, but it names no approver."
         raise Untrusted(msg, code="SignatureInvalid")
-    required = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
-    _check_binding(statement.predicate, statement.subject_digest, required, file)
-    _check_unexpired(statement.predicate, now, file)
+    _check_binding(statement, bundle_digest, environment, policy_digest, "approval")
+    _check_unexpired(statement.predicate, now, "approval")
     signer = Signer(approver, service_key.keyid)
     return VerifiedApproval(statement=statement, envelope=envelope, signers=(signer,), seal=SEAL)
 
@@ -135,7 +129,7 @@ def check_issued(predicate: ApprovalPredicate, seen: datetime, *, file: str = "a
         Untrusted: ``NotYetValid``.
     """
     issued = predicate.issued_at
-    if issued is not None and issued > seen + CLOCK_SKEW:
+    if issued is not None and issued > seen + CLOCK_TOLERANCE:
         msg = f"{file}: signed at {issued.isoformat()}, which is in the future."
         raise Untrusted(msg, code="NotYetValid", hint="Set the clock of the machine that signs, and decide again.")
 
@@ -154,16 +148,16 @@ def _open(envelope: bytes, file: str) -> Envelope:
     return opened
 
 
-def _check_binding(predicate: ApprovalPredicate, subject: Digest, required: dict[str, str], file: str) -> None:
-    if subject != predicate.bundle_digest:
+def _check_binding(statement: ApprovalStatement, bundle: Digest, environment: str, policy: Digest, file: str) -> None:
+    predicate = statement.predicate
+    if statement.subject_digest != predicate.bundle_digest:
         msg = f"{file}: its subject and its bundleDigest differ."
         raise Invalid(msg, code="Malformed")
-    actual = {
-        "bundle": predicate.bundle_digest,
-        "environment": predicate.environment,
-        "policy": predicate.policy_digest,
-    }
-    for what, value in required.items():
-        if actual[what] != value:
-            msg = f"{file}: a decision about the {what} {actual[what]}, not about {value}."
+    for what, actual, required in (
+        ("bundle", predicate.bundle_digest, bundle),
+        ("environment", predicate.environment, environment),
+        ("policy", predicate.policy_digest, policy),
+    ):
+        if actual != required:
+            msg = f"{file}: a decision about the {what} {actual}, not about {required}."
             raise Untrusted(msg, code="SubjectMismatch", hint="Approve the pending change itself; see kneo status.")

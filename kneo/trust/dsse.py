@@ -20,7 +20,7 @@ import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -29,7 +29,6 @@ from pydantic.alias_generators import to_camel
 from kneo.clock import isoformat, parse_time
 from kneo.digest import DIGEST_PATTERN, Digest, digest_of
 from kneo.errors import Invalid, KneoError
-from kneo.names import person_key
 from kneo.spec.reading.reader import read_json
 from kneo.trust.keys import KeyId, PublicKey, SigningKey
 
@@ -41,6 +40,9 @@ SIGNATURES = 16
 
 TYPE_CHARS = 200
 KEYID_CHARS = 200
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""Tolerated difference between the clocks of signer and verifier."""
 
 
 @dataclass(frozen=True)
@@ -234,16 +236,6 @@ def find_signers(envelope: Envelope, keys: Mapping[KeyId, TrustedKey]) -> tuple[
 def people(signers: Iterable[Signer]) -> frozenset[str]:
     """Return the distinct people among these signers."""
     return frozenset(signer.principal for signer in signers)
-
-
-def folded(principal: str) -> str:
-    """Return the key by which spellings of a person's name are compared."""
-    return person_key(principal)
-
-
-def is_same(one: str, other: str) -> bool:
-    """Return whether two names are those of one person."""
-    return folded(one) == folded(other)
 
 
 def _hinted_first(signature: Signature, keys: Mapping[KeyId, TrustedKey]) -> Iterator[TrustedKey]:

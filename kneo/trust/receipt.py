@@ -159,15 +159,15 @@ def mark_of(value: JsonValue) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:MARK_CHARS]
 
 
-def parse_receipt(payload: bytes, *, file: str = "receipt") -> ReceiptStatement:
+def parse_receipt(payload: bytes) -> ReceiptStatement:
     """Parse a receipt's payload; signature and marks are not verified here.
 
     Raises:
         Invalid: ``Malformed``: not a statement with our predicate and nothing else.
     """
-    statement = read_statement(payload, RECEIPT_TYPE, file=file)
+    statement = read_statement(payload, RECEIPT_TYPE, file="receipt")
     fields = {name: value for name, value in statement.predicate.items() if name != "marks"}
-    return ReceiptStatement(payload, dsse.read_record(Receipt, fields, file=f"{file}: predicate"))
+    return ReceiptStatement(payload, dsse.read_record(Receipt, fields, file="receipt: predicate"))
 
 
 LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)

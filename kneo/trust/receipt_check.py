@@ -13,9 +13,10 @@ from pydantic import JsonValue
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError
+from kneo.names import is_same_person, person_key
 from kneo.spec.reading.reader import read_json
-from kneo.trust.answer import CLOCKS_DIFFER, AnswerStatement, ReviewerKeys, SignedAnswer, check_signer, open_answer
-from kneo.trust.dsse import Envelope, TrustedKey, find_signers, folded, is_same
+from kneo.trust.answer import AnswerStatement, ReviewerKeys, SignedAnswer, check_signer, open_answer
+from kneo.trust.dsse import CLOCK_TOLERANCE, Envelope, TrustedKey, find_signers
 from kneo.trust.keys import PublicKey
 from kneo.trust.receipt import RECEIPT_TYPE, PresentedReceipt, Receipt, ReceiptFile, Voter, mark_of, parse_receipt
 from kneo.trust.statement import PAYLOAD_TYPE, STATEMENT_TYPE
@@ -46,11 +47,11 @@ def _of_people(receipt: Receipt) -> Iterator[tuple[str, str]]:
     if not receipt.voters:
         yield "voters", "A person decided, but no voter is listed."
         return
-    names = [folded(voter.actor) for voter in receipt.voters]
+    names = [person_key(voter.actor) for voter in receipt.voters]
     if len(set(names)) < len(names):
         yield "voters", "A person is listed twice among the voters."
     last = receipt.voters[-1]
-    if not is_same(last.actor, receipt.actor):
+    if not is_same_person(last.actor, receipt.actor):
         yield "actor", f"The last vote makes the decision; it is {last.actor}'s, not {receipt.actor}'s."
     for index, voter in enumerate(receipt.voters):
         if voter.decision != receipt.decision:
@@ -140,7 +141,7 @@ def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], wher
             statement = open_answer(envelope)
         except KneoError:
             continue
-        if is_same(statement.answer.reviewer, voter.actor):
+        if is_same_person(statement.answer.reviewer, voter.actor):
             changed = [*_differs(receipt, voter, statement)] or ["digest"]
             yield from ((f"{where}.{name}", f"{name} is not what {voter.actor} signed.") for name in changed)
             return
@@ -155,9 +156,9 @@ def _differs(receipt: Receipt, voter: Voter, statement: AnswerStatement) -> Iter
             yield fields[name].alias or name
     if answer.decision != voter.decision:
         yield "decision"
-    if not is_same(answer.reviewer, voter.actor):
+    if not is_same_person(answer.reviewer, voter.actor):
         yield "reviewer"
-    if voter.at < answer.issued_at - CLOCKS_DIFFER:
+    if voter.at < answer.issued_at - CLOCK_TOLERANCE:
         yield "issuedAt"
     if voter.at >= answer.expires:
         yield "expires"

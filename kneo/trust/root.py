@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
 from kneo.errors import Invalid, Untrusted
-from kneo.names import person_name, shown
+from kneo.names import person_key, person_name, shown
 from kneo.trust import dsse
 from kneo.trust.keys import PEM_BYTES, Algorithm, KeyId, PublicKey
 
@@ -335,6 +335,6 @@ def _check_principals(principals: Iterable[str]) -> None:
     """Refuse two spellings of one person, which would count as two people."""
     spellings: dict[str, str] = {}
     for principal in principals:
-        if principal != principal.strip() or spellings.setdefault(dsse.folded(principal), principal) != principal:
+        if principal != principal.strip() or spellings.setdefault(person_key(principal), principal) != principal:
             msg = f"the principal {principal!r} has two spellings, or has spaces around it"
             raise ValueError(msg)

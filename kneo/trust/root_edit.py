@@ -52,9 +52,9 @@ def first_root(
     )
 
 
-def next_root(document: RootDocument, *, expires: datetime | None = None) -> RootDocument:
-    """Create the next version, with the same content and optionally a later expiry."""
-    return _changed(document, version=document.version + 1, expires=expires or document.expires)
+def next_root(document: RootDocument) -> RootDocument:
+    """Create the next version, with the same content."""
+    return _changed(document, version=document.version + 1)
 
 
 def set_expiry(document: RootDocument, expires: datetime) -> RootDocument:

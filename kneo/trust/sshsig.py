@@ -21,21 +21,21 @@ BEGIN, END = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----"
 SIGNATURE_BYTES = 8_192
 """Longest accepted signature. Those of supported keys are under 400 bytes."""
 
+NAMESPACE = b"git"
+"""The purpose of the signature of a commit; a signature of a file has another one."""
+
 _MAGIC = b"SSHSIG"
 _HASHES = {b"sha256": hashlib.sha256, b"sha512": hashlib.sha512}
 _ALGORITHMS = {b"ssh-ed25519": Algorithm.ED25519, b"ecdsa-sha2-nistp256": Algorithm.P256}
 
 
-def find_ssh_signer(
-    armored: bytes, message: bytes, keys: Mapping[KeyId, TrustedKey], *, namespace: str = "git"
-) -> TrustedKey | None:
+def find_ssh_signer(armored: bytes, message: bytes, keys: Mapping[KeyId, TrustedKey]) -> TrustedKey | None:
     """Return the key among these that signed a message; None when none did.
 
     Args:
         armored: The signature as it is written.
         message: The signed bytes.
         keys: The trusted keys.
-        namespace: The required purpose: a signature of a file is not one of a commit.
 
     Raises:
         Invalid: ``Malformed``: not such a signature, or one for another purpose.
@@ -47,8 +47,8 @@ def find_ssh_signer(
     space, reserved, hash_name = blob.string(), blob.string(), blob.string()
     signature = _Reader(blob.string())
     blob.end()
-    if space != namespace.encode():
-        raise _malformed(f"it is for {space[:40]!r}, not for {namespace}")
+    if space != NAMESPACE:
+        raise _malformed(f"it is for {space[:40]!r}, not for {NAMESPACE.decode()}")
     if hash_name not in _HASHES:
         raise _malformed(f"the hash {hash_name[:40]!r} is not one we use")
     digest = _HASHES[hash_name](message).digest()

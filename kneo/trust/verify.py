@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Invalid, KneoError, Untrusted
-from kneo.trust.dsse import NAME, VERSION, Envelope, Signer, find_signers, parse_envelope, people
+from kneo.trust.dsse import CLOCK_TOLERANCE, NAME, VERSION, Envelope, Signer, find_signers, parse_envelope, people
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import PAYLOAD_TYPE, ApprovalStatement, BundleStatement, parse_bundle
 
@@ -154,9 +154,6 @@ def check_sequence(bundle: VerifiedBundle, high_water: NewestAccepted | None, kn
         msg = f"{what} follows {bundle.prev}, but {high_water.digest} was accepted as number {mark}."
         raise Untrusted(msg, code="Equivocation", hint="Sign it again in the folder of the accepted version.")
 
-
-CLOCK_TOLERANCE = timedelta(minutes=5)
-"""Tolerated difference between the clocks of signer and verifier."""
 
 _PATH = re.compile(rf"bundles/({NAME})/({VERSION})\.dsse\.json")
 

@@ -12,8 +12,8 @@ from kneo.digest import Digest
 from kneo.errors import KneoError, Untrusted
 from kneo.names import person_key
 from kneo.records.release import ApprovalRecord
-from kneo.trust.approvals import CLOCK_SKEW, approval_id, verify_approval, verify_recorded_approval
-from kneo.trust.dsse import Signer, find_signers, parse_envelope
+from kneo.trust.approvals import approval_id, verify_approval, verify_recorded_approval
+from kneo.trust.dsse import CLOCK_TOLERANCE, Signer, find_signers, parse_envelope
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, DecisionSubject, parse_approval
 from kneo.trust.verify import VerifiedApproval
@@ -98,7 +98,7 @@ def _committed(
     records = []
     for signer in find_signers(opened, root.keys):
         before = known.get((opened.digest, signer.principal))
-        if before is None and (predicate.issued_at is None or predicate.issued_at > now + CLOCK_SKEW):
+        if before is None and (predicate.issued_at is None or predicate.issued_at > now + CLOCK_TOLERANCE):
             continue  # a decision held back before its commit would choose when it counts
         records.append(
             before

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 from kneo.agents import dummy
 from kneo.agents.choice import choice_message, choosing
 from kneo.agents.guardrails import PASS, TurnGuardrails
-from kneo.agents.providers import DUMMY, provider_name
+from kneo.agents.providers import provider_name
 from kneo.agents.start_check import check_libraries
 from kneo.agents.turn import (
     CallFunction,
@@ -32,6 +32,7 @@ from kneo.runtime.interpreter.values import text_of_outputs, titled
 from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.runtime.steps.threads import in_thread
 from kneo.settings import AgentSettings
+from kneo.spec.models.providers import DUMMY
 
 LOOP, CLIENTS = "kneo.agents.loop", "kneo.agents.clients"
 """The modules of the agents' loop and of the clients of providers, imported by name: they need libraries that only agents with a

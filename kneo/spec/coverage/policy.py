@@ -10,7 +10,8 @@ from kneo.spec.coverage.exposure import agent_needs, callable_tools, declared_to
 from kneo.spec.coverage.gates import all_gates, step_gates
 from kneo.spec.documents import Diagnostic, Path, Severity, error, format_path
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedAgent, LocatedStep, Part, SpecIndex, reachable, reached_nodes
-from kneo.spec.models.agent import Agent, Guardrail
+from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail
+from kneo.spec.models.providers import DUMMY
 from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.models.workflow import GraphWorkflow, LeafStep, Step
 from kneo.spec.policy import PolicyFlags
@@ -230,13 +231,8 @@ def _human_review(index: SpecIndex, diagnostics: Sequence[Diagnostic]) -> Map:
     }
 
 
-DUMMY = "dummy"
-"""The provider that answers once, with its input."""
-
 _BY_AGENT = frozenset({"agent", "guardrail"})
 """The kinds of steps that an agent executes."""
-
-_CONFIG = {"keyword": "keywords", "regex": "patterns"}
 
 
 def is_guarded(index: SpecIndex, target: str | None = None) -> bool:
@@ -268,7 +264,7 @@ def running_guardrails(agent: Agent) -> Iterator[tuple[str, Guardrail]]:
         if stage == "tool" and not calls_tools(agent):
             continue
         for item in items:
-            key = _CONFIG.get(item.type or "")
+            key = MATCHED_BY.get(item.type)
             if item.config.get(key) if key is not None else item.ref:
                 yield stage, item
 

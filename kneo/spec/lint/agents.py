@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from kneo.errors import Invalid
 from kneo.spec.base import quote
-from kneo.spec.coverage.policy import DUMMY
 from kneo.spec.documents import Diagnostic, Path, Severity, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.lint.gates import pattern_findings, schema_findings
 from kneo.spec.models.agent import (
     ASK_QUESTION,
-    KNOWN_PROVIDERS,
     UNNAMED,
     Agent,
     Guardrail,
@@ -22,6 +20,7 @@ from kneo.spec.models.agent import (
     ModelChoice,
     RuntimePreferences,
 )
+from kneo.spec.models.providers import DUMMY, KNOWN_PROVIDERS
 
 
 def runtime_preferences(index: SpecIndex) -> Iterator[Diagnostic]:

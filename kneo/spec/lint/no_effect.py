@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from kneo.spec.base import SpecModel
 from kneo.spec.coverage.gates import DEFAULT_HUMAN, LocatedGate, all_gates, effective_human
-from kneo.spec.coverage.policy import DUMMY, calls_tools
+from kneo.spec.coverage.policy import calls_tools
 from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
-from kneo.spec.models.agent import Agent, Guardrail, Memory, Model, Strategy
+from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail, Memory, Model, Strategy
 from kneo.spec.models.human import TOOL_REJECTIONS
+from kneo.spec.models.providers import DUMMY
 from kneo.spec.models.spec import PROJECT_DEFAULTS, Tool
 from kneo.spec.models.workflow import ConditionStep
 
@@ -123,9 +124,6 @@ def _of_tools(index: SpecIndex) -> Iterator[Diagnostic]:
             yield from _unread(tool, ("tools", name), NO_EFFECT_AT_TRANSFER)
 
 
-_CONFIG: Mapping[str | None, str] = {"keyword": "keywords", "regex": "patterns"}
-"""The key of a guardrail's config that its type reads."""
-
 _REVIEWS = frozenset({"human_review", "escalate"})
 
 
@@ -146,7 +144,7 @@ def _guardrails(at: LocatedAgent) -> Iterator[Diagnostic]:
 
 
 def _unread_of(item: Guardrail, stage: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    matches = item.type in _CONFIG
+    matches = item.type in MATCHED_BY
     if item.target is not None and stage != "tool":
         yield ("target",), "only guardrails at tool are for one tool"
     if item.ref is not None and matches:
@@ -155,7 +153,7 @@ def _unread_of(item: Guardrail, stage: str) -> Iterator[tuple[tuple[str, ...], s
         yield ("action",), "nothing wrote the input that could write it again; it blocks"
     if item.action == "revise" and matches:
         yield ("action",), f"a guardrail of type {item.type} has no text of its own; it blocks"
-    read = {_CONFIG.get(item.type), "human" if item.action in _REVIEWS else None}
+    read = {MATCHED_BY.get(item.type), "human" if item.action in _REVIEWS else None}
     for key in item.config:
         if key not in read:
             yield ("config", key), f"a guardrail of type {item.type} with the action {item.action} does not read it"

@@ -13,7 +13,7 @@ from kneo.spec.documents import Diagnostic, Path, Severity, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.lint.implementations import parameters_of, unsafe_imports
 from kneo.spec.models.agent import ASK_QUESTION, RESERVED, model_name
-from kneo.spec.models.spec import HttpTool, McpServer, RemoteAgent, Tool, Verify
+from kneo.spec.models.spec import SECRET_REFERENCE, HttpTool, McpServer, RemoteAgent, Tool, Verify
 
 
 def host_of(url: str) -> str | None:
@@ -38,7 +38,6 @@ PUBLIC_KEYS = frozenset({"OKP", "EC", "RSA"})
 """The types of JSON Web Keys that have a public half."""
 
 _ORIGIN = re.compile(r"https?://[^/?#{}\\\s@]+(?=[/?#]|$)", re.IGNORECASE)
-_SECRET = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]{0,200}\}")
 
 
 def tool_names(index: SpecIndex) -> Iterator[Diagnostic]:
@@ -135,7 +134,7 @@ def _remote_agent(index: SpecIndex, agent: RemoteAgent, name: str) -> Iterator[D
 
 def _secret_headers(code: str, headers: Mapping[str, str], path: Path) -> Iterator[Diagnostic]:
     for header, text in headers.items():
-        if _SECRET.search(text) is None:
+        if SECRET_REFERENCE.search(text) is None:
             message = f"The header {header} names no secret."
             hint = "Write ${NAME} for the secret" + (
                 ", or move the header to headers." if code == "E_TOOL_HTTP" else "."
@@ -148,7 +147,7 @@ def _secrets(http: HttpTool, path: Path) -> Iterator[Diagnostic]:
     parts: Mapping[str, Mapping[str, str]] = {"headers": http.headers, "query": http.query}
     for part, texts in parts.items():
         for name, text in texts.items():
-            if _SECRET.search(text) is not None:
+            if SECRET_REFERENCE.search(text) is not None:
                 message = f"{part}.{name} names a secret, which only secret_headers can hold."
                 yield error("E_TOOL_HTTP", message, (*path, part, name), suggestion="Move it to secret_headers.")
 

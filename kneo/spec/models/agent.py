@@ -11,18 +11,6 @@ from pydantic import BeforeValidator, Field
 from kneo.spec.base import JsonObject, ListOf, Shorthand, SpecModel, Text, refused
 from kneo.spec.models import shorthand
 
-PROVIDER_VARIABLES: Mapping[str, str] = {
-    "openai": "OPENAI_API_KEY",
-    "openai-agents": "OPENAI_API_KEY",
-    "anthropic": "ANTHROPIC_API_KEY",
-    "google": "GOOGLE_API_KEY",
-    "google-adk": "GOOGLE_API_KEY",
-}
-"""Where providers' keys are looked for when the project does not say."""
-
-KNOWN_PROVIDERS = ("dummy", *PROVIDER_VARIABLES, "openai-compatible", "ollama", "vllm", "litellm", "azure")
-"""Every provider that an agent can name."""
-
 UNNAMED = "default"
 """What the short form of a model (``model: NAME``) has for its provider."""
 
@@ -182,6 +170,10 @@ class Guardrail(SpecModel):
         default_factory=dict,
         description="keyword: keywords; regex: patterns; human_review, escalate: human, a name in components.humans.",
     )
+
+
+MATCHED_BY: Mapping[str | None, str] = {"keyword": "keywords", "regex": "patterns"}
+"""The key of the config of a guardrail that matches texts itself, by its type."""
 
 
 def _map_only(value: object) -> object:

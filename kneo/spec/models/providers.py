@@ -102,5 +102,14 @@ PROVIDERS: Mapping[str, ModelProvider] = {
 }
 """Every provider but ``dummy``, which needs nothing."""
 
+DUMMY = "dummy"
+"""The provider that answers once, with its input."""
+
+KNOWN_PROVIDERS = (DUMMY, *PROVIDERS)
+"""Every provider that an agent can name."""
+
+PROVIDER_VARIABLES: Mapping[str, str] = {each.name: each.key_variable for each in PROVIDERS.values() if each.needs_key}
+"""Where providers' keys are looked for when the project does not say."""
+
 EXTRA_KEYS = ("base_url", "api_key_ref", "api")
 """The keys of ``model.extra``; no other has an effect."""

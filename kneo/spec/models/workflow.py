@@ -6,7 +6,7 @@ A step does one thing (``kind`` agent, function, workflow, human, guardrail) or 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -19,6 +19,12 @@ DEFAULT_GRAPH_STEPS = 50
 
 
 class _StepBase(SpecModel):
+    noun: ClassVar[str] = "a step"
+    """The kind of step in messages about its gates."""
+
+    gate_positions: ClassVar[tuple[Position, ...]] = ("before", "after", "error")
+    """The positions at which its gates have an effect."""
+
     id: str = Field(description="Its name in this workflow.")
     description: Text | None = Field(default=None, description="What it is for; shown to people who choose.")
     enabled: bool = Field(default=True, description="false leaves it out.")
@@ -35,6 +41,11 @@ class _StepBase(SpecModel):
     save_as: str | None = Field(default=None, description="Variable that keeps its output, for variable_equals.")
     review: Review | None = Field(default=None, description="Gates around it.")
 
+    @model_validator(mode="after")
+    def _gates_are_in_place(self) -> Self:
+        check_review(self.review, self.noun, self.gate_positions)
+        return self
+
 
 class LeafStep(_StepBase):
     """A step that does one thing: an agent, a function, another workflow, a question to a person, or a check."""
@@ -44,61 +55,51 @@ class LeafStep(_StepBase):
 
     @model_validator(mode="after")
     def _gates_are_in_place(self) -> Self:
-        places: tuple[Position, ...] = () if self.kind == "human" else ("before", "after", "error")
-        check_review(self.review, f"a step of kind {self.kind}", places)
+        positions = () if self.kind == "human" else self.gate_positions
+        check_review(self.review, f"a step of kind {self.kind}", positions)
         return self
 
 
 class StepsStep(_StepBase):
     """Steps in a row that count as one."""
 
+    noun = "a group of steps"
+
     kind: Literal["steps"]
     steps: ListOf[AnyStep]
-
-    @model_validator(mode="after")
-    def _gates_are_in_place(self) -> Self:
-        check_review(self.review, "a group of steps", ("before", "after", "error"))
-        return self
 
 
 class ParallelStep(_StepBase):
     """Steps that run at the same time on the same input."""
 
+    noun = "parallel steps"
+
     kind: Literal["parallel"]
     steps: ListOf[AnyStep]
-
-    @model_validator(mode="after")
-    def _gates_are_in_place(self) -> Self:
-        check_review(self.review, "parallel steps", ("before", "after", "error"))
-        return self
 
 
 class ConditionStep(_StepBase):
     """Steps that run when a condition holds, and others when it does not."""
+
+    noun = "a condition"
+    gate_positions = ("before", "error")
 
     kind: Literal["condition"]
     when: AnyCondition | None = Field(default=None, description="Left out where review.before lets a person decide.")
     steps: ListOf[AnyStep]
     otherwise: ListOf[AnyStep] = Field(default=(), alias="else")
 
-    @model_validator(mode="after")
-    def _gates_are_in_place(self) -> Self:
-        check_review(self.review, "a condition", ("before", "error"))
-        return self
-
 
 class LoopStep(_StepBase):
     """Steps that repeat until a condition holds or the rounds are used up."""
+
+    noun = "a loop"
+    gate_positions = ("before", "each", "error")
 
     kind: Literal["loop"]
     steps: ListOf[AnyStep]
     max_iterations: int = Field(default=DEFAULT_LOOP_ITERATIONS, ge=1, le=10_000)
     until: AnyCondition | None = Field(default=None, description="Evaluated after each round.")
-
-    @model_validator(mode="after")
-    def _gates_are_in_place(self) -> Self:
-        check_review(self.review, "a loop", ("before", "each", "error"))
-        return self
 
 
 class Choice(SpecModel):
@@ -140,6 +141,9 @@ def _check_choice_ids(value: object) -> object:
 class RouterStep(_StepBase):
     """One of several choices, selected by a function, an agent, conditions or a person (``review.route``)."""
 
+    noun = "a router"
+    gate_positions = ("before", "after", "route", "error")
+
     kind: Literal["router"]
     choices: Annotated[
         MapOf[Choice],
@@ -164,11 +168,6 @@ class RouterStep(_StepBase):
         """The choices in the order in which people see them; a frozen spec keeps none of a map."""
         first = tuple(dict.fromkeys(name for name in self.order if name in self.choices))
         return (*first, *(name for name in self.choices if name not in first))
-
-    @model_validator(mode="after")
-    def _gates_are_in_place(self) -> Self:
-        check_review(self.review, "a router", ("before", "after", "route", "error"))
-        return self
 
 
 LEAF_KINDS = ("agent", "function", "workflow", "human", "guardrail")

@@ -17,7 +17,6 @@ from kneo.spec.documents import (
     Diagnostic,
     Document,
     Path,
-    ReadLimits,
     SourceLocation,
     Unreadable,
     error,
@@ -80,7 +79,7 @@ class LoadedSpec:
         return tuple(_located(found, self.documents, self.renames) for found in findings)
 
 
-def load_spec(  # noqa: PLR0913 - one argument for each stage of the pipeline
+def load_spec(
     data: bytes,
     *,
     file: str,
@@ -90,7 +89,6 @@ def load_spec(  # noqa: PLR0913 - one argument for each stage of the pipeline
     context: RuleContext = NOTHING_KNOWN,
     files: Files | None = None,
     rules: Rules = no_rules,
-    limits: ReadLimits = DEFAULT_LIMITS,
 ) -> LoadedSpec:
     """Load a spec with all its findings; no exception is raised for the content of a file.
 
@@ -103,14 +101,13 @@ def load_spec(  # noqa: PLR0913 - one argument for each stage of the pipeline
         context: Facts from outside the spec, for the rules.
         files: The files that the spec can refer to; without them a reference to a file is an error.
         rules: The semantic checks.
-        limits: Bounds for each file.
     """
     documents: list[Document] = []
     try:
-        documents.extend(read(source, file=name, limits=limits) for name, source in [SourceFile(file, data), *overlays])
+        documents.extend(read(source, file=name) for name, source in [SourceFile(file, data), *overlays])
     except Unreadable as refusal:
         return LoadedSpec(None, {}, (unreadable(refusal),), tuple(documents))
-    if (reason := too_large(overrides, limits)) is not None:
+    if (reason := too_large(overrides, DEFAULT_LIMITS)) is not None:
         return LoadedSpec(None, {}, (error("E_SCHEMA", f"The overrides are too large. {reason}"),), tuple(documents))
     merged = merge_all(documents[0].value, [*(overlay.value for overlay in documents[1:]), overrides])
     return load_tree(merged, documents=documents, defaults=defaults, context=context, files=files, rules=rules)
