@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kneo.clock import monotonic
@@ -29,14 +29,6 @@ TURN_SECONDS = 60.0
 """The longest turn of retention; it then pauses for as long."""
 
 
-def tick(store: Store) -> int:
-    """Process everything that is due; return the number of changes."""
-    done = process_due(store) + end_overdue_runs(store) + audit.seal(store)
-    # Readers of the inbox feed number events at once; without readers this keeps the unnumbered events few.
-    task_feed.number(store)
-    return done
-
-
 def end_overdue_runs(store: Store) -> int:
     """Time out runs whose deadline has passed and close their tasks."""
     with store.read() as tx:
@@ -54,13 +46,31 @@ def end_overdue_runs(store: Store) -> int:
     return count
 
 
-def run_timers(store: Store, stopping: threading.Event, beat: Callable[[], None] = lambda: None) -> None:
-    """Tick every second until stopped; of all processes that share a database, one at a time does.
+# Readers of the inbox feed number its events at once; the last duty keeps the unnumbered ones few without readers.
+DUTIES: Sequence[Callable[[Store], object]] = (process_due, end_overdue_runs, audit.seal, task_feed.number)
+
+
+def tick(store: Store) -> None:
+    """Process everything that is due."""
+    for duty in DUTIES:
+        duty(store)
+
+
+def run_timers(
+    store: Store,
+    stopping: threading.Event,
+    beat: Callable[[], None] = lambda: None,
+    duties: Sequence[Callable[[Store], object]] = DUTIES,
+) -> None:
+    """Process what is due every second until stopped; of all processes that share a database, one at a time does.
+
+    A duty that fails is tried again a second later, and keeps no other from its work.
 
     Args:
         store: The database.
         stopping: Ends the loop.
         beat: Called at each turn.
+        duties: What is processed.
     """
     while not stopping.is_set():
         beat()
@@ -69,11 +79,21 @@ def run_timers(store: Store, stopping: threading.Event, beat: Callable[[], None]
                 while lock.held() and not stopping.is_set():
                     started = monotonic()
                     beat()
-                    tick(store)
+                    for duty in duties:
+                        _try(duty, store)
                     stopping.wait(max(0.0, INTERVAL_SECONDS - (monotonic() - started)))
         except Transient as error:
             log.warning("timers could not reach the database: %s", error)
         stopping.wait(INTERVAL_SECONDS)
+
+
+def _try(duty: Callable[[Store], object], store: Store) -> None:
+    try:
+        duty(store)
+    except Transient:
+        raise
+    except Exception:
+        log.exception("timers failed; they will be retried")
 
 
 class RetentionJob(Protocol):

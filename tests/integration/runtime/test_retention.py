@@ -20,7 +20,7 @@ from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
 from kneo.runtime.engine import timers
 from kneo.runtime.engine.assemble import background
-from kneo.runtime.engine.timers import RETENTION_LOCK, run_retention, run_timers
+from kneo.runtime.engine.timers import RETENTION_LOCK, end_overdue_runs, run_retention, run_timers
 from kneo.settings import from_env
 from kneo.store import agent_sessions, idempotency, prune, runs, tasks
 from kneo.store.engine import Store
@@ -60,6 +60,29 @@ def test_a_deadline_does_not_wait_for_retention(migrated_url: str) -> None:
         assert not leave.is_set()
         with store.exclusive(RETENTION_LOCK) as other:
             assert not other
+
+
+def test_a_timer_that_fails_keeps_no_other_from_its_work(migrated_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    stopping, tried = threading.Event(), threading.Semaphore(0)
+
+    def fail(_store: Store) -> None:
+        tried.release()
+        msg = "a row that no version reads"
+        raise ValueError(msg)
+
+    with closing(open_store(migrated_url, SystemClock())) as store:
+        with store.write() as tx:
+            due = isoformat(store.clock.now() - timedelta(seconds=1))
+            runs.insert_run(tx, build_run(id="run_1", deadline_at=due))
+        timers = lambda: run_timers(store, stopping, duties=(fail, end_overdue_runs))  # noqa: E731
+        with background("timers", timers, stopping.set):
+            assert tried.acquire(timeout=240)
+            assert tried.acquire(timeout=240), "it is not tried again"
+        with store.read() as tx:
+            found = runs.get(tx, "run_1")
+        assert found is not None
+        assert found.status is RunStatus.TIMED_OUT
+    assert "a row that no version reads" in caplog.text
 
 
 def old_runs(store: Store, clock: ManualClock, count: int) -> None:
