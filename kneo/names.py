@@ -156,6 +156,9 @@ _UNSEEN = re.compile(
 
 def reveal(text: str) -> str:
     """Return a text with a visible mark in place of each character that cannot be seen."""
+    # Most texts of a page are of these characters; a long page has thousands of texts.
+    if text.isascii() and text.isprintable():
+        return text
     return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 

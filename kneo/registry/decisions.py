@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from kneo.clock import isoformat
 from kneo.digest import Digest
@@ -189,8 +190,14 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
 
 def decision_reason(record: ApprovalRecord) -> str | None:
     """Return the reason in the signed decision; None without one."""
+    return _reason_in(record.envelope)
+
+
+@lru_cache(maxsize=512)
+def _reason_in(envelope: bytes) -> str | None:
+    # A decision never changes, and pages show the same ones again.
     try:
-        return parse_approval(parse_envelope(record.envelope).payload).predicate.reason
+        return parse_approval(parse_envelope(envelope).payload).predicate.reason
     except KneoError:
         return None
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 from console_in_process import page_at
-from console_load import CHANGES, fill, insert, multiply, pages, statements, step
+from console_load import CHANGES, declare, fill, insert, multiply, pages, statements, step
 from console_pages import HtmlPage
 from sqlalchemy import func, select
 
 from kneo.records.run import Run
-from kneo.service.console import inbox
+from kneo.service.console import inbox, render
 from kneo.service.console.render import STATIC, STATIC_HASH
 from kneo.store import history, tables
 from kneo.store.engine import Store
@@ -77,6 +77,19 @@ def test_pages_cost_the_same_with_many_runs_and_tasks(store: Store) -> None:
     assert plan.count("writer99.system_prompt"), "the plan is the one that was kept with the change"
     with store.read() as tx:
         assert tx.connection.execute(select(func.count()).select_from(tables.requests)).scalar_one() == 0
+
+
+def test_a_line_of_a_plan_is_one_text_of_its_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan has thousands of lines: each further expression of a line costs the page as much as the line itself."""
+    with store.write() as tx:
+        declare(tx)
+    printed: list[str] = []
+    monkeypatch.setattr(render, "reveal", lambda text: printed.append(text) or text)
+    page = page_at(store, "/environments/prod/refund-0")
+    lines = page.count('<tr class="new">')
+    assert lines == 4_000
+    assert len([text for text in printed if text.startswith(" line ")]) == lines
+    assert len(printed) < 2 * lines
 
 
 def test_the_first_page_loads_little(shared_store: Store) -> None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kneo import names
 from kneo.errors import Invalid
-from kneo.names import name_problem, person_key, person_name, person_problem
+from kneo.names import name_problem, person_key, person_name, person_problem, reveal
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,8 @@ def test_the_normal_spelling_is_stable_and_the_same_person(name: str) -> None:
 @given(st.text(max_size=50))
 def test_keys_are_their_own_keys(name: str) -> None:
     assert person_key(person_key(name)) == person_key(name)
+
+
+@given(st.text(alphabet=st.one_of(st.characters(max_codepoint=0x7F), st.characters()), max_size=12))
+def test_a_text_of_visible_characters_is_shown_as_it_is(text: str) -> None:
+    assert (reveal(text) == text) is (names._UNSEEN.search(text) is None)
