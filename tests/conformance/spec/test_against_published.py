@@ -34,7 +34,7 @@ def rows() -> dict[tuple[str, str], list[str]]:
 
 LISTED = rows()
 UNKNOWN_TO_OLDER = set(re.findall(r"`([EWI]_[A-Z_]+)`", section("Codes that 0.4.0 does not know")))
-ONLY_OURS = set(re.findall(r"`([EWI]_[A-Z_]+)`", section("Codes that are only ours")))
+ONLY_OURS = set(re.findall(r"`([EWI]_[A-Z_]+)`", section("Codes that only Kneo has")))
 
 
 def comparable(case: Case, findings: list[Finding], version: str) -> list[Finding]:
