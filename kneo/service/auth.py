@@ -323,8 +323,3 @@ class Require:
         principal = principal_of(request)
         principal.require(self.scope)
         return principal
-
-
-def require(scope: str) -> Require:
-    """Make a dependency that requires a scope."""
-    return Require(scope)

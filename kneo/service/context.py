@@ -17,7 +17,7 @@ from kneo.api.run_views import in_published_words, speaks_published
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.start import Starter
 from kneo.runtime.engine.wait import SettledRun, read_settled_run, wait_until_settled
-from kneo.service.auth import Keyring, principal_of, require
+from kneo.service.auth import Keyring, Require, principal_of
 from kneo.service.callers import Callers
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
@@ -145,7 +145,7 @@ def mount(module: ModuleType, tag: str) -> ApiRouter:
                 methods=[operation.method],
                 operation_id=operation.id,
                 responses=_responses(operation),
-                dependencies=[Depends(require(scope)) for scope in operation.scopes],
+                dependencies=[Depends(Require(scope)) for scope in operation.scopes],
                 include_in_schema=path == operation.path,
             )
     return router

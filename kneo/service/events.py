@@ -1,21 +1,24 @@
-"""Server-sent events: responses that stream events until the reader leaves or is too slow."""
+"""Streams: responses that send events until the reader leaves or is too slow, and the number of open ones."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kneo.errors import Transient
 from kneo.names import person_key
 from kneo.service.limits import TooMany
 from kneo.service.problems import refusal
+
+log = logging.getLogger("kneo.service")
 
 HEADERS = {
     "cache-control": "no-store",
@@ -95,8 +98,7 @@ class Streams:
             raise Transient(msg, code="too_many_streams", limit=self.most)
 
     @contextmanager
-    def counted(self, person: str) -> Iterator[None]:
-        """Count a stream of a person for the duration of a block."""
+    def _counted(self, person: str) -> Iterator[None]:
         key = person_key(person)
         self._open[key] += 1
         try:
@@ -104,6 +106,16 @@ class Streams:
         finally:
             self._open[key] -= 1
             self._open += Counter()  # Removes people without open streams.
+
+    async def serve(self, person: str, response: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send a response that counts as a stream of a person; refuse it where the person or the process has too many."""
+        try:
+            self.check(person)
+        except Transient as error:
+            await refusal(error)(scope, receive, send)
+            return
+        with self._counted(person):
+            await response(scope, receive, send)
 
 
 class EventStream(Response):
@@ -117,16 +129,10 @@ class EventStream(Response):
         self.person = person
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            # Checked again, because other streams may have begun since this one was created.
-            self.streams.check(self.person)
-        except Transient as error:
-            await refusal(error)(scope, receive, send)
-            return
-        with self.streams.counted(self.person):
-            await self._stream(receive, send)
+        # Checked again, because other streams may have begun since this one was created.
+        await self.streams.serve(self.person, self._stream, scope, receive, send)
 
-    async def _stream(self, receive: Receive, send: Send) -> None:
+    async def _stream(self, _scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))
         listening = asyncio.create_task(_gone(receive))
         try:
@@ -159,3 +165,32 @@ def _part(body: bytes) -> dict[str, object]:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+class LimitedResponse(Response):
+    """A response of a library, which counts as a stream of a person while it is sent.
+
+    Args:
+        response: The response.
+        streams: Counts the open streams.
+        person: The caller.
+    """
+
+    def __init__(self, response: Response, streams: Streams, person: str) -> None:
+        super().__init__()
+        self.response = response
+        self.streams = streams
+        self.person = person
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.streams.serve(self.person, self._send, scope, receive, send)
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self.streams.slow_seconds):
+                await send(message)
+
+        try:
+            await self.response(scope, receive, send_in_time)
+        except* TimeoutError:
+            log.info("a reader of a stream was too slow", extra={"actor": self.person})

@@ -20,7 +20,7 @@ EXAMPLES = {"web_search": "query", "webpage_reader": "url"}
 
 
 def create_runtime_registry() -> Mapping[str, object]:
-    """Return ``None``: the provider of a spec decides what runs an agent. Programs pass it on."""
+    """Return an empty map: the provider of a spec decides what runs an agent. Programs pass it on."""
     return {}
 
 

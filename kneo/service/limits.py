@@ -147,13 +147,16 @@ class Rate:
                 self._left.pop(next(iter(self._left)))
         return 0.0 if allowed else (1 - left) / per_second
 
-    def check(self, caller: str) -> None:
+    def check(self, caller: str, message: str = "") -> None:
         """Count a request.
+
+        Args:
+            caller: The caller.
+            message: The message of the refusal; by default it states the limit.
 
         Raises:
             TooMany: the caller has reached the limit; ``retry_after`` is in the details.
         """
-        wait = self.take(caller)
-        if wait:
-            msg = f"{caller} may send {self.per_minute} requests in a minute."
-            raise TooMany(msg, retry_after=max(1, round(wait + 0.5)))
+        if wait := self.take(caller):
+            message = message or f"{caller} may send {self.per_minute} requests in a minute."
+            raise TooMany(message, retry_after=max(1, round(wait + 0.5)))

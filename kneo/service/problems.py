@@ -54,6 +54,12 @@ def refusal(error: KneoError) -> JsonResponse:
     return problem(error.http_status, error.code, str(error), details, headers)
 
 
+def retry_after(error: KneoError) -> dict[str, str]:
+    """Return the header ``Retry-After`` of an error that states the time to wait; no header for others."""
+    wait = error.details.get("retry_after")
+    return {"Retry-After": str(wait)} if wait is not None else {}
+
+
 def crash() -> JsonResponse:
     """Return the response to a defect, without details; the log has them."""
     return problem(500, "internal_error", "Internal error; the log of the service has the details.", {})

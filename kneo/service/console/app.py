@@ -43,6 +43,7 @@ from kneo.service.console.session import Sessions, SignedIn
 from kneo.service.console.sign_in import SignIn, is_secure, login_url
 from kneo.service.context import Service
 from kneo.service.limits import Rate, peer_address
+from kneo.service.problems import retry_after
 from kneo.store import marks
 
 log = logging.getLogger("kneo.service")
@@ -253,9 +254,7 @@ class Console:
         """Return an error as a page, with the header where a person is signed in."""
         status = error.http_status if status is None else status
         signed_in = self.sessions.find(request.cookies, secure=self._is_secure(request))
-        headers = dict(HEADERS)
-        if "retry_after" in error.details:
-            headers["retry-after"] = str(error.details["retry_after"])
+        headers = {**HEADERS, **retry_after(error)}
         values = {
             "problem": error,
             "shown_status": status,

@@ -13,8 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from kneo.api.audit import AuditEventView, AuditPageView, get_audit_checkpoint, get_audit_proof, list_audit_events
 from kneo.api.environments import trace
 from kneo.errors import InvalidValue, NotFound
-from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages
-from kneo.service.console.time_filter import read_time_filter
+from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages, download
 from kneo.service.console.words import count
 
 pages = Pages(MenuEntry("audit", "Audit", "/audit", "audit:read"))
@@ -42,8 +41,8 @@ def _list(request: PageRequest, limit: int, after: str | None) -> AuditPageView:
         actor=filters["actor"],
         environment=filters["environment"],
         run_id=filters["run"],
-        created_after=read_time_filter(filters["from"] or ""),
-        created_before=read_time_filter(filters["to"] or ""),
+        created_after=request.query.time("from"),
+        created_before=request.query.time("to"),
         limit=limit,
         after=after,
     )
@@ -106,8 +105,7 @@ def _export(
     if first.total > MAX_EXPORT:
         msg = f"The filters select {first.total:,} events; one export has at most {MAX_EXPORT:,}."
         raise InvalidValue(msg, code="export_too_large", hint="Export one period after the other: set From and To.")
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(rows(_events(request, first)), media_type=media_type, headers=headers)
+    return download(StreamingResponse(rows(_events(request, first)), media_type=media_type), name)
 
 
 def _events(request: PageRequest, page: AuditPageView) -> Iterator[AuditEventView]:
@@ -160,8 +158,7 @@ def _json_rows(events: Iterator[AuditEventView]) -> Iterator[str]:
 def download_checkpoint(request: PageRequest) -> Response:
     """Download a signed checkpoint of the log as it is now."""
     note = request.call(get_audit_checkpoint).note
-    headers = {"content-disposition": 'attachment; filename="audit-checkpoint.txt"'}
-    return Response(note, media_type="text/plain; charset=utf-8", headers=headers)
+    return download(Response(note, media_type="text/plain; charset=utf-8"), "audit-checkpoint.txt")
 
 
 @pages.get("/audit/{seq}/proof", scope="audit:read")
@@ -172,9 +169,8 @@ def download_proof(request: PageRequest) -> Response:
         msg = f"The audit log has no event {text[:20]!r}."
         raise NotFound(msg, code="audit_event_not_found")
     proof = request.call(get_audit_proof, int(text))
-    headers = {"content-disposition": f'attachment; filename="audit-{int(text)}-proof.json"'}
     body = json.dumps(asdict(proof), ensure_ascii=False, indent=2)
-    return Response(body, media_type="application/json", headers=headers)
+    return download(Response(body, media_type="application/json"), f"audit-{int(text)}-proof.json")
 
 
 @pages.get("/trace/{reference}", scope=("runs:read", "releases:read"))

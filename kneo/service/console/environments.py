@@ -23,8 +23,9 @@ from kneo.api.promotions import DecisionRequest, approve_promotion, get_promotio
 from kneo.api.release_views import ApprovalView, DecidedView, EnvironmentView, PromotionDetailView
 from kneo.errors import Forbidden, InvalidValue, KneoError, NotFound
 from kneo.names import reveal
-from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages, SeeOther, Shown
+from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages, SeeOther, Shown, download
 from kneo.service.console.release_words import (
+    DANGER,
     PendingNote,
     conditions_of,
     matrix,
@@ -149,7 +150,7 @@ def show_environment(request: PageRequest) -> Page:
         "conditions": conditions_of(item.conditions),
         "history": history.promotions,
         "decisions": decisions,
-        "receipt": next((one for one in decisions if one.id == request.query.get("decided")), None),
+        "receipt": _receipt(request, decisions),
         "may_operate": request.may("releases:operate"),
         "may_read_receipts": request.may("receipts:read"),
         "done": DONE.get(request.query.get("done"), ""),
@@ -174,25 +175,21 @@ DONE = {
 @pages.get("/environments/{environment}/{bundle}", scope="releases:read")
 def show_release(request: PageRequest) -> Page:
     """Show a bundle in an environment: its release, the change that waits, and the history."""
-    return _release(request, request.path["environment"], request.path["bundle"])
+    environment, bundle = request.path["environment"], request.path["bundle"]
+    item, detail = _pending(request, environment, bundle)
+    page = _page(request, item, bundle, detail)
+    if detail is None and page.values["serving"] is None and not page.values["history"]:
+        msg = f"{bundle[:200]} was never released to {environment[:80]}."
+        raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment[:80]}.yaml.")
+    return page
 
 
 @pages.get("/promotions/{promotion}", scope="releases:read")
 def show_promotion(request: PageRequest) -> Page:
     """Show a change by the id of its promotion."""
-    return _review(request, request.call(get_promotion, request.path["promotion"]))
-
-
-def _release(request: PageRequest, environment: str, bundle: str) -> Page:
-    item, detail = _pending(request, environment, bundle)
-    if detail is not None:
-        return _page(request, item, bundle, detail=detail)
-    history = request.call(get_environment_history, environment, bundle=bundle, limit=HISTORY).promotions
-    serving = next((one for one in item.releases if one.bundle == bundle), None)
-    if serving is None and not history:
-        msg = f"{bundle[:200]} was never released to {environment[:80]}."
-        raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment[:80]}.yaml.")
-    return _page(request, item, bundle, detail=None)
+    detail = request.call(get_promotion, request.path["promotion"])
+    item = request.call(get_environment, detail.promotion.environment)
+    return _page(request, item, detail.promotion.bundle, detail)
 
 
 def _pending(
@@ -211,16 +208,10 @@ def _pending(
         return _pending(request, environment, bundle, tries - 1)
 
 
-def _review(request: PageRequest, detail: PromotionDetailView) -> Page:
-    item = request.call(get_environment, detail.promotion.environment)
-    return _page(request, item, detail.promotion.bundle, detail=detail)
-
-
 def _page(
     request: PageRequest,
     item: EnvironmentView,
     bundle: str,
-    *,
     detail: PromotionDetailView | None,
     problem: KneoError | None = None,
 ) -> Page:
@@ -321,25 +312,21 @@ def _refused(request: PageRequest, error: KneoError, environment: str, bundle: s
         by = f" Last decision: {last[0].principal} ({last[0].decision})." if last else ""
         msg = f"This change is not pending any more; nothing was recorded.{by}"
         error = _Moved(msg, code="promotion_changed", hint="Read what stands here now; your words are kept below.")
-    return _page(request, item, bundle, detail=detail, problem=error)
+    return _page(request, item, bundle, detail, error)
 
 
 @pages.get("/approvals/{approval}/receipt", scope=("releases:read", "receipts:read"))
 def download_receipt(request: PageRequest) -> Response:
     """Download the receipt of a decision, which ``kneo promotion receipt verify`` verifies."""
     view = request.call(get_approval_receipt, request.path["approval"])
-    return _download(view, f"receipt-{view.unsigned['id']}.json")
+    return download(JsonResponse(view), f"receipt-{view.unsigned['id']}.json")
 
 
 @pages.get("/promotions/{promotion}/receipts", scope=("releases:read", "receipts:read"))
 def download_receipts(request: PageRequest) -> Response:
     """Download the receipts of a promotion."""
     view = request.call(list_promotion_receipts, request.path["promotion"])
-    return _download(view, f"receipts-{view.promotion_id}.json")
-
-
-def _download(view: object, name: str) -> Response:
-    return JsonResponse(view, headers={"content-disposition": f'attachment; filename="{name}"'})
+    return download(JsonResponse(view), f"receipts-{view.promotion_id}.json")
 
 
 # ---- plans ------------------------------------------------------------------------------------------------------------
@@ -374,10 +361,7 @@ def _planned(item: dict[str, object]) -> dict[str, object]:
     shown = []
     for action in actions if isinstance(actions, list) else []:
         changes = [change for change in action["diff"] if isinstance(change, dict)]
-        rows = [
-            {**change, "kind": {"high": "bad", "medium": "wait"}.get(str(change.get("danger")), "off")}
-            for change in changes
-        ]
+        rows = [{**change, "kind": DANGER.get(str(change.get("danger")), "off")} for change in changes]
         shown.append({**action, "changes": rows})
     empty: dict[str, object] = {
         "problem": None,

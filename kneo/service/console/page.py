@@ -12,6 +12,7 @@ A function runs in a thread. It reads and changes through operations of ``kneo.a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,9 +27,12 @@ from kneo.service.console.session import SignedIn
 
 P = ParamSpec("P")
 V = TypeVar("V")
+R = TypeVar("R", bound=Response)
 
 MAX_FIELDS = 500
 """Fields of a form or a query."""
+
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class Form:
@@ -58,6 +62,11 @@ class Form:
     def all(self, name: str) -> list[str]:
         """Return every value of a field."""
         return [value for key, value in self.fields if key == name]
+
+    def time(self, name: str) -> str | None:
+        """Return the time of a filter as operations take it: a day is its first moment (UTC), an empty field no filter."""
+        text = self.get(name).strip()
+        return f"{text}T00:00:00Z" if _DAY.fullmatch(text) else text or None
 
     def below(self, prefix: str) -> dict[str, list[str]]:
         """Return the values of the fields whose names begin with a prefix, by the rest of the name."""
@@ -166,6 +175,13 @@ class SeeOther:
 
 Shown = Page | SeeOther | Response
 """The result of a page function; a response of its own is a file to download."""
+
+
+def download(response: R, name: str) -> R:
+    """Return a response that a browser stores as a file."""
+    response.headers["content-disposition"] = f'attachment; filename="{name}"'
+    return response
+
 
 PageFunction = Callable[[PageRequest], Shown]
 

@@ -13,7 +13,6 @@ from kneo.clock import parse_time
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages
-from kneo.service.console.time_filter import read_time_filter
 from kneo.service.console.words import count, peek, span
 
 MENU = MenuEntry("runs", "Runs", "/runs", "runs:read")
@@ -117,8 +116,8 @@ def show_runs(request: PageRequest) -> Page:
         requester=_bounded("requester", filters["requester"]),
         waiting_for=_bounded("waiting_for", filters["waiting_for"]),
         q=_bounded("q", filters["q"]),
-        created_after=read_time_filter(filters["from"]),
-        created_before=read_time_filter(filters["to"]),
+        created_after=request.query.time("from"),
+        created_before=request.query.time("to"),
         limit=PAGE_SIZE,
         after=after,
         sort_by="created_at",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +20,8 @@ from kneo.service.console.page import Form, PageRequest, Pages
 from kneo.service.console.security import HEADERS, HOME, check_same_origin, safe_next
 from kneo.service.console.session import Sessions, end, push_browser
 from kneo.service.context import Service
-from kneo.service.limits import Rate, network_of, peer_address
+from kneo.service.limits import Rate, TooMany, network_of, peer_address
+from kneo.service.problems import retry_after
 
 if TYPE_CHECKING:
     from kneo.service.console.oidc import OidcRoutes
@@ -37,12 +38,6 @@ YEAR_SECONDS = 365 * 86_400
 pages = Pages()
 
 
-class RenderPage(Protocol):
-    """Returns a page without the header."""
-
-    def __call__(self, request: Request, template: str, status: int = 200, **values: object) -> HTMLResponse: ...
-
-
 class SignIn:
     """The routes that need no session.
 
@@ -52,7 +47,7 @@ class SignIn:
         render: Returns a page without the header.
     """
 
-    def __init__(self, service: Service, sessions: Sessions, render: RenderPage) -> None:
+    def __init__(self, service: Service, sessions: Sessions, render: Callable[..., HTMLResponse]) -> None:
         self.settings = service.settings
         self.keyring = service.keyring
         self.sessions = sessions
@@ -89,11 +84,8 @@ class SignIn:
         form = Form.parse((await request.body()).decode(errors="replace"))
         target = safe_next(form.get("next", HOME))
         address = peer_address(request)
-        if wait := self.tries.take(network_of(address)):
-            msg = "Too many sign-ins were tried from this address; wait a minute."
-            response = self.show_form(request, target, msg, 429)
-            response.headers["retry-after"] = str(max(1, round(wait + 0.5)))
-            return response
+        if refused := self._refuse_too_many(request, address, target):
+            return refused
         key, push = form.get("key").strip(), push_browser(request.cookies, secure=self.is_secure(request))
         token = await run_in_threadpool(self.sessions.sign_in_with_key, key, address, push)
         if token is None:
@@ -107,8 +99,8 @@ class SignIn:
         if request.headers.get("sec-purpose", "").startswith("prefetch") or request.method == "HEAD":
             return Response(status_code=403, headers=dict(HEADERS))
         address = peer_address(request)
-        if self.tries.take(network_of(address)):
-            return self.show_form(request, HOME, "Too many sign-ins were tried from this address; wait a minute.", 429)
+        if refused := self._refuse_too_many(request, address, HOME):
+            return refused
         link, push = request.path_params["token"], push_browser(request.cookies, secure=self.is_secure(request))
         token = await run_in_threadpool(self.sessions.sign_in_with_link, link, address, push)
         if token is None:
@@ -116,6 +108,16 @@ class SignIn:
             msg = "This link does not work: it was used before, or is older than ten minutes."
             return self.show_form(request, HOME, msg, 401)
         return self.enter(request, token, HOME)
+
+    def _refuse_too_many(self, request: Request, address: str, target: str) -> Response | None:
+        """Count a sign-in that an address tries; return the form with a refusal where there are too many."""
+        try:
+            self.tries.check(network_of(address), "Too many sign-ins were tried from this address; wait a minute.")
+        except TooMany as error:
+            response = self.show_form(request, target, error.message, error.http_status)
+            response.headers.update(retry_after(error))
+            return response
+        return None
 
     def show_form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
         """Show the form, with the ways to sign in that are configured."""

@@ -31,7 +31,8 @@ from kneo.records.task import UNRESOLVED
 from kneo.service.console import inbox, task_words
 from kneo.service.console.answer_form import decision_of, form_values
 from kneo.service.console.diffs import diff_rows
-from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther
+from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther, download
+from kneo.service.console.runs import CHIPS
 from kneo.service.routing import JsonResponse
 
 pages = Pages(inbox.pages.place)
@@ -45,17 +46,9 @@ SHOWN_CHARS = 100_000
 MESSAGE_CHARS = 20_000
 """Characters of an earlier output on the page."""
 
-SNOOZES: Mapping[str, str] = {"1h": "1 hour", "4h": "4 hours", "1d": "1 day", "3d": "3 days", "7d": "1 week"}
+ACTIONS = frozenset({"claim", "unclaim", "delegate", "snooze", "comment"})
 
-RUN_CHIPS: Mapping[str, tuple[str, str]] = {
-    "running": ("run", "running"),
-    "paused": ("wait", "waits for people"),
-    "succeeded": ("ok", "succeeded"),
-    "failed": ("bad", "failed"),
-    "timed_out": ("bad", "timed out"),
-    "expired": ("bad", "expired"),
-    "cancelled": ("off", "cancelled"),
-}
+SNOOZES: Mapping[str, str] = {"1h": "1 hour", "4h": "4 hours", "1d": "1 day", "3d": "3 days", "7d": "1 week"}
 
 
 @pages.get("/inbox/{task}", scope="human:read")
@@ -91,6 +84,9 @@ def _was_mine(request: PageRequest) -> bool:
 def act_on_task(request: PageRequest) -> Page | SeeOther:
     """Claim, release, delegate, snooze or comment on a task."""
     task, action = request.path["task"], request.path["action"]
+    if action not in ACTIONS:
+        msg = f"A task has no action {action[:40]!r}."
+        raise NotFound(msg)
     try:
         match action:
             case "claim":
@@ -106,12 +102,7 @@ def act_on_task(request: PageRequest) -> Page | SeeOther:
                 request.call(snooze_human_task, task, TaskSnooze(until=until))
             case "comment":
                 request.call(comment_human_task, task, TaskComment(text=request.form.get("text")))
-            case _:
-                msg = f"A task has no action {action[:40]!r}."
-                raise NotFound(msg)
     except KneoError as error:
-        if action not in {"claim", "unclaim", "delegate", "snooze", "comment"}:
-            raise
         return _refused(request, error)
     return SeeOther(f"/console/inbox/{task}")
 
@@ -127,8 +118,7 @@ def _snooze(text: str) -> timedelta:
 def download_receipt(request: PageRequest) -> Response:
     """Download the receipt of a decision, which ``kneo task receipt verify`` verifies."""
     view = request.call(get_receipt, request.path["task"])
-    name = f"receipt-{request.path['task']}.json"
-    return JsonResponse(view, headers={"content-disposition": f'attachment; filename="{name}"'})
+    return download(JsonResponse(view), f"receipt-{request.path['task']}.json")
 
 
 @pages.get("/inbox/{task}/subject", scope="human:read")
@@ -170,7 +160,7 @@ def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | 
         "sent_back": _sent_back(request, task),
         "events": [(event, task_words.event(event.type, event.data)) for event in events],
         "run": request.call(get_run, task.run_id) if request.may("runs:read") else None,
-        "run_chips": RUN_CHIPS,
+        "run_chips": CHIPS,
         "done": task_words.DONE,
         "snoozes": list(SNOOZES.items()),
         "message_chars": MESSAGE_CHARS,

@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from kneo.api.decisions import TaskDecision
 from kneo.api.task_views import HumanTaskView
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
@@ -15,8 +16,8 @@ from kneo.service.console.answer_form import FIELDS, decision_of
 from kneo.service.console.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.console.page import Form
 from kneo.service.context import Service, ServiceDep
-from kneo.service.limits import Rate, TooMany, network_of, peer_address
-from kneo.service.problems import refusal
+from kneo.service.limits import Rate, network_of, peer_address
+from kneo.service.problems import refusal, retry_after
 from kneo.service.routing import JsonResponse, read_json
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
@@ -106,20 +107,14 @@ def _count(service: Service, request: Request, token: str) -> None:
         except NotFound:
             link = None
     if link is not None:
-        wait, what = _of_link.take(link.id), f"This link is used more than {_of_link.per_minute} times in a minute."
+        _of_link.check(link.id, f"This link is used more than {_of_link.per_minute} times in a minute.")
     else:
-        wait, what = (
-            _wrong.take(network_of(peer_address(request))),
-            "Too many requests for unknown links from this address.",
-        )
-    if wait:
-        raise TooMany(what, retry_after=max(1, round(wait + 0.5)))
+        address = network_of(peer_address(request))
+        _wrong.check(address, "Too many requests for unknown links from this address.")
 
 
 def _refused(error: KneoError) -> HTMLResponse:
-    headers = dict(HEADERS)
-    if "retry_after" in error.details:
-        headers["retry-after"] = str(error.details["retry_after"])
+    headers = {**HEADERS, **retry_after(error)}
     return HTMLResponse(refused_page(error.message, error.hint), error.http_status, headers=headers)
 
 
@@ -153,7 +148,7 @@ def _json(body: bytes) -> dict[str, object]:
     return value
 
 
-class _Said(BaseModel):
+class _LinkAnswer(BaseModel):
     """An answer to a task by link, as form fields or JSON."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -162,7 +157,7 @@ class _Said(BaseModel):
     request_id: str
     expect_digest: str | None = None
     content: str | None = None
-    selected_options: tuple[str, ...] = ()
+    selected_options: list[str] | None = None
     values: dict[str, object] | None = None
     comment: str | None = Field(default=None, max_length=2_000)
 
@@ -171,25 +166,15 @@ def _answer(fields: dict[str, object], limit: int) -> DecisionRequest:
     """Validate a submitted answer.
 
     Raises:
-        NotAllowed: ``human_input_invalid``: a field is missing, unknown or of the wrong kind.
+        DecisionNotAllowed: ``human_input_invalid``: a field is missing, unknown or of the wrong kind.
         Invalid: ``input_too_large``.
     """
     try:
-        form = _Said.model_validate(fields)
+        answer = _LinkAnswer.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])[:80]
         msg = f"{field or 'The answer'}: {first['msg']}."
         raise DecisionNotAllowed(msg, code="human_input_invalid", field=field) from error
-    if len(form.content or "") > limit:
-        msg = f"The text is {len(form.content or '')} characters long; at most {limit} are accepted."
-        raise InvalidValue(msg, code="input_too_large", field="content", limit=limit)
-    return DecisionRequest(
-        request_id=form.request_id,
-        decision=form.decision,
-        content=form.content,
-        selected_options=form.selected_options or None,
-        values=form.values,
-        comment=form.comment,
-        expect_digest=form.expect_digest,
-    )
+    chosen = {**answer.model_dump(), "selected_options": answer.selected_options or None}
+    return TaskDecision.model_validate(chosen).checked(limit)

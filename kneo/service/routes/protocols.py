@@ -12,10 +12,11 @@ from starlette.responses import Response
 from kneo.api.agents import AgentView, find_agent, list_agents
 from kneo.api.operation import Principal
 from kneo.errors import NotFound
-from kneo.service.auth import require
+from kneo.service.auth import Require
 from kneo.service.context import Service, ServiceDep
+from kneo.service.events import LimitedResponse
 from kneo.service.protocols.calls import AgentCalls
-from kneo.service.protocols.libraries import LimitedResponse, import_with_extra
+from kneo.service.protocols.libraries import import_with_extra
 from kneo.service.routing import VERSION, ApiRouter, JsonResponse, Responses
 from kneo.store.service_key import missing_key
 from kneo.trust.keys import PrivateKey
@@ -24,8 +25,8 @@ router = ApiRouter(tags=["protocols"])
 
 CARD = ".well-known/agent-card.json"
 
-SpecReader = Annotated[Principal, Depends(require("specs:read"))]
-AgentCaller = Annotated[Principal, Depends(require("runs:read"))]
+SpecReader = Annotated[Principal, Depends(Require("specs:read"))]
+AgentCaller = Annotated[Principal, Depends(Require("runs:read"))]
 
 JSON_OBJECT: Responses = {
     200: {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -88,13 +89,13 @@ async def send_to_agent(
     operation_id="send_to_mcp_server",
     response_class=Response,
     responses=MESSAGES,
-    dependencies=[Depends(require("specs:read"))],
+    dependencies=[Depends(Require("specs:read"))],
 )
 async def send_to_mcp_server(
     environment: str,
     request: Request,
     service: ServiceDep,
-    principal: Annotated[Principal, Depends(require("runs:write"))],
+    principal: Annotated[Principal, Depends(Require("runs:write"))],
 ) -> Response:
     """Send a message of MCP over streamable HTTP: the tools are the bundles that the environment serves over MCP.
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from kneo.api.operation import Principal
 from kneo.runtime.engine.wait import find_run
-from kneo.service.auth import require
+from kneo.service.auth import Require
 from kneo.service.context import LegacyClient, ServiceDep
 from kneo.service.event_streams import DeltaQueue, run_events, task_events
 from kneo.service.routing import ApiRouter, Responses
@@ -22,8 +22,8 @@ task_router = ApiRouter(tags=["human tasks"])
 MAX_NUMBER = 2**31 - 1
 """The highest number of an event."""
 
-RunReader = Annotated[Principal, Depends(require("runs:read"))]
-TaskReader = Annotated[Principal, Depends(require("human:read"))]
+RunReader = Annotated[Principal, Depends(Require("runs:read"))]
+TaskReader = Annotated[Principal, Depends(Require("human:read"))]
 
 EVENT_STREAM: Responses = {
     200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}

@@ -384,3 +384,12 @@ def test_json_that_cannot_be_stored_is_refused(bench: Bench, browser: httpx.Clie
     refused = browser.post(path, content=body, headers={"content-type": "application/json"})
     assert (refused.status_code, refused.json()["message"]) == (400, "The body is not JSON.")
     assert rows(bench)["tasks"] == before
+
+
+def test_the_values_of_an_answer_are_bounded(bench: Bench, browser: httpx.Client) -> None:
+    run = bench.paused()
+    path = str(link_to(bench, run)["path"])
+    request_id = bench.get(f"/human-tasks/{run['continuation_id']}")["pending_human_request_id"]
+    long = "x" * (bench.settings.limits.human_content_chars + 1)
+    refused = browser.post(path, json={"decision": "approved", "request_id": request_id, "values": {"a": long}})
+    assert (refused.status_code, refused.json()["error"]) == (422, "input_too_large")

@@ -7,8 +7,8 @@ runs, which any process of the service can read.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from datetime import UTC
 from typing import NoReturn
@@ -41,9 +41,9 @@ from kneo.clock import isoformat
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
+from kneo.service.events import LimitedResponse
 from kneo.service.protocols.a2a.tasks import STATES, context_of, output_of, status_of, task_of
 from kneo.service.protocols.calls import AgentCalls, AgentMessage
-from kneo.service.protocols.libraries import LimitedResponse
 from kneo.trust.keys import PrivateKey
 
 PAGE_SIZE, MAX_PAGE_SIZE = 50, 100
@@ -104,10 +104,8 @@ class _Handler(RequestHandler):
     @validate_request_params
     async def on_cancel_task(self, params: types.CancelTaskRequest, context: ServerCallContext) -> types.Task:
         del context
-        try:
+        with self._refusing():
             settled = await self.calls.cancel(params.id)
-        except KneoError as error:
-            self._refuse(error)
         if settled.run.status is not RunStatus.CANCELLED:
             msg = f"{params.id} has ended: {settled.run.status}."
             raise TaskNotCancelableError(msg)
@@ -143,10 +141,8 @@ class _Handler(RequestHandler):
             if params.HasField("status_timestamp_after")
             else None,
         )
-        try:
+        with self._refusing():
             page, response.total_size = await self.calls.list_runs(where, limit=size, offset=offset)
-        except KneoError as error:
-            self._refuse(error)
         for settled in page:
             task = task_of(settled, self.address, _history(params))
             if not params.include_artifacts:
@@ -180,7 +176,7 @@ class _Handler(RequestHandler):
             raise InvalidParamsError(msg)
         if params.configuration.HasField("task_push_notification_config"):
             raise PushNotificationNotSupportedError
-        try:
+        with self._refusing():
             if message.task_id:
                 return await self._answer(message, wait=wait)
             return await self.calls.start(
@@ -192,8 +188,6 @@ class _Handler(RequestHandler):
                 ),
                 wait=wait,
             )
-        except KneoError as error:
-            self._refuse(error)
 
     async def _answer(self, message: types.Message, *, wait: bool) -> SettledRun:
         data = [one for one in data_of(message.parts) if isinstance(one, Mapping)]
@@ -204,16 +198,12 @@ class _Handler(RequestHandler):
         )
 
     async def _read(self, run_id: str) -> SettledRun:
-        try:
+        with self._refusing():
             return await self.calls.read(run_id)
-        except KneoError as error:
-            self._refuse(error)
 
     async def _find(self, run_id: str) -> SettledRun:
-        try:
+        with self._refusing():
             return await self.calls.find(run_id)
-        except KneoError as error:
-            self._refuse(error)
 
     async def _events(self, settled: SettledRun, after: int, history: int | None) -> AsyncGenerator[Event]:
         """Yield the task, then its changes after a trace event, until it has ended or needs an answer."""
@@ -244,18 +234,22 @@ class _Handler(RequestHandler):
             task_id=run.id, context_id=context, artifact=output, last_chunk=True
         ), status
 
-    def _refuse(self, error: KneoError) -> NoReturn:
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
         """Raise the protocol's error for an error; one that is no fault of the message becomes a response of HTTP."""
+        try:
+            yield
+        except KneoError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: KneoError) -> A2AError:
         data: dict[str, object] = {"error": error.code, **({"hint": error.hint} if error.hint else {})}
-        refused: A2AError
         if isinstance(error, NotFound):
-            refused = TaskNotFoundError(error.message, data)
-        elif isinstance(error, Invalid | Conflict):
-            refused = InvalidParamsError(error.message, data)
-        else:
-            self.refused = error
-            refused = UnsupportedOperationError(error.message, data)
-        raise refused from error
+            return TaskNotFoundError(error.message, data)
+        if isinstance(error, Invalid | Conflict):
+            return InvalidParamsError(error.message, data)
+        self.refused = error
+        return UnsupportedOperationError(error.message, data)
 
 
 def _text(message: types.Message) -> str:
