@@ -134,12 +134,13 @@ class Clone:
         options = ["--no-verify", "--no-gpg-sign"] if plain else []
         try:
             self._repo.git.add("--", *named)
-            self._git_with_identity("commit", "--quiet", *options, "--message", message, "--", *named)
+            commit = ["commit", "--quiet", *options, "--message", message, "--", *named]
+            self._repo.git.execute(["git", *self._identity(), *commit])
         except GitCommandError as error:
             raise _refused("git commit failed", error) from error
-        commit = self.head()
-        assert commit is not None, "a commit was just made"
-        return commit
+        made = self.head()
+        assert made is not None, "a commit was just made"
+        return made
 
     def push_url(self) -> str:
         """Return the push address of ``origin``.
@@ -204,11 +205,8 @@ class Clone:
     def close(self) -> None:
         self._repo.close()
 
-    def _git_with_identity(self, *command: str) -> None:
-        """Run a git command that needs an identity, with a fallback where none is configured."""
-        self._repo.git.execute(["git", *self._identity(), *command])
-
     def _identity(self) -> Sequence[str]:
+        """Return the options of a git command that needs an identity: a fallback where none is configured."""
         try:
             self._repo.git.var("GIT_AUTHOR_IDENT")
             self._repo.git.var("GIT_COMMITTER_IDENT")

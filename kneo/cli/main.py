@@ -192,13 +192,16 @@ def _status(returned: object) -> int:
 
 
 def _explain(error: KneoError, *, as_json: bool) -> None:
-    hint = error.hint or _hint(error)
-    if as_json:
-        render.print_json({"error": error.code, "message": error.message, "hint": hint, **error.details})
-    else:
-        render.failure(error.message, hint)
+    _print_error(error.code, error.message, error.hint or _hint(error), as_json=as_json, **error.details)
     if debug_wanted():
         traceback.print_exception(error)
+
+
+def _print_error(code: str, message: str, hint: str | None, *, as_json: bool, **details: object) -> None:
+    if as_json:
+        render.print_json({"error": code, "message": message, "hint": hint, **details})
+    else:
+        render.failure(message, hint)
 
 
 def _hint(error: KneoError) -> str | None:
@@ -214,20 +217,14 @@ def _explain_usage(error: TyperException, *, as_json: bool) -> int:
         typer.echo(message, err=True)
         return USAGE
     hint = f"See {getattr(getattr(error, 'ctx', None), 'command_path', 'kneo')} --help."
-    if as_json:
-        render.print_json({"error": "usage", "message": message, "hint": hint})
-    else:
-        render.failure(message, hint)
+    _print_error("usage", message, hint, as_json=as_json)
     return USAGE
 
 
 def _explain_defect(error: Exception, *, as_json: bool) -> int:
     message = f"Internal error: {type(error).__name__}: {error}"
     hint = "Please report this defect. Set KNEO_SERV_DEBUG=1 to print the traceback."
-    if as_json:
-        render.print_json({"error": "internal_error", "message": message, "hint": hint})
-    else:
-        render.failure(message, hint)
+    _print_error("internal_error", message, hint, as_json=as_json)
     if debug_wanted():
         traceback.print_exception(error)
     return 1

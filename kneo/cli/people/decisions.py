@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from kneo.api.decisions import DecisionBatch, TaskDecision, get_human_task, resume_human_task, resume_human_tasks
-from kneo.api.links import LinkRequest
+from kneo.api.links import CreatedLinkView, LinkListView, LinkRequest
 from kneo.api.links import create_link as create_operation
 from kneo.api.links import list_links as list_operation
 from kneo.api.links import revoke_link as revoke_operation
@@ -190,33 +190,30 @@ def create(
 
     Opening the page of a link changes nothing, so mail scanners do no harm.
     """
-    with options.open() as opened:
-        view = opened.call(create_operation, task, request(LinkRequest, person=person, expires_in=expires))
+    body = request(LinkRequest, person=person, expires_in=expires)
+    options.show(create_operation, lambda view: _show_link(view, task), task, body)
 
-    def text() -> None:
-        render.success(f"{view.person} can decide {task} once, until {view.expires_at}:")
-        render.text(view.url or view.path)
-        if view.url is None:
-            render.text("This is a path. Set KNEO_SERV_PUBLIC_URL to the address of the service for whole links.")
 
-    render.emit(view, as_json=options.as_json, text=text)
+def _show_link(view: CreatedLinkView, task: str) -> None:
+    render.success(f"{view.person} can decide {task} once, until {view.expires_at}:")
+    render.text(view.url or view.path)
+    if view.url is None:
+        render.text("This is a path. Set KNEO_SERV_PUBLIC_URL to the address of the service for whole links.")
 
 
 @app.command("list")
 @examples("kneo task link list cont_01m0", "kneo task link list cont_01m0 --json")
 def list_links(task: TaskArgument, *, options: ServiceOptions) -> None:
     """List the links of a task and the state of each, without their addresses."""
-    with options.open() as opened:
-        view = opened.call(list_operation, task)
+    options.show(list_operation, lambda view: _show_links(view, task), task)
 
-    def text() -> None:
-        if not view.links:
-            render.text(f"{task} has no links.")
-            return
-        rows = [[link.id, link.person, link.state, link.created_by, link.expires_at] for link in view.links]
-        render.table("", ["Link", "Person", "State", "Created by", "Expires"], rows)
 
-    render.emit(view, as_json=options.as_json, text=text)
+def _show_links(view: LinkListView, task: str) -> None:
+    if not view.links:
+        render.text(f"{task} has no links.")
+        return
+    rows = [[link.id, link.person, link.state, link.created_by, link.expires_at] for link in view.links]
+    render.table("", ["Link", "Person", "State", "Created by", "Expires"], rows)
 
 
 @app.command("revoke")

@@ -10,13 +10,11 @@ import typer
 from kneo.api import receipts as api
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import ServiceOptions, request
+from kneo.cli.connection import Json, ServiceOptions, request
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.specs.keys import load_public
 from kneo.clock import SystemClock
-from kneo.digest import parse_digest
 from kneo.errors import Usage
-from kneo.settings import from_env
 from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import TrustedKey
@@ -24,8 +22,6 @@ from kneo.trust.receipt import LIMITS, read_receipts, wrap_envelope
 from kneo.trust.receipt_check import check_receipts, verdict_json
 
 app = typer.Typer(no_args_is_help=True)
-
-Json = dict[str, object]
 
 
 @app.command("show")
@@ -194,7 +190,7 @@ def _reviewers(file: Path, options: list[str], trust: Path | None, pin: str | No
         # The verification of bundles imports Git and the language of specs.
         from kneo.cli.specs.bundle_check import choose_root
 
-        chosen = choose_root(file, trust, parse_digest(pin) if pin else None, from_env(), SystemClock().now())
+        chosen = choose_root(file, trust, pin, SystemClock().now())
         if chosen.pinned_by is None:
             render.warning(
                 f"{chosen.file} is not pinned. Check its first version, {chosen.pin}, and pass it with --trust-root."

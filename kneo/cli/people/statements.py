@@ -14,7 +14,7 @@ from kneo.api.decisions import DecisionToSign, TaskDecision, get_answer_to_sign,
 from kneo.api.task_views import HumanTaskView
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, ServiceOptions, request
+from kneo.cli.connection import Backend, Json, ServiceOptions, request
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.people.tasks import TaskArgument
@@ -27,8 +27,6 @@ from kneo.trust.dsse import Envelope, decode_base64, read_envelope, serialise, s
 from kneo.trust.keys import SigningKey
 from kneo.trust.receipt import content_digest
 from kneo.trust.statement import PAYLOAD_TYPE
-
-Json = dict[str, object]
 
 FILE_BYTES = 4 * PAYLOAD_BYTES
 

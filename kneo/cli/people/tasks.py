@@ -172,32 +172,23 @@ def show_task(task: HumanTaskView) -> None:
     render.panel(f"Task {task.continuation_id}", lines)
 
 
-def _show_change(view: HumanTaskView, message: str, *, as_json: bool) -> None:
-    render.emit(view, as_json=as_json, text=lambda: render.success(message))
-
-
 @examples("kneo task claim cont_01m0", "kneo task claim cont_01m0 --profile prod")
 def claim(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Claim a task so that others do not work on it."""
-    with options.open() as opened:
-        view = opened.call(api.claim_human_task, task)
-    _show_change(view, f"Claimed {task}.", as_json=options.as_json)
+    options.show(api.claim_human_task, lambda _: render.success(f"Claimed {task}."), task)
 
 
 @examples("kneo task release cont_01m0", "kneo task release cont_01m0 --json")
 def release(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Release a task that you claimed."""
-    with options.open() as opened:
-        view = opened.call(api.unclaim_human_task, task)
-    _show_change(view, f"Released {task}.", as_json=options.as_json)
+    options.show(api.unclaim_human_task, lambda _: render.success(f"Released {task}."), task)
 
 
 @examples("kneo task assign cont_01m0 --to ann", "kneo task assign cont_01m0 --to bob --profile prod")
 def assign(task: TaskArgument, to: ToOption, *, options: ServiceOptions) -> None:
     """Assign a task to a person."""
-    with options.open() as opened:
-        view = opened.call(api.assign_human_task, task, request(api.TaskReceiver, to=to))
-    _show_change(view, f"Assigned {task} to {view.assignee}.", as_json=options.as_json)
+    body = request(api.TaskReceiver, to=to)
+    options.show(api.assign_human_task, lambda view: render.success(f"Assigned {task} to {view.assignee}."), task, body)
 
 
 @examples(
@@ -211,9 +202,10 @@ def delegate(
     options: ServiceOptions,
 ) -> None:
     """Delegate your task to another candidate."""
-    with options.open() as opened:
-        view = opened.call(api.delegate_human_task, task, request(api.TaskReceiver, to=to, comment=comment))
-    _show_change(view, f"Delegated {task} to {view.assignee}.", as_json=options.as_json)
+    body = request(api.TaskReceiver, to=to, comment=comment)
+    options.show(
+        api.delegate_human_task, lambda view: render.success(f"Delegated {task} to {view.assignee}."), task, body
+    )
 
 
 @examples("kneo task snooze cont_01m0 --for 4h", "kneo task snooze cont_01m0 --until 2027-01-04T08:00:00Z")
@@ -230,9 +222,8 @@ def snooze(
     elif until is None or hide_for is not None:
         msg = "Pass --for or --until, one of them."
         raise Usage(msg, hint="kneo task snooze TASK --for 4h")
-    with options.open() as opened:
-        view = opened.call(api.snooze_human_task, task, request(api.TaskSnooze, until=until))
-    _show_change(view, f"Hidden {task} until {until}.", as_json=options.as_json)
+    body = request(api.TaskSnooze, until=until)
+    options.show(api.snooze_human_task, lambda _: render.success(f"Hidden {task} until {until}."), task, body)
 
 
 @examples("kneo task comment cont_01m0 'Legal has seen this'", "kneo task comment cont_01m0 'See ticket 42' --json")
@@ -243,20 +234,19 @@ def comment(
     options: ServiceOptions,
 ) -> None:
     """Comment on a task without deciding it."""
-    with options.open() as opened:
-        view = opened.call(api.comment_human_task, task, request(api.TaskComment, text=text))
-    _show_change(view, f"Commented on {task}.", as_json=options.as_json)
+    body = request(api.TaskComment, text=text)
+    options.show(api.comment_human_task, lambda _: render.success(f"Commented on {task}."), task, body)
 
 
 @examples("kneo task history cont_01m0", "kneo task history cont_01m0 --json")
 def history(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Show the events of a task."""
-    with options.open() as opened:
-        view = opened.call(api.get_human_task_history, task)
+    options.show(api.get_human_task_history, _show_history, task)
+
+
+def _show_history(view: api.TaskHistoryView) -> None:
     rows = [[event.at, event.type, event.actor, _detail(event.data)] for event in view.events]
-    render.emit(
-        view, as_json=options.as_json, text=lambda: render.table("", ["Time", "Event", "Person", "Detail"], rows)
-    )
+    render.table("", ["Time", "Event", "Person", "Detail"], rows)
 
 
 def _detail(data: dict[str, object]) -> str:
@@ -266,12 +256,14 @@ def _detail(data: dict[str, object]) -> str:
 @examples("kneo task summary", "kneo task summary --json")
 def summary(*, options: ServiceOptions) -> None:
     """Count open tasks by status, kind and environment."""
-    with options.open() as opened:
-        view = opened.call(api.summarise_human_tasks)
+    options.show(api.summarise_human_tasks, _show_summary)
+
+
+def _show_summary(view: api.TaskSummaryView) -> None:
     lines = [("waiting", view.waiting), ("escalated", view.escalated), ("overdue", view.overdue)]
     for name, counts in (("status", view.by_status), ("kind", view.by_kind), ("environment", view.by_environment)):
         lines += [(f"{name} {word or '(none)'}", count) for word, count in counts.items()]
-    render.emit(view, as_json=options.as_json, text=lambda: render.panel("Inbox", lines))
+    render.panel("Inbox", lines)
 
 
 @examples("kneo task watch", "kneo task watch --count 10 --json")

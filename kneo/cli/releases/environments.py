@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from kneo.api import environments as api
+from kneo.api.operation import Operation
 from kneo.api.release_views import ChangedView, EnvironmentView, PromotionView
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, ServiceOptions, request
+from kneo.cli.connection import Backend, P, ServiceOptions, request
 from kneo.cli.options import parse_until
 from kneo.clock import SystemClock
 from kneo.errors import KneoError, Transient, Usage
 from kneo.records.release import ConditionType, Pending
+
+C = TypeVar("C", bound=ChangedView)
 
 RETIRED = "Retired"
 """The reason of the condition Ready whose message names the open tasks of a retired environment."""
@@ -194,8 +197,8 @@ def rollback(
     """Roll back to the previous release and hold it."""
     environment, bundle = _split(target, "rollback")
     body = request(api.RollbackRequest, bundle=bundle, reason=reason, to=to)
-    answer = options.call(api.rollback_release, environment, body)
-    _show_change(answer, f"Rolled back and held: {target}. To follow Git again: kneo unhold {target}", options.as_json)
+    done = f"Rolled back and held: {target}. To follow Git again: kneo unhold {target}"
+    _change(options, done, api.rollback_release, environment, body)
 
 
 @examples(
@@ -205,16 +208,16 @@ def hold(target: ReleaseArgument, reason: ReasonOption, until: UntilOption = Non
     """Keep the current release of a bundle, ignoring Git."""
     environment, bundle = _split(target, "hold")
     body = request(api.HoldRequest, bundle=bundle, reason=reason, until=parse_until(until))
-    answer = options.call(api.hold_release, environment, body)
-    _show_change(answer, f"Held: {target}. To follow Git again: kneo unhold {target}", options.as_json)
+    done = f"Held: {target}. To follow Git again: kneo unhold {target}"
+    _change(options, done, api.hold_release, environment, body)
 
 
 @examples("kneo unhold prod/research-agent", "kneo unhold prod/research-agent --service-url https://kneo.example.com")
 def unhold(target: ReleaseArgument, *, options: ServiceOptions) -> None:
     """Remove a hold; the release follows Git again."""
     environment, bundle = _split(target, "unhold")
-    answer = options.call(api.unhold_release, environment, request(api.UnholdRequest, bundle=bundle))
-    _show_change(answer, f"Hold removed: {target} follows Git", options.as_json)
+    body = request(api.UnholdRequest, bundle=bundle)
+    _change(options, f"Hold removed: {target} follows Git", api.unhold_release, environment, body)
 
 
 @examples(
@@ -226,15 +229,14 @@ def suspend(
 ) -> None:
     """Pause all changes to an environment; runs continue."""
     body = request(api.SuspendRequest, reason=reason, until=parse_until(until))
-    answer = options.call(api.suspend_environment, environment, body)
-    _show_change(answer, f"Suspended: {environment}. To resume changes: kneo unsuspend {environment}", options.as_json)
+    done = f"Suspended: {environment}. To resume changes: kneo unsuspend {environment}"
+    _change(options, done, api.suspend_environment, environment, body)
 
 
 @examples("kneo unsuspend prod", "kneo unsuspend prod --json")
 def unsuspend(environment: EnvironmentArgument, *, options: ServiceOptions) -> None:
     """Resume changes to an environment."""
-    answer = options.call(api.unsuspend_environment, environment)
-    _show_change(answer, f"Resumed: {environment} follows Git", options.as_json)
+    _change(options, f"Resumed: {environment} follows Git", api.unsuspend_environment, environment)
 
 
 def _split(target: str, command: str) -> tuple[str, str]:
@@ -245,12 +247,15 @@ def _split(target: str, command: str) -> tuple[str, str]:
     return environment, bundle
 
 
-def _show_change(answer: ChangedView, message: str, as_json: bool) -> None:
+def _change(options: ServiceOptions, done: str, change: Operation[P, C], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call an operation that changes an environment; print what was done, and the environment as it is then."""
+    answer = options.call(change, *args, **kwargs)
+
     def show() -> None:
-        render.success(message)
+        render.success(done)
         show_result(answer)
 
-    render.emit(answer, as_json=as_json, text=show)
+    render.emit(answer, as_json=options.as_json, text=show)
 
 
 def show_result(answer: ChangedView) -> None:

@@ -203,9 +203,8 @@ def _check(request: Request) -> None:
     if not _NAME.fullmatch(request.name) or len(request.name) > _NAME_CHARS:
         msg = f"{request.name[:80]!r} cannot be the name of a bundle here."
         raise Usage(msg, hint=f"Use lower-case words with dashes between them, at most {_NAME_CHARS} characters.")
-    if request.directory.is_dir() and not any(request.directory.iterdir()):
-        pass
-    elif request.directory.exists() or request.directory.is_symlink():
+    is_empty = request.directory.is_dir() and not any(request.directory.iterdir())
+    if not is_empty and (request.directory.exists() or request.directory.is_symlink()):
         msg = f"{request.directory} exists and is not empty; nothing was changed."
         raise Conflict(msg, hint="Choose another folder, or empty this one.", file=str(request.directory))
     if request.key_file.name in {"root.pem", "approver.pem"}:

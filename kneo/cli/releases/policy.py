@@ -48,10 +48,12 @@ class PolicyOptions(OptionGroup):
 @examples("kneo policy list", "kneo policy list --json")
 def list_policies(*, options: ServiceOptions) -> None:
     """List the server-side policies."""
-    with options.open() as service:
-        answer = service.call(api.list_environment_policies)
+    options.show(api.list_environment_policies, _show_list)
+
+
+def _show_list(answer: api.PolicyListView) -> None:
     rows = [[name, _rules(flags)] for name, flags in sorted(answer.policies.items())]
-    render.emit(answer, as_json=options.as_json, text=lambda: render.table("", ["Environment", "Requires"], rows))
+    render.table("", ["Environment", "Requires"], rows)
 
 
 @app.command("get")
@@ -75,17 +77,16 @@ def set_(environment: EnvironmentArgument, *, policy: PolicyOptions, options: Se
 @examples("kneo policy preview prod --require-guardrails", "kneo policy preview prod --fail-on-warnings --json")
 def preview(environment: EnvironmentArgument, *, policy: PolicyOptions, options: ServiceOptions) -> None:
     """Preview the changes of a policy, and which of the latest runs it would refuse."""
-    with options.open() as service:
-        answer = service.call(api.preview_environment_policy, environment, policy.request())
+    body = policy.request()
+    options.show(api.preview_environment_policy, lambda view: _show_preview(view, environment), environment, body)
 
-    def show() -> None:
-        rows = [[name, change["from"], change["to"]] for name, change in answer.diff.items()]
-        render.table(f"{environment}: {render.count(len(rows), 'change')}", ["Field", "Now", "Then"], rows)
-        refused = answer.affected_run_ids
-        message = f"{len(refused)} of the latest {answer.runs_evaluated} runs would be refused"
-        render.text(f"{message}: {', '.join(refused)}" if refused else f"{message}.")
 
-    render.emit(answer, as_json=options.as_json, text=show)
+def _show_preview(answer: api.PolicyPreviewView, environment: str) -> None:
+    rows = [[name, change["from"], change["to"]] for name, change in answer.diff.items()]
+    render.table(f"{environment}: {render.count(len(rows), 'change')}", ["Field", "Now", "Then"], rows)
+    refused = answer.affected_run_ids
+    message = f"{len(refused)} of the latest {answer.runs_evaluated} runs would be refused"
+    render.text(f"{message}: {', '.join(refused)}" if refused else f"{message}.")
 
 
 def _show(answer: api.PolicyView) -> None:

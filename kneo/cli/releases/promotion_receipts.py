@@ -18,22 +18,19 @@ from kneo.api.promotion_receipts import (
 )
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, ServiceOptions
+from kneo.cli.connection import Backend, Json, ServiceOptions
 from kneo.cli.files import read_bytes, write_whole
+from kneo.cli.options import JsonOption
 from kneo.cli.repository import find_repository
 from kneo.cli.specs.keys import load_public
 from kneo.clock import SystemClock, parse_time
-from kneo.digest import parse_digest
 from kneo.errors import NotFound
-from kneo.settings import from_env
 
 if TYPE_CHECKING:
     from kneo.spec.models.environment import Environment
 
 app = typer.Typer(no_args_is_help=True)
 receipt = typer.Typer(no_args_is_help=True)
-
-Json = dict[str, object]
 
 
 @receipt.command("show")
@@ -138,7 +135,7 @@ def verify(
         typer.Option("--seen-at", help="Time at which the decision was known to exist. Default: now."),
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Verify who approved or rejected which digest for which environment. Exit status 3 if a receipt is refused.
 
@@ -158,7 +155,7 @@ def verify(
     data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
     presented = read_approval_receipts(data, file=str(file))
     at = parse_time(seen_at) if seen_at is not None else SystemClock().now()
-    chosen = choose_root(file, trust, parse_digest(trust_root) if trust_root else None, from_env(), at)
+    chosen = choose_root(file, trust, trust_root, at)
     if chosen.pinned_by is None:
         hint = f"Check its first version, {chosen.pin}, and pass it with --trust-root."
         render.warning(f"{chosen.file} is not pinned.", hint)

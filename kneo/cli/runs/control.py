@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from kneo.api.run_answers import RunInput, put_run_input
-from kneo.api.run_history import CheckpointDiffView, diff_run_checkpoints, get_run_recovery, get_run_replay
+from kneo.api.run_history import (
+    CheckpointDiffView,
+    RunRecoveryView,
+    RunReplayView,
+    diff_run_checkpoints,
+    get_run_recovery,
+    get_run_replay,
+)
 from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
 from kneo.api.run_views import RunStartedView
 from kneo.cli import render
@@ -59,23 +66,23 @@ def replay(
     if text is not None or reuse.answers or reuse.ask:
         msg = "--input, --answer and --ask need --from."
         raise Usage(msg, hint="kneo runs replay RUN --from STEP --input TEXT")
-    with options.open() as opened:
-        view = opened.call(get_run_replay, run_id)
+    options.show(get_run_replay, _show_timeline, run_id)
+
+
+def _show_timeline(view: RunReplayView) -> None:
     rows = [
         [item["sequence"], item["type"], item["step_id"], item["status"], item["created_at"]] for item in view.timeline
     ]
-    render.emit(
-        view,
-        as_json=options.as_json,
-        text=lambda: render.table("Timeline", ["#", "Type", "Step", "Status", "At"], rows),
-    )
+    render.table("Timeline", ["#", "Type", "Step", "Status", "At"], rows)
 
 
 @examples("kneo runs recovery run_01JD8Z4V6M3Q", "kneo runs recovery run_01JD8Z4V6M3Q --json")
 def recovery(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Show the steps a run completed and whether it can be retried."""
-    with options.open() as opened:
-        view = opened.call(get_run_recovery, run_id)
+    options.show(get_run_recovery, lambda view: _show_recovery(view, run_id), run_id)
+
+
+def _show_recovery(view: RunRecoveryView, run_id: str) -> None:
     context = view.replay_context
     lines = [
         ("Status", view.status),
@@ -83,7 +90,7 @@ def recovery(run_id: RunArgument, *, options: ServiceOptions) -> None:
         ("Failed", context.failed_step or "nothing"),
         ("Continue", f"kneo runs continue {run_id}" if context.can_continue else "no"),
     ]
-    render.emit(view, as_json=options.as_json, text=lambda: render.panel(f"Run {run_id}", lines))
+    render.panel(f"Run {run_id}", lines)
 
 
 @examples("kneo runs continue run_01JD8Z4V6M3Q", "kneo runs continue run_01JD8Z4V6M3Q --json")
@@ -91,7 +98,7 @@ def continue_(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Retry a failed run from the step that failed."""
     with options.open() as opened:
         view = opened.call(continue_run, run_id)
-    _finish(view, view, as_json=options.as_json)
+    _finish(view, as_json=options.as_json)
 
 
 @examples(
@@ -127,7 +134,7 @@ def _fork(run_id: str, body: RunFork, options: ServiceOptions) -> None:
     if reused and not options.as_json:
         rows = [[item["key"], "used again" if item["reused"] else "not used", item["reason"]] for item in reused]
         render.table("Answers", ["Question", "Answer", "Reason"], rows)
-    _finish({**vars(view), "answers": reused}, view, as_json=options.as_json)
+    _finish(view, as_json=options.as_json, answers=reused)
 
 
 def _answer(option: str) -> tuple[str, object]:
@@ -138,8 +145,8 @@ def _answer(option: str) -> tuple[str, object]:
     return key, _json(value)
 
 
-def _finish(value: object, view: RunStartedView, *, as_json: bool, note: str | None = None) -> None:
-    render.emit(value, as_json=as_json, text=lambda: show_outcome(view, note))
+def _finish(view: RunStartedView, note: str | None = None, *, as_json: bool, **more: object) -> None:
+    render.emit({**vars(view), **more}, as_json=as_json, text=lambda: show_outcome(view, note))
     if view.status == "failed":
         raise typer.Exit(1)
 
@@ -168,7 +175,7 @@ def give_input(
     with options.open() as opened:
         view = opened.call(put_run_input, run_id, body)
         note = note_of(opened, view)
-    _finish({**vars(view), "note": note} if note else view, view, as_json=options.as_json, note=note)
+    _finish(view, note, as_json=options.as_json, **({"note": note} if note else {}))
 
 
 def _json(text: str) -> object:
@@ -205,3 +212,5 @@ def _show_changes(view: CheckpointDiffView) -> None:
         *(["~", item.path, f"{item.before} → {item.after}"[:120]] for item in view.changed),
     ]
     render.table(f"{view.change_count} changes", ["", "Path", "Value"], rows)
+    if view.truncated:
+        render.warning("Further changes are left out.", "Compare checkpoints that are closer together.")

@@ -8,7 +8,14 @@ import typer
 
 from kneo.api.run_conversation import ConversationsView, get_run_conversation, get_tool_result
 from kneo.api.run_steps import StepPageView, StepView, list_run_steps
-from kneo.api.sessions import delete_session, list_session_messages, list_sessions
+from kneo.api.sessions import (
+    DeletedSessionsView,
+    SessionMessagesView,
+    SessionPageView,
+    delete_session,
+    list_session_messages,
+    list_sessions,
+)
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
@@ -39,9 +46,7 @@ def _show_steps(page: StepPageView) -> None:
             for gate in page.gates
         ]
         render.table("Gates", ["Step", "Position", "Status", "Actor", "Prompt", "Resolved"], gates)
-    shown = page.offset + len(page.steps)
-    if shown < page.total:
-        render.text(f"{len(page.steps)} of {page.total}. Next page: --offset {shown}")
+    _show_next_page(page)
 
 
 def _row(step: StepView) -> list[object]:
@@ -121,23 +126,21 @@ def list_(
     options: ServiceOptions,
 ) -> None:
     """List the sessions whose messages agents remember, the last used first."""
-    with options.open() as opened:
-        page = opened.call(list_sessions, environment=environment, requester=requester, limit=limit, offset=offset)
+    options.show(
+        list_sessions, _show_sessions, environment=environment, requester=requester, limit=limit, offset=offset
+    )
 
-    def text() -> None:
-        if not page.sessions:
-            render.text("No sessions.")
-            return
-        rows: list[list[object]] = [
-            [each.session_id, each.environment, each.message_count, each.created_at, each.updated_at]
-            for each in page.sessions
-        ]
-        render.table("Sessions", ["Session", "Environment", "Messages", "Created", "Last used"], rows)
-        shown = page.offset + page.count
-        if shown < page.total:
-            render.text(f"{page.count} of {page.total}. Next page: --offset {shown}")
 
-    render.emit(page, as_json=options.as_json, text=text)
+def _show_sessions(page: SessionPageView) -> None:
+    if not page.sessions:
+        render.text("No sessions.")
+        return
+    rows = [
+        [each.session_id, each.environment, each.message_count, each.created_at, each.updated_at]
+        for each in page.sessions
+    ]
+    render.table("Sessions", ["Session", "Environment", "Messages", "Created", "Last used"], rows)
+    _show_next_page(page)
 
 
 @app.command("show")
@@ -156,29 +159,34 @@ def show(
     options: ServiceOptions,
 ) -> None:
     """Show the messages that agents remember of a session, in their order."""
-    with options.open() as opened:
-        page = opened.call(
-            list_session_messages,
-            session,
-            environment=environment,
-            requester=requester,
-            agent=agent,
-            whole=whole,
-            limit=limit,
-            offset=offset,
-        )
+    options.show(
+        list_session_messages,
+        _show_messages,
+        session,
+        environment=environment,
+        requester=requester,
+        agent=agent,
+        whole=whole,
+        limit=limit,
+        offset=offset,
+    )
 
-    def text() -> None:
-        for message in page.messages:
-            render.text(f"{message.created_at}  {message.agent}  {message.role}")
-            render.text(f"  {message.text}")
-        if not page.messages:
-            render.text("No messages.")
-        shown = page.offset + page.count
-        if shown < page.total:
-            render.text(f"{page.count} of {page.total}. Next page: --offset {shown}")
 
-    render.emit(page, as_json=options.as_json, text=text)
+def _show_messages(page: SessionMessagesView) -> None:
+    for message in page.messages:
+        render.text(f"{message.created_at}  {message.agent}  {message.role}")
+        render.text(f"  {message.text}")
+    if not page.messages:
+        render.text("No messages.")
+    if page.truncated:
+        render.warning("The texts of these messages are cut.", "List fewer: --limit N --offset N")
+    _show_next_page(page)
+
+
+def _show_next_page(page: StepPageView | SessionPageView | SessionMessagesView) -> None:
+    shown = page.offset + page.count
+    if shown < page.total:
+        render.text(f"{page.count} of {page.total}. Next page: --offset {shown}")
 
 
 @app.command("delete")
@@ -191,10 +199,8 @@ def delete(
     options: ServiceOptions,
 ) -> None:
     """Delete what agents remember of a session. Its runs stay until their own retention ends."""
-    with options.open() as opened:
-        view = opened.call(delete_session, session, environment=environment, requester=requester)
+    options.show(delete_session, _show_deleted, session, environment=environment, requester=requester)
 
-    def text() -> None:
-        render.success(f"Deleted the session {view.session_id} of {view.requester}: {view.message_count} messages.")
 
-    render.emit(view, as_json=options.as_json, text=text)
+def _show_deleted(view: DeletedSessionsView) -> None:
+    render.success(f"Deleted the session {view.session_id} of {view.requester}: {view.message_count} messages.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,6 @@ from kneo.cli.specs.mcp import pin_tools
 from kneo.cli.specs.signing import Place, SignedBundle, freeze, place_of, read_statement, sign_bundle, source_of
 from kneo.cli.specs.trust_roots import TrustFiles
 from kneo.clock import SystemClock
-from kneo.digest import Digest, parse_digest
 from kneo.errors import NotFound, Untrusted, Usage
 from kneo.settings import from_env
 from kneo.trust.dsse import export_pae, export_sigstore
@@ -147,7 +147,7 @@ def verify(
             {
                 "name": each.environment,
                 "valid": each.valid,
-                "steps": [bundle_check.step_facts(step) for step in each.steps],
+                "steps": [asdict(step) for step in each.steps],
             }
             for each in account.environments
         ],
@@ -188,7 +188,7 @@ def inspect(
         **bundle_check.facts_of(statement),
         "signatures": signatures,
         "valid": account.valid if account else None,
-        "steps": [bundle_check.step_facts(step) for step in account.shown.steps] if account else [],
+        "steps": [asdict(step) for step in account.shown.steps] if account else [],
         "spec": statement.predicate.spec,
     }
 
@@ -220,8 +220,8 @@ def export(
     """
     envelope, _ = read_statement(file)
     try:
-        settings, pin = from_env(), parse_digest(trust_root) if trust_root else None
-        keys = bundle_check.known_keys(bundle_check.choose_root(file, trust, pin, settings, SystemClock().now()))
+        chosen = bundle_check.choose_root(file, trust, trust_root, SystemClock().now())
+        keys = [key.public for key in chosen.root.keys.values()]
     except NotFound:
         keys = []
     files = export_pae(envelope, keys) if shape is Shape.PAE else export_sigstore(envelope)
@@ -290,5 +290,4 @@ def _print_signed(signed: SignedBundle, key: SigningKey) -> None:
 
 def _account(file: Path, trust: Path | None, trust_root: str | None, env: str | None) -> bundle_check.Account:
     now = SystemClock().now()
-    pin: Digest | None = parse_digest(trust_root) if trust_root else None
-    return bundle_check.check_bundle(file, bundle_check.choose_root(file, trust, pin, from_env(), now), env, now)
+    return bundle_check.check_bundle(file, bundle_check.choose_root(file, trust, trust_root, now), env, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,10 +19,9 @@ from kneo.cli.repository import (
 from kneo.cli.specs.signing import read_statement
 from kneo.cli.specs.trust_roots import TrustFiles
 from kneo.clock import SystemClock, isoformat
-from kneo.digest import Digest
+from kneo.digest import Digest, parse_digest
 from kneo.errors import KneoError, NotFound, Untrusted
-from kneo.settings import Settings
-from kneo.trust.keys import PublicKey
+from kneo.settings import from_env
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import BundleStatement
 from kneo.trust.verify import (
@@ -90,7 +89,7 @@ class Account:
         return next((each for each in self.environments if not each.valid), self.environments[0])
 
 
-def choose_root(bundle: Path, trust: Path | None, pin: Digest | None, settings: Settings, now: datetime) -> PinnedRoot:
+def choose_root(bundle: Path, trust: Path | None, pin: str | None, now: datetime) -> PinnedRoot:
     """Return the trust root for a bundle, verified from the pinned one.
 
     The pin is the argument, else that of the settings, else the recorded one of this machine. Without a pin the first root
@@ -106,14 +105,15 @@ def choose_root(bundle: Path, trust: Path | None, pin: Digest | None, settings: 
         msg = f"{bundle} is not in a config repository, so there is no trust root."
         raise NotFound(msg, hint="Pass one: --trust environments/trust.json")
     chain = TrustFiles(file).read()
-    pinned_by, chosen = _pin(file, pin, settings)
+    pinned_by, chosen = _pin(file, pin)
     pinned = chosen or chain.first
     return PinnedRoot(chain.verify(pinned, now), file, pinned, pinned_by)
 
 
-def _pin(file: Path, given: Digest | None, settings: Settings) -> tuple[str | None, Digest | None]:
+def _pin(file: Path, given: str | None) -> tuple[str | None, Digest | None]:
     if given is not None:
-        return "--trust-root", given
+        return "--trust-root", parse_digest(given)
+    settings = from_env()
     if settings.trust_root is not None:
         return "KNEO_SERV_TRUST_ROOT", settings.trust_root
     known = KnownRoots(settings.known_roots_path).lookup(file.resolve().parent.parent)
@@ -138,11 +138,6 @@ def check_bundle(file: Path, trust: PinnedRoot, environment: str | None, now: da
         )
         accounts.append(EnvironmentAccount(name, (*steps, _sequence_step(file, statement, steps))))
     return Account(trust, path, tuple(accounts))
-
-
-def known_keys(trust: PinnedRoot) -> list[PublicKey]:
-    """Return the keys of a trust root."""
-    return [key.public for key in trust.root.keys.values()]
 
 
 def _statement(file: Path) -> BundleStatement | None:
@@ -257,11 +252,6 @@ def trust_facts(account: Account) -> dict[str, object]:
             "expired": trust.root.expired_at(SystemClock().now()),
         },
     }
-
-
-def step_facts(step: VerificationStep) -> dict[str, object]:
-    """Return a step as JSON."""
-    return asdict(step)
 
 
 def print_account(account: Account) -> None:

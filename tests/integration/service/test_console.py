@@ -98,6 +98,9 @@ def test_wrong_keys_are_refused_recorded_and_limited(tmp_path: Path) -> None:
         events = bench.get("/audit-events", event_type="console.sign_in_refused")["events"]
         assert 10 <= len(events) <= 12
         assert "guess" not in str(events)
+        tried = (browser.client.get("/console/link/guess") for _ in range(40))
+        refused = next(response for response in tried if response.status_code == 429)
+        assert int(refused.headers["retry-after"]) >= 1
         assert not browser.client.cookies
         Browser.close_all()
 

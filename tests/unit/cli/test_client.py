@@ -1,6 +1,7 @@
 """The client repeats what is harmless to repeat, and nothing else; against a server that counts."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -268,3 +269,23 @@ def test_a_file_of_decisions_that_is_nested_too_deep_is_refused(capsys, tmp_path
     file.write_text("[" * 100_000)
     assert run(["task", "batch", str(file)]) == 1
     assert "nested more than" in capsys.readouterr().err
+
+
+PAGE = {"count": 0, "total": 0, "limit": 100, "offset": 0}
+CUT = {"session_id": "s", "environment": None, "requester": "ann", "messages": [], "truncated": True, **PAGE}
+CHANGES = {name: [] for name in ("added", "removed", "changed")} | {"run_id": "r", "change_count": 0, "truncated": True}
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        (["sessions", "show", "s"], CUT),
+        (["runs", "checkpoint-diff", "r"], {**CHANGES, "from_checkpoint": {}, "to_checkpoint": {}}),
+    ],
+)
+def test_a_command_says_that_a_response_is_cut(command, answer, service, monkeypatch, capsys, tmp_path):
+    service.answers = [(200, answer, {})]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run([*command, "--service-url", service.url]) == 0
+    assert re.search("are (cut|left out)", capsys.readouterr().err)
