@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
@@ -12,7 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from kneo import WIRE_VERSION, __version__
-from kneo.clock import parse_time
+from kneo.clock import monotonic, parse_time
 from kneo.errors import KneoError
 from kneo.records.run import AgentUsage
 from kneo.service.events import Streams
@@ -68,10 +67,10 @@ class _DatabaseMetrics(Collector):
     def _count_ended(self, tx: Tx) -> tuple[dict[str, int], dict[str, int]]:
         """Count what has ended; again only once a hundred times the duration of the last count has passed."""
         with self._counting:
-            begun = time.monotonic()
+            begun = monotonic()
             if begun >= self._count_again:
                 self._ended = metrics.ended_by_status(tx)
-                done = time.monotonic()
+                done = monotonic()
                 self._count_again = done + (done - begun) * COUNT_SHARE
             return self._ended
 

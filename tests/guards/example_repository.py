@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from kneo.cli.files import write_whole  # noqa: E402
-from kneo.cli.releases.approvals import Subject, sign_decision  # noqa: E402
+from kneo.cli.releases.subjects import Subject, sign_decision  # noqa: E402
 from kneo.cli.repository import ConfigRepository  # noqa: E402
 from kneo.cli.specs.signing import Place, sign_bundle  # noqa: E402
 from kneo.cli.specs.trust_roots import TrustFiles  # noqa: E402

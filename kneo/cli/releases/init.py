@@ -21,7 +21,7 @@ from kneo.cli.clone import Clone
 from kneo.cli.commands import examples
 from kneo.cli.files import write_secret, write_whole
 from kneo.cli.options import JsonOption
-from kneo.cli.releases.approvals import Subject, sign_decision
+from kneo.cli.releases.subjects import Subject, sign_decision
 from kneo.cli.repository import ConfigRepository, KnownRoots
 from kneo.cli.specs.keys import load_private
 from kneo.cli.specs.signing import Place, SignedBundle, sign_bundle

@@ -11,9 +11,7 @@ import typer
 
 from kneo import __version__
 from kneo.cli import render
-from kneo.cli.connection import choose
 from kneo.cli.project import LoadedFile, Project, open_project
-from kneo.errors import Usage
 from kneo.spec.compiler import refusal
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.documents import Diagnostic, Severity, as_github, as_sarif, as_text, has_errors
@@ -66,30 +64,6 @@ class Checked:
             "overlays": [shown(path) for path in self.file.overlays],
             "environment": self.project.environment,
         }
-
-    def by_service(self, verb: str, service_url: str | None, profile: str | None) -> dict[str, object]:
-        """Send the resolved spec to a service, which has its own modules, tools and policies.
-
-        Args:
-            verb: ``validate``, ``compile``, ``explain`` or ``policy-report``.
-            service_url: The service's address, if named.
-            profile: A profile's name, if named.
-        """
-        if self.spec is None:
-            require_usable(self, as_json=False)
-        settings = self.project.settings
-        address = choose(settings, service_url, profile)
-        if address is None:
-            message = "No service is named."
-            raise Usage(message, hint="Use --service-url URL or --profile NAME.")
-        from kneo.cli.client import ServiceBackend  # imports the HTTP library, which local checks do without
-
-        service = ServiceBackend(address.url, address.key, settings)
-        try:
-            body = {"spec": self.file.loaded.tree, "environment": self.project.environment}
-            return service.send("POST", f"/specs/{verb}", body=body)
-        finally:
-            service.close()
 
     def with_findings(self, answer: Mapping[str, object]) -> Checked:
         """Return the findings of a service, with positions in the local files."""

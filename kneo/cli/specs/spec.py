@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import typer
 
 from kneo.cli import render
 from kneo.cli.commands import examples
+from kneo.cli.connection import choose
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.specs.check import Checked, Format, check, print_findings, require_usable
@@ -79,8 +81,25 @@ class CheckOptions(OptionGroup):
         return bool(self.service_url or self.profile)
 
     def call(self, checked: Checked, verb: str) -> dict[str, object]:
-        """Send the spec to the service; see ``Checked.by_service``."""
-        return checked.by_service(verb, self.service_url, self.profile)
+        """Send the resolved spec to the service, which has its own modules, tools and policies.
+
+        Args:
+            checked: The spec.
+            verb: ``validate``, ``compile``, ``explain`` or ``policy-report``.
+
+        Raises:
+            typer.Exit: the spec does not match the schema; the findings are printed.
+        """
+        if checked.spec is None:
+            require_usable(checked, as_json=self.as_json)
+        settings = checked.project.settings
+        address = choose(settings, self.service_url, self.profile)
+        assert address is not None, "the options name a service"
+        from kneo.cli.client import ServiceBackend  # imports the HTTP library, which local checks do without
+
+        body = {"spec": checked.file.loaded.tree, "environment": checked.project.environment}
+        with contextlib.closing(ServiceBackend(address.url, address.key, settings)) as service:
+            return service.send("POST", f"/specs/{verb}", body=body)
 
 
 @app.command()
@@ -240,10 +259,12 @@ def report_policy(spec: SpecArgument = None, *, options: CheckOptions) -> None:
     """
     checked = check(spec, options.env)
     report = policy_report(checked.spec, checked.findings)
-    answer: object = report.flat()
+    answer: Mapping[str, object] = report.flat()
+    findings = checked.findings
     if options.is_remote:
-        answer = options.call(checked, "policy-report")["report"]
-    assert isinstance(answer, dict)
+        received = options.call(checked, "policy-report")["report"]
+        assert isinstance(received, dict)
+        answer, findings = received, (*findings, *checked.with_findings(received).findings)
 
     def show() -> None:
         for heading, lines in _sections(report.body) if report.valid else ():
@@ -252,8 +273,8 @@ def report_policy(spec: SpecArgument = None, *, options: CheckOptions) -> None:
 
     # The keys of a local report and of a service's report: both have readers.
     render.emit({**answer, "report": answer, **checked.origin()}, as_json=options.as_json, text=show)
-    violated = any(found.code.startswith("E_ENV_POLICY_") for found in checked.findings)
-    raise typer.Exit(1 if violated or not report.valid else 0)
+    violated = any(found.code.startswith("E_ENV_POLICY_") for found in findings)
+    raise typer.Exit(1 if violated or not (report.valid and answer.get("valid", True)) else 0)
 
 
 @app.command()

@@ -289,3 +289,26 @@ def test_a_command_says_that_a_response_is_cut(command, answer, service, monkeyp
     monkeypatch.chdir(tmp_path)
     assert run([*command, "--service-url", service.url]) == 0
     assert re.search("are (cut|left out)", capsys.readouterr().err)
+
+
+SPEC = "version: v1\nagent: {name: a, model: {provider: dummy, name: dummy}}\n"
+
+
+def test_the_policy_report_of_a_service_decides_the_exit_status(service, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    finding = {"code": "E_ENV_POLICY_HUMAN_REVIEW", "severity": "error", "message": "No review."}
+    command = ["spec", "policy-report", "spec.yaml", "--service-url", service.url]
+    for findings, status in (([], 0), ([finding], 1)):
+        service.answers = [(200, {"valid": True, "report": {"valid": True, "diagnostics": findings}}, {})]
+        assert run(command) == status
+
+
+def test_a_spec_that_no_service_can_check_is_refused_in_json(service, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text("version: v1\n")
+    assert run(["spec", "validate", "spec.yaml", "--service-url", service.url, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["valid"] is False
+    assert not service.asked
