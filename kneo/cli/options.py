@@ -94,13 +94,13 @@ class Period(OptionGroup):
             render.text(f"Searched what was created since {searched.created_after}. To search earlier, pass --since.")
 
 
-def time_after(duration: str) -> datetime:
-    """Return the end of a duration that begins now.
+def time_after(duration: str, start: datetime | None = None) -> datetime:
+    """Return the end of a duration that begins at a time, by default now.
 
     Raises:
         InvalidValue: the text is no duration, or its end is after the year 9999.
     """
-    return _shifted(duration, parse_duration(duration))
+    return _shifted(duration, parse_duration(duration), start)
 
 
 def parse_until(text: str | None) -> str | None:
@@ -124,9 +124,9 @@ def _is_duration(text: str) -> bool:
     return text[-1:] in {"s", "m", "h", "d"} and text[:-1].isdigit()
 
 
-def _shifted(text: str, by: timedelta) -> datetime:
+def _shifted(text: str, by: timedelta, start: datetime | None = None) -> datetime:
     try:
-        return SystemClock().now() + by
+        return (start or SystemClock().now()) + by
     except OverflowError as error:
         msg = f"{text[:60]} is longer than there are years: a time lies between the years 1 and 9999."
         raise InvalidValue(msg) from error

@@ -133,7 +133,8 @@ def _decide(
         hint = REMOVAL_HINT if change.gate == PRUNE else CONTENT_HINT
         known = same or change.is_exact
         confirm(lines, f"{verb} and sign this?", confirmed=options.yes, known=known, hint=hint)
-        envelope = sign_decision(subject, decision, private, SystemClock().now(), time_after(expires), options.reason)
+        now = SystemClock().now()
+        envelope = sign_decision(subject, decision, private, now, time_after(expires, now), options.reason)
         if options.output is not None:
             write_whole(options.output, envelope)
         body = request(DecisionRequest, envelope=envelope.decode())
@@ -343,7 +344,7 @@ def accept_rewritten_history(
         confirm(lines, "Accept and sign this?", confirmed=yes, known=commit is not None)
         root = Digest(str(source_view.trust_root))
         subject = Subject(environment="source", name=about.name, digest=about.digest, policy_digest=root, about=about)
-        now, expires = SystemClock().now(), time_after("1d")
-        envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, now, expires, reason)
+        now = SystemClock().now()
+        envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, now, time_after("1d", now), reason)
         answer = service.call(accept_rewrite, request(RewriteRequest, envelope=envelope.decode()))
     render.emit(answer, as_json=options.as_json, text=lambda: render.success(f"Accepted: {old} may become {new}"))
