@@ -157,6 +157,10 @@ class Rate:
         Raises:
             TooMany: the caller has reached the limit; ``retry_after`` is in the details.
         """
-        if wait := self.take(caller):
-            message = message or f"{caller} may send {self.per_minute} requests in a minute."
-            raise TooMany(message, retry_after=max(1, round(wait + 0.5)))
+        wait = self.take(caller)
+        seconds = max(1, round(wait + 0.5))
+        if wait and message:
+            raise TooMany(message, retry_after=seconds)
+        if wait:
+            msg = f"{caller} may send {self.per_minute} requests in a minute."
+            raise TooMany(msg, retry_after=seconds)
