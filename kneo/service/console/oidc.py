@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from kneo.errors import KneoError
@@ -23,13 +23,30 @@ from kneo.service.oidc.people import OidcPeople
 from kneo.service.problems import retry_after
 from kneo.settings import Settings
 
-if TYPE_CHECKING:
-    from kneo.service.console.sign_in import SignIn
-
 START, DONE = "/console/oidc/start", "/console/oidc/done"
 
 STEPS_PER_MINUTE = 60
 """Begun and completed sign-ins of one address in a minute; an IPv6 network of 64 bits is one address."""
+
+
+class SignInPages(Protocol):
+    """The form of the sign-in, and the session that follows."""
+
+    def show_form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
+        """Show the form with a message."""
+        ...
+
+    def enter(self, request: Request, token: str, target: str) -> Response:
+        """Give a session to the browser, and show a page."""
+        ...
+
+    def check_transport(self, request: Request) -> None:
+        """Check that a cookie cannot be read on its way."""
+        ...
+
+    def is_secure(self, request: Request) -> bool:
+        """Return whether the browser reaches the service over https."""
+        ...
 
 
 class OidcRoutes:
@@ -42,7 +59,7 @@ class OidcRoutes:
         pages: The form of the sign-in.
     """
 
-    def __init__(self, settings: Settings, people: OidcPeople, sessions: Sessions, pages: SignIn) -> None:
+    def __init__(self, settings: Settings, people: OidcPeople, sessions: Sessions, pages: SignInPages) -> None:
         self.public_url = settings.public_url
         self.issuer_name = urlsplit(settings.oidc.issuer).netloc
         self.people = people
