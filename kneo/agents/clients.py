@@ -41,6 +41,11 @@ class RequestLimit:
             self._active -= 1
             self._wake()
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a request holds a place or waits for one."""
+        return self._active > 0 or bool(self._waiting)
+
     def shrink(self) -> None:
         """Halve the limit, after a 429."""
         self.limit = max(1.0, self.limit / 2)
@@ -133,7 +138,7 @@ class ModelClients:
         limit = self._limits.get(key)
         if limit is None:
             if len(self._limits) >= MAX_CLIENTS * 4:
-                self._limits.clear()
+                self._limits = {each: known for each, known in self._limits.items() if known.is_used}
             limit = self._limits[key] = RequestLimit(most)
         if limit.most != most:  # the environment has changed it
             limit.most, limit.limit = most, float(most)

@@ -133,7 +133,11 @@ class Retention(SpecModel):
 
     runs_days: int | None = _DAYS
     checkpoints_days: int | None = _DAYS
-    queue_days: int | None = _DAYS
+    queue_days: int | None = Field(
+        default=None,
+        ge=0,
+        description="Read from configs of kneo-serv. A job of the queue is deleted when its run is released: nothing is left to keep.",
+    )
     continuations_days: int | None = _DAYS
     sessions_days: int | None = Field(
         default=None, ge=0, description="Days to keep what agents remember of a session after its last run."

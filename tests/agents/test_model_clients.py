@@ -60,6 +60,19 @@ def test_idle_clients_beyond_a_number_are_closed() -> None:
     asyncio.run(talk())
 
 
+def test_the_limit_of_a_connection_in_use_is_never_forgotten() -> None:
+    async def talk() -> None:
+        clients = ModelClients()
+        connection = ProviderConnection(provider=ALL["ollama"], wire="chat", base_url="http://127.0.0.1:1/v1", key=None)
+        used = clients.limit("prod", connection, 1)
+        async with used.slot():
+            for number in range(MAX_CLIENTS * 5):
+                clients.limit(f"env-{number}", connection, 1)
+            assert clients.limit("prod", connection, 1) is used
+
+    asyncio.run(talk())
+
+
 def test_no_more_requests_at_a_time_than_the_environment_allows() -> None:
     most = 3
 

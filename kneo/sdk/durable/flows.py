@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from kneo.clock import monotonic
-from kneo.errors import Conflict, NotFound
+from kneo.errors import Conflict, Invalid, NotFound
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine.recover import ForkRequest, cancel_run
@@ -341,10 +341,18 @@ class Executions:
     flows: Sequence[Flow]
 
     def list(self, *, status: str | None = None) -> Sequence[Execution]:
-        """List executions, the latest first, at most ``LIST_LIMIT`` of each flow; ``status`` is a status of ``Execution``."""
+        """List executions, the latest first, at most ``LIST_LIMIT`` of each flow; ``status`` is a status of ``Execution``.
+
+        Raises:
+            Invalid: the status does not exist.
+        """
         statuses = [each for each in RunStatus if status in {None, _STATUS.get(each, "failed")}]
+        if not statuses:
+            known = ", ".join(sorted({_STATUS.get(each, "failed") for each in RunStatus}))
+            msg = f"{str(status)[:100]!r} is not a status of an execution; use one of: {known}."
+            raise Invalid(msg)
         executions = []
-        for each in self.flows if statuses else ():
+        for each in self.flows:
             host = each.host()
             where = RunFilter(workflow_name=each.name, statuses=statuses)
             with host.store.read() as tx:

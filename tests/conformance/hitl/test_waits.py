@@ -20,7 +20,7 @@ import pytest
 from kneo_process import PATIENCE_SECONDS, Machine, eventually, run_python
 
 from kneo.cli.main import run as kneo
-from kneo.errors import Conflict, NotFound, Transient, Usage
+from kneo.errors import Conflict, Invalid, NotFound, Transient, Usage
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import continue_run
@@ -74,6 +74,8 @@ def test_an_agents_question_becomes_its_answer(database: SqliteDb) -> None:
     assert (waiting.status, published) == ("waiting", [])
     [listed] = executions.list(status="waiting")
     assert listed.id == waiting.id
+    with pytest.raises(Invalid, match="use one of: cancelled, completed, failed, running, waiting"):
+        executions.list(status="paused")
     done = executions.input(waiting.id, value="Verified by ops on call")
     assert done.result == "Durable execution persists every checkpoint output. Verified by ops on call"
     assert published == [done.result]
