@@ -132,10 +132,11 @@ READ: dict[str, dict[str, str]] = {
         "kneo/runtime/program/gates.py": "review",
     },
     "ToolPermissions": {
-        "kneo/agents/guard.py": "allowed_tools denied_tools allow_network allow_filesystem_read allow_filesystem_write allow_shell",
+        "kneo/agents/guard.py": "allowed_tools denied_tools",
+        "kneo/spec/coverage/exposure.py": "allow_network allow_filesystem_read allow_filesystem_write allow_shell",
         "kneo/agents/addresses.py": "allowed_domains denied_domains",
     },
-    "ToolSelection": {"kneo/agents/loop.py": "include exclude", "kneo/agents/guard.py": "permissions"},
+    "ToolSelection": {"kneo/agents/loop.py": "include exclude", "kneo/spec/coverage/exposure.py": "permissions"},
     "Verify": {"kneo/agents/execution.py": "verify"},
 }
 """Where a field is read."""
