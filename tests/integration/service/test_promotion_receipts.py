@@ -111,9 +111,11 @@ def test_a_changed_receipt_is_refused_with_the_changed_field(house: House, audit
     assert auditor.refused({**receipt, "envelope": {**receipt["envelope"], "payload": other}})
 
 
-def test_a_decision_with_an_own_key_is_verified_without_the_service(house: House, auditor: Auditor) -> None:
+def test_a_decision_with_an_own_key_is_verified_without_the_service(
+    house: House, auditor: Auditor, tmp_path: Path
+) -> None:
     change = house.release()
-    desk = Desk(auditor.desk.folder / "desk", "sqlite:///none.sqlite", KNEO_SERV_API_KEY="approver-key")
+    desk = Desk(tmp_path / "desk", "sqlite:///none.sqlite", KNEO_SERV_API_KEY="approver-key")
     (desk.folder / "ann.pem").write_bytes(house.repo.key.dump())
     service = ("--service-url", house.bench.url)
     change_name = f"prod/announcement@{change['version']}"
