@@ -24,6 +24,7 @@ from kneo.errors import Invalid
 T = TypeVar("T")
 
 TRUE = frozenset({"1", "true", "yes", "on"})
+FALSE = frozenset({"0", "false", "no", "off"})
 
 Parse = Callable[[str], T]
 """A parser of a variable's text, which is not empty; a ``ValueError`` completes the sentence "The variable must …"."""
@@ -67,7 +68,12 @@ def _list(text: str) -> tuple[str, ...]:
 
 
 def _flag(text: str) -> bool:
-    return text.lower() in TRUE
+    word = text.lower()
+    if word not in TRUE | FALSE:
+        # A typing error must not switch off what an operator asked for.
+        msg = "be true or false"
+        raise ValueError(msg)
+    return word in TRUE
 
 
 def _positive(text: str) -> int:
@@ -633,7 +639,7 @@ class Settings:
     key_files: bool = False
     """Whether API keys stand in files, which a service reads again on SIGHUP."""
 
-    auth_enabled: bool = setting("KNEO_SERV_AUTH_ENABLED", False, None)
+    auth_enabled: bool = setting("KNEO_SERV_AUTH_ENABLED", False, _flag)
     """Refuse to start without API keys and without an issuer of tokens. Default: off without keys and issuer."""
 
     status_words: str = setting("KNEO_SERV_STATUS_WORDS", "auto", _one_of("auto", "documented", "published"))
@@ -790,7 +796,7 @@ def _parse(declared: Setting, text: str) -> Any:  # noqa: ANN401 - the type of t
 def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
     """Return whether errors are printed with their traceback, also errors of settings: ``KNEO_SERV_DEBUG``."""
     env = _environment() if env is None else env
-    return _flag(env.get("KNEO_SERV_DEBUG", "").strip())
+    return env.get("KNEO_SERV_DEBUG", "").strip().lower() in TRUE
 
 
 def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
@@ -1164,6 +1170,8 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     own = _read(Settings, env)
     execution = _read(ExecutionSettings, env)
     oidc = _oidc(env, own)
+    if own.get("api_keys") or own.get("admin_api_key") or oidc.issuer:
+        own["auth_enabled"] = True
     channels, webhook_keys = _channels(env)
     notify = _by_suffix(env, NOTIFY_PREFIX, NOTIFY_CHANNELS)
     webhook_secret = NOTIFY_PREFIX + "WEBHOOK_SECRET"
@@ -1178,8 +1186,6 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         key_files=any(
             given.get(name + FILE_END, "").strip() for name in ("KNEO_SERV_API_KEYS", "KNEO_SERV_ADMIN_API_KEY")
         ),
-        auth_enabled=_flag(env.get("KNEO_SERV_AUTH_ENABLED", "").strip())
-        or bool(own.get("api_keys") or own.get("admin_api_key") or oidc.issuer),
         known_roots_path=_home_path(env, "KNEO_SERV_KNOWN_ROOTS_PATH", Settings.known_roots_path),
         profiles_path=_home_path(env, "KNEO_SERV_PROFILES_PATH", Settings.profiles_path),
         hook_secrets=_by_suffix(env, HOOK_PREFIX, HOOK_PROVIDERS),

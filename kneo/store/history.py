@@ -12,6 +12,7 @@ from sqlalchemy import Row, bindparam, func, insert, select, update
 from kneo.clock import new_id
 from kneo.digest import Digest, digest_of
 from kneo.records.run import Checkpoint, NewTrace, Run, RunError, StepRecord, TraceEvent
+from kneo.redaction import redact_start
 from kneo.settings import ExecutionSettings
 from kneo.store.engine import Tx, decode_json, encode_json, upsert
 from kneo.store.prepared import Prepared
@@ -122,7 +123,8 @@ def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
     stub = {"_limited": True, "status": new.state.get("status")}
     storage = {"payload_limited": True, "original_bytes": size, "max_bytes": limits.max_bytes}
     cut = {
-        key: value[: limits.preview_chars] if isinstance(value, str) else value for key, value in new.metadata.items()
+        key: redact_start(value, limits.preview_chars) if isinstance(value, str) else value
+        for key, value in new.metadata.items()
     }
     return {"state": encode_json(stub), "metadata": {**cut, "_checkpoint_storage": storage}}
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kneo.settings import process_environment
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 
@@ -16,9 +18,9 @@ def test_a_short_soak_breaks_no_law(request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--every-write", default=False):
         pytest.skip("make crash")
     command = [sys.executable, "-m", "soak.run", "--seconds", "20", "--json"]
-    done = subprocess.run(
-        command, check=False, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=1500
-    )
+    tests = Path(__file__).parents[1]
+    env = {**process_environment("PATH", "HOME"), "PYTHONPATH": f"{tests}:{tests / 'support'}"}
+    done = subprocess.run(command, check=False, cwd=tests, env=env, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     result = json.loads(done.stdout)
     assert result["runs"] == result["acknowledged"] > 0

@@ -13,6 +13,7 @@ from kneo.clock import isoformat
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace, Run, RunError, RunStatus, StepRecord, ending
 from kneo.records.task import HumanTask, TaskStatus
+from kneo.redaction import redact_start
 from kneo.runtime.engine.journals import add_to_session
 from kneo.runtime.engine.questions import Message, consequences, question, sampling_seed_of
 from kneo.runtime.engine.wait import SettledRun
@@ -384,6 +385,7 @@ def snapshot(run: Run, tx: Tx, *, new_steps: int = 0) -> Mapping[str, object]:
 
 
 def preview(text: str | None) -> str | None:
+    """Return the beginning of a text. Half a secret at its end would not be recognised when the preview is shown."""
     if text is None or len(text) <= PREVIEW_CHARS:
         return text
-    return text[:PREVIEW_CHARS] + "...[truncated]"
+    return redact_start(text, PREVIEW_CHARS) + "...[truncated]"

@@ -140,6 +140,14 @@ def test_keys_switch_authentication_on(here: Path, env: dict[str, str], enabled:
     assert from_env(env, here).auth_enabled is enabled
 
 
+@pytest.mark.parametrize(
+    "name", ["KNEO_SERV_AUTH_ENABLED", "KNEO_SERV_METRICS_ENABLED", "KNEO_SERV_REQUIRE_PROVIDER_SECRETS"]
+)
+def test_a_typing_error_switches_nothing_off(here: Path, name: str) -> None:
+    with pytest.raises(Invalid, match=f"{name} must be true or false"):
+        from_env({name: "ture"}, here)
+
+
 LIMITS = {
     "KNEO_SERV_MAX_BODY_BYTES": "body_bytes",
     "KNEO_SERV_MAX_INPUT_CHARS": "input_chars",
