@@ -138,6 +138,11 @@ class Controller:
                 return self.reconciler.handlers[request.kind](request, lease)
         except KneoError as error:
             return {"error": error.code, "kind": type(error).__name__, "message": str(error)}
+        except Exception as error:
+            # The row would stay open, and end the controller again after each start.
+            log.exception("a request could not be handled")
+            message = f"{type(error).__name__} in the controller; see its log."
+            return {"error": "internal_error", "kind": KneoError.__name__, "message": message}
 
     def _finish(self, handled: Sequence[ControllerRequest], result: Mapping[str, object]) -> None:
         if not handled:

@@ -14,6 +14,7 @@ from kneo.controller.environment import DRIFT_INTERVAL
 from kneo.controller.loop import Controller
 from kneo.controller.reconcile import ReconcileResult
 from kneo.controller.registry_state import Lease
+from kneo.store import requests
 from kneo.store.engine import Store
 
 
@@ -37,7 +38,26 @@ def test_an_idle_controller_tidies_its_mirror(store: Store, tmp_path: Path, monk
     assert bench.served() == {"mail": "1.3.0"}
 
 
-def test_whoever_is_done_leaves_nothing_running(store: Store, tmp_path: Path) -> None:
+def test_a_request_that_cannot_be_handled_is_answered_and_stops_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kneo.controller.reconcile.parse_rollback", fail)
+    bench = Bench(store, tmp_path)
+    controller = Controller(bench.store, bench.reconciler())
+    with store.write() as tx:
+        request_id = requests.insert_request(tx, "rollback", {}, "ann")
+    controller._turn()
+    with store.read() as tx:
+        request = requests.get(tx, request_id)
+        assert requests.open_requests(tx) == ()
+    assert request is not None
+    assert (request.status, (request.result or {})["error"]) == ("failed", "internal_error")
+
+
+def test_a_reconciler_that_is_dropped_leaves_nothing_running(store: Store, tmp_path: Path) -> None:
     bench = Bench(store, tmp_path)
     reconciler = bench.reconciler()
     reconciler.reconcile(bench.lease())
