@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from pydantic import Field
 
@@ -36,11 +36,13 @@ from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, N
 from kneo.records.release import Hold, Promotion, Suspension
 from kneo.registry import EnvironmentStatus, explain
 from kneo.settings import Settings
-from kneo.spec.models.environment import Environment
 from kneo.store import idempotency, releases, requests
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_approval, rewrite_subject
+
+if TYPE_CHECKING:
+    from kneo.spec.models.environment import Environment
 
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 TimeText = Annotated[str, Field(max_length=60)]

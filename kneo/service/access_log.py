@@ -103,6 +103,8 @@ class AccessLog:
             await send(message)
 
         failed: Exception | None = None
+        # Read now: a mounted application changes the scope.
+        path = _without_token(scope)
         operation = self.routes.note(scope)
         traceparent = _trace_id(headers.get("traceparent", ""))
         with (
@@ -120,7 +122,7 @@ class AccessLog:
         seconds = monotonic() - started
         self.metrics.count(operation, scope["method"], status, seconds)
         if self.logged:
-            _log(scope, headers, request_id, status, seconds, failed, traced.trace_id or traceparent)
+            _log(scope, path, headers, request_id, status, seconds, failed, traced.trace_id or traceparent)
 
 
 def _note(traced: Span, scope: Scope, operation: RouteEntry | None, status: int, failed: Exception | None) -> None:
@@ -144,6 +146,7 @@ def _dress(headers: list[tuple[bytes, bytes]], request_id: str) -> None:
 
 def _log(
     scope: Scope,
+    path: str,
     headers: Headers,
     request_id: str,
     status: int,
@@ -158,7 +161,7 @@ def _log(
         "event": "http_request",
         "request_id": request_id,
         "method": scope["method"],
-        "path": redact_text(_without_token(scope)[:500]),
+        "path": redact_text(path[:500]),
         "status_code": status,
         "duration_ms": round(seconds * 1000, 3),
         "client_ip": client[0] if client else None,

@@ -145,7 +145,7 @@ def _answer(option: str) -> tuple[str, object]:
     return key, _json(value)
 
 
-def _finish(view: RunStartedView, note: str | None = None, *, as_json: bool, **more: object) -> None:
+def _finish(view: RunStartedView, note: str | None = None, /, *, as_json: bool, **more: object) -> None:
     render.emit({**vars(view), **more}, as_json=as_json, text=lambda: show_outcome(view, note))
     if view.status == "failed":
         raise typer.Exit(1)
