@@ -17,9 +17,6 @@ MODULE_LINES = 400
 FUNCTION_LINES = 60
 PUBLIC_METHODS = 15
 
-NOT_COUNTED = ("kneo/agents/", "kneo/service/console/")
-"""Parts with a budget of their own (docs/adr); their lines are left out of the totals."""
-
 PRONOUNS = re.compile(
     r"\b(told|somebody|nobody|whoever|whatever|anew|beside|heed|spelled|let go|lets go|what (waits|happened|came))\b",
     re.IGNORECASE,
@@ -68,8 +65,26 @@ def read(path: Path) -> Module:
 def modules() -> list[Module]:
     """Every module of the product that is not empty."""
     paths = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
-    found = [read(path) for path in paths if path.stat().st_size]
-    return [module for module in found if not module.name.startswith(NOT_COUNTED)]
+    return [read(path) for path in paths if path.stat().st_size]
+
+
+def room_of(module: Module) -> str:
+    """The package below ``kneo`` that a module belongs to: ``kneo/spec/lint/gates.py`` is in ``kneo/spec``."""
+    parts = module.name.split("/")
+    return "/".join(parts[:2]) if len(parts) > 2 else parts[0]
+
+
+def rooms(found: list[Module]) -> list[tuple[str, int, int]]:
+    """Each room with its files and its lines of code, largest first."""
+    files, lines = Counter(map(room_of, found)), Counter[str]()
+    for module in found:
+        lines[room_of(module)] += module.code
+    return [(room, files[room], count) for room, count in lines.most_common()]
+
+
+def functions(found: list[Module]) -> int:
+    """The number of functions and methods."""
+    return sum(isinstance(node, Function) for module in found for node in ast.walk(module.tree))
 
 
 def repeated_classes(found: list[Module]) -> dict[str, list[str]]:
@@ -103,6 +118,7 @@ def main() -> None:
     pronouns = Counter(word[0].lower() for module in found for word in PRONOUNS.findall(module.source))
     repeated = repeated_classes(found)
     print(f"code       {code:>7} lines in {len(found)} files (no comments, docstrings, blank lines)")
+    print(f"functions  {1000 * functions(found) / code:>7.0f} for each 1,000 lines")
     print(f"imports    {imports:>7} lines, {100 * imports / code:.1f} % of the code")
     print(
         f"pronouns   {pronouns.total():>7} ({', '.join(f'{word} {count}' for word, count in pronouns.most_common(8))})"
@@ -110,6 +126,9 @@ def main() -> None:
     print(f"same name  {len(repeated):>7} public class names in two modules or more")
     for name, where in repeated.items():
         print(f"  {name}: {', '.join(where)}")
+    print("rooms        lines  files")
+    for room, files, lines in rooms(found):
+        print(f"           {lines:>7} {files:>6}  {room}")
     print("outgrown")
     for module in found:
         for line in outgrown(module):
