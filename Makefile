@@ -104,6 +104,10 @@ docs: $(VENV)/.ready-docs ## Build the documentation site into site/, without a 
 reference: $(VENV)/.ready-dev ## Generate docs/reference/
 	@$(BIN)/python tests/guards/reference_pages.py
 
+.PHONY: invisible
+invisible: $(VENV)/.ready ## Generate kneo/invisible.py with a newer node; needs node
+	@$(BIN)/python scripts/generate_invisible.py
+
 fresh: schemas reference ## Check that generated files are up to date
 	@test -z "$$(git status --porcelain -- schemas docs/reference)" || { git --no-pager diff --stat -- schemas docs/reference; \
 		echo "Generated files are out of date: commit the changes of 'make schemas reference'."; exit 1; }

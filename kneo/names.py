@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kneo.errors import Invalid, InvalidValue
+from kneo.invisible import INVISIBLE
 
 MAX_PERSON_CHARS = 200
 """Characters that the name of a person may have, as columns for names do."""
 
 MAX_ENVIRONMENT_CHARS = 128
 
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2064\u3164\ufe00-\ufe0f\ufeff\uffa0"
-    "\U000e0020-\U000e007f\U000e0100-\U000e01ef]"
-)
-"""Characters without a glyph that only change how their neighbours join: soft hyphen, zero-width space and the like."""
-
-_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that change the direction of a line, and so the order in which the text around them is shown."""
+_HIDDEN = re.compile(f"[{INVISIBLE}]")
 
 _TOGETHER: tuple[frozenset[str], ...] = (
     frozenset({"LATIN", "CJK", "HIRAGANA", "KATAKANA"}),
@@ -34,7 +28,7 @@ _SAME_SCRIPT = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA", "FULLWIDT
 
 def person_key(name: str) -> str:
     """Return the key by which the spellings of a person's name are compared: case, width and invisible characters aside."""
-    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name)).casefold()
+    plain = _HIDDEN.sub("", unicodedata.normalize("NFKC", name)).casefold()
     return " ".join(unicodedata.normalize("NFKC", plain).split())
 
 
@@ -57,7 +51,7 @@ def person_name(name: str, where: str = "The name") -> str:
     if problem is not None:
         msg = f"{where} {problem}"
         raise Invalid(msg, code="invalid_name")
-    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", name)).split())
+    return " ".join(_HIDDEN.sub("", unicodedata.normalize("NFKC", name)).split())
 
 
 def person_problem(name: str) -> str | None:
@@ -97,27 +91,20 @@ def name_problem(name: str) -> str | None:
     """Return why a text cannot be a name, as the end of a sentence; ``None`` where it can."""
     if not person_key(name):
         return "is empty."
-    bad = next((letter for letter in name if _is_control(letter)), None)
+    bad = next((found[0] for found in _UNSEEN.finditer(name) if not _joins(name, found.start())), None)
     if bad is not None:
         return f"{shown(name)} has the character U+{ord(bad):04X}, which is not visible or changes how lines are read."
     return None
 
 
 def shown(name: str) -> str:
-    """Return a name for a message: cut, quoted, and with escapes in place of what cannot be printed."""
-    return (
-        ascii(name[:80]) if any(_is_control(letter) or _INVISIBLE.match(letter) for letter in name) else repr(name[:80])
-    )
-
-
-def _is_control(letter: str) -> bool:
-    # Control characters, halves of characters, and the separators of lines and paragraphs.
-    return letter in _DIRECTION or unicodedata.category(letter) in {"Cc", "Cs", "Zl", "Zp"}
+    """Return a name for a message: cut, quoted, and with escapes in place of what cannot be seen."""
+    return ascii(name[:80]) if _UNSEEN.search(name) else repr(name[:80])
 
 
 def _parts(name: str) -> Iterator[str]:
     """Yield the parts of a name that have one script each: of an address the local part and each label of the domain."""
-    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name))
+    plain = _HIDDEN.sub("", unicodedata.normalize("NFKC", name))
     local, _, domain = plain.rpartition("@")
     yield local or plain
     if local:
@@ -141,30 +128,78 @@ def _script(letter: str) -> str | None:
     return None if word in {"", "MODIFIER"} else _SAME_SCRIPT.get(word, word)
 
 
-_SELECTORS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_UNSEEN = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{INVISIBLE}]")
+"""Control characters, line separators, halves of characters, and the characters that are drawn as nothing."""
 
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200c\u200e\u200f"
-    "\u2028-\u202e\u2060-\u2069\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
-    # A joiner between two pictures makes one picture of them.
-    "|(?<![\u2190-\u2bff\ufe0f\U0001f000-\U0001faff])\u200d|\u200d(?![\u2190-\u2bff\U0001f000-\U0001faff])"
-    # One selector chooses the form of a picture, an ideograph or a keycap; others, and each further one, only hide data.
-    f"|(?<![0-9#*\u00a1-\ufdff\ufe10-\U000e00ff\U000e01f0-\U0010ffff])[{_SELECTORS}]"
+_MARKED = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{INVISIBLE}]")
+"""The same in a text of several lines."""
+
+_PICTURE = re.compile(
+    "[\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u27bf\u2934\u2935\u2b05-\u2b55\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
 )
-"""Control characters, and characters without a glyph that hide text or change its order."""
+
+_VIRAMA = 9
+"""The combining class of the signs that join two letters of an Indic script."""
 
 
 def reveal(text: str) -> str:
-    """Return a text with a visible mark in place of each character that cannot be seen."""
+    """Return a text for a page, with a mark such as ⟨U+200B⟩ in place of each character that cannot be seen."""
     # Most texts of a page are of these characters; a long page has thousands of texts.
     if text.isascii() and text.isprintable():
         return text
-    return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
+    return replace_unseen(text, lambda letter: letter if letter == "\r" else f"⟨U+{ord(letter):04X}⟩")
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+def visible(text: str) -> str:
+    """Return a text for one line, with an escape in place of each character that cannot be seen, without exception:
+    two texts that differ look different.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() and not _HIDDEN.match(c) else _escape(c) for c in text)
 
 
 def plain(text: str) -> str:
-    """Return a text of unknown origin without control characters, which terminals obey and readers do not see."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """Return a text of unknown origin, of several lines, for a terminal or a log: with an escape in place of each
+    character that terminals obey or readers do not see. The escapes are those of JSON, whose value stays the same.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return replace_unseen(text, _escape)
+
+
+def replace_unseen(text: str, replacement: Callable[[str], str]) -> str:
+    """Return a text of several lines with a replacement of each character that cannot be seen.
+
+    A character that visibly changes its neighbour stays: the selector of a picture or a keycap, the joiner of two
+    pictures, and of two letters where their script needs one.
+    """
+    return _MARKED.sub(lambda found: found[0] if _is_drawn(found) else replacement(found[0]), text)
+
+
+def _escape(letter: str) -> str:
+    if ord(letter) < 0x10000:
+        return f"\\u{ord(letter):04x}"
+    high, low = divmod(ord(letter) - 0x10000, 0x400)
+    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+
+
+def _is_drawn(found: re.Match[str]) -> bool:
+    """Return whether a character without a glyph is seen, because its neighbour is drawn otherwise."""
+    text, at = found.string, found.start()
+    before, after = text[at - 1 : at], text[at + 1 : at + 2]
+    if found[0] == "\ufe0f":
+        return bool(_PICTURE.match(before)) or (before != "" and before in "0123456789#*" and after == "\u20e3")
+    if found[0] == "\u200d" and _PICTURE.match(after) and (_PICTURE.match(before) or before == "\ufe0f"):
+        return True
+    return _joins(text, at)
+
+
+def _joins(text: str, at: int) -> bool:
+    """Return whether a joiner stands where Persian and Indic words need one (RFC 5892, A.1 and A.2)."""
+    before = text[at - 1 : at]
+    if text[at] not in "\u200c\u200d" or not before:
+        return False
+    return unicodedata.combining(before) == _VIRAMA or (
+        text[at] == "\u200c" and unicodedata.bidirectional(before) == "AL"
+    )

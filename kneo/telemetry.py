@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kneo.errors import Invalid
+from kneo.names import plain
 from kneo.redaction import redact_text
 from kneo.settings import Tracing
 
@@ -228,7 +229,7 @@ class JsonLines(logging.Formatter):
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return _write(entry)
+        return plain(_write(entry))
 
 
 def configure_logging(level: str = "INFO") -> None:

@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid
+from kneo.names import reveal
 from kneo.settings import WEB_PUSH, Settings
 
 Fields = Mapping[str, object]
@@ -206,22 +207,18 @@ _VERBS = {"waiting": "waits", "refused": "was refused", "drifted": "is served, b
 PROMPT_CHARS = 1_000
 """Characters of a prompt that a message shows; the inbox has all of it."""
 
-
-_HIDDEN = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that are invisible, or that change the direction of text."""
-
 QUOTE = "> "
 """Prefix of each line that a spec or a run's input wrote, so that no line passes for one of Kneo's."""
 
 
 def one_line(value: object) -> str:
     """Return a text as one line of visible characters."""
-    return " ".join(_HIDDEN.sub(" ", str(value)).split())
+    return " ".join(reveal(str(value)).split())
 
 
 def quoted(text: str) -> list[str]:
     """Return the lines of a text from outside, marked as quoted, with links disabled."""
-    plain = [_HIDDEN.sub("", line) for line in text.splitlines()]
+    plain = [reveal(line) for line in text.splitlines()]
     return [f"{QUOTE}{line}".rstrip() for line in unlinked("\n".join(plain)).split("\n")]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from kneo.clock import new_id
 from kneo.errors import Invalid, KneoError, Transient
+from kneo.names import visible
 from kneo.notify.channels import (
     Channel,
     Http,
@@ -245,7 +246,7 @@ def write_mail(channel: Mail, to: str, notice: Mapping[str, object], message_id:
     Raises:
         Invalid: ``invalid_address``: what stands for the receiver is not exactly one address.
     """
-    if not (_MAILBOX.fullmatch(to) and to.isprintable()):
+    if not (_MAILBOX.fullmatch(to) and visible(to) == to):
         msg = "the name of the person makes no single mail address"
         raise Invalid(msg, code="invalid_address")
     mail = EmailMessage()

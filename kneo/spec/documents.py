@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
 from kneo.errors import Invalid
+from kneo.names import visible
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -259,12 +260,11 @@ def _excerpt(found: Diagnostic, sources: Mapping[str, str]) -> list[str]:
     written = _LINE_BREAK.split(sources[found.file])
     if not 0 < found.line <= len(written):
         return []
-    shown = written[found.line - 1][:MAX_LINE]
+    shown = written[found.line - 1][:MAX_LINE].replace("\t", " ")
     # Control characters of a file must not reach the terminal.
-    shown = "".join(letter if letter.isprintable() else " " for letter in shown)
     gutter = str(found.line)
-    caret = " " * (min(found.column, MAX_LINE) - 1) + "^"
-    return [f"    {gutter} | {shown}", f"    {' ' * len(gutter)} | {caret}"]
+    caret = " " * len(visible(shown[: found.column - 1])) + "^"
+    return [f"    {gutter} | {visible(shown)}", f"    {' ' * len(gutter)} | {caret}"]
 
 
 def as_github(findings: Iterable[Diagnostic]) -> str:

@@ -29,6 +29,7 @@ from pydantic.alias_generators import to_camel
 from kneo.clock import isoformat, parse_time
 from kneo.digest import DIGEST_PATTERN, Digest, digest_of
 from kneo.errors import Invalid, KneoError
+from kneo.names import visible
 from kneo.spec.reading.reader import read_json
 from kneo.trust.keys import KeyId, PublicKey, SigningKey
 
@@ -175,7 +176,7 @@ def _object(value: object, where: str, what: str) -> Mapping[str, object]:
 
 def _text(fields: Mapping[str, object], name: str, where: str, limit: int) -> str:
     value = fields.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= limit or not value.isprintable():
+    if not isinstance(value, str) or not 0 < len(value) <= limit or visible(value) != value:
         msg = f"{where}: {name} must be a text of 1 to {limit} characters."
         raise Invalid(msg, code="Malformed")
     return value
@@ -285,7 +286,7 @@ def _aware(value: datetime) -> datetime:
 
 
 def _not_blank(value: str) -> str:
-    if not value.strip() or not value.isprintable():
+    if not value.strip() or visible(value) != value:
         msg = "must be printable text and not blank"
         raise ValueError(msg)
     return value

@@ -16,9 +16,11 @@ from kneo_process import eventually
 from model_server import Call, Reply, model_server
 from service_bench import DRAFT, Json, spec_of
 
+from kneo.invisible import INVISIBLE
+
 TEXTS: Mapping[str, str] = {
     "bidi": "\u202egnp.exe\u202c \u2066isolated\u2069",
-    "zero-width": "a\u200bb\ufeff\u3164\U000e0041 c\ufe01\ufe02",
+    "zero-width": "a\u200bb\ufeff\u3164\U000e0041 c\ufe01\ufe02 d\u2800\u206a\U000e01f0",
     "ansi": "\x1b[31mred\x9b2J",
     "html": "</textarea></title><img src=x onerror=globalThis.attacked=1>\"'>",
     "script": "<script>globalThis.attacked=1</script> javascript:globalThis.attacked=1",
@@ -34,13 +36,24 @@ PRINTED = " ".join(TEXTS[kind] for kind in ("html", "script", "template"))
 NAME = "<img src=x onerror=globalThis.attacked=1>"
 """An attack in a name, where names are checked."""
 
-MARKS = ("⟨U+001B⟩", "⟨U+009B⟩", "⟨U+202E⟩", "⟨U+2066⟩", "⟨U+200B⟩", "⟨U+FEFF⟩", "⟨U+3164⟩", "⟨U+E0041⟩", "⟨U+FE02⟩")
+MARKS = (
+    "⟨U+001B⟩",
+    "⟨U+009B⟩",
+    "⟨U+202E⟩",
+    "⟨U+2066⟩",
+    "⟨U+200B⟩",
+    "⟨U+FEFF⟩",
+    "⟨U+3164⟩",
+    "⟨U+E0041⟩",
+    "⟨U+FE02⟩",
+    "⟨U+2800⟩",
+    "⟨U+206A⟩",
+    "⟨U+E01F0⟩",
+)
 
 _FIELDS = re.compile(r"<textarea[^>]*>.*?</textarea>|\svalue=\"[^\"]*\"", re.DOTALL)
 
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200f\u202a-\u202e\u2066-\u2069\u3164\ufe01\ufe02\ufeff\U000e0041]"
-)
+_UNSEEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{INVISIBLE}]")
 
 
 def check(page: HtmlPage, *, marks: bool, has_style: bool = False) -> None:

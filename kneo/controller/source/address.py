@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kneo.errors import Invalid
+from kneo.names import visible
 from kneo.settings import GitCredentials
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
@@ -64,14 +65,13 @@ def parse_address(text: str) -> RepositoryAddress:
 
 
 def redact(text: str) -> str:
-    """Hide user names and secrets in the addresses of a text, and everything unprintable."""
-    visible = "".join(letter if letter.isprintable() else " " for letter in text)
-    return _USERINFO.sub("://***@", visible)
+    """Return a text as one line, without user names and secrets in its addresses, and with escapes for what is not visible."""
+    return _USERINFO.sub("://***@", visible(re.sub(r"\s", " ", text)))
 
 
 def _folder(text: str) -> RepositoryAddress:
     path = Path(text)
-    if not text.isprintable() or ".." in path.parts:
+    if visible(text) != text or ".." in path.parts:
         raise _refused(text, "is not a plain folder")
     if not path.is_dir():
         msg = f"There is no repository at {text}."
@@ -236,7 +236,7 @@ def existing_file(path: Path) -> str:
     if not path.is_file():
         msg = f"The file {text} does not exist or is not a file."
         raise Invalid(msg, code="invalid_setting")
-    if not text.isprintable() or any(letter in text for letter in '"%'):
+    if visible(text) != text or any(letter in text for letter in '"%'):
         msg = f"The path {text!r} has characters that ssh would read as something else."
         raise Invalid(msg, code="invalid_setting")
     return text

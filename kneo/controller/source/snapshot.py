@@ -15,6 +15,7 @@ from typing import Protocol
 
 from kneo.controller.source.git import SourceLimits
 from kneo.errors import Invalid, NotFound
+from kneo.names import visible
 
 ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SIGNATURE = b"gpgsig"
@@ -339,5 +340,5 @@ def _of_mode(mode: str) -> str:
 
 
 def _unsafe(path: str, why: str) -> Invalid:
-    visible = "".join(letter if letter.isprintable() else "?" for letter in path[:200])
-    return Invalid(f"{visible} {why}.", code="UnsafeTree", hint="Remove it from the repository.", path=visible)
+    shown = visible(path[:200])
+    return Invalid(f"{shown} {why}.", code="UnsafeTree", hint="Remove it from the repository.", path=shown)

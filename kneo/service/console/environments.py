@@ -291,7 +291,7 @@ def _record(request: PageRequest, promotion: str) -> DecidedView:
     if len(reason) > MAX_REASON:
         msg = f"The reason is {len(reason)} characters long; at most {MAX_REASON} are accepted."
         raise InvalidValue(msg, code="input_too_large")
-    if not reason.isprintable():
+    if reveal(reason) != reason:
         msg = "The reason has characters that cannot be printed, for example some that change the direction of text."
         raise InvalidValue(msg, code="invalid_reason")
     body = DecisionRequest(reason=reason or None, expect_policy_digest=request.form.get("policy_digest")[:100])

@@ -19,6 +19,7 @@ import jwt
 
 from kneo.clock import Clock, monotonic
 from kneo.errors import Invalid, Transient
+from kneo.names import visible
 from kneo.settings import OidcSettings
 
 ALGORITHMS: Mapping[tuple[str, str], str] = {
@@ -164,7 +165,7 @@ class IssuerClient:
         if url is None and not required:
             return ""
         schemes = {"https", urlsplit(self.settings.issuer).scheme}
-        if isinstance(url, str) and len(url) <= 2_000 and url.isprintable() and " " not in url:
+        if isinstance(url, str) and len(url) <= 2_000 and visible(url) == url and " " not in url:
             try:
                 parts = urlsplit(url)
             except ValueError:

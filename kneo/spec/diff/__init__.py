@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kneo.names import visible
 from kneo.spec.diff import agents, components
 from kneo.spec.diff.locations import (
     LOW,
@@ -35,11 +36,6 @@ MAX_CHANGES = 200  # changes that are kept and shown
 MAX_CHARS = 200_000  # characters of their sentences and lines together
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~@&])")
-
-
-def visible(text: str) -> str:
-    """Escape characters that are invisible or change how others are displayed."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def text_lines(before: str, after: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 import yaml
 
+from kneo.names import plain, replace_unseen
 from kneo.spec.documents import MAX_INTEGER, Document, ReadLimits, SourceLocation, Unreadable
 
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -269,7 +270,7 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 
 def _style(value: str) -> str | None:
-    if _ESCAPED.search(value):
+    if _ESCAPED.search(value) or plain(value) != value:
         return '"'
     if _NUMBER_LIKE.fullmatch(value):
         return "'"
@@ -282,4 +283,9 @@ _Dumper.add_representer(str, _text)
 def write_yaml(value: object) -> str:
     """Spell a plain value as YAML, keys in their order."""
     written: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, indent=2)
-    return written
+    return replace_unseen(written, _escape)
+
+
+def _escape(letter: str) -> str:
+    # Valid because a text with such a character is in double quotes.
+    return f"\\U{ord(letter):08x}"

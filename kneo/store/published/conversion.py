@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from kneo.clock import derived_id, isoformat, parse_time
 from kneo.digest import digest_of
 from kneo.errors import Invalid, InvalidValue
+from kneo.invisible import INVISIBLE
 from kneo.names import person_problem
 from kneo.records.run import (
     IMPORTED,
@@ -74,7 +75,7 @@ ENDED_BY_IMPORT = "import_ended"
 """The error of a run that had not ended."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{INVISIBLE}]")
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 _STEP_ENDS = {"step_completed": "completed", "node_completed": "completed", "step_failed": "failed"}
@@ -574,7 +575,7 @@ def _text(value: object, most: int = MAX_TEXT_CHARS) -> str | None:
 
 
 def _line(value: object, most: int = NAME_CHARS) -> str | None:
-    """Return a name on one line, without control characters; ``None`` for another value and for an empty one."""
+    """Return a name on one line, without characters that cannot be seen; ``None`` for another value and for an empty one."""
     return _CONTROL.sub("", value[:most]).strip() or None if isinstance(value, str) else None
 
 

@@ -21,6 +21,14 @@ def test_a_line_outside_of_any_work_has_the_four_fields() -> None:
     assert set(line()) == {"at", "level", "logger", "message"}
 
 
+def test_a_line_has_no_character_that_cannot_be_seen() -> None:
+    hostile = "\x9b2J\u202ea\u200b\u2800\U000e0041\U000e01f0"
+    record = logging.LogRecord("kneo.test", logging.INFO, "x.py", 1, hostile, None, None)
+    text = JsonLines().format(record)
+    assert text.isascii()
+    assert json.loads(text)["message"] == hostile
+
+
 def test_fields_of_the_work_are_on_each_line_of_its_block() -> None:
     with log_fields(request_id="req-1", trace_id=None):
         with log_fields(run_id="run_1"):

@@ -11,7 +11,7 @@ from kneo.spec.lint import check
 from kneo.spec.reading.load import load_spec
 from kneo.spec.reading.validate import InvalidDeclaration
 
-HIDDEN = ["", " ", "a\nb", "a\tb", "a\u202eb", "a\u0007b", "\u2028"]
+HIDDEN = ["", " ", "a\nb", "a\tb", "a\u202eb", "a\u0007b", "\u2028", "a\u00adb", "ab\u2800", "ab\U000e01f0"]
 
 PLACES = {
     "agent": '{"agent": {"name": NAME}}',
@@ -83,7 +83,7 @@ def test_a_window_that_is_never_stays_readable_in_an_accepted_file() -> None:
     assert len(parse_environment(data, file="environments/prod.json", accepted=True).windows) == 1
 
 
-@pytest.mark.parametrize("other", ["ANN", "\uff41nn", "a\u00adnn", "ann "])
+@pytest.mark.parametrize("other", ["ANN", "\uff41nn", "ann "])
 def test_a_person_is_written_once(other: str) -> None:
     with pytest.raises(InvalidDeclaration, match="two spellings"):
         parse_environment(environment({"ann": {}, other: {}}), file="environments/prod.json")

@@ -75,7 +75,7 @@ def test_addresses_we_do_not_use(text: str) -> None:
 
 def test_secrets_in_messages_are_hidden() -> None:
     said = "fatal: unable to access 'https://ann:hunter2@example.org/x'\x1b[31m and ssh://t0ken@host/"
-    assert redact(said) == "fatal: unable to access 'https://***@example.org/x' [31m and ssh://***@host/"
+    assert redact(said) == "fatal: unable to access 'https://***@example.org/x'\\u001b[31m and ssh://***@host/"
 
 
 @pytest.mark.parametrize("ref", ["main", "release/1.2", "refs/pull/7/head", "HEAD", "feature-x_y", "a+b"])
