@@ -22,7 +22,7 @@ from kneo.runtime.engine.wait import SettledRun, find_run, read_settled_run
 from kneo.store import tasks
 from kneo.store.idempotency import AlreadyExecuted
 from kneo.tasks import inbox
-from kneo.tasks.decisions import DecisionRequest, decision_from_value, find_pending, rejection
+from kneo.tasks.decisions import DecisionRequest, check_unnamed, decision_from_value, find_pending, rejection
 
 MAX_REQUIREMENTS = 100
 """Most requirements of one request."""
@@ -34,21 +34,34 @@ class RunInput(Body):
     value: object = None
     abort: bool = Field(default=False, description="No value: the guarded step does not run.")
     reason: str | None = None
-    key: str | None = Field(default=None, description="The key of the question, where several are open.")
+    key: str | None = Field(
+        default=None,
+        description="The key of the question. The first question of a run needs no name; each later one does.",
+    )
+    request_id: str | None = Field(default=None, description="The id of the request, instead of the key.")
+    expect_digest: str | None = Field(
+        default=None, description="The `subject_digest` of the reviewed subject; names the question too."
+    )
 
 
 @run_operation("POST", "/runs/{run_id}/input", scope="human:write", statuses=DONE)
 def put_run_input(context: Context, run_id: str, body: RunInput) -> Waiting[RunResumedView]:
-    """Answer the only open question of a run with a value."""
+    """Answer the open question of a run with a value.
+
+    A run that has asked before continues only with an answer that names its question: `question_not_named` otherwise.
+    """
 
     def answer() -> HumanTask:
         find_run(context.store, run_id)
         value = json.dumps(body.value, default=str)
         check_length("value", value, context.settings.limits.human_content_chars)
         with context.store.read() as tx:
-            task = find_pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), body.key)
+            task = find_pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), body.key or body.request_id)
+            if not (body.key or body.request_id or body.expect_digest):
+                check_unnamed(task, len(tasks.resolved_steps(tx, run_id)))
         decision = rejection(task, body.reason) if body.abort else decision_from_value(task, body.value)
-        return inbox.decide(context.store, task.id, decision, actor=context.actor)
+        named = replace(decision, request_id=body.request_id or task.request_id, expect_digest=body.expect_digest)
+        return inbox.decide(context.store, task.id, named, actor=context.actor)
 
     return wait_after_answer(context.store, answer)
 
@@ -140,7 +153,9 @@ def _check_workflow(context: Context, workflow_id: str, run_id: str, body: Conti
 
 def _answer_all(context: Context, paused: SettledRun, body: ContinueRun, refused: list[Json]) -> HumanTask:
     """Submit every valid answer; return the last answered question."""
-    answers = match_answers(paused.run.id, paused.tasks, body.step_requirements)
+    with context.store.read() as tx:
+        resolved = tasks.resolved_steps(tx, paused.run.id)
+    answers = match_answers(paused.run.id, paused.tasks, resolved, body.step_requirements)
     for _, answer in answers:
         for field in ("content", "values", "feedback"):
             check_length(field, getattr(answer, field), context.settings.limits.human_content_chars)
@@ -188,13 +203,17 @@ def requirement(task: HumanTask) -> Json:
 
 
 def match_answers(
-    run_id: str, waiting: Sequence[HumanTask], requirements: Sequence[ResolvedRequirement]
+    run_id: str,
+    waiting: Sequence[HumanTask],
+    asked: Sequence[frozenset[str]],
+    requirements: Sequence[ResolvedRequirement],
 ) -> list[tuple[HumanTask, DecisionRequest]]:
     """Match the requirements that a caller resolved with the open questions of a run.
 
     Args:
         run_id: The run, for messages.
         waiting: The run's open questions.
+        asked: The names of the step of each question that was open before.
         requirements: The requirements as the caller sent them; one that resolves nothing leaves its question open.
 
     Returns:
@@ -202,11 +221,12 @@ def match_answers(
 
     Raises:
         Conflict: ``run_state_conflict``: the run asks nothing, or nothing of the kind, or nothing is answered;
-            ``several_pending``: a requirement fits several questions.
+            ``several_pending``: a requirement fits several questions; ``question_not_named``: the run or the step has asked
+            before, and a requirement names no question.
         Usage: a requirement says two things at once, or two of them are about one question.
     """
     resolved = [(one, answer) for one in requirements if (answer := _answer(one)) is not None]
-    answers = [(_find_task(run_id, waiting, one), answer) for one, answer in resolved]
+    answers = [(_find_task(run_id, waiting, asked, one), answer) for one, answer in resolved]
     if not answers:
         keys = [task.key for task in waiting]
         msg = f"No requirement answers a question of the run {run_id}."
@@ -218,7 +238,9 @@ def match_answers(
     return [(task, replace(answer, request_id=task.request_id)) for task, answer in answers]
 
 
-def _find_task(run_id: str, waiting: Sequence[HumanTask], one: ResolvedRequirement) -> HumanTask:
+def _find_task(
+    run_id: str, waiting: Sequence[HumanTask], asked: Sequence[frozenset[str]], one: ResolvedRequirement
+) -> HumanTask:
     key = one.continuation_id or one.key
     if key is not None:
         return find_pending(run_id, waiting, key)
@@ -226,7 +248,10 @@ def _find_task(run_id: str, waiting: Sequence[HumanTask], one: ResolvedRequireme
     fitting = [task for task in waiting if step in {None, task.step_path, task.step_id}]
     if not fitting:
         return find_pending(run_id, waiting, str(step))  # which says what it asks instead
-    return find_pending(run_id, fitting, None)
+    task = find_pending(run_id, fitting, None)
+    if one.subject_digest is None:
+        check_unnamed(task, sum(step is None or step in names for names in asked))
+    return task
 
 
 def _answer(one: ResolvedRequirement) -> DecisionRequest | None:

@@ -109,6 +109,18 @@ def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTa
     )
 
 
+_RESOLVED = Prepared(
+    select(tasks.c.step_path, tasks.c.step_id).where(
+        tasks.c.run_id == bindparam("of_run"), tasks.c.resolved_at.is_not(None)
+    )
+)
+
+
+def resolved_steps(tx: Tx, run_id: str) -> tuple[frozenset[str], ...]:
+    """Read the path and the id of the step of each question of a run that is not open any more."""
+    return tuple(frozenset({row.step_path, row.step_id}) for row in _RESOLVED.rows(tx, {"of_run": run_id}))
+
+
 _FIRST = TASK.where(
     tasks.c.id.in_(
         select(func.min(tasks.c.id))

@@ -291,12 +291,12 @@ def find_pending(run_id: str, waiting: Sequence[HumanTask], key: str | None) -> 
     Args:
         run_id: The run, for messages.
         waiting: Its unresolved tasks.
-        key: A question's key, or the id of its task; ``None`` where there is only one.
+        key: A question's key, the id of its task or of its request; ``None`` where there is only one.
 
     Raises:
         Conflict: ``run_state_conflict``: no task is open; ``several_pending``: a key is required.
     """
-    matches = [task for task in waiting if key in {None, task.key, task.id}]
+    matches = [task for task in waiting if key in {None, task.key, task.id, task.request_id}]
     keys = [task.key for task in waiting]
     if not matches:
         what = f"asks nothing called {key[:200]!r}" if key is not None else "asks nothing"
@@ -306,6 +306,22 @@ def find_pending(run_id: str, waiting: Sequence[HumanTask], key: str | None) -> 
         msg = f"The run {run_id} asks {len(matches)} things: {', '.join(keys)}."
         raise Conflict(msg, code="several_pending", hint="Say which one with key.", pending=keys)
     return matches[0]
+
+
+def check_unnamed(task: HumanTask, resolved: int) -> None:
+    """Check that an answer that names no question can be for no other one, as that of a request that was sent twice.
+
+    Args:
+        task: The open task that the answer would decide.
+        resolved: The number of questions of the run, or of the named step, that were open before.
+
+    Raises:
+        Conflict: ``question_not_named``.
+    """
+    if resolved:
+        msg = f"The run {task.run_id} has asked before, so an answer has to name its question; {task.key} is open."
+        hint = f"Read the open question, then name it: key {task.key}, its request_id or its digest."
+        raise Conflict(msg, code="question_not_named", hint=hint, pending=[task.key])
 
 
 def decision_from_value(task: HumanTask, value: object) -> DecisionRequest:

@@ -28,7 +28,7 @@ from a2a.utils.constants import TransportProtocol
 from a2a.utils.errors import A2AError
 
 from kneo.agents.a2a.card import fetch_card
-from kneo.agents.a2a.parts import value_of
+from kneo.agents.a2a.parts import IN_REPLY_TO, value_of
 from kneo.agents.a2a.transport import CheckedTransport
 from kneo.agents.http import HttpClient, HttpFailed
 from kneo.agents.questions import answer_of
@@ -175,6 +175,7 @@ class _RemoteCall:
         message = Message(role=Role.ROLE_USER, parts=parts, message_id=message_id)
         if task is not None:
             message.task_id, message.context_id = task.id, task.context_id
+            message.metadata.update({IN_REPLY_TO: _question_id(task)})
         request = SendMessageRequest(message=message, configuration=SendMessageConfiguration(return_immediately=True))
         assert self._client is not None
         async for event in self._client.send_message(request):

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from a2a.helpers import get_data_parts, get_text_parts
 from a2a.types import Part
 
+IN_REPLY_TO = "in_reply_to"
+"""The field of a message's metadata with the id of the status message whose question the message answers."""
+
 
 def data_of(parts: Sequence[Part]) -> list[object]:
     """Return the data of parts, whole numbers as such: the library reads every number as a float."""

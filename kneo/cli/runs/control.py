@@ -160,7 +160,9 @@ def give_input(
     value: Annotated[str | None, typer.Option("--value", help="The value, as JSON or as text.")] = None,
     abort: Annotated[bool, typer.Option("--abort", help="Reject the request for a value.")] = False,
     interactive: Annotated[bool, typer.Option("--interactive", help="Prompt for the value.")] = False,
-    key: Annotated[str | None, typer.Option("--key", help="Key of the question, if the run asks several.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Key of the question; every question after the first needs it.")
+    ] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Reason, with --abort.")] = None,
     *,
     options: ServiceOptions,

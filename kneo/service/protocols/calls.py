@@ -29,10 +29,10 @@ from kneo.service.admission import MAX_KEY_CHARS
 from kneo.service.context import Service, settled_after
 from kneo.service.event_streams import run_events, trace_events
 from kneo.service.events import Event
-from kneo.store import idempotency
+from kneo.store import idempotency, tasks
 from kneo.store.idempotency import KeyedRequest, KeyOf, Known
 from kneo.store.run_filter import RunFilter
-from kneo.tasks.decisions import DecisionNotAllowed, decision_from_value, find_pending
+from kneo.tasks.decisions import DecisionNotAllowed, check_unnamed, decision_from_value, find_pending
 
 P = ParamSpec("P")
 V = TypeVar("V")
@@ -117,7 +117,8 @@ class AgentCalls:
 
         Args:
             run_id: The run.
-            task_key: The key or the id of the task; ``None`` where one is open.
+            task_key: The key or the id of the task, or the id of its request; ``None`` for the first question of a run, and
+                for a text that a question asks for.
             value: The fields of a decision, as HTTP takes them; or a text, see ``decision_of_text``.
             key: The name that the caller gave this answer.
             wait: Whether to wait until the run pauses or ends, for two minutes at most.
@@ -128,9 +129,14 @@ class AgentCalls:
             paused = await self.find(run_id)
             # An answer that was given before is looked up by its key, not by its task.
             made = idempotency.made()
-            task = None if made is not None else find_pending(run_id, paused.tasks, task_key)
-            body = _decision(task, value) if task is not None else TaskDecision(decision=DecisionKind.APPROVED)
-            return await self._call(wait, resume_human_task, made or (task.id if task else ""), body)
+            if made is not None:
+                return await self._call(wait, resume_human_task, made, TaskDecision(decision=DecisionKind.APPROVED))
+            task = find_pending(run_id, paused.tasks, task_key)
+            body = _decision(task, value)
+            is_requested_text = isinstance(value, str) and body.decision is DecisionKind.PROVIDED
+            if task_key is None and body.expect_digest is None and not is_requested_text:
+                check_unnamed(task, await run_in_threadpool(self._asked_before, run_id))
+            return await self._call(wait, resume_human_task, task.id, body)
 
         await self._once(key, digest, execute)
         return await self.find(run_id)
@@ -189,6 +195,10 @@ class AgentCalls:
             msg = f"There is no run {run_id[:80]} of {self.agent.bundle} in {self.agent.environment}."
             raise NotFound(msg, run_id=run_id[:80])
         return settled
+
+    def _asked_before(self, run_id: str) -> int:
+        with self.service.store.read() as tx:
+            return len(tasks.resolved_steps(tx, run_id))
 
     def _require(self, scopes: tuple[str, ...]) -> None:
         for scope in scopes:

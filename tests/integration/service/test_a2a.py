@@ -44,12 +44,13 @@ ASKS = {"requested": "before"}
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A service over prod, which serves two of three bundles over Agent2Agent, and dev, which serves none."""
+    """A service over prod, which serves three of four bundles over Agent2Agent, and dev, which serves none."""
     folder = tmp_path_factory.mktemp("a2a")
     steps = lab_announcement()["workflow"]["steps"]
-    bundles = {"asked": steps[:2], "plain": steps[:1], "hidden": steps[:1]}
+    later = [{**steps[1], "id": "later"}, {**steps[1], "id": "last"}]
+    bundles = {"asked": steps[:2], "plain": steps[:1], "hidden": steps[:1], "twice": [*steps[:2], *later]}
     specs = {name: lab_announcement(made) for name, made in bundles.items()}
-    with served_agents(folder, specs, a2a=["asked", "plain"]) as made:
+    with served_agents(folder, specs, a2a=["asked", "plain", "twice"]) as made:
         yield made
 
 
@@ -156,6 +157,28 @@ def test_a_gate_is_input_required_and_only_who_may_answer_it_over_http_answers_i
                 await answering.task(text("approved"), task_id=task.id)
         decided = house.get(f"/human-tasks/{asked['continuation_id']}")["decision"]
         assert (decided["actor"], decided["kind"]) == ("service", "edited")
+
+    asyncio.run(work())
+
+
+def test_a_word_that_is_sent_twice_approves_one_question(house: Bench) -> None:
+    async def work() -> None:
+        async with calling(house, "twice", "service") as caller:
+            task = await caller.task(text("news"))
+            first = question(task)
+            task = await caller.task(text("approved"), task_id=task.id)
+            second = question(task)
+            assert second["continuation_id"] != first["continuation_id"]
+            for unnamed in (text("approved"), text("rejected"), new_data_part({"decision": "approved"})):
+                with pytest.raises(A2AError, match="has to name its question"):
+                    await caller.task(unnamed, task_id=task.id)
+            named = {"decision": "approved", "request_id": second["request_id"]}
+            task = await caller.task(new_data_part(named), task_id=task.id)
+            with pytest.raises(A2AError, match="asks nothing"):
+                await caller.task(new_data_part(named), task_id=task.id)
+            third = {"decision": "approved", "key": question(task)["key"]}
+            done = await caller.task(new_data_part(third), task_id=task.id)
+            assert done.status.state == TaskState.TASK_STATE_COMPLETED
 
     asyncio.run(work())
 
@@ -275,9 +298,10 @@ def test_only_what_the_environment_names_is_served_and_tasks_stay_with_their_age
     assert [(one["environment"], one["bundle"], one["protocols"]) for one in agents] == [
         ("prod", "asked", ["a2a"]),
         ("prod", "plain", ["a2a"]),
+        ("prod", "twice", ["a2a"]),
     ]
     cards = house.get("/../.well-known/agent-card.json", expect=404)["cards"]
-    assert cards == [f"/v1/a2a/prod/{name}/.well-known/agent-card.json" for name in ("asked", "plain")]
+    assert cards == [f"/v1/a2a/prod/{name}/.well-known/agent-card.json" for name in ("asked", "plain", "twice")]
 
 
 def test_keys_and_scopes_are_those_of_http_and_refusals_are_in_the_audit_log(house: Bench) -> None:
@@ -403,6 +427,15 @@ def test_a_served_agent_is_a_tool_of_agents_elsewhere(house: Bench) -> None:
             await call("asked", f"{KEY}-2", state=state, answer=given)
         approved = replace(given, values={"answer": "approved"})
         assert "told from afar" in str(await call("asked", f"{KEY}-2", state=again.value.state, answer=approved))
+        # Each answer of the other service names the question that its person saw.
+        with pytest.raises(AnswerRequired) as asked:
+            await call("twice", f"{KEY}-3")
+        for _ in range(2):
+            with pytest.raises(AnswerRequired) as later:
+                await call("twice", f"{KEY}-3", state=asked.value.state, answer=approved)
+            assert later.value.state != asked.value.state
+            asked = later
+        assert "told from afar" in str(await call("twice", f"{KEY}-3", state=asked.value.state, answer=approved))
 
     asyncio.run(work())
-    assert house.get("/runs", environment="prod", q="told from afar")["count"] == 2
+    assert house.get("/runs", environment="prod", q="told from afar")["count"] == 3

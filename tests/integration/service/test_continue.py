@@ -70,7 +70,17 @@ def test_an_output_is_edited_and_a_way_is_chosen(bench: Bench) -> None:
     run = bench.start(spec_of({**DRAFT, "review": {"after": {"human": "editor"}}}, router))
     [way] = go_on(bench, run, {"edited_output": "mine"})["step_requirements"]
     assert (way["available_choices"], way["subject"]) == (["slow", "fast"], "mine")
-    assert go_on(bench, run, {"selected_choices": ["fast"]})["content"].endswith("mine")
+    assert go_on(bench, run, {"step_id": "way", "selected_choices": ["fast"]})["content"].endswith("mine")
+
+
+def test_a_requirement_without_a_name_answers_the_first_question_only(bench: Bench) -> None:
+    both_gates = {**PUBLISH, "review": {"before": {"human": "editor"}, "after": {"human": "editor"}}}
+    for unnamed in ({"confirmed": True}, {"step_id": "publish", "confirmed": True}):
+        run = paused(bench, both_gates)
+        [after] = go_on(bench, run, unnamed)["step_requirements"]
+        refused = go_on(bench, run, unnamed, expect=409)
+        assert (refused["error"], refused["pending"]) == ("question_not_named", ["publish.after"])
+        assert go_on(bench, run, {"key": after["key"], "confirmed": True})["status"] == "succeeded"
 
 
 def test_what_nobody_answered_still_waits(bench: Bench) -> None:
@@ -79,8 +89,10 @@ def test_what_nobody_answered_still_waits(bench: Bench) -> None:
     run = paused(bench, both)
     left = go_on(bench, run, {"step_id": "both/legal", "confirmed": True}, {"step_id": "both/ops"})
     assert [one["step_id"] for one in left["step_requirements"]] == ["both/ops"]
-    go_on(bench, run, {"confirmed": True}, {"step_id": "both/ops", "confirmed": True}, expect=400)
-    assert go_on(bench, run, {"confirmed": True})["status"] == "succeeded"
+    go_on(
+        bench, run, {"key": "both/ops.step", "confirmed": True}, {"step_id": "both/ops", "confirmed": True}, expect=400
+    )
+    assert go_on(bench, run, {"step_id": "both/ops", "confirmed": True})["status"] == "succeeded"
 
 
 def test_of_several_answers_one_may_be_refused(bench: Bench) -> None:

@@ -152,7 +152,37 @@ def test_a_run_that_asks_several_things_wants_a_key(bench: Bench) -> None:
     path = f"/runs/{run['run_id']}/input"
     assert bench.post(path, {"value": True}, expect=409)["pending"] == ["both/legal.step", "both/ops.step"]
     assert bench.post(path, {"value": True, "key": "both/ops.step"})["status"] == "paused"
-    assert bench.post(path, {"value": True})["status"] == "succeeded"
+    assert bench.post(path, {"value": True, "key": "both/legal.step"})["status"] == "succeeded"
+
+
+def open_question(bench: Bench, run: Json) -> Json:
+    return bench.get(f"/runs/{run['run_id']}")["pending_human_request"]
+
+
+def test_an_answer_that_is_sent_twice_decides_one_question(bench: Bench) -> None:
+    steps = [
+        {**APPROVE, "id": "first"},
+        {**APPROVE, "id": "second"},
+        {**APPROVE, "id": "third"},
+        {**APPROVE, "id": "last"},
+    ]
+    run = bench.start(spec_of(*steps, humans={"editor": {"decisions": ["approved", "rejected"]}}))
+    path = f"/runs/{run['run_id']}/input"
+    assert bench.post(path, {"value": True})["status"] == "paused"
+    for unnamed in ({"value": True}, {"abort": True}):
+        refused = bench.post(path, unnamed, expect=409)
+        assert (refused["error"], refused["pending"]) == ("question_not_named", ["second.step"])
+        assert "second.step" in refused["hint"]
+    assert bench.post(path, {"value": True, "key": "second.step"})["status"] == "paused"
+    third = open_question(bench, run)
+    assert (
+        bench.post(path, {"value": True, "request_id": "req_of_another"}, expect=409)["error"] == "run_state_conflict"
+    )
+    assert bench.post(path, {"value": True, "request_id": third["request_id"]})["status"] == "paused"
+    digest = {"value": True, "expect_digest": "sha256:" + "0" * 64}
+    assert bench.post(path, digest, expect=409)["error"] == "subject_changed"
+    seen = open_question(bench, run)["subject_digest"]
+    assert bench.post(path, {**digest, "expect_digest": seen})["status"] == "succeeded"
 
 
 def test_the_inbox_is_followed_as_it_fills_and_empties(bench: Bench) -> None:

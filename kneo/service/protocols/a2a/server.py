@@ -35,7 +35,7 @@ from a2a.utils.signing import ProtectedHeader, create_agent_card_signer
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kneo.agents.a2a.parts import data_of
+from kneo.agents.a2a.parts import IN_REPLY_TO, data_of
 from kneo.api.agents import AgentView
 from kneo.clock import isoformat
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
@@ -191,10 +191,11 @@ class _Handler(RequestHandler):
 
     async def _answer(self, message: types.Message, *, wait: bool) -> SettledRun:
         data = [one for one in data_of(message.parts) if isinstance(one, Mapping)]
-        value: object = {name: field for name, field in data[0].items() if name != "continuation_id"} if data else None
-        task = str(data[0]["continuation_id"]) if data and "continuation_id" in data[0] else None
+        fields = dict(data[0]) if data else {}
+        names = [fields.pop("continuation_id", None), fields.pop("key", None), fields.get("request_id")]
+        named = next((str(name) for name in names if name is not None), None) or _replied_to(message)
         return await self.calls.answer(
-            message.task_id, task, value if data else _text(message), message.message_id, wait=wait
+            message.task_id, named, fields if data else _text(message), message.message_id, wait=wait
         )
 
     async def _read(self, run_id: str) -> SettledRun:
@@ -263,6 +264,12 @@ def _text(message: types.Message) -> str:
         raise ContentTypeNotSupportedError(msg)
     data = (json.dumps(one, ensure_ascii=False, sort_keys=True) for one in data_of(message.parts))
     return "\n".join((*get_text_parts(message.parts), *data))
+
+
+def _replied_to(message: types.Message) -> str | None:
+    """Return the id of the request that a message names as the one it answers; see ``status_of``."""
+    status_id = message.metadata.fields[IN_REPLY_TO].string_value if IN_REPLY_TO in message.metadata else ""
+    return status_id.removeprefix(f"{message.task_id}.") or None
 
 
 def _metadata(message: types.Message) -> dict[str, object]:
