@@ -21,6 +21,7 @@ from kneo.api.operation import Principal
 from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError
+from kneo.json_text import parse_json
 from kneo.redaction import redact_text
 from kneo.service.auth import PRINCIPAL, credential_of
 from kneo.service.callers import Callers
@@ -163,7 +164,7 @@ class Admission:
 
     async def _once(self, key: KeyOf, scope: Scope, receive: Receive, response: _Outgoing) -> None:
         """Execute a request unless its key is bound; otherwise replay its response, or respond with what it created."""
-        body = await _body(receive)
+        body = await read_body(receive)
         request = KeyedRequest(key=key, request_digest=_digest(scope, body), attempt=self._attempt())
         response.holding = True
         known = await run_in_threadpool(self._look, request)
@@ -174,7 +175,7 @@ class Admission:
                     await JsonResponse(known.response, known.status)(scope, receive, response.take)
                     return
                 request = replace(request, subject=known.subject)
-            await self._execute(request, scope, _replay(body, receive), response)
+            await self._execute(request, scope, replay(body, receive), response)
             if 200 <= response.status < 300:
                 await self._keep(request, response)
                 return
@@ -318,13 +319,13 @@ def _digest(scope: Scope, body: bytes) -> str:
     """Return the digest of a request. Spacing and the order of keys in the body do not matter."""
     data: object
     try:
-        data = json.loads(body) if body else None
+        data = parse_json(body) if body else None
         return digest_of_json([without_version(scope["path"]), scope["query_string"].decode("latin-1"), data])
-    except (ValueError, RecursionError, KneoError):
+    except (ValueError, KneoError):
         return digest_of(b"\n".join([scope["path"].encode(), scope["query_string"], body]))
 
 
-async def _body(receive: Receive) -> bytes:
+async def read_body(receive: Receive) -> bytes:
     """Read a whole body. ``BodyLimit`` bounds it."""
     parts: list[bytes] = []
     while True:
@@ -334,7 +335,7 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """Return a ``receive`` that repeats a body that was read, then continues with further messages."""
     is_sent = False
 

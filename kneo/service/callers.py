@@ -38,6 +38,11 @@ PAGES: Mapping[str, str] = {
 PROBES = frozenset({"/livez", "/healthz", "/readyz", "/v1/livez", "/v1/healthz", "/v1/readyz"})
 """Probes, which an orchestrator may call by any host name: they change nothing and return no content."""
 
+SINGLE = frozenset(
+    {b"host", b"authorization", b"x-kneo-api-key", b"idempotency-key", b"origin", b"sec-fetch-site", b"content-type"}
+)
+"""Headers that decide about a request, and that a request has once."""
+
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITE = frozenset({"same-origin", "none"})
 
@@ -78,6 +83,7 @@ class HeadCheck:
 
     async def _check(self, scope: Scope) -> None:
         self._check_size(scope)
+        self._check_repeated(scope)
         headers, path = Headers(scope=scope), path_of(scope)
         if path not in PROBES:
             self._check_host(headers.get("host", ""))
@@ -91,6 +97,14 @@ class HeadCheck:
         if line + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > self.max_bytes:
             msg = f"The head of this request is larger than {self.max_bytes} bytes."
             raise HeadersTooLarge(msg, max_header_bytes=self.max_bytes)
+
+    def _check_repeated(self, scope: Scope) -> None:
+        """Refuse a header that is there twice: a proxy in front may read the other one."""
+        names = [name for name, _ in scope["headers"] if name in SINGLE]
+        if len(names) > len(set(names)):
+            twice = next(name for name in names if names.count(name) > 1).decode()
+            msg = f"The header {twice} is in this request more than once."
+            raise Invalid(msg, code="repeated_header", hint="Send it once.")
 
     def _check_host(self, host: str) -> None:
         name = _host_of(host)

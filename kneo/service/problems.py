@@ -82,7 +82,10 @@ async def _validation(_request: Request, error: Exception) -> JsonResponse:
     fields = [{key: item[key] for key in ("type", "loc", "msg", "ctx") if key in item} for item in error.errors()]
     first = fields[0]
     where = ".".join(str(part) for part in first["loc"])
-    body = {"error": "validation_error", "message": f"{where}: {first['msg']}", "detail": fields}
+    message = f"{where}: {first['msg']}"
+    if first["type"] == "json_invalid":
+        message = f"The body is not JSON: {first['ctx']['error']}"
+    body = {"error": "validation_error", "message": message, "detail": fields}
     return JsonResponse(jsonable_encoder(body, custom_encoder={Exception: str}), status_code=422)
 
 

@@ -5,7 +5,6 @@ The outermost middleware matches a request once; inner ones read the match from 
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import functools
 import inspect
@@ -19,7 +18,7 @@ from typing import TypeVar
 from fastapi import APIRouter
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +26,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from kneo.api.operation import Operation
+from kneo.json_text import parse_json
 from kneo.service.auth import Require
 
 T = TypeVar("T")
@@ -56,40 +56,12 @@ def _plain(value: object) -> object:
     raise TypeError(msg)
 
 
-_HUGE = re.compile(rb"[eE]\+?[0-9]{3}")
-"""Infinite numbers can only be written with such an exponent."""
+class StrictRequest(Request):
+    """A request whose body is JSON with one meaning."""
 
-
-def read_json(body: bytes) -> object:
-    """Parse a body as JSON that can be written again: UTF-8, no lone surrogates, no NaN or infinity, 200 levels at most.
-
-    Raises:
-        JSONDecodeError: the body is not such JSON.
-    """
-    try:
-        value = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
-        if _HUGE.search(body):
-            json.dumps(value, allow_nan=False)
-    except ValueError as error:
-        raise _unreadable(body, error) from error
-    return value
-
-
-def _unreadable(body: bytes, error: ValueError) -> json.JSONDecodeError:
-    """Return the error in a body, with its position where that is known."""
-    try:
-        json.loads(body)
-    except json.JSONDecodeError as cause:
-        return cause
-    except (ValueError, RecursionError):
-        pass
-    return json.JSONDecodeError(f"It is not valid JSON, or is nested too deep: {error}", "", 0)
-
-
-class _StrictRequest(Request):
     async def json(self) -> object:
         if not hasattr(self, "_json"):
-            self._json = read_json(await self.body())
+            self._json = parse_json(await self.body())
         return self._json
 
 
@@ -98,7 +70,7 @@ class _StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
-            return await handle(_StrictRequest(request.scope, request.receive))
+            return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
 

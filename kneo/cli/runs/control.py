@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,6 +25,7 @@ from kneo.cli.options import OptionGroup
 from kneo.cli.runs.run import note_of, show_outcome
 from kneo.cli.runs.runs import RunArgument, show_run
 from kneo.errors import Usage
+from kneo.json_text import AmbiguousJson, parse_json
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,12 @@ def give_input(
 def _json(text: str) -> object:
     """Return the value of a text in JSON, any other text as it is."""
     try:
-        value: object = json.loads(text)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except AmbiguousJson as error:
+        msg = f"{text[:80]} is JSON that is not read: {error.msg}"
+        raise Usage(msg, hint="Put a text into double quotes.") from error
+    except ValueError:
         return text
-    return value
 
 
 @examples(

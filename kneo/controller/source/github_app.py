@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 import threading
@@ -16,6 +15,7 @@ import jwt
 from kneo.clock import Clock, SystemClock, parse_time
 from kneo.controller.source.address import RepositoryAddress, existing_file, redact
 from kneo.errors import Invalid, Transient
+from kneo.json_text import parse_json
 from kneo.settings import GitCredentials
 
 RENEW_BEFORE = timedelta(minutes=5)
@@ -171,9 +171,9 @@ def _bounded(answer: httpx.Response) -> bytes:
 
 def _read(body: bytes, api: str) -> _Token:
     try:
-        response = json.loads(body)
+        response = parse_json(body)
         token = _Token(_TOKEN.fullmatch(response["token"])[0], parse_time(response["expires_at"]))  # type: ignore[index]
-    except (ValueError, KeyError, TypeError, RecursionError, Invalid) as error:
+    except (ValueError, KeyError, TypeError, Invalid) as error:
         msg = f"GitHub's API at {redact(api)} returned a response without a token."
         raise Transient(
             msg, code="FetchFailed", hint="Check that KNEO_SERV_GIT_GITHUB_API_URL is the address of GitHub's API."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import select
 import sys
 import threading
@@ -11,6 +10,7 @@ from typing import Self
 
 from kneo.clock import sleep
 from kneo.errors import KneoError
+from kneo.json_text import AmbiguousJson, parse_json
 from kneo.names import plain
 from kneo.records.task import HumanTask
 from kneo.sdk.host import RunHost
@@ -64,12 +64,15 @@ class WaitPrompt:
         if not self._has_terminal and _terminal.acquire(blocking=False):
             self._has_terminal = True
             _discard_input()
-            _show(f"{task.prompt}\nAnswer, or leave it to: kneo runs input {task.run_id} --value JSON")
+            _show(f"{task.prompt}\nAnswer, or leave it to: kneo runs input {task.run_id} --key {task.key} --value JSON")
         return self._has_terminal
 
     def _decide(self, task: HumanTask, text: str) -> None:
         try:
-            value = json.loads(text)
+            value = parse_json(text)
+        except AmbiguousJson as error:
+            _show(error.msg)
+            return
         except ValueError:
             value = text
         try:

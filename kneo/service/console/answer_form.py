@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from kneo.api.decisions import TaskDecision
 from kneo.api.task_views import HumanTaskView
 from kneo.errors import InvalidValue
+from kneo.json_text import parse_json
 from kneo.service.console import task_words
 from kneo.service.console.page import Form
-from kneo.service.routing import read_json
 
 MAX_CONTROLS = 100
 """Fields of a schema that have a control."""
@@ -200,8 +200,8 @@ def _indented(text: str, shown_chars: int) -> str:
     if text[:1] not in {"{", "["} or len(text) > shown_chars:
         return text
     try:
-        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
-    except (ValueError, RecursionError):
+        return json.dumps(parse_json(text), ensure_ascii=False, indent=2)
+    except ValueError:
         return text
 
 
@@ -264,7 +264,7 @@ def _value(rule: object, text: str) -> object:
     if kind == "string" or (isinstance(rule, Mapping) and text in (rule.get("enum") or ())):
         return text
     try:
-        return read_json(text.encode())
+        return parse_json(text)
     except ValueError:
         return text
 

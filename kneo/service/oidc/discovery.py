@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import ssl
 import threading
@@ -19,6 +18,7 @@ import jwt
 
 from kneo.clock import Clock, monotonic
 from kneo.errors import Invalid, Transient
+from kneo.json_text import parse_json
 from kneo.names import visible
 from kneo.settings import OidcSettings
 
@@ -188,8 +188,8 @@ def _bounded(response: httpx.Response, where: str) -> bytes:
 
 def _parse(body: bytes) -> Mapping[str, object] | None:
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = parse_json(body)
+    except ValueError:
         return None
     return document if isinstance(document, dict) else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from json import JSONDecodeError
+
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from kneo.api.decisions import TaskDecision
 from kneo.api.task_views import HumanTaskView
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
+from kneo.json_text import parse_json
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
 from kneo.runtime.engine.questions import as_it_stands
 from kneo.service.console.answer_form import FIELDS, decision_of
@@ -18,7 +21,7 @@ from kneo.service.console.page import Form
 from kneo.service.context import Service, ServiceDep
 from kneo.service.limits import Rate, network_of, peer_address
 from kneo.service.problems import refusal, retry_after
-from kneo.service.routing import JsonResponse, read_json
+from kneo.service.routing import JsonResponse
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
 
@@ -138,9 +141,9 @@ def _form(body: bytes) -> Form:
 
 def _json(body: bytes) -> dict[str, object]:
     try:
-        value = read_json(body)
-    except ValueError as error:
-        msg = "The body is not JSON."
+        value = parse_json(body)
+    except JSONDecodeError as error:
+        msg = f"The body is not JSON: {error.msg}"
         raise Invalid(msg) from error
     if not isinstance(value, dict):
         msg = "The body is not a JSON object."

@@ -3,20 +3,20 @@
 The result for any bytes is a :class:`Document`, or an :class:`Unreadable` with file, line and column. The checks run in
 this order: size, encoding, shape (depth and count), meaning.
 
-The standard parser reads JSON, since envelopes are read by the thousand. Checks around it refuse duplicate keys, NaN,
-numbers that other readers round, lone surrogates and deep nesting. Locations are computed on demand: :func:`locations`
+The decoder of ``kneo.json_text`` reads JSON, since envelopes are read by the thousand. Checks around it refuse numbers that other readers
+round, lone surrogates and deep nesting. Locations are computed on demand: :func:`locations`
 is a second, slower walk over the tokens.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import NamedTuple
 
+from kneo.json_text import STRING, AmbiguousJson, is_deeper, make_decoder
 from kneo.spec.documents import DEFAULT_LIMITS, MAX_INTEGER, Document, ReadLimits, SourceLocation, Unreadable
 from kneo.spec.reading.yaml import build_yaml
 
@@ -65,13 +65,7 @@ def _decode(data: bytes, file: str, limits: ReadLimits) -> str:
 
 # One token per match. The possessive quantifiers and the optional closing quote keep it linear on any input.
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}:,]|[^\s"\[\]{}:,]++', re.DOTALL)
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_NOT_STRUCTURE = re.compile(r"[^\[\]{}]++")
 _MAX_NUMBER_CHARS = 400  # long enough for any double written out in full
-
-
-class _Refused(Exception):
-    """A part of the text is well formed and refused; never leaves this module."""
 
 
 def build_json(text: str, *, file: str, limits: ReadLimits) -> object:
@@ -83,12 +77,12 @@ def build_json(text: str, *, file: str, limits: ReadLimits) -> object:
     _check_shape(text, file, limits)
     try:
         value: object = _DECODER.decode(text)
+    except AmbiguousJson as error:
+        line, column = _find_refused(text)
+        raise Unreadable(error.msg, file=file, line=line, column=column) from error
     except json.JSONDecodeError as error:
         reason = f"This is not JSON: {error.msg[:1].lower()}{error.msg[1:]}."
         raise Unreadable(reason, file=file, line=error.lineno, column=error.colno) from error
-    except _Refused as error:
-        line, column = _find_refused(text)
-        raise Unreadable(str(error), file=file, line=line, column=column) from error
     if ("\\u" in text) and (position := _find_unstorable(text)) is not None:
         message = "This text holds a NUL or half a surrogate pair, which cannot be stored."
         raise Unreadable(message, file=file, line=position[0], column=position[1])
@@ -97,16 +91,12 @@ def build_json(text: str, *, file: str, limits: ReadLimits) -> object:
 
 def _check_shape(text: str, file: str, limits: ReadLimits) -> None:
     """Bound depth and count before the recursive parser sees the text."""
-    bare = _STRING.sub("", text)
-    if sum(map(bare.count, ",:[{")) > limits.max_nodes:
+    if sum(map(STRING.sub("", text).count, ",:[{")) > limits.max_nodes:
         raise Unreadable(f"The file holds more than {limits.max_nodes} keys and values.", file=file)
-    depth = 0
-    for bracket in _NOT_STRUCTURE.sub("", bare):
-        depth += 1 if bracket in "[{" else -1
-        if depth > limits.max_depth:
-            line, column = _find_depth(text, limits.max_depth)
-            message = f"Lists and objects are nested more than {limits.max_depth} deep."
-            raise Unreadable(message, file=file, line=line, column=column)
+    if is_deeper(text, limits.max_depth):
+        line, column = _find_depth(text, limits.max_depth)
+        message = f"Lists and objects are nested more than {limits.max_depth} deep."
+        raise Unreadable(message, file=file, line=line, column=column)
 
 
 def _find_depth(text: str, max_depth: int) -> tuple[int, int]:
@@ -118,36 +108,14 @@ def _find_depth(text: str, max_depth: int) -> tuple[int, int]:
     return 1, 1
 
 
-def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        message = f"The key {twice[:60]!r} is written twice."
-        raise _Refused(message)
-    return value
-
-
 def _integer(text: str) -> int:
     if len(text) > _MAX_NUMBER_CHARS or abs(number := int(text)) > MAX_INTEGER:
         message = f"The number {text[:30]} is too large to be exact; write it as text."
-        raise _Refused(message)
+        raise AmbiguousJson(message)
     return number
 
 
-def _float(text: str) -> float:
-    if len(text) > _MAX_NUMBER_CHARS or not math.isfinite(number := float(text)):
-        message = f"The number {text[:30]} is too large to be stored."
-        raise _Refused(message)
-    return number
-
-
-def _constant(text: str) -> float:
-    message = f"{text} is not a JSON number."
-    raise _Refused(message)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+_DECODER = make_decoder(_integer)
 
 
 class _Token(NamedTuple):
@@ -195,7 +163,7 @@ def _find_refused(text: str) -> tuple[int, int]:
         elif token.text[0] != '"':
             try:
                 _DECODER.decode(token.text)
-            except (_Refused, json.JSONDecodeError):
+            except json.JSONDecodeError:
                 return token.line, token.column
     return 1, 1
 

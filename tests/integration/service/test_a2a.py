@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -330,6 +331,9 @@ def test_hostile_messages_are_refused_within_bounds(house: Bench) -> None:
     for content in (b"{", b"[]", b"null", deep, b'{"jsonrpc":"2.0","id":1,"method":"Nothing"}'):
         answer = send(content)
         assert (answer.status_code, "error" in answer.json()) == (200, True), (content[:40], answer.text)
+    call = {"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {"id": "run_0"}}
+    assert send(json.dumps(call).encode()).json()["error"]["code"] != -32700
+    assert send(json.dumps(call).replace('"id": 1', '"id": 1, "id": 1').encode()).json()["error"]["code"] == -32700
 
     async def work() -> None:
         async with calling(house) as caller:

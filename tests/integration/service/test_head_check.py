@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -53,6 +56,23 @@ def ask(bench: Bench, method: str = "GET", path: str = "/v1/runs", **headers: st
 
 def code(answer: httpx.Response) -> str:
     return str(answer.json().get("error", "")) if answer.status_code >= 400 else ""
+
+
+@pytest.mark.parametrize(
+    "name", ["Host", "Authorization", "X-Kneo-Api-Key", "Idempotency-Key", "Origin", "Content-Type"]
+)
+def test_a_header_that_decides_is_there_once(bench: Bench, name: str) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", int(port_of(bench)), timeout=60)) as connection:
+        connection.putrequest("GET", "/v1/runs", skip_host=True)
+        for header, value in (("Host", "127.0.0.1"), ("Authorization", "Bearer admin-key"), (name, "another")):
+            connection.putheader(header, value)
+        if name not in {"Host", "Authorization"}:
+            connection.putheader(name.lower(), "another")
+        connection.endheaders()
+        response = connection.getresponse()
+        refused = json.loads(response.read())
+    assert (response.status, refused["error"]) == (400, "repeated_header")
+    assert name.lower() in refused["message"]
 
 
 @pytest.mark.parametrize(

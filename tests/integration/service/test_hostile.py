@@ -151,3 +151,22 @@ def test_a_session_has_a_name_that_can_be_read(house: Bench, name: str) -> None:
     answer = house.client().post("/runs", json=body)
     assert (answer.status_code, answer.json()["error"]) == (422, "invalid_name")
     assert house.client().post("/runs", json=body | {"session_id": "chat 7/b"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"decision": "rejected", "request_id": null, "decision": "approved"}', "'decision' is written twice"),
+        (b'{"decision": "provided", "content": [1e999]}', "too large"),
+        (b'{"decision": "provided", "content": ' + b"9" * 400 + b".0}", "too large"),
+    ],
+)
+def test_a_body_that_readers_understand_differently_decides_nothing(house: Bench, body: bytes, why: str) -> None:
+    run = house.paused()
+    task = run["continuation_id"]
+    link = house.post(f"/human-tasks/{task}/links")["path"]
+    for path in (f"/human-tasks/{task}/resume", f"{house.url}{link}"):
+        answer = house.client().post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in {400, 422}, (path, answer.text)
+        assert why in answer.json()["message"], (path, answer.text)
+    assert house.get(f"/human-tasks/{task}")["status"] == "open"

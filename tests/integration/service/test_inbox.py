@@ -227,6 +227,9 @@ def test_the_command_does_the_same(
     )
     seen = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["type"] for event in seen] == ["human.claimed", "human.released"]
+    twice = ["runs", "input", str(run["run_id"]), "--value", '{"a": 1, "a": 2}']
+    assert kneo([*twice, "--service-url", bench.url]) == 2
+    assert "'a' is written twice" in capsys.readouterr().err
     assert call("runs", "input", str(run["run_id"]), "--value", '{"a": 1}')["status"] == "succeeded"
 
 

@@ -241,6 +241,12 @@ def test_keys_and_scopes_are_those_of_http(house: Bench) -> None:
     )
     assert broken.status_code == 400
     assert json.loads(broken.text)["error"]
+    twice = json.dumps(body).replace('"params"', '"method": "tools/call", "params"').encode()
+    refused = house.client("service").post(
+        "/mcp/prod", content=twice, headers={**headers, "Content-Type": "application/json"}
+    )
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, -32700)
+    assert "'method' is written twice" in refused.json()["error"]["message"]
 
 
 def test_names_of_tools_are_unique_and_fit_models() -> None:

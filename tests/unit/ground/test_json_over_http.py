@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 import pytest
 
-from kneo.service.routing import JsonResponse, read_json
+from kneo.json_text import AmbiguousJson, parse_json
+from kneo.service.routing import JsonResponse
 
 
 def test_answers_are_compact_utf8_that_every_reader_takes() -> None:
@@ -28,12 +29,11 @@ def test_what_a_program_nested_deeper_than_any_request_may_is_answered_too() -> 
     [
         (b'\xef\xbb\xbf{"a": 1e5}', {"a": 1e5}),
         (b'"\\ud83d\\ude00"', "\N{GRINNING FACE}"),
-        (b'{"a": 1, "a": 2}', {"a": 2}),
         (b"[" * 150 + b"]" * 150, json.loads("[" * 150 + "]" * 150)),
     ],
 )
 def test_bodies_are_read_as_json(body: bytes, value: object) -> None:
-    assert read_json(body) == value
+    assert parse_json(body) == value
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,28 @@ def test_bodies_are_read_as_json(body: bytes, value: object) -> None:
         (b'"\xff"', 0),
         ('{"a": 1}'.encode("utf-16"), 0),
         (b"[" * 1_000 + b"]" * 1_000, 0),
+        (b"[" * 201 + b"]" * 201, 0),
     ],
 )
 def test_what_is_no_json_is_refused_where_it_stops_being_any(body: bytes, place: int) -> None:
     with pytest.raises(json.JSONDecodeError) as refused:
-        read_json(body)
+        parse_json(body)
     assert refused.value.pos == place
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"decision": "rejected", "decision": "approved"}', "'decision' is written twice"),
+        (b'{"a": [{"b": 1, "\\u0062": 2}]}', "'b' is written twice"),
+        (b"[" + b"9" * 309 + b".0]", "too large"),
+        (b"[-" + b"9" * 400 + b".0]", "too large"),
+        (b"[1e999]", "too large"),
+        (b"[" + b"9" * 5_000 + b"]", "digits"),
+        (b"[-Infinity]", "not a JSON number"),
+        (b'{"\\udfff": 1}', "half a character"),
+    ],
+)
+def test_json_that_readers_understand_differently_is_refused(body: bytes, why: str) -> None:
+    with pytest.raises(AmbiguousJson, match=why):
+        parse_json(body)

@@ -13,11 +13,13 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from json import JSONDecodeError
 
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import (
+    PARSE_ERROR,
     CallToolRequestParams,
     CallToolResult,
     ElicitRequest,
@@ -30,7 +32,7 @@ from mcp_types import (
     Tool,
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -41,11 +43,14 @@ from kneo.api.operation import Principal
 from kneo.api.run_views import RunErrorView, readable, request_for_callers
 from kneo.digest import digest_of
 from kneo.errors import Forbidden, Invalid, KneoError, NotFound
+from kneo.json_text import parse_json
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun
+from kneo.service.admission import read_body, replay
 from kneo.service.context import Service
 from kneo.service.protocols.calls import ANSWER_SCOPES, AgentCalls, AgentMessage, is_settled
+from kneo.service.routing import JsonResponse
 from kneo.store.engine import Tx
 from kneo.tasks.people import check_may_answer
 
@@ -79,8 +84,8 @@ class Elicited(BaseModel):
             Invalid: it is not one of these.
         """
         try:
-            return cls.model_validate_json(state)
-        except ValidationError as error:
+            return cls.model_validate(parse_json(state))
+        except ValueError as error:
             msg = "The request state is not one of this server."
             raise Invalid(msg, code="invalid_request_state") from error
 
@@ -319,11 +324,19 @@ class McpResponse(Response):
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive)
+        try:
+            parse_json(body)
+        except JSONDecodeError as error:
+            # The SDK would take the last of two members.
+            refused = {"code": PARSE_ERROR, "message": f"Parse error: {error.msg}"}
+            await JsonResponse({"jsonrpc": "2.0", "id": None, "error": refused}, 400)(scope, receive, send)
+            return
         manager = StreamableHTTPSessionManager(
             self.tools.server(), stateless=True, max_request_body_size=self.max_bytes
         )
         async with manager.run():
-            await manager.handle_request(scope, receive, send)
+            await manager.handle_request(scope, replay(body, receive), send)
 
 
 def _may_answer(tx: Tx, task: HumanTask, name: str) -> bool:
