@@ -15,7 +15,7 @@ import typer
 from kneo.cli import render
 from kneo.cli.compose import process_store
 from kneo.cli.repository import KnownRoots
-from kneo.cli.serve.worker import open_probes, until_stopped
+from kneo.cli.serve.worker import bound_probes, until_stopped
 from kneo.clock import parse_duration
 from kneo.controller.loop import Controller, watching
 from kneo.controller.reconcile import Reconciler
@@ -120,10 +120,11 @@ def make_controller(settings: Settings, store: Store, repository: Repository) ->
 def run_controller(settings: Settings, repository: Repository, stopping: threading.Event) -> None:
     """Run a controller alone until a signal stops the process."""
     with contextlib.ExitStack() as stack:
+        serve_probes = stack.enter_context(bound_probes(settings))
         store = stack.enter_context(process_store(settings))
         controller = stack.enter_context(reconciling(settings, store, repository))
         stack.enter_context(telling(settings, store))
-        stack.enter_context(open_probes(settings, controller.is_alive))
+        stack.enter_context(serve_probes(controller.is_alive))
         stopping.wait()
 
 

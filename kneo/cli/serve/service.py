@@ -18,6 +18,7 @@ from kneo.cli.commands import examples
 from kneo.cli.compose import find_store, make_starter, process_store
 from kneo.cli.project import spec_compiler
 from kneo.cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
+from kneo.cli.serve.listener import Listener
 from kneo.cli.serve.worker import executing, logged_settings
 from kneo.errors import NotFound
 from kneo.service.app import App, create_app, drain, reload_keys
@@ -55,7 +56,6 @@ def serve(
     """
     settings = logged_settings()
     if reload:
-        render.success(f"Kneo is up at http://{host}:{port}; it restarts when code changes")
         serve_with_reload(settings, host, port)
         return
     run_service(settings, host, port, workers, lambda url: render.success(f"Kneo is up at {url}"))
@@ -94,11 +94,12 @@ def run_service(settings: Settings, host: str, port: int, workers: int, announce
     """Run the API server, and a worker unless ``workers`` is 0."""
     check_reachable(settings, host)
     with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(Listener(host, port)))
         store = stack.enter_context(process_store(settings))
         alive: Callable[[], bool] = always
         if workers:
             alive = stack.enter_context(executing(settings, store, workers)).heartbeats.is_alive
-        serve_http(settings, store, host, port, announce=announce, executes=workers > 0, alive=alive)
+        serve_http(settings, store, listener, announce=announce, executes=workers > 0, alive=alive)
 
 
 def serve_with_reload(settings: Settings, host: str, port: int) -> None:
@@ -106,6 +107,11 @@ def serve_with_reload(settings: Settings, host: str, port: int) -> None:
     folders = [str(settings.project_root)]
     app = "kneo.service.app:create_app"
     check_reachable(settings, host)
+    # uvicorn's reloader binds by itself, and ends the process with a line of its log where it cannot.
+    with contextlib.closing(Listener(host, port)) as listener:
+        listener.listen()
+        url, port = listener.url, listener.port
+    render.success(f"Kneo is up at {url}; it restarts when code changes")
     uvicorn.run(
         app,
         factory=True,
@@ -129,8 +135,7 @@ def always() -> bool:
 def serve_http(
     settings: Settings,
     store: Store,
-    host: str,
-    port: int,
+    listener: Listener,
     *,
     announce: Callable[[str], None],
     executes: bool = True,
@@ -141,8 +146,7 @@ def serve_http(
     Args:
         settings: The settings of this process.
         store: The database.
-        host: The address to listen on.
-        port: The port; 0 selects a free one.
+        listener: The socket.
         announce: Receives the URL.
         executes: Whether a worker is in this process; else the models of a run are checked by the worker that executes it.
         alive: Whether the other parts of the process still run.
@@ -151,23 +155,20 @@ def serve_http(
     app = create_app(
         settings, store, make_starter(settings, store, executes=lambda: executes), tools=tools, alive=alive
     )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     server = Server(app, settings.http)
 
     def stop(_number: int, _frame: object) -> None:
         server.should_exit = True
 
-    with socket.create_server((host, port), family=family, backlog=2048) as listener:
-        # The readers of the announcement may send a signal at once. uvicorn replaces the first two handlers while it serves,
-        # and raises the signal again afterwards, when worker and controller still have to stop.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        if settings.key_files:
-            signal.signal(
-                signal.SIGHUP, lambda *_: threading.Thread(target=reload_keys, args=(app,), daemon=True).start()
-            )
-        announce(f"http://{host}:{listener.getsockname()[1]}")
-        server.run(sockets=[listener])
+    # The readers of the announcement may send a signal at once. uvicorn replaces the first two handlers while it serves,
+    # and raises the signal again afterwards, when worker and controller still have to stop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if settings.key_files:
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload_keys, args=(app,), daemon=True).start())
+    sockets = [listener.listen()]
+    announce(listener.url)
+    server.run(sockets=sockets)
 
 
 class Server(uvicorn.Server):

@@ -17,6 +17,7 @@ from kneo.cli.serve.controller import (
     find_repository,
     reconciling,
 )
+from kneo.cli.serve.listener import Listener
 from kneo.cli.serve.service import HostOption, PortOption, console_link, serve_http
 from kneo.cli.serve.worker import executing, logged_settings
 from kneo.runtime.engine.worker import Worker
@@ -63,6 +64,7 @@ def run_processes(
     check_reachable(settings, host)
     settings = with_repository(settings, repository) if repository else settings
     with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(Listener(host, port)))
         store = stack.enter_context(process_store(settings))
         parts = [stack.enter_context(executing(settings, store, Worker.DEFAULT_CONCURRENCY)).heartbeats.is_alive]
         if repository is not None:
@@ -75,7 +77,7 @@ def run_processes(
             announce(url)
             offer_sign_in(settings, store, url)
 
-        serve_http(settings, store, host, port, announce=announce_with_link, alive=alive)
+        serve_http(settings, store, listener, announce=announce_with_link, alive=alive)
 
 
 def with_repository(settings: Settings, repository: Repository) -> Settings:

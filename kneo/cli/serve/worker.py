@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import runpy
 import signal
@@ -22,6 +23,7 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.compose import process_store
 from kneo.cli.project import registered_tools, spec_compiler
+from kneo.cli.serve.listener import Listener
 from kneo.errors import Usage
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import LockedWorker, working
@@ -45,9 +47,10 @@ def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) 
     """Run a worker and the timers until a signal stops the process."""
     spec_compiler(settings)  # A platform that fails to load stops the worker now, not a run later.
     with contextlib.ExitStack() as stack:
+        serve_probes = stack.enter_context(bound_probes(settings))
         store = stack.enter_context(process_store(settings))
         worker = stack.enter_context(executing(settings, store, concurrency))
-        stack.enter_context(open_probes(settings, worker.heartbeats.is_alive))
+        stack.enter_context(serve_probes(worker.heartbeats.is_alive))
         stopping.wait()
 
 
@@ -103,16 +106,29 @@ def measured(worker: LockedWorker, registry: CollectorRegistry = REGISTRY) -> It
         registry.unregister(metrics)
 
 
-def open_probes(settings: Settings, is_alive: Callable[[], bool]) -> contextlib.AbstractContextManager[object]:
-    """Serve probes at ``KNEO_SERV_METRICS_PORT`` while a block runs; none without a port."""
-    if not settings.metrics_port:
-        return contextlib.nullcontext()
-    return serving_probes("0.0.0.0", settings.metrics_port, is_alive)  # noqa: S104 - probes come from other machines
+ServeProbes = Callable[[Callable[[], bool]], contextlib.AbstractContextManager[object]]
+"""Serve probes while a block runs; the argument returns whether the process still works."""
 
 
 @contextlib.contextmanager
-def serving_probes(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[int]:
-    """Serve probes while a block runs; yield the port."""
+def bound_probes(settings: Settings) -> Iterator[ServeProbes]:
+    """Bind ``KNEO_SERV_METRICS_PORT`` for a block, which serves the probes when its parts run; no probes without a port.
+
+    Raises:
+        Conflict, Usage: this process cannot listen at the port.
+    """
+    if not settings.metrics_port:
+        yield lambda _is_alive: contextlib.nullcontext()
+        return
+    # Probes come from other machines.
+    listener = Listener("0.0.0.0", settings.metrics_port, host_setting="", port_setting="KNEO_SERV_METRICS_PORT")  # noqa: S104
+    with contextlib.closing(listener):
+        yield functools.partial(serving_probes, listener)
+
+
+@contextlib.contextmanager
+def serving_probes(listener: Listener, is_alive: Callable[[], bool]) -> Iterator[None]:
+    """Serve probes while a block runs."""
 
     class Probe(BaseHTTPRequestHandler):
         timeout = 10
@@ -140,11 +156,13 @@ def serving_probes(host: str, port: int, is_alive: Callable[[], bool]) -> Iterat
         def log_message(self, *_arguments: object) -> None:
             """Log nothing: probes repeat every few seconds."""
 
-    server = ThreadingHTTPServer((host, port), Probe)
+    server = ThreadingHTTPServer(("", listener.port), Probe, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener.listen()
     thread = threading.Thread(target=server.serve_forever, name="liveness")
     thread.start()
     try:
-        yield int(server.server_address[1])
+        yield
     finally:
         server.shutdown()
         thread.join()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from controller_bench import Bench, serving
 from prometheus_client.parser import text_string_to_metric_families
 
+from kneo.cli.serve.listener import Listener
 from kneo.cli.serve.worker import serving_probes
 from kneo.controller import loop, metrics
 from kneo.controller.loop import LATE, LATE_SECONDS, Controller
@@ -37,15 +39,25 @@ def read(text: str, name: str, **labels: str) -> float:
     return 0.0
 
 
+@contextlib.contextmanager
+def probes(is_alive: Callable[[], bool]) -> Iterator[str]:
+    """Serve probes during a block; yield their address."""
+    with contextlib.closing(Listener("127.0.0.1", 0)) as listener, serving_probes(listener, is_alive):
+        yield listener.url
+
+
+def metrics_text(is_alive: Callable[[], bool]) -> str:
+    with probes(is_alive) as url:
+        return httpx.get(f"{url}/metrics", timeout=240).text
+
+
 @pytest.fixture
 def count() -> Count:
     """How far a number moved since the test began."""
-    with serving_probes("127.0.0.1", 0, lambda: True) as port:
-        began = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=240).text
+    began = metrics_text(lambda: True)
 
     def moved(name: str, **labels: str) -> float:
-        with serving_probes("127.0.0.1", 0, lambda: True) as port:
-            now = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=240).text
+        now = metrics_text(lambda: True)
         return read(now, name, **labels) - read(began, name, **labels)
 
     return moved
@@ -73,8 +85,11 @@ def test_a_pass_counts_what_it_did(bench: Bench, count: Count) -> None:
     assert count("kneo_git_fetch_bytes_total") > 500
     assert count("kneo_reconcile_duration_seconds_count", loop="pass") == 1
     assert count("kneo_reconcile_total", result="done") == 1
-    assert read(httpx_text(controller), "kneo_environment_ready", environment="prod") == 0
-    assert read(httpx_text(controller), "kneo_trust_root_expiry_timestamp") > bench.store.clock.now().timestamp()
+    assert read(metrics_text(controller.is_alive), "kneo_environment_ready", environment="prod") == 0
+    assert (
+        read(metrics_text(controller.is_alive), "kneo_trust_root_expiry_timestamp")
+        > bench.store.clock.now().timestamp()
+    )
 
 
 FINDINGS = ("kneo_environment_ready", "kneo_drift_objects")
@@ -82,9 +97,9 @@ FINDINGS = ("kneo_environment_ready", "kneo_drift_objects")
 
 def findings(controller: Controller) -> set[str]:
     """Return the environments of each gauge of findings, and whether the expiry of the trust root is known."""
-    families = [*text_string_to_metric_families(httpx_text(controller))]
+    families = [*text_string_to_metric_families(metrics_text(controller.is_alive))]
     named = {f"{s.name} {s.labels['environment']}" for f in families for s in f.samples if s.name in FINDINGS}
-    expiry = read(httpx_text(controller), "kneo_trust_root_expiry_timestamp")
+    expiry = read(metrics_text(controller.is_alive), "kneo_trust_root_expiry_timestamp")
     return named | ({"root"} if expiry else set())
 
 
@@ -160,7 +175,7 @@ def test_gauges_of_an_environment_that_was_removed_disappear(bench: Bench) -> No
     file.unlink()
     bench.repo.commit("Remove old while it serves")
     reconcile(bench, controller)
-    assert read(httpx_text(controller), "kneo_environment_ready", environment="old") == 0
+    assert read(metrics_text(controller.is_alive), "kneo_environment_ready", environment="old") == 0
     assert findings(controller) == both, "it still serves a release"
 
     file.write_text(declared)
@@ -182,10 +197,10 @@ def test_no_environment_is_ready_while_the_history_is_rewritten(bench: Bench) ->
     controller = Controller(bench.store, bench.reconciler())
     bench.repo.release("prod", "mail", "1.0.0")
     turn(controller)
-    assert read(httpx_text(controller), "kneo_environment_ready", environment="prod") == 1
+    assert read(metrics_text(controller.is_alive), "kneo_environment_ready", environment="prod") == 1
     bench.repo.git("commit", "--amend", "-q", "-m", "Another history")
     reconcile(bench, controller)
-    assert read(httpx_text(controller), "kneo_environment_ready", environment="prod") == 0
+    assert read(metrics_text(controller.is_alive), "kneo_environment_ready", environment="prod") == 0
     assert "kneo_environment_ready prod" in findings(controller)
 
 
@@ -194,11 +209,6 @@ def reconcile(bench: Bench, controller: Controller) -> None:
     with bench.store.write() as tx:
         requests.insert_request(tx, "reconcile", {"environment": "-"}, "test")
     turn(controller)
-
-
-def httpx_text(controller: Controller) -> str:
-    with serving_probes("127.0.0.1", 0, controller.is_alive) as port:
-        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=240).text
 
 
 def test_a_commit_that_no_webhook_told_of_is_counted(
@@ -241,8 +251,8 @@ def test_liveness_fails_when_no_look_finished_in_time(bench: Bench, monkeypatch:
     monkeypatch.setattr(loop, "monotonic", lambda: now)
     controller = Controller(bench.store, bench.reconciler())
     late = max(LATE_SECONDS, LATE * controller.interval.total_seconds())
-    with serving_probes("127.0.0.1", 0, controller.is_alive) as port:
-        probe = f"http://127.0.0.1:{port}/livez"
+    with probes(controller.is_alive) as url:
+        probe = f"{url}/livez"
         turn(controller)
         assert httpx.get(probe, timeout=240).status_code == 200
         bench.repo.git("branch", "-m", "main", "gone")

@@ -1,0 +1,60 @@
+"""Processes whose port another process holds."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kneo_process import Machine
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port at which another program listens."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield int(other.getsockname()[1])
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "machine", f"sqlite:///{tmp_path / 'kneo.sqlite'}")
+
+
+@pytest.mark.parametrize("command", [("up",), ("service", "serve"), ("service", "serve", "--reload")])
+def test_a_taken_port_is_named_before_anything_starts(
+    machine: Machine, taken: int, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    refused = machine.kneo(*command, "--port", str(taken), expect=5)
+    assert f"127.0.0.1:{taken} is in use" in refused.stderr
+    assert f"lsof -nP -iTCP:{taken} -sTCP:LISTEN" in refused.stderr
+    assert "--port" in refused.stderr
+    assert "Kneo is up" not in refused.stdout
+    assert not (tmp_path / "kneo.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("worker",),
+        ("controller", "run", "--repo", "https://127.0.0.1:9/config.git", "--trust-root", "sha256:" + "0" * 64),
+    ],
+)
+def test_a_taken_port_of_the_probes_is_named_before_anything_starts(
+    machine: Machine, taken: int, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    machine.env["KNEO_SERV_METRICS_PORT"] = str(taken)
+    refused = machine.kneo(*command, expect=5)
+    assert f":{taken} is in use" in refused.stderr
+    assert "KNEO_SERV_METRICS_PORT" in refused.stderr
+    assert not (tmp_path / "kneo.sqlite").exists()
+
+
+def test_an_address_of_another_machine_is_refused_before_anything_starts(machine: Machine, tmp_path: Path) -> None:
+    machine.env["KNEO_SERV_ALLOW_ANONYMOUS"] = "true"
+    refused = machine.kneo("service", "serve", "--host", "192.0.2.1", expect=2)
+    assert "192.0.2.1" in refused.stderr
+    assert "--host" in refused.stderr
+    assert "defect" not in refused.stderr
+    assert not (tmp_path / "kneo.sqlite").exists()
