@@ -306,7 +306,17 @@ class Starter:
             )
         if not declared:
             msg = "Git decides which specs run, and no commit with an environment has been accepted yet: no run can start."
-            hint = "Run kneo source show and kneo status for the reason. Without a config repository, unset KNEO_SERV_TRUST_ROOT."
+            hint = "Run kneo source show and kneo status for the reason. "
+            if registry.is_followed(tx, None):
+                hint += (
+                    "A controller has used this database: to run specs without a config repository, name another one in "
+                    "KNEO_SERV_DATABASE_URL."
+                )
+            else:
+                hint += (
+                    "A trust root is pinned, and no controller has used this database: start one with kneo controller run, "
+                    "or, to run specs without a config repository, unset KNEO_SERV_TRUST_ROOT."
+                )
             raise Forbidden(msg, code="bundle_not_approved", hint=hint, approved=[])
         if environment is None:
             names = ", ".join(item.name for item in declared)

@@ -48,12 +48,16 @@ def _ready(bench: Bench, *, pin: Digest | None = None) -> bool:
     return bool(checks["source"]["ok"])
 
 
-def _refused_everywhere(bench: Bench, *, pin: Digest | None = None) -> None:
+def _refused_everywhere(bench: Bench, *, pin: Digest | None = None) -> set[str | None]:
+    """Check that no run starts; return the hints."""
+    hints = set()
     for environment in ("prod", "dev", None):
         with pytest.raises(Forbidden) as refused:
             _start(bench, environment, pin=pin)
         assert refused.value.code == "bundle_not_approved"
+        hints.add(refused.value.hint)
     assert not _ready(bench, pin=pin)
+    return hints
 
 
 def _another_root(bench: Bench) -> None:
@@ -88,12 +92,15 @@ def test_a_first_commit_that_is_not_accepted_opens_nothing(bench: Bench, trouble
         Controller(bench.store, reconciler).run_once()
     bench.drop_lease()
     # A service of its own has no pin and no controller: the database says that there is one.
-    _refused_everywhere(bench)
-    _refused_everywhere(bench, pin=pin)
+    # Pinned or not: the controller's use of the database is what decides, and unsetting a variable changes nothing.
+    for hint in _refused_everywhere(bench) | _refused_everywhere(bench, pin=pin):
+        assert "KNEO_SERV_TRUST_ROOT" not in str(hint)
+        assert "KNEO_SERV_DATABASE_URL" in str(hint)
 
 
 def test_a_pin_alone_closes_an_empty_database(bench: Bench) -> None:
-    _refused_everywhere(bench, pin=bench.repo.pin)
+    [hint] = _refused_everywhere(bench, pin=bench.repo.pin)
+    assert "unset KNEO_SERV_TRUST_ROOT" in str(hint)
 
 
 def test_a_controller_that_has_not_looked_yet_closes_an_empty_database(bench: Bench) -> None:
