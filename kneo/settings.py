@@ -11,8 +11,9 @@ import base64
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -796,7 +797,7 @@ def _parse(declared: Setting, text: str) -> Any:  # noqa: ANN401 - the type of t
 def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
     """Return whether errors are printed with their traceback, also errors of settings: ``KNEO_SERV_DEBUG``."""
     env = _environment() if env is None else env
-    return env.get("KNEO_SERV_DEBUG", "").strip().lower() in TRUE
+    return env.get(_DEBUG, "").strip().lower() in TRUE
 
 
 def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
@@ -813,6 +814,76 @@ def process_environment(*names: str) -> dict[str, str]:
 
 OWN_PREFIX = "KNEO_SERV_"
 """The prefix of Kneo's own settings, keys and passwords among them."""
+
+_ELSEWHERE = frozenset(
+    {
+        "ARTIFACT_PATH",
+        "AUDIT_EXPORT_ENABLED",
+        "CHECKPOINT_MAX_DICT_ITEMS",
+        "CHECKPOINT_MAX_LIST_ITEMS",
+        "IDEMPOTENCY_LOCK_TTL_SECONDS",
+        "LOG_PATH",
+        "PROVIDER_RETRY_ON_TIMEOUT",
+        "PROVIDER_TEST_MODEL",
+        "QUEUE_MAX_ATTEMPTS",
+        "RETENTION_QUEUE_STATUSES",
+        "RUN_POSTGRES_INTEGRATION",
+        "RUN_PROVIDER_INTEGRATION",
+        "SHUTDOWN_TIMEOUT_SECONDS",
+        "TOKEN_BUDGET",
+        "TRACE_MAX_EVENTS",
+        "WORKER_CONCURRENCY",
+        "WORKER_IDLE_POLL_SECONDS",
+        "WORKER_LEASE_SECONDS",
+        "WORKFLOW_RETRY_ON_TIMEOUT",
+    }
+)
+"""Settings of kneo-serv, after the prefix, that Kneo does not have; the page about moving says what to use instead."""
+
+MAX_UNKNOWN = 20
+"""Variables that one report names."""
+
+_DEBUG = "KNEO_SERV_DEBUG"
+
+
+def unknown_variables(env: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Describe each variable with Kneo's prefix that no setting reads: its name and the nearest setting, never its value."""
+    env = _environment() if env is None else env
+    known = _variables() | {_DEBUG}
+    unknown = [
+        name
+        for name in sorted(env)
+        if name.startswith(OWN_PREFIX)
+        and name not in known
+        and not name.startswith(CHANNEL_PREFIX)
+        and not _is_service_link(name, env)
+    ]
+    return tuple(_description(name, known) for name in unknown[:MAX_UNKNOWN])
+
+
+def _variables() -> frozenset[str]:
+    """Return the variables of all settings, and those that name the files of secret ones."""
+    declared = [each for group in SETTINGS for _name, _default, each in settings_of(group)]
+    names = [(name, each.secret) for each in declared for name in each.variable.split(", ")]
+    return frozenset([name for name, _ in names] + [name + FILE_END for name, secret in names if secret])
+
+
+def _is_service_link(name: str, env: Mapping[str, str]) -> bool:
+    """Return whether Kubernetes made a variable: for a service kneo-serv it sets KNEO_SERV_SERVICE_HOST and KNEO_SERV_PORT."""
+    host = "_SERVICE_HOST"
+    links = [each.removesuffix(host) for each in env if each.endswith(host)]
+    return any(name.startswith((f"{link}_SERVICE_", f"{link}_PORT")) for link in links)
+
+
+def _description(name: str, known: Collection[str]) -> str:
+    if name.removeprefix(OWN_PREFIX) in _ELSEWHERE:
+        return f"{name} is a setting of kneo-serv and has no effect in Kneo; docs/moving/kneo-serv.md says what to use instead."
+    # The prefix is equal in all of them, and would make any two names near.
+    ends = sorted(each.removeprefix(OWN_PREFIX) for each in known)
+    nearest = get_close_matches(name.removeprefix(OWN_PREFIX), ends, n=1, cutoff=0.75)
+    guess = f"did you mean {OWN_PREFIX}{nearest[0]}?" if nearest else "docs/reference/settings.md lists the settings."
+    return f"{name[:200]} is not a setting and has no effect; {guess}"
+
 
 _hidden: dict[str, str] = {}
 """Settings that were removed from the process's environment."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kneo.errors import Invalid
 from kneo.names import plain
 from kneo.redaction import redact_text
-from kneo.settings import Tracing
+from kneo.settings import Tracing, unknown_variables
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span as OtelSpan
@@ -241,3 +241,10 @@ def configure_logging(level: str = "INFO") -> None:
     root.setLevel(level)
     for noisy in ("watchdog", "uvicorn.access", "httpx", "alembic", "procrastinate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def log_unknown_variables() -> None:
+    """Log a warning for each variable with Kneo's prefix that no setting reads: a typing error would have no effect."""
+    log = logging.getLogger("kneo.settings")
+    for text in unknown_variables():
+        log.warning(text)

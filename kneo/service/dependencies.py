@@ -7,6 +7,7 @@ from pathlib import Path
 from kneo.errors import Usage
 from kneo.platform import PlatformManager
 from kneo.service.factory import create_default_platform_manager
+from kneo.telemetry import log_unknown_variables
 
 _chosen: list[PlatformManager] = []
 
@@ -31,6 +32,7 @@ def chosen_platform_manager() -> PlatformManager:
 def default_platform_manager(state_path: str | Path | None = None) -> PlatformManager:
     """Return the platform that was set; otherwise create the default one, with a worker."""
     if not _chosen:
+        log_unknown_variables()
         manager = create_default_platform_manager(state_path)
         manager.start_worker()
         set_platform_manager(manager)

@@ -28,7 +28,8 @@ HEAD = """\
 # Settings
 
 Kneo reads its settings from environment variables, once at the start of a process. A value that does not fit is refused with the name of
-its variable: a switch is `true`, `yes`, `on` or `1`, or `false`, `no`, `off` or `0`, and no other word. A process that executes steps removes the `KNEO_SERV_*` variables from its environment, so that the functions of specs and
+its variable: a switch is `true`, `yes`, `on` or `1`, or `false`, `no`, `off` or `0`, and no other word. A `KNEO_SERV_…` variable that no
+setting reads has no effect; each process warns of it with the nearest name when it starts, and `kneo doctor` does. A process that executes steps removes the `KNEO_SERV_*` variables from its environment, so that the functions of specs and
 their child processes cannot read them; give functions variables of their own.
 
 Every secret setting can also stand in a file: set the variable with `_FILE` at its end to the path, as `KNEO_SERV_API_KEYS_FILE`. The

@@ -15,7 +15,7 @@ import typer
 from kneo.cli import render
 from kneo.cli.compose import process_store
 from kneo.cli.repository import KnownRoots
-from kneo.cli.serve.worker import bound_probes, until_stopped
+from kneo.cli.serve.worker import bound_probes, logged_settings, until_stopped
 from kneo.clock import parse_duration
 from kneo.controller.loop import Controller, watching
 from kneo.controller.reconcile import Reconciler
@@ -23,10 +23,9 @@ from kneo.controller.source.mirror import Mirror
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Usage
 from kneo.runtime.engine.assemble import background, telling
-from kneo.settings import Settings, from_env
+from kneo.settings import Settings
 from kneo.store.engine import Store
 from kneo.store.service_key import find_service_key
-from kneo.telemetry import configure_logging
 
 RepoOption = Annotated[str | None, typer.Option("--repo", help="Config repository: a folder or an https or ssh URL.")]
 RefOption = Annotated[str, typer.Option("--ref", help="Branch to reconcile.")]
@@ -68,8 +67,7 @@ def controller_run(
     if repo is None:
         msg = "--repo is missing."
         raise Usage(msg, hint="Name the config repository: kneo controller run --repo DIR_OR_URL")
-    settings = from_env()
-    configure_logging("WARNING" if once else settings.http.log_level)
+    settings = logged_settings("WARNING" if once else None)
     repository = find_repository(settings, repo, ref, trust_root, interval)
     if not once:
         until_stopped(lambda stopping: run_controller(settings, repository, stopping))

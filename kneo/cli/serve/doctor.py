@@ -38,7 +38,7 @@ from kneo.project.secrets import secret_inventory
 from kneo.service.auth import configured, hash_keys
 from kneo.service.callers import check_reachable, is_loopback
 from kneo.service.oidc.discovery import IssuerClient
-from kneo.settings import Settings, from_env
+from kneo.settings import Settings, from_env, unknown_variables
 from kneo.store.migrate import open_store
 from kneo.trust.sealing import DataKeys
 from kneo.trust.web_push import VapidKey
@@ -117,6 +117,7 @@ def process_checks(settings: Settings, host: str) -> Checks:
     """
     checks: Mapping[str, Callable[[Settings], Diagnosis]] = {
         "settings": check_settings,
+        "variables": check_variables,
         "extras": check_extras,
         "authentication": partial(check_authentication, host=host),
         "api_keys": check_api_keys,
@@ -135,10 +136,19 @@ def check_settings(settings: Settings) -> Diagnosis:
     DataKeys.read(settings.data_keys)
     if settings.execution.dispatch == "temporal" and settings.database_url.startswith("sqlite"):
         return error(
-            "KNEO_SERV_DISPATCH is temporal, which needs PostgreSQL.", "Set KNEO_SERV_DATABASE_URL or unset it."
+            "KNEO_SERV_DISPATCH is temporal, which needs PostgreSQL.",
+            "Set KNEO_SERV_DATABASE_URL, or unset KNEO_SERV_DISPATCH.",
         )
     where = f"project config {settings.project_config}" if project else "no project config"
     return ok(f"All settings are valid; {where}.")
+
+
+def check_variables(_settings: Settings) -> Diagnosis:
+    """Check that a setting reads each variable with Kneo's prefix."""
+    unknown = unknown_variables()
+    if unknown:
+        return warning(" ".join(unknown), "Correct or unset them.")
+    return ok("A setting reads every KNEO_SERV_ variable.")
 
 
 def check_extras(settings: Settings) -> Diagnosis:

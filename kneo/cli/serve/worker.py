@@ -29,7 +29,7 @@ from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import LockedWorker, working
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
-from kneo.telemetry import configure_logging
+from kneo.telemetry import configure_logging, log_unknown_variables
 
 if TYPE_CHECKING:
     from kneo.sdk.durable import Flow
@@ -62,10 +62,15 @@ def executing(settings: Settings, store: Store, concurrency: int) -> Iterator[Lo
         yield worker
 
 
-def logged_settings() -> Settings:
-    """Read the settings and configure logging."""
+def logged_settings(level: str | None = None) -> Settings:
+    """Read the settings, configure logging and log variables that are no settings.
+
+    Args:
+        level: The lowest level that is logged; ``None`` takes the setting's.
+    """
     settings = from_env()
-    configure_logging(settings.http.log_level)
+    configure_logging(level or settings.http.log_level)
+    log_unknown_variables()
     return settings
 
 

@@ -86,7 +86,7 @@ def test_an_installation_that_works_has_no_error(served: Installation) -> None:
     results = examine("127.0.0.1", 1)
     assert levels(results, ERROR) == set()
     assert levels(results, WARNING) == {"worker"}
-    assert len(results) == 18
+    assert len(results) == 19
 
 
 def test_the_page_has_every_check_in_order_and_its_commands_run(local: Installation, kneo: Kneo) -> None:
@@ -108,6 +108,16 @@ def test_the_command_prints_the_report_and_fails_on_errors_alone(local: Installa
     assert failed.status == 1
     assert "✗ authentication" in failed.out
     assert "1 errors, 1 warnings" in failed.out
+
+
+def test_a_misspelt_variable_is_named_with_the_nearest_setting(local: Installation) -> None:
+    assert local.level("variables") is OK
+    local.set(KNEO_SERV_RETENTON_RUNS_DAYS="TOPSECRET")
+    result = local.check("variables")
+    assert result.level is WARNING
+    assert "KNEO_SERV_RETENTON_RUNS_DAYS is not a setting" in result.message
+    assert "KNEO_SERV_RETENTION_RUNS_DAYS" in result.message
+    assert "TOPSECRET" not in f"{result.message}{result.hint}"
 
 
 def test_nothing_is_changed_and_no_secret_is_printed(local: Installation, kneo: Kneo) -> None:

@@ -11,6 +11,7 @@ import pytest
 from kneo.digest import digest_of
 from kneo.errors import Invalid
 from kneo.settings import (
+    _ELSEWHERE,
     HOOK_PROVIDERS,
     NOTIFY_CHANNELS,
     PUSH_HOSTS,
@@ -24,6 +25,7 @@ from kneo.settings import (
     process_environment,
     read_secret,
     settings_of,
+    unknown_variables,
     variables_set,
 )
 
@@ -511,3 +513,59 @@ def test_an_issuer_for_the_console_alone(here: Path) -> None:
     }
     settings = from_env({**OIDC, **client}, here)
     assert (settings.oidc.audience, settings.oidc.scopes) == ("", ("openid", "groups"))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("KNEO_SERV_RETENTON_RUNS_DAYS", "did you mean KNEO_SERV_RETENTION_RUNS_DAYS?"),
+        ("KNEO_SERV_TRUSTROOT", "did you mean KNEO_SERV_TRUST_ROOT?"),
+        ("KNEO_SERV_ADMIN_API_KEY_FIEL", "did you mean KNEO_SERV_ADMIN_API_KEY_FILE?"),
+        ("KNEO_SERV_CHANEL_OPS", "docs/reference/settings.md"),
+        ("KNEO_SERV_HOOK_SECRET_GITHUP", "did you mean KNEO_SERV_HOOK_SECRET_GITHUB?"),
+        ("KNEO_SERV_LOG_LEVEL_FILE", "did you mean KNEO_SERV_LOG_LEVEL?"),
+        ("KNEO_SERV_", "docs/reference/settings.md"),
+        ("KNEO_SERV_TOKEN_BUDGET", "is a setting of kneo-serv"),
+        ("KNEO_SERV_CHECKPOINT_MAX_LIST_ITEMS", "is a setting of kneo-serv"),
+    ],
+)
+def test_a_variable_that_no_setting_reads_is_described_without_its_value(name: str, nearest: str) -> None:
+    [description] = unknown_variables({name: "TOPSECRET"})
+    assert description.startswith(f"{name} is ")
+    assert nearest in description
+    assert "TOPSECRET" not in description
+
+
+def test_the_variables_of_settings_are_known() -> None:
+    declared = [each for group in SETTINGS for _name, _default, each in settings_of(group)]
+    names = [name for each in declared for name in each.variable.split(", ")]
+    secret = [name + "_FILE" for each in declared if each.secret for name in each.variable.split(", ")]
+    assert len(names) > 100
+    env = dict.fromkeys(
+        [*names, *secret, "KNEO_SERV_DEBUG", "KNEO_SERV_CHANNEL_OPS", "KNEO_SERV_CHANNEL_OPS_SECRET"], "x"
+    )
+    assert unknown_variables(env | {"KNEO_HOME": "x", "PATH": "x"}) == ()
+
+
+def test_addresses_that_kubernetes_sets_for_a_service_are_no_settings() -> None:
+    links = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_8000_TCP", "PORT_8000_TCP_ADDR"]
+    assert unknown_variables({f"KNEO_SERV_{name}": "10.0.0.1" for name in links}) == ()
+    assert len(unknown_variables({"KNEO_SERV_PORT": "8000"})) == 1
+
+
+def test_a_report_of_unknown_variables_is_bounded() -> None:
+    assert len(unknown_variables({f"KNEO_SERV_X{number}": "" for number in range(1_000)})) == 20
+
+
+def test_the_page_about_moving_has_the_settings_that_kneo_serv_alone_reads() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "moving" / "kneo-serv.md").read_text()
+    [section] = re.findall(r"^## Settings without effect$(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    named = {
+        name
+        for cell in re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+        for name in re.findall(r"`(KNEO_\w+)`", cell)
+    }
+    assert len(named) == 19
+    for name in named:
+        assert "a setting of kneo-serv" in str(unknown_variables({name: ""})), name
+    assert {name.removeprefix("KNEO_SERV_") for name in named} == _ELSEWHERE

@@ -1,7 +1,8 @@
-"""Processes whose port another process holds."""
+"""How processes start: whose port another process holds, and with variables that are no settings."""
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +59,22 @@ def test_an_address_of_another_machine_is_refused_before_anything_starts(machine
     assert "--host" in refused.stderr
     assert "defect" not in refused.stderr
     assert not (tmp_path / "kneo.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("up",), ("service", "serve"), ("worker",), ("controller", "run", "--repo", "."), ("sdk", "serve", "missing")],
+)
+def test_a_process_that_starts_warns_of_variables_that_are_no_settings(
+    machine: Machine, taken: int, command: tuple[str, ...]
+) -> None:
+    machine.env |= {"KNEO_SERV_RETENTON_RUNS_DAYS": "TOPSECRET", "KNEO_SERV_METRICS_PORT": str(taken)}
+    port = ("--port", str(taken)) if command[0] in {"up", "service"} else ()
+    ended = machine.kneo(*command, *port, expect=None)
+    assert ended.returncode != 0
+    lines = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
+    [warned] = [line for line in lines if line["level"] == "warning"]
+    assert warned["message"] == (
+        "KNEO_SERV_RETENTON_RUNS_DAYS is not a setting and has no effect; did you mean KNEO_SERV_RETENTION_RUNS_DAYS?"
+    )
+    assert "TOPSECRET" not in ended.stderr
