@@ -253,7 +253,8 @@ class Limits:
     """Length of a path."""
 
     page_items: int = setting("KNEO_SERV_MAX_LIST_ITEMS", 1_000, _positive)
-    """Items on a page of a list, and in a list of a request."""
+    """Items on a page of a list, up to 1,000, and in a list of a request. A request for a longer page gets one of this length,
+    whose `limit` says so; a longer list in a request is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

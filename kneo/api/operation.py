@@ -256,7 +256,10 @@ def operations_of(module: ModuleType) -> Iterator[Operation[..., object]]:
 
 
 MAX_NAMES = 1_000
-"""Entries of a list of names or paths; settings may lower the limit."""
+"""Entries of a list of names or paths; ``KNEO_SERV_MAX_LIST_ITEMS`` may lower the limit."""
+
+PAGE_SIZE = "limit"
+"""The parameter of an operation that is the number of items on a page."""
 
 Name = Annotated[str, Field(max_length=4_096)]
 
@@ -299,6 +302,39 @@ def check_size(field: str, size: int, limit: int) -> None:
     if size > limit:
         msg = f"{field} is {size} long; at most {limit} is accepted."
         raise InvalidValue(msg, code="input_too_large", field=field, limit=limit)
+
+
+def bound_lists(parameters: Mapping[str, object], most: int) -> dict[str, object]:
+    """Return the parameters of a request with a page of at most ``most`` items.
+
+    Raises:
+        InvalidValue: ``input_too_large``: a list in the request has more entries.
+    """
+    for name, value in parameters.items():
+        if isinstance(value, list):
+            check_size(name, len(value), most)
+        elif isinstance(value, BaseModel):
+            _check_lists(value, most)
+    limit = parameters.get(PAGE_SIZE)
+    return {**parameters, PAGE_SIZE: min(limit, most)} if isinstance(limit, int) else dict(parameters)
+
+
+def _check_lists(body: BaseModel, most: int) -> None:
+    """Check the lists that a body declares; a list inside content, such as metadata, is a value."""
+    for name, declared in type(body).model_fields.items():
+        value = getattr(body, name)
+        if isinstance(value, BaseModel):
+            _check_lists(value, most)
+        elif isinstance(value, list) and any(get_origin(kind) is list for kind in _kinds(declared.annotation)):
+            check_size(name, len(value), most)
+            for part in value:
+                if isinstance(part, BaseModel):
+                    _check_lists(part, most)
+
+
+def _kinds(annotation: object) -> tuple[object, ...]:
+    """Return an annotation, and the members of a union such as ``list[str] | None``."""
+    return annotation, *get_args(annotation)
 
 
 def check_length(field: str, value: object, limit: int) -> None:

@@ -87,7 +87,6 @@ class SpecLoader:
         sizes = (
             ("spec", _size(order.spec), limits.inline_spec_bytes),
             ("overrides", _size(order.overrides), limits.overrides_bytes),
-            ("overlays", len(order.overlays), limits.page_items),
             *(("overlays", len(path), limits.path_chars) for path in order.overlays),
             ("spec_path", len(order.spec_path or ""), limits.path_chars),
             ("environment", len(order.environment or ""), limits.path_chars),

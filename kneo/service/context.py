@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar, get_args, get_origin
 from fastapi import Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from kneo.api.operation import Context, Operation, Principal, Waiting, operations_of
+from kneo.api.operation import Context, Operation, Principal, Waiting, bound_lists, operations_of
 from kneo.api.run_views import in_published_words, speaks_published
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.start import Starter
@@ -189,6 +189,7 @@ def _call(operation: Operation[..., object]) -> Callable[..., JsonResponse]:
     status = next(iter(operation.statuses))
 
     def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonResponse:
+        values = bound_lists(values, service.settings.limits.page_items)
         view = operation.function(service.context(principal), **values)
         return JsonResponse(in_published_words(view) if published else view, status)
 
@@ -199,6 +200,7 @@ def _wait_for(operation: Operation[..., object]) -> Callable[..., Coroutine[obje
     """Serve an operation that starts work on a run without a thread per request: many requests may wait at once."""
 
     async def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonResponse:
+        values = bound_lists(values, service.settings.limits.page_items)
         mark = service.changes.store.notifier.mark()
         waiting = await run_in_threadpool(operation.function, service.context(principal), **values)
         assert isinstance(waiting, Waiting)

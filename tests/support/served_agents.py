@@ -16,7 +16,11 @@ from kneo.cli.serve.controller import Repository, make_controller
 
 @contextmanager
 def served_agents(
-    folder: Path, specs: Mapping[str, Mapping[str, Any]], database_url: str | None = None, **protocols: list[str]
+    folder: Path,
+    specs: Mapping[str, Mapping[str, Any]],
+    database_url: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    **protocols: list[str],
 ) -> Iterator[Bench]:
     """Serve a bundle of each spec by the protocols of prod."""
     repo = ConfigRepo(folder / "repo")
@@ -26,7 +30,8 @@ def served_agents(
     repo.environment("prod", versions, protocols=protocols)
     repo.environment("dev", versions)
     repo.commit("Serve agents")
-    with serving(folder / "house", database_url or f"sqlite:///{folder / 'house' / 'kneo.sqlite'}") as made:
+    database_url = database_url or f"sqlite:///{folder / 'house' / 'kneo.sqlite'}"
+    with serving(folder / "house", database_url, **variables or {}) as made:
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
         outcome = make_controller(made.settings, made.store, source).run_once()
         assert outcome.outcomes["prod"].state == "Ready", outcome

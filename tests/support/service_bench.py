@@ -221,7 +221,8 @@ def serving(
         "KNEO_SERV_IMPORT_ALLOW": "lab_functions",
         **variables,
     }
-    settings = replace(from_env(env, folder), limits=Bench.LIMITS)
+    settings = from_env(env, folder)
+    settings = replace(settings, limits=replace(Bench.LIMITS, page_items=settings.limits.page_items))
     if http is not None:
         settings = replace(settings, http=http)
     bench = Bench(folder, None, settings)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
@@ -224,6 +225,21 @@ def test_a_caller_lists_its_own_tasks_of_the_agent_in_pages_and_by_state(house: 
             assert question(bare.tasks[1])["continuation_id"]
 
     asyncio.run(work())
+
+
+def test_a_page_of_tasks_is_no_longer_than_the_setting_for_lists(tmp_path: Path) -> None:
+    spec = lab_announcement(lab_announcement()["workflow"]["steps"][:1])
+
+    async def work(small: Bench) -> None:
+        async with calling(small) as caller:
+            tasks = [await caller.task(text("hello")) for _ in range(3)]
+            first = await caller.client.list_tasks(ListTasksRequest(page_size=50))
+            rest = await caller.client.list_tasks(ListTasksRequest(page_size=50, page_token=first.next_page_token))
+            assert (first.page_size, len(first.tasks), len(rest.tasks)) == (2, 2, 1)
+            assert {task.id for page in (first, rest) for task in page.tasks} == {task.id for task in tasks}
+
+    with served_agents(tmp_path, {"plain": spec}, variables={"KNEO_SERV_MAX_LIST_ITEMS": "2"}, a2a=["plain"]) as small:
+        asyncio.run(work(small))
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ class _Handler(RequestHandler):
     ) -> types.ListTasksResponse:
         del context
         size, offset = _page(params)
+        size = min(size, self.calls.service.settings.limits.page_items)
         response = types.ListTasksResponse(page_size=size)
         state = STATES.get(params.status)
         if state is None:
