@@ -11,8 +11,10 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from sqlalchemy import (
+    URL,
     CheckConstraint,
     Column,
     Connection,
@@ -82,13 +84,37 @@ class ForeignDatabase(Invalid):
 
     default_code = "store_not_ours"
 
-    def __init__(self, content: str, *, published: bool = False) -> None:
-        owner = "the published platform's, which keeps its runs in other tables" if published else "not Kneo's"
-        super().__init__(
-            f"The database in KNEO_SERV_DATABASE_URL is {owner}: it has {content}. Nothing was changed in it.",
-            hint="Name an empty database, or a SQLite file that does not exist yet, and keep this one as it is."
-            + (" Import its runs with kneo maintenance import." if published else ""),
-        )
+    def __init__(self, url: URL, content: str, *, published: bool = False) -> None:
+        if published:
+            message = f"{_location(url)} is a database of kneo-serv, which keeps its runs in other tables."
+            command = (
+                f"export KNEO_SERV_DATABASE_URL={_own_url(url)} && kneo maintenance import {quote(_location(url))}"
+            )
+            hint = f"Give Kneo a database of its own, and import the history of this one into it: {command}"
+        else:
+            message = f"The database {_location(url)} is not Kneo's: it has {content}."
+            hint = (
+                "Name an empty database, or a SQLite file that does not exist yet, in KNEO_SERV_DATABASE_URL, and keep this "
+                "one as it is."
+            )
+        super().__init__(f"{message} Nothing was changed in it.", hint=hint)
+
+
+def _location(url: URL) -> str:
+    """Return the path of a SQLite file, or the address of another database without its password."""
+    if url.get_backend_name() == "sqlite":
+        return str(Path(url.database or "").absolute())
+    shown = {name: value for name, value in url.query.items() if name in {"host", "port", "sslmode"}}
+    plain = URL.create("postgresql", url.username, host=url.host, port=url.port, database=url.database, query=shown)
+    return plain.render_as_string()
+
+
+def _own_url(url: URL) -> str:
+    """Return a setting of a database next to one of kneo-serv, as a shell reads it."""
+    if url.get_backend_name() != "sqlite":
+        return "postgresql://USER@HOST/NEW_DATABASE"
+    path = Path(_location(url))
+    return quote(f"sqlite:///{path.with_name('kneo.sqlite' if path.name != 'kneo.sqlite' else 'kneo-2.sqlite')}")
 
 
 class Database:
@@ -217,7 +243,7 @@ def plan_migration(store: Store) -> SchemaChange:
     with store.read() as tx:
         version = _version(tx.connection)
         if version is None:
-            _check_tables(inspect(tx.connection).get_table_names())
+            _check_tables(inspect(tx.connection).get_table_names(), tx.connection.engine.url)
             return SchemaChange(version=None, revisions={}, compatible_from=COMPATIBLE_FROM)
         compatible_from = _check_revision(version, tx.connection)
     return SchemaChange(version=version, revisions=_revisions_after(version), compatible_from=compatible_from)
@@ -253,7 +279,7 @@ def migrate(store: Store) -> None:
         lock_table(tx, "schema")
         version = _version(tx.connection)
         if version is None:
-            _check_tables(inspect(tx.connection).get_table_names())
+            _check_tables(inspect(tx.connection).get_table_names(), tx.connection.engine.url)
             create_schema(tx)
         elif version < HEAD:
             _check_revision(version, tx.connection)
@@ -326,7 +352,7 @@ def _check_revision(version: str, connection: Connection) -> str:
         msg = f"The database has schema {version} of a development version of Kneo, which cannot be upgraded."
         raise Invalid(msg, code="schema_unsupported", hint="Use an empty database; it gets the schema of this version.")
     if not _REVISION.fullmatch(version):
-        raise ForeignDatabase(f"schema version {version[:40]}")
+        raise ForeignDatabase(connection.engine.url, f"schema version {version[:40]}")
     if version <= HEAD:
         return COMPATIBLE_FROM
     compatible_from: str | None = connection.execute(select(_compatibility.c.compatible_from)).scalar()
@@ -340,17 +366,18 @@ def _too_new(version: str) -> Invalid:
     return Invalid(msg, code="schema_too_new", hint="Run the newer version of Kneo, or restore a backup.")
 
 
-def _check_tables(names: Collection[str]) -> None:
+def _check_tables(names: Collection[str], url: URL) -> None:
     """Refuse a database that has tables and no revision."""
     others = sorted(set(names) - OWN_TABLES)
     if others:
         shown = ", ".join(name[:60] for name in others[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        raise ForeignDatabase(f"the tables {shown}{more}", published=set(others) >= PUBLISHED)
+        raise ForeignDatabase(url, f"the tables {shown}{more}", published=set(others) >= PUBLISHED)
 
 
 def _check_file(path: Path) -> None:
     """Refuse another program's SQLite file before it is opened: opening changes the file's journal mode."""
+    url = URL.create("sqlite", database=str(path))
     try:
         if not path.stat().st_size:
             return
@@ -365,6 +392,6 @@ def _check_file(path: Path) -> None:
         msg = f"The database did not answer: {error}."
         raise Transient(msg, code="store_unavailable") from error
     except sqlite3.DatabaseError as error:
-        raise ForeignDatabase("something that is not a SQLite database") from error
+        raise ForeignDatabase(url, "something that is not a SQLite database") from error
     if VERSION_TABLE not in names:
-        _check_tables([name for name in names if not name.startswith("sqlite_")])
+        _check_tables([name for name in names if not name.startswith("sqlite_")], url)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from processes import at_once, run_pythons
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, make_url, text
 
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
@@ -100,6 +100,8 @@ def raw(url: str, *statements: str) -> None:
 
 @pytest.mark.parametrize("published", [True, False])
 def test_a_database_that_is_not_ours_is_named_and_left_alone(database_url: str, *, published: bool) -> None:
+    if database_url.startswith("postgresql"):
+        database_url += ("&" if "?" in database_url else "?") + "application_name=secret"
     names = PUBLISHED if published else ("audit_events", "customers")
     raw(database_url, *(f"CREATE TABLE {name} (id integer)" for name in names))
     file = Path(database_url.removeprefix("sqlite:///"))
@@ -107,9 +109,16 @@ def test_a_database_that_is_not_ours_is_named_and_left_alone(database_url: str, 
     with pytest.raises(Invalid) as refused:
         open_store(database_url, CLOCK)
     assert refused.value.code == "store_not_ours"
-    assert ("published platform" in refused.value.message) is published
-    assert "audit_events" in refused.value.message
-    assert refused.value.hint
+    url = make_url(database_url)
+    assert str(url.database) in refused.value.message
+    assert "secret" not in str(refused.value)
+    if published:
+        assert "is a database of kneo-serv" in refused.value.message
+        assert "kneo maintenance import " in str(refused.value.hint)
+    else:
+        assert "audit_events, customers" in refused.value.message
+        assert "import" not in str(refused.value.hint)
+    assert "KNEO_SERV_DATABASE_URL" in str(refused.value.hint)
     if before is not None:
         assert file.read_bytes() == before
         assert [item.name for item in file.parent.iterdir()] == [file.name]

@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 import sqlite3
+import subprocess
 import zlib
 from collections.abc import Mapping
 from contextlib import closing
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from kneo_process import Machine
 from published_history import FIXTURES, run_import
 from sqlalchemy import func, select
 
@@ -312,3 +314,30 @@ def test_policies_are_set_where_an_environment_has_none(made: Path, tmp_path: Pa
         assert policy is not None
         assert policy.fail_on_warnings
         assert tx.connection.execute(select(func.count()).select_from(imported_audit_events)).scalar_one() == 18
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_command_that_finds_the_file_of_kneo_serv_names_the_import_which_then_works(
+    version: str, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path / "with a space", "")
+    del machine.env["KNEO_SERV_DATABASE_URL"]
+    old = machine.folder / ".kneo" / "kneo_runs.sqlite"
+    old.parent.mkdir()
+    shutil.copy(FIXTURES / f"{version}.sqlite", old)
+    before = old.read_bytes()
+    refused = machine.kneo("runs", "list", expect=1)
+    assert f"{old} is a database of kneo-serv" in refused.stderr
+    command = refused.stderr.partition("into it: ")[2].strip()
+    done = subprocess.run(
+        ["sh", "-c", f"{command} && kneo runs list --json"],
+        check=False,
+        cwd=machine.folder,
+        env=machine.env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The import is complete." in done.stdout
+    assert json.loads(done.stdout[done.stdout.index("{") :])["total"] == FOUND["runs"]
+    assert old.read_bytes() == before
