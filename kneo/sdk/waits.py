@@ -240,8 +240,8 @@ class CheckpointCall:
         """Return the recorded result; None without one, or when the arguments differ."""
         context = self.step.context
         with self.step.store.read() as tx:
-            entry = find_entry(tx, context.run_id, context.step_id, self.name)
-            inside = find_entry(tx, context.run_id, context.step_id, f"{self.name}{INSIDE}")
+            entry = find_entry(tx, context.run_id, context.location, self.name)
+            inside = find_entry(tx, context.run_id, context.location, f"{self.name}{INSIDE}")
         if entry is None or entry.input_digest != self.input_digest:
             return None
         if inside is not None:
@@ -265,7 +265,7 @@ class CheckpointCall:
         inside = json.dumps(self.counts)
 
         def write(tx: Tx) -> None:
-            at = (tx, context.run_id, context.step_id)
+            at = (tx, context.run_id, context.location)
             if self.counts:
                 record_entry(*at, f"{self.name}{INSIDE}", input_digest=self.input_digest, value=inside)
             record_entry(*at, self.name, input_digest=self.input_digest, value=value)

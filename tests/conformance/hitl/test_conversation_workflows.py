@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from kneo.sdk import (
 )
 from kneo.sdk.db import RunDatabase
 from kneo.sdk.db.sqlite import SqliteDb
+from kneo.sdk.durable import checkpoint
 from kneo.sdk.middleware import RunHandler
 from kneo.tools import CallNext, TakeNext, ToolContext, TurnContext
 
@@ -498,3 +500,19 @@ def test_agents_with_a_memory_read_the_session_of_the_run(database: SqliteDb, mo
         assert "Ada" in server.requests[-1].text
         workflow.run_sync("Who am I?")
         assert "Ada" not in server.requests[-1].text
+
+
+def test_a_checkpoint_is_recorded_for_each_turn_of_a_participant(database: SqliteDb) -> None:
+    made = itertools.count()
+
+    @checkpoint
+    def draw() -> int:
+        return next(made)
+
+    def author(_messages: Sequence[Message], _config: RunConfig) -> str:
+        return f"{draw()} {draw()}"
+
+    workflow = HandoffWorkflow(
+        [author], lambda _messages, _config, turn: "author" if turn < 3 else None, database=database
+    )
+    assert [each.content for each in workflow.run_sync("in").messages] == ["in", "0 1", "2 3", "4 5"]
