@@ -16,6 +16,7 @@ from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.sdk.builder import Json, SpecBuilder, call, identifier
 from kneo.sdk.host import RunSnapshot
 from kneo.sdk.messages import Message, Prompt, Resolver, Response, RunConfig, as_text
+from kneo.sdk.people import QuestionPeople
 from kneo.spec.models.agent import Agent
 
 Function: TypeAlias = Callable[[Sequence[Message], RunConfig], Response | Awaitable[Response]]
@@ -200,8 +201,8 @@ class AgentStep:
 
 
 @dataclass(frozen=True)
-class HumanInTheLoopStep:
-    """A step that asks a person: first the resolver, if there is one, then a human task.
+class HumanInTheLoopStep(QuestionPeople):
+    """A step that asks a person: first the resolver, if there is one, then a human task. With the attributes of ``QuestionPeople``.
 
     Attributes:
         name: The name of the step in the workflow.
@@ -235,6 +236,7 @@ class HumanInTheLoopStep:
             "response_role": self.response_role,
             "request_type": "freeform",
             **({"context": dict(self.metadata)} if self.metadata else {}),
+            **self.people,
         }
         return [*before, _step(self.name, "human", step_path, self.description)]
 

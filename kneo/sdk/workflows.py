@@ -12,7 +12,7 @@ from typing import Self
 from kneo.errors import NotFound, Usage
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import RunStatus
-from kneo.records.task import DecisionKind, HumanTask
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.sdk.builder import call
 from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_sync
@@ -296,17 +296,20 @@ async def _drive(builder: ConversationBuilder, run_id: str) -> RunResult:
 
 
 async def _resolve(builder: ConversationBuilder, snapshot: RunSnapshot) -> bool:
-    """Call the resolvers of open questions; return whether one of them answered."""
-    answered = False
+    """Call the resolvers of open questions; return whether one of them decided its question.
+
+    Below the quorum of a question its answer is one vote, and the question stays open.
+    """
+    decided = False
     for task in snapshot.open_tasks:
         step = builder.humans.get(task.step_path)
         if step is None or step.resolver is None:
             continue
         response = await call(step.resolver, _request(builder, snapshot, task))
         if response is not None:
-            await asyncio.to_thread(builder.host.decide, task, _answer(task, response))
-            answered = True
-    return answered
+            answered = await asyncio.to_thread(builder.host.decide, task, _answer(task, response))
+            decided = decided or answered.status not in UNRESOLVED
+    return decided
 
 
 def _request(builder: ConversationBuilder, snapshot: RunSnapshot, task: HumanTask) -> HumanInterventionRequest:

@@ -1,5 +1,6 @@
 """Workflows of steps, conditions, loops and routers, with reviews by people around any of them."""
 
+from kneo.sdk.people import OnTimeout
 from kneo.sdk.workflow.containers import Condition, Loop, Parallel, Router, Steps
 from kneo.sdk.workflow.requirements import (
     ErrorRequirement,
@@ -9,7 +10,7 @@ from kneo.sdk.workflow.requirements import (
     WorkflowRunOutput,
 )
 from kneo.sdk.workflow.step import Step
-from kneo.sdk.workflow.types import HumanReview, OnError, OnReject, OnTimeout, StepInput, StepOutput, UserInputField
+from kneo.sdk.workflow.types import HumanReview, OnError, OnReject, StepInput, StepOutput, UserInputField
 from kneo.sdk.workflow.workflow import Workflow
 
 __all__ = [

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from pydantic import BaseModel
 
 from kneo.sdk.builder import Json
+from kneo.sdk.people import OnTimeout, QuestionPeople, member_of
 from kneo.tasks.forms import TYPES
 
 
@@ -21,18 +22,6 @@ class OnReject(StrEnum):
     cancel = "cancel"
     retry = "retry"
     else_branch = "else"
-
-
-class OnTimeout(StrEnum):
-    """The effect of a missed deadline."""
-
-    approve = "approve"
-    reject = "reject"
-    skip = "skip"
-    cancel = "cancel"
-    fail = "fail"
-    proceed = "continue"
-    escalate = "escalate"
 
 
 class OnError(StrEnum):
@@ -147,22 +136,13 @@ def encode_content(content: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HumanReview:
-    """The questions to people around a primitive.
+class HumanReview(QuestionPeople):
+    """The questions to people around a primitive, with the attributes of ``QuestionPeople``.
 
     Attributes:
         requires_output_review: True, or ``f(step_output)`` that decides; a predicate that raises asks.
         on_reject: The default is ``skip``, and ``else_branch`` for a Condition.
         max_retries: Repetitions after the first attempt; 0 means none.
-        timeout: Seconds until the deadline of each question.
-        assignee: The person who is asked first.
-        candidates: The people who may answer, as in a spec: ``{"groups": ["ops"], "exclude": ["requester"]}``.
-        quorum: The approvals that a decision needs: a number, or a map as in a spec.
-        escalate: The escalation chain: ``(seconds, to)`` each.
-        remind: Seconds after which candidates are reminded.
-        due: Seconds until an answer is overdue.
-        priority: From 0 to 100.
-        notify: Channels for notifications.
     """
 
     requires_confirmation: bool = False
@@ -178,22 +158,13 @@ class HumanReview:
     on_reject: OnReject | None = None
     on_error: OnError = OnError.fail
     max_retries: int = 3
-    timeout: int | None = None
-    on_timeout: OnTimeout = OnTimeout.cancel
-    assignee: str | None = None
-    candidates: Mapping[str, object] | None = None
-    quorum: int | Mapping[str, object] | None = None
-    escalate: Sequence[tuple[int, str]] = ()
-    remind: Sequence[int] = ()
-    due: int | None = None
-    priority: int | None = None
-    notify: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name, enum in (("on_reject", OnReject), ("on_error", OnError), ("on_timeout", OnTimeout)):
+        super().__post_init__()
+        for name, enum in (("on_reject", OnReject), ("on_error", OnError)):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _member(name, value, enum))
+                object.__setattr__(self, name, member_of(name, value, enum))
         if self.requires_user_input and self.timeout and self.on_timeout is OnTimeout.approve:
             msg = "on_timeout=approve cannot be combined with requires_user_input: the values would be missing."
             raise ValueError(msg)
@@ -202,36 +173,10 @@ class HumanReview:
             raise ValueError(msg)
 
     @property
-    def people(self) -> Json:
-        """The people of each question, their deadlines and notifications, as keys of a gate."""
-        quorum = {"approvals": self.quorum} if isinstance(self.quorum, int) else self.quorum
-        values: Json = {
-            "assignee": self.assignee,
-            "candidates": dict(self.candidates) if self.candidates is not None else None,
-            "quorum": dict(quorum) if quorum is not None else None,
-            "escalate": [{"after": after, "to": to} for after, to in self.escalate],
-            "remind": list(self.remind),
-            "due": self.due,
-            "priority": self.priority,
-            "notify": list(self.notify),
-        }
-        if self.timeout is not None:
-            values |= {"timeout_seconds": self.timeout, "on_timeout": self.on_timeout.value}
-        return {name: value for name, value in values.items() if value not in (None, [])}
-
-    @property
     def input_fields(self) -> tuple[UserInputField, ...]:
         """The values to fill in."""
         schema = self.user_input_schema
         return tuple(each if isinstance(each, UserInputField) else UserInputField(**each) for each in schema)  # type: ignore[arg-type]  # its names
-
-
-def _member(name: str, value: object, enum: type[StrEnum]) -> StrEnum:
-    try:
-        return enum(str(getattr(value, "value", value)) if value != "else_branch" else "else")
-    except ValueError as error:
-        msg = f"{name}={value!r} is none of {', '.join(member.name for member in enum)}."
-        raise ValueError(msg) from error
 
 
 SUPPORTED = {

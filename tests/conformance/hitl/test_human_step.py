@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from kneo.errors import Conflict, Invalid, NotFound, Usage
+from kneo.clock import ManualClock
+from kneo.errors import Conflict, Forbidden, Invalid, NotFound, Usage
+from kneo.records.task import UNRESOLVED, DecisionKind
 from kneo.sdk import HumanInterventionRequest, HumanInterventionRequiredError, Message, RunConfig, RunResult
 from kneo.sdk.db.sqlite import SqliteDb
+from kneo.sdk.workflow.types import HumanReview, gates
 from kneo.sdk.workflows import HumanInTheLoopStep, Workflow, WorkflowBuilder, WorkflowFailed
 from kneo.settings import from_env
-from kneo.store import receipts, runs
+from kneo.store import receipts, runs, tasks
 from kneo.store.run_filter import RunFilter
 from kneo.store.service_key import find_service_key
+from kneo.tasks.decisions import DecisionRequest
+from kneo.tasks.inbox import decide
 from kneo.trust.receipt import find_receipts
 from kneo.trust.receipt_check import check_receipts
 
@@ -331,3 +338,84 @@ def test_an_empty_answer_is_refused(database: SqliteDb) -> None:
 def test_the_role_of_an_answer_is_the_steps(database: SqliteDb) -> None:
     step = ASK("q", "?", resolver=lambda request: Message("system", "said"))
     assert flow(database, step).run_sync("in").messages[-1].role == "user"
+
+
+# ---- the people of a question ------------------------------------------------------------------------------------
+
+PEOPLE: dict[str, object] = {
+    "assignee": "ann",
+    "candidates": {"users": ["ann", "ben"], "exclude": ["requester"]},
+    "quorum": 2,
+    "timeout": 300,
+    "on_timeout": "escalate",
+    "escalate": [(60, "cat")],
+    "remind": [30],
+    "due": 120,
+    "priority": 70,
+    "notify": ["ops"],
+}
+
+
+@pytest.mark.parametrize("prompt", ["Publish?", lambda messages, config: "Publish?"])
+def test_a_human_step_names_its_people_as_a_review_does(database: SqliteDb, prompt: object) -> None:
+    [human] = flow(database, writer, ASK("q", prompt, **PEOPLE)).spec()["components"]["humans"].values()
+    gate = gates("Step", "a", HumanReview(requires_confirmation=True, **PEOPLE))["review"]["before"]
+    people = {name: value for name, value in gate.items() if name not in {"prompt", "on_reject"}}
+    assert set(people) == {"timeout_seconds", *PEOPLE.keys()} - {"timeout"}
+    assert people.items() <= human.items()
+
+
+def test_the_people_of_a_human_step_answer_it(database: SqliteDb) -> None:
+    seen = []
+    workflow = flow(database, writer, ASK("q", "Publish?", resolver=seen.append, **PEOPLE), publish)
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        workflow.run_sync("cats")
+    store, task_id = database.store, caught.value.continuation_id
+    with store.read() as tx:
+        task = tasks.get(tx, task_id)
+    assert (task.assignee, task.priority, task.quorum.approvals) == ("ann", 70, 2)
+    said = DecisionRequest(request_id=task.request_id, decision=DecisionKind.PROVIDED, content="yes")
+    with pytest.raises(Forbidden, match="ann, ben"):
+        decide(store, task_id, said, actor="eve")
+    assert decide(store, task_id, said, actor="ann").status in UNRESOLVED
+    with pytest.raises(HumanInterventionRequiredError):
+        asyncio.run(workflow.resume(caught.value.run_id))
+    decide(store, task_id, said, actor="ben")
+    assert asyncio.run(workflow.resume(caught.value.run_id)).output_text == "published yes"
+    assert len(seen) == 2
+
+
+def test_a_resolver_below_the_quorum_gives_one_vote(database: SqliteDb) -> None:
+    workflow = flow(database, writer, ASK("q", "Publish?", quorum=2, resolver=lambda request: "yes"), publish)
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        workflow.run_sync("cats")
+    with database.store.read() as tx:
+        task = tasks.get(tx, caught.value.continuation_id)
+    assert len(task.votes) == 1
+    said = DecisionRequest(request_id=task.request_id, decision=DecisionKind.PROVIDED, content="yes")
+    decide(database.store, task.id, said, actor="another person")
+    assert asyncio.run(workflow.resume(caught.value.run_id)).output_text == "published yes"
+
+
+@pytest.mark.parametrize(("effect", "ends"), [("cancel", "cancelled"), ("fail", "expired"), ("skip", "succeeded")])
+def test_the_deadline_of_a_human_step_has_its_effect(
+    migrated_file: Callable[[str], Path], clock: ManualClock, effect: str, ends: str
+) -> None:
+    database = SqliteDb(migrated_file("timed.db"), clock=clock)
+    workflow = flow(database, writer, ASK("q", "Publish?", timeout=300, on_timeout=effect), publish)
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        workflow.run_sync("cats")
+    with pytest.raises(HumanInterventionRequiredError):
+        asyncio.run(workflow.resume(caught.value.run_id))
+    clock.advance(timedelta(seconds=301))
+    with contextlib.suppress(WorkflowFailed):
+        assert asyncio.run(workflow.resume(caught.value.run_id)).output_text == "published draft of cats"
+    with database.store.read() as tx:
+        run = runs.get(tx, caught.value.run_id)
+    assert run.status == ends
+    database.close()
+
+
+def test_an_effect_of_a_deadline_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="on_timeout='explode' is none of approve"):
+        ASK("q", "Publish?", timeout=300, on_timeout="explode")
