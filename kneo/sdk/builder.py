@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from inspect import isawaitable, iscoroutinefunction
 from typing import TypeAlias, cast
 
-from kneo.errors import Conflict
+from kneo.errors import Conflict, Usage
 from kneo.runtime.steps.code import INPROCESS
 from kneo.runtime.steps.functions import StepContext
 from kneo.runtime.steps.threads import in_thread
@@ -143,6 +143,27 @@ async def call(function: Callable[..., object], *arguments: object) -> object:
         return await function(*arguments)
     result = await in_thread(partial(function, *arguments))
     return await result if isawaitable(result) else result
+
+
+def check_parameters(function: object, arguments: Sequence[str], who: str) -> None:
+    """Check that a function of a program can be called with these positional arguments.
+
+    Raises:
+        Usage: it cannot; the message has its parameters.
+    """
+    if not callable(function):
+        msg = f"{who} is {type(function).__name__}, which cannot be called."
+        raise Usage(msg, hint=f"Pass a function of ({', '.join(arguments)}).")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some callables of C have no signature
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        msg = f"{who} takes ({', '.join(signature.parameters)}), and is called with ({', '.join(arguments)})."
+        hint = f"Pass a function of ({', '.join(arguments)}), which may call another one."
+        raise Usage(msg, hint=hint) from None
 
 
 def identifier(path: str) -> str:

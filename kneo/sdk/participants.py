@@ -7,13 +7,15 @@ import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from importlib import import_module
 from typing import Protocol, TypeAlias
 
 from kneo.errors import Usage
 from kneo.records.run import StepRecord
 from kneo.runtime.interpreter.node import below
 from kneo.runtime.steps.functions import StepContext, StepOutput
-from kneo.sdk.builder import Json, SpecBuilder, call, identifier
+from kneo.sdk.builder import Json, SpecBuilder, call, check_parameters, identifier
 from kneo.sdk.host import RunSnapshot
 from kneo.sdk.messages import Message, Prompt, Resolver, Response, RunConfig, as_text
 from kneo.sdk.people import QuestionPeople
@@ -29,6 +31,9 @@ class Runnable(Protocol):
 
     def run(self, messages: Sequence[Message], config: RunConfig) -> Response | Awaitable[Response]: ...
 
+
+CALLED_WITH = ("messages", "config")
+"""The arguments of a participant, and of a prompt that is a function."""
 
 CONFIG = "config"
 """The name of the journal entry with the configuration that a resume replaced."""
@@ -179,6 +184,9 @@ class FunctionStep:
     _: KW_ONLY
     description: str = ""
 
+    def __post_init__(self) -> None:
+        check_parameters(self.function, CALLED_WITH, f"The participant {self.name}")
+
     def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
         async def work(text: str, context: StepContext) -> StepOutput:
             return StepOutput(text=as_text(await builder.ask(self.function, text, context), self.name))
@@ -194,6 +202,11 @@ class AgentStep:
     agent: Agent | Mapping[str, object]
     _: KW_ONLY
     description: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.agent, Agent | Mapping):
+            msg = f"The agent {self.name} is {type(self.agent).__name__}, and no agent of the spec language."
+            raise Usage(msg, hint="Pass a map such as {'model': …}, or add the object itself to the workflow.")
 
     def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
         ref = builder.agent(below(path, self.name), self.name, self.agent)
@@ -220,6 +233,13 @@ class HumanInTheLoopStep(QuestionPeople):
     description: str = ""
     response_role: str = "user"
     metadata: Mapping[str, object] | None = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.prompt, str):
+            check_parameters(self.prompt, CALLED_WITH, f"The prompt of {self.name}")
+        if self.resolver is not None:
+            check_parameters(self.resolver, ("request",), f"The resolver of {self.name}")
 
     def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
         step_path = below(path, self.name)
@@ -306,7 +326,7 @@ def as_participant(member: object) -> Participant:
     """Convert a member of a workflow to a participant.
 
     Raises:
-        Usage: the member is not a function, an agent, a human step or a workflow.
+        Usage: the member is not a function, an agent, a human step or a workflow, or cannot be called as one.
     """
     if isinstance(member, FunctionStep | AgentStep | HumanInTheLoopStep | WorkflowPart):
         return member
@@ -318,13 +338,37 @@ def as_participant(member: object) -> Participant:
     if hasattr(member, "as_step"):
         msg = f"{type(member).__name__} of kneo.sdk.workflow cannot take part in a workflow of WorkflowBuilder."
         raise Usage(msg, hint="Build both with kneo.sdk.workflow, or both with WorkflowBuilder.")
+    if _is_of_pydantic_ai(member):
+        return _pydantic_agent(member)
     run, name = getattr(member, "run", None), getattr(member, "name", None)
     if callable(run) and isinstance(name, str):
+        check_parameters(run, CALLED_WITH, f"The method run of the agent {name}")
         return FunctionStep(name=name, function=run)
     if callable(member) and not inspect.isclass(member):
         return FunctionStep(name=getattr(member, "__name__", "step"), function=member)
     msg = f"{type(member).__name__} cannot take part in a workflow."
     raise Usage(msg, hint="Pass a function, an agent, WorkflowBuilder.human_step(...) or another workflow.")
+
+
+def _is_of_pydantic_ai(member: object) -> bool:
+    return any(each.__module__.partition(".")[0] == "pydantic_ai" for each in type(member).__mro__)
+
+
+def _pydantic_agent(agent: object) -> FunctionStep:
+    """Return an agent of pydantic-ai as a participant. The library is imported by the program that has the agent.
+
+    Raises:
+        Usage: the object is no agent, or has no name.
+    """
+    adapter = import_module("kneo.sdk.durable.adapters.pydantic_ai")
+    if not isinstance(agent, adapter.AbstractAgent):
+        msg = f"{type(agent).__name__} of pydantic-ai cannot take part in a workflow."
+        raise Usage(msg, hint="Pass an Agent.")
+    name = getattr(agent, "name", None)
+    if not isinstance(name, str):
+        msg = "The agent of pydantic-ai has no name, so a workflow cannot find its step again."
+        raise Usage(msg, hint="Name it: Agent(…, name='writer').")
+    return FunctionStep(name=name, function=partial(adapter.answer_messages, agent))
 
 
 def as_one_step(builder: ConversationBuilder, member: Participant, path: str) -> Json:

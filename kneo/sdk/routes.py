@@ -14,7 +14,7 @@ from typing import TypeAlias
 from kneo.records.run import StepRecord
 from kneo.runtime.interpreter.node import below
 from kneo.runtime.steps.functions import StepContext, StepOutput
-from kneo.sdk.builder import Json, call
+from kneo.sdk.builder import Json, call, check_parameters
 from kneo.sdk.host import RunSnapshot, Work
 from kneo.sdk.messages import Message, RunConfig, RunResult
 from kneo.sdk.participants import ConversationBuilder, WorkflowPart, as_one_step, output_of
@@ -54,6 +54,9 @@ class SelectedHandoff(WorkflowPart):
 
     select: HandoffFunction
     max_iterations: int = DEFAULT_ITERATIONS
+
+    def __post_init__(self) -> None:
+        check_parameters(self.select, ("messages", "config", "turn"), f"The selector of {self.name}")
 
     def workflow(self, builder: ConversationBuilder, path: str) -> Json:
         turns = below(path, "turns")
@@ -95,6 +98,11 @@ class WorkflowEdge:
     target: str
     condition: EdgeFunction | None = None
     label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.condition is not None:
+            who = f"The condition of the edge from {self.source} to {self.target}"
+            check_parameters(self.condition, ("result", "messages", "config"), who)
 
 
 @dataclass(frozen=True, kw_only=True)

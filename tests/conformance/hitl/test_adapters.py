@@ -1,21 +1,23 @@
-"""Agents of pydantic-ai in flows, against a model server on loopback."""
+"""Agents of pydantic-ai in flows and workflows, against a model server on loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx2
 import pytest
 from kneo_process import eventually
 from model_server import Call, ModelRequest, ModelServer, Reply, model_server
+from pydantic import BaseModel
 from pydantic_ai import Agent, DeferredToolRequests, ModelRetry
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from kneo.errors import Usage
+from kneo.sdk import HandoffWorkflow, Message, RunConfig, SequentialWorkflow, WorkflowBuilder, WorkflowFailed
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import Executions, Flow, ask_question, flow
 from kneo.sdk.durable.adapters.pydantic_ai import (
@@ -267,3 +269,91 @@ def test_several_questions_of_a_turn_are_each_asked_once(database: SqliteDb) -> 
         assert waiting.result == "done"
         assert effects == ["answer 0", "answer 1", "answer 2"]
         assert len(server.requests) == 4
+
+
+# ---- participants of workflows -----------------------------------------------------------------------------------
+
+
+class Verdict(BaseModel):
+    good: bool
+
+
+def critic(server: ModelServer, **options: object) -> Agent:
+    """Return an agent with a system prompt, instructions and a name."""
+    named = {"name": "critic", "system_prompt": "You are strict.", "instructions": "Answer in one word."}
+    return Agent(model_of(server), **named | options)
+
+
+def prompts(request: ModelRequest) -> list[tuple[str, object]]:
+    return [(message["role"], message["content"]) for message in request.body["messages"]]
+
+
+def test_an_agent_takes_part_in_a_workflow_and_reads_its_conversation(database: SqliteDb) -> None:
+    def writer(messages: Sequence[Message], _config: RunConfig) -> str:
+        return f"a draft about {messages[-1].content}"
+
+    with model_server(lambda _request: Reply("Good.")) as server:
+        workflow = SequentialWorkflow(
+            [writer, critic(server), WorkflowBuilder.step("end", lambda messages, config: messages[-1].content + "!")],
+            database=database,
+        )
+        result = workflow.run_sync("cats")
+    assert [(each.name, each.content) for each in result.messages[1:]] == [
+        ("writer", "a draft about cats"),
+        ("critic", "Good."),
+        ("end", "Good.!"),
+    ]
+    [request] = server.requests
+    assert ("system", "You are strict.") in prompts(request)
+    assert ("system", "Answer in one word.") in prompts(request)
+    assert prompts(request)[-2:] == [("user", "cats"), ("user", "a draft about cats")]
+
+
+def test_an_agent_answers_each_turn_of_a_conversation_anew(database: SqliteDb) -> None:
+    replies = iter(["One.", "Two."])
+    with model_server(lambda _request: Reply(next(replies))) as server:
+        workflow = HandoffWorkflow(
+            [critic(server)], lambda _messages, _config, turn: "critic" if turn < 2 else None, database=database
+        )
+        assert [each.content for each in workflow.run_sync("cats").messages] == ["cats", "One.", "Two."]
+    assert prompts(server.requests[1])[-2:] == [("user", "cats"), ("user", "One.")]
+
+
+def test_the_configuration_of_a_run_applies_to_an_agent(database: SqliteDb) -> None:
+    with model_server(lambda _request: Reply("Good.")) as server:
+        workflow = SequentialWorkflow([critic(server)], database=database)
+        workflow.run_sync("cats", RunConfig(system_prompt="You are kind.", temperature=0.25))
+    [request] = server.requests
+    assert prompts(request) == [("system", "You are kind."), ("user", "cats")]
+    assert request.body["temperature"] == 0.25
+
+
+def test_a_run_limits_the_requests_of_an_agent(database: SqliteDb) -> None:
+    with model_server(lambda _request: Reply(calls=[Call("look", {})])) as server:
+        agent = critic(server)
+        agent.tool_plain(lambda: "nothing", name="look")
+        workflow = SequentialWorkflow([agent], database=database)
+        with pytest.raises(WorkflowFailed, match="request_limit"):
+            workflow.run_sync("cats", RunConfig(max_iterations=3))
+    assert len(server.requests) == 3
+
+
+def test_the_output_of_an_agent_that_is_no_text_is_passed_on_as_json(database: SqliteDb) -> None:
+    with model_server(lambda _request: Reply(calls=[Call("final_result", {"good": True})])) as server:
+        workflow = SequentialWorkflow([critic(server, output_type=Verdict)], database=database)
+        assert workflow.run_sync("cats").output_text == '{"good": true}'
+
+
+def test_a_call_that_an_agent_defers_ends_the_step_with_what_to_do(database: SqliteDb) -> None:
+    with model_server(lambda _request: Reply(calls=[Call("pay", {})])) as server:
+        agent = critic(server, output_type=[str, DeferredToolRequests])
+        agent.tool_plain(lambda: "paid", name="pay", requires_approval=True)
+        with pytest.raises(WorkflowFailed, match="deferred a call of a tool"):
+            SequentialWorkflow([agent], database=database).run_sync("cats")
+
+
+def test_an_agent_without_a_name_takes_no_part(server: ModelServer) -> None:
+    with pytest.raises(Usage, match="has no name"):
+        SequentialWorkflow([critic(server, name=None)])
+    with pytest.raises(Usage, match="no agent of the spec language"):
+        WorkflowBuilder.agent_step("critic", critic(server))

@@ -516,3 +516,37 @@ def test_a_checkpoint_is_recorded_for_each_turn_of_a_participant(database: Sqlit
         [author], lambda _messages, _config, turn: "author" if turn < 3 else None, database=database
     )
     assert [each.content for each in workflow.run_sync("in").messages] == ["in", "0 1", "2 3", "4 5"]
+
+
+class Chatbot:
+    """An agent of a library whose run has another meaning."""
+
+    name = "chatbot"
+
+    def run(self, prompt: str) -> str:
+        return prompt
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SequentialWorkflow([Chatbot()]), r"The method run of the agent chatbot takes \(prompt\)"),
+        (lambda: SequentialWorkflow([lambda text: text]), r"The participant <lambda> takes \(text\)"),
+        (lambda: WorkflowBuilder.step("s", "text"), "The participant s is str, which cannot be called"),
+        (lambda: ASK("q", lambda messages: "?"), r"The prompt of q takes \(messages\)"),
+        (lambda: ASK("q", "?", resolver=lambda: "yes"), r"The resolver of q takes \(\)"),
+        (
+            lambda: HandoffWorkflow([contents("a")], lambda messages, config: None),
+            "The selector of handoff-workflow takes",
+        ),
+        (
+            lambda: WorkflowBuilder(contents("a")).add_edge("a", contents("b"), condition=lambda result: True),
+            "The condition of the edge from a to b takes",
+        ),
+    ],
+)
+def test_a_function_that_the_run_could_not_call_is_refused_when_the_workflow_is_built(
+    make: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(Usage, match=message):
+        make()

@@ -1,4 +1,4 @@
-"""Agents of pydantic-ai in flows: replies of the model and results of tools are checkpoints.
+"""Agents of pydantic-ai in flows: replies of the model and results of tools are checkpoints. And as participants of workflows.
 
 Needs ``pip install 'kneo[agents]'``. After an answer or a crash the flow's function runs again; a wrapped agent then reads
 the recorded replies and results, so that neither the model nor a finished tool is called twice.
@@ -7,6 +7,7 @@ the recorded replies and results, so that neither the model nor a finished tool 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,18 +17,28 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 from pydantic_ai import DeferredToolRequests, DeferredToolResults, ModelRetry, ToolDenied
 from pydantic_ai.agent import AbstractAgent, AgentRun, WrapperAgent
-from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.capabilities import AbstractCapability, ReinjectSystemPrompt
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    SystemPromptPart,
+    TextPart,
+    UserPromptPart,
+)
 from pydantic_ai.models import CompletedStreamedResponse, ModelRequestParameters, StreamedResponse, infer_model
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool, WrapperToolset
+from pydantic_ai.usage import UsageLimits
 from pydantic_core import to_jsonable_python
 
 from kneo.errors import Usage
+from kneo.sdk.messages import Message, RunConfig
 from kneo.sdk.waits import CheckpointCall, hitl_tool, is_in_step, wait, wait_for_input
 
-__all__ = ["DurableAgent", "KitaruAgent", "answer_deferred", "hitl_tool", "wait_for_input"]
+__all__ = ["DurableAgent", "KitaruAgent", "answer_deferred", "answer_messages", "hitl_tool", "wait_for_input"]
 
 Strategy = Literal["calls", "turn"]
 
@@ -187,6 +198,51 @@ class _RecordedTools(WrapperToolset[Any]):
             found = {"result": json.loads(json.dumps(to_jsonable_python(result)))}
         await asyncio.to_thread(self.turn.keep, call, found)
         return found
+
+
+async def answer_messages(agent: AbstractAgent[Any, Any], messages: Sequence[Message], config: RunConfig) -> str:
+    """Return the reply of an agent to a conversation, as a participant of a workflow gives it.
+
+    The last message is the prompt, the earlier ones are the history. Output of a type other than ``str`` is returned as JSON.
+
+    Args:
+        agent: The agent; it gets no ``deps``.
+        messages: The conversation.
+        config: Its ``temperature``, its ``max_iterations`` as the most requests, and its ``system_prompt`` instead of the
+            instructions and system prompts of the agent.
+
+    Raises:
+        Usage: the agent deferred a call of a tool.
+    """
+    *earlier, last = messages
+    history: list[ModelMessage] = [_as_history(each) for each in earlier]
+    instead: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    capabilities: list[AbstractCapability[Any]] = [ReinjectSystemPrompt()]
+    if config.system_prompt is not None:
+        # With a history an agent adds no system prompt of its own.
+        history.insert(0, ModelRequest([SystemPromptPart(config.system_prompt)]))
+        instead, capabilities = agent.override(instructions=[]), []
+    with instead:
+        result = await agent.run(
+            last.content,
+            message_history=history or None,
+            model_settings=None if config.temperature is None else ModelSettings(temperature=config.temperature),
+            usage_limits=None if config.max_iterations is None else UsageLimits(request_limit=config.max_iterations),
+            capabilities=capabilities,
+        )
+    if isinstance(result.output, DeferredToolRequests):
+        msg = f"The agent {agent.name} deferred a call of a tool, which nothing answers in a workflow."
+        hint = "Run the agent in a function that passes the output to answer_deferred, and add the function to the workflow."
+        raise Usage(msg, hint=hint)
+    output = result.output
+    return output if isinstance(output, str) else json.dumps(to_jsonable_python(output), ensure_ascii=False)
+
+
+def _as_history(message: Message) -> ModelMessage:
+    if message.role == "assistant":
+        return ModelResponse([TextPart(message.content)])
+    # A message with the role system is part of the conversation too: the system prompt of the agent is its own.
+    return ModelRequest([UserPromptPart(message.content)])
 
 
 def answer_deferred(requests: DeferredToolRequests) -> DeferredToolResults:
