@@ -44,7 +44,13 @@ ROOT_LIFE = timedelta(days=365)
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _NAME_CHARS = 60
-LOCK = "uv pip compile --generate-hashes --universal .github/kneo.in --output-file .github/kneo.txt"
+WHEEL = "python3 -m pip wheel --no-deps --wheel-dir .github/wheels CLONE"
+"""The command that puts the wheel of a clone of Kneo into the repository: no package index has Kneo yet."""
+
+LOCK = (
+    "uv pip compile --generate-hashes --universal --find-links .github/wheels .github/kneo.in "
+    "--output-file .github/kneo.txt"
+)
 """The command that creates the lock file from which CI installs; pip-compile --generate-hashes does the same."""
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -299,5 +305,7 @@ def _print(directory: Path, request: Request, result: Made) -> None:
         f"              {request.key_files['approver'].name} approves releases to prod ({request.approver})\n"
         f"  trust root  {result.trust_root}\n"
         f"\nNext: kneo up --repo {directory}\nNext steps are in {directory / 'README.md'}.\n"
-        f"Before CI runs: {LOCK}"
+        f"Before CI runs, in {directory}, with CLONE for a clone of Kneo {__version__}; then commit what they write:\n"
+        f"  {WHEEL}\n"
+        f"  {LOCK}"
     )

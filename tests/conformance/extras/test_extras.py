@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from kneo_process import Machine, eventually
 
 from kneo.settings import function_environment
@@ -223,3 +224,27 @@ def test_all_is_every_extra_but_the_developers():
         return {name} | {found for names in inner for each in names for found in everything(each)}
 
     assert everything("all") == set(extras) - {"browser", "deploy-check", "dev", "docs"}
+
+
+@pytest.mark.timeout(600)
+def test_the_checks_of_a_new_repository_install_kneo_from_a_clone(install: Install, tmp_path: Path):
+    """The commands that kneo init prints, with this repository as the clone, then what the action that signs installs."""
+    kneo = Kneo(install(""), tmp_path)
+    printed = kneo("init", "shop").stdout.splitlines()
+    wheel, lock = (line.strip() for line in printed[-2:])
+    tools = tmp_path / "tools"
+    assert call([sys.executable, "-m", "venv", tools]).returncode == 0
+    assert call([tools / "bin" / "python", *PIP, "install", "uv"]).returncode == 0
+    shop, env = tmp_path / "shop", {**function_environment(), "PATH": f"{tools / 'bin'}:/usr/bin:/bin"}
+    for command in (wheel.replace("CLONE", str(ROOT)), lock):
+        done = call(["sh", "-c", command], cwd=shop, env=env)
+        assert done.returncode == 0, done.stderr
+    assert "kneo==" in (shop / ".github" / "kneo.txt").read_text()
+    action = yaml.safe_load((shop / ".github/actions/sign/action.yml").read_text())
+    (step,) = [step for step in action["runs"]["steps"] if step["name"] == "Install"]
+    runner = tmp_path / "runner"
+    runner.mkdir()
+    given = {"RUNNER_TEMP": str(runner), "GITHUB_PATH": str(runner / "path"), "REQUIREMENTS": ".github/kneo.txt"}
+    done = call(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=shop, env=env | given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    Kneo(runner / "kneo" / "bin" / "python", tmp_path / "checked").works()

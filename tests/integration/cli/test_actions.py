@@ -300,6 +300,36 @@ def test_the_check_installs_by_the_lock_file_of_the_commit_it_compares_with(made
     assert made.runner.failed_at == "Install"
 
 
+def _with_wheel(made: Made) -> Path:
+    """Put the wheel of Kneo into the repository, and leave none at a package index; return the wheel."""
+    wheel = made.runner.repo / ".github/wheels" / "kneo-0.1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    (made.runner.temp.parent / "packages" / wheel.name).rename(wheel)
+    del made.runner.env["PIP_FIND_LINKS"]
+    _commit(made, "Add the wheel of Kneo")
+    return wheel
+
+
+def test_the_job_that_signs_installs_the_wheel_of_the_repository(made: Made) -> None:
+    wheel = _with_wheel(made)
+    assert _sign_install(made) is None
+    wheel.write_bytes(wheel.read_bytes() + b"changed")
+    made.runner.ran.clear()
+    made.runner.run("sign", **_what(made), key=made.key.read_text())
+    assert made.runner.ran == ["Install"]
+    assert "do not match" in "".join(made.runner.printed).lower()
+
+
+def test_the_check_installs_the_wheel_of_the_commit_it_compares_with(made: Made) -> None:
+    wheel = _with_wheel(made)
+    (made.runner.temp.parent / "tools/kneo").unlink()
+    wheel.write_bytes(b"a wheel that a pull request chose")
+    _commit(made, "Choose what is installed")
+    made.runner.only = frozenset({"Install", "Lint specs"})
+    failed = made.runner.run("check", trust_root=made.pin, base="HEAD~1")
+    assert failed is None, failed
+
+
 def _commit(made: Made, message: str) -> None:
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     for words in (("add", "-A"), ("commit", "-q", "-m", message)):
