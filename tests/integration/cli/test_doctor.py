@@ -379,3 +379,34 @@ def test_a_channel_that_specs_notify_and_no_setting_has(local: Installation) -> 
     assert (found.level, "slack-ops" in found.message) == (WARNING, True)
     local.set(KNEO_SERV_CHANNEL_SLACK_OPS="slack:https://hooks.example/x")
     assert local.level("channels") is OK
+
+
+WAITING = """
+agent: {name: root, model: {provider: dummy, name: dummy}}
+workflow: {type: sequential, steps: [{id: ask, kind: human, ref: ann}]}
+components: {humans: {ann: {description: "Fine?"}}}
+"""
+
+
+def test_a_database_moves_to_postgresql_with_its_service_key(
+    local: Installation, kneo: Kneo, postgres_url: str, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[3] / "docs/operations/database.md").read_text()
+    section = page[page.index("### Move from SQLite to PostgreSQL") : page.index("## Migrations")]
+    (tmp_path / "spec.yaml").write_text(WAITING)
+    paused = kneo("run", "spec.yaml", "--input", "x", "--json").json
+    request = paused["metadata"]["pending_human_request"]["request_id"]
+    assert kneo("human", "resume", paused["continuation_id"], "--request-id", request, "--approve").status == 0
+    backup, restore = re.findall(r"`kneo (maintenance [a-z]+ kneo-backup\.sqlite)`", section)
+    assert kneo(*backup.split()).status == 0
+
+    local.set(KNEO_SERV_DATABASE_URL=postgres_url)
+    assert kneo(*restore.split()).status == 0
+    assert local.level("service_key") is ERROR
+    assert kneo("task", "receipt", "key", "--json").json["error"] == "no_service_key"
+    [key] = re.findall(r"a copy of \.kneo/(\S+)$", section, re.MULTILINE)
+    [variable] = re.findall(r"^ *export (KNEO_SERV_SERVICE_KEY\w*)=", section, re.MULTILINE)
+    local.set(**{variable: str(tmp_path / key)})
+    assert local.level("service_key") is OK
+    assert kneo("task", "receipt", "key").status == 0
+    assert kneo("audit", "verify", "--json").json["signatures"] is True
