@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.operation import Body, Context, operation
+from kneo.api.operation import Body, Context, OneTimeSecret, operation
 from kneo.clock import parse_duration, parse_time
 from kneo.records.task import TaskLink
 from kneo.store import tasks
@@ -28,8 +28,10 @@ class CreatedLinkView:
     person: str
     subject_digest: str
     expires_at: str
-    path: Annotated[str, Field(examples=["/h/TOKEN"])]
-    url: Annotated[str | None, Field(description="`path` at `KNEO_SERV_PUBLIC_URL`; null where that is not set.")]
+    path: Annotated[OneTimeSecret, Field(examples=["/h/TOKEN"])]
+    url: Annotated[
+        OneTimeSecret | None, Field(description="`path` at `KNEO_SERV_PUBLIC_URL`; null where that is not set.")
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class LinkRequest(Body):
     expires_in: str = Field(default="24h", max_length=20, examples=["30m", "24h", "7d"])
 
 
-@operation("POST", "/human-tasks/{continuation_id}/links", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/links", scope="human:write", shows_secret=True)
 def create_link(context: Context, continuation_id: str, body: LinkRequest) -> CreatedLinkView:
     """Create a link with which one person decides this task once. Its token is shown only in this response."""
     person = body.person if body.person is not None else context.actor

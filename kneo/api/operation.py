@@ -156,6 +156,8 @@ class Operation(Generic[P, V]):
         errors: Statuses of errors in addition to those that follow from the method and the path.
         aliases: Older HTTP paths.
         key_scope: The scope of its idempotency keys, where that is not the operation's id.
+        shows_secret: Whether its response holds a ``OneTimeSecret``. Such a response is stored nowhere, also not under an
+            idempotency key: a repetition is refused.
     """
 
     function: Callable[Concatenate[Context, P], V | Waiting[V]]
@@ -166,6 +168,7 @@ class Operation(Generic[P, V]):
     errors: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
     key_scope: str | None = None
+    shows_secret: bool = False
 
     def __call__(self, context: Context, /, *args: P.args, **kwargs: P.kwargs) -> V:
         result = self.function(context, *args, **kwargs)
@@ -228,10 +231,11 @@ def operation(
     scope: str | tuple[str, ...],
     statuses: Mapping[int, str] = DONE,
     errors: tuple[int, ...] = (),
+    shows_secret: bool = False,
 ) -> Callable[[Callable[Concatenate[Context, P], V]], Operation[P, V]]:
     """Declare a function as an operation; the parameters are the attributes of ``Operation``."""
     scopes = (scope,) if isinstance(scope, str) else scope
-    return lambda function: Operation(function, method, path, scopes, statuses, errors)
+    return lambda function: Operation(function, method, path, scopes, statuses, errors, shows_secret=shows_secret)
 
 
 def run_operation(
@@ -270,6 +274,12 @@ def _check_environment(name: str) -> str:
     except InvalidValue as error:
         raise ValueError(error.message) from None
 
+
+OneTimeSecret = Annotated[str, Field(json_schema_extra={"format": "password"})]
+"""A field of a view whose value is shown once and is not stored, such as a token.
+
+The operation declares it with ``shows_secret``; a test compares the two.
+"""
 
 EnvironmentName = Annotated[
     str, Field(min_length=1, max_length=MAX_ENVIRONMENT_CHARS), AfterValidator(_check_environment)

@@ -31,7 +31,7 @@ from kneo.service.routing import JsonResponse, RouteEntry, route_of, without_ver
 from kneo.settings import Settings
 from kneo.store import audit, idempotency
 from kneo.store.engine import Store
-from kneo.store.idempotency import KeyedRequest, KeyOf, Known
+from kneo.store.idempotency import KeyedRequest, KeyOf, Known, SecretShownOnce
 
 log = logging.getLogger("kneo.service")
 
@@ -115,7 +115,7 @@ class Admission:
                 response.is_revoked = partial(self._is_revoked, version, operation, principal, headers)
                 await self._answer(scope, receive, response)
             else:
-                await self._once(key, scope, receive, response)
+                await self._once(operation, key, scope, receive, response)
         except KneoError as error:
             await refusal(error)(scope, receive, response.take)
         await self._record_refusal(operation, scope, response)
@@ -162,14 +162,22 @@ class Admission:
         if unknown:
             raise UnknownParameters(unknown, operation.query)
 
-    async def _once(self, key: KeyOf, scope: Scope, receive: Receive, response: _Outgoing) -> None:
-        """Execute a request unless its key is bound; otherwise replay its response, or respond with what it created."""
+    async def _once(
+        self, operation: RouteEntry, key: KeyOf, scope: Scope, receive: Receive, response: _Outgoing
+    ) -> None:
+        """Execute a request unless its key is bound; otherwise replay its response, or respond with what it created.
+
+        Raises:
+            Conflict: ``secret_shown_once``: the key is bound, and the response held a secret.
+        """
         body = await read_body(receive)
         request = KeyedRequest(key=key, request_digest=_digest(scope, body), attempt=self._attempt())
         response.holding = True
         known = await run_in_threadpool(self._look, request)
         while True:
             if known is not None:
+                if operation.shows_secret:
+                    raise SecretShownOnce(key)
                 response.replayed = True
                 if known.status is not None:
                     await JsonResponse(known.response, known.status)(scope, receive, response.take)
@@ -177,7 +185,8 @@ class Admission:
                 request = replace(request, subject=known.subject)
             await self._execute(request, scope, replay(body, receive), response)
             if 200 <= response.status < 300:
-                await self._keep(request, response)
+                if not operation.shows_secret:
+                    await self._keep(request, response)
                 return
             known = await self._other_execution(request)
             if known is None:

@@ -144,6 +144,7 @@ class RouteEntry:
         key_scope: The scope of its idempotency keys.
         errors: Statuses of errors in addition to those that follow from the method and the path.
         takes_key: Whether the header ``Idempotency-Key`` names a request.
+        shows_secret: Whether its response holds a secret that is shown once.
     """
 
     id: str
@@ -155,6 +156,7 @@ class RouteEntry:
     key_scope: str
     errors: tuple[int, ...]
     takes_key: bool
+    shows_secret: bool
 
 
 ALLOWED = "kneo.allowed"
@@ -275,6 +277,7 @@ def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:
                     key_scope=(operation.key_scope if operation else None) or name,
                     errors=operation.errors if operation else ERRORS.get(name, ()),
                     takes_key=method in {"POST", "PUT"} and name not in OWN_KEYS,
+                    shows_secret=operation is not None and operation.shows_secret,
                 )
 
 

@@ -91,6 +91,19 @@ class DifferentRequest(Conflict):
         )
 
 
+class SecretShownOnce(Conflict):
+    """The request was executed, and its response held a secret, which is not stored."""
+
+    default_code = "secret_shown_once"
+
+    def __init__(self, key: KeyOf) -> None:
+        super().__init__(
+            "The request with this idempotency key was executed. Its response held a secret, which is shown once and not stored.",
+            hint="Use the secret of the first response. If it is lost, revoke what the request created, and send the request with a new key.",
+            scope=key.scope,
+        )
+
+
 current: ContextVar[KeyedRequest | None] = ContextVar("kneo_keyed_request", default=None)
 """The request that is being executed; set around its execution by the service."""
 

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import JSON, Boolean, Column, Integer, LargeBinary, MetaData, insert, inspect, text
+from sqlalchemy import JSON, Boolean, Column, Integer, LargeBinary, MetaData, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from kneo.clock import ManualClock
@@ -20,7 +20,7 @@ from kneo.errors import Invalid, Transient
 from kneo.store import append_only, audit, backup, migrate, outbox
 from kneo.store.engine import Store
 from kneo.store.migrate import HEAD, current_version, open_store
-from kneo.store.tables import metadata
+from kneo.store.tables import idempotency_keys, metadata
 
 LATER = "kneo_9999"
 """A revision after the newest one, which exists in tests only."""
@@ -240,6 +240,31 @@ def test_an_earlier_version_opens_a_database_to_which_a_later_one_only_added(
     assert (change.version, change.is_empty, change.compatible_from) == (LATER, True, HEAD)
 
 
+def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys_stay(
+    store: Store, tmp_path: Path
+) -> None:
+    row = {
+        "principal": "ann",
+        "request_digest": "sha256:0",
+        "status": 200,
+        "attempt": "req_1",
+        "created_at": store.clock.now().isoformat(),
+    }
+    stored = {"create_link": {"path": "/h/" + "T" * 4_000}, "runs:create": {"run_id": "run_1"}}
+    with store.write() as tx:
+        for scope, response in stored.items():
+            tx.connection.execute(insert(idempotency_keys).values(**row, scope=scope, key=scope, response=response))
+    with store.write() as tx:
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0014'"))
+    migrate.migrate(store)
+    with store.read() as tx:
+        columns = idempotency_keys.c
+        rows = tx.connection.execute(select(columns.scope, columns.status, columns.response, columns.attempt)).all()
+    assert sorted(rows) == [("create_link", None, None, "req_1"), ("runs:create", 200, {"run_id": "run_1"}, "req_1")]
+    backup.back_up(store, tmp_path / "later.sqlite")
+    assert b"TTTT" not in (tmp_path / "later.sqlite").read_bytes()
+
+
 def test_what_is_to_be_migrated_is_listed_oldest_first(store: Store) -> None:
     with store.write() as tx:
         tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0002'"))
@@ -268,13 +293,18 @@ def operations(revision: Path) -> set[str]:
     return names
 
 
+DELETES_VALUES = {"kneo_0016_shown_once.py": {"execute"}}
+"""Migrations that change rows, in a way that earlier versions know: an idempotency key without a response."""
+
+
 def test_migrations_that_earlier_versions_survive_only_add() -> None:
     newer = [
         path
         for path in (migrate.MIGRATIONS / "versions").glob("kneo_*.py")
         if path.name[: len(HEAD)] > migrate.COMPATIBLE_FROM
     ]
-    assert {path.name: operations(path) - ADDITIVE for path in newer if operations(path) - ADDITIVE} == {}
+    others = {path.name: operations(path) - ADDITIVE for path in newer}
+    assert {name: found for name, found in others.items() if found} == DELETES_VALUES
 
 
 def test_an_operation_that_breaks_earlier_versions_is_noticed(tmp_path: Path) -> None:

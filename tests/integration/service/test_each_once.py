@@ -6,6 +6,8 @@ those that need no key.
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from service_bench import DRAFT, Bench, spec_of
 from sqlalchemy import func, select, update
 
 from kneo.controller.loop import Controller
+from kneo.digest import hash_text
 from kneo.runtime.engine.start import Starter
 from kneo.service.app import ROUTERS, create_app
 from kneo.service.routing import RouteTable
@@ -173,6 +176,23 @@ def made(store: Store) -> Mapping[str, int]:
         return counted | {"audit": tx.connection.execute(done).scalar_one()}
 
 
+REFUSALS_OF_A_REPETITION = {"idempotency_key_in_progress", "secret_shown_once"}
+
+TOKEN = re.compile(r"[A-Za-z0-9_-]{20,}")
+
+
+def stored_tokens(store: Store) -> set[str]:
+    """Return the words of stored answers whose SHA-256 is in the database: only who received a token may know it."""
+    with store.read() as tx:
+        answers = tx.connection.execute(select(idempotency_keys.c.response)).scalars().all()
+        columns = [
+            column for table in metadata.tables.values() for column in table.columns if column.name.endswith("_hash")
+        ]
+        hashes = {value for column in columns for value in tx.connection.execute(select(column)).scalars()}
+    words = {word for answer in answers for word in TOKEN.findall(json.dumps(answer))}
+    return {word for word in words if hash_text(word) in hashes}
+
+
 def lose_answers(store: Store) -> None:
     """Forget every stored answer, as if the service had been killed before it stored them."""
     with store.write() as tx:
@@ -186,11 +206,13 @@ def check_once(store: Store, send: Callable[[], httpx.Response], quiet: Callable
     eventually(quiet)
     after = made(store)
     assert after != before
-    assert send().json() == first.json()
+    assert stored_tokens(store) == set()
+    again = send()
+    assert again.json() == first.json() or again.json()["error"] == "secret_shown_once", again.text
     assert made(store) == after
     lose_answers(store)
     again = send()
-    assert again.is_success or again.json()["error"] == "idempotency_key_in_progress", again.text
+    assert again.is_success or again.json()["error"] in REFUSALS_OF_A_REPETITION, again.text
     eventually(quiet)
     assert made(store) == after
 

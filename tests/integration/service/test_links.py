@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sqlalchemy import select, update
 from kneo.cli.main import run as kneo
 from kneo.clock import isoformat
 from kneo.service.routes import links as routes
-from kneo.store.tables import audit_events, metadata, task_links, tasks
+from kneo.store.tables import audit_events, idempotency_keys, metadata, task_links, tasks
 from kneo.tasks.links import LINKS_OF_A_TASK
 
 Json = dict[str, object]
@@ -204,11 +205,45 @@ def test_a_token_nobody_made_opens_nothing(bench: Bench, browser: httpx.Client) 
     assert bench.get("/human-tasks/cont_none", expect=404)
 
 
-def test_only_the_hash_of_a_token_is_kept(bench: Bench) -> None:
-    link = link_to(bench, bench.paused())
-    token = str(link["path"]).removeprefix("/h/")
+@pytest.mark.parametrize("key", [None, "link-once"])
+def test_only_the_hash_of_a_token_is_kept(bench: Bench, key: str | None) -> None:
+    path = f"/human-tasks/{bench.paused()['continuation_id']}/links"
+    token = str(bench.post(path, {}, key=key)["path"]).removeprefix("/h/")
     assert len(token) >= 43
-    assert not any(token in row for table in rows(bench).values() for row in table)
+    with bench.store.read() as tx:
+        stored = [repr(row) for table in metadata.tables.values() for row in tx.connection.execute(select(table))]
+    assert not [row for row in stored if token in row]
+
+
+def test_a_link_that_is_created_again_under_its_key_is_not_shown_again(bench: Bench, browser: httpx.Client) -> None:
+    key = {"Idempotency-Key": "four-times"}
+    path = f"/human-tasks/{bench.paused()['continuation_id']}/links"
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: bench.ask("POST", path, {}, headers=key), range(4)))
+    [shown] = [answer for answer in answers if answer.status_code == 200]
+    answers.append(bench.ask("POST", path, {}, headers=key))
+    for refused in (answer for answer in answers if answer is not shown):
+        assert (refused.status_code, refused.json()["error"]) == (409, "secret_shown_once")
+        assert "new key" in refused.json()["hint"]
+        assert shown.json()["path"] not in refused.text
+        assert "idempotency-replayed" not in refused.headers
+    assert bench.get(path)["count"] == 1
+    assert browser.get(shown.json()["path"]).status_code == 200
+    other = bench.ask("POST", path, {"expires_in": "1h"}, headers=key)
+    assert (other.status_code, other.json()["error"]) == (409, "idempotency_key_conflict")
+
+
+def test_the_command_that_makes_a_link_leaves_no_token_in_the_database(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNEO_SERV_API_KEY", "reviewer-key")
+    task = str(bench.paused()["continuation_id"])
+    assert kneo(["task", "link", "create", task, "--service-url", bench.url, "--json"]) == 0
+    token = str(json.loads(capsys.readouterr().out)["path"]).removeprefix("/h/")
+    with bench.store.read() as tx:
+        used = tx.connection.execute(select(idempotency_keys).where(idempotency_keys.c.subject == task)).all()
+    assert used
+    assert token not in repr(used)
 
 
 def test_only_who_delivers_links_may_make_them_for_others(bench: Bench) -> None:
