@@ -154,7 +154,7 @@ class HttpClient:
             ):
                 for _ in range(MAX_REDIRECTS + 1):
                     url = self._rules.check_url(request.url)
-                    where = f"{url.scheme}://{url.netloc.decode()}{url.path[:200]}"
+                    where = f"{url.scheme}://{url.netloc.decode()}{url.path}"
                     response = await self._exchange(pool, request, url)
                     if isinstance(response, WebResponse):
                         return response
@@ -163,7 +163,7 @@ class HttpClient:
             msg = f"{request.method} {where} took longer than {seconds:g} seconds."
             raise HttpFailed(msg) from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-            msg = f"{request.method} {where} failed: {type(error).__name__}: {str(error)[:300]}"
+            msg = f"{request.method} {where} failed: {type(error).__name__}: {error}"
             raise HttpFailed(msg) from None
         msg = f"{where} redirects more than {MAX_REDIRECTS} times."
         raise HttpFailed(msg)
@@ -182,7 +182,7 @@ class HttpClient:
                 return _redirected(request, url, got.status, location)
             encoding = headers.get("content-encoding", "identity").strip().lower()
             if encoding not in {"", "identity"}:
-                msg = f"{url.host} answers with the encoding {encoding[:50]!r}, which was not offered."
+                msg = f"{url.host} answers with the encoding {encoding!r}, which was not offered."
                 raise HttpFailed(msg)
             body = bytearray()
             async for part in got.aiter_stream():

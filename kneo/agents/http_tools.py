@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient, HttpFailed, WebRequest, WebResponse
-from kneo.agents.secrets import Secrets, fill_secrets, hide_secrets, words_of
+from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.agents.services import RulesNow, unrestricted
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
@@ -19,7 +19,6 @@ from kneo.spec.models.spec import HttpTool
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]{1,100})\}")
 _ORIGIN = re.compile(r"https?://[^/?#{}\\\s]+(?=[/?#]|$)", re.IGNORECASE)
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_ERROR_CHARS = 1_000
 _MISSING = object()
 
 
@@ -56,12 +55,12 @@ class HttpTools:
         declared = call.tool.parameters.get("properties")
         names = frozenset(declared if isinstance(declared, Mapping) else ()) | call.arguments.keys()
         request = make_request(http, Template(names, call.arguments), call.idempotency_key)
-        secrets = {name: fill_secrets(value, self._secrets) for name, value in http.secret_headers.items()}
+        secrets = {name: call.secrets.fill(value, self._secrets) for name, value in http.secret_headers.items()}
         request = replace(request, secret_headers=secrets)
         rules = await self._rules(call.turn.environment)
         hosts = HostRules.of(call.turn.agent, rules.inside)
         response = await self._client(hosts).send(request, call.tool.timeout_seconds or self._seconds)
-        return read_response(request, response)
+        return read_response(request.method, response, call.secrets)
 
 
 @dataclass(frozen=True)
@@ -138,18 +137,16 @@ def make_request(http: HttpTool, template: Template, idempotency_key: str) -> We
     return WebRequest(url=_url(http, template), method=http.method, headers=headers, body=body)
 
 
-def read_response(request: WebRequest, response: WebResponse) -> object:
-    """Return a response as the result of its call, without the secrets of the request.
+def read_response(method: str, response: WebResponse, secrets: CallSecrets) -> object:
+    """Return a response as the result of its call. Of one that is cut, only the part of a secret at its end is hidden here.
 
     Raises:
         HttpFailed: the status is 400 or above, or a redirect without a target.
     """
     text = response.body.decode("utf-8", errors="replace").replace("\0", "\ufffd")
-    text = hide_secrets(text, words_of(request.secret_headers.values()))
+    text = secrets.hide_divided(text) if response.is_cut else text
     if response.status >= 300:
-        msg = (
-            f"The server answers {request.method} with the status {response.status}: {text[:_ERROR_CHARS] or 'no text'}"
-        )
+        msg = f"The server answers {method} with the status {response.status}: {text or 'no text'}"
         raise HttpFailed(msg, code="http_status")
     if response.is_cut:
         return f"{text} [cut: more than {len(response.body)} bytes]"

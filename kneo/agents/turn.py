@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from kneo.agents.secrets import CallSecrets
 from kneo.errors import Invalid
 from kneo.records.agent_session import SessionMessage, SessionSummary
 from kneo.records.conversation import ConversationEntry
@@ -222,6 +223,8 @@ class ToolCall:
     turn: Turn
     state: Mapping[str, object] | None = None
     answer: Decision | None = None
+    secrets: CallSecrets = field(default_factory=CallSecrets, repr=False)
+    """The secrets that the backend received for this call."""
     keep: Callable[[Mapping[str, object]], Awaitable[None]] = keep_nothing
     """Records a state durably. A call that is interrupted afterwards is made again with it, and no person is asked whether it took
     effect."""

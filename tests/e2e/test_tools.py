@@ -142,3 +142,26 @@ def test_an_http_tool_reaches_what_the_operator_names_and_nothing_else_inside(
         assert received.headers["Authorization"] == "Bearer hunter2hunter2"
         assert received.headers["Idempotency-Key"].startswith(run["run_id"])
         assert b"hunter2" not in (tmp_path / "kneo.sqlite").read_bytes()
+
+
+def test_a_secret_that_a_server_repeats_reaches_neither_model_nor_database(
+    tmp_path: Path, receiver: WebReceiver
+) -> None:
+    receiver.status, receiver.location = 302, "https://hunter2hunter2.evil.example/"
+    headers = {"Authorization": "Bearer ${CRM_TOKEN}"}
+    note = {
+        "description": "Add a note.",
+        "http": {"method": "POST", "url": f"{receiver.url}/notes", "secret_headers": headers},
+    }
+    variables = {"CRM_TOKEN": "hunter2hunter2", "KNEO_SERV_TOOLS_INSIDE": receiver.url.removeprefix("http://")}
+    with model_server([Reply(calls=[Call("note", {})]), Reply("Done.")]) as server:
+        machine = machine_for(tmp_path, server, **variables)
+        allowed = {"allow_network": True, "allowed_domains": ["127.0.0.1"]}
+        (machine.folder / "spec.yaml").write_text(spec({"note": note}, **allowed))
+        assert json.loads(machine.kneo("run", "spec.yaml", "--input", "go", "--json").stdout)["output_text"] == "Done."
+        (told,) = results(server)
+    assert receiver.received[0].headers["Authorization"] == "Bearer hunter2hunter2"
+    assert "domain_denied" in told
+    assert "[REDACTED].evil.example" in told
+    assert "hunter2" not in told
+    assert not [file for file in tmp_path.glob("kneo.sqlite*") if b"hunter2" in file.read_bytes()]

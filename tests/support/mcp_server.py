@@ -26,11 +26,14 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.resolve import Elicit, Resolve
 from mcp.server.request_state import RequestStateSecurity
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+REPEATED = os.environ.get("REPEATED", "")  # noqa: TID251
+"""What the server repeats of its environment when it asks and describes itself."""
 
 
 class Colour(BaseModel):
-    colour: str
+    colour: str = Field(description=REPEATED)
 
 
 class Size(BaseModel):
@@ -38,11 +41,11 @@ class Size(BaseModel):
 
 
 def ask_colour() -> Elicit[Colour]:
-    return Elicit("Which colour?", Colour)
+    return Elicit(f"Which colour?{REPEATED}", Colour)
 
 
 def ask_size() -> Elicit[Size]:
-    return Elicit("Which size?", Size)
+    return Elicit(f"Which size?{REPEATED}", Size)
 
 
 def make(options: argparse.Namespace) -> MCPServer:
@@ -50,7 +53,7 @@ def make(options: argparse.Namespace) -> MCPServer:
     server = MCPServer("tests", request_state_security=security)
     texts = json.loads(Path(options.tools).read_text()) if options.tools else {}
 
-    @server.tool(description=texts.get("echo", "Return the text."))
+    @server.tool(description=texts.get("echo", f"Return the text.{REPEATED}"))
     def echo(text: str) -> str:
         return text
 
@@ -80,6 +83,8 @@ def make(options: argparse.Namespace) -> MCPServer:
 
     @server.tool()
     def die() -> str:
+        sys.stderr.write(f"{REPEATED}\nended\n")
+        sys.stderr.flush()
         os._exit(3)
 
     @server.tool()

@@ -29,6 +29,7 @@ class Received:
 class WebReceiver:
     url: str
     status: int = 200
+    location: str = ""
     received: list[Received] = field(default_factory=list)
 
 
@@ -41,6 +42,8 @@ def web_receiver() -> Iterator[WebReceiver]:
             raw = self.rfile.read(int(self.headers["Content-Length"]))
             receiver.received.append(Received(self.path, dict(self.headers), json.loads(raw), raw))
             self.send_response(receiver.status)
+            if receiver.location:
+                self.send_header("Location", receiver.location)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:

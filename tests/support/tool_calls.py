@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kneo.agents.turn import Journal, ToolCall, Turn
+from kneo.agents.secret_filter import SecretFilter
+from kneo.agents.turn import Journal, ToolBackend, ToolCall, Turn
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace
 from kneo.spec.models.agent import Agent
@@ -24,6 +25,11 @@ class NoJournal:
 
     async def append(self, *entries: ConversationEntry, trace: Sequence[NewTrace] = (), durable: bool = True) -> None:
         raise AssertionError(entries, trace, durable)
+
+
+def filtered(backend: ToolBackend) -> ToolBackend:
+    """Return a backend as agents call it: what leaves a call has no secrets."""
+    return SecretFilter(backend)
 
 
 def tool_call(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient
-from kneo.agents.secrets import Secrets, fill_secrets
+from kneo.agents.secrets import Secrets
 from kneo.agents.services import RulesNow, unrestricted
 from kneo.agents.start_check import A2A_HINT
 from kneo.agents.turn import ToolCall
@@ -55,7 +55,9 @@ class RemoteAgents:
             msg = "Remote agents need a package that is not installed here."
             raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT) from None
         assert call.tool.a2a is not None
-        secrets = {name: fill_secrets(value, self._secrets) for name, value in call.tool.a2a.secret_headers.items()}
+        secrets = {
+            name: call.secrets.fill(value, self._secrets) for name, value in call.tool.a2a.secret_headers.items()
+        }
         rules = await self._rules(call.turn.environment)
         client = self._client(HostRules.of(call.turn.agent, rules.inside))
         called: object = await module.call_agent(call, client, secrets, call.tool.timeout_seconds or self._seconds)

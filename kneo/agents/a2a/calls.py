@@ -46,7 +46,6 @@ MAX_LOST_READS = 20
 CANCEL_SECONDS = 5.0
 """Time for the cancellation of a task whose result is not needed any more."""
 
-MAX_PROMPT_CHARS = 4_000
 MAX_ID_CHARS = 500
 
 ANSWER_SCHEMA: Mapping[str, object] = {
@@ -160,13 +159,13 @@ class _RemoteCall:
             asked = _number(self._call.state or {}) + (self._call.answer is not None)
             raise self._question(task, asked)
         name = TaskState.Name(state).removeprefix("TASK_STATE_").lower().replace("_", "-")
-        msg = f"The remote agent {self._call.name} ended its task as {name}: {said[:1_000] or 'no message'}"
+        msg = f"The remote agent {self._call.name} ended its task as {name}: {said or 'no message'}"
         hint = "Give the service's key in a2a.secret_headers." if state == TaskState.TASK_STATE_AUTH_REQUIRED else None
         raise RemoteAgentFailed(msg, hint=hint)
 
     def _question(self, task: Task, number: int, before: str = "") -> AnswerRequired:
         said = "\n".join(get_text_parts(task.status.message.parts)) or "The agent needs more input."
-        prompt = f"{before}The remote agent {self._call.name} asks:\n{said}"[:MAX_PROMPT_CHARS]
+        prompt = f"{before}The remote agent {self._call.name} asks:\n{said}"
         state = {"task_id": task.id, "question_id": _question_id(task), "answers": number}
         return AnswerRequired(prompt, ANSWER_SCHEMA, state)
 
@@ -253,7 +252,7 @@ def _number(state: Mapping[str, object]) -> int:
 
 
 def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:1_000]}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _may_pass(error: HttpFailed) -> bool:

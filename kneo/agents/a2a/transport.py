@@ -7,12 +7,9 @@ from collections.abc import Mapping
 import httpx
 
 from kneo.agents.http import HttpClient, HttpFailed, WebRequest
-from kneo.agents.secrets import hide_secrets, words_of
 
 _KEPT_HEADERS = frozenset({"accept", "content-type", "a2a-version", "a2a-extensions"})
 """Headers of the SDK's requests that are sent; the client writes its own."""
-
-_ERROR_CHARS = 1_000
 
 
 class CheckedTransport(httpx.AsyncBaseTransport):
@@ -46,14 +43,12 @@ class CheckedTransport(httpx.AsyncBaseTransport):
             ),
             self._seconds,
         )
-        text = hide_secrets(response.body.decode("utf-8", errors="replace"), words_of(self._secret_headers.values()))
+        text = response.body.decode("utf-8", errors="replace")
         if response.is_cut:
             msg = f"The response of {request.url.host} has more than {len(response.body)} bytes."
             raise HttpFailed(msg, code="response_too_large")
         if response.status >= 300:
-            msg = (
-                f"{request.url.host} answers {request.method} with the status {response.status}: {text[:_ERROR_CHARS]}"
-            )
+            msg = f"{request.url.host} answers {request.method} with the status {response.status}: {text}"
             raise HttpFailed(msg, code="http_status", status=response.status)
         headers = {"content-type": response.media_type or "application/json"}
         return httpx.Response(response.status, headers=headers, content=text.encode(), request=request)

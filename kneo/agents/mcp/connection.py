@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, TypeAlias
 
@@ -29,6 +30,9 @@ from kneo import __version__
 from kneo.agents.mcp.failures import McpServerFailed, McpSessionEnded, McpUnreachable
 from kneo.agents.mcp.http import NOT_SENT, SESSION_ENDED
 from kneo.errors import KneoError
+
+# The SDK logs its failures with what servers and authorization servers wrote, which may hold secrets; the call's error reports them.
+logging.getLogger("mcp.client").setLevel(logging.CRITICAL + 1)
 
 MAX_PAGES = 100
 MAX_TOOLS = 1_000
@@ -56,7 +60,7 @@ class ServerTransport(Protocol):
         """Return what the server wrote in addition to its messages, for the message of a failure."""
         ...
 
-    def secrets(self) -> tuple[str, ...]:
+    def secrets(self) -> Iterable[str]:
         """Return the secrets that the connection got by itself."""
         ...
 
@@ -84,9 +88,8 @@ class Connection:
     def is_open(self) -> bool:
         return not (self._is_broken or self._task.done() or self._stop.is_set() or self._transport.has_ended())
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """The secrets that the connection got by itself, which must not be in results."""
+    def secrets(self) -> Iterable[str]:
+        """Return the secrets that the connection got by itself."""
         return self._transport.secrets()
 
     async def ready(self) -> None:

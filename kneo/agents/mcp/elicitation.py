@@ -20,13 +20,13 @@ from mcp_types import (
 )
 
 from kneo.agents.mcp.failures import McpToolFailed
+from kneo.agents.secret_filter import MAX_PROMPT_CHARS
+from kneo.agents.secrets import CallSecrets
 from kneo.agents.turn import AnswerRequired
 from kneo.records.task import Decision
 
 MAX_REQUESTS = 20
 """Requests in one result of a server."""
-
-MAX_PROMPT_CHARS = 4_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class Elicitation:
     answers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, result: InputRequiredResult) -> Elicitation:
-        """Read the requests of a result.
+    def of(cls, result: InputRequiredResult, secrets: CallSecrets) -> Elicitation:
+        """Read the requests of a result, which are kept without the secrets of the call.
 
         Raises:
             McpToolFailed: it asks for something else than a form, or for too much.
@@ -53,7 +53,9 @@ class Elicitation:
         if len(requests) > MAX_REQUESTS:
             msg = f"The MCP server asks {len(requests)} questions at once; at most {MAX_REQUESTS} are possible."
             raise McpToolFailed(msg)
-        return cls(server_state=result.request_state, requests={key: _form(each) for key, each in requests.items()})
+        return cls(
+            server_state=result.request_state, requests={key: _form(each, secrets) for key, each in requests.items()}
+        )
 
     @classmethod
     def restore(cls, state: Mapping[str, object]) -> Elicitation:
@@ -88,11 +90,12 @@ class Elicitation:
         return next((key for key in self.requests if key not in self.answers), None)
 
 
-def _form(request: InputRequest) -> Mapping[str, object]:
+def _form(request: InputRequest, secrets: CallSecrets) -> Mapping[str, object]:
     if not isinstance(request, ElicitRequest) or not isinstance(request.params, ElicitRequestFormParams):
         msg = f"The MCP server asks for {request.method}, which is refused: a tool may ask people for a form only."
         raise McpToolFailed(msg)
-    return {"prompt": request.params.message[:MAX_PROMPT_CHARS], "schema": request.params.requested_schema}
+    prompt = secrets.hide_text(request.params.message)[:MAX_PROMPT_CHARS]
+    return {"prompt": prompt, "schema": secrets.hide_fields(request.params.requested_schema)}
 
 
 def _answer(decision: Decision) -> Mapping[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -126,8 +126,8 @@ class HttpTransport:
     def last_words(self) -> str:
         return ""
 
-    def secrets(self) -> tuple[str, ...]:
-        return self._tokens.secrets
+    def secrets(self) -> Iterable[str]:
+        return self._tokens.values
 
 
 @contextlib.asynccontextmanager
@@ -190,7 +190,7 @@ class _CheckedNetwork(httpx2.AsyncBaseTransport):
         encoding = response.headers.get("content-encoding", "identity").lower()
         is_json = response.headers.get("content-type", "").lower().startswith("application/json")
         if encoding != "identity":
-            problem, code = f"the response is encoded as {encoding[:40]}, which was not asked for", INTERNAL_ERROR
+            problem, code = f"the response is encoded as {encoding}, which was not asked for", INTERNAL_ERROR
         elif response.status_code == 404 and _SESSION in request.headers:
             self.session_ended = True
             problem, code = "the server has ended the session", SESSION_ENDED

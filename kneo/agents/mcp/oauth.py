@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+from collections import deque
 from dataclasses import dataclass, field
 
 import httpx2
 from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
-# The SDK logs its failures with the responses of authorization servers, which may hold tokens; the call's error reports them.
-logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL + 1)
+KEPT_TOKENS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +32,22 @@ class ClientCredentials:
 
 
 class ConnectionTokens:
-    """The tokens of one connection."""
+    """The tokens of one connection.
+
+    Attributes:
+        values: The newest tokens; a server may still repeat one that was replaced.
+    """
 
     def __init__(self) -> None:
         self._tokens: OAuthToken | None = None
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """The tokens, which must not be in results."""
-        tokens = self._tokens
-        return tuple(each for each in (tokens.access_token, tokens.refresh_token) if each) if tokens is not None else ()
+        self.values: deque[str] = deque(maxlen=KEPT_TOKENS)
 
     async def get_tokens(self) -> OAuthToken | None:
         return self._tokens
 
     async def set_tokens(self, tokens: OAuthToken) -> None:
         self._tokens = tokens
+        self.values += [each for each in (tokens.access_token, tokens.refresh_token) if each]
 
     async def get_client_info(self) -> OAuthClientInformationFull | None:
         return None

@@ -27,7 +27,8 @@ from kneo.agents.mcp.http import HttpTransport
 from kneo.agents.mcp.pins import OfferedTool, changed_parts, check_pin
 from kneo.agents.mcp.stdio import ServerCommand, ServerProcess
 from kneo.agents.mcp.targets import ConnectionTarget, target_of
-from kneo.agents.secrets import Secrets, hide_secrets
+from kneo.agents.secret_filter import hide_in_error
+from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.agents.services import RulesNow
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
@@ -108,16 +109,13 @@ class McpServers:
             McpServerFailed: the server cannot be reached, or did not answer in time.
         """
         planned = self._plan(call, await self._rules(call.turn.environment))
-        try:
-            for number in itertools.count(1):
-                try:
-                    return await self._once(planned)
-                except McpServerFailed as error:
-                    if not self._is_repeated(error, call, number):
-                        raise
-                await asyncio.sleep(self._settings.retry_backoff_seconds * number)
-        except KneoError as error:
-            raise _shown(error, planned.target.secrets) from None
+        for number in itertools.count(1):
+            try:
+                return await self._once(planned)
+            except McpServerFailed as error:
+                if not self._is_repeated(error, call, number):
+                    raise
+            await asyncio.sleep(self._settings.retry_backoff_seconds * number)
         raise AssertionError  # the loop has no other end
 
     def _plan(self, call: ToolCall, rules: ToolRules) -> _PlannedCall:
@@ -127,7 +125,7 @@ class McpServers:
         server = call.turn.spec.mcp_servers[reference.server]
         return _PlannedCall(
             call=call,
-            target=self._target(reference.server, server, rules, call.turn.agent),
+            target=self._target(reference.server, server, rules, call.secrets, call.turn.agent),
             request=CallToolRequestParams(
                 name=reference.name or call.name,
                 arguments=dict(call.arguments),
@@ -146,15 +144,18 @@ class McpServers:
     async def _once(self, planned: _PlannedCall) -> object:
         target, request = planned.target, planned.request
         async with self._connected(target) as connection:
+            planned.call.secrets.follow(connection.secrets)
             await connection.ready()
             if not planned.is_pinned:
                 await self._warn_of_change(planned, connection)
             try:
                 async with asyncio.timeout(planned.seconds):
                     if planned.is_pinned:
-                        check_pin(target.name, request.name, planned.pin, await _offered(connection))
+                        check_pin(
+                            target.name, request.name, planned.pin, await _offered(connection, planned.call.secrets)
+                        )
                     result = await _finished(connection, request, planned.call)
-                    return _value(result, (*target.secrets, *connection.secrets))
+                    return _value(result)
             except asyncio.CancelledError:
                 self._retire(target.key)  # the server may still be at work, or hang
                 raise
@@ -163,8 +164,7 @@ class McpServers:
                 msg = f"The MCP server {target.name} did not answer the call of {request.name} within {planned.seconds:g} s."
                 raise McpServerFailed(msg, code="tool_timeout") from None
             except MCPError as error:
-                secrets = (*target.secrets, *connection.secrets)
-                raise McpToolFailed(str(_without_secrets(error.message, secrets))[:2_000]) from None
+                raise McpToolFailed(error.message) from None
 
     async def _warn_of_change(self, planned: _PlannedCall, connection: Connection) -> None:
         """Note in the trace of a run, once, that a tool without a pin is not what its server said at the start of the connection."""
@@ -177,7 +177,7 @@ class McpServers:
             # The call decides whether the server works; a server that lists nothing in time may still answer it.
             with contextlib.suppress(KneoError, TimeoutError):
                 async with asyncio.timeout(self._settings.connect_seconds):
-                    lease.offered = await _offered(connection)
+                    lease.offered = await _offered(connection, call.secrets)
         offered = lease.offered.get(planned.request.name)
         changed = changed_parts(call.tool, offered) if offered is not None else ()
         if not changed:
@@ -200,15 +200,17 @@ class McpServers:
             McpRefused: a rule does not permit the connection.
             McpServerFailed: the server cannot be reached, or did not answer in time.
         """
-        target = self._target(name, server, await self._rules(environment), None)
+        secrets = CallSecrets()
         try:
+            target = self._target(name, server, await self._rules(environment), secrets)
             async with self._connected(target) as connection, asyncio.timeout(self._settings.call_seconds):
-                return await _offered(connection)
+                secrets.follow(connection.secrets)
+                return await _offered(connection, secrets)
         except TimeoutError:
             msg = f"The MCP server {name} did not list its tools within {self._settings.call_seconds:g} s."
             raise McpServerFailed(msg) from None
         except KneoError as error:
-            raise _shown(error, target.secrets) from None
+            raise hide_in_error(error, secrets) from None
 
     async def close(self) -> None:
         """Close all connections, and end all servers over stdio."""
@@ -217,12 +219,13 @@ class McpServers:
         while self._closing:
             await asyncio.wait(self._closing)
 
-    def _target(self, name: str, server: McpServer, rules: ToolRules, agent: Agent | None) -> ConnectionTarget:
+    def _target(
+        self, name: str, server: McpServer, rules: ToolRules, hidden: CallSecrets, agent: Agent | None = None
+    ) -> ConnectionTarget:
         permissions = permissions_of(agent) if agent is not None else None
         denied = permissions.denied_domains if permissions is not None else ()
-        return target_of(
-            name, server, rules, self._secrets, connect_seconds=self._settings.connect_seconds, denied=denied
-        )
+        seconds = self._settings.connect_seconds
+        return target_of(name, server, rules, self._secrets, hidden, connect_seconds=seconds, denied=denied)
 
     @contextlib.asynccontextmanager
     async def _connected(self, target: ConnectionTarget) -> AsyncGenerator[Connection]:
@@ -277,14 +280,15 @@ class McpServers:
         task.add_done_callback(self._closing.discard)
 
 
-async def _offered(connection: Connection) -> Mapping[str, OfferedTool]:
+async def _offered(connection: Connection, secrets: CallSecrets) -> Mapping[str, OfferedTool]:
+    """Return the tools as the server describes them, without secrets: pins of them stand in signed bundles."""
     tools = await connection.tools()
     return {
         name: OfferedTool(
             name=name,
-            description=tool.description or "",
-            input_schema=tool.input_schema,
-            output_schema=tool.output_schema,
+            description=secrets.hide_text(tool.description or ""),
+            input_schema=secrets.hide_fields(tool.input_schema),
+            output_schema=secrets.hide_fields(tool.output_schema) if tool.output_schema is not None else None,
             is_read_only=tool.annotations is not None and tool.annotations.read_only_hint is True,
         )
         for name, tool in tools.items()
@@ -314,7 +318,7 @@ async def _finished(connection: Connection, request: CallToolRequestParams, call
     for number in range(MAX_ROUNDS):
         if not isinstance(result, InputRequiredResult):
             return result
-        elicitation = Elicitation.of(result)
+        elicitation = Elicitation.of(result, call.secrets)
         if (question := elicitation.question(restarted=restarted)) is not None:
             raise question
         await asyncio.sleep(ROUND_SECONDS * number)
@@ -328,19 +332,16 @@ def _continued(request: CallToolRequestParams, elicitation: Elicitation) -> Call
     return request.model_copy(update=answers)
 
 
-def _value(result: CallToolResult, secrets: tuple[str, ...]) -> object:
-    """Return the result as JSON or text, without the secrets of its server.
+def _value(result: CallToolResult) -> object:
+    """Return the result as JSON or text.
 
     Raises:
         McpToolFailed: it is an error.
     """
     text = "\n".join(_text(part) for part in result.content)
     if result.is_error:
-        # Cut at last: of a secret that stands across the cut, the first part would stay.
-        raise McpToolFailed(
-            str(_without_secrets(text, secrets))[:2_000] or "The MCP server reports an error without a text."
-        )
-    return _without_secrets(text if result.structured_content is None else result.structured_content, secrets)
+        raise McpToolFailed(text or "The MCP server reports an error without a text.")
+    return text if result.structured_content is None else result.structured_content
 
 
 def _text(part: object) -> str:
@@ -352,21 +353,3 @@ def _text(part: object) -> str:
         case _:
             kind, name = getattr(part, "type", "content"), getattr(part, "uri", None) or getattr(part, "mime_type", "")
             return f"[{kind} {name}, not shown]"
-
-
-def _without_secrets(value: object, secrets: tuple[str, ...]) -> object:
-    """Remove the values of secrets from what a server wrote: it may repeat what it was given."""
-    match value:
-        case str():
-            return hide_secrets(value, secrets)
-        case dict():
-            return {_without_secrets(key, secrets): _without_secrets(each, secrets) for key, each in value.items()}
-        case list():
-            return [_without_secrets(each, secrets) for each in value]
-        case _:
-            return value
-
-
-def _shown(error: KneoError, secrets: tuple[str, ...]) -> KneoError:
-    message = str(_without_secrets(error.message, secrets))
-    return error if message == error.message else type(error)(message, code=error.code, hint=error.hint)

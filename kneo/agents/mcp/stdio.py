@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -94,12 +94,16 @@ class ServerProcess(asyncio.SubprocessProtocol):
     def has_ended(self) -> bool:
         return self._output_ended
 
-    def secrets(self) -> tuple[str, ...]:
+    def secrets(self) -> Iterable[str]:
         return ()
 
     def last_words(self) -> str:
-        """Return the end of the server's standard error, for the message of a failure."""
-        return self._stderr.strip()
+        """Return the end of the server's standard error, for the message of a failure.
+
+        A line whose beginning was dropped is left out: of a secret in it, a part could be left.
+        """
+        rest = self._stderr.partition("\n")[2]
+        return (rest if len(self._stderr) == MAX_STDERR_CHARS and rest.strip() else self._stderr).strip()
 
     async def _start(self, pipe: int) -> None:
         command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(pipe), self._program.command, *self._program.args]

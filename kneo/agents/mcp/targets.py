@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.mcp.failures import McpRefused
 from kneo.agents.mcp.http import READ_SECONDS, Endpoint, Tls
 from kneo.agents.mcp.oauth import ClientCredentials
 from kneo.agents.mcp.stdio import ServerCommand
-from kneo.agents.secrets import Secrets, require_secret
+from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.errors import Forbidden
 from kneo.settings import process_environment
-from kneo.spec.models.spec import SECRET_REFERENCE, McpOAuth, McpServer
+from kneo.spec.models.spec import McpOAuth, McpServer
 from kneo.spec.policy import ToolRules
 
 MAX_MESSAGE_BYTES = 4_194_304
@@ -31,13 +31,11 @@ class ConnectionTarget:
 
     Attributes:
         key: Equal for equal declarations with equal secrets, and for no others.
-        secrets: The values that were filled in.
     """
 
     name: str
     to: ServerCommand | Endpoint
     key: str
-    secrets: tuple[str, ...] = field(repr=False)
 
 
 def target_of(
@@ -45,6 +43,7 @@ def target_of(
     server: McpServer,
     rules: ToolRules,
     secrets: Secrets,
+    hidden: CallSecrets,
     *,
     connect_seconds: float,
     denied: tuple[str, ...] = (),
@@ -56,6 +55,7 @@ def target_of(
         server: The declaration.
         rules: The rules that hold now.
         secrets: The secrets of the process.
+        hidden: Takes the values that are filled in.
         connect_seconds: Time to connect.
         denied: Domains that the agent must not reach.
 
@@ -63,32 +63,27 @@ def target_of(
         McpRefused: ``mcp_command_denied`` or ``mcp_host_denied``.
         Forbidden: ``secret_denied`` or ``secret_missing``.
     """
-    filled = _Filled(secrets)
+    filled = _Filled(secrets, hidden)
     if server.transport == "stdio":
         to: ServerCommand | Endpoint = _program(name, server, rules, filled)
     else:
         to = _endpoint(name, server, rules, filled, connect_seconds, denied)
     content = json.dumps([name, type(to).__name__, asdict(to)], sort_keys=True, default=sorted)
     key = hashlib.sha256(content.encode()).hexdigest()
-    return ConnectionTarget(name=name, to=to, key=key, secrets=tuple(filled.values))
+    return ConnectionTarget(name=name, to=to, key=key)
 
 
 class _Filled:
     """Values with their references to secrets filled in."""
 
-    def __init__(self, secrets: Secrets) -> None:
-        self._secrets = secrets
-        self.values: list[str] = []
+    def __init__(self, secrets: Secrets, hidden: CallSecrets) -> None:
+        self._secrets, self._hidden = secrets, hidden
 
     def secret(self, name: str) -> str:
-        value = require_secret(name, self._secrets)
-        self.values.append(value)
-        return value
+        return self._hidden.require(name, self._secrets)
 
     def each(self, values: Mapping[str, str] | None) -> dict[str, str]:
-        return {
-            key: SECRET_REFERENCE.sub(lambda found: self.secret(found[1]), text) for key, text in (values or {}).items()
-        }
+        return {key: self._hidden.fill(text, self._secrets) for key, text in (values or {}).items()}
 
 
 def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled) -> ServerCommand:

@@ -17,6 +17,7 @@ from kneo.agents.http_tools import HttpTools
 from kneo.agents.mcp import McpTools
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
+from kneo.agents.secret_filter import SecretFilter
 from kneo.agents.services import AgentServices, BackendKind, operator_rules
 from kneo.agents.turn import PeopleRequired, Postponed, ToolBackend
 from kneo.errors import NotFound
@@ -66,7 +67,7 @@ def open_services(
     around = registry.middleware if registry is not None else {}
     services = AgentServices(
         models=models,
-        tools={kind: MiddlewareTools(backend, around) for kind, backend in backends.items()},
+        tools={kind: MiddlewareTools(SecretFilter(backend), around) for kind, backend in backends.items()},
         middleware=frozenset(around),
         turn_middleware=registry.turn_middleware if registry is not None else {},
         rules=rules.tools,

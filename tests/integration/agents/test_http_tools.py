@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import html
 import json
+import re
 from collections.abc import Callable, Mapping
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import pytest
 from raw_web import RawWeb, WebCall, page, raw_web
 from rules_now import always, inside_prod
-from tool_calls import KEY, tool_call
+from tool_calls import KEY, filtered, tool_call
 
 from kneo.agents.http import HttpFailed
 from kneo.agents.http_tools import HttpTools
 from kneo.errors import Forbidden, KneoError
+from kneo.redaction import REDACTED
 from kneo.spec.policy import ToolRules
 
 HERE = {"tools": {"permissions": {"allow_network": True, "allowed_domains": ["127.0.0.1"]}}}
@@ -41,7 +46,7 @@ def request(
                 http=declared,
                 parameters={"type": "object", "properties": PARAMETERS},
             )
-            return await tools.call(made), web
+            return await filtered(tools).call(made), web
 
     return asyncio.run(main())
 
@@ -190,6 +195,79 @@ def test_secrets_are_sent_and_never_come_back() -> None:
     assert error.code == "http_status"
     assert "500" in error.message
     assert "hunter2" not in str(error)
+
+
+LONG = "Sk-" + 'aB3/+=x&y z"q\\' * 6
+"""A secret that every encoding writes differently, and that is longer than what messages show of a text."""
+
+ECHOED = {
+    "redirect to a path": lambda secret: page(status=302, location=f"/{quote(secret, safe='')}/x"),
+    "redirect to a part of a path": lambda secret: page(status=302, location=f"/{'x' * 150}/{quote(secret)}"),
+    "redirect to a host": lambda _: page(status=302, location="https://hunter2HUNTER2.evil.example/"),
+    "encoding": lambda secret: page(b"x", content_encoding=secret),
+    "a line that is no header": lambda secret: f"HTTP/1.1 200 OK\r\n{secret}\r\n\r\n".encode(),
+    "a status": lambda secret: page(secret.encode() * 30, status=500),
+    "a status, cut within the secret": lambda secret: page(b"." * 990 + secret.encode(), status=500),
+    "percent": lambda secret: page(f"/x?key={quote(secret, safe='')}&y={quote_plus(secret)}".encode()),
+    "percent, in lower case": lambda secret: page("".join(f"%{byte:02x}" for byte in secret.encode()).encode()),
+    "json in json": lambda secret: page(json.dumps(json.dumps({"key": secret})).encode()),
+    "json by number": lambda secret: page("".join(f"\\u{ord(each):04X}" for each in secret).encode()),
+    "html": lambda secret: page(html.escape(secret).encode()),
+    "basic": lambda secret: page(b"Basic " + base64.b64encode(f"ann:{secret}".encode())),
+    "base64, in a URL": lambda secret: page(base64.urlsafe_b64encode(f"token={secret}.".encode())),
+    "a name": lambda secret: page(json.dumps({secret: [{"a": {secret: 1}}]}).encode(), content_type="application/json"),
+    "a body that is cut": lambda secret: page(b"." * (1_000_000 - 12) + secret.encode()),
+}
+
+
+def letters(text: str) -> str:
+    return re.sub("[^a-z0-9]", "", text.lower())
+
+
+@pytest.mark.parametrize("secret", ["hunter2HUNTER2", LONG], ids=["short", "long"])
+@pytest.mark.parametrize("place", ECHOED)
+def test_a_secret_is_in_nothing_that_a_call_leads_to(place: str, secret: str) -> None:
+    http = {"url": "/x", "method": "POST", "secret_headers": {"X-Key": "${CRM_TOKEN}"}}
+
+    def answer(call: WebCall) -> bytes:
+        if call.target != "/x":
+            return b"HTTP/1.1 nonsense\r\n\r\n"
+        return ECHOED[place](call.headers["x-key"])
+
+    if place == "redirect to a host":
+        secret = "hunter2HUNTER2"
+    anywhere = {"tools": {"permissions": {"allow_network": True, "allowed_domains": ["127.0.0.1", "*.com"]}}}
+    try:
+        result, web = request(http, {}, answer, anywhere, {"CRM_TOKEN": secret})
+        shown = result if isinstance(result, str) else json.dumps(result)
+        assert web.calls
+    except KneoError as error:
+        shown = f"{error} {error.details}"
+    for text in (shown, unquote(shown), unquote_plus(shown), html.unescape(shown), escaped_text(shown)):
+        assert letters(secret)[:10] not in letters(text), shown[:3_000]
+    encoded = [base64.b64encode(b"." * shift + secret.encode())[4:-4].decode() for shift in range(3)]
+    assert not [each for each in encoded if each in shown or each.translate(URL_SAFE) in shown]
+
+
+URL_SAFE = str.maketrans("+/", "-_")
+
+
+def escaped_text(text: str) -> str:
+    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
+
+
+def test_the_password_of_basic_authentication_is_hidden_alone_too() -> None:
+    http = {"url": "/x", "secret_headers": {"Authorization": "Basic ${CRM_BASIC}"}}
+    basic = base64.b64encode(b"ann-of-crm:correct-horse").decode()
+    result, _ = request(http, {}, lambda _: page(b"ann-of-crm with correct-horse"), secrets={"CRM_BASIC": basic})
+    assert result == f"ann-of-crm with {REDACTED}"
+
+
+def test_what_is_no_secret_of_the_call_stays() -> None:
+    http = {"url": "/x", "secret_headers": {"Authorization": "Bearer ${CRM_TOKEN}"}}
+    body = {"Bearer": "hunter2 of 100%", "path": "C:\\x\\hunter2", "id": "ann-of-crm", "n": [1, None, True, 1.5]}
+    result, _ = request(http, {}, lambda _: page(json.dumps(body).encode(), content_type="application/json"))
+    assert result == body
 
 
 def test_a_secret_that_is_not_set_or_belongs_to_a_provider_is_refused() -> None:

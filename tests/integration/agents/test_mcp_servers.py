@@ -28,6 +28,7 @@ from kneo_process import eventually
 from processes import is_executing
 from raw_web import RawWeb, WebCall, page, raw_web
 from rules_now import always
+from tool_calls import filtered
 
 from kneo.agents.mcp.failures import McpRefused, McpServerFailed, McpToolFailed, McpUnreachable
 from kneo.agents.mcp.servers import McpServers
@@ -78,13 +79,20 @@ def call_of(
     )
 
 
+class FilteredServers:
+    """Servers as agents call them, and as commands list their tools."""
+
+    def __init__(self, servers: McpServers) -> None:
+        self.tools, self.call = servers.tools, filtered(servers).call
+
+
 @contextlib.asynccontextmanager
 async def opened(
     settings: McpSettings = PATIENCE, rules: ToolRules = RULES, secrets: Mapping[str, str] | None = None, **more: object
-) -> AsyncIterator[McpServers]:
+) -> AsyncIterator[FilteredServers]:
     servers = McpServers(always(rules), (secrets or {}).get, settings, **more)
     try:
-        yield servers
+        yield FilteredServers(servers)
     finally:
         await servers.close()
 
@@ -213,6 +221,19 @@ def test_an_error_of_a_tool_is_its_text_without_the_secrets_of_the_server() -> N
     assert "no access with [REDACTED]" in failed.message
 
 
+def test_a_server_that_ends_repeats_no_secret() -> None:
+    server, secrets = stdio("--no-such-option", env={"COLUMNS": "${CRM_TOKEN}"}), {"CRM_TOKEN": "no-such-option"}
+    died = failure("echo", server=server, secrets=secrets)
+    assert f"unrecognized arguments: --{REDACTED}" in died.message
+
+
+def test_the_end_of_what_a_server_wrote_begins_with_no_part_of_a_secret() -> None:
+    server = stdio(env={"REPEATED": "${CRM_TOKEN}" + "." * 1_700})
+    died = failure("die", server=server, secrets={"CRM_TOKEN": "s3cr3t-" * 80})
+    assert "ended\nexit status 3" in died.message
+    assert "s3cr3t" not in died.message
+
+
 def test_only_allowed_programs_start(tmp_path: Path) -> None:
     started = tmp_path / "pid"
     for server, rules in (
@@ -332,11 +353,11 @@ def decision(kind: DecisionKind, values: Mapping[str, object] | None = None, con
     )
 
 
-def asked(call: ToolCall) -> AnswerRequired:
+def asked(call: ToolCall, secrets: Mapping[str, str] | None = None) -> AnswerRequired:
     """Call a tool from a worker of its own, against a server process of its own."""
 
     async def main() -> AnswerRequired:
-        async with opened() as servers:
+        async with opened(secrets=secrets) as servers:
             with pytest.raises(AnswerRequired) as found:
                 await servers.call(call)
             return found.value
@@ -367,6 +388,33 @@ def test_questions_of_a_server_are_asked_one_by_one_and_answered_from_other_proc
     assert (second.args, second.schema["required"], second.restarted) == (("Which size?",), ["size"], False)
     done = finish(answered(call, second, decision(DecisionKind.PROVIDED, content='{"size": 3}')))
     assert {name: done[name] for name in ("name", "colour", "size")} == {"name": "chair", "colour": "red", "size": 3}
+
+
+def test_questions_are_asked_and_kept_without_the_secrets_of_their_server() -> None:
+    secrets = {"CRM_TOKEN": "s3cr3t-t0k3n"}
+    server = stdio("--key", "k" * 32, env={"REPEATED": "${CRM_TOKEN}" * 400})
+    call = call_of("order", {"name": "chair"}, server)
+    first = asked(call, secrets)
+    assert first.prompt.startswith(f"Which colour?{REDACTED}")
+    assert REDACTED in json.dumps(first.schema)
+    assert first.schema["required"] == ["colour"]
+    second = asked(answered(call, first, decision(DecisionKind.PROVIDED, {"colour": "red"})), secrets)
+    assert second.prompt.startswith(f"Which size?{REDACTED}")
+    for question in (first, second):
+        shown = json.dumps([question.prompt, question.schema, question.state["requests"]])
+        assert "s3cr3t" not in shown
+
+
+def test_tools_are_described_without_the_secrets_of_their_server() -> None:
+    server, secrets = stdio(env={"REPEATED": " by ${CRM_TOKEN}"}), {"CRM_TOKEN": "s3cr3t-t0k3n"}
+
+    async def main() -> None:
+        async with opened(secrets=secrets) as servers:
+            tools = await servers.tools("s", server)
+            assert tools["echo"].description == f"Return the text. by {REDACTED}"
+            assert await servers.call(pinned_call(server, tools["echo"].pin())) == {"result": "hi"}
+
+    run(main())
 
 
 def test_a_rejected_question_is_declined() -> None:
@@ -455,9 +503,11 @@ def test_a_name_that_leads_inside_is_not_connected_to(http_port: int) -> None:
     run(main())
 
 
-def from_web(answer: Callable[[WebCall], bytes | None], **fields: object) -> tuple[KneoError, RawWeb]:
+def from_web(
+    answer: Callable[[WebCall], bytes | None], secrets: Mapping[str, str] | None = None, **fields: object
+) -> tuple[KneoError, RawWeb]:
     async def main() -> tuple[KneoError, RawWeb]:
-        async with raw_web(answer) as web, opened(rules=inside(web.port)) as servers:
+        async with raw_web(answer) as web, opened(rules=inside(web.port), secrets=secrets) as servers:
             with pytest.raises(KneoError) as found:
                 await servers.call(call_of("echo", {"text": "hi"}, http(web.port, **fields)))
             return found.value, web
@@ -473,6 +523,22 @@ def test_responses_over_http_are_bounded_and_not_compressed() -> None:
     encoded, web = from_web(lambda _: page(b"x", content_type="application/json", content_encoding="gzip"))
     assert "encoded as gzip" in encoded.message
     assert web.calls[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("place", ["encoding", "error", "no json"])
+def test_failures_over_http_repeat_no_secret(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    def answer(call: WebCall) -> bytes:
+        key = call.headers["x-key"]
+        if place == "encoding":
+            return page(b"x", content_encoding=key)
+        error = {"jsonrpc": "2.0", "id": json.loads(call.body)["id"], "error": {"code": 1, "message": f"not {key}"}}
+        body = json.dumps(error).encode() if place == "error" else f'{{"jsonrpc": {key}'.encode()
+        return page(body, content_type="application/json")
+
+    secrets = {"CRM_TOKEN": "s3cr3t-t0k3n-" * 8}
+    failed, web = from_web(answer, secrets, headers={"X-Key": "${CRM_TOKEN}"})
+    assert web.calls[0].headers["x-key"] == secrets["CRM_TOKEN"]
+    assert "s3cr3t" not in f"{failed} {failed.details} {caplog.text}"
 
 
 def test_failures_over_http_say_what_happened() -> None:

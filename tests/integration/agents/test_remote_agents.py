@@ -15,12 +15,13 @@ from a2a.utils.signing import create_agent_card_signer
 from foreign_agent import ForeignAgent, foreign_agent
 from raw_web import WebCall, page, raw_web
 from rules_now import inside_prod
-from tool_calls import KEY, tool_call
+from tool_calls import KEY, filtered, tool_call
 
 from kneo.agents.a2a import RemoteAgents
-from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolCall
+from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolBackend, ToolCall
 from kneo.errors import KneoError
 from kneo.records.task import Decision, DecisionKind
+from kneo.redaction import REDACTED
 from kneo.trust.keys import PrivateKey
 
 HERE = {"tools": {"permissions": {"allow_network": True, "allowed_domains": ["127.0.0.1"]}}}
@@ -35,8 +36,8 @@ def make(
     return tool_call(arguments, name="painter", agent=agent, environment="prod", a2a=declared, **tool)
 
 
-def backend(url: str) -> RemoteAgents:
-    return RemoteAgents(SECRETS.get, inside_prod(int(url.rpartition(":")[2])), seconds=120)
+def backend(url: str) -> ToolBackend:
+    return filtered(RemoteAgents(SECRETS.get, inside_prod(int(url.rpartition(":")[2])), seconds=120))
 
 
 def with_agent(work: Callable[[ForeignAgent], Awaitable[None]], version: str = "1.0") -> None:
@@ -248,12 +249,67 @@ def test_secrets_go_to_the_host_of_the_url_alone_and_never_come_back() -> None:
                 f"http://127.0.0.1:{other.port}", {"input": "x"}, a2a={"secret_headers": {"X-Key": "${PAINTER_KEY}"}}
             )
             with pytest.raises(KneoError) as found:
-                await RemoteAgents(SECRETS.get, rules).call(echo)
+                await filtered(RemoteAgents(SECRETS.get, rules)).call(echo)
             assert other.calls[-1].headers["x-key"] == "hunter2hunter2"
             assert "hunter2hunter2" not in str(found.value)
             assert "REDACTED" in str(found.value)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "place", ["redirect", "host", "encoding", "status", "refusal", "card", "failed", "question", "result"]
+)
+def test_a_secret_is_in_no_error_question_or_result_of_an_agent(place: str) -> None:
+    secret, url = SECRETS["PAINTER_KEY"], ""
+    parts = [{"text": f"{'.' * 3_900}Which colour? {secret}" * 2}]
+
+    def answer(call: WebCall) -> bytes:
+        if call.target == f"/{secret}":
+            return b"nonsense\r\n\r\n"
+        match place, call.method:
+            case "redirect", _:
+                return page(status=302, location=f"/{secret}")
+            case "host", _:
+                return page(status=302, location=f"https://{secret}.evil.example/")
+            case "encoding", _:
+                return page(b"x", content_encoding=f"{'x' * 40}{secret}")
+            case "status", _:
+                return page(f"{'.' * 995}{secret}".encode(), status=403)
+            case "card", _:
+                return page(json.dumps({"name": secret, "supportedInterfaces": secret}).encode())
+            case _, "GET":
+                interface = {"url": f"{url}/rpc", "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}
+                return page(json.dumps({"name": "painter", "supportedInterfaces": [interface]}).encode())
+            case "refusal", _:
+                error = {"code": -32001, "message": f"{'.' * 995}{secret}"}
+                return page(json.dumps({"jsonrpc": "2.0", "id": json.loads(call.body)["id"], "error": error}).encode())
+        states = {"failed": "FAILED", "question": "INPUT_REQUIRED", "result": "COMPLETED"}
+        message = {"messageId": "m-1", "role": "ROLE_AGENT", "parts": parts}
+        task = {"id": "t-1", "contextId": "c-1", "status": {"state": f"TASK_STATE_{states[place]}", "message": message}}
+        return page(
+            json.dumps({"jsonrpc": "2.0", "id": json.loads(call.body)["id"], "result": {"task": task}}).encode()
+        )
+
+    async def main() -> str:
+        nonlocal url
+        async with raw_web(answer) as web:
+            url = f"http://127.0.0.1:{web.port}"
+            anywhere = {"tools": {"permissions": {"allow_network": True, "allowed_domains": ["127.0.0.1"]}}}
+            call = make(url, {"input": "x"}, agent=anywhere, a2a={"secret_headers": {"X-Key": "${PAINTER_KEY}"}})
+            try:
+                shown = str(await backend(url).call(call))
+            except AnswerRequired as question:
+                shown = f"{question.prompt} {question.schema}"
+            except KneoError as error:
+                shown = f"{error} {error.details}"
+            assert web.calls[0].headers["x-key"] == secret
+            return shown
+
+    shown = asyncio.run(main())
+    assert "hunter2h" not in shown, shown
+    assert REDACTED in shown, shown
+    assert len(shown) < 5_000 or place != "question"
 
 
 def test_only_a_card_that_a_key_of_the_spec_has_signed_is_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from contextlib import suppress
 from time import process_time
@@ -9,6 +10,7 @@ from time import process_time
 import pytest
 from pydantic import ValidationError
 
+from kneo.agents.secrets import CallSecrets
 from kneo.cli.releases.bundles import named
 from kneo.clock import parse_duration
 from kneo.controller.source.address import check_ref, parse_address, redact
@@ -34,6 +36,10 @@ SECONDS = 10
 def secret(text: str) -> None:
     load_tree({"agent": {"name": "a"}, "metadata": {"api_key": text, "note": text}}, rules=check)
 
+
+CALL = CallSecrets()
+CALL.add("hunter2 hunter2")
+ENCODED = base64.b64encode(b"hunter2 hunter2").decode()
 
 READERS: dict[str, tuple[Callable[[str], object], list[str]]] = {
     "windows": (lambda text: parse_window("allow", text), ["Mon,", "Mon-Tue,", "* ", "Mon "]),
@@ -70,6 +76,10 @@ READERS: dict[str, tuple[Callable[[str], object], list[str]]] = {
             "bearer ",
             "change_",
         ],
+    ),
+    "secrets of calls": (
+        lambda text: (CALL.hide_text(text), CALL.hide_divided(text)),
+        ["\\", "\\\\u", "\\u0068", "%", "%68", "&", "&#104;", "&#1", "hunter2", "hunter2 hunter", ENCODED],
     ),
     "secrets in texts": (
         redact_text,
