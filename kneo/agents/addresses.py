@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import httpx
 
@@ -19,6 +19,8 @@ from kneo.agents.public_addresses import is_address, is_public
 from kneo.errors import Forbidden, Invalid
 from kneo.spec.coverage.exposure import permissions_of
 from kneo.spec.models.agent import Agent
+
+C = TypeVar("C")
 
 MAX_ADDRESSES = 32
 """Addresses of one name; more are refused."""
@@ -41,6 +43,26 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     """Return the addresses of a host from the system's resolver."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
+
+
+async def first_connection(
+    addresses: Iterable[str], connect: Callable[[str], Awaitable[C]], refusals: tuple[type[Exception], ...]
+) -> C:
+    """Connect to the first address that accepts a connection.
+
+    Args:
+        addresses: At least one checked address.
+        connect: Connects to an address.
+        refusals: The exceptions after which the next address is tried; the last one is raised.
+    """
+    refused: Exception | None = None
+    for address in addresses:
+        try:
+            return await connect(address)
+        except refusals as error:
+            refused = error
+    assert refused is not None
+    raise refused
 
 
 @dataclass(frozen=True, kw_only=True)

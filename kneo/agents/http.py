@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import httpcore
 import httpx
 
-from kneo.agents.addresses import HostRules, Resolve, resolve
+from kneo.agents.addresses import HostRules, Resolve, first_connection, resolve
 from kneo.errors import Forbidden, KneoError
 
 MAX_REDIRECTS = 5
@@ -90,14 +90,11 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
             addresses = await self._rules.addresses(host, port, self._resolve)
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from None
-        failed: Exception | None = None
-        for address in addresses:
-            try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failed = error
-        assert failed is not None
-        raise failed
+        return await first_connection(
+            addresses,
+            lambda address: self._network.connect_tcp(address, port, timeout, local_address, socket_options),
+            (httpcore.ConnectError, httpcore.ConnectTimeout),
+        )
 
     async def connect_unix_socket(
         self,

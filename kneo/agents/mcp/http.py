@@ -10,13 +10,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import httpcore2
 import httpx2
 from mcp.client import Transport
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR
 
-from kneo.agents.addresses import HostRules, Resolve, resolve
+from kneo.agents.addresses import HostRules, Resolve, first_connection, resolve
 from kneo.agents.mcp.failures import McpRefused
 from kneo.agents.mcp.oauth import ClientCredentials, ConnectionTokens
 from kneo.errors import Invalid
@@ -29,6 +30,13 @@ READ_SECONDS = 300.0
 NOT_SENT = -32_050
 SESSION_ENDED = -32_051
 """Codes of responses that the transport makes itself."""
+
+NOT_CONNECTED = (httpcore2.ConnectError, httpcore2.ConnectTimeout)
+DISCONNECTED = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException)
+"""Failures of a request: before it was sent, and afterwards."""
+
+MAX_CONNECTIONS = 100
+KEEPALIVE_SECONDS = 5.0
 
 _SESSION = "mcp-session-id"
 
@@ -99,13 +107,13 @@ class HttpTransport:
 
     def __init__(self, endpoint: Endpoint, resolver: Resolve = resolve) -> None:
         self._endpoint = endpoint
-        self._network = _CheckedNetwork(endpoint, resolver)
+        self._requests = _CheckedRequests(endpoint, resolver)
         self._tokens = ConnectionTokens()
 
     def streams(self) -> Transport:
         seconds, credentials = self._endpoint.connect_seconds, self._endpoint.credentials
         client = httpx2.AsyncClient(
-            transport=self._network,
+            transport=self._requests,
             headers={**self._endpoint.headers, "Accept-Encoding": "identity"},
             timeout=httpx2.Timeout(seconds, read=self._endpoint.read_seconds),
             trust_env=False,
@@ -121,7 +129,7 @@ class HttpTransport:
         return _with(client, streamable_http_client(self._endpoint.url, http_client=client, max_sse_event_size=limit))
 
     def has_ended(self) -> bool:
-        return self._network.session_ended
+        return self._requests.session_ended
 
     def last_words(self) -> str:
         return ""
@@ -136,30 +144,66 @@ async def _with(client: httpx2.AsyncClient, transport: AbstractAsyncContextManag
         yield streams
 
 
-class _CheckedNetwork(httpx2.AsyncBaseTransport):
-    """Requests to addresses that were checked; their failures are responses, as an exception would end the connection."""
+class _CheckedNetwork(httpcore2.AsyncNetworkBackend):
+    """Connections to addresses that were checked.
+
+    The pool keeps a connection for the host of its URL, not for the address: TLS verified the certificate of that host alone.
+    """
+
+    def __init__(self, hosts: HostRules, resolver: Resolve) -> None:
+        self._hosts, self._resolver, self._network = hosts, resolver, httpcore2.AnyIOBackend()
+
+    async def connect_tcp(  # the signature of httpcore2
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        try:
+            addresses = await self._hosts.addresses(host, port, self._resolver)
+        except OSError as error:
+            raise httpcore2.ConnectError(str(error)) from None
+        return await first_connection(
+            addresses,
+            lambda address: self._network.connect_tcp(address, port, timeout, local_address, socket_options),
+            NOT_CONNECTED,
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        await self._network.sleep(seconds)
+
+
+class _CheckedRequests(httpx2.AsyncBaseTransport):
+    """Requests to allowed hosts; their failures are responses, as an exception would end the connection."""
 
     def __init__(self, endpoint: Endpoint, resolver: Resolve) -> None:
-        self._endpoint, self._resolver = endpoint, resolver
-        self._http = httpx2.AsyncHTTPTransport(verify=endpoint.tls.context(), trust_env=False)
+        self._endpoint = endpoint
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=endpoint.tls.context(),
+            max_connections=MAX_CONNECTIONS,
+            keepalive_expiry=KEEPALIVE_SECONDS,
+            network_backend=_CheckedNetwork(endpoint.hosts, resolver),
+        )
         self.session_ended = False
         self._read_by_flow = {404} if endpoint.credentials is None else {401, 403, 404}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        hosts = self._endpoint.hosts
-        hosts.check_url(str(request.url))
+        self._endpoint.hosts.check_url(str(request.url))
         self._check_message_url(request)
-        host, port = (
-            request.url.raw_host.decode("ascii"),
-            request.url.port or (443 if request.url.scheme == "https" else 80),
+        url, host = request.url, request.url.raw_host.decode("ascii")
+        target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        assert isinstance(request.stream, httpx2.AsyncByteStream)
+        sent = httpcore2.Request(
+            request.method, target, headers=request.headers.raw, content=request.stream, extensions=request.extensions
         )
         try:
-            addresses = await hosts.addresses(host, port, self._resolver)
-            response = await self._first(request, host, addresses)
-        except (OSError, httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            return _failed(request, NOT_SENT, f"{host} cannot be reached: {error or type(error).__name__}")
-        except httpx2.TransportError as error:
-            return _failed(request, CONNECTION_CLOSED, f"{host} did not answer: {error or type(error).__name__}")
+            response = await self._pool.handle_async_request(sent)
+        except NOT_CONNECTED as error:
+            return _failed(request, NOT_SENT, f"{host} cannot be reached: {_reason(error)}")
+        except DISCONNECTED as error:
+            return _failed(request, CONNECTION_CLOSED, f"{host} did not answer: {_reason(error)}")
         return await self._checked(request, response)
 
     def _check_message_url(self, request: httpx2.Request) -> None:
@@ -169,24 +213,12 @@ class _CheckedNetwork(httpx2.AsyncBaseTransport):
             msg = "The MCP server asks for messages at an address other than its message_url."
             raise McpRefused(msg, code="mcp_host_denied")
 
-    async def _first(self, request: httpx2.Request, host: str, addresses: tuple[str, ...]) -> httpx2.Response:
-        """Send the request to the first address that accepts a connection."""
-        for number, address in enumerate(addresses, 1):
-            sent = httpx2.Request(
-                request.method,
-                request.url.copy_with(host=address),
-                headers=request.headers,
-                stream=request.stream,
-                extensions={**request.extensions, "sni_hostname": host},
-            )
-            try:
-                return await self._http.handle_async_request(sent)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout):
-                if number == len(addresses):
-                    raise
-        raise AssertionError(host)  # at least one address was checked
-
-    async def _checked(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+    async def _checked(self, request: httpx2.Request, received: httpcore2.Response) -> httpx2.Response:
+        is_stream = self._endpoint.is_sse and request.method == "GET"
+        body = _Body(received, None if is_stream else self._endpoint.max_message_bytes)
+        response = httpx2.Response(
+            received.status, headers=received.headers, stream=body, extensions=received.extensions
+        )
         encoding = response.headers.get("content-encoding", "identity").lower()
         is_json = response.headers.get("content-type", "").lower().startswith("application/json")
         if encoding != "identity":
@@ -197,40 +229,49 @@ class _CheckedNetwork(httpx2.AsyncBaseTransport):
         elif response.status_code >= 400 and response.status_code not in self._read_by_flow and not is_json:
             problem, code = f"HTTP status {response.status_code}", INTERNAL_ERROR
         else:
-            assert isinstance(response.stream, httpx2.AsyncByteStream)
-            if not (self._endpoint.is_sse and request.method == "GET"):
-                response.stream = _Bounded(response, response.stream, self._endpoint.max_message_bytes)
             return response
-        await response.aclose()
+        await body.aclose()
         return _failed(request, code, problem)
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._pool.aclose()
 
 
-class _Bounded(httpx2.AsyncByteStream):
-    """The body of a response; one that is too long or breaks off fails in the way that the SDK expects."""
+class _Body(httpx2.AsyncByteStream):
+    """The body of a response; one that is too long or breaks off fails in the way that the SDK expects.
 
-    def __init__(self, response: httpx2.Response, stream: httpx2.AsyncByteStream, limit: int) -> None:
-        self._stream, self._limit = stream, limit
-        self._is_events = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+    Args:
+        response: The response.
+        limit: Bytes that are read; ``None`` for the stream of the older transport, whose events the SDK bounds.
+    """
+
+    def __init__(self, response: httpcore2.Response, limit: int | None) -> None:
+        self._response, self._limit = response, limit
+        kinds = [value.lower() for name, value in response.headers if name.lower() == b"content-type"]
+        self._is_events = bool(kinds) and kinds[0].startswith(b"text/event-stream")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         count = 0
         try:
-            async for chunk in self._stream:
+            async for chunk in self._response.aiter_stream():
                 count += len(chunk)
-                if count > self._limit:
+                if self._limit is not None and count > self._limit:
                     raise self._failure(f"the response is above {self._limit} bytes")
                 yield chunk
-        except httpx2.TransportError as error:
-            raise self._failure(f"the response broke off: {error or type(error).__name__}") from None
+        except DISCONNECTED as error:
+            raise self._failure(f"the response broke off: {_reason(error)}") from None
 
     def _failure(self, text: str) -> Exception:
+        if self._limit is None:
+            return httpx2.ReadError(text)
         return httpx2.SSEError(text) if self._is_events else httpx2.StreamError(text)
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self._response.aclose()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _failed(request: httpx2.Request, code: int, message: str) -> httpx2.Response:

@@ -610,8 +610,8 @@ def test_servers_with_the_older_transport_over_http_work_and_name_no_other_addre
         run(main())
 
 
-def certified(folder: Path, host: str) -> tuple[ssl.SSLContext, Path, Path]:
-    """TLS of a server for a host, its certificate, and its key."""
+def certified(folder: Path, host: str, *more: str) -> tuple[ssl.SSLContext, Path, Path]:
+    """TLS of a server for hosts, its certificate, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = SystemClock().now()
@@ -623,7 +623,7 @@ def certified(folder: Path, host: str) -> tuple[ssl.SSLContext, Path, Path]:
         .serial_number(1)
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in (host, *more)]), critical=False)
         .sign(key, hashes.SHA256())
     )
     certificate, secret = folder / "certificate.pem", folder / "key.pem"
@@ -785,20 +785,24 @@ def test_a_tool_without_a_pin_that_is_not_as_declared_is_noted_once_in_a_run(
 class Guarded:
     """An MCP server with an authorization server at the same address; tokens are ``access-token-1``, …"""
 
-    def __init__(self) -> None:
-        self.port = 0
+    def __init__(self, server: str = "http://127.0.0.1", issuer: str = "http://127.0.0.1") -> None:
+        self.port, self.server, self.issuing = 0, server, issuer
         self.issuer: str | None = None
         self.given: list[str] = []
         self.valid: set[str] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.issuing}:{self.port}"
+
+    @property
+    def resource(self) -> str:
+        return f"{self.server}:{self.port}/mcp"
 
     def answer(self, call: WebCall) -> bytes:
         path = call.target.partition("?")[0]
         if path.startswith("/.well-known/oauth-protected-resource"):
-            return self.json({"resource": f"{self.url}/mcp", "authorization_servers": [self.issuer or self.url]})
+            return self.json({"resource": self.resource, "authorization_servers": [self.issuer or self.url]})
         if path.startswith("/.well-known/oauth-authorization-server"):
             endpoints = {f"{name}_endpoint": f"{self.url}/{name}" for name in ("token", "authorization")}
             return self.json({"issuer": self.issuer or self.url, "response_types_supported": ["code"], **endpoints})
@@ -837,7 +841,7 @@ class Guarded:
 
 def oauth_of(guarded: Guarded, **changes: str) -> McpServer:
     oauth = {"issuer": guarded.url, "client_id": "kneo", "client_secret_ref": "CRM_SECRET", **changes}
-    return McpServer.model_validate({"transport": "http", "url": f"{guarded.url}/mcp", "oauth": oauth})
+    return McpServer.model_validate({"transport": "http", "url": guarded.resource, "oauth": oauth})
 
 
 SECRETS = {"CRM_SECRET": "s3cr3t-of-the-client", "WRONG": "another-secret-value"}
@@ -888,6 +892,36 @@ def test_a_client_secret_is_sent_to_its_issuer_alone(case: str) -> None:
     assert guarded.given == []
     tokens = [call for call in sent if call.target == "/token"]
     assert bool(tokens) is (case == "secret")
+
+
+@pytest.mark.parametrize("names", [("crm.example",), ("crm.example", "login.example")], ids=["one", "both"])
+def test_a_connection_is_used_for_the_host_that_its_certificate_was_checked_for(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Server and issuer have one address and port; the certificate may be of the server alone."""
+    tls, certificate, _ = certified(tmp_path, *names)
+    guarded = Guarded("https://crm.example", "https://login.example")
+
+    async def local(_host: str, _port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async def main() -> None:
+        async with raw_web(guarded.answer, tls=tls) as web:
+            guarded.port = web.port
+            rules = ToolRules(inside=[f"{host}.example:{web.port}" for host in ("crm", "login")])
+            server = oauth_of(guarded).model_copy(update={"ca_bundle": str(certificate)})
+            async with opened(rules=rules, secrets=SECRETS, resolver=local) as servers:
+                calling = servers.call(call_of("echo", {}, server))
+                if len(names) == 1:
+                    with pytest.raises(McpServerFailed):
+                        await calling
+                else:
+                    assert await calling == f"with Bearer {REDACTED}"
+            hosts = {call.headers["host"].partition(":")[0] for call in web.calls}
+            assert hosts == set(names)
+
+    run(main())
+    assert len(guarded.given) == len(names) - 1
 
 
 @pytest.mark.parametrize("case", ["refused", "malformed"])
