@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from kneo.clock import Clock
 from kneo.errors import Conflict, Invalid, NotFound, Transient
 from kneo.records.audit import ChainVerdict
-from kneo.store import audit, queue, runs, tasks
+from kneo.store import audit, browser_sessions, push_subscriptions, queue, runs, tasks
 from kneo.store.engine import BUSY_TIMEOUT_MS, WORKER_LOCK, Store, Tx
 from kneo.store.migrate import check_same_schema, open_store
 from kneo.store.tables import metadata
@@ -160,7 +160,7 @@ def _copy_pages(source: Path, draft: Path) -> None:
 
 
 def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
-    """Create a database of this version with the rows of a backup, in which no run has a driver and no link works.
+    """Create a database of this version with the rows of a backup, in which no run has a driver, no link works and no person is signed in.
 
     The tables, indexes and triggers are created here: the file may have other triggers and views, or lack those that keep the
     audit log append-only.
@@ -180,8 +180,10 @@ def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
             msg = f"The audit log of {source} is damaged: {verdict.problem}."
             raise Invalid(msg, code="backup_damaged", hint="Restore an earlier backup, and keep this one as evidence.")
         copy.transact(runs.clear_owners)
-        # A link may have been used after the backup.
+        # A link may have been used after the backup, a person may have signed out, and a browser unsubscribed.
         copy.transact(tasks.expire_links)
+        copy.transact(browser_sessions.end_all)
+        copy.transact(push_subscriptions.end_all)
     return verdict
 
 

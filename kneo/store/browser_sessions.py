@@ -46,6 +46,12 @@ def end_of_issuer(tx: Tx, person: str) -> None:
     tx.connection.execute(delete(browser_sessions).where(theirs))
 
 
+def end_all(tx: Tx) -> None:
+    """Delete all sessions, and the links that would start further ones."""
+    tx.connection.execute(delete(browser_sessions))
+    tx.connection.execute(delete(sign_in_links))
+
+
 def insert_link(tx: Tx, link: SignInLink) -> None:
     """Store a link, and delete those that have expired."""
     tx.connection.execute(delete(sign_in_links).where(sign_in_links.c.expires_at <= tx.at))

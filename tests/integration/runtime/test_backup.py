@@ -21,11 +21,15 @@ from kneo.clock import SystemClock
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.maintenance import backup, backup_sqlite_database, restore, restore_sqlite_database, vacuum
 from kneo.records.run import RunStatus
+from kneo.records.sign_in import PushSubscription
 from kneo.records.task import DecisionKind
+from kneo.service.auth import APIKeyRecord, AuthConfig, keyring
+from kneo.service.callers import Callers
+from kneo.service.console.session import Sessions, end, make_link
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
 from kneo.settings import Settings, from_env
-from kneo.store import audit, receipts, runs
+from kneo.store import audit, push_subscriptions, receipts, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
 from kneo.tasks import links
@@ -165,6 +169,52 @@ def test_proof_comes_back_and_goes_on_and_links_do_not(migrated_url: str, elsewh
     chain = check_receipts(ReceiptFile(handed, is_chain=True), [key_of_old.public, service.public], reviewers)
     assert (chain.problems, [one.signed_by for one in chain.checked]) == ((), [("ann",), ()])
     assert not check_receipts(ReceiptFile(handed, is_chain=True), [service.public]).valid
+
+
+def test_sign_ins_that_ended_after_the_backup_do_not_come_back(
+    migrated_url: str, elsewhere: Settings, tmp_path: Path
+) -> None:
+    keys = keyring(AuthConfig(True, (APIKeyRecord("ann", "ann-key", roles=("admin",)),)))
+
+    def person(store: Store, session: str | None) -> str | None:
+        found = Sessions(store, Callers(keys)).find({"kneo_session": str(session)}, secure=False)
+        return found.principal.name if found else None
+
+    with closing(open_store(migrated_url, SystemClock())) as store:
+        sessions = Sessions(store, Callers(keys))
+        session, other = (sessions.sign_in_with_key("ann-key", "::1") for _ in range(2))
+        link = str(make_link(store, keys, operator="op")).rpartition("/")[2]
+        signed_in = sessions.find({"kneo_session": str(session)}, secure=False)
+        assert signed_in is not None
+        with store.write() as tx:
+            push_subscriptions.lock(tx)
+            push_subscriptions.put(tx, subscription(str(signed_in.token_hash), tx.at), replaced="")
+        backup(store, tmp_path / "copy")
+        # What the copy knows nothing of.
+        end(store, signed_in)
+        assert (person(store, session), person(store, other)) == (None, "ann")
+        assert sessions.sign_in_with_link(link, "::1") is not None
+    restore(elsewhere, tmp_path / "copy")
+    with closing(open_store(elsewhere.database_url, SystemClock())) as store:
+        assert [person(store, each) for each in (session, other)] == [None, None]
+        assert Sessions(store, Callers(keys)).sign_in_with_link(link, "::1") is None
+        with store.read() as tx:
+            assert not push_subscriptions.exist(tx)
+        assert person(store, Sessions(store, Callers(keys)).sign_in_with_key("ann-key", "::1")) == "ann"
+
+
+def subscription(session_hash: str, at: str) -> PushSubscription:
+    return PushSubscription(
+        id="psh_1",
+        browser_hash="browser",
+        session_hash=session_hash,
+        person="ann",
+        key_hash=None,
+        endpoint="https://push.example/1",
+        p256dh="B",
+        auth="A",
+        created_at=at,
+    )
 
 
 def test_a_database_in_use_is_left_alone(engine: Engine, tmp_path: Path) -> None:
