@@ -181,6 +181,14 @@ class Shorthand:
         return {"anyOf": [handler(core), dict(self.schema)]}
 
 
+@dataclass(frozen=True, slots=True)
+class FindingCode:
+    """The code of the finding about a field whose value is of the wrong kind; without one it is ``E_SCHEMA``."""
+
+    code: str
+    aliases: tuple[str, ...] = ()
+
+
 def refused(code: str, message: str, *path: str | int, suggestion: str | None = None) -> PydanticCustomError:
     """Make an error for a validator to raise.
 

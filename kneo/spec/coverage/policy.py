@@ -227,7 +227,7 @@ def _human_review(index: SpecIndex, diagnostics: Sequence[Diagnostic]) -> Map:
         "gates": gates,
         "required": bool(requirements),
         "requirements": requirements,
-        "missing": any(found.code == "W_HUMAN_APPROVAL_MISSING" for found in diagnostics),
+        "missing": any(found.code.startswith("W_HUMAN_APPROVAL_") for found in diagnostics),
     }
 
 

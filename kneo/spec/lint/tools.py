@@ -344,7 +344,13 @@ def governance(index: SpecIndex) -> Iterator[Diagnostic]:
     """Dangerous permissions are reported; a spec with any of them asks a person in a workflow."""
     found = [*unsafe_imports(index), *(each for at in index.agents for each in _permissions(at))]
     yield from found
-    if found and not asks_person(index):
+    if not found or asks_person(index):
+        return
+    if any(at.step.kind == "human" and at.step.enabled for at in index.steps):
+        message = "The spec can make privileged calls, and no run reaches a step of kind human."
+        hint = "Run the workflow that has the step, or write a review at the step or tool that needs one."
+        yield warning("W_HUMAN_APPROVAL_UNREACHED", message, ("workflow",), suggestion=hint)
+    else:
         message = "The spec can make privileged calls, and no workflow asks a person."
         hint = "Add a step of kind human, or a review at the step or tool that needs one."
         yield warning("W_HUMAN_APPROVAL_MISSING", message, ("workflow",), suggestion=hint)
@@ -356,10 +362,9 @@ def _permissions(at: LocatedAgent) -> Iterator[Diagnostic]:
     name, path = at.agent.name, (*at.path, "tools", "permissions")
     stated = at.agent.tools.permissions
     if stated is None:
-        if at.agent.tools.include:
-            message = f"The agent {name} has tools without permissions."
-            hint = "Write tools.permissions, with false for every permission that no tool needs."
-            yield warning("W_TOOL_POLICY_UNRESTRICTED", message, path, suggestion=hint)
+        message = f"The agent {name} has tools without permissions."
+        hint = "Write tools.permissions, with false for every permission that no tool needs."
+        yield warning("W_TOOL_POLICY_UNRESTRICTED", message, path, suggestion=hint)
         return
     if stated.allow_network and not stated.allowed_domains:
         message = f"The tools of {name} may reach every host."

@@ -117,7 +117,7 @@ def _fallback(index: SpecIndex, at: LocatedStep, targets: Mapping[str, LocatedSt
         message = f"The participant {step.id} names a fallback; a participant cannot be the fallback of another."
         hint = "Wrap the two in a workflow and let the participant run that."
         yield error("E_PARTICIPANT_FALLBACK_UNSUPPORTED", message, path, suggestion=hint)
-    elif step.fallback_ref is None:
+    elif step.fallback_ref is None or (step.on_error == "fallback" and not step.fallback_ref):
         message = f"{step.id} has on_error: fallback and no fallback_ref."
         yield error(codes["missing"], message, path, suggestion="Name the step that runs in its place.")
     elif target is None or target is at:
@@ -294,17 +294,14 @@ def _graph(index: SpecIndex, at: LocatedWorkflow, graph: GraphWorkflow) -> Itera
 
 
 def build_cycles(index: SpecIndex) -> Iterator[Diagnostic]:
-    """No component needs itself to be built.
-
-    A workflow that runs itself in a step of its own has a code of its own and is left out here.
-    """
+    """No component needs itself to be built."""
     needs = dependencies(index)
     for members in components(needs, needs.__getitem__):
         part = members[0]
         if len(members) > 1:
             message = f"These components need each other in a cycle: {_cycle(members, needs.__getitem__)}."
-        elif part in needs[part] and part[0] == "agent":
-            message = f"The agent {part[1] or index.spec.agent.name} needs itself."
+        elif part in needs[part]:
+            message = f"The {part[0]} {part[1] or index.spec.agent.name} needs itself."
         else:
             continue
         yield error("E_BUILD_CYCLE", message, ("components",), suggestion="Take one of them out of the cycle.")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from kneo.spec.base import JsonObject, ListOf, Shorthand, SpecModel, Text, refused
+from kneo.spec.base import FindingCode, JsonObject, ListOf, Shorthand, SpecModel, Text, refused
 from kneo.spec.models import shorthand
 
 UNNAMED = "default"
@@ -125,7 +125,7 @@ class MemoryRef(SpecModel):
 class Memory(SpecModel):
     """What the agent sees of earlier runs that have the same session_id, requester and environment."""
 
-    policy: str | None = Field(
+    policy: Annotated[str | None, FindingCode("E_MEMORY_POLICY_REQUIRED")] = Field(
         default=None,
         description="full, sliding_window, summary or retrieval.",
         json_schema_extra={"enum": ["full", "sliding_window", "summary", "retrieval"]},
@@ -150,14 +150,16 @@ class Memory(SpecModel):
 class Guardrail(SpecModel):
     """One check of what goes in, comes out, or is called."""
 
-    id: str | None = None
-    type: str | None = Field(
+    id: Annotated[str | None, FindingCode("E_GUARDRAIL_FIELDS")] = None
+    type: Annotated[str | None, FindingCode("E_GUARDRAIL_FIELDS")] = Field(
         default=None,
         json_schema_extra={"enum": ["keyword", "regex", "function", "agent"]},
         description="keyword and regex match; a function returns whether the text passes; an agent's reply begins with PASS.",
     )
-    mode: str = Field(default="middleware", json_schema_extra={"enum": ["middleware"]})
-    action: str = Field(
+    mode: Annotated[str, FindingCode("E_GUARDRAIL_MODE_UNSUPPORTED")] = Field(
+        default="middleware", json_schema_extra={"enum": ["middleware"]}
+    )
+    action: Annotated[str, FindingCode("E_GUARDRAIL_ACTION_UNSUPPORTED")] = Field(
         default="block",
         json_schema_extra={"enum": ["warn", "block", "retry", "escalate", "human_review", "revise", "redact"]},
         description="What happens with a text that does not pass. A check that cannot be carried out blocks.",
@@ -183,7 +185,9 @@ def _map_only(value: object) -> object:
     return value
 
 
-GuardrailList: TypeAlias = ListOf[Annotated[Guardrail, BeforeValidator(_map_only)]]
+GuardrailList: TypeAlias = Annotated[
+    ListOf[Annotated[Guardrail, BeforeValidator(_map_only)]], FindingCode("E_GUARDRAIL_FIELDS")
+]
 
 
 class Guardrails(SpecModel):

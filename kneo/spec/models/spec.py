@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from kneo.spec.base import DigestText, JsonObject, ListOf, MapOf, Seconds, SpecModel, Text, refused
+from kneo.spec.base import DigestText, FindingCode, JsonObject, ListOf, MapOf, Seconds, SpecModel, Text, refused
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
 from kneo.spec.models.workflow import AnyWorkflow
@@ -30,7 +30,9 @@ class McpPin(SpecModel):
 class McpToolRef(SpecModel):
     """A tool of an MCP server."""
 
-    server: str | None = Field(default=None, description="A name in mcp_servers.")
+    server: Annotated[str | None, FindingCode("E_MCP_UNKNOWN_SERVER", aliases=("E_MCP_TOOL_NO_SERVER",))] = Field(
+        default=None, description="A name in mcp_servers."
+    )
     name: str | None = Field(default=None, description="The tool's name there, where it differs.")
     pin: McpPin | None = Field(
         default=None,
@@ -177,7 +179,7 @@ class Tool(SpecModel):
 
     @property
     def backings(self) -> tuple[Backing, ...]:
-        """The backings that the tool names; more or fewer than one is a finding of the linter."""
+        """The backings that the tool names; more or fewer than one is a finding of the linter. An empty one names nothing."""
         named: dict[Backing, object] = {
             "implementation": self.implementation,
             "http": self.http,
@@ -185,7 +187,7 @@ class Tool(SpecModel):
             "agent": self.agent,
             "a2a": self.a2a,
         }
-        return tuple(name for name, value in named.items() if value is not None)
+        return tuple(name for name, value in named.items() if value not in (None, "", McpToolRef()))
 
     @property
     def all_capabilities(self) -> tuple[Capability, ...]:

@@ -1,12 +1,12 @@
 """Loading of specs: read, merge overlays, migrate, fill defaults, normalize, validate, apply the rules.
 
-Every stage passes a plain tree to the next. The first stage that fails ends the pipeline with its findings; the rules
-apply only to a spec that matches the schema.
+Every stage passes a plain tree to the next. The first stage that fails ends the pipeline with its findings. The rules apply to
+a spec that matches the schema, and else to the part of it that can be read, so that one mistake does not hide another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from kneo.spec.reading.inline import Files, Inlined, fill_prompts, inline_skills
 from kneo.spec.reading.migrate import Migration, UnsupportedVersion, migrate
 from kneo.spec.reading.normalize import NO_DEFAULTS, SpecDefaults, apply_defaults, merge_all, normalize
 from kneo.spec.reading.reader import read
-from kneo.spec.reading.validate import check_model
+from kneo.spec.reading.validate import check_model, readable_part
 
 _TREE_LIMITS = replace(DEFAULT_LIMITS, max_nodes=10 * DEFAULT_LIMITS.max_nodes)
 """For merged values: each file was within its own bounds, and there may be several."""
@@ -141,9 +141,23 @@ def load_tree(
     loaded = LoadedSpec(None, tree, (), documents, migration.renames)
     checked = check_model(Spec, tree)
     if isinstance(checked, tuple):
-        return replace(loaded, diagnostics=loaded.located([*findings, *checked]))
-    findings = [*findings, *rules(checked, context)]
+        findings += checked
+        return replace(loaded, diagnostics=loaded.located([*findings, *_findings_of_rest(tree, rules, context)]))
+    findings += rules(checked, context)
     return replace(loaded, spec=checked, diagnostics=loaded.located(findings))
+
+
+def _findings_of_rest(tree: Mapping[str, object], rules: Rules, context: RuleContext) -> Iterator[Diagnostic]:
+    """Yield the findings of the rules about the readable part of a spec.
+
+    Those about a value that was left out of it, and about the parts that hold the value, may follow from leaving it out; they are
+    not among them. Findings about a whole section of the spec are.
+    """
+    part = readable_part(Spec, tree)
+    if part is None:
+        return
+    silent = {path[:length] for path in part.refused for length in range(2, len(path) + 1)}
+    yield from (found for found in rules(part.model, context) if found.path not in silent)
 
 
 def _prepare(

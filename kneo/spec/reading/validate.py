@@ -6,16 +6,17 @@ suggestion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import UnionType
-from typing import Annotated, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Generic, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from kneo.errors import Invalid
-from kneo.spec.base import PATTERN_WORDS, SpecModel, describe, nearest, quote, suggest
+from kneo.spec.base import PATTERN_WORDS, FindingCode, SpecModel, describe, nearest, quote, suggest
 from kneo.spec.documents import Diagnostic, Document, Path, error, locate
 
 MAX_FINDINGS = 50
@@ -71,24 +72,88 @@ def parse_model(model: type[M], document: Document) -> M:
     return checked
 
 
+@dataclass(frozen=True, slots=True)
+class ReadablePart(Generic[M]):
+    """The model of a value without the values that the schema refuses.
+
+    Attributes:
+        refused: The paths of the values of fields that were left out. Unknown keys, which no field has, are not among them.
+    """
+
+    model: M
+    refused: frozenset[Path]
+
+
+def readable_part(model: type[M], value: object) -> ReadablePart[M] | None:
+    """Return the part of an invalid value that can be checked further.
+
+    Left out are unknown keys, and single values of optional fields; ``None`` where anything else is wrong, as what refers to
+    a part that is left out would be reported too.
+    """
+    try:
+        return ReadablePart(model.model_validate(value), frozenset())
+    except ValidationError as failure:
+        errors = failure.errors(include_url=False)
+    unknown, refused_values = set(), set()
+    for detail in errors:
+        place = follow(model, detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            unknown.add(place.path)
+        elif place.code is not None or (detail["type"] in _SINGLE_VALUE_KINDS and place.field is not None):
+            refused_values.add(place.path)
+        else:
+            return None
+    try:
+        return ReadablePart(model.model_validate(_without(value, unknown | refused_values)), frozenset(refused_values))
+    except ValidationError:
+        return None  # a required field is among those left out
+
+
+def _without(value: object, left_out: Collection[Path], here: Path = ()) -> object:
+    if isinstance(value, dict):
+        paths = ((name, inner, (*here, name)) for name, inner in value.items())
+        return {name: _without(inner, left_out, path) for name, inner, path in paths if path not in left_out}
+    if isinstance(value, list):
+        return [_without(inner, left_out, (*here, number)) for number, inner in enumerate(value)]
+    return value
+
+
 def _finding(model: type[BaseModel], detail: ErrorDetails, documents: Sequence[Document]) -> Diagnostic:
-    path, known = follow(model, detail["loc"])
+    place = follow(model, detail["loc"])
     kind = detail["type"]
     context: _Context = detail.get("ctx", {})
     below = context.get("path", ())
-    path = (*path, *below) if isinstance(below, tuple) else path
-    message, suggestion = _explain(kind, path, detail, known)
-    found = error(str(context.get("code", "E_SCHEMA")), message, path, suggestion=suggestion)
+    path = (*place.path, *below) if isinstance(below, tuple) else place.path
+    message, suggestion = _explain(kind, path, detail, place.known)
+    own = place.code if kind in _EXPECTED_KINDS else None
+    code, aliases = (own.code, own.aliases) if own is not None else (str(context.get("code", "E_SCHEMA")), ())
+    found = error(code, message, path, suggestion=suggestion, aliases=aliases)
     return locate(replace(found, at_key=kind == "extra_forbidden"), documents)
 
 
-def follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[Path, tuple[str, ...]]:
-    """Turn a location of pydantic into a path of the file and the keys that are known where it ends.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path of the file, the keys that are known where it ends, and the field of a model that it names."""
+
+    path: Path
+    known: tuple[str, ...] = ()
+    field: FieldInfo | None = None
+
+    @property
+    def code(self) -> FindingCode | None:
+        """The code of the field's own for values of the wrong kind."""
+        metadata = self.field.metadata if self.field is not None else ()
+        return next((each for each in metadata if isinstance(each, FindingCode)), None)
+
+
+def follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> Place:
+    """Turn a location of pydantic into a place in the file.
 
     The two differ where a value may be one of several models: pydantic adds the tag of the one it tried.
     """
     path: list[int | str] = []
     known: tuple[str, ...] = ()
+    field: FieldInfo | None = None
     here: object = model
     for part in loc:
         here, is_tag = _choose(here, part)
@@ -97,9 +162,10 @@ def follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[Path, tu
         if part == "[key]":
             break
         path.append(part)
-        known = tuple(_fields(here)) if isinstance(here, type) and issubclass(here, BaseModel) else ()
+        fields = _fields(here) if isinstance(here, type) and issubclass(here, BaseModel) else {}
+        known, field = tuple(fields), fields.get(str(part))
         here = _step_into(here, part)
-    return tuple(path), known
+    return Place(tuple(path), known, field)
 
 
 def _choose(annotation: object, part: int | str) -> tuple[object, bool]:
@@ -127,13 +193,14 @@ def _without_none(members: tuple[object, ...]) -> tuple[object, ...]:
     return tuple(member for member in members if member is not type(None))
 
 
-def _fields(model: type[BaseModel]) -> dict[str, object]:
-    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _step_into(annotation: object, part: int | str) -> object:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _fields(annotation).get(str(part))
+        field = _fields(annotation).get(str(part))
+        return field.annotation if field is not None else None
     arguments = get_args(annotation)
     if get_origin(annotation) is dict:
         return cast("object", arguments[1])
@@ -156,6 +223,23 @@ _EXPECTED_KINDS: Mapping[str, str] = {
     "tuple_type": "a list",
     "time_delta_type": "a duration such as 15m",
 }
+
+_SINGLE_VALUE_KINDS = frozenset(
+    {
+        "string_type",
+        "int_type",
+        "int_from_float",
+        "float_type",
+        "finite_number",
+        "bool_type",
+        "literal_error",
+        "greater_than_equal",
+        "greater_than",
+        "less_than_equal",
+        "less_than",
+    }
+)
+"""The errors about a text, a number, a truth value or a choice."""
 
 
 _Explain = tuple[str, str | None]

@@ -78,10 +78,12 @@ class Answer:
 
     Attributes:
         refused: It said that it cannot go on, and printed no findings; those of a policy are in its words.
+        aliases: Further codes of the findings.
     """
 
     findings: list[Finding]
     refused: bool = False
+    aliases: frozenset[str] = frozenset()
 
     def as_json(self) -> dict[str, object]:
         return {"refused": self.refused, "findings": [list(found) for found in self.findings]}
@@ -134,7 +136,8 @@ def answer_of(case: Case, printed: str) -> Answer:
         findings = json.loads(printed)["diagnostics"]
     except (ValueError, KeyError):
         return Answer([(code, None, None) for code in _VIOLATION.findall(printed)], refused=True)
-    return Answer([(found["code"], found["severity"], found["path"]) for found in findings])
+    aliases = frozenset(alias for found in findings for alias in found.get("aliases", ()))
+    return Answer([(found["code"], found["severity"], found["path"]) for found in findings], aliases=aliases)
 
 
 def without_sentences(value: object) -> object:
