@@ -87,8 +87,18 @@ class StepCallView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateVoteView:
+    """A person's vote at a gate."""
+
+    actor: str
+    decision: str
+    at: str
+    comment: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepGateView:
-    """A gate of a run: the question, and the decision where there is one."""
+    """A gate of a run: the question, the votes, and the decision where there is one."""
 
     continuation_id: str
     path: str
@@ -101,8 +111,10 @@ class StepGateView:
     opened_at: str
     resolved_at: str | None
     decision: str | None
-    actor: str | None
+    actor: Annotated[str | None, Field(description="The person whose vote was the last, or policy:timeout.")]
     comment: str | None
+    approvals: Annotated[int, Field(description="The approvals that the gate needs.")]
+    votes: Annotated[list[GateVoteView], Field(description="In their order; empty where a deadline decided.")]
 
     @classmethod
     def of(cls, task: HumanTask) -> StepGateView:
@@ -123,6 +135,11 @@ class StepGateView:
             decision=decision.kind.value if decision is not None else None,
             actor=decision.actor if decision is not None else None,
             comment=readable(comment),
+            approvals=task.quorum.approvals,
+            votes=[
+                GateVoteView(actor=vote.actor, decision=vote.decision.value, at=vote.at, comment=readable(vote.comment))
+                for vote in task.votes
+            ],
         )
 
 

@@ -19,7 +19,7 @@ from kneo.api.sessions import (
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
-from kneo.cli.runs.runs import RunArgument, dollars
+from kneo.cli.runs.runs import RunArgument, dollars, show_gates
 
 
 @examples("kneo runs steps run_01JD8Z4V6M3Q", "kneo runs steps run_01JD8Z4V6M3Q --json")
@@ -40,12 +40,7 @@ def _show_steps(page: StepPageView) -> None:
         return
     heads = ["Step", "Kind", "Attempt", "Status", "Model", "Requests", "Tool calls", "Tokens", "Cost", "Completed"]
     render.table("Steps", heads, [_row(step) for step in page.steps])
-    if page.gates:
-        gates = [
-            [gate.path, gate.position, gate.decision or gate.status, gate.actor, gate.prompt, gate.resolved_at]
-            for gate in page.gates
-        ]
-        render.table("Gates", ["Step", "Position", "Status", "Actor", "Prompt", "Resolved"], gates)
+    show_gates(page.gates)
     _show_next_page(page)
 
 

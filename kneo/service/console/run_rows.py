@@ -9,7 +9,7 @@ from datetime import datetime
 
 from markupsafe import Markup
 
-from kneo.api.run_steps import StepGateView, StepView
+from kneo.api.run_steps import GateVoteView, StepGateView, StepView
 from kneo.api.run_views import UsageView
 from kneo.clock import parse_time
 from kneo.records.run import RunStatus
@@ -73,6 +73,7 @@ class StepRow:
     calls: tuple[CallRow, ...] = ()
     prompt: str = ""
     decision: str = ""
+    votes: tuple[GateVoteView, ...] = ()
     task_id: str = ""
 
     @property
@@ -223,6 +224,7 @@ def _gate_row(gate: StepGateView, event: _Event, axis: TimeAxis, anchor: str) ->
         is_open=state == "waiting",
         prompt=gate.prompt,
         decision=decided,
+        votes=tuple(gate.votes),
         started_at=gate.opened_at,
         task_id=gate.continuation_id,
     )
@@ -238,11 +240,19 @@ def gate_state(gate: StepGateView) -> StepState:
 
 
 def gate_words(gate: StepGateView) -> str:
-    """Return who decided what, and why."""
+    """Return who decided what, and why: of several people each."""
+    several = [_answer_words(vote.actor, vote.decision, vote.comment) for vote in gate.votes]
     if gate.decision is None:
-        return {"cancelled": "withdrawn", "expired": "expired"}.get(gate.status, "waits for people")
-    words = f"{gate.actor} {gate.decision}" if gate.actor else gate.decision
-    return f"{words}: {gate.comment}" if gate.comment else words
+        state = {"cancelled": "withdrawn", "expired": "expired"}.get(gate.status, "waits for people")
+        return "; ".join([*several, state])
+    if len(several) > 1:
+        return "; ".join(several)
+    return _answer_words(gate.actor, gate.decision, gate.comment)
+
+
+def _answer_words(actor: str | None, decision: str, comment: str | None) -> str:
+    words = f"{actor} {decision}" if actor else decision
+    return f"{words}: {comment}" if comment else words
 
 
 # ---- the graph ----------------------------------------------------------------------------------------------------

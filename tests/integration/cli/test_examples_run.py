@@ -57,6 +57,17 @@ def test_what_is_approved_is_published(name, start, resume):
     assert "hello there" in ended["output_text"]
 
 
+def test_a_run_shows_the_answers_that_people_gave(start, resume, kneo):
+    run_id = start("human_approval_workflow")["run_id"]
+    waiting = kneo("runs", "get", run_id, "--json").json
+    assert [(gate["status"], gate["votes"]) for gate in waiting["gates"]] == [("open", [])]
+    resume(waiting, "--approve")
+    [gate] = kneo("runs", "get", run_id, "--json").json["gates"]
+    assert (gate["path"], gate["decision"], len(gate["votes"])) == ("approve", "approved", 1)
+    shown = kneo("runs", "get", run_id).out
+    assert all(text in shown for text in ("Gates", "approve", "approved", gate["actor"], gate["votes"][0]["at"]))
+
+
 def test_what_is_edited_is_published_as_it_was_edited(start, resume):
     ended = resume(start("human_approval_workflow"), "--edit", "Another text.")
     assert ended["status"] == "succeeded"

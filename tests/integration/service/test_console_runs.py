@@ -13,6 +13,8 @@ from console_pages import Browser, HtmlPage, signed_in
 from kneo_process import eventually
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 
+from kneo.clock import parse_time
+
 BOOM = {"id": "explode", "kind": "function", "ref": "boom"}
 FLAKY = {"id": "mend", "kind": "function", "ref": "flaky"}
 
@@ -30,6 +32,11 @@ def states(page: HtmlPage) -> dict[str, str]:
     """Return the states of the nodes of the graph."""
     assert page.having("data-graph")
     return {one["data-step"]: one["data-status"] for one in page.having("data-step") if one[""] in {"a", "g"}}
+
+
+def at(time: str) -> str:
+    """Return a time as pages have it."""
+    return parse_time(time).isoformat(timespec="seconds")
 
 
 def rows(page: HtmlPage) -> list[tuple[str, str]]:
@@ -57,6 +64,29 @@ def test_a_paused_run_shows_where_it_stands_and_what_it_waits_for(
     assert "Announce the new lamp" in step.text
     browse("viewer").get(f"/console/runs/{run['run_id']}/steps/9", expect=404)
     browse("viewer").get(f"/console/runs/{run['run_id']}?offset=x", expect=422)
+
+
+def test_the_page_of_a_run_names_each_voter_with_decision_and_time(
+    bench: Bench, browse: Callable[[str], Browser]
+) -> None:
+    board = {"prompt": "Publish this?", "quorum": {"approvals": 2}}
+    gate = {**PUBLISH, "id": "release", "review": {"before": {"human": "board"}}}
+    run = bench.start(spec_of(DRAFT, gate, humans={"board": board}))
+    bench.answer(run)
+    page = f"/console/runs/{run['run_id']}"
+    assert "reviewer approved; waits for people" in browse("viewer").get(page).text
+    bench.answer(run, role="approver", comment="Go ahead")
+    [told] = bench.get(f"/runs/{run['run_id']}/steps", role="viewer")["gates"]
+    assert [(vote["actor"], vote["decision"], vote["comment"]) for vote in told["votes"]] == [
+        ("reviewer", "approved", None),
+        ("approver", "approved", "Go ahead"),
+    ]
+    assert told["approvals"] == 2
+    assert told["opened_at"] < told["votes"][0]["at"] < told["votes"][1]["at"] == told["resolved_at"]
+    after = browse("viewer").get(page)
+    assert "reviewer approved; approver approved: Go ahead" in after.text
+    times = [one["datetime"] for one in after.having("datetime")]
+    assert {at(vote["at"]) for vote in told["votes"]} <= set(times), "each vote has its time"
 
 
 def test_runs_are_listed_with_filters_in_the_address(bench: Bench, browse: Callable[[str], Browser]) -> None:

@@ -55,6 +55,8 @@ def gate(path: str, opened: int, **changes: object) -> StepGateView:
         decision=None,
         actor=None,
         comment=None,
+        approvals=1,
+        votes=[],
     )
     return replace(view, **changes)  # type: ignore[arg-type]
 
