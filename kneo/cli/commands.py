@@ -204,7 +204,7 @@ ALIASES: Mapping[str, str] = {
     "task resume": "task decide",
     "task unclaim": "task release",
 }
-"""Permanent other names of commands, which the help leaves out: alias → canonical path. An alias of a group has all its commands."""
+"""Permanent other names of commands, which the help shows below them: alias → canonical path. An alias of a group has all its commands."""
 
 
 def aliases_of(group: str) -> Mapping[str, str]:

@@ -62,7 +62,8 @@ class LazyGroup(TyperGroup):
             if entry is not None:
                 if entry.hidden:
                     continue
-                sections.setdefault(entry.section, []).append((name, entry.help))
+                also = [(alias, f"Same as {name}") for alias, other in self.aliases.items() if other == name]
+                sections.setdefault(entry.section, []).extend([(name, entry.help), *also])
                 continue
             command = self.commands[name]
             if not command.hidden:

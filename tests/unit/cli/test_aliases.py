@@ -6,7 +6,7 @@ import pytest
 from typer._click import Command, Context
 
 from kneo.cli.commands import ALIASES
-from kneo.cli.main import LazyGroup, _group
+from kneo.cli.main import LazyGroup, _group, run
 
 
 def find(path: str) -> Command:
@@ -46,3 +46,14 @@ def test_an_alias_runs_the_same_functions_with_the_same_options(alias: str) -> N
 @pytest.mark.parametrize("verb", ["resume", "unclaim", "summary", "prune", "history", "list", "decide"])
 def test_the_fixed_names_of_human_work(verb: str) -> None:
     assert find(f"human {verb}").help == find(f"task {verb}").help
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_the_help_lists_the_alias_below_its_command(alias: str, capsys: pytest.CaptureFixture[str]) -> None:
+    group, _, name = alias.rpartition(" ")
+    canonical = ALIASES[alias].rpartition(" ")[2]
+    assert run([*group.split(), "--help"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name, "Same", "as", canonical] == lines[
+        next(i for i, line in enumerate(lines) if line[:1] == [canonical]) + 1
+    ]
