@@ -174,7 +174,7 @@ class RunView:
             status=run.status,
             agent_name=run.agent_name,
             workflow_name=run.workflow_name,
-            workflow_kind=run.target,
+            workflow_kind=run.workflow_kind,
             input_text=redact_text(run.input_text, personal=False),
             output_text=readable(run.output_text),
             current_step_id=step_id,
@@ -210,6 +210,8 @@ def run_metadata(run: Run, task: HumanTask | None, request: Json | None) -> Json
     values = clean(run.metadata)
     values["requester"] = run.requester
     values["spec_digest"] = run.spec_digest
+    values["workflow_kind"] = run.workflow_kind
+    values["trace_event_count"] = run.trace_count
     usage = _usage(run)
     if usage is not None:
         values["usage"] = vars(usage)

@@ -23,9 +23,13 @@ from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import find_run, read_settled_run
+from kneo.spec.models.shorthand import family
 from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
 from kneo.tasks.people import identities_of
+
+TARGETS = frozenset({"workflow", "agent"})
+"""The kinds of runs that are no family of workflows."""
 
 RunSortField = Literal[
     "run_id",
@@ -57,7 +61,9 @@ def list_runs(
         str | None,
         Field(max_length=200, description="A person who may decide an open task of the run; `me` is the caller."),
     ] = None,
-    workflow_kind: Word | None = None,
+    workflow_kind: Annotated[
+        Word | None, Field(description="The family of the workflow, or `agent`; `workflow` for every family.")
+    ] = None,
     workflow_name: Word | None = None,
     session_id: Word | None = None,
     has_error: bool | None = None,
@@ -91,7 +97,8 @@ def list_runs(
         statuses={check_status(word.strip()) for word in status.split(",")} if status is not None else (),
         environment=environment,
         bundle=bundle,
-        target=workflow_kind,
+        target=workflow_kind if workflow_kind in TARGETS else None,
+        workflow_type=family(workflow_kind) if workflow_kind not in {None, *TARGETS} else None,
         workflow_name=workflow_name,
         session_id=session_id,
         requester=requester,

@@ -230,6 +230,11 @@ class Run:
     """The sum over the journals of the run's agents."""
 
     @property
+    def workflow_kind(self) -> str:
+        """The family of the workflow; ``agent`` where the root agent runs alone, ``workflow`` without a family."""
+        return self.workflow_type or self.target
+
+    @property
     def is_imported(self) -> bool:
         """Whether another platform executed the run."""
         return IMPORTED in self.metadata

@@ -76,7 +76,7 @@ SORTABLE: Mapping[str, ColumnElement[Any]] = {
 LASTING = frozenset({"id", "run_id", "created_at"})
 """Orders in which runs keep their place, so that a list can continue after any of them."""
 
-EQUAL = ("environment", "bundle", "target", "workflow_name", "session_id", "requester")
+EQUAL = ("environment", "bundle", "target", "workflow_type", "workflow_name", "session_id", "requester")
 OTHERS = ("updated_after", "created_after", "created_before")
 
 
@@ -89,7 +89,8 @@ class RunFilter:
     environment: str | None = None
     bundle: str | None = None
     target: str | None = None
-    """``workflow`` or ``agent``; on the wire ``workflow_kind``."""
+    """``workflow`` or ``agent``; on the wire ``workflow_kind``, like the type."""
+    workflow_type: str | None = None
     workflow_name: str | None = None
     session_id: str | None = None
     requester: str | None = None

@@ -235,7 +235,8 @@ def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTa
     }
     if chain:
         changes["candidates"] = people.widen_candidates(task.candidates, chain[0].to)
-    after = _changed(tx, task, "escalated", _facts(task) | {"assignee": to, "from": task.assignee}, **changes)
+    facts = _facts(tx, task) | {"assignee": to, "from": task.assignee}
+    after = _changed(tx, task, "escalated", facts, **changes)
     if chain and task.is_restricted:
         tasks.add_candidates(tx, task.id, people.candidate_rows(after, iter(())))
     notify_people(tx, after, "escalated", after.escalation, chain[0].notify if chain else ())
@@ -264,12 +265,13 @@ def _time_out(tx: Tx, task: HumanTask) -> None:
     if decision is not None and signs:
         assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"
         runs.signal(tx, task.run_id)
-        word = "expired" if decision.effect or decision.kind == "rejected" else "continued"
-        event = record_event(tx, task, word, None, _facts(task) | {"decision": decision.kind})
+        continues = not decision.effect and decision.kind != "rejected"
+        facts = _facts(tx, task) | {"decision": decision.kind, "auto_continued": continues}
+        event = record_event(tx, task, "continued" if continues else "expired", None, facts)
         write_receipt(tx, task, decision, event)
         return
     assert tasks.change(tx, task, status=TaskStatus.EXPIRED), "the run is locked"
-    facts = _facts(task)
+    facts = _facts(tx, task) | {"auto_continued": False}
     message = f"Nobody answered {task.step_id} before {task.deadline_at}."
     if not signs:
         facts |= {"unsigned": NO_KEY, "not_taken": decision.kind if decision is not None else None}
@@ -286,5 +288,21 @@ def _time_out(tx: Tx, task: HumanTask) -> None:
     write_receipt(tx, task, None, event)
 
 
-def _facts(task: HumanTask) -> dict[str, object]:
-    return {"timeout_seconds": task.timeout_seconds, "expires_at": task.deadline_at, "on_timeout": task.on_timeout}
+def _facts(tx: Tx, task: HumanTask) -> dict[str, object]:
+    """Return the facts of a deadline or escalation: ``expired_at`` is the time at which it is processed."""
+    return {
+        "timeout_seconds": task.timeout_seconds,
+        "expires_at": task.deadline_at,
+        "expired_at": tx.at,
+        "on_timeout": task.on_timeout,
+        "original_assignee": _original_assignee(tx, task),
+    }
+
+
+def _original_assignee(tx: Tx, task: HumanTask) -> str | None:
+    """Return the assignee before the first escalation."""
+    if not task.escalation:
+        return task.assignee
+    escalated = next((event for event in tasks.events_of(tx, task.id) if event.type == "escalated"), None)
+    before = escalated.data.get("from") if escalated is not None else task.assignee
+    return str(before) if before is not None else None

@@ -28,7 +28,7 @@ def five(store: Store, clock: ManualClock) -> list[str]:
         {"input_text": "100% sure", "metadata": {"session_id": "s1"}},
         {"input_text": "100 percent", "metadata": {"session_id": "s1"}},
         {"status": RunStatus.FAILED, "error": RunError(type="boom", message="x"), "output_text": "Said LOUDLY"},
-        {"target": "agent", "workflow_name": None},
+        {"target": "agent", "workflow_name": None, "workflow_type": None},
         {"environment": "prod", "workflow_name": "other", "requester": "bob"},
     )
     made = []
@@ -57,6 +57,8 @@ def five(store: Store, clock: ManualClock) -> list[str]:
         (RunFilter(requester="bob"), [4]),
         (RunFilter(requester="ann", session_id="s1"), [0, 1]),
         (RunFilter(target="agent"), [3]),
+        (RunFilter(workflow_type="sequential"), [0, 1, 2, 4]),
+        (RunFilter(workflow_type="graph"), []),
         (RunFilter(workflow_name="other"), [4]),
         (RunFilter(environment="prod", target="agent"), []),
     ],

@@ -143,6 +143,30 @@ def test_silence_decides(store: Store, clock: ManualClock, effect: str, kind: st
     assert caught.value.code == "human_task_expired"
 
 
+@pytest.mark.parametrize(
+    ("on_timeout", "event", "continued"),
+    [("fail", "human.expired", False), ("reject", "human.expired", False), ("continue", "human.continued", True)],
+)
+def test_the_audit_log_has_when_a_deadline_was_processed_and_who_was_asked(
+    store: Store, clock: ManualClock, on_timeout: str, event: str, continued: bool
+) -> None:
+    ask(store, timeout_seconds=60, on_timeout=on_timeout, assignee="ann", escalate=[{"after": 30, "to": "ben"}])
+    pass_(clock, store, 30)
+    pass_(clock, store, 45)
+    with store.read() as tx:
+        [escalated], [expired] = (audit.events(tx, event_type=each) for each in ("human.escalated", event))
+    assert {
+        key: expired.event.metadata[key] for key in ("expired_at", "expires_at", "timeout_seconds", "on_timeout")
+    } == {
+        "expired_at": isoformat(clock.now()),
+        "expires_at": isoformat(clock.now() - timedelta(seconds=15)),
+        "timeout_seconds": 60,
+        "on_timeout": on_timeout,
+    }
+    assert expired.event.metadata["auto_continued"] is continued
+    assert [each.event.metadata["original_assignee"] for each in (escalated, expired)] == ["ann", "ann"]
+
+
 def test_silence_ends_the_run_unless_it_says_otherwise(store: Store, clock: ManualClock) -> None:
     task = ask(store, timeout_seconds=60)
     pass_(clock, store, 60)

@@ -94,7 +94,7 @@ def _head(run: Run) -> Json:
         "run_id": run.id,
         "status": run.status.value,
         "workflow_name": run.workflow_name,
-        "workflow_kind": run.target,
+        "workflow_kind": run.workflow_kind,
     }
 
 

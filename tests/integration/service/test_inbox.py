@@ -52,6 +52,31 @@ def test_votes_are_counted_until_there_are_enough(bench: Bench) -> None:
     assert bench.answer(run, role="approver")["status"] == "succeeded"
 
 
+def test_runs_and_tasks_have_the_family_of_their_workflow(bench: Bench) -> None:
+    chat = {"type": "group_chat", "participants": [DRAFT, {**APPROVE, "id": "ask"}]}
+    run = bench.start({**spec_of(DRAFT, humans={"editor": {}}), "workflow": chat})
+    agent = bench.start(spec_of(DRAFT), target="agent")
+    kinds = [bench.get(f"/runs/{each['run_id']}{part}")["workflow_kind"] for each in (run, agent) for part in VIEWS]
+    assert kinds == ["group-chat"] * 3 + ["agent"] * 3
+    assert (run["metadata"]["workflow_kind"], agent["metadata"]["workflow_kind"]) == ("group-chat", "agent")
+    assert run["metadata"]["trace_event_count"] == bench.get(f"/runs/{run['run_id']}/trace")["total"]
+
+    def listed(path: str, kind: str) -> set[str]:
+        page = bench.get(path, workflow_kind=kind, limit=1000)
+        return {each["run_id"] for each in page["runs" if path == "/runs" else "tasks"]}
+
+    assert task_of(bench, run)["workflow_kind"] == "group-chat"
+    for word in ("group-chat", "group_chat"):
+        assert run["run_id"] in listed("/human-tasks", word)
+        assert run["run_id"] in listed("/runs", word)
+    assert run["run_id"] in listed("/runs", "workflow")
+    assert agent["run_id"] in listed("/runs", "agent")
+    assert not {run["run_id"], agent["run_id"]} & listed("/runs", "sequential")
+
+
+VIEWS = ("", "/recovery", "/replay")
+
+
 def test_values_are_checked_and_handed_on(bench: Bench) -> None:
     run = paused(bench, {**PUBLISH, "id": "release", "review": {"before": {"human": "editor", "fields": FIELDS}}})
     refused = bench.answer(run, values={"tone": "loud"}, expect=422)
