@@ -98,7 +98,7 @@ def list_runs(
         environment=environment,
         bundle=bundle,
         target=workflow_kind if workflow_kind in TARGETS else None,
-        workflow_type=family(workflow_kind) if workflow_kind not in {None, *TARGETS} else None,
+        workflow_type=family(workflow_kind) if workflow_kind is not None and workflow_kind not in TARGETS else None,
         workflow_name=workflow_name,
         session_id=session_id,
         requester=requester,
