@@ -125,7 +125,7 @@ SECONDS ?= 60
 SEED ?= 0
 
 fuzz: $(VENV)/.ready-dev ## Feed malformed files to every spec reader, for SECONDS
-	@$(BIN)/python tests/fuzz/fuzz_spec.py --seconds $(SECONDS) --seed $(SEED)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_spec --seconds $(SECONDS) --seed $(SEED)
 
 ONLY ?=
 

@@ -217,6 +217,6 @@ def _skilled(agent: object, add: list[str], disable: list[str]) -> object:
     if not isinstance(agent, dict):
         return agent
     has = agent.get("skills") or []
-    if not isinstance(has, list):
-        return agent
+    if not isinstance(has, list) or not all(isinstance(name, str) for name in has):
+        return agent  # the schema, which comes next, reports what it is
     return {**agent, "skills": [name for name in dict.fromkeys([*has, *add]) if name not in disable]}

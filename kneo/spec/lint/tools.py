@@ -123,7 +123,8 @@ def _remote_agent(index: SpecIndex, agent: RemoteAgent, name: str) -> Iterator[D
         yield error("E_TOOL_A2A", message, (*path, "url"), suggestion=hint)
     yield from _secret_headers("E_TOOL_A2A", agent.secret_headers, path)
     for number, key in enumerate(agent.keys):
-        if key.get("kty") not in PUBLIC_KEYS or "d" in key:
+        kind = key.get("kty")
+        if not isinstance(kind, str) or kind not in PUBLIC_KEYS or "d" in key:
             message = f"Key {number + 1} of {name} is no public key."
             hint = "Copy it from the JSON Web Key Set of the service: kty is OKP, EC or RSA, and d is private."
             yield error("E_TOOL_A2A", message, (*path, "keys", number), suggestion=hint)

@@ -250,10 +250,11 @@ def _step(value: object) -> object:
     if not isinstance(expanded, dict):
         return expanded
     changes: dict[str, Change] = {"review": _review}
-    if expanded.get("kind") in {"steps", "parallel", "condition", "loop"}:
+    kind = expanded.get("kind")
+    if kind in ("steps", "parallel", "condition", "loop"):
         changes |= {"steps": partial(_each_item, _step), "else": partial(_each_item, _step)}
         changes |= {"when": _condition, "until": _condition}
-    elif expanded.get("kind") == "router":
+    elif kind == "router":
         changes |= {"choices": _choices, "selector": _selector}
         return _with_order(_changed(expanded, changes))
     return _changed(expanded, changes)

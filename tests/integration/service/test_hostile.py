@@ -57,6 +57,36 @@ def test_it_is_answered_and_the_answer_is_json(house: Bench, name: str, path: st
         assert house.get("/runs", limit=1)["count"] == 1
 
 
+STRUCTURES: dict[str, dict[str, object]] = {
+    "the kind of a step": {"workflow": {"type": "sequential", "steps": [{"id": "x", "kind": {"agent": 1}}]}},
+    "the kind of a nested step": {"workflow": [{"id": "l", "kind": "loop", "steps": [{"id": "x", "kind": ["agent"]}]}]},
+    "the name of a skill": {"agent": {"name": "helper", "skills": [{"a": 1}]}},
+    "the type of a key": {
+        "tools": {"paint": {"description": "Paints.", "a2a": {"url": "https://a.example", "keys": [{"kty": {}}]}}}
+    },
+}
+"""Parts of specs that have another structure than their fields."""
+
+WAYS = ("validate", "lint", "compile", "explain", "graph", "policy-report", "resolve", "migrate", "diff")
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_spec_of_another_structure_is_refused_with_a_finding(house: Bench, name: str) -> None:
+    spec = {"agent": {"name": "helper"}, **STRUCTURES[name]}
+    for way in WAYS:
+        body: dict[str, object] = {"spec": spec}
+        if way == "diff":
+            body = {"before": {"spec": spec}, "after": {"spec": spec}}
+        answer = house.client().post(f"/specs/{way}", json=body)
+        assert answer.status_code in {200, 400}, (way, answer.text)
+    findings = house.post("/specs/lint", {"spec": spec})
+    assert findings["error_count"] >= 1
+    assert all(item["code"].startswith(("E_", "W_", "I_")) for item in findings["diagnostics"])
+    change = {"add": ["a"], "disable": ["b"]}
+    started = house.client().post("/runs", json={"input": "x", "spec": spec, "skills": change})
+    assert (started.status_code, started.json()["error"]) == (400, "spec_invalid")
+
+
 NUL = {
     "an input": ("POST", "/runs", {"input": "a\0b", "spec": spec_of(DRAFT)}),
     "an environment": ("POST", "/runs", {"input": "x", "bundle": "b", "environment": "a\0b"}),

@@ -1,3 +1,7 @@
+import json
+
+import pytest
+
 from kneo.spec.documents import warning
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.load import SourceFile, load_spec, load_tree, resolve
@@ -195,3 +199,12 @@ components: {humans: {h: {timeout: soon, fields: [{name: n, field_type: number}]
         "components.humans.h.timeout_seconds": (10, 36),
         "components.humans.h.fields[0].type": (10, 73),
     }
+
+
+@pytest.mark.parametrize("kind", [{"agent": 1}, ["agent"], [[]], {}, 7, None, True])
+def test_a_kind_of_step_that_is_no_text_is_a_finding_with_a_place(kind):
+    step = f"{{id: x, kind: {json.dumps(kind)}, steps: []}}"
+    text = f"agent: {{name: root}}\nworkflow:\n  - {step}\n  - {{id: l, kind: loop, steps: [{step}]}}\n"
+    loaded = load_spec(text.encode(), file="s.yaml")
+    assert not loaded.valid
+    assert {(found.line, found.file) for found in loaded.diagnostics} >= {(3, "s.yaml"), (4, "s.yaml")}
