@@ -16,7 +16,7 @@ from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report
 from kneo.controller.stages.approvals import signed_by_known
 from kneo.controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
-from kneo.controller.stages.load import DeclaredState, SourceProblem, find_bundles
+from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, find_bundles
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, make_plan
 from kneo.controller.stages.report import Drift, Outcome
 from kneo.controller.stages.verify import Candidate, TrustContext, Verified, verify
@@ -147,9 +147,20 @@ class EnvironmentReconciler:
     def run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
         """Bring one environment to its declared state, as far as trust and gates allow.
 
+        A failure is reported in this environment alone; the others are reconciled.
+
         Raises:
             Transient: the lease was lost, or another process changed the registry; nothing was written.
         """
+        try:
+            return self._run(environment, shared)
+        except Transient:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged, and a condition of this environment
+            problem = failure(f"The reconciliation of {environment.name}", error)
+            return self._report(environment.name, report.report_failure(problem, shared.declared.revision), shared)
+
+    def _run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
         declared, name = shared.declared, environment.name
         before = registry_state.rules_before(shared.state.records.get(name), environment, declared.revision)
         if isinstance(before, SourceProblem):
@@ -170,7 +181,9 @@ class EnvironmentReconciler:
 
     def refuse(self, name: str, problem: SourceProblem, shared: ReconcileContext) -> Outcome:
         """Report an environment that this commit cannot change."""
-        result = report.report_problem(problem, shared.declared.revision, trusted=True)
+        return self._report(name, report.report_problem(problem, shared.declared.revision, trusted=True), shared)
+
+    def _report(self, name: str, result: report.EnvironmentReport, shared: ReconcileContext) -> Outcome:
         with self.store.write() as tx:
             check_lease(tx, shared.lease)
             report.write_report(tx, name, result, revision=shared.declared.revision)

@@ -137,12 +137,11 @@ class Controller:
             with self._renewing(lease):
                 return self.reconciler.handlers[request.kind](request, lease)
         except KneoError as error:
-            return {"error": error.code, "kind": type(error).__name__, "message": str(error)}
+            return _error(error)
         except Exception as error:
             # The row would stay open, and end the controller again after each start.
             log.exception("a request could not be handled")
-            message = f"{type(error).__name__} in the controller; see its log."
-            return {"error": "internal_error", "kind": KneoError.__name__, "message": message}
+            return _error(error)
 
     def _finish(self, handled: Sequence[ControllerRequest], result: Mapping[str, object]) -> None:
         if not handled:
@@ -194,12 +193,12 @@ class Controller:
             self._settled = True
             log.warning("the source cannot be reconciled: %s", error)
             return {"error": error.code, "message": str(error)}
-        except KneoError as error:
+        except Exception as error:
             self._plan_next(failed=True)
             log.exception("reconcile failed")
-            return {"error": error.code, "message": str(error)}
-        self._plan_next(failed=False)
-        if not announced and before not in {None, self.reconciler.commit}:
+            return _error(error)
+        self._plan_next(failed=done.has_failed, reached=True)
+        if not (announced or done.has_failed) and before not in {None, self.reconciler.commit}:
             metrics.HOOKS_MISSED.inc()
         self._settled = not any(isinstance(outcome, Reconciling) for outcome in done.outcomes.values())
         if done.problem is None:
@@ -223,9 +222,15 @@ class Controller:
         with metrics.RECONCILE_SECONDS.labels("poll").time():
             return self.reconciler.is_current()
 
-    def _plan_next(self, *, failed: bool) -> None:
+    def _plan_next(self, *, failed: bool, reached: bool = False) -> None:
+        """Schedule the next reconciliation.
+
+        Args:
+            failed: Whether the last one failed.
+            reached: Whether it reached the repository even so: a new process would not help.
+        """
         metrics.RECONCILES.labels("failed" if failed else "done").inc()
-        if not failed:
+        if reached or not failed:
             self._last_success = monotonic()
             metrics.LAST_SUCCESS.set(self.store.clock.now().timestamp())
         self._failures = self._failures + 1 if failed else 0
@@ -254,6 +259,14 @@ class Controller:
         metrics.clear_findings()
         self._settled = False
         self._next = 0.0
+
+
+def _error(error: Exception) -> dict[str, object]:
+    """Return an error as the result of a request; the message of a defect may hold content of a file."""
+    if isinstance(error, KneoError):
+        return {"error": error.code, "kind": type(error).__name__, "message": str(error)}
+    message = f"{type(error).__name__} in the controller; see its log."
+    return {"error": "internal_error", "kind": KneoError.__name__, "message": message}
 
 
 QUIET = frozenset({"opened", "closed_no_write"})

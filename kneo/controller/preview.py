@@ -29,11 +29,20 @@ from kneo.controller.source_tracker import check_history
 from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import committed_records, count_votes, role_members
 from kneo.controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of
-from kneo.controller.stages.load import DeclaredState, Loader, SourceProblem, find_bundles, in_order, load, removed
+from kneo.controller.stages.load import (
+    DeclaredState,
+    Loader,
+    SourceProblem,
+    failure,
+    find_bundles,
+    in_order,
+    load,
+    removed,
+)
 from kneo.controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
 from kneo.controller.stages.report import further_gates
 from kneo.digest import Digest
-from kneo.errors import Invalid, KneoError
+from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.coverage.environment_gates import guarded_steps
@@ -103,9 +112,14 @@ def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: verify.T
     if isinstance(trust, SourceProblem):
         return result | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
     served = {name: dict(here) for name, here in state.served.items()}
-    described = {
-        name: _environment(name, snapshot, declared, trust, inputs, served) for name in in_order(declared.environments)
-    }
+    described: dict[str, Json] = {}
+    for name in in_order(declared.environments):
+        try:
+            described[name] = _environment(name, snapshot, declared, trust, inputs, served)
+        except Transient:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged, and the problem of this environment alone
+            described[name] = _unchanged(name, failure(f"The plan of {name}", error))
     gone = [
         name
         for name in sorted(set(state.names) - set(declared.environments))

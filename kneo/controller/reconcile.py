@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -19,11 +19,19 @@ from kneo.controller.source.mirror import Mirror
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.source_tracker import UNREACHABLE, SourceTracker
 from kneo.controller.stages.gates import CommitTimes
-from kneo.controller.stages.load import DeclaredState, Loader, SourceProblem, in_order, removed
-from kneo.controller.stages.report import Outcome, Stalled, report_problem, write_report
+from kneo.controller.stages.load import DeclaredState, Loader, SourceProblem, failure, in_order, removed
+from kneo.controller.stages.report import (
+    EnvironmentReport,
+    Failed,
+    Outcome,
+    Stalled,
+    report_failure,
+    report_problem,
+    write_report,
+)
 from kneo.controller.stages.verify import TrustConfig, TrustContext, establish_trust
 from kneo.digest import Digest
-from kneo.errors import Invalid
+from kneo.errors import Invalid, Transient
 from kneo.store import audit, requests
 from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
@@ -85,6 +93,11 @@ class ReconcileResult:
     problem: SourceProblem | None = None
     """The problem of the whole commit."""
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the reconciliation of an environment failed and has to be tried again."""
+        return any(isinstance(outcome, Failed) for outcome in self.outcomes.values())
+
 
 Handler = Callable[[ControllerRequest, Lease], Mapping[str, object]]
 """Executes a request row."""
@@ -130,9 +143,17 @@ class Reconciler:
             Transient: the repository or the database did not answer; nothing was written, try again.
             Invalid: the repository itself cannot be followed (``HistoryRewritten``, ``LimitExceeded``, …). The problem is in
                 every environment's conditions; current releases stay.
+
+        Any other exception is a defect; it is in every environment's conditions too, and is raised.
         """
         with span("kneo.reconcile") as traced:
-            result = self._reconcile(lease)
+            try:
+                result = self._reconcile(lease)
+            except (Transient, Invalid):
+                raise
+            except Exception as error:
+                self._report_failure(error, lease)
+                raise
             traced.note(
                 kneo_revision=result.revision,
                 kneo_problem=result.problem.reason if result.problem is not None else None,
@@ -151,9 +172,16 @@ class Reconciler:
             result = self._rebuild([*earlier, snapshot], lease)
         else:
             result, _ = self._follow(snapshot, lease)
-        if result.problem is None:
+        if result.problem is None and not result.has_failed:
             self.commit = snapshot.commit
         return result
+
+    def _report_failure(self, error: Exception, lease: Lease) -> None:
+        problem = failure("The reconciliation", error)
+        with self.store.write() as tx:
+            check_lease(tx, lease)
+            _report_everywhere(tx, report_failure(problem, UNKNOWN), UNKNOWN)
+        audit.seal(self.store)
 
     def _rebuild(self, commits: Sequence[SourceSnapshot], lease: Lease) -> ReconcileResult:
         """Reconcile an empty registry with one commit after another.
@@ -251,7 +279,8 @@ class Reconciler:
             with self.store.write() as tx:
                 check_lease(tx, lease)
                 self._source.refuse(tx, error)
-                _report_everywhere(tx, SourceProblem(error.code, str(error)))
+                problem = SourceProblem(error.code, str(error))
+                _report_everywhere(tx, report_problem(problem, UNKNOWN, trusted=False), UNKNOWN)
             audit.seal(self.store)
             raise
 
@@ -269,7 +298,8 @@ class Reconciler:
             check_lease(tx, lease)
             if isinstance(trust, SourceProblem):
                 self._source.refuse(tx, Invalid(trust.message, code=trust.reason, new=snapshot.commit))
-                _report_everywhere(tx, trust, declared)
+                result = report_problem(trust, declared.revision, trusted=False)
+                _report_everywhere(tx, result, declared.revision, declared.environments)
             else:
                 (self._source.accept if last else self._source.accept_earlier)(tx, snapshot)
                 registry.accept_roots(tx, declared.roots, revision=declared.revision)
@@ -293,12 +323,14 @@ class Reconciler:
         return outcomes
 
 
-def _report_everywhere(tx: Tx, problem: SourceProblem, declared: DeclaredState | None = None) -> None:
+UNKNOWN = "unknown"
+"""The revision of a report about a commit that could not be read."""
+
+
+def _report_everywhere(tx: Tx, result: EnvironmentReport, revision: str, declared: Collection[str] = ()) -> None:
     """Report a problem in every environment but those that are retired, which the repository no longer concerns."""
-    revision = declared.revision if declared else "unknown"
-    names = set(declared.environments) if declared else set()
     state = read_registry(tx)
-    names |= {name for name in state.names if not is_retired(state.records.get(name), state.served)}
-    for name in sorted(names):
+    known = {name for name in state.names if not is_retired(state.records.get(name), state.served)}
+    for name in sorted({*declared, *known}):
         metrics.READY.labels(name).set(False)
-        write_report(tx, name, report_problem(problem, revision, trusted=False), revision=revision)
+        write_report(tx, name, result, revision=revision)

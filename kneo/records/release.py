@@ -21,6 +21,10 @@ class ConditionType(StrEnum):
     DRIFT_DETECTED = "DriftDetected"
 
 
+RECONCILE_FAILED = "ReconcileFailed"
+"""The reason of a stalled environment whose reconciliation ended with an unexpected error; the controller tries again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Condition:
     type: ConditionType

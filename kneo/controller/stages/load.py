@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -9,10 +10,15 @@ from dataclasses import dataclass
 
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.errors import KneoError
+from kneo.records.release import RECONCILE_FAILED
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment, ReleasePin
 from kneo.trust.hmac_bundle import hmac_path
 from kneo.trust.verify import bundle_path
+
+log = logging.getLogger("kneo.controller")
+
+_SEE_LOG = "The log of the controller has the traceback; please report this defect."
 
 TRUST = "environments/trust.json"
 ENVIRONMENT = re.compile(r"environments/([a-z0-9][a-z0-9-]{0,62})\.ya?ml")
@@ -27,6 +33,20 @@ class SourceProblem:
 
     reason: str
     message: str
+
+
+def failure(what: str, error: Exception) -> SourceProblem:
+    """Log an exception, and return it as a problem of one environment, so that the others are reconciled.
+
+    Args:
+        what: The failed work, as the subject of a sentence.
+        error: The exception. Only a ``KneoError`` has a message for people; others may hold content of a file.
+    """
+    log.error("%s failed", what, exc_info=error)
+    if isinstance(error, KneoError):
+        return SourceProblem(error.code, str(error))
+    message = f"{what} failed with an unexpected {type(error).__name__}. {_SEE_LOG}"
+    return SourceProblem(RECONCILE_FAILED, message)
 
 
 def removed(name: str, revision: str, questions: object) -> SourceProblem:
@@ -157,6 +177,8 @@ def _environment(name: str, path: str, text: bytes) -> Environment | SourceProbl
         environment = parse_environment(text, file=path)
     except KneoError as error:
         return SourceProblem("PolicyInvalid", str(error))
+    except Exception as error:  # noqa: BLE001 - logged, and a problem of this environment alone
+        return failure(f"Reading {path}", error)
     if environment.name != name:
         message = f"{path}: metadata.name is {environment.name!r}; it must be {name!r}, like the file."
         return SourceProblem("PolicyInvalid", message)

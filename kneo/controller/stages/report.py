@@ -54,7 +54,12 @@ class Stalled(_NotReady):
     """Only a new commit can help."""
 
 
-Outcome = Ready | Reconciling | Stalled
+@dataclass(frozen=True)
+class Failed(_NotReady):
+    """The reconciliation failed; the controller tries again."""
+
+
+Outcome = Ready | Reconciling | Stalled | Failed
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,15 @@ def report_problem(problem: SourceProblem, revision: str, *, trusted: bool) -> E
         for type_, status in ((kind, False), (ConditionType.STALLED, True), (ConditionType.READY, False))
     )
     return EnvironmentReport(Stalled(problem.reason, problem.message), conditions, None)
+
+
+def report_failure(problem: SourceProblem, revision: str) -> EnvironmentReport:
+    """Report an environment whose reconciliation failed. Its current releases stay."""
+    conditions = tuple(
+        Condition(type=kind, status=status, reason=problem.reason, message=problem.message, revision=revision)
+        for kind, status in ((ConditionType.STALLED, True), (ConditionType.READY, False))
+    )
+    return EnvironmentReport(Failed(problem.reason, problem.message), conditions, None)
 
 
 def report_policy(environment: Environment, verdict: Blocked, revision: str) -> EnvironmentReport:

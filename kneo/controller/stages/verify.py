@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kneo.clock import parse_time
-from kneo.controller.stages.load import DeclaredState, SourceProblem, find_bundle
+from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, find_bundle
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.records.release import BundleRecord
@@ -268,6 +268,9 @@ def verify(
             desired[entry.bundle] = candidate_of(bundle, declared.revision)
         except KneoError as error:
             rejected.append(Rejection(entry.bundle, entry.version, error.code, str(error)))
+        except Exception as error:  # noqa: BLE001 - logged, and a refusal of this bundle alone
+            message = failure(f"The check of {entry.bundle} {entry.version}", error).message
+            rejected.append(Rejection(entry.bundle, entry.version, "SpecInvalid", message))
     return Verified(desired, tuple(rejected))
 
 

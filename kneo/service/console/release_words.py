@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.api.release_views import EnvironmentView, ReleaseView, SpecChangeView
-from kneo.records.release import Condition, Hold, Pending
+from kneo.records.release import RECONCILE_FAILED, Condition, ConditionType, Hold, Pending
 from kneo.service.console.words import count, span
 
 ADVERSE = frozenset({"Stalled", "Reconciling", "Held", "DriftDetected"})
@@ -33,7 +33,7 @@ OPEN: Mapping[str, str] = {
     "DriftDetected": "a release has drifted",
     "Ready": "not ready",
     "Reconciling": "a gate is closed",
-    "Stalled": "needs a new commit",
+    "Stalled": "needs a person",
 }
 
 DANGER: Mapping[str, str] = {"high": "bad", "medium": "wait", "low": "off"}
@@ -73,8 +73,9 @@ def conditions_of(items: Sequence[Condition]) -> tuple[list[OpenCondition], list
 def state_of(environment: EnvironmentView) -> tuple[str, str]:
     """Return the state of an environment: the kind of a chip, and its text."""
     states = {item.type.value: item.status for item in environment.conditions}
-    if states.get("Stalled"):
-        return "bad", "refused a change"
+    stalled = next((item for item in environment.conditions if item.type is ConditionType.STALLED), None)
+    if stalled is not None and stalled.status:
+        return "bad", "reconciliation failed" if stalled.reason == RECONCILE_FAILED else "refused a change"
     if environment.suspension is not None:
         return "hold", "suspended"
     if environment.pending:

@@ -12,6 +12,7 @@ from service_bench import Json
 
 from kneo.api.operation import Context
 from kneo.api.promotions import PromotionDetailView, get_promotion
+from kneo.controller import environment
 from kneo.service.console import environments
 from kneo.store import requests
 
@@ -276,3 +277,20 @@ def test_acts_are_refused_to_viewers(browse: Browse) -> None:
     for name in ("hold", "unhold", "rollback", "suspend", "unsuspend", "reconcile"):
         browse("viewer").get(f"/console/environments/prod/{name}", expect=403)
         browse("viewer").post(f"/console/environments/prod/{name}", {"reason": "x"}, expect=403)
+
+
+def test_a_failed_reconciliation_is_shown(house: House, browse: Browse, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = browse("approver")
+    with monkeypatch.context() as defect:
+
+        def defective(*_: object) -> None:
+            raise TypeError(HOSTILE)
+
+        defect.setattr(environment, "make_plan", defective)
+        house.bench.post("/environments/prod/reconcile", role="operator")
+        shown = browser.get("/console/environments/prod").text
+        assert "reconciliation failed" in browser.get("/console/environments").text
+    assert "The reconciliation of prod failed with an unexpected TypeError." in shown
+    assert "reconciliation failed" in shown
+    house.bench.post("/environments/prod/reconcile", role="operator")
+    assert "reconciliation failed" not in browser.get("/console/environments").text
