@@ -13,13 +13,13 @@ from kneo.controller.differences import plan_of_action, plan_of_rules
 from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
 from kneo.controller.registry_state import Lease, apply, check_lease
 from kneo.controller.source.snapshot import SourceSnapshot
-from kneo.controller.stages import gates, report
+from kneo.controller.stages import gates, report, verify
 from kneo.controller.stages.approvals import signed_by_known
 from kneo.controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
 from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, find_bundles
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, make_plan
 from kneo.controller.stages.report import Drift, Outcome
-from kneo.controller.stages.verify import Candidate, TrustContext, Verified, verify
+from kneo.controller.stages.verify import Candidate, TrustContext, Verified
 from kneo.digest import Digest, digest_of
 from kneo.errors import KneoError, Transient
 from kneo.notify import outbox
@@ -200,8 +200,13 @@ class EnvironmentReconciler:
         if context.record is not None and context.record.trust_epoch == epoch:
             unchanged |= self._verified.recognise(environment, paths, envelopes, served)
         pending = registry_state.pending_bundles(context.record)
-        history = shared.state.history
-        verified = verify(context.files, shared.declared, envelopes, shared.trust, history, unchanged, pending)
+        history, released = shared.state.history, frozenset[str]()
+        if context.before is not None or shared.trust.before is not None:
+            with self.store.read() as tx:
+                released = releases.served_before(tx, context.name, verify.known_digests(history, paths))
+        verified = verify.verify(
+            context.files, shared.declared, envelopes, shared.trust, history, unchanged, pending, released
+        )
         metrics.VERIFIED.labels("accepted", "").inc(len(verified.candidates))
         for rejection in verified.rejected:
             metrics.VERIFIED.labels("rejected", rejection.reason).inc()

@@ -66,6 +66,7 @@ class PlanInputs:
     Args:
         state: The registry.
         gather: Returns the evidence for gates, from environment files, approval files, trust and candidate digests.
+        released: Returns the digests among some that an environment released before.
         spec_of: Returns the spec of a released bundle, by digest.
         now: The time of the preview.
         commits: Reads the commits since the accepted one, where the trust root requires signed commits.
@@ -74,6 +75,7 @@ class PlanInputs:
 
     state: RegistryState
     gather: Callable[[Sequence[Environment], Sequence[bytes], verify.TrustContext, Collection[str]], Evidence]
+    released: Callable[[str, Collection[str]], Collection[str]]
     spec_of: Callable[[str], Spec | None]
     now: datetime
     commits: Callable[[], Iterable[Commit]] = tuple
@@ -89,6 +91,7 @@ def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: verify.Tru
         gather=lambda files, approvals, trust, digests: gather_evidence(
             tx, files, approvals, trust, state.served, digests
         ),
+        released=lambda name, digests: releases.served_before(tx, name, digests),
         spec_of=lambda digest: _stored_spec(tx, digest),
         now=tx.now,
         commits=lambda: mirror.since(accepted, snapshot.commit) if accepted else (),
@@ -166,8 +169,10 @@ def _environment(
     if isinstance(before, SourceProblem):
         return _unchanged(name, before)
     files = (environment, before) if before else (environment,)
-    envelopes = snapshot.read(find_bundles(environment, declared.blobs).values())
-    verified = verify.verify(files, declared, envelopes, trust, state.history, {}, pending_bundles(record))
+    places = find_bundles(environment, declared.blobs)
+    envelopes = snapshot.read(places.values())
+    released = inputs.released(name, verify.known_digests(state.history, places))
+    verified = verify.verify(files, declared, envelopes, trust, state.history, {}, pending_bundles(record), released)
     evidence = inputs.gather(files, declared.approval_files.get(name, ()), trust, verified.candidates)
     evidence = replace(evidence, served=served)
     plan = make_plan(name, declared.revision, verified, served.get(name, {}), state.history.known)
@@ -347,6 +352,7 @@ def compare(
     inputs = PlanInputs(
         state=RegistryState(tuple(records), records, served, verify.bundle_history(accepted.values()), simulated.roots),
         gather=lambda files, approvals, trust, _: _evidence(files[0].name, approvals, trust, served, simulated, live),
+        released=lambda name, _: simulated.before.get(name, ()),
         spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
         now=now,
         commits=lambda: since(base, snapshot.commit) if base is not None else (),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -187,6 +187,11 @@ def bundle_history(records: Iterable[BundleRecord]) -> BundleHistory:
     return BundleHistory(known, high_water)
 
 
+def known_digests(history: BundleHistory, names: Collection[str]) -> list[str]:
+    """Return the digests of the accepted bundles with these names."""
+    return [digest for digest, record in history.known.items() if record.name in names]
+
+
 def establish_trust(
     config: TrustConfig,
     declared: DeclaredState,
@@ -242,7 +247,8 @@ def verify(
     trust: TrustContext,
     history: BundleHistory,
     unchanged: Mapping[str, UnchangedBundle],
-    pending: frozenset[str] = frozenset(),
+    pending: Collection[str] = (),
+    released: Collection[str] = (),
 ) -> Verified:
     """Verify every declared release of an environment, each on its own.
 
@@ -255,6 +261,8 @@ def verify(
         unchanged: Bundles that need no new verification, by name.
         pending: Digests of bundles that were verified for this environment before and are pending. A release of a newer
             version in another environment meanwhile does not reject them.
+        released: Digests that this environment released before. Every other bundle needs the earlier trust and rules too,
+            also one that another environment has accepted under rules of its own.
     """
     desired: dict[str, Candidate | UnchangedBundle] = {}
     rejected: list[Rejection] = []
@@ -264,7 +272,7 @@ def verify(
             desired[entry.bundle] = known
             continue
         try:
-            bundle = _verify_entry(entry, environments, declared, envelopes, trust, history, pending)
+            bundle = _verify_entry(entry, environments, declared, envelopes, trust, history, pending, released)
             desired[entry.bundle] = candidate_of(bundle, declared.revision)
         except KneoError as error:
             rejected.append(Rejection(entry.bundle, entry.version, error.code, str(error)))
@@ -281,7 +289,8 @@ def _verify_entry(
     envelopes: Mapping[str, bytes],
     trust: TrustContext,
     history: BundleHistory,
-    pending: frozenset[str],
+    pending: Collection[str],
+    released: Collection[str],
 ) -> VerifiedBundle:
     path = find_bundle(entry, declared.blobs)
     if path is None:
@@ -295,11 +304,11 @@ def _verify_entry(
     if entry.digest is not None and entry.digest != bundle.digest:
         msg = f"{path} is {bundle.digest}, but the environment asks for {entry.digest}."
         raise Untrusted(msg, code="DigestMismatch")
-    if record is None:
-        if trust.root.expired_at(trust.now):
-            msg = f"The trust root expired on {trust.root.expires.isoformat()}; nothing new is accepted until then."
-            raise Untrusted(msg, code="Expired", hint="kneo trust sign --expires renews it.")
-        _check_earlier_trust(path, envelope, environments, trust)
+    if record is None and trust.root.expired_at(trust.now):
+        msg = f"The trust root expired on {trust.root.expires.isoformat()}; nothing new is accepted until then."
+        raise Untrusted(msg, code="Expired", hint="kneo trust sign --expires renews it.")
+    if bundle.digest not in released:
+        _check_earlier_trust(path, envelope, environments, trust, record)
     # An accepted bundle is checked again when the rules have changed, as its signatures are.
     check_spec(bundle, environments, path)
     if bundle.digest not in pending:
@@ -307,15 +316,21 @@ def _verify_entry(
     return bundle
 
 
-def _check_earlier_trust(path: str, envelope: bytes, environments: Sequence[Environment], trust: TrustContext) -> None:
-    """Refuse a new bundle that only the trust or the rules in the same commit admit."""
+def _check_earlier_trust(
+    path: str,
+    envelope: bytes,
+    environments: Sequence[Environment],
+    trust: TrustContext,
+    record: BundleRecord | None,
+) -> None:
+    """Refuse a bundle that only the trust or the rules in the same commit admit."""
     roots = [trust.root] if trust.before is None else [trust.root, trust.before]
     for environment in environments:
         for root in roots:
             if environment is environments[0] and root is trust.root:
                 continue
             try:
-                _verify_under(path, envelope, environment, root, trust, None)
+                _verify_under(path, envelope, environment, root, trust, record)
             except KneoError as error:
                 msg = f"Under the trust and rules in force before this commit: {error.message}"
                 hint = "New trust or rules take effect with the next commit: push another commit."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from kneo.controller.stages.verify import TrustConfig
 from kneo.records.release import ConditionType, Hold, Suspension
 from kneo.store import releases
 from kneo.store.engine import Store
+from kneo.store.requests import ControllerRequest
 from kneo.store.tables import environments
+from kneo.trust.dsse import add_signature, parse_envelope, serialise
+from kneo.trust.root_edit import add_key, set_role
 from kneo.trust.statement import ApprovalDecision
 
 APPROVALS = {"required": 1, "roles": ["approver"], "exclude": ["bundle_signer"]}
@@ -282,6 +286,52 @@ def test_a_key_and_what_it_signed_cannot_come_in_one_commit(bench: Bench) -> Non
     assert bench.reconcile().outcomes["prod"].state == "SignatureInvalid"
     bench.repo.commit("Another commit")
     assert bench.reconcile().outcomes["prod"] == Ready(1)
+
+
+def test_a_role_and_what_it_signed_cannot_come_in_one_commit_where_another_environment_knows_the_bundle(
+    bench: Bench,
+) -> None:
+    eve = bench.repo.person("eve", "trial")
+    trial = {"accept": ["dsse"], "roles": ["trial"], "threshold": 1}
+    bench.repo.next_root(set_role(bench.repo.root, "trial", paths=["*"]))
+    bench.repo.environment("dev", {}, inlineSpecs=True, signatures=trial)
+    bench.repo.commit("Let eve sign for dev")
+    bench.reconcile()
+    bench.repo.bundle("mail", "1.0.0", keys=[eve])
+    bench.repo.environment("dev", {"mail": "1.0.0"}, inlineSpecs=True, signatures=trial)
+    bench.repo.commit("Release eve's bundle to dev")
+    assert bench.reconcile().outcomes["dev"] == Ready(1)
+
+    bench.repo.next_root(add_key(bench.repo.root, eve.public, principal="eve", roles=["release"]))
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Let eve sign for prod, and release her bundle there")
+    plan = bench.reconciler().handlers["plan"](
+        ControllerRequest(id="ask_1", kind="plan", payload={}, actor="ann", status="open", result=None), bench.lease()
+    )
+    assert [item["gates"] or item["verdicts"][0]["reason"] for item in plan["environments"]] == [
+        "Verified",
+        "SignatureInvalid",
+    ]
+    for _ in range(2):
+        assert bench.reconcile().outcomes["prod"].state == "SignatureInvalid"
+        assert bench.served() == {}
+    assert "under the trust and rules in force before this commit" in bench.pending()[0].message.lower()
+    bench.repo.commit("Another commit")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+
+
+def test_what_an_environment_has_served_is_served_there_again_though_its_trust_changes(bench: Bench) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile()
+    bench.repo.release("prod", "mail", "1.1.0")
+    bench.reconcile()
+    eve = bench.repo.person("eve", "release")
+    resigned = add_signature(parse_envelope((bench.repo.folder / "bundles/mail/1.0.0.dsse.json").read_bytes()), eve)
+    bench.repo.write("bundles/mail/1.0.0.dsse.json", serialise(replace(resigned, signatures=resigned.signatures[1:])))
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Sign the earlier version with a new key, and return to it")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+    assert bench.served() == {"mail": "1.0.0"}
 
 
 def test_a_policy_denies(bench: Bench) -> None:
