@@ -123,10 +123,6 @@ class EnvironmentContext:
         return (self.environment, self.before) if self.before else (self.environment,)
 
     @property
-    def rules(self) -> tuple[Rules, ...]:
-        return gates.rules_of(self.environment, self.before)
-
-    @property
     def revision(self) -> str:
         return self.shared.declared.revision
 
@@ -228,18 +224,19 @@ class EnvironmentReconciler:
             registry.keep_plans(tx, context.name, (plan_of_rules(context.before, context.environment),))
             return result.outcome, ()
         _accept_file(tx, context, rules)
-        return self._change(tx, context, verified, evidence)
+        both = gates.rules_of(context.environment, context.before, approved=bool(rules.approvals))
+        return self._change(tx, context, verified, evidence, both)
 
     def _change(
-        self, tx: Tx, context: EnvironmentContext, verified: Verified, evidence: Evidence
+        self, tx: Tx, context: EnvironmentContext, verified: Verified, evidence: Evidence, rules: Sequence[Rules]
     ) -> tuple[Outcome, tuple[Promotion, ...]]:
         shared, name, revision = context.shared, context.name, context.revision
         plan = make_plan(name, revision, verified, evidence.served.get(name, {}), shared.state.history.known)
-        verdicts = gates.evaluate_gates(plan, context.rules, evidence, refused=verified.refusal)
+        verdicts = gates.evaluate_gates(plan, rules, evidence, refused=verified.refusal)
         allowed = [(action, verdict) for action, verdict in verdicts if isinstance(verdict, Allowed)]
         blocked = [(action, verdict) for action, verdict in verdicts if isinstance(verdict, Blocked)]
         if shared.commit_times is not None:
-            releases.qualify(tx, name, _qualified(blocked, plan, context, evidence), revision)
+            releases.qualify(tx, name, _qualified(blocked, plan, rules, evidence, shared.commit_times), revision)
         change = registry.ReleaseChange(revision=revision, policy_digest=context.environment.policy_digest)
         changed = apply(tx, name, allowed, change)
         shared.cache.add(changed)
@@ -270,23 +267,26 @@ class EnvironmentReconciler:
 
 
 def _qualified(
-    blocked: Sequence[tuple[Action, Blocked]], plan: ReleasePlan, context: EnvironmentContext, evidence: Evidence
+    blocked: Sequence[tuple[Action, Blocked]],
+    plan: ReleasePlan,
+    rules: Sequence[Rules],
+    evidence: Evidence,
+    times: CommitTimes,
 ) -> Iterator[str]:
     """Yield the bundles that qualify in a rebuild: only evidence that was lost with the registry is missing.
 
     Lost evidence is an approval that has no rejection, or a window that is closed now and was open by the commit dates.
     """
-    rules = context.rules
     for action, verdict in blocked:
         if isinstance(action, Retire) or all(item.environment.spec.promote_from is None for item in rules):
             continue
-        lost = all(_was_open(item, rules, context.shared.commit_times) for item in (verdict, *verdict.also))
+        lost = all(_was_open(item, rules, times) for item in (verdict, *verdict.also))
         if lost and all(isinstance(gates.from_environment(action, plan, item, evidence), Allowed) for item in rules):
             yield action.bundle.digest
 
 
-def _was_open(blocked: Blocked, rules: Sequence[Rules], times: CommitTimes | None) -> bool:
-    if blocked.gate == "windows" and times is not None:
+def _was_open(blocked: Blocked, rules: Sequence[Rules], times: CommitTimes) -> bool:
+    if blocked.gate == "windows":
         return any(all(windows_open(item.environment.windows, at) for item in rules) for at in (times.at, times.until))
     return blocked.gate == "approvals" and blocked.reason == "AwaitingApproval"
 

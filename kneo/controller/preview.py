@@ -176,8 +176,10 @@ def _environment(
     evidence = inputs.gather(files, declared.approval_files.get(name, ()), trust, verified.candidates)
     evidence = replace(evidence, served=served)
     plan = make_plan(name, declared.revision, verified, served.get(name, {}), state.history.known)
-    verdicts = evaluate_gates(plan, rules_of(environment, before), evidence, refused=verified.refusal)
     rules = _evaluate_file(environment, before, declared, trust, state, evidence)
+    approved = isinstance(rules, Allowed) and bool(rules.approvals)
+    both = rules_of(environment, before, approved=approved)
+    verdicts = evaluate_gates(plan, both, evidence, refused=verified.refusal)
     if isinstance(rules, Allowed):
         _apply(verdicts, name, served.setdefault(name, {}), declared.revision, inputs.now)
     gates = [_gate(name_of(a), v) for a, v in verdicts if isinstance(v, Blocked)]

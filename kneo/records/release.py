@@ -172,7 +172,8 @@ class EnvironmentRecord:
     """The file before ``policy_revision``."""
 
     policy_revision: str | None = None
-    """The commit that introduced the present policy."""
+    """The commit that introduced the present policy, whose releases the previous policy has to allow too; None where people
+    approved the change of the policy."""
 
     trust_epoch: str | None = None
     """The digest of the trust and policy under which the releases were last verified."""

@@ -2,7 +2,8 @@
 
 Every gate has to allow a change. The first blocked gate gives reason and message, and lists the other blocked ones. Where a
 commit changes an environment's rules, every gate is evaluated under the rules before and after the commit, and both have to
-allow the change: a commit cannot loosen the rules for its own releases.
+allow the change: a commit cannot loosen the rules for its own releases. Where people approved the change of the rules, this
+ends with the reconciliation that brings them into force.
 """
 
 from __future__ import annotations
@@ -112,10 +113,12 @@ class Rules:
     Args:
         environment: The file.
         digests: Policy digests that an approval may name: this file's, and that of the file after it.
+        until: For the rules from before a commit, when they cease to apply; None for those in the commit.
     """
 
     environment: Environment
     digests: frozenset[str]
+    until: str | None = None
 
 
 Gate = Callable[[Action, ReleasePlan, Rules, Evidence], GateVerdict]
@@ -361,12 +364,23 @@ ROLLBACK_GATES: Sequence[Gate] = (not_suspended, approved)
 """Gates of a requested rollback: an earlier release of this environment needs no window and no soak."""
 
 
-def rules_of(environment: Environment, before: Environment | None) -> tuple[Rules, ...]:
-    """Return the rules for a commit: its own file, and the file in force before it where that differs."""
+NEXT_COMMIT = "the next commit is evaluated without it"
+NEXT_RECONCILIATION = "the new rules are approved, and the next reconciliation is without it"
+
+
+def rules_of(environment: Environment, before: Environment | None, *, approved: bool = False) -> tuple[Rules, ...]:
+    """Return the rules for a commit: its own file, and the file in force before it where that differs.
+
+    Args:
+        environment: The file in the commit.
+        before: The file in force before it.
+        approved: Whether people approved the change of the rules.
+    """
     if before is None or before.policy_digest == environment.policy_digest:
         return (Rules(environment, frozenset({environment.policy_digest})),)
     both = frozenset({environment.policy_digest, before.policy_digest})
-    return (Rules(environment, frozenset({environment.policy_digest})), Rules(before, both))
+    until = NEXT_RECONCILIATION if approved else NEXT_COMMIT
+    return (Rules(environment, frozenset({environment.policy_digest})), Rules(before, both, until))
 
 
 def evaluate_gates(
@@ -406,11 +420,11 @@ def _evaluate(
         return Blocked("policy", "PolicyInvalid", "The environment has no rules.")
     approvals: list[str] = []
     closed: dict[str, Blocked] = {}
-    for number, item in enumerate(rules):
+    for item in rules:
         for gate in gates:
             verdict = gate(action, plan, item, evidence)
             if isinstance(verdict, Blocked):
-                closed.setdefault(verdict.gate, verdict if number == 0 else _under_earlier_rules(verdict))
+                closed.setdefault(verdict.gate, _until(verdict, item))
             else:
                 approvals += verdict.approvals
     if closed:
@@ -419,9 +433,10 @@ def _evaluate(
     return Allowed(tuple(dict.fromkeys(approvals)))
 
 
-def _under_earlier_rules(verdict: Blocked) -> Blocked:
-    message = f"{verdict.message} The rule is from before this commit; the next commit is evaluated without it."
-    return replace(verdict, message=message)
+def _until(verdict: Blocked, rules: Rules) -> Blocked:
+    if rules.until is None:
+        return verdict
+    return replace(verdict, message=f"{verdict.message} The rule is from before this commit; {rules.until}.")
 
 
 # ---- dependencies -----------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from kneo.trust.root_edit import add_key, set_role
 from kneo.trust.statement import ApprovalDecision
 
 APPROVALS = {"required": 1, "roles": ["approver"], "exclude": ["bundle_signer"]}
+STRICT_MODELS = {"enabled": True, "blocked_diagnostic_codes": ["W_MODEL_NOT_ALLOWED"]}
 PEOPLE = {"bob": {"roles": ["approver"]}, "cid": {"roles": ["approver"]}, "ann": {"roles": ["approver"]}}
 
 
@@ -244,12 +245,29 @@ def test_loosening_needs_the_approvals_of_the_file_in_force(bench: Bench) -> Non
     assert bench.condition(ConditionType.POLICY_VALID) == (False, "AwaitingApproval")
     assert bench.pending()[0].kind == "policy"
     bench.decide("bob")
-    # The rules changed; the bundle that came with them still waits under the old ones.
+    # The rules changed; the bundle that came with them is still evaluated by the old ones, too.
     outcome = bench.reconcile().outcomes["prod"]
     assert outcome.state == "AwaitingApproval"
     assert bench.pending()[0].bundle == "mail"
+    assert bench.pending()[0].message.endswith(
+        "The rule is from before this commit; the new rules are approved, and the next reconciliation is without it."
+    )
     assert bench.served() == {}
-    bench.repo.commit("Some other commit")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(0)
+
+
+def test_rules_that_needed_no_approval_admit_nothing_that_comes_with_them(bench: Bench) -> None:
+    bench.repo.environment("prod", {}, models={"allow": [{"provider": "openai"}]}, policy=STRICT_MODELS)
+    bench.repo.commit("Ask for approvals")
+    bench.reconcile()
+    bench.repo.bundle("mail", "1.0.0", _unreviewed())
+    bench.repo.environment("prod", {"mail": "1.0.0"}, models={"allow": [{"provider": "dummy"}]}, policy=STRICT_MODELS)
+    bench.repo.commit("Allow a model, and bring a bundle that needs it")
+    for _ in range(2):
+        assert bench.reconcile().outcomes["prod"].state == "PolicyDenied"
+        assert bench.served() == {}
+    bench.repo.commit("Another commit")
     assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
