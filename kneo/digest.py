@@ -16,7 +16,9 @@ from kneo.errors import Invalid
 
 Digest = NewType("Digest", str)
 
-_SAFE_INTEGER = 2**53 - 1
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
+"""The integers of 64 bits, signed and unsigned, in which services have their ids."""
+
 _encode = JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
@@ -33,17 +35,15 @@ def hash_text(text: str) -> str:
 
 
 def canonical_json(value: object) -> bytes:
-    """Return a JSON value in the canonical form of RFC 8785.
+    """Return a JSON value in the canonical form of RFC 8785, and integers of 64 bits, for which it has no form, with all digits.
 
     For Kneo's own hashes only; signed bytes are verified as received and never serialised again.
 
     Raises:
-        Invalid: the value has no canonical form (NaN, integers beyond 2^53, lone surrogates, other types).
+        Invalid: the value has no canonical form (NaN, larger integers, lone surrogates, other types).
     """
     try:
-        if _is_plain(value):
-            return _encode(value).encode()
-        return rfc8785.dumps(value)  # type: ignore[arg-type]  # it refuses what JSON does not have
+        return (_encode(value) if _is_plain(value) else _written(value)).encode()
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
         msg = f"This value cannot be written as canonical JSON: {error}."
         raise Invalid(msg) from error
@@ -67,7 +67,28 @@ def _is_plain(value: object) -> bool:
     if kind is float:
         return not value.is_integer() and 1e-4 <= abs(value) < 1e16  # type: ignore[attr-defined,arg-type]  # beyond, exponents begin
     # A subclass of str is a member of an enumeration.
-    return abs(value) <= _SAFE_INTEGER if kind is int else isinstance(value, str)  # type: ignore[arg-type]
+    return _MIN_INTEGER <= value <= _MAX_INTEGER if kind is int else isinstance(value, str)  # type: ignore[operator]
+
+
+def _written(value: object) -> str:
+    """Return the canonical form of a value that is not plain."""
+    match value:
+        case dict():
+            items = sorted(value.items(), key=lambda item: _order(item[0]))
+            return f"{{{','.join(f'{_encode(key)}:{_written(item)}' for key, item in items)}}}"
+        case list() | tuple():
+            return f"[{','.join(map(_written, value))}]"
+        case _ if _is_plain(value):
+            return _encode(value)
+        case _:
+            return rfc8785.dumps(value).decode()  # type: ignore[arg-type]  # it refuses what JSON does not have
+
+
+def _order(key: object) -> bytes:
+    if not isinstance(key, str):
+        msg = f"a key of the type {type(key).__name__}"
+        raise rfc8785.CanonicalizationError(msg)
+    return key.encode("utf-16-be")
 
 
 def digest_of_json(value: object) -> Digest:

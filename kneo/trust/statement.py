@@ -323,6 +323,7 @@ def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, al
         file="bundle",
     )
     payload = _payload(BUNDLE_TYPE, name, spec_digest, predicate)
+    dsse.read_strict(payload, file="bundle")  # as it is read when it is verified
     return BundleStatement(payload, predicate, name, spec_digest)
 
 

@@ -74,6 +74,13 @@ def test_canonical_json_is_that_of_the_library_made_for_it(value: object) -> Non
     assert canonical_json(value) == rfc8785.dumps(value)
 
 
+@given(st.integers(-(2**63), 2**64 - 1), st.integers(-(2**63), 2**64 - 1))
+def test_integers_of_64_bits_keep_all_digits(one: int, other: int) -> None:
+    for wrap in (lambda number: [number], lambda number: {"é": [number, 1.0]}):  # the second one is not plain
+        assert json.loads(canonical_json(wrap(one))) == wrap(one)
+        assert (digest_of_json(wrap(one)) == digest_of_json(wrap(other))) == (one == other)
+
+
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(-SAFE, SAFE)))
 def test_a_json_digest_ignores_the_order_of_keys(value: dict[str, int]) -> None:
     backwards = dict(reversed(value.items()))
@@ -85,7 +92,9 @@ def test_a_json_digest_ignores_the_order_of_keys(value: dict[str, int]) -> None:
     [
         float("nan"),
         float("inf"),
-        2**53 + 1,
+        2**64,
+        -(2**63) - 1,
+        {"é": [2**64]},
         "\ud800",
         {"\ud800": 1},
         {1: "a number is no key"},
