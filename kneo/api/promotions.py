@@ -179,14 +179,11 @@ def _decide(context: Context, promotion_id: str, decision: ApprovalDecision, bod
     if (done := decided_before(context)) is not None:
         return done
     with context.store.read() as tx:
-        found = releases.find_pending(tx, promotion_id)
-    if found is None:
-        msg = f"No pending change has the id {promotion_id[:60]!r}."
-        raise NotFound(msg, code="promotion_not_found", hint="List pending changes: GET /v1/promotions.")
+        _find_pending(tx, promotion_id)
     require_controller(context)
-    environment, settings, reason = found[0], context.settings, body.reason
+    settings, reason = context.settings, body.reason
     with context.store.write() as tx:
-        pending = registry.pending_item(tx, environment, promotion_id)
+        environment, pending = _find_pending(tx, promotion_id)
         if body.expect_policy_digest not in {None, pending.policy_digest}:
             msg = f"The rules of {environment} changed since this change was reviewed."
             raise Conflict(msg, code="subject_changed", hint="Read the change again, then decide.")
@@ -196,6 +193,14 @@ def _decide(context: Context, promotion_id: str, decision: ApprovalDecision, bod
             envelope = body.envelope.encode()
             record = _record_signed(tx, settings, environment, pending, decision, envelope=envelope, reason=reason)
     return DecidedView(approval=ApprovalView.of(record), **change_result(context, environment))
+
+
+def _find_pending(tx: Tx, promotion_id: str) -> tuple[str, Pending]:
+    found = releases.find_pending(tx, promotion_id)
+    if found is None:
+        msg = f"No pending change has the id {promotion_id[:60]!r}."
+        raise NotFound(msg, code="promotion_not_found", hint="List pending changes: GET /v1/promotions.")
+    return found
 
 
 def _record_for(

@@ -214,19 +214,6 @@ def lock_environment(tx: Tx, environment: str) -> None:
     lock_table(tx, f"environment/{environment}")
 
 
-def pending_item(tx: Tx, environment: str, bundle: str) -> Pending:
-    """Return the pending change of a bundle.
-
-    Raises:
-        NotFound: no change of it is pending.
-    """
-    for item in releases.pending(tx, environment):
-        if bundle in {item.bundle, f"{item.bundle}@{item.version}", item.digest, item.id}:
-            return item
-    msg = f"No pending change for {environment[:80]}/{bundle[:200]}."
-    raise NotFound(msg, code="nothing_waits", hint=f"List pending changes: kneo status {environment[:80]}")
-
-
 # ---- holds and suspensions --------------------------------------------------------------------------------------
 
 

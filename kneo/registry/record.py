@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b32encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,9 @@ from kneo.trust.root import parse_root
 
 CONTROLLER = "controller"
 """The actor of changes that a commit declares."""
+
+ID_CHARS = 32
+"""The characters of the id of a pending change: 160 bits of a digest. People decide by this id, so no two changes may have the same one."""
 
 MAX_PLANS = 200
 """Plans that are kept for an environment."""
@@ -260,13 +264,18 @@ def report_pending(tx: Tx, environment: str, items: Iterable[Pending], *, revisi
 
 def _dated(tx: Tx, environment: str, item: Pending, before: Pending | None) -> Pending:
     about = [environment, item.bundle, item.kind, item.version, item.digest, item.subject]
-    name = "pend_" + digest_of_json(about).removeprefix("sha256:")[:26]
-    same = before is not None and (before.id, before.gate, before.reason) == (name, item.gate, item.reason)
+    digest = bytes.fromhex(digest_of_json(about).removeprefix("sha256:"))
+    name = f"pend_{b32encode(digest).decode().lower()[:ID_CHARS]}"
+    same = before is not None and _waits_for(before) == _waits_for(item)
     return replace(item, id=name, since=before.since if same and before is not None else tx.at)
 
 
+def _waits_for(item: Pending) -> tuple[object, ...]:
+    return item.kind, item.version, item.digest, item.subject, item.gate, item.reason
+
+
 def _differs(item: Pending, before: Pending | None) -> bool:
-    return before is None or replace(item, who=(), since="") != replace(before, who=(), since="")
+    return before is None or replace(item, id="", who=(), since="") != replace(before, id="", who=(), since="")
 
 
 @dataclass(frozen=True)

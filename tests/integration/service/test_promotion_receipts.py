@@ -142,3 +142,23 @@ def test_receipts_need_the_scopes_of_releases_and_of_receipts(house: House) -> N
         assert bench.get(path, role="reviewer", expect=403)["error"] == "forbidden"
     assert bench.get("/approvals/appr_none/receipt", expect=404)["error"] == "receipt_not_found"
     assert bench.get("/promotions/prom_none/receipts", expect=404)["error"] == "promotion_not_found"
+
+
+def test_a_decision_by_the_id_of_a_change_is_about_no_bundle_with_that_name(tmp_path: Path) -> None:
+    with released(tmp_path) as house:
+        releases = {"announcement": "1.0.0"}
+
+        def declare(name: str) -> dict[str, Json]:
+            house.repo.release("dev", name, "1.0.0")
+            releases[name] = "1.0.0"
+            house.repo.environment("prod", releases, **RULES)
+            house.repo.commit(f"Release {name}")
+            house.bench.post("/environments/prod/reconcile", role="operator")
+            waiting = house.bench.get("/promotions", environment="prod", phase="waiting")["promotions"]
+            return {each["bundle"]: each for each in waiting}
+
+        change = declare("zulu")["zulu"]
+        stranger = declare(change["id"])[change["id"]]
+        approval = house.bench.post(f"/promotions/{change['id']}/approve", role="approver")["approval"]
+        assert approval["subject"] == change["digest"]
+        assert stranger["digest"] != change["digest"]
