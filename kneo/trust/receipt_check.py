@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from pydantic import JsonValue
 
-from kneo.digest import Digest, digest_of
+from kneo.digest import Digest, canonical_json, digest_of
 from kneo.errors import Invalid, KneoError
 from kneo.names import is_same_person, person_key
 from kneo.spec.reading.reader import read_json
@@ -282,10 +282,18 @@ def _misread(
     if view is None:
         return
     for key in [*receipt, *(key for key in view if key not in receipt)]:
-        # By their marks, because Python considers false and 0 equal.
-        if key not in view or key not in receipt or _mark(view[key]) != _mark(receipt[key]):
+        # In canonical form, because Python considers false and 0 equal.
+        if key not in view or key not in receipt or _canonical(view[key]) != _canonical(receipt[key]):
             message = f"{key} is shown as something else than what the envelope says."
             yield ReceiptProblem(receipt=name, field=key[:80], message=message)
+
+
+def _canonical(value: JsonValue) -> object:
+    """Return the canonical form of a value; one without such a form equals nothing."""
+    try:
+        return canonical_json(value)
+    except Invalid:
+        return object()
 
 
 def _mark(value: JsonValue) -> str | None:

@@ -30,9 +30,6 @@ from kneo.trust.statement import (
     rewrite_subject,
 )
 
-MIN_COMMIT = 7
-"""The shortest prefix of a commit's id that identifies it."""
-
 REJECTION_LIFE = "366d"
 """The expiry of a rejection: the format requires one, and nothing reads it."""
 
@@ -314,11 +311,14 @@ def _source_lines(source: SourceView) -> Iterator[tuple[str, object]]:
 
 
 @source.command("accept-rewrite")
-@examples("kneo source accept-rewrite --key root.pem", "kneo source accept-rewrite --key root.pem --commit 3fb5f52")
+@examples(
+    "kneo source accept-rewrite --key root.pem",
+    "kneo source accept-rewrite --key root.pem --commit 3fb5f52c9a1d0e7b6f48e2a5d3c1b0f9e8d7c6a5",
+)
 def accept_rewritten_history(
     key: Annotated[Path, typer.Option("--key", help="Private key with the role root.")],
     commit: Annotated[
-        str | None, typer.Option("--commit", help="The refused commit that you reviewed, or a prefix of it.")
+        str | None, typer.Option("--commit", help="The whole id of the refused commit that you reviewed.")
     ] = None,
     reason: ReasonOption = None,
     yes: YesOption = False,
@@ -336,7 +336,7 @@ def accept_rewritten_history(
         if source_view.refused_code != "HistoryRewritten" or old is None or new is None:
             msg = "History was not rewritten; there is nothing to accept."
             raise NotFound(msg, code="nothing_waits", hint="kneo source show prints the refused commit.")
-        if commit is not None and (len(commit) < MIN_COMMIT or not new.startswith(commit)):
+        if commit is not None and commit != new:
             msg = f"The refused commit is {new}, not {commit[:80]}. Nothing was signed."
             raise Untrusted(msg, code="SubjectMismatch", hint="kneo source show prints the refused commit.")
         private, about = load_private(key), rewrite_subject(old, new)

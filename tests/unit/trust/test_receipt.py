@@ -21,6 +21,7 @@ from kneo.trust.receipt import (
     build_receipt,
     content_digest,
     find_receipts,
+    mark_of,
     read_receipts,
     sign_receipt,
 )
@@ -116,6 +117,13 @@ def test_a_field_shown_differently_is_named(name: str) -> None:
     assert check(envelope, view).receipt is not None
     assert fields_named(check(envelope, view | {name: other(view[name])})) == {name}
     assert fields_named(check(envelope, {key: value for key, value in view.items() if key != name})) == {name}
+
+
+def test_a_field_shown_differently_is_named_also_where_its_mark_is_the_same() -> None:
+    signed_gate, shown_gate = "step-15524.before", "step-34305.before"
+    assert mark_of(signed_gate) == mark_of(shown_gate)
+    envelope = signed(build_receipt(receipt(gate=signed_gate)))
+    assert fields_named(check(envelope, predicate(envelope) | {"gate": shown_gate})) == {"gate"}
 
 
 def test_false_shown_as_zero_is_a_change() -> None:
