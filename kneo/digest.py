@@ -1,6 +1,7 @@
 """Digests and canonical JSON.
 
-A digest is always written ``sha256:<64 lower-case hex digits>``, so that the algorithm travels with the value.
+A digest is always written ``sha256:<64 lower-case hex digits>``, so that the algorithm travels with the value. Whatever is compared,
+looked up or agreed to is compared by a whole digest; names that people read have a ``DigestLabel``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from json import JSONEncoder
-from typing import NewType
+from typing import ClassVar, NewType, NoReturn
 
 import rfc8785
 
@@ -94,6 +95,30 @@ def _order(key: object) -> bytes:
 def digest_of_json(value: object) -> Digest:
     """Return the digest of a JSON value, independent of key order, spacing and number format."""
     return digest_of(canonical_json(value))
+
+
+LABEL_CHARS = 8
+
+
+class DigestLabel:
+    """The first hex digits of a digest, for names that people read.
+
+    Two values with the same label are found within a second. A label is therefore no identity: it is written into a name, and
+    comparing it, or looking something up by it, raises ``TypeError``.
+    """
+
+    __slots__ = ("_text",)
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+
+    def __init__(self, digest: str) -> None:
+        self._text = digest.removeprefix("sha256:")[:LABEL_CHARS]
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __eq__(self, other: object) -> NoReturn:
+        msg = "A label of a digest is for people; compare the whole digests."
+        raise TypeError(msg)
 
 
 def parse_digest(text: str) -> Digest:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha1, sha256
+from hashlib import blake2b, sha1
 from typing import Literal, TypeAlias
 
+from kneo.agents.arguments import Arguments
 from kneo.agents.turn import Turn
 from kneo.clock import Clock, isoformat
-from kneo.digest import canonical_json
-from kneo.errors import Invalid
+from kneo.digest import DigestLabel, digest_of_json
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import NewTrace
 from kneo.spec.models.agent import ASK_QUESTION
-
-Arguments: TypeAlias = Mapping[str, object]
 
 Outcome: TypeAlias = Literal["success", "failed", "denied"]
 
@@ -56,8 +54,9 @@ class RequestedCall:
         """The name of the call's question in recorded answers; see ``CallQuestion.task_key``."""
         if self.name == ASK_QUESTION:
             question = str(self.arguments.get("question", ""))
-            return f"{ASK_QUESTION}:{self.nth}:{sha1(question.encode(), usedforsecurity=False).hexdigest()[:8]}"
-        return f"{self.name}:{self.nth}:{short_digest(self.arguments)}"
+            asked = sha1(question.encode(), usedforsecurity=False).hexdigest()
+            return f"{ASK_QUESTION}:{self.nth}:{DigestLabel(asked)}"
+        return f"{self.name}:{self.nth}:{DigestLabel(digest_of_json(self.arguments))}"
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,6 @@ class CallResult:
     outcome: Outcome = "success"
 
 
-def short_digest(value: object) -> str:
-    """Return 8 hex digits of the SHA-256 of a JSON value."""
-    try:
-        text = canonical_json(value)
-    except Invalid:  # a number without a canonical form, half of a surrogate pair
-        text = json.dumps(value, sort_keys=True).encode()
-    return sha256(text).hexdigest()[:8]
-
-
 def cut_text(text: str, limit: int) -> str:
     """Return a text of at most so many characters, with a note where it is cut."""
     return text if len(text) <= limit else f"{text[:limit]}\n[cut: {len(text)} characters in all]"
@@ -85,14 +75,14 @@ def cut_text(text: str, limit: int) -> str:
 def marked_untrusted(text: str, *origin: str, shown: str | None = None) -> str:
     """Return a text from outside between marks; nothing in it ends the mark.
 
-    The mark has a digest of the text, which the text cannot contain.
+    The mark has a digest of the text, of 128 bits, which nobody can write into the text. A shorter one could be searched for.
 
     Args:
         text: The text.
         origin: The ids of the conversation and of what the text is from.
         shown: The part of the text that is shown; default: all of it.
     """
-    mark = f"untrusted-{short_digest([*origin, text])}"
+    mark = f"untrusted-{blake2b(json.dumps([*origin, text]).encode(), digest_size=16).hexdigest()}"
     return f"<{mark}>\n{text if shown is None else shown}\n</{mark}>"
 
 

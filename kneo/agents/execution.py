@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kneo.agents.agent_spans import note_call, tool_span
-from kneo.agents.calls import Arguments, CallJournal, CallResult, RequestedCall, count, cut_text, marked_untrusted
+from kneo.agents.arguments import Arguments
+from kneo.agents.calls import CallJournal, CallResult, RequestedCall, count, cut_text, marked_untrusted
 from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question

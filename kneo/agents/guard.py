@@ -14,16 +14,17 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from kneo.agents.addresses import HostRules
-from kneo.agents.calls import FINISHED, Arguments, CallJournal, CallResult, RequestedCall, known_result, short_digest
+from kneo.agents.arguments import Arguments, find_flaw
+from kneo.agents.calls import FINISHED, CallJournal, CallResult, RequestedCall, known_result
 from kneo.agents.execution import CallExecution, PermittedCall, tool_failed
 from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.questions import (
     ASK_QUESTION_SCHEMA,
     REFUSING,
     answer_of,
+    argument_misfits,
     asked_question,
     edited_arguments,
-    find_misfits,
     gate_question,
     reason_of,
     schema_misfit,
@@ -31,6 +32,7 @@ from kneo.agents.questions import (
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
 from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
+from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import EntryStatus
 from kneo.records.task import Decision, DecisionKind
@@ -194,12 +196,13 @@ class Guard:
             return await self._journal.refuse(
                 call, "guardrail", {"error": "guardrail_violation", "message": passed.message}
             )
-        changed = replace(call, arguments=passed)
-        misfit = self._misfit(changed, tool) if passed != arguments else None
+        flaw = find_flaw(passed)
+        if flaw is None and not edited and digest_of_json(passed) == digest_of_json(arguments):
+            return passed
+        changed = replace(call, arguments=passed if flaw is None else {})
+        misfit = flaw or self._misfit(changed, tool)
         if misfit is not None:
             return await self._misfits(changed, f"A guardrail changed the arguments, and they do not fit: {misfit}")
-        if passed == arguments and not edited:
-            return passed
         denial = find_host_denial(tool, passed, self._turn.agent) if tool is not None else None
         return passed if denial is None else await self._journal.refuse(changed, "policy", {"denied": denial})
 
@@ -211,9 +214,9 @@ class Guard:
 
     def _misfit(self, call: RequestedCall, tool: Tool | None) -> str | None:
         if tool is not None:
-            return find_misfits(schema_of(tool), call.arguments)
+            return argument_misfits(schema_of(tool), call.arguments)
         if call.name in self._builtin:
-            return find_misfits(self._builtin[call.name], call.arguments) or schema_misfit(call)
+            return argument_misfits(self._builtin[call.name], call.arguments) or schema_misfit(call)
         offered = ", ".join((*self._tools, *self._builtin))
         return f"There is no tool {call.name[:100]!r}. Tools: {offered[:1_000] or 'none'}."
 
@@ -240,7 +243,7 @@ class Guard:
 
     async def _review(self, call: RequestedCall, tool: Tool) -> CallResult:
         """Ask the gates of a call, one after the other, until all agree to the same arguments."""
-        arguments, agreed = call.arguments, dict[str, str]()
+        arguments, agreed = call.arguments, dict[str, Digest]()
         for _ in range(MAX_REVIEWS):
             gate = self._next_gate(call, arguments, agreed)
             if gate is None:
@@ -256,13 +259,13 @@ class Guard:
                 )
             try:
                 arguments = edited_arguments(arguments, decision)
-                misfit = find_misfits(schema_of(tool), arguments)
+                misfit = argument_misfits(schema_of(tool), arguments)
             except Invalid as error:
                 misfit = error.message
             if misfit is not None:
                 return await self._misfits(call, f"A person edited the arguments, and they do not fit: {misfit}")
-            agreed[gate.id] = short_digest(arguments)
-            if arguments != call.arguments:
+            agreed[gate.id] = digest_of_json(arguments)
+            if agreed[gate.id] != digest_of_json(call.arguments):
                 checked = await self._checked(call, tool, arguments, edited=True)
                 if isinstance(checked, CallResult):
                     return checked
@@ -270,8 +273,8 @@ class Guard:
         message = "The people who were asked did not agree to the same arguments. This is final."
         return await self._journal.refuse(call, "rejected", {"rejected": message})
 
-    def _next_gate(self, call: RequestedCall, arguments: Arguments, agreed: Mapping[str, str]) -> ToolGate | None:
-        shown = short_digest(arguments)
+    def _next_gate(self, call: RequestedCall, arguments: Arguments, agreed: Mapping[str, Digest]) -> ToolGate | None:
+        shown = digest_of_json(arguments)
         return next((gate for gate in self._gates(call, arguments) if agreed.get(gate.id) != shown), None)
 
     def _gates(self, call: RequestedCall, arguments: Arguments) -> Sequence[ToolGate]:

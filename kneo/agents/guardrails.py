@@ -16,11 +16,13 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Literal, TypeAlias
 
-from kneo.agents.calls import Arguments, CallResult, Outcome, RequestedCall, short_digest
+from kneo.agents.arguments import Arguments
+from kneo.agents.calls import CallResult, Outcome, RequestedCall
 from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.text_checks import finds_in, redacted_value, text_check, text_of
 from kneo.agents.turn import CallQuestion, GuardrailViolation, PeopleRequired, Turn
 from kneo.clock import Clock, isoformat
+from kneo.digest import Digest, DigestLabel, digest_of_json
 from kneo.errors import KneoError
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import NewTrace
@@ -207,8 +209,7 @@ class TurnGuardrails:
         """
         if not self.of("tool", call.name):
             return arguments
-        mark = f".{short_digest(arguments)}" if edited else ""
-        at = _at_call(call, "arguments", f"a call of {call.name}", mark)
+        at = _at_call(call, "arguments", f"a call of {call.name}", digest_of_json(arguments) if edited else None)
         passed = await self._checked(at, dict(arguments))
         if isinstance(passed, Refused):
             return passed
@@ -260,7 +261,7 @@ class TurnGuardrails:
     async def _pass(self, at: CheckedText, value: object) -> object | Refused | _Edited:
         for position, guardrail in self.of(at.stage, at.tool):
             name = f"guard:{at.stage}:{position}.{guardrail.id}:{at.n}"
-            digest = sha256(text_of(value).encode(errors="surrogatepass")).hexdigest()
+            digest = _digest(text_of(value))
             entry = self._rows.get(name)
             if entry is None or entry.body.get("digest") != digest:
                 entry = await self._judge(at, name, position, guardrail, value, digest)
@@ -377,7 +378,7 @@ class TurnGuardrails:
         human, text = guardrail.config.get("human"), text_of(value)
         question = CallQuestion(
             key=f"{at.stage}.{position}.{at.n}:guardrail",
-            task_key=f"guardrail.{at.task_key}.{guardrail.id}:{short_digest(text)}",
+            task_key=f"guardrail.{at.task_key}.{guardrail.id}:{DigestLabel(_digest(text))}",
             kind="guardrail",
             agent=self._turn.agent_name,
             tool=str(guardrail.id),
@@ -454,14 +455,19 @@ def passed_input(entries: Sequence[ConversationEntry]) -> PassedInput | None:
     return PassedInput(str(entry.body["text"]), bool(entry.body["changed"])) if entry is not None else None
 
 
-def _at_call(call: RequestedCall, side: str, what: str, edited: str = "") -> CheckedText:
+def _at_call(call: RequestedCall, side: str, what: str, edited: Digest | None = None) -> CheckedText:
+    """Return a side of a call; arguments that a person edited are found by their whole digest."""
     return CheckedText(
         stage="tool",
         what=what,
-        n=f"{call.key}.{side}{edited}",
-        task_key=f"{call.task_key}.{side}{edited}",
+        n=f"{call.key}.{side}" if edited is None else f"{call.key}.{side}.{edited}",
+        task_key=f"{call.task_key}.{side}" if edited is None else f"{call.task_key}.{side}.{DigestLabel(edited)}",
         tool=call.name,
     )
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _number(n: str) -> int:

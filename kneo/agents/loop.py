@@ -6,7 +6,6 @@ where the guard returns the results that are known. The module imports the model
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,6 @@ from pydantic_ai.messages import (
     ModelRequest,
     ModelResponse,
     TextPart,
-    ToolCallPart,
     ToolReturnPart,
     UserPromptPart,
 )
@@ -29,6 +27,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from kneo.agents import dummy
 from kneo.agents.agent_spans import agent_span
+from kneo.agents.arguments import read_arguments
 from kneo.agents.calls import CallJournal, CallResult, RequestedCall
 from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard, builtin_tools, schema_of
@@ -268,7 +267,7 @@ class _Conversation:
         requested: dict[str, RequestedCall] = {}
         for part in [call for call in reply.tool_calls if call.tool_name != OUTPUT_TOOL][:MAX_CALLS]:
             counts[part.tool_name] += 1
-            arguments, misfit = read_arguments(part, self.services.limits.argument_bytes)
+            arguments, misfit = read_arguments(part.args, self.services.limits.argument_bytes)
             if self._transfers(part.tool_name) and any(self._transfers(call.name) for call in requested.values()):
                 misfit = "a reply hands the task over once; this call was not made"
             requested[part.tool_call_id] = RequestedCall(
@@ -417,27 +416,6 @@ def _shown(result: CallResult) -> object:
     if result.outcome == "failed" and isinstance(content, Mapping) and {"error", "message"} <= content.keys():
         return f"{content['error']}: {content['message']}"
     return content
-
-
-def read_arguments(call: ToolCallPart, limit: int) -> tuple[dict[str, object], str | None]:
-    """Return the arguments of a call, or why they cannot be read."""
-    written = call.args
-    if isinstance(written, dict):
-        written = json.dumps(written)
-    if len((written or "").encode(errors="replace")) > limit:
-        return {}, f"the arguments are longer than {limit} bytes"
-    try:
-        arguments = json.loads(written or "{}", parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        return {}, f"the arguments are not JSON: {str(error)[:200]}"
-    if not isinstance(arguments, dict):
-        return {}, "the arguments are not a JSON object"
-    return arguments, None
-
-
-def _refuse_constant(name: str) -> float:
-    msg = f"{name} is not a JSON number"
-    raise ValueError(msg)
 
 
 def _messages(entries: Sequence[ConversationEntry], prefix: str) -> list[ModelMessage]:

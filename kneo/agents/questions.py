@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from kneo.agents.calls import Arguments, RequestedCall, short_digest
+from kneo.agents.arguments import Arguments, find_flaw
+from kneo.agents.calls import RequestedCall
 from kneo.agents.turn import CallQuestion, ToolGate, Turn
+from kneo.digest import DigestLabel, digest_of_json
 from kneo.errors import Invalid
 from kneo.records.task import Decision, DecisionKind
 from kneo.spec.json_schema import SchemaInvalid, Uncheckable, compile_schema, find_flaws
@@ -50,13 +52,17 @@ def gate_question(
     """Return a gate's question about a call.
 
     The first gate has the call's task key; each further gate, and a gate that is asked again because another person edited the
-    arguments, has a key of its own: an answer is valid for the arguments that were shown.
+    arguments, has a key of its own: an answer is valid for the arguments that were shown. It is found by their whole digest;
+    the task key, which people read, has a label of it.
     """
-    edited = "" if arguments == call.arguments else f"@{short_digest(arguments)}"
-    is_first = not edited and turn.gates(turn.agent_name, call.name, call.arguments)[0].id == gate.id
+    digest = digest_of_json(arguments)
+    is_edited = digest != digest_of_json(call.arguments)
+    edited = f"@{digest}" if is_edited else ""
+    label = f"@{DigestLabel(digest)}" if is_edited else ""
+    is_first = not is_edited and turn.gates(turn.agent_name, call.name, call.arguments)[0].id == gate.id
     return CallQuestion(
         key=f"{call.key}:{gate.id}{edited}",
-        task_key=call.task_key if is_first else f"{call.task_key}+{gate.id}{edited}",
+        task_key=call.task_key if is_first else f"{call.task_key}+{gate.id}{label}",
         kind="approval" if gate.position == "before" else "external",
         gate=gate.id,
         agent=turn.agent_name,
@@ -157,6 +163,11 @@ def answer_of(decision: Decision) -> object:
 def reason_of(decision: Decision) -> str:
     """Return the reason of a rejection."""
     return decision.comment or decision.feedback or "no reason was given"
+
+
+def argument_misfits(schema: Arguments, arguments: object) -> str | None:
+    """Return why arguments are none of a call with a JSON Schema, in one text for a model; ``None`` where they are."""
+    return find_flaw(arguments) or find_misfits(schema, arguments)
 
 
 def find_misfits(schema: Arguments, value: object) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from kneo.agents.calls import Arguments, CallResult, cut_text
+from kneo.agents.arguments import Arguments
+from kneo.agents.calls import CallResult, cut_text
 from kneo.agents.start_check import check_skills
 from kneo.agents.turn import Turn
 from kneo.spec.models.agent import READ_SKILL

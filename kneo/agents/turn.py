@@ -27,10 +27,12 @@ class CallQuestion:
     """A question about one tool call, or about a text that a guardrail holds, answered by a person before the turn continues.
 
     Attributes:
-        key: Unique in its turn: ``<call key>:<gate or kind>``; of an agent behind a tool ``<call key>><call key>:<…>``. A call
+        key: Unique in its turn, and that of the answer: ``<call key>:<gate or kind>``, with the digest of arguments that a person
+            edited; of an agent behind a tool ``<call key>><call key>:<…>``. A call
             key is ``<number of the reply>.<call id>``: some servers use the same id in every reply.
         task_key: The name in recorded answers, below the step's location. Independent of call ids, which differ when a model
-            is asked again: ``<tool>:<nth call of that tool>:<8 hex digits of the SHA-256 of its canonical arguments>``.
+            is asked again: ``<tool>:<nth call of that tool>:<label of the digest of its arguments>``. People read it; several
+            questions may have the same one.
         gate: The id of the gate that asks; ``None`` for questions of the agent, of a tool or after an interruption.
         tool: The tool; of a guardrail its id.
         arguments: The arguments of the call; with ``tool`` the subject of the task. Of a guardrail ``{"text": …}``: what it holds.

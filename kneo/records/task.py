@@ -23,6 +23,9 @@ SIGNED, SIGNED_BY_REVIEWER = "signed", "signed_by_reviewer"
 UNRESOLVED = frozenset({TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.SNOOZED})
 """Statuses in which a person can still answer."""
 
+ARGUMENTS_DIGEST = "arguments_digest"
+"""The fact of a task with the digest of the arguments of its call, where the subject is another text: a tool's own question."""
+
 REPLAYED = "replay"
 """The author of a reused decision; see ``Decision.by``."""
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from kneo.errors import KneoError
 from kneo.names import person_key
 from kneo.records.run import Run
-from kneo.records.task import REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
+from kneo.records.task import ARGUMENTS_DIGEST, REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import receipts, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import decisions, people
@@ -45,11 +45,23 @@ class Reuse:
         return {"source": self.source, "answers": dict(self.answers), "ask": list(self.ask)}
 
 
-def reuse_answer(tx: Tx, run: Run, task: HumanTask) -> None:
-    """Answer a newly opened task with the earlier answer, or record why it is asked."""
+def reuse_answer(tx: Tx, run: Run, task: HumanTask, *, of_call: bool = False) -> None:
+    """Answer a newly opened task with the earlier answer, or record why it is asked.
+
+    Args:
+        tx: The transaction.
+        run: The run.
+        task: The task.
+        of_call: Whether it is about a call. Its key has a label of the arguments, which others may have too: a new answer by the
+            key counts where the earlier run asked about the same call.
+    """
     reuse = _reuse_of(run)
-    if reuse is not None:
-        _reuse(tx, run, task, reuse, _earlier(tx, reuse.source, task.key), passed=False)
+    if reuse is None:
+        return
+    if of_call and task.key in reuse.answers and not _was_asked(tx, reuse.source, task):
+        _note(tx, task, "the new answer is about another subject")
+        return
+    _reuse(tx, run, task, reuse, _earlier(tx, reuse.source, task.key), passed=False)
 
 
 def reuse_passed(tx: Tx, run: Run, task: HumanTask, source: str | None) -> None:
@@ -63,6 +75,17 @@ def reuse_passed(tx: Tx, run: Run, task: HumanTask, source: str | None) -> None:
     """
     earlier = _earlier(tx, source, task.key) if source is not None else None
     _reuse(tx, run, task, _reuse_of(run) or Reuse(source=source or run.id), earlier, passed=True)
+
+
+def _was_asked(tx: Tx, source: str, task: HumanTask) -> bool:
+    """Return whether a run asked the question of a task, answered or not, about the same call."""
+    asked = (one for one in tasks.of_run(tx, source, TaskStatus) if one.key == task.key)
+    return any(_asked_about(one) == _asked_about(task) for one in asked)
+
+
+def _asked_about(task: HumanTask) -> tuple[str, object]:
+    facts = task.metadata.get("facts")
+    return task.subject_digest, facts.get(ARGUMENTS_DIGEST) if isinstance(facts, Mapping) else None
 
 
 def task_output(task: HumanTask) -> str:
@@ -107,8 +130,11 @@ def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask |
     else:
         why = _again(tx, run, task, earlier, passed=passed)
     if why is not None:
-        now = find(tx, task.id)  # a vote may have been added
-        tasks.note(tx, now, {**now.metadata, REPLAY: {"asked_because": why}})
+        _note(tx, find(tx, task.id), why)  # a vote may have been added
+
+
+def _note(tx: Tx, task: HumanTask, why: str) -> None:
+    tasks.note(tx, task, {**task.metadata, REPLAY: {"asked_because": why}})
 
 
 def _earlier(tx: Tx, source: str, key: str) -> HumanTask | None:

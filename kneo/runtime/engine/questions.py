@@ -11,7 +11,7 @@ from functools import lru_cache
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import KneoError
 from kneo.records.run import Run
-from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
+from kneo.records.task import ARGUMENTS_DIGEST, UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.programs import migrate_state
 from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided
 from kneo.runtime.interpreter.program import Program, actions, open_questions, settle, waiting
@@ -64,7 +64,8 @@ def question(
 def _flow(ask: Ask, prompt: str | None) -> Mapping[str, object]:
     """Return the values, besides the subject, that an answer depends on: variables and metadata decide the next step."""
     kept = {name: part for name, part in ask.subject.as_json().items() if name not in {"text", "review"}}
-    return {"value": kept, "prompt": prompt, "options": list(ask.options or ())}
+    call = {ARGUMENTS_DIGEST: ask.facts[ARGUMENTS_DIGEST]} if ARGUMENTS_DIGEST in ask.facts else {}
+    return {"value": kept, "prompt": prompt, "options": list(ask.options or ()), **call}
 
 
 MAX_PROMPT_CHARS = 20_000

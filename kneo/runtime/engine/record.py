@@ -284,7 +284,7 @@ class _Change:
         assert not isinstance(after, RunEnded)
         self.run = replace(run, state=after)
         if ask.recheck is None:
-            reuse_answer(tx, run, task)
+            reuse_answer(tx, run, task, of_call=ask.of_call)
         else:
             reuse_passed(tx, run, task, ask.recheck.source)
         facts = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kneo.agents.turn import CallQuestion
-from kneo.digest import canonical_json
+from kneo.digest import canonical_json, digest_of_json
 from kneo.records.run import RunError, RunStatus
-from kneo.records.task import Decision, DecisionKind
+from kneo.records.task import ARGUMENTS_DIGEST, Decision, DecisionKind
 from kneo.runtime.interpreter.gate import DEFAULT_HUMAN, CompiledGate, effect_of, rejection
 from kneo.runtime.interpreter.node import (
     Ask,
@@ -194,7 +194,9 @@ def _facts(question: CallQuestion) -> dict[str, object]:
     if question.kind == "guardrail":
         return {**question.facts, "agent": question.agent, "guardrail": question.tool}
     facts: dict[str, object] = {**question.facts, "agent": question.agent, "tool": question.tool, "call": question.key}
-    if question.kind not in {"question", "elicitation"}:
+    if question.kind == "elicitation":
+        facts[ARGUMENTS_DIGEST] = digest_of_json(dict(question.arguments))
+    elif question.kind != "question":
         facts["arguments"] = dict(question.arguments)
     if question.kind == "approval" and question.answer_schema is not None:
         facts["parameters"] = dict(question.answer_schema)

@@ -202,6 +202,27 @@ def test_several_gates_of_one_call_ask_one_after_the_other_the_specs_first(make:
     assert agents.notes() == ["pay 6"]
 
 
+def test_a_person_is_asked_again_about_an_edit_whose_short_digest_is_that_of_the_approved_arguments(make: Make) -> None:
+    agents = make([Reply(calls=[Call("pay", {"amount": 6_798})]), Reply("Done.")])
+    declare(agents.store, inlineSpecs=True, humans=BOSS, gates=[EFFECTS])
+    run = agents.drive(agents.begin(environment=ENVIRONMENT))
+    [own] = agents.open(run)
+    agents.decide(own, "approved")
+    run = agents.drive(run)
+    [added] = agents.open(run)
+    # Both arguments have the digest aa1618df….
+    agents.decide(added, "edited", arguments={"amount": 108_428})
+    run = agents.drive(run)
+    assert agents.notes() == []
+    [again] = agents.open(run)
+    assert again.title == own.title
+    assert json.loads(again.subject)["arguments"] == {"amount": 108_428}
+    agents.decide(again, "rejected", feedback="not that much")
+    run = agents.drive(run)
+    assert run.status is RunStatus.SUCCEEDED
+    assert agents.notes() == []
+
+
 def test_a_rejection_at_a_gate_of_the_environment_stops_the_run(make: Make) -> None:
     agents = make(ONE_CALL)
     declare(agents.store, inlineSpecs=True, humans=BOSS, gates=[EFFECTS])

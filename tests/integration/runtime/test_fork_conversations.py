@@ -49,10 +49,12 @@ def approve(store: Store, run: Run) -> None:
 class Teller:
     """Replies once and asks about one call, whose id is another one in each conversation."""
 
-    def __init__(self) -> None:
+    def __init__(self, **asked: object) -> None:
         self.began: list[str] = []
         self.amount = 5
         self.fails = False
+        self.label: str | None = None
+        self.asked = asked
 
     async def turn(self, conversation: Conversation, path: str) -> str:
         if not conversation.journal.load():
@@ -61,8 +63,8 @@ class Teller:
         [entry] = conversation.journal.load()
         key = f"1.{entry.body['call']}:tools.pay.before"
         if key not in conversation.answers:
-            digest = f"{self.amount:08x}"
-            raise PeopleRequired([question(key=key, task_key=f"pay:1:{digest}", arguments={"amount": self.amount})])
+            named = f"pay:1:{self.label or f'{self.amount:08x}'}"
+            raise PeopleRequired([question(key=key, task_key=named, arguments={"amount": self.amount}, **self.asked)])
         if self.fails and path == "two":
             message = "no"
             raise ValueError(message)
@@ -121,3 +123,36 @@ def test_a_failed_run_continues_its_conversation_with_its_answers(store: Store) 
     run = agents.drive(run)
     assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "two")
     assert teller.began == ["one", "two"]
+
+
+def test_an_answer_by_its_key_counts_for_the_arguments_of_the_earlier_question(store: Store) -> None:
+    teller = Teller()
+    teller.label = "0badf00d"  # that of all arguments here
+    agents = ScriptedAgents(store, teller.turn)
+    parent = agents.drive(agents.start(spec(STEPS[0])))
+    programs = ProgramLoader(store)
+    order = ForkRequest(run_id=parent.id, requester="bob", answers={"one.pay:1:0badf00d": "approved"})
+    same = agents.drive(fork(agents.starter, programs, order))
+    assert same.status is RunStatus.SUCCEEDED
+    teller.amount = 5_000
+    other = agents.drive(fork(agents.starter, programs, order))
+    assert other.status is RunStatus.PAUSED
+    with store.read() as tx:
+        [asked] = reuse_report(tx, other.id)
+    assert (asked["reused"], asked["reason"]) == (False, "the new answer is about another subject")
+
+
+def test_an_answer_to_a_question_of_a_tool_is_reused_for_the_same_call_only(store: Store) -> None:
+    teller = Teller(kind="elicitation", gate=None, prompt="Which account?", answer_schema=None, human="ops")
+    teller.label = "0badf00d"
+    agents = ScriptedAgents(store, teller.turn)
+    parent = agents.drive(agents.start(spec(STEPS[0])))
+    [task] = open_tasks(store, parent)
+    decide(store, task.id, DecisionRequest(decision=DecisionKind.PROVIDED, content="4711"), actor="ann")
+    assert agents.drive(parent).status is RunStatus.SUCCEEDED
+    order = ForkRequest(run_id=parent.id, step="one", requester="bob")
+    programs = ProgramLoader(store)
+    assert agents.drive(fork(agents.starter, programs, order)).status is RunStatus.SUCCEEDED
+    teller.amount = 5_000
+    other = agents.drive(fork(agents.starter, programs, order))
+    assert [one.prompt for one in open_tasks(store, other)] == ["Which account?"]

@@ -357,6 +357,39 @@ def test_arguments_that_a_person_edited_are_checked_again(clock: ManualClock) ->
     assert made.backend.calls == []
 
 
+def test_each_edit_is_checked_also_where_it_looks_like_the_one_before(clock: ManualClock) -> None:
+    """The digests of both edits begin with the same eight digits."""
+    one, other = '{"x": 26717}', '{"x": 31076}'
+    gates = {"pay": [BEFORE, ToolGate(id="ops", position="before")]}
+
+    def edit_twice(made: House) -> str:
+        [first] = questions(made)
+        [second] = questions(made, {first.key: decided("approved")})
+        [third] = questions(made, {second.key: decided("edited", content=one)})
+        return third.key
+
+    made = guarded(
+        clock,
+        [("pay", {"x": 1})],
+        "Done.",
+        tool=by("agent"),
+        others={"judge": ["PASS"]},
+        agent={"tools": {"include": ["pay"]}},
+        gates=gates,
+    )
+    [again] = questions(made, {edit_twice(made): decided("edited", content=other)})
+    assert again.arguments == {"x": 31076}
+    judged = [str(messages) for agent, messages, _ in made.script.requests if agent == "judge"]
+    assert [value for value in ("26717", "31076") if any(value in each for each in judged)] == ["26717", "31076"]
+
+    reviewed = guarded(clock, [("pay", {"x": 1})], "Done.", tool=regex("human_review", "26717|31076"), gates=gates)
+    key = edit_twice(reviewed)
+    [third] = questions(reviewed, {key: decided("approved")})
+    assert (third.kind, third.gate) == ("approval", "before")
+    [fourth] = questions(reviewed, {third.key: decided("edited", content=other)})
+    assert (fourth.kind, fourth.arguments["text"]) == ("guardrail", '{"x": 31076}')
+
+
 def test_a_question_of_the_agent_is_checked_before_a_person_reads_it(clock: ManualClock) -> None:
     agent = {"tools": ["ask_question"]}
     made = guarded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
 
 import pytest
@@ -548,6 +549,54 @@ def test_edits_that_undo_each_other_end_in_a_refusal(clock: ManualClock) -> None
     run(made, **{third.key: decided("edited", content='{"x": 1}')})
     assert made.backend.calls == []
     assert "did not agree" in made.script.results()["c0"]["rejected"]
+
+
+COLLISION = ({"x": 26717}, {"x": 31076})
+"""Arguments whose SHA-256 begin with the same eight hex digits."""
+
+FREE = {"description": "Pay.", "implementation": "bank.pay", "capabilities": ["privileged"]}
+
+
+@pytest.mark.parametrize(("shown", "edited"), [COLLISION, ({"x": 1}, {"x": True}), ({"x": False}, {"x": 0})])
+def test_an_approval_is_valid_for_exactly_the_shown_arguments(
+    shown: dict[str, object], edited: dict[str, object], clock: ManualClock
+) -> None:
+    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    spec = spec_of(agent={"tools": {"include": ["pay"]}}, tools={"pay": FREE})
+    made = house([("pay", shown)], "Done.", spec=spec, gates={"pay": gates}, clock=clock)
+    [first] = asyncio.run(made.questions())
+    [second] = asyncio.run(made.questions({first.key: decided("approved")}))
+    [again] = asyncio.run(made.questions({second.key: decided("edited", content=json.dumps(edited))}))
+    assert (again.gate, json.dumps(again.arguments)) == ("before", json.dumps(edited))
+    assert again.key not in {first.key, second.key}
+    assert made.backend.calls == []
+
+
+def test_each_of_two_edits_is_shown_to_the_other_gate(clock: ManualClock) -> None:
+    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    made = house([("pay", {"x": 1})], "Done.", gates={"pay": gates}, clock=clock)
+    [first] = asyncio.run(made.questions())
+    [second] = asyncio.run(made.questions({first.key: decided("approved")}))
+    one, other = (json.dumps(each) for each in COLLISION)
+    [third] = asyncio.run(made.questions({second.key: decided("edited", content=one)}))
+    [fourth] = asyncio.run(made.questions({third.key: decided("edited", content=other)}))
+    assert (fourth.gate, fourth.arguments) == ("ops", COLLISION[1])
+    [fifth] = asyncio.run(made.questions({fourth.key: decided("edited", content='{"x": 3}')}))
+    assert (fifth.gate, fifth.arguments) == ("before", {"x": 3})
+    assert len({each.key for each in (first, second, third, fourth, fifth)}) == 5
+    assert made.backend.calls == []
+
+
+def test_an_answer_about_edited_arguments_of_an_earlier_version_is_asked_for_again(clock: ManualClock) -> None:
+    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    made = house([("pay", {"x": 1})], "Done.", gates={"pay": gates}, clock=clock)
+    [first] = asyncio.run(made.questions())
+    [second] = asyncio.run(made.questions({first.key: decided("approved")}))
+    # The key had the first eight digits of the digest.
+    answers = {second.key: decided("edited", content='{"x": 26717}'), f"{first.key}@6071f952": decided("approved")}
+    [again] = asyncio.run(made.questions(answers))
+    assert (again.gate, again.arguments) == ("before", COLLISION[0])
+    assert made.backend.calls == []
 
 
 # ---- questions of agents and tools -------------------------------------------------------------------------------

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 
 import pytest
 import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kneo.digest import canonical_json, digest_of, digest_of_json, parse_digest
+from kneo.digest import DigestLabel, canonical_json, digest_of, digest_of_json, parse_digest
 from kneo.errors import Invalid
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind
@@ -114,6 +115,20 @@ def test_endless_nesting_is_refused_not_a_crash() -> None:
         deep = [deep]
     with pytest.raises(Invalid):
         canonical_json(deep)
+
+
+def test_a_label_is_written_and_never_compared() -> None:
+    label, same = DigestLabel(digest_of(b"x")), DigestLabel(digest_of(b"x"))
+    assert f"{label}" == "2d711642"
+    comparisons: list[Callable[[], object]] = [
+        lambda: label == same,
+        lambda: label != "2d711642",
+        lambda: {label: 1},
+        lambda: label in (digest_of(b"x"), same),
+    ]
+    for compare in comparisons:
+        with pytest.raises(TypeError):
+            compare()
 
 
 def test_a_digest_is_read_back() -> None:
