@@ -29,6 +29,7 @@ from kneo.store.engine import Store, Tx
 from kneo.store.published import importer
 from kneo.store.published.conversion import UnusableRow, parse_object
 from kneo.store.published.source import PublishedDatabase, open_published
+from kneo.store.service_key import find_service_key
 
 
 class LockAcquisitionError(Conflict):
@@ -174,7 +175,9 @@ def import_published(
             store = None
         else:
             migrates = settings.migrate == "auto" and not dry_run
-            store = migrations.open_store(settings.database_url, clock, migrates=migrates)
+            store = migrations.open_store(
+                settings.database_url, clock, partial(find_service_key, settings), migrates=migrates
+            )
             stack.callback(store.close)
         now = isoformat(clock.now())
         report = importer.import_history(published, store, actor=actor, now=now, dry_run=dry_run, progress=progress)

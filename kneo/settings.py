@@ -611,6 +611,11 @@ class Settings:
     """Whether a process that opens the database migrates an older schema. With `never` it is refused, and `kneo maintenance
     migrate` migrates it. Read by: all processes."""
 
+    record_macs: str = setting("KNEO_SERV_RECORD_MACS", "check", _one_of("check", "write"))
+    """Whether records without a valid [message authentication code](../security/threats.md#a-person-who-can-write-to-the-database)
+    are refused. With `write` codes are written and not checked, for the time of a
+    [rolling upgrade](../operations/upgrade.md#authenticate-the-records-of-an-earlier-version). Read by: all processes."""
+
     project_config: Path | None = setting("KNEO_PROJECT_CONFIG", None, None)
     """The project's config file. Default: the nearest one at or above the working directory. Read by: all processes."""
 

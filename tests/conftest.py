@@ -14,6 +14,7 @@ from unittest import mock
 import hypothesis
 import pytest
 from databases import Server, start_server
+from installation_key import find_key
 
 from kneo import settings
 from kneo.clock import ManualClock
@@ -154,7 +155,15 @@ def migrated_url(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -
 
 @pytest.fixture
 def store(migrated_url: str, clock: ManualClock) -> Iterator[Store]:
-    """An open store, once on each kind of database."""
+    """An open store of an installation with a service key, once on each kind of database."""
+    opened = open_store(migrated_url, clock, find_key)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def keyless_store(migrated_url: str, clock: ManualClock) -> Iterator[Store]:
+    """An open store of an installation without a service key: nothing is signed and no record is authenticated."""
     opened = open_store(migrated_url, clock)
     yield opened
     opened.close()

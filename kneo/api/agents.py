@@ -84,7 +84,7 @@ def _agents_of(tx: Tx, context: Context, environment: str) -> list[AgentView]:
     except KneoError:
         return []
     found = []
-    for release in releases.list_releases(tx, rules.name):
+    for release in registry.list_served(tx, rules.name):
         if not rules.spec.protocols.serving(release.bundle):
             continue
         try:

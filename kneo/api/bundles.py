@@ -81,7 +81,7 @@ def list_bundles(context: Context) -> BundleListView:
     """List bundles by name, with their newest version."""
     with context.store.read() as tx:
         newest = {item.name: item for item in releases.known_bundles(tx)}
-        released = releases.list_releases(tx)
+        released = registry.list_served(tx)
     items = [BundleView.of(item, released) for item in newest.values()]
     return BundleListView(bundles=items, count=len(items))
 
@@ -91,7 +91,7 @@ def get_bundle(context: Context, name: str) -> BundleVersionsView:
     """List the accepted versions of a bundle, newest first."""
     with context.store.read() as tx:
         versions = _versions(tx, name)
-        released = releases.list_releases(tx)
+        released = registry.list_served(tx)
     return BundleVersionsView(name=name, versions=[BundleView.of(item, released) for item in reversed(versions)])
 
 
@@ -146,7 +146,7 @@ def get_bundle_version(context: Context, name: str, version: str) -> BundleVersi
     with context.store.read() as tx:
         found = _chosen(_versions(tx, name), name, version)
         record = releases.bundle(tx, found.digest)
-        released = releases.list_releases(tx)
+        released = registry.list_served(tx)
     assert record is not None, "bundles are never deleted"
     values = vars(BundleView.of(record, released))
     if record.seq == 0:

@@ -90,6 +90,8 @@ def get_human_task(context: Context, continuation_id: str) -> HumanTaskDetailVie
     with context.store.read() as tx:
         task = as_it_stands(tx, inbox.find(tx, continuation_id))
         run = runs.get(tx, task.run_id)
+        if run is not None:
+            runs.check(tx, run)
         outputs = history.outputs_until(tx, task.run_id, task.created_at, limit=MAX_OUTPUTS)
         return HumanTaskDetailView.with_messages(task, run, outputs, may_decide_task(tx, task, context.principal))
 

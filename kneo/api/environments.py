@@ -233,7 +233,7 @@ def hold_release(context: Context, name: str, body: HoldRequest) -> HeldView:
     require_controller(context)
     with context.store.write() as tx:
         _check_operator(context, tx, name)
-        release = releases.release(tx, name, body.bundle)
+        release = registry.find_served(tx, name, body.bundle)
         item = Hold(
             environment=name,
             bundle=body.bundle,

@@ -92,7 +92,7 @@ def promotion_not_found(promotion_id: str) -> NotFound:
 
 
 def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending) -> PromotionDetailView:
-    serving = releases.release(tx, environment, item.bundle)
+    serving = registry.find_served(tx, environment, item.bundle)
     kept = releases.pending_plan(tx, item.id)
     plan = PromotionPlanView.of_content(kept.base, kept.content) if kept is not None else None
     return PromotionDetailView(
@@ -105,7 +105,7 @@ def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending) -
 
 
 def _done_detail(tx: Tx, item: Promotion) -> PromotionDetailView:
-    serving = releases.release(tx, item.environment, item.bundle)
+    serving = registry.find_served(tx, item.environment, item.bundle)
     reason = f"This change was applied at {item.at}."
     return PromotionDetailView(
         promotion=DonePromotionView(**vars(item)),

@@ -190,9 +190,8 @@ def _seconds(wait: str | None) -> float:
 def continue_run(context: Context, run_id: str, wait: Wait = None) -> Waiting[RunStartedView]:
     """Retry a failed run from the step that failed, and wait until it pauses or ends."""
     store, seconds = context.store, _seconds(wait)
-    return wait_for_run(
-        store, lambda: continue_failed_run(store, ProgramLoader(store), run_id, actor=context.actor), seconds
-    )
+    programs = ProgramLoader(store, context.settings.trust_root)
+    return wait_for_run(store, lambda: continue_failed_run(store, programs, run_id, actor=context.actor), seconds)
 
 
 @run_operation("POST", "/runs/{run_id}/fork", scope="runs:write")
@@ -217,9 +216,8 @@ def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) ->
         answers=body.answers,
         ask=tuple(body.ask),
     )
-    return wait_for_run(
-        context.store, lambda: fork_from(context.make_starter(), ProgramLoader(context.store), order), seconds
-    )
+    programs = ProgramLoader(context.store, context.settings.trust_root)
+    return wait_for_run(context.store, lambda: fork_from(context.make_starter(), programs, order), seconds)
 
 
 @operation("POST", "/runs/{run_id}/cancel", scope="runs:write")

@@ -300,7 +300,7 @@ def list_run_steps(
 
 def _executing(context: Context, run: Run) -> tuple[Execute, ...]:
     try:
-        return steps_under_way(ProgramLoader(context.store), run)
+        return steps_under_way(ProgramLoader(context.store, context.settings.trust_root), run)
     except (Invalid, Untrusted):
         # The worker fails the run with this reason; its history can still be read.
         return ()

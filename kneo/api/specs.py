@@ -302,7 +302,7 @@ def list_skills(
 
 def _skills(tx: Tx) -> dict[str, SkillView]:
     skills: dict[str, SkillView] = {}
-    for release in releases.list_releases(tx):
+    for release in registry.list_served(tx):
         spec = _released_spec(tx, release)
         if spec is None:
             continue

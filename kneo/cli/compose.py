@@ -30,7 +30,8 @@ def make_store(settings: Settings) -> Store:
         return find_service_key(settings)
 
     keys = DataKeys.read(settings.data_keys)
-    return open_store(settings.database_url, SystemClock(), find_key, keys, migrates=settings.migrate == "auto")
+    migrates, checks = settings.migrate == "auto", settings.record_macs == "check"
+    return open_store(settings.database_url, SystemClock(), find_key, keys, migrates=migrates, checks_macs=checks)
 
 
 @contextlib.contextmanager

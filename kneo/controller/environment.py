@@ -59,7 +59,7 @@ class DriftWatch:
         *,
         new: Collection[str],
     ) -> tuple[Drift, ...]:
-        """Return the drift of an environment's releases.
+        """Return the drift of an environment's releases, and replace rows of releases that no promotion explains.
 
         Args:
             tx: An open transaction.
@@ -73,8 +73,25 @@ class DriftWatch:
         if known is None or known[0] != epoch:
             older = (release for _, release in sorted(served.items()) if release.digest not in new)
             drift = [drifted for release in older if (drifted := _find_drift(tx, environment, trust, release))]
-            known = self._known[environment.name] = (epoch, tuple(drift))
-        return tuple(item for item in known[1] if item.bundle in served and served[item.bundle].digest == item.digest)
+            known = self._known[environment.name] = (epoch, (*_restore(tx, environment.name), *drift))
+        return tuple(item for item in known[1] if item.reason in UNEXPLAINED or _is_present(item, served))
+
+
+UNEXPLAINED = frozenset({registry.NOT_PROMOTED, registry.PROMOTIONS_LOST})
+
+
+def _is_present(item: Drift, served: Mapping[str, Release]) -> bool:
+    return item.bundle in served and served[item.bundle].digest == item.digest
+
+
+def _restore(tx: Tx, environment: str) -> Iterator[Drift]:
+    """Restore the releases that rows without a promotion took the place of; yield these rows as drift."""
+    for doubted in registry.restore_releases(tx, environment):
+        row = doubted.release
+        yield Drift(row.bundle, row.version, row.digest, doubted.error.code, doubted.error.message)
+    lost = registry.find_lost_promotions(tx, environment)
+    if lost is not None:
+        yield Drift(environment, "", "", registry.PROMOTIONS_LOST, f"{lost[0].upper()}{lost[1:]}.")
 
 
 def _find_drift(tx: Tx, environment: Environment, trust: TrustContext, release: Release) -> Drift | None:
@@ -82,7 +99,8 @@ def _find_drift(tx: Tx, environment: Environment, trust: TrustContext, release: 
     try:
         registry.check_served(releases.bundle(tx, release.digest), release, environment, trust.root, trust.hmac_key)
     except KneoError as error:
-        return Drift(release.bundle, release.digest, error.code, error.message)
+        message = f"{release.bundle} is released, but {error.message}"
+        return Drift(release.bundle, release.version, release.digest, error.code, message)
     return None
 
 
@@ -245,6 +263,9 @@ class EnvironmentReconciler:
         served = shared.cache.read(tx, shared.lease.fence).served.get(name, {})
         new = {action.bundle.digest for action, _ in allowed if not isinstance(action, Retire)}
         drift = self.drift.check(tx, context.environment, shared.trust, served, new=new)
+        if any(item.reason == registry.NOT_PROMOTED for item in drift):
+            # The rows of its releases may be other ones now.
+            shared.cache.invalidate()
         metrics.DRIFT.labels(name).set(len(drift))
         result = report.report(
             report.Findings(
@@ -261,7 +282,7 @@ class EnvironmentReconciler:
         registry.keep_plans(tx, name, (plan_of_action(tx, action) for action, _ in blocked))
         if not shared.quiet:
             changes = report.notices_of_changes(name, revision, tx.at, allowed)
-            findings = report.notices_of_findings(name, revision, pending, drift, served)
+            findings = report.notices_of_findings(name, revision, pending, drift)
             outbox.post(tx, self.channels, chain(changes, findings))
         return result.outcome, changed
 

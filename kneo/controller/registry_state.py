@@ -63,7 +63,7 @@ def read_registry(tx: Tx, bundles: KnownBundles | None = None) -> RegistryState:
 
 def known(tx: Tx) -> KnownBundles:
     """Read all releases and bundles."""
-    return KnownBundles(served_by(releases.list_releases(tx)), verify.bundle_history(releases.known_bundles(tx)))
+    return KnownBundles(served_by(registry.list_served(tx)), verify.bundle_history(releases.known_bundles(tx)))
 
 
 def served_by(items: Iterable[Release]) -> Served:
@@ -233,7 +233,7 @@ def _updated(before: KnownBundles, changes: Iterable[Promotion], tx: Tx) -> Know
     served = dict(before.served)
     for environment, names in touched.items():
         others = {name: release for name, release in served.get(environment, {}).items() if name not in names}
-        changed = served_by(releases.list_releases(tx, environment, names)).get(environment, {})
+        changed = served_by(registry.list_served(tx, environment, names)).get(environment, {})
         served[environment] = {**others, **changed}
     added = verify.bundle_history(releases.known_bundles(tx, digests))
     marks = dict(before.history.high_water)

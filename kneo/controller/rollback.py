@@ -73,7 +73,7 @@ def roll_back(
         trust = TrustContext(root=root, before=None, service_key=config.service_key, hmac_key=key, now=tx.now)
         bundle = registry.check_served(releases.bundle(tx, target.digest), target, environment, root, key)
         check_spec(bundle, (environment,), f"{bundle.name} {bundle.version}")
-        evidence = gather_evidence(tx, (environment,), (), trust, served_by(releases.list_releases(tx)))
+        evidence = gather_evidence(tx, (environment,), (), trust, served_by(registry.list_served(tx)))
         evidence = _with_requester(evidence, environment, bundle.name, bundle.digest, request.actor)
         plan = ReleasePlan(name, current.revision, (Rollback(candidate_of(bundle, current.revision), current),), {})
         ((action, verdict),) = evaluate_gates(plan, rules_of(environment, None), evidence, gates=ROLLBACK_GATES)
@@ -122,7 +122,7 @@ def _with_requester(evidence: Evidence, environment: Environment, bundle: str, d
 
 
 def _current(tx: Tx, request: RollbackRequest) -> Release:
-    current = releases.release(tx, request.environment, request.bundle)
+    current = registry.find_served(tx, request.environment, request.bundle)
     if current is None:
         msg = f"{request.bundle[:200]} is not released to {request.environment}."
         raise NotFound(msg, code="not_served", hint=f"Show its releases: kneo status {request.environment}")

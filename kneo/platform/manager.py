@@ -132,6 +132,7 @@ class PlatformManager:
             partial(find_service_key, self.settings),
             data_keys=DataKeys.read(self.settings.data_keys),
             migrates=self.settings.migrate == "auto",
+            checks_macs=self.settings.record_macs == "check",
         )
         if continuation_store is not None and continuation_store is not self.database:
             msg = "Runs and human tasks are kept in one database."
@@ -176,7 +177,7 @@ class PlatformManager:
 
     @cached_property
     def _programs(self) -> ProgramLoader:
-        return ProgramLoader(self.store)
+        return ProgramLoader(self.store, self.settings.trust_root)
 
     # ---- runs -------------------------------------------------------------------------------------------------
 

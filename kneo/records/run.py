@@ -228,6 +228,8 @@ class Run:
     trace_count: int = 0
     usage: AgentUsage = field(default_factory=AgentUsage)
     """The sum over the journals of the run's agents."""
+    mac: bytes | None = field(default=None, repr=False, compare=False)
+    """The message authentication code of the row; see ``kneo.store.runs.check``."""
 
     @property
     def workflow_kind(self) -> str:

@@ -191,6 +191,8 @@ class HumanTask:
     metadata: Mapping[str, object] = field(default_factory=dict)
     created_at: str = ""
     updated_at: str = ""
+    mac: bytes | None = field(default=None, repr=False, compare=False)
+    """The message authentication code of the row; see ``kneo.store.tasks.check``."""
 
     @property
     def is_restricted(self) -> bool:

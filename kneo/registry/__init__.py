@@ -4,6 +4,7 @@ The controller writes the registry and the runtime reads it; they share nothing 
 one transaction, which the caller opens.
 """
 
+from kneo.registry.accepted import check_accepted, released_spec
 from kneo.registry.decisions import (
     UnsignedDecision,
     check_declared,
@@ -32,6 +33,7 @@ from kneo.registry.record import (
     promote,
     report_conditions,
     report_pending,
+    restore_releases,
     retire,
     update_signatures,
 )
@@ -48,9 +50,20 @@ from kneo.registry.resolve import (
     spec_in,
     trust_root,
 )
+from kneo.registry.served import (
+    NOT_PROMOTED,
+    PROMOTIONS_LOST,
+    check_promoted,
+    find_lost_promotions,
+    find_served,
+    list_served,
+    read_releases,
+)
 
 __all__ = [
     "CONTROLLER",
+    "NOT_PROMOTED",
+    "PROMOTIONS_LOST",
     "BundlePromotion",
     "EnvironmentStatus",
     "OpenTasks",
@@ -61,29 +74,37 @@ __all__ = [
     "accept_environment",
     "accept_roots",
     "change_policy",
+    "check_accepted",
     "check_declared",
     "check_not_retired",
+    "check_promoted",
     "check_served",
     "decision_reason",
     "decisions_about",
     "declared",
     "environment_subject",
     "find_declared",
+    "find_lost_promotions",
+    "find_served",
     "find_status",
     "hold",
     "is_followed",
     "keep_plans",
+    "list_served",
     "lock_environment",
     "open_tasks",
     "pending_subject",
     "policy_in_force",
     "prepare_decision",
     "promote",
+    "read_releases",
     "record_decision",
     "record_signed_decision",
+    "released_spec",
     "report_conditions",
     "report_pending",
     "resolve",
+    "restore_releases",
     "retire",
     "spec_in",
     "status",

@@ -11,6 +11,7 @@ from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
+from kneo.registry.served import list_served
 from kneo.store import audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
 from kneo.trust.approvals import approval_id, check_issued
@@ -75,7 +76,7 @@ def pending_subject(tx: Tx, environment: str, item: Pending) -> DecisionSubject 
     if item.gate != PRUNE_GATE or item.subject is None or record is None:
         return None
     removed = {other.bundle for other in releases.pending(tx, environment) if other.subject == item.subject}
-    served = releases.list_releases(tx, environment, removed)
+    served = list_served(tx, environment, removed)
     about = prune_subject(environment, record.revision, ((release.bundle, release.digest) for release in served))
     if about.digest != item.subject:
         msg = f"The releases of {environment} changed since this removal became pending."

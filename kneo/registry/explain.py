@@ -25,6 +25,7 @@ from kneo.records.task import HumanTask, ReceiptRecord
 from kneo.registry.decisions import check_declared, environment_not_found
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared
+from kneo.registry.served import DoubtedRelease, read_releases
 from kneo.store import audit, receipts, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
@@ -132,14 +133,16 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
         NotFound: the environment is not declared, or the bundle neither released nor pending there.
     """
     check_declared(tx, environment)
-    serving = releases.release(tx, environment, bundle)
+    read = read_releases(tx, environment)
+    serving = next((item for item in read.served if item.bundle == bundle), None)
     changes = sorted(releases.pending(tx, environment), key=lambda item: item.bundle != bundle)
     pending = next((item for item in changes if item.bundle == bundle or item.kind == "policy"), None)
     hold = next((item for item in releases.list_holds(tx, environment) if item.bundle == bundle), None)
-    if serving is None and pending is None:
+    is_doubted = any(item.release.bundle == bundle for item in read.doubted)
+    if serving is None and pending is None and not is_doubted:
         msg = f"{bundle[:200]} is neither released to {environment} nor pending there."
         raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment}.yaml.")
-    bad = tuple(item for item in releases.list_conditions(tx, environment_subject(environment)) if _is_bad(item))
+    bad = tuple(item for item in _conditions(tx, environment, read.doubted) if _is_bad(item))
     suspension = releases.suspension(tx, environment)
     digest = pending.digest if pending is not None else None
     return Explanation(
@@ -153,6 +156,25 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
         origin=_origin(tx, environment),
         returns=digest is not None and bool(releases.served_before(tx, environment, [digest])),
     )
+
+
+def _conditions(tx: Tx, environment: str, doubted: Sequence[DoubtedRelease]) -> tuple[Condition, ...]:
+    """Return the conditions of an environment; rows of releases that do not count are among them at once."""
+    reported = releases.list_conditions(tx, environment_subject(environment))
+    if not doubted:
+        return reported
+    reason, message = doubted[0].error.code, doubted[0].error.message
+    revision = next((item.revision for item in reported), "unknown")
+    found = {
+        kind: Condition(type=kind, status=status, reason=reason, message=message, revision=revision, since=tx.at)
+        for kind, status in (
+            (ConditionType.DRIFT_DETECTED, True),
+            (ConditionType.READY, False),
+            (ConditionType.STALLED, True),
+        )
+    }
+    kept = {item.type: item for item in reported if item.type is not ConditionType.RECONCILING}
+    return tuple({**kept, **found}.values())
 
 
 def _origin(tx: Tx, environment: str) -> str | None:
@@ -230,14 +252,15 @@ class EnvironmentStatus:
 def status(tx: Tx, name: str) -> EnvironmentStatus | None:
     """Return the status of an environment; None when Git never declared it."""
     record = releases.environment(tx, name)
-    conditions = releases.list_conditions(tx, environment_subject(name))
+    read = read_releases(tx, name)
+    conditions = _conditions(tx, name, read.doubted)
     if record is None and not conditions:
         return None
     return EnvironmentStatus(
         record,
         name,
         conditions,
-        releases.list_releases(tx, name),
+        read.served,
         releases.pending(tx, name),
         releases.list_holds(tx, name),
         releases.suspension(tx, name),

@@ -20,6 +20,7 @@ from kneo.records.release import (
     PromotionKind,
     Release,
 )
+from kneo.registry.served import EVENTS, DoubtedRelease, facts_of, find_restorable, read_releases
 from kneo.store import audit, releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
@@ -33,12 +34,6 @@ ID_CHARS = 32
 
 MAX_PLANS = 200
 """Plans that are kept for an environment."""
-
-EVENTS: Mapping[PromotionKind, str] = {
-    PromotionKind.PROMOTE: "release.promoted",
-    PromotionKind.ROLLBACK: "release.rolled_back",
-    PromotionKind.RETIRE: "release.retired",
-}
 
 
 def environment_subject(name: str) -> str:
@@ -173,18 +168,34 @@ def _event(promotion: Promotion, facts: Mapping[str, object]) -> AuditEvent:
         event_type=EVENTS[promotion.kind],
         actor=promotion.actor,
         environment=promotion.environment,
-        metadata={
-            "promotion": promotion.id,
-            "bundle": promotion.bundle,
-            "version": promotion.version,
-            "from_digest": promotion.from_digest,
-            "to_digest": promotion.to_digest,
-            "revision": promotion.revision,
-            "approvals": list(promotion.approvals),
-            "reason": promotion.reason,
-            **facts,
-        },
+        metadata={**facts_of(promotion), **facts},
     )
+
+
+def restore_releases(tx: Tx, environment: str) -> tuple[DoubtedRelease, ...]:
+    """Replace the rows of releases that no promotion explains by what the latest promotions say; return them."""
+    doubted = read_releases(tx, environment).doubted
+    for item in doubted:
+        row, release = item.release, find_restorable(tx, item.release)
+        if release is not None:
+            releases.put_releases(tx, [release])
+        else:
+            releases.retire_release(tx, environment, row.bundle)
+        audit.record(
+            tx,
+            "release.restored",
+            actor=CONTROLLER,
+            environment=environment,
+            metadata={
+                "bundle": row.bundle,
+                "version": release.version if release is not None else None,
+                "digest": release.digest if release is not None else None,
+                "found_version": row.version,
+                "found_digest": row.digest,
+                "reason": item.error.message,
+            },
+        )
+    return doubted
 
 
 def accept_environment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ from kneo.digest import Digest, digest_of
 from kneo.errors import Forbidden, KneoError, NotFound, Transient, Untrusted
 from kneo.names import check_environment_name
 from kneo.records.release import BundleRecord, Release
+from kneo.registry.served import check_promoted, list_served
 from kneo.spec.policy import PolicyFlags, strictest
 from kneo.store import audit, project_metadata, releases, requests
 from kneo.store.engine import Tx
+from kneo.trust.dsse import parse_envelope
 from kneo.trust.hmac_bundle import hmac_path, spec_in_hmac, verify_hmac_bundle
-from kneo.trust.root import TrustRoot, verify_chain
+from kneo.trust.root import TrustRoot, parse_root, verify_chain
 from kneo.trust.statement import parse_bundle
 from kneo.trust.verify import UNSEQUENCED, VerifiedBundle, bundle_path, verify_bundle
 
@@ -147,8 +150,28 @@ def _trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
     if not chain:
         msg = "This database has no accepted trust root."
         raise Untrusted(msg, code="no_trust_root", hint="Start a controller: kneo up --repo DIR.")
-    first = pin or Digest(chain[0][1])
-    return verify_chain(first, [envelope for _, _, envelope in chain], tx.now)
+    return _walk(pin or Digest(chain[0][1]), tuple(envelope for _, _, envelope in chain), tx.now)
+
+
+REMEMBERED_CHAINS, EVER = 16, datetime.min.replace(tzinfo=UTC)
+
+_walked: dict[tuple[Digest, tuple[bytes, ...]], tuple[TrustRoot, datetime]] = {}
+"""Verified chains of exactly these bytes, each with the time of its last revocation: from then on the result is the same."""
+
+
+def _walk(first: Digest, chain: tuple[bytes, ...], now: datetime) -> TrustRoot:
+    """Verify a chain of trust roots, once for the same bytes."""
+    known = _walked.get((first, chain))
+    if known is not None and known[1] <= now:
+        return known[0]
+    root = verify_chain(first, chain, now)
+    revoked = [item for data in chain for item in parse_root(parse_envelope(data).payload).revoked]
+    settled = max((time for item in revoked for time in (item.at, item.compromised_since or item.at)), default=EVER)
+    if settled <= now:
+        if len(_walked) >= REMEMBERED_CHAINS:
+            _walked.clear()
+        _walked[first, chain] = (root, settled)
+    return root
 
 
 def check_not_retired(tx: Tx, environment: Environment) -> None:
@@ -157,7 +180,7 @@ def check_not_retired(tx: Tx, environment: Environment) -> None:
     Raises:
         Forbidden: ``environment_retired``.
     """
-    if environment.spec.retired and not releases.list_releases(tx, environment.name):
+    if environment.spec.retired and not list_served(tx, environment.name):
         msg = f"{environment.name} is retired: runs cannot start there."
         raise Forbidden(msg, code="environment_retired", hint="List environments: kneo status")
 
@@ -175,7 +198,7 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
     Raises:
         NotFound: there is no such environment.
         Forbidden: ``bundle_not_approved``: the reference is not released there.
-        Untrusted: the stored bytes are not the approved ones, or fail verification today.
+        Untrusted: the stored bytes are not the approved ones, or fail verification today; ``ReleaseNotPromoted``.
         Transient: ``registry_rebuilding``: the present release may be that of an earlier commit.
     """
     if requests.is_rebuilding(tx):
@@ -185,9 +208,8 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
     check_not_retired(tx, rules)
     release = _serving(tx, reference, environment)
     verified = check_served(releases.bundle(tx, release.digest), release, rules, trust_root(tx, pin), hmac_key)
-    promotion = releases.promotion(tx, release.promotion_id)
-    seq = audit.seq_of(tx, promotion.audit_event_id) if promotion else None
-    return ResolvedRelease(release, verified, seq)
+    event = check_promoted(tx, release)
+    return ResolvedRelease(release, verified, event.seq)
 
 
 def _serving(tx: Tx, reference: str, environment: str) -> Release:
@@ -195,7 +217,7 @@ def _serving(tx: Tx, reference: str, environment: str) -> Release:
     for release in serving:
         if reference in {release.bundle, f"{release.bundle}@{release.version}", release.digest}:
             return release
-    raise _not_approved(tx, reference, environment, serving)
+    raise _not_approved(tx, reference, environment, list_served(tx, environment))
 
 
 def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Release, ...]) -> KneoError:

@@ -50,9 +50,12 @@ def create_persistence_stores(state_path: str | Path | None = None) -> tuple[Dat
     settings = from_env()
     if state_path is not None:
         settings = settings.on(f"sqlite:///{Path(state_path).resolve()}")
-    keys = DataKeys.read(settings.data_keys)
     database = Database(
-        settings.database_url, partial(find_service_key, settings), data_keys=keys, migrates=settings.migrate == "auto"
+        settings.database_url,
+        partial(find_service_key, settings),
+        data_keys=DataKeys.read(settings.data_keys),
+        migrates=settings.migrate == "auto",
+        checks_macs=settings.record_macs == "check",
     )
     return database, database
 

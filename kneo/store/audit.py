@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypedDict, Unpack
@@ -323,14 +323,35 @@ def _problem(row: AnyRow, seq: int, head: str) -> str | None:
     return None
 
 
+_SEALED = select(audit_events, audit_chain.c.seq, audit_chain.c.leaf).select_from(
+    audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id)
+)
+_FIND = Prepared(_SEALED.where(audit_events.c.id == bindparam("of_event")))
+
+
 def event(tx: Tx, event_id: str) -> SealedEvent | None:
     """Read one event."""
-    row = tx.connection.execute(
-        select(audit_events, audit_chain.c.seq, audit_chain.c.leaf)
-        .select_from(audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id))
-        .where(audit_events.c.id == event_id)
-    ).first()
+    row = _FIND.first(tx, {"of_event": event_id})
     return SealedEvent(seq=row.seq, leaf=row.leaf, event=_event(row)) if row else None
+
+
+IDS_AT_ONCE = 500
+
+
+def events_by_id(tx: Tx, ids: Collection[str]) -> Mapping[str, SealedEvent]:
+    """Read events by their ids."""
+    found: dict[str, SealedEvent] = {}
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), IDS_AT_ONCE):
+        for row in tx.connection.execute(_SEALED.where(audit_events.c.id.in_(ordered[start : start + IDS_AT_ONCE]))):
+            found[row.id] = SealedEvent(seq=row.seq, leaf=row.leaf, event=_event(row))
+    return found
+
+
+def count_types(tx: Tx, environment: str, event_types: Collection[str]) -> int:
+    """Count the events of an environment of some types."""
+    here = audit_events.c.environment == environment, audit_events.c.event_type.in_(sorted(event_types))
+    return tx.connection.execute(select(func.count()).select_from(audit_events).where(*here)).scalar_one()
 
 
 def event_at(tx: Tx, seq: int) -> SealedEvent | None:
@@ -364,9 +385,7 @@ def events(
     if after is not None:
         conditions.append(audit_events.c.id < after if descending else audit_events.c.id > after)
     rows = tx.connection.execute(
-        select(audit_events, audit_chain.c.seq, audit_chain.c.leaf)
-        .select_from(audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id))
-        .where(*conditions)
+        _SEALED.where(*conditions)
         .order_by(audit_events.c.id.desc() if descending else audit_events.c.id)
         .limit(limit)
         .offset(offset)

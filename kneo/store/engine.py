@@ -28,6 +28,7 @@ from kneo.store.deltas import DeltaHub
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
 from kneo.store.prepared import Parameters, Prepared
 from kneo.store.writer import CommitNotifier, Writer
+from kneo.trust.record_mac import RecordMacs, no_macs
 from kneo.trust.sealing import NO_KEYS, DataKeys
 
 if TYPE_CHECKING:
@@ -110,12 +111,13 @@ def no_key() -> PrivateKey | None:
 
 @dataclass(frozen=True)
 class Tx:
-    """An open transaction, its time, the key for receipts, and the keys that seal bodies."""
+    """An open transaction, its time, the key for receipts, the keys that seal bodies, and the MACs of records."""
 
     connection: Connection
     now: datetime
     find_key: FindKey = no_key
     data_keys: DataKeys = NO_KEYS
+    macs: RecordMacs = field(default_factory=no_macs)
     notifications: list[tuple[str, object]] = field(default_factory=list)
     snapshot: dict[Hashable, object] | None = None
     """What was read once of a consistent snapshot; ``None`` in a transaction that writes."""
@@ -157,14 +159,24 @@ class Store:
     Args:
         engine: The database.
         clock: The source of the time.
-        find_key: Finds the key for receipts when one is signed.
+        find_key: Finds the service key when a receipt is signed or a record is authenticated.
         data_keys: Seal the bodies of journals.
+        checks_macs: Whether records without a valid MAC are refused.
     """
 
-    def __init__(self, engine: Engine, clock: Clock, find_key: FindKey = no_key, data_keys: DataKeys = NO_KEYS) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        find_key: FindKey = no_key,
+        data_keys: DataKeys = NO_KEYS,
+        *,
+        checks_macs: bool = True,
+    ) -> None:
         self.engine = engine
         self.clock = clock
         self.find_key = cache(find_key)
+        self.macs = RecordMacs(self.find_key, checks=checks_macs)
         self._data_keys = data_keys
         self._connections: Connections = (
             FileConnections(engine, BUSY_TIMEOUT_MS / 1000) if self.is_sqlite else ServerConnections(engine)
@@ -197,7 +209,7 @@ class Store:
             Transient: the database stayed busy or unreachable.
         """
         with _translate(), self._connections.write(durable=durable) as connection:
-            tx = Tx(connection, self.clock.now(), self.find_key, self._data_keys)
+            tx = Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs)
             yield tx
         self.notifier.notify(tx.notifications)
 
@@ -228,7 +240,7 @@ class Store:
         # As plain SQL: SQLAlchemy gives each savepoint another name, and compiles three statements for it.
         with _translate():
             tx.connection.exec_driver_sql("SAVEPOINT part")
-            part = Tx(tx.connection, self.clock.now(), self.find_key, self._data_keys)
+            part = Tx(tx.connection, self.clock.now(), self.find_key, self._data_keys, self.macs)
             try:
                 yield part
                 tx.notifications.extend(part.notifications)
@@ -246,7 +258,7 @@ class Store:
             Transient: the database stayed busy or unreachable.
         """
         with _translate(), self._connections.read() as connection:
-            yield Tx(connection, self.clock.now(), self.find_key, self._data_keys, snapshot={})
+            yield Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs, snapshot={})
 
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[Lock]:
         """Try to acquire a lock exclusively; it is true where that succeeded.

@@ -122,10 +122,11 @@ class Database:
 
     Args:
         url: ``sqlite:///path`` or ``postgresql+psycopg://…``.
-        find_key: Finds the key that signs receipts; without a key there are no receipts.
+        find_key: Finds the service key; without a key there are no receipts, and no MACs of records.
         clock: The source of the time.
         data_keys: Seal the bodies of journals.
         migrates: Whether an older schema is migrated.
+        checks_macs: Whether records without a valid MAC are refused.
     """
 
     def __init__(
@@ -136,9 +137,10 @@ class Database:
         data_keys: DataKeys = NO_KEYS,
         *,
         migrates: bool = True,
+        checks_macs: bool = True,
     ) -> None:
         self.url = url
-        self._migrates = migrates
+        self._migrates, self._checks_macs = migrates, checks_macs
         self._find_key, self._data_keys = find_key, data_keys
         self._clock = clock or SystemClock()
         self._store: Store | None = None
@@ -150,7 +152,12 @@ class Database:
         with self._lock:
             if self._store is None:
                 self._store = open_store(
-                    self.url, self._clock, self._find_key, self._data_keys, migrates=self._migrates
+                    self.url,
+                    self._clock,
+                    self._find_key,
+                    self._data_keys,
+                    migrates=self._migrates,
+                    checks_macs=self._checks_macs,
                 )
             return self._store
 
@@ -163,7 +170,13 @@ class Database:
 
 
 def open_store(
-    url: str, clock: Clock, find_key: FindKey = no_key, data_keys: DataKeys = NO_KEYS, *, migrates: bool = True
+    url: str,
+    clock: Clock,
+    find_key: FindKey = no_key,
+    data_keys: DataKeys = NO_KEYS,
+    *,
+    migrates: bool = True,
+    checks_macs: bool = True,
 ) -> Store:
     """Open a database, and bring an older schema to the newest revision.
 
@@ -172,9 +185,10 @@ def open_store(
     Args:
         url: ``sqlite:///path`` or ``postgresql+psycopg://…``.
         clock: The source of the time.
-        find_key: Finds the key that signs receipts.
+        find_key: Finds the service key, which signs receipts and authenticates records.
         data_keys: Seal the bodies of journals.
         migrates: Whether an older schema is migrated, and an empty database gets one.
+        checks_macs: Whether records without a valid MAC are refused.
 
     Raises:
         Invalid: ``schema_too_new`` for the schema of a newer version on which this one does not work, ``schema_too_old`` where
@@ -184,7 +198,7 @@ def open_store(
     """
     if url.startswith("sqlite:///"):
         _check_file(Path(url.removeprefix("sqlite:///")))
-    store = Store(open_engine(url), clock, find_key, data_keys)
+    store = Store(open_engine(url), clock, find_key, data_keys, checks_macs=checks_macs)
     try:
         if current_version(store) != HEAD:
             _use_other_schema(store, migrates=migrates)

@@ -25,6 +25,7 @@ from kneo.records.release import (
     Suspension,
 )
 from kneo.records.run import RunStatus
+from kneo.store.authenticated import MAC, is_authentic, with_mac
 from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import (
@@ -61,11 +62,14 @@ def trust_revisions(tx: Tx) -> tuple[str | None, ...]:
     return tuple(row.revision for row in rows)
 
 
+_TRUST_ROOTS = Prepared(select(trust_roots).order_by(trust_roots.c.version))
+
+
 def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
     """Read the accepted trust roots, oldest first: version, digest of the payload, envelope."""
-    query = select(trust_roots).order_by(trust_roots.c.version)
     return tx.once(
-        trust_roots, lambda: tuple((row.version, row.digest, row.envelope) for row in tx.connection.execute(query))
+        trust_roots,
+        lambda: tuple((row.version, row.digest, bytes(row.envelope)) for row in _TRUST_ROOTS.rows(tx, {})),
     )
 
 
@@ -108,9 +112,12 @@ def put_envelope(tx: Tx, digest: str, envelope: bytes, signers: Iterable[str]) -
     )
 
 
+_BUNDLE = Prepared(select(bundles).where(bundles.c.digest == bindparam("of_digest")))
+
+
 def bundle(tx: Tx, digest: str) -> BundleRecord | None:
     def read() -> BundleRecord | None:
-        row = tx.connection.execute(select(bundles).where(bundles.c.digest == digest)).first()
+        row = _BUNDLE.first(tx, {"of_digest": digest})
         return _bundle(row) if row else None
 
     return tx.once((BundleRecord, digest), read)
@@ -283,7 +290,7 @@ def list_releases(
 
 
 def put_releases(tx: Tx, items: Sequence[Release]) -> None:
-    rows = [{**vars(item), "since": tx.at, "retired_at": None} for item in items]
+    rows = [{**vars(item), "retired_at": None} for item in items]
     upsert_many(tx, releases, ("environment", "bundle"), rows)
 
 
@@ -297,7 +304,7 @@ def retire_release(tx: Tx, environment_name: str, bundle_name: str) -> None:
 
 
 def insert_promotions(tx: Tx, items: Sequence[Promotion]) -> None:
-    rows = [{**vars(item), "at": tx.at, "approvals": list(item.approvals)} for item in items]
+    rows = [with_mac(tx, promotions, {**vars(item), "at": tx.at, "approvals": list(item.approvals)}) for item in items]
     if rows:
         tx.connection.execute(insert(promotions), rows)
 
@@ -308,8 +315,49 @@ def newest_promotion(tx: Tx) -> str | None:
 
 
 def promotion(tx: Tx, promotion_id: str) -> Promotion | None:
+    """Read a promotion; ``None`` also for one that is not authentic."""
     row = tx.connection.execute(select(promotions).where(promotions.c.id == promotion_id)).first()
-    return _promotion(row) if row else None
+    return _promotion(row) if row is not None and is_authentic(tx, promotions, row) else None
+
+
+_LATEST = Prepared(
+    select(promotions)
+    .where(promotions.c.environment == bindparam("in_environment"), promotions.c.bundle == bindparam("of_bundle"))
+    .order_by(promotions.c.id.desc())
+    .limit(bindparam("most"))
+)
+
+
+def latest_promotion(tx: Tx, environment_name: str, bundle_name: str) -> Promotion | None:
+    """Read the latest authentic promotion of a bundle in an environment."""
+    of_bundle = {"in_environment": environment_name, "of_bundle": bundle_name}
+    for most in (1, _KEYS_PER_STATEMENT):
+        for row in _LATEST.rows(tx, {**of_bundle, "most": most}):
+            if is_authentic(tx, promotions, row):
+                return _promotion(row)
+    return None
+
+
+def latest_promotions(
+    tx: Tx, environment_name: str | None = None, names: Collection[str] | None = None
+) -> Mapping[tuple[str, str], Promotion]:
+    """Read the latest authentic promotion of each bundle in each environment, of one environment and of some bundles alone."""
+    where = [] if environment_name is None else [promotions.c.environment == environment_name]
+    found: dict[tuple[str, str], Promotion] = {}
+    for some in _batches(names):
+        here = where if some is None else [*where, promotions.c.bundle.in_(some)]
+        newest = select(func.max(promotions.c.id)).where(*here).group_by(promotions.c.environment, promotions.c.bundle)
+        for row in tx.connection.execute(select(promotions).where(promotions.c.id.in_(newest))):
+            item = _promotion(row) if is_authentic(tx, promotions, row) else None
+            item = item or latest_promotion(tx, row.environment, row.bundle)
+            if item is not None:
+                found[item.environment, item.bundle] = item
+    return found
+
+
+def count_promotions(tx: Tx, environment_name: str) -> int:
+    statement = select(func.count()).select_from(promotions).where(promotions.c.environment == environment_name)
+    return tx.connection.execute(statement).scalar_one()
 
 
 def list_promotions(
@@ -320,7 +368,7 @@ def list_promotions(
     *,
     to_digest: str | None = None,
 ) -> tuple[Promotion, ...]:
-    """List promotions, newest first: of all environments, bundles and digests, or of one."""
+    """List authentic promotions, newest first: of all environments, bundles and digests, or of one."""
     wanted = (
         (promotions.c.environment, environment_name),
         (promotions.c.bundle, bundle_name),
@@ -328,7 +376,7 @@ def list_promotions(
     )
     conditions = [column == value for column, value in wanted if value is not None]
     rows = tx.connection.execute(select(promotions).where(*conditions).order_by(promotions.c.id.desc()).limit(limit))
-    return tuple(_promotion(row) for row in rows)
+    return tuple(_promotion(row) for row in rows if is_authentic(tx, promotions, row))
 
 
 def served_before(tx: Tx, environment_name: str, digests: Collection[str]) -> frozenset[str]:
@@ -336,11 +384,11 @@ def served_before(tx: Tx, environment_name: str, digests: Collection[str]) -> fr
     served: set[str] = set()
     for some in _batches(digests):
         rows = tx.connection.execute(
-            select(promotions.c.to_digest)
-            .where(promotions.c.environment == environment_name, promotions.c.to_digest.in_(some or ()))
-            .distinct()
+            select(promotions).where(
+                promotions.c.environment == environment_name, promotions.c.to_digest.in_(some or ())
+            )
         )
-        served.update(rows.scalars())
+        served.update(row.to_digest for row in rows if is_authentic(tx, promotions, row))
     return frozenset(served)
 
 
@@ -408,7 +456,7 @@ def _release(row: Row) -> Release:
 
 
 def _promotion(row: Row) -> Promotion:
-    return Promotion(**row._asdict() | {"kind": PromotionKind(row.kind), "approvals": tuple(row.approvals or ())})
+    return Promotion(**_without(row, MAC) | {"kind": PromotionKind(row.kind), "approvals": tuple(row.approvals or ())})
 
 
 def _pending(row: Row) -> Pending:

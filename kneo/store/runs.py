@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
+from operator import attrgetter
 
 from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
 from kneo.records.run import STATE_VERSION, AgentUsage, ReleaseRef, Run, RunError, RunStatus, check_transition, ending
+from kneo.store.authenticated import body_of
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import add_trace, read_error, visited
 from kneo.store.prepared import Prepared
@@ -52,6 +54,34 @@ def latest_specs(tx: Tx, limit: int) -> tuple[bytes, ...]:
     return tuple(rows.scalars())
 
 
+_COVERED = attrgetter(
+    *("id", "target", "spec_digest", "release", "environment", "agent_name", "workflow_name", "workflow_type"),
+    *("input_text", "requester", "metadata", "deadline_at", "state", "state_version", "output_text", "error"),
+)
+"""The fields of a run that its MAC covers, and its status once it has ended. The others belong to its driver and to lists."""
+
+_CHANGE_MAC = frozenset({"status", "state", "state_version", "output_text", "error", "metadata"})
+"""The columns that a driver changes and the MAC covers."""
+
+
+def _body(run: Run) -> bytes:
+    return body_of((run.status if run.status.is_final else None, *_COVERED(run)))
+
+
+def _mac(tx: Tx, run: Run) -> bytes | None:
+    return tx.macs.make(runs.name, _body(run))
+
+
+def check(tx: Tx, run: Run) -> Run:
+    """Return a run as it was read, after a check that a process of this installation wrote it.
+
+    Raises:
+        Untrusted, Invalid: as ``RecordMacs.check``.
+    """
+    tx.macs.check(runs.name, _body(run), run.mac, f"The run {run.id}")
+    return run
+
+
 _INSERT = Prepared(insert(runs))
 
 
@@ -59,7 +89,7 @@ def insert_run(tx: Tx, run: Run) -> None:
     """Store a new run; a running one is enqueued."""
     completed_at = tx.at if run.status.is_final else None
     times = {"created_at": tx.at, "updated_at": tx.at, "started_at": tx.at, "completed_at": completed_at}
-    _INSERT.change(tx, _row(run) | times)
+    _INSERT.change(tx, _row(tx, run) | times)
     if run.status is RunStatus.RUNNING:
         enqueue(tx, run.id)
 
@@ -67,10 +97,10 @@ def insert_run(tx: Tx, run: Run) -> None:
 def insert_ended(tx: Tx, run: Run) -> bool:
     """Store a run that ended elsewhere, with its own times; return false where its id exists."""
     assert run.status.is_final, "nothing continues it"
-    return insert_ignoring_duplicates(tx, runs, **_row(run))
+    return insert_ignoring_duplicates(tx, runs, **_row(tx, run))
 
 
-def _row(run: Run) -> dict[str, object]:
+def _row(tx: Tx, run: Run) -> dict[str, object]:
     release = run.release
     row = {name: value for name, value in vars(run).items() if name != "release"}
     return row | {
@@ -83,6 +113,7 @@ def _row(run: Run) -> dict[str, object]:
         "owner": None,
         "signal_seq": 0,
         "session_id": run.metadata.get("session_id"),
+        "mac": _mac(tx, run),
     }
 
 
@@ -90,6 +121,7 @@ _GET = Prepared(select(runs).where(runs.c.id == bindparam("of_run")))
 
 
 def get(tx: Tx, run_id: str) -> Run | None:
+    """Read a run without a check of its MAC."""
     row = _GET.first(tx, {"of_run": run_id})
     return _run(row) if row else None
 
@@ -157,12 +189,15 @@ def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
 
     A driver that crashed and restarts with the same claim takes the run over; others wait until the owner is cleared. The epoch
     rises, so that later commits of an earlier owner are refused.
+
+    Raises:
+        Untrusted, Invalid: as ``check``.
     """
     row = _ACQUIRE.first(tx, {"of_run": run_id, "claim": claim})
     if row is None:
         return None
     tx.locked.add(run_id)
-    return _run(row)
+    return check(tx, _run(row))
 
 
 _OWN = update(runs).where(
@@ -174,6 +209,11 @@ _COMMIT = Prepared(_OWN)
 
 def commit(tx: Tx, run: Run, **changes: object) -> None:
     """Change a run that this driver owns.
+
+    Args:
+        tx: The transaction.
+        run: The run after the change.
+        changes: The columns to set.
 
     Raises:
         Fenced: another driver took the run over, or it was cancelled or ended.
@@ -189,6 +229,8 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
         "trace_count": run.trace_count,
         **changes,
     }
+    if not _CHANGE_MAC.isdisjoint(changes):
+        values["mac"] = _mac(tx, run)
     if _COMMIT.change(tx, {"of_run": run.id, "seen_epoch": run.epoch, **values}) != 1:
         raise Fenced(run.id)
     tx.locked.add(run.id)
@@ -271,27 +313,33 @@ def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Ite
     allowed = tuple(allowed)
     for before in allowed:
         check_transition(before, status)
-    done = tx.connection.execute(
-        update(runs)
-        .where(runs.c.id == run_id, runs.c.status.in_(list(allowed)))
-        .values(
-            status=status,
-            error=error,
-            owner=None,
-            epoch=runs.c.epoch + 1,
-            updated_at=tx.at,
-            completed_at=tx.at,
+    lock(tx, run_id)
+    run = get(tx, run_id)
+    ended = run is not None and run.status in allowed
+    if run is not None and ended:
+        # A run that something else has changed can be stopped, and stays unauthenticated.
+        is_authentic = tx.macs.is_valid(runs.name, _body(run), run.mac)
+        tx.connection.execute(
+            update(runs)
+            .where(runs.c.id == run_id)
+            .values(
+                status=status,
+                error=error,
+                owner=None,
+                epoch=runs.c.epoch + 1,
+                updated_at=tx.at,
+                completed_at=tx.at,
+                mac=_mac(tx, replace(run, status=status, error=error)) if is_authentic else None,
+            )
         )
-    )
-    ended = done.rowcount == 1
-    if ended:
         add_trace(tx, run_id, ending(status), error=asdict(error))
     tx.notify(run_id)
     return ended
 
 
 def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int) -> bool:
-    """Run a failed run again from a state; return whether it was still the failed run that was read."""
+    """Run a failed run again from a state; return whether it was still the failed run that was read and checked."""
+    after = replace(run, status=RunStatus.RUNNING, state=state, state_version=state_version, error=None)
     done = tx.connection.execute(
         update(runs)
         .where(runs.c.id == run.id, runs.c.epoch == run.epoch, runs.c.status == RunStatus.FAILED)
@@ -305,6 +353,7 @@ def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int)
             signal_seq=runs.c.signal_seq + 1,
             updated_at=tx.at,
             completed_at=None,
+            mac=_mac(tx, after),
         )
     )
     if done.rowcount:

@@ -112,6 +112,11 @@ def _partial(where: str, *columns: str, name: str | None = None, unique: bool = 
     return index
 
 
+def _mac() -> Column[bytes]:
+    """Return the column of a row's message authentication code; see ``kneo.store.authenticated``."""
+    return Column("mac", LargeBinary)
+
+
 # ---- trust and the controller -------------------------------------------------------------------------------------
 
 trust_roots = Table(
@@ -347,6 +352,7 @@ promotions = Table(
     Column("at", TIME, nullable=False),
     Column("reason", Text),
     Column("approvals", JSON(none_as_null=True)),
+    _mac(),
     Index(None, "environment", "bundle", "id"),
 )
 
@@ -406,6 +412,7 @@ runs = Table(
     Column("session_id", NAME),
     Column("usage", JSON, nullable=False),
     Column("resume_at", TIME),
+    _mac(),
     Index(None, "status", "updated_at"),
     # Partial, because each step moves the run in every index with its time.
     _partial("session_id IS NOT NULL", "session_id", "updated_at"),
@@ -686,6 +693,7 @@ tasks = Table(
     Column("due_at", TimeOrNever),
     Column("next_at", TIME),
     Column("resolved_at", TIME),
+    _mac(),
     Index(None, "status", "id"),
     Index(None, "run_id", "id"),
     # The orders and filters of the inbox. On PostgreSQL the index for the order of ids begins with resolved_at, which is NULL in

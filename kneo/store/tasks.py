@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
+from operator import attrgetter
 
 from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
@@ -12,17 +13,69 @@ from kneo.clock import new_id
 from kneo.records.run import check_transition
 from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
 from kneo.store import task_statistics
+from kneo.store.authenticated import body_of
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import task_candidates, task_events, task_links, tasks
 from kneo.store.task_filter import TASK, WAITING, TaskFilter, counting, listing, read_task, store_task
+
+_COVERED = attrgetter(
+    *(
+        "id",
+        "request_id",
+        "run_id",
+        "environment",
+        "workflow_name",
+        "workflow_type",
+        "step_id",
+        "key",
+        "kind",
+        "status",
+    ),
+    *("version", "title", "prompt", "subject", "subject_digest", "options", "default_option", "decisions", "assignee"),
+    *("timeout_seconds", "on_timeout", "on_reject", "deadline_at", "escalated_at", "decision", "position", "step_path"),
+    *(
+        "attempt",
+        "requester",
+        "bundle_digest",
+        "previous",
+        "answer_schema",
+        "multiple",
+        "candidates",
+        "quorum",
+        "votes",
+    ),
+    *("plan", "consequences", "priority", "claimed_by", "snoozed_until", "escalation", "due_at", "next_at"),
+    *("resolved_at", "metadata"),
+)
+"""The fields of a task that its MAC covers: all but the times of its first and last write. One that is added later is not among them."""
+
+
+def _mac(tx: Tx, task: HumanTask) -> bytes | None:
+    return tx.macs.make(tasks.name, body_of(_COVERED(task)))
+
+
+def authenticated(tx: Tx, task: HumanTask) -> HumanTask:
+    """Return a task with its MAC, to be stored as it is."""
+    return replace(task, mac=_mac(tx, task))
+
+
+def check(tx: Tx, task: HumanTask) -> HumanTask:
+    """Return a task as it was read, after a check that a process of this installation wrote it.
+
+    Raises:
+        Untrusted, Invalid: as ``RecordMacs.check``.
+    """
+    tx.macs.check(tasks.name, body_of(_COVERED(task)), task.mac, f"The human task {task.id}")
+    return task
+
 
 _INSERT = Prepared(insert(tasks))
 
 
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
     """Store a new task with its candidates and excluded people (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
-    _INSERT.change(tx, store_task(task) | {"created_at": tx.at, "updated_at": tx.at})
+    _INSERT.change(tx, store_task(task) | {"created_at": tx.at, "updated_at": tx.at, "mac": _mac(tx, task)})
     add_candidates(tx, task.id, who)
     if task.status in UNRESOLVED:
         task_statistics.add(tx, [(task, 1)])
@@ -42,8 +95,13 @@ _GET = Prepared(TASK.where(tasks.c.id == bindparam("of_task")))
 
 
 def get(tx: Tx, task_id: str) -> HumanTask | None:
+    """Read a task.
+
+    Raises:
+        Untrusted, Invalid: as ``check``.
+    """
     row = _GET.first(tx, {"of_task": task_id})
-    return read_task(row) if row else None
+    return check(tx, read_task(row)) if row else None
 
 
 _RUN = Prepared(select(tasks.c.run_id).where(tasks.c.id == bindparam("of_task")))
@@ -62,13 +120,24 @@ _CHANGE = Prepared(
 
 
 def change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask | None:
-    """Change a task and return it; return ``None`` where it changed since it was read.
+    """Change a task that was checked when it was read, and return it; return ``None`` where it changed since.
 
     A resolved task loses its candidates and its next deadline.
 
     Raises:
         IllegalTransition: the status does not follow the present one.
     """
+    return _change(tx, task, changes, is_authentic=True)
+
+
+def withdraw(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask | None:
+    """Cancel a task as ``change`` does, also one that is not authentic; that does not make it so."""
+    changes: dict[str, object] = {"status": TaskStatus.CANCELLED, "metadata": metadata}
+    body = body_of(_COVERED(task))
+    return _change(tx, task, changes, is_authentic=tx.macs.is_valid(tasks.name, body, task.mac))
+
+
+def _change(tx: Tx, task: HumanTask, changes: dict[str, object], *, is_authentic: bool) -> HumanTask | None:
     status = TaskStatus(str(changes.get("status", task.status)))
     if status is not task.status:
         check_transition(task.status, status)
@@ -76,9 +145,10 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask | None:
     if resolves:
         changes |= {"resolved_at": tx.at, "next_at": None}
     changes |= {"version": task.version + 1, "updated_at": tx.at}
+    after = replace(task, **changes)  # type: ignore[arg-type]
+    changes["mac"] = _mac(tx, after) if is_authentic else None
     if _CHANGE.change(tx, {"of_task": task.id, "seen_version": task.version} | changes) != 1:
         return None
-    after = replace(task, **changes)  # type: ignore[arg-type]
     if resolves:
         task_statistics.add(tx, [(task, -1)])
         if task.is_restricted or task.candidates.exclude:
@@ -103,6 +173,16 @@ def _of_run(statuses: int) -> Prepared:
 
 
 def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
+    """Read the tasks of a run in these statuses.
+
+    Raises:
+        Untrusted, Invalid: as ``check``.
+    """
+    return tuple(check(tx, task) for task in unchecked_of_run(tx, run_id, statuses))
+
+
+def unchecked_of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
+    """Read the tasks of a run in these statuses, also those that are not authentic."""
     statuses_by_name = {f"status_{number}": status for number, status in enumerate(sorted(statuses))}
     return tuple(
         read_task(row) for row in _of_run(len(statuses_by_name)).rows(tx, {"of_run": run_id, **statuses_by_name})
@@ -145,10 +225,14 @@ _ANSWERED = TASK.where(
 
 
 def answered_of_runs(tx: Tx, run_ids: Collection[str]) -> Mapping[str, tuple[HumanTask, ...]]:
-    """Read the tasks of each of these runs that have a vote or a decision, in one statement."""
+    """Read the tasks of each of these runs that have a vote or a decision, in one statement.
+
+    Raises:
+        Untrusted, Invalid: as ``check``.
+    """
     if not run_ids:
         return {}
-    answered = [read_task(row) for row in tx.connection.execute(_ANSWERED, {"runs": sorted(run_ids)})]
+    answered = [check(tx, read_task(row)) for row in tx.connection.execute(_ANSWERED, {"runs": sorted(run_ids)})]
     return {run_id: tuple(task for task in answered if task.run_id == run_id) for run_id in run_ids}
 
 

@@ -43,10 +43,10 @@ def cancel_tasks(tx: Tx, run_id: str, *, reason: str, actor: str, only: Collecti
     """Close the open tasks of a run: all of them when the run has ended, else ``only`` these."""
     runs.lock(tx, run_id)
     closed = []
-    for task in tasks.of_run(tx, run_id, UNRESOLVED | {TaskStatus.DECIDED}):
+    for task in tasks.unchecked_of_run(tx, run_id, UNRESOLVED | {TaskStatus.DECIDED}):
         if only is not None and task.id not in only:
             continue
-        if tasks.change(tx, task, status=TaskStatus.CANCELLED, metadata={**task.metadata, "reason": reason}):
+        if tasks.withdraw(tx, task, {**task.metadata, "reason": reason}):
             record_event(tx, task, "cancelled", actor, {"reason": reason})
             closed.append(task.id)
     return closed

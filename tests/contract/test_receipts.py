@@ -143,7 +143,8 @@ def test_a_refused_answer_leaves_none(signing: Store) -> None:
         assert len(receipts.of_run(tx, "run_1")) == 1
 
 
-def test_without_a_key_there_is_a_decision_and_no_receipt(store: Store) -> None:
+def test_without_a_key_there_is_a_decision_and_no_receipt(keyless_store: Store) -> None:
+    store = keyless_store
     paused(store)
     assert say(store).decision is not None
     with store.read() as tx:

@@ -52,7 +52,7 @@ def test_a_task_comes_back_as_it_was(store: Store, clock: ManualClock) -> None:
         found = tasks.get(tx, task.id)
         assert tasks.get(tx, "cont_none") is None
     assert found.created_at == found.updated_at == isoformat(clock.now())
-    assert asdict(found) == asdict(task) | {"created_at": found.created_at, "updated_at": found.updated_at}
+    assert asdict(found) == asdict(task) | {name: getattr(found, name) for name in ("created_at", "updated_at", "mac")}
 
 
 def test_a_decision_comes_back_as_it_was(store: Store) -> None:

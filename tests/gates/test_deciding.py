@@ -130,7 +130,8 @@ def test_one_objection_is_enough_unless_a_majority_is_asked(store: Store) -> Non
     assert (decided.decision.kind, decided.decision.voters) == ("rejected", ("ann", "cy"))
 
 
-def test_an_environment_only_asks_for_more(store: Store) -> None:
+def test_an_environment_only_asks_for_more(keyless_store: Store) -> None:
+    store = keyless_store
     least = {
         "approvals": 2,
         "exclude": ["requester"],

@@ -58,8 +58,9 @@ def test_reminders_and_escalations_come_in_their_order_and_once(store: Store, cl
 
 
 def test_a_task_whose_events_cannot_be_processed_delays_no_other(
-    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    keyless_store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store = keyless_store
     monkeypatch.setattr(lifecycle, "BATCH", 1)
     stuck = [ask(store, candidates={"groups": ["editors"]}, remind=["1h"], notify=["ops"]) for _ in range(2)]
     other = ask(store, timeout_seconds="2h")
@@ -216,9 +217,10 @@ def test_a_sweep_that_comes_late_does_everything_that_was_due(store: Store, cloc
     [("approve", "approved"), ("cancel", "rejected"), ("fail", None), ("reject", "rejected")],
 )
 def test_silence_that_has_to_be_signed_and_cannot_be_decides_nothing(
-    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    keyless_store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     on_timeout: str, not_taken: str | None,
 ) -> None:  # fmt: skip
+    store = keyless_store
     monkeypatch.setattr("kneo.tasks.lifecycle.BATCH", 2)
     asked = [ask(store, receipt="signed", timeout_seconds=60, on_timeout=on_timeout) for _ in range(3)]
     clock.advance(timedelta(seconds=61))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from kneo.controller.stages.load import SourceProblem
 from kneo.controller.stages.plan import Action, Retire, kind_of, name_of, version_of
 from kneo.controller.stages.verify import Rejection
 from kneo.notify.outbox import Notice
-from kneo.records.release import Condition, ConditionType, Pending, PendingGate, PromotionKind, Release, also_closed
+from kneo.records.release import Condition, ConditionType, Pending, PendingGate, PromotionKind, also_closed
 from kneo.spec.models.environment import Environment
 from kneo.store.engine import Tx
 
@@ -64,12 +64,14 @@ Outcome = Ready | Reconciling | Stalled | Failed
 
 @dataclass(frozen=True)
 class Drift:
-    """A release that fails verification, or whose bytes are not the accepted ones."""
+    """A release that fails verification, whose bytes are not the accepted ones, or that no promotion explains."""
 
     bundle: str
+    version: str
     digest: str
     reason: str
     message: str
+    """A sentence."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _outcome(findings: Findings) -> Outcome:
 
 def _drift_message(drift: Sequence[Drift]) -> str:
     more = f" ({len(drift) - 1} more)" if len(drift) > 1 else ""
-    return f"{drift[0].bundle} is released, but {drift[0].message}{more}"
+    return f"{drift[0].message}{more}"
 
 
 def _rejection_message(rejection: Rejection) -> str:
@@ -285,14 +287,14 @@ def notices_of_changes(
 
 
 def notices_of_findings(
-    environment: str, revision: str, pending: Iterable[Pending], drift: Iterable[Drift], served: Mapping[str, Release]
+    environment: str, revision: str, pending: Iterable[Pending], drift: Iterable[Drift]
 ) -> Iterator[Notice]:
     """Yield a notification for each newly pending or rejected change, and for each drifted release."""
     for release in drift:
         yield Notice(
             environment=environment,
             bundle=release.bundle,
-            version=served[release.bundle].version,
+            version=release.version,
             digest=release.digest,
             phase="drifted",
             reason=release.reason,

@@ -21,10 +21,11 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kneo.errors import Transient
-from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver
+from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver, log_refused
 from kneo.store import queue, runs
 from kneo.store.connections import is_readable
 from kneo.store.engine import Store, Tx
+from kneo.trust.record_mac import RecordUnauthenticated
 
 log = logging.getLogger("kneo.runtime")
 
@@ -139,6 +140,9 @@ class QueueWorker:
         self._ended.pop(context.job.id, None)
         try:
             await self.driver.drive(run_id, claim=f"{queue.CLAIM_PREFIX}{context.job.id}", parks=True)
+        except RecordUnauthenticated as error:
+            # The search for runs without a job finds it again.
+            log_refused(error, run_id)
         finally:
             self._ended[context.job.id] = asyncio.get_running_loop().time()
 

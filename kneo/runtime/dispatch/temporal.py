@@ -21,10 +21,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from kneo.errors import Transient
-from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver
+from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver, log_refused
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.store import queue, runs
 from kneo.store.engine import Store, Tx
+from kneo.trust.record_mac import RecordUnauthenticated
 
 log = logging.getLogger("kneo.runtime")
 
@@ -167,6 +168,9 @@ class TemporalWorker:
         except CodeUnavailable as error:
             msg = "This worker does not have the run's code."
             raise ApplicationError(msg, next_retry_delay=timedelta(seconds=RESTORE_SECONDS)) from error
+        except RecordUnauthenticated as error:
+            log_refused(error, run_id)
+            raise ApplicationError(error.message, next_retry_delay=timedelta(seconds=RESTORE_SECONDS)) from error
 
     async def _hand_out(self, client: Client) -> None:
         """Start a workflow for each due run, until ``stop``."""

@@ -71,7 +71,7 @@ def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = N
     )
     executor = Executor(code, services_of(settings, store, code, tools))
     batch = timedelta(milliseconds=execution.stream_ms)
-    return Driver(store, ProgramLoader(store), executor, limits, batch)
+    return Driver(store, ProgramLoader(store, settings.trust_root), executor, limits, batch)
 
 
 def services_of(settings: Settings, store: Store, code: CodeLoader, tools: ToolRegistry | None = None) -> MakeServices:

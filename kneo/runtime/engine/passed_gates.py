@@ -94,7 +94,7 @@ def _inherited(tx: Tx, program: Program, run: Run, depth: int) -> dict[object, A
     if parent is None or depth > MAX_GENERATIONS:
         msg = f"{run.id} was forked from {origin['run_id']}, which is no longer kept."
         raise Conflict(msg, code="checkpoint_incomplete", hint="Start a new run.")
-    found = _passed(tx, program, parent, int(origin["checkpoint"]), depth + 1)
+    found = _passed(tx, program, runs.check(tx, parent), int(origin["checkpoint"]), depth + 1)
     if origin.get("input_changed"):
         return {location: AnsweredGate(gate=replace(one.gate, source=None)) for location, one in found.items()}
     return found

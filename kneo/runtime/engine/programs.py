@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from threading import Lock
 
+from kneo import registry
 from kneo.digest import Digest, canonical_json, digest_of
 from kneo.errors import Invalid, Untrusted
 from kneo.records.run import STATE_VERSION, Run
@@ -16,26 +17,66 @@ from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models.environment import EnvironmentGate, read_spec
 from kneo.spec.models.spec import Spec
 from kneo.store import runs
-from kneo.store.engine import Store
+from kneo.store.engine import Store, Tx
 
-CACHED_PROGRAMS = 64
+CACHED_PROGRAMS, KNOWN_PAIRS = 64, 1_000
+
+ADDED_GATES = "environment_gates"
+"""The part of a frozen spec with the gates that its environment added."""
 
 
 class ProgramLoader:
-    """A cache of compiled programs by the digest of their spec; safe for many threads."""
+    """A cache of compiled programs by the digest of their spec; safe for many threads.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: The database.
+        pin: The digest of this process's first trust root; see ``registry.trust_root``.
+    """
+
+    def __init__(self, store: Store, pin: Digest | None = None) -> None:
         self.store = store
+        self.pin = pin
         self._programs: OrderedDict[tuple[str, str], Program] = OrderedDict()
+        self._released: set[tuple[str, str]] = set()
+        """Bundles and the specs of runs that were made of them, by their digests."""
         self._lock = Lock()
 
-    def load(self, run: Run) -> Program:
-        """Return the program that a run was started with.
+    def check(self, tx: Tx, run: Run) -> None:
+        """Check that a run executes the spec of its bundle, and that the stored bundle is the one that was accepted.
 
         Raises:
-            Untrusted: the stored spec is missing or is not the one that the run was started with.
+            Untrusted: ``spec_tampered``, or as ``registry.check_accepted``.
+        """
+        if run.release is None:
+            return
+        bundle = registry.check_accepted(tx, run.release, self.pin)
+        pair = (run.release.digest, run.spec_digest)
+        if pair in self._released:
+            return
+        tree = json.loads(_read_spec(tx, run))
+        tree.pop(ADDED_GATES, None)
+        if canonical_json(tree) != registry.released_spec(bundle):
+            msg = f"The run {run.id} would execute {run.spec_digest}, which is not the spec of its bundle {run.release.digest}."
+            raise Untrusted(msg, code="spec_tampered", hint="Restore the row from a backup; do not start it again.")
+        with self._lock:
+            if len(self._released) >= KNOWN_PAIRS:
+                self._released.clear()
+            self._released.add(pair)
+
+    def load(self, run: Run, *, is_checked: bool = False) -> Program:
+        """Return the program that a run was started with.
+
+        Args:
+            run: The run.
+            is_checked: Whether the caller has called ``check`` since it read the run.
+
+        Raises:
+            Untrusted: the stored spec is missing or is not the one that the run was started with; or as ``check``.
             Invalid: this version cannot execute it.
         """
+        if not is_checked and run.release is not None:
+            with self.store.read() as tx:
+                self.check(tx, run)
         known = self.cached(run)
         if known is not None:
             return known
@@ -57,12 +98,16 @@ class ProgramLoader:
 
     def _read(self, run: Run) -> Spec:
         with self.store.read() as tx:
-            body = runs.load_spec(tx, run.spec_digest)
-        if body is None or digest_of(body) != run.spec_digest:
-            found = digest_of(body) if body is not None else "nothing"
-            msg = f"The run {run.id} was started with the spec {run.spec_digest}, but the store holds {found}."
-            raise Untrusted(msg, code="spec_tampered", hint="Restore the row from a backup; do not start it again.")
-        return read_spec(body)
+            return read_spec(_read_spec(tx, run))
+
+
+def _read_spec(tx: Tx, run: Run) -> bytes:
+    body = runs.load_spec(tx, run.spec_digest)
+    if body is None or digest_of(body) != run.spec_digest:
+        found = digest_of(body) if body is not None else "nothing"
+        msg = f"The run {run.id} was started with the spec {run.spec_digest}, but the store holds {found}."
+        raise Untrusted(msg, code="spec_tampered", hint="Restore the row from a backup; do not start it again.")
+    return body
 
 
 CheckSpec = Callable[[Mapping[str, object]], Spec]
@@ -127,7 +172,7 @@ class SpecFreezer:
         return self._with_gates(frozen.body, canonical_json(added))
 
     def _freeze_gated(self, body: bytes, gates: bytes) -> FrozenSpec:
-        whole = canonical_json({**json.loads(body), "environment_gates": json.loads(gates)})
+        whole = canonical_json({**json.loads(body), ADDED_GATES: json.loads(gates)})
         return FrozenSpec(read_spec(whole), whole)
 
     def _freeze_text(self, text: str) -> FrozenSpec:

@@ -312,7 +312,7 @@ def as_it_stands(tx: Tx, task: HumanTask) -> HumanTask:
     if run is None:
         return task
     try:
-        found = _found(tx, run, task)
+        found = _found(tx, runs.check(tx, run), task)
     except KneoError:
         found = {}
     return replace(task, consequences=found)

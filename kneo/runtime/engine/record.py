@@ -44,6 +44,9 @@ from kneo.tasks.lifecycle import cancel_tasks, mark_applied
 from kneo.tasks.questions import open_task
 from kneo.tasks.reuse import reuse_answer, reuse_passed
 
+INTEGRITY = "policy:integrity"
+"""The actor that withdraws the tasks of a run whose row was changed by something else."""
+
 PREVIEW_CHARS = 500
 """Characters of an input or output in a trace event."""
 
@@ -213,6 +216,13 @@ def fail_run(tx: Tx, context: RunContext | None, run: Run, error: RunError) -> N
     _Change(tx, context, run, RunEnded(status=RunStatus.FAILED, output=None, error=error, kept=run.state)).write(())
 
 
+def end_refused(tx: Tx, run_id: str, error: RunError) -> None:
+    """Fail a run whose row was changed by something else. Names in that row prove nothing, so the audit event has none."""
+    if runs.end(tx, run_id, RunStatus.FAILED, error, allowed=[RunStatus.RUNNING, RunStatus.PAUSED]):
+        cancel_tasks(tx, run_id, reason=f"run_{RunStatus.FAILED}", actor=INTEGRITY)
+        audit.record(tx, f"run.{RunStatus.FAILED}", actor=None, run_id=run_id, metadata={"error_type": error.type})
+
+
 # ---- one change -------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +360,7 @@ def signalled(tx: Tx, run: Run) -> Run:
     now = runs.get(tx, run.id)
     if now is None or now.epoch != run.epoch or now.status is not RunStatus.RUNNING:
         raise runs.Fenced(run.id)
-    return now
+    return runs.check(tx, now)
 
 
 def _ended(run: Run, ended: RunEnded) -> Run:

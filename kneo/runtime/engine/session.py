@@ -44,6 +44,7 @@ from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.telemetry import log_fields, span
+from kneo.trust.record_mac import RecordTampered, RecordUnauthenticated
 
 log = logging.getLogger("kneo.runtime")
 
@@ -123,6 +124,8 @@ class RunSession:
         """The epoch of the run since this session acquired it."""
         self._signal_seq = 0
         """The number of the last signal to the run that this session has handled."""
+        self._is_checked = False
+        """Whether the bundle of the run was checked when the run was acquired."""
         self._over = False
         """Whether the session was stopped; checked in every transaction."""
         self._busy: dict[str, LoopTask[record.AttemptResult]] = {}
@@ -219,6 +222,8 @@ class RunSession:
                 yield from self._advance(run)
         except runs.Fenced:
             log.info("the run was taken over or ended by another process", extra={"run_id": self.run_id})
+        except RecordTampered as error:
+            self._end_tampered(error)
         except CodeUnavailable:
             self._release(again=False)
             raise
@@ -280,7 +285,7 @@ class RunSession:
             return self._write(lambda tx: self._acquired(tx, may_settle=False), durable=False)
         except _SettlesError:
             return self._write(lambda tx: self._acquired(tx, may_settle=True))
-        except (runs.Fenced, Transient):
+        except (runs.Fenced, Transient, RecordTampered, RecordUnauthenticated):
             raise
         except Exception:
             # The same error comes up again, and is recorded, when the run is driven.
@@ -288,14 +293,23 @@ class RunSession:
             return self._write(lambda tx: runs.acquire(tx, self.run_id, self._claim))
 
     def _acquired(self, tx: Tx, *, may_settle: bool) -> Run | None:
+        self._is_checked = False
         run = runs.acquire(tx, self.run_id, self._claim)
         program = self._deps.programs.cached(run) if run is not None and run.state_version == STATE_VERSION else None
         if run is None or program is None:
             return run
+        self._deps.programs.check(tx, run)
+        self._is_checked = True
         after = record.apply_decision(tx, record.RunContext(program=program, limits=self._deps.limits), run)
         if after is None and not may_settle:
             raise _SettlesError
         return after
+
+    def _end_tampered(self, error: RecordTampered) -> None:
+        """End a run that something other than Kneo has changed; nothing of it was executed."""
+        log.error("%s", error, extra={"event": "record_refused", "run_id": self.run_id, "code": error.code})
+        cause = RunError(type=error.code, message=error.message)
+        self._with_retries(lambda: self._store.transact(lambda tx: record.end_refused(tx, self.run_id, cause)))
 
     def _release(self, *, again: bool = True) -> None:
         def work(tx: Tx) -> None:
@@ -337,7 +351,7 @@ class RunSession:
             if run.state_version != STATE_VERSION:
                 state = migrate_state(run.state, run.state_version)
                 self._run = replace(run, state=state, state_version=STATE_VERSION)
-            program = self._program = self._deps.programs.load(run)
+            program = self._program = self._deps.programs.load(run, is_checked=self._is_checked)
             self._traces = tracing_policy(program.spec).messages
             self._run_context = record.RunContext(program=program, limits=self._deps.limits)
             yield from self._turns()

@@ -325,7 +325,7 @@ class Starter:
         rules = registry.declared(tx, environment)
         registry.check_not_retired(tx, rules)
         if not rules.spec.inline_specs:
-            served = [f"{item.bundle}@{item.version}" for item in releases.list_releases(tx, environment)]
+            served = [f"{item.bundle}@{item.version}" for item in registry.list_served(tx, environment)]
             msg = f"{environment} runs released bundles only; inline specs are disabled."
             released = f"Released: {', '.join(served) or 'none'}."
             hint = f"{released} Release the spec, or use an environment with inlineSpecs: true."

@@ -65,14 +65,20 @@ class RunSettled(Subscription[SettledRun]):
 
 def _settled(tx: Tx, run_id: str) -> SettledRun | None:
     run = runs.get(tx, run_id)
-    return SettledRun(run, open_tasks(tx, run)) if run is not None else None
+    return SettledRun(runs.check(tx, run), open_tasks(tx, run)) if run is not None else None
 
 
 def list_settled_runs(store: Store, where: RunFilter, *, limit: int, offset: int) -> tuple[Sequence[SettledRun], int]:
     """Read a page of runs with their open tasks, the most recently changed first, and the number of runs on all pages."""
     with store.read() as tx:
         page = runs.list_runs(tx, where, limit=limit, offset=offset)
-        return [SettledRun(run, open_tasks(tx, run)) for run in page], runs.count_runs(tx, where)
+        settled = [SettledRun(run, _listed_tasks(tx, run)) for run in page]
+        return settled, runs.count_runs(tx, where)
+
+
+def _listed_tasks(tx: Tx, run: Run) -> Sequence[HumanTask]:
+    """Read the open tasks of a listed run. A list shows rows as they are: one that was changed must not hide the others."""
+    return tasks.unchecked_of_run(tx, run.id, UNRESOLVED) if run.status is RunStatus.PAUSED else ()
 
 
 def open_tasks(tx: Tx, run: Run) -> Sequence[HumanTask]:
@@ -85,6 +91,7 @@ def find_run(store: Store, run_id: str) -> Run:
 
     Raises:
         NotFound: there is no such run.
+        Untrusted, Invalid: something other than Kneo wrote it; see ``kneo.store.runs.check``.
     """
     with store.read() as tx:
         return _find(tx, run_id)
@@ -95,6 +102,7 @@ def _find(tx: Tx, run_id: str) -> Run:
     if run is None:
         msg = f"There is no run {run_id[:80]}."
         raise NotFound(msg, run_id=run_id[:80])
+    runs.check(tx, run)
     return replace(run, visited_steps=history.visited(tx, run_id)) if run.status is RunStatus.RUNNING else run
 
 
@@ -103,6 +111,7 @@ def read_settled_run(store: Store, run_id: str) -> SettledRun:
 
     Raises:
         NotFound: there is no such run.
+        Untrusted, Invalid: as ``find_run``.
     """
     with store.read() as tx:
         run = _find(tx, run_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -29,13 +30,22 @@ from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock
 from kneo.store.queue import DUE
+from kneo.trust.record_mac import RecordUnauthenticated
 
 log = logging.getLogger("kneo.runtime")
 
 POLL_SECONDS = LOOK_SECONDS
 
+LEFT_SECONDS = 30.0
+"""The time for which a run that nothing authenticates is left, in case it is adopted."""
+
 DRAIN_SECONDS = 30.0
 """The time that running steps have to end when their process stops; then they are cancelled."""
+
+
+def log_refused(error: RecordUnauthenticated, run_id: str) -> None:
+    """Log that a run is left as it is, because nothing authenticates its row."""
+    log.error("left a run as it is: %s", error, extra={"event": "record_refused", "run_id": run_id, "code": error.code})
 
 
 class Worker:
@@ -63,8 +73,8 @@ class Worker:
         self._due: dict[str, None] = {}
         """Due runs that have not begun, in order."""
         self._busy: dict[str, RunSession] = {}
-        self._without_code: set[str] = set()
-        """Runs whose code is in other processes."""
+        self._left: dict[str, float] = {}
+        """Runs that this process cannot drive, each with the monotonic time until which it leaves them."""
         self._checked_at = 0.0
         """The monotonic time of the last check of this worker's sessions."""
         self._has_more = False
@@ -113,7 +123,8 @@ class Worker:
 
     def _find(self) -> tuple[str, ...]:
         # The runs that may begin before the next poll, and those that are known already.
-        limit = self.concurrency + len(self._busy) + len(self._without_code)
+        self._left = {run_id: until for run_id, until in self._left.items() if until > monotonic()}
+        limit = self.concurrency + len(self._busy) + len(self._left)
         try:
             with self.store.read() as tx:
                 found = runs.list_runnable(tx, limit)
@@ -156,7 +167,7 @@ class Worker:
         """Queue due runs, and begin as many as the concurrency allows."""
         begun = []
         with self._lock:
-            self._due |= dict.fromkeys(run_id for run_id in run_ids if run_id not in self._without_code)
+            self._due |= dict.fromkeys(run_id for run_id in run_ids if run_id not in self._left)
             driven = [self._busy[run_id] for run_id in run_ids if run_id in self._busy]
             while (session := self._next()) is not None:
                 begun.append(session)
@@ -195,8 +206,11 @@ class Worker:
             return session.advance()
         except CodeUnavailable:
             # This process will not get the code; polling for the run again is useless.
-            self._without_code.add(session.run_id)
+            self._left[session.run_id] = math.inf
             log.warning("left a run to the process that has its code", extra={"run_id": session.run_id})
+        except RecordUnauthenticated as error:
+            self._left[session.run_id] = monotonic() + LEFT_SECONDS
+            log_refused(error, session.run_id)
         except Exception:
             log.exception("driving a run failed; it will be retried", extra={"run_id": session.run_id})
         return True

@@ -33,6 +33,7 @@ from kneo.store.published.source import PublishedDatabase
 from kneo.store.tables import audit_events, imported_audit_events, tasks
 from kneo.store.tables import runs as run_rows
 from kneo.store.task_filter import store_task
+from kneo.store.tasks import authenticated
 
 BATCH = 100
 """Runs or audit events of one transaction, which bounds the wait of other writers."""
@@ -254,7 +255,7 @@ def insert_history(tx: Tx, past: RunHistory) -> bool:
         return False
     history.insert_past(tx, past.steps, past.checkpoints, past.trace)
     if past.tasks:
-        tx.connection.execute(insert(tasks), [store_task(task) for task in past.tasks])
+        tx.connection.execute(insert(tasks), [store_task(authenticated(tx, task)) for task in past.tasks])
     return True
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from controller_bench import Bench
+from installation_key import SERVICE_KEY, find_key
 from processes import start_python
 from sqlalchemy import select, update
 
@@ -39,9 +40,10 @@ from kneo.errors import Transient
 from kneo.store import requests
 from kneo.store.migrate import open_store
 from kneo.store.writer import ANY_COMMIT
+from kneo.trust.keys import PrivateKey
 
-url, folder, mirrors, pin, how, at = sys.argv[1:]
-store = open_store(url, SystemClock())
+url, folder, mirrors, pin, how, at, key = sys.argv[1:]
+store = open_store(url, SystemClock(), lambda: PrivateKey.load(key.encode()))
 with store.write() as tx:
     requests.drop_lease(tx, "controller", "me")
     fence = requests.take_lease(tx, "controller", "child", timedelta(minutes=5))
@@ -104,7 +106,11 @@ class Children:
         """Start one that gets a signal at so many writes."""
         repo = self.bench.repo
         mirrors = str(self.bench.folder / "mirrors")
-        self.started.append(start_python(CHILD, self.url, str(repo.folder), mirrors, repo.pin, how, str(at)))
+        self.started.append(
+            start_python(
+                CHILD, self.url, str(repo.folder), mirrors, repo.pin, how, str(at), SERVICE_KEY.dump().decode()
+            )
+        )
         return self.started[-1]
 
     def stop(self) -> None:
@@ -156,7 +162,7 @@ def _check_log(bench: Bench) -> None:
 @pytest.fixture
 def rivals(postgres_url: str, tmp_path: Path) -> Iterator[Children]:
     """Processes on the database of a bench, which follows it in a process of its own."""
-    opened = open_store(postgres_url, ManualClock(SystemClock().now()))
+    opened = open_store(postgres_url, ManualClock(SystemClock().now()), find_key)
     found = Children(Bench(opened, tmp_path), postgres_url)
     yield found
     found.stop()

@@ -32,8 +32,11 @@ RULES: dict[str, object] = {
 }
 
 TABLES = ("bundles", "environments", "promotions", "releases", "trust_roots")
-OWN = {"accepted_at", "approvals", "at", "audit_event_id", "first_seen_at", "id", "promotion_id", "since", "updated_at"}
-"""Columns in which two registries of the same commits differ: ids and times."""
+OWN = {
+    *("accepted_at", "approvals", "at", "audit_event_id", "first_seen_at", "id", "mac", "promotion_id", "since"),
+    "updated_at",
+}
+"""Columns in which two registries of the same commits differ: ids, times, and the codes over them."""
 
 Empty = Callable[[str], Store]
 

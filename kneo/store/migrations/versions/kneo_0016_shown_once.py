@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "kneo_0016"
-down_revision = "kneo_0014"
+down_revision = "kneo_0015"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,163 @@
+"""The releases that an environment serves: those that their promotion and its audit event say.
+
+A row of releases alone proves nothing: each person who can write to the database can write one. It counts where the latest promotion
+of its bundle in its environment has the service key's authentication and names this very release, and the audit event of that promotion
+says the same. Every reader of releases, the start of a run as well as the controller, asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from kneo.errors import Untrusted
+from kneo.records.audit import AuditEvent, SealedEvent, leaf_of
+from kneo.records.release import Promotion, PromotionKind, Release
+from kneo.store import audit, releases
+from kneo.store.engine import Tx
+
+NOT_PROMOTED, PROMOTIONS_LOST = "ReleaseNotPromoted", "PromotionsLost"
+
+EVENTS: Mapping[PromotionKind, str] = {
+    PromotionKind.PROMOTE: "release.promoted",
+    PromotionKind.ROLLBACK: "release.rolled_back",
+    PromotionKind.RETIRE: "release.retired",
+}
+"""The audit event of each kind of promotion."""
+
+HINT = "Runs are refused until the controller has reconciled the environment. Find out who can write to the database."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoubtedRelease:
+    """A row of releases that no promotion explains, and why."""
+
+    release: Release
+    error: Untrusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadReleases:
+    """The releases in the database: served ones, and rows that do not count."""
+
+    served: tuple[Release, ...]
+    doubted: tuple[DoubtedRelease, ...]
+
+
+def facts_of(promotion: Promotion) -> dict[str, object]:
+    """Return what the audit event of a promotion says about it."""
+    return {
+        "promotion": promotion.id,
+        "bundle": promotion.bundle,
+        "version": promotion.version,
+        "from_digest": promotion.from_digest,
+        "to_digest": promotion.to_digest,
+        "revision": promotion.revision,
+        "approvals": list(promotion.approvals),
+        "reason": promotion.reason,
+    }
+
+
+def read_releases(tx: Tx, environment: str | None = None, names: Collection[str] | None = None) -> ReadReleases:
+    """Read releases: of all environments or one, of all bundles or these."""
+    rows = releases.list_releases(tx, environment, names)
+    if not rows:
+        return ReadReleases(served=(), doubted=())
+    latest = releases.latest_promotions(tx, environment, names)
+    events = audit.events_by_id(tx, {promotion.audit_event_id for promotion in latest.values()})
+    served, doubted = list[Release](), list[DoubtedRelease]()
+    for row in rows:
+        promotion = latest.get((row.environment, row.bundle))
+        problem = _problem(row, promotion, events.get(promotion.audit_event_id) if promotion else None)
+        if problem is None:
+            served.append(row)
+        else:
+            doubted.append(DoubtedRelease(release=row, error=_doubt(row, problem)))
+    return ReadReleases(served=tuple(served), doubted=tuple(doubted))
+
+
+def list_served(tx: Tx, environment: str | None = None, names: Collection[str] | None = None) -> tuple[Release, ...]:
+    """List the served releases: of all environments or one, of all bundles or these."""
+    return read_releases(tx, environment, names).served
+
+
+def find_served(tx: Tx, environment: str, bundle: str) -> Release | None:
+    """Return the served release of a bundle."""
+    return next(iter(list_served(tx, environment, [bundle])), None)
+
+
+def check_promoted(tx: Tx, release: Release) -> SealedEvent:
+    """Check that a release counts; return the audit event of its promotion.
+
+    Raises:
+        Untrusted: ``ReleaseNotPromoted``.
+    """
+    promotion = releases.latest_promotion(tx, release.environment, release.bundle)
+    event = audit.event(tx, promotion.audit_event_id) if promotion is not None else None
+    problem = _problem(release, promotion, event)
+    if problem is not None or event is None:
+        raise _doubt(release, problem or "")
+    return event
+
+
+def find_lost_promotions(tx: Tx, environment: str) -> str | None:
+    """Return as a problem that promotions were removed from the registry or its audit log; ``None`` where none is missing."""
+    recorded = audit.count_types(tx, environment, EVENTS.values())
+    stored = releases.count_promotions(tx, environment)
+    if recorded == stored:
+        return None
+    return f"the audit log has {recorded} changes of the releases of {environment}, and the registry {stored}"
+
+
+def find_restorable(tx: Tx, row: Release) -> Release | None:
+    """Return the release that a doubted row stands in place of, as the latest promotion says; ``None`` for none."""
+    promotion = releases.latest_promotion(tx, row.environment, row.bundle)
+    release = _release(promotion) if promotion is not None else None
+    event = audit.event(tx, promotion.audit_event_id) if promotion is not None else None
+    return release if release is not None and _problem(release, promotion, event) is None else None
+
+
+def _release(promotion: Promotion) -> Release | None:
+    """Return the release that a promotion made; ``None`` for one that ended a release."""
+    if promotion.kind is PromotionKind.RETIRE or promotion.to_digest is None or promotion.version is None:
+        return None
+    return Release(
+        environment=promotion.environment,
+        bundle=promotion.bundle,
+        version=promotion.version,
+        digest=promotion.to_digest,
+        revision=promotion.revision,
+        promotion_id=promotion.id,
+        since=promotion.at,
+    )
+
+
+def _problem(release: Release, promotion: Promotion | None, event: SealedEvent | None) -> str | None:
+    """Return why a release does not count. Pure."""
+    if promotion is None:
+        return "no promotion says so"
+    if _release(promotion) != release:
+        kind = {PromotionKind.RETIRE: "retired it", PromotionKind.ROLLBACK: "rolled it back to"}.get(
+            promotion.kind, "released"
+        )
+        to = f" {promotion.version} ({promotion.to_digest})" if promotion.kind is not PromotionKind.RETIRE else ""
+        return f"its latest promotion {promotion.id} {kind}{to}"
+    if event is None:
+        return f"the audit event of its promotion {promotion.id} is missing"
+    if not _says(event.event, promotion) or (event.leaf is not None and leaf_of(event.event.canonical()) != event.leaf):
+        return f"the audit event of its promotion {promotion.id} says something else"
+    return None
+
+
+def _says(event: AuditEvent, promotion: Promotion) -> bool:
+    expected = facts_of(promotion)
+    return (event.event_type, event.environment, event.actor) == (
+        EVENTS[promotion.kind],
+        promotion.environment,
+        promotion.actor,
+    ) and {name: event.metadata.get(name) for name in expected} == expected
+
+
+def _doubt(release: Release, problem: str) -> Untrusted:
+    msg = f"{release.bundle} {release.version} is not served in {release.environment} though a row says so: {problem}."
+    return Untrusted(msg, code=NOT_PROMOTED, hint=HINT, environment=release.environment, bundle=release.bundle)

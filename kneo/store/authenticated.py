@@ -1,0 +1,83 @@
+"""Rows that have a message authentication code (MAC) of the service key; see ``kneo.trust.record_mac``.
+
+The rows of runs and tasks change column by column, and are authenticated in ``kneo.store.runs`` and ``kneo.store.tasks``. The rows of
+the tables here are written whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Table
+
+from kneo.errors import Untrusted
+from kneo.store import tables
+from kneo.store.engine import Tx, encode_json
+from kneo.store.prepared import Row
+
+log = logging.getLogger("kneo.store")
+
+MAC = "mac"
+"""The column of the code."""
+
+
+@dataclass(frozen=True)
+class Covered:
+    """The columns of a table that its MAC covers.
+
+    Args:
+        noun: A row in messages.
+        key: The column that names a row in messages.
+        columns: Their names. A column that is added later is not among them: rows of earlier versions do without it.
+    """
+
+    noun: str
+    key: str
+    columns: tuple[str, ...]
+
+
+def _all(table: Table, noun: str, key: str, *, but: tuple[str, ...] = ()) -> tuple[str, Covered]:
+    names = tuple(column.name for column in table.columns if column.name not in {MAC, *but})
+    return table.name, Covered(noun, key, names)
+
+
+COVERED: Mapping[str, Covered] = dict((_all(tables.promotions, "The promotion", "id"),))
+
+
+def body_of(values: Iterable[object]) -> bytes:
+    """Return values in the form that a MAC covers; bytes are covered by their digest."""
+    return encode_json([hashlib.sha256(value).hexdigest() if type(value) is bytes else value for value in values])
+
+
+def with_mac(tx: Tx, table: Table, row: Mapping[str, object]) -> dict[str, object]:
+    """Return a row, with all columns that are covered, and its MAC."""
+    body = body_of([row[name] for name in COVERED[table.name].columns])
+    return {**row, MAC: tx.macs.make(table.name, body)}
+
+
+def check(tx: Tx, table: Table, row: Row) -> None:
+    """Check the MAC of a row.
+
+    Raises:
+        Untrusted, Invalid: as ``RecordMacs.check``.
+    """
+    covered = COVERED[table.name]
+    body = body_of([getattr(row, name) for name in covered.columns])
+    tx.macs.check(table.name, body, getattr(row, MAC), f"{covered.noun} {getattr(row, covered.key)}")
+
+
+def is_authentic(tx: Tx, table: Table, row: Row) -> bool:
+    """Return whether ``check`` accepts a row; one that it refuses is logged."""
+    try:
+        check(tx, table, row)
+    except Untrusted as error:
+        _report(error)
+        return False
+    return True
+
+
+def _report(error: Untrusted) -> None:
+    log.error("a row does not count: %s", error, extra={"event": "record_refused", "code": error.code})
