@@ -258,7 +258,7 @@ def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys
         for scope, response in stored.items():
             tx.connection.execute(insert(idempotency_keys).values(**row, scope=scope, key=scope, response=response))
     with store.write() as tx:
-        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0014'"))
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0015'"))
     migrate.migrate(store)
     with store.read() as tx:
         columns = idempotency_keys.c
