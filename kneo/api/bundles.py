@@ -13,7 +13,7 @@ from kneo.api.operation import Context, Json, operation
 from kneo.api.release_views import SpecChangeView
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
-from kneo.spec.diff import bounded_changes, compare_specs
+from kneo.spec.diff import bounded_changes, compare_specs, whole_command
 from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
@@ -117,6 +117,7 @@ def diff_bundle_versions(
         str | None, Field(max_length=200, description="A version or digest; by default the previous one.")
     ] = None,
     to: Annotated[str | None, Field(max_length=200, description="A version or digest; by default the newest.")] = None,
+    whole: Annotated[bool, Field(description="Leave out no line of a long text.")] = False,
 ) -> BundleDiffView:
     """Compare two accepted versions of a bundle: the changes in sentences, the most dangerous first."""
     with context.store.read() as tx:
@@ -126,7 +127,8 @@ def diff_bundle_versions(
         before = _chosen(versions, name, from_) if from_ is not None else (older[-1] if older else None)
         old, new = releases.bundle(tx, before.digest) if before else None, releases.bundle(tx, after.digest)
     assert new is not None, "bundles are never deleted"
-    found = compare_specs(registry.spec_in(old) if old else None, registry.spec_in(new))
+    command = whole_command(name, before.version if before else None, after.version)
+    found = compare_specs(registry.spec_in(old) if old else None, registry.spec_in(new), command=command)
     shown, more = bounded_changes(found)
     return BundleDiffView(
         name=name,
@@ -135,7 +137,7 @@ def diff_bundle_versions(
         to_version=after.version,
         to_digest=after.digest,
         summary=found.summary,
-        changes=[SpecChangeView.of(change) for change in shown],
+        changes=SpecChangeView.listed(shown, command, whole=whole),
         more=more,
     )
 

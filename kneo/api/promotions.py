@@ -27,7 +27,7 @@ from kneo.api.release_views import (
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.release import ApprovalRecord, Pending, Promotion
 from kneo.settings import Settings
-from kneo.spec.diff import bounded_changes, compare_specs
+from kneo.spec.diff import bounded_changes, compare_specs, whole_command
 from kneo.spec.models.environment import Approvals
 from kneo.store import releases
 from kneo.store.engine import Tx
@@ -45,6 +45,10 @@ class DecisionRequest(Body):
     )
     expect_policy_digest: Annotated[str, Field(max_length=100)] | None = Field(
         default=None, description="The `policy_digest` of the reviewed change; another one refuses the decision."
+    )
+    unread: bool = Field(
+        default=False,
+        description="Whether the person confirmed without reading the change; the audit event records it.",
     )
 
 
@@ -69,7 +73,11 @@ def list_promotions(
 
 
 @operation("GET", "/promotions/{promotion_id}", scope="releases:read")
-def get_promotion(context: Context, promotion_id: str) -> PromotionDetailView:
+def get_promotion(
+    context: Context,
+    promotion_id: str,
+    whole: Annotated[bool, Field(description="Leave out no line of a long text.")] = False,
+) -> PromotionDetailView:
     """Read one pending change or past promotion: what it changes, who decided, and whether the caller may decide.
 
     The plan of a pending change is the controller's, from the reconciliation that found the change.
@@ -77,11 +85,11 @@ def get_promotion(context: Context, promotion_id: str) -> PromotionDetailView:
     with context.store.read() as tx:
         found = releases.find_pending(tx, promotion_id)
         if found is not None:
-            return _pending_detail(context, tx, *found)
+            return _pending_detail(context, tx, *found, whole=whole)
         done = releases.promotion(tx, promotion_id)
         if done is None:
             raise promotion_not_found(promotion_id)
-        return _done_detail(tx, done)
+        return _done_detail(tx, done, whole=whole)
 
 
 def promotion_not_found(promotion_id: str) -> NotFound:
@@ -91,10 +99,14 @@ def promotion_not_found(promotion_id: str) -> NotFound:
     return NotFound(msg, code="promotion_not_found", hint=hint)
 
 
-def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending) -> PromotionDetailView:
+def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending, *, whole: bool) -> PromotionDetailView:
     serving = registry.find_served(tx, environment, item.bundle)
     kept = releases.pending_plan(tx, item.id)
-    plan = PromotionPlanView.of_content(kept.base, kept.content) if kept is not None else None
+    plan = None
+    if kept is not None:
+        from_version = kept.content["from_version"]
+        command = whole_command(item.bundle, str(from_version) if from_version is not None else None, item.version)
+        plan = PromotionPlanView.of_content(kept.base, kept.content, command, whole=whole)
     return PromotionDetailView(
         promotion=_pending_views(tx, environment, [item])[0],
         serving=ReleaseView.of(serving) if serving is not None else None,
@@ -104,26 +116,29 @@ def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending) -
     )
 
 
-def _done_detail(tx: Tx, item: Promotion) -> PromotionDetailView:
+def _done_detail(tx: Tx, item: Promotion, *, whole: bool) -> PromotionDetailView:
     serving = registry.find_served(tx, item.environment, item.bundle)
     reason = f"This change was applied at {item.at}."
     return PromotionDetailView(
         promotion=DonePromotionView(**vars(item)),
         serving=ReleaseView.of(serving) if serving is not None else None,
-        plan=_applied_plan(tx, item),
+        plan=_applied_plan(tx, item, whole=whole),
         decisions=[ApprovalView.of(record) for record in releases.approvals_by_id(tx, item.approvals)],
         may_answer=MayAnswerView(ok=False, reason=reason, code="nothing_waits"),
     )
 
 
-def _applied_plan(tx: Tx, item: Promotion) -> PromotionPlanView | None:
+def _applied_plan(tx: Tx, item: Promotion, *, whole: bool) -> PromotionPlanView | None:
     """Compare the bundles of a past promotion; ``None`` where one of them cannot be read any more."""
     old = releases.bundle(tx, item.from_digest) if item.from_digest is not None else None
     new = releases.bundle(tx, item.to_digest) if item.to_digest is not None else None
     if new is None:
         return None
     try:
-        found = compare_specs(registry.spec_in(old) if old is not None else None, registry.spec_in(new))
+        command = whole_command(item.bundle, old.version if old is not None else None, new.version)
+        found = compare_specs(
+            registry.spec_in(old) if old is not None else None, registry.spec_in(new), command=command
+        )
     except KneoError:
         return None
     shown, more = bounded_changes(found)
@@ -132,7 +147,7 @@ def _applied_plan(tx: Tx, item: Promotion) -> PromotionPlanView | None:
         from_digest=item.from_digest,
         signers=list(new.signers),
         summary=found.summary,
-        changes=[SpecChangeView.of(change) for change in shown],
+        changes=SpecChangeView.listed(shown, command, whole=whole),
         more=more,
         rules=[],
         weakened=[],
@@ -181,17 +196,17 @@ def _decide(context: Context, promotion_id: str, decision: ApprovalDecision, bod
     with context.store.read() as tx:
         _find_pending(tx, promotion_id)
     require_controller(context)
-    settings, reason = context.settings, body.reason
+    settings = context.settings
     with context.store.write() as tx:
         environment, pending = _find_pending(tx, promotion_id)
         if body.expect_policy_digest not in {None, pending.policy_digest}:
             msg = f"The rules of {environment} changed since this change was reviewed."
             raise Conflict(msg, code="subject_changed", hint="Read the change again, then decide.")
         if body.envelope is None:
-            record = _record_for(tx, settings, environment, pending, decision, actor=context.actor, reason=reason)
+            record = _record_for(tx, settings, environment, pending, decision, actor=context.actor, body=body)
         else:
             envelope = body.envelope.encode()
-            record = _record_signed(tx, settings, environment, pending, decision, envelope=envelope, reason=reason)
+            record = _record_signed(tx, settings, environment, pending, decision, envelope=envelope, body=body)
     return DecidedView(approval=ApprovalView.of(record), **change_result(context, environment))
 
 
@@ -211,13 +226,13 @@ def _record_for(
     decision: ApprovalDecision,
     *,
     actor: str,
-    reason: str | None,
+    body: DecisionRequest,
 ) -> ApprovalRecord:
     """Record the decision of an authenticated person, signed by the service."""
     check_may_decide(tx, environment, pending, actor)
     check_root(tx, settings)
-    decided = registry.prepare_decision(tx, environment, pending, decision, _expiry(tx, environment), reason)
-    return registry.record_decision(tx, decided, approver=actor, service_key=service_key(settings))
+    decided = registry.prepare_decision(tx, environment, pending, decision, _expiry(tx, environment), body.reason)
+    return registry.record_decision(tx, decided, approver=actor, service_key=service_key(settings), unread=body.unread)
 
 
 def _record_signed(
@@ -228,7 +243,7 @@ def _record_signed(
     decision: ApprovalDecision,
     *,
     envelope: bytes,
-    reason: str | None,
+    body: DecisionRequest,
 ) -> ApprovalRecord:
     """Record a decision that a person signed.
 
@@ -250,10 +265,10 @@ def _record_signed(
         )
         hint = f"Sign it for {pending.subject} under the policy {pending.policy_digest}."
         raise Invalid(msg, code="SubjectMismatch", hint=hint)
-    if reason not in {None, predicate.reason}:
+    if body.reason not in {None, predicate.reason}:
         msg = "The reason of the request differs from the signed one."
         raise Invalid(msg, code="SubjectMismatch", hint="Send it inside the signed decision only.")
-    return registry.record_signed_decision(tx, envelope, check_root(tx, settings).keys)
+    return registry.record_signed_decision(tx, envelope, check_root(tx, settings).keys, unread=body.unread)
 
 
 def _expiry(tx: Tx, environment: str) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -30,11 +30,12 @@ from kneo.records.release import (
 from kneo.records.task import ReceiptRecord
 from kneo.registry import EnvironmentStatus
 from kneo.registry.explain import ClosedGate, Explanation, Trace
+from kneo.spec.diff import SpecChange, shortened
+from kneo.spec.diff.rules import shown_rule
 from kneo.spec.policy import next_opening, windows_open
 from kneo.trust.dsse import parse_envelope
 
 if TYPE_CHECKING:
-    from kneo.spec.diff import SpecChange
     from kneo.spec.models.environment import Environment
 
 
@@ -218,7 +219,9 @@ class DonePromotionView(Promotion):
 
 @dataclass(frozen=True, kw_only=True)
 class SpecChangeView:
-    """One change of a spec, in a sentence. ``lines`` are those of a changed text, with ``-`` and ``+``."""
+    """One change of a spec, or one fact of a first version, in a sentence. ``lines`` are those of a changed text, with ``-``
+    and ``+``; the last one counts what is left out, and names the command that shows it.
+    """
 
     danger: str
     area: str
@@ -227,8 +230,10 @@ class SpecChangeView:
     lines: list[str]
 
     @classmethod
-    def of(cls, change: SpecChange) -> SpecChangeView:
-        return SpecChangeView(**change.as_json())  # type: ignore[arg-type]  # the same fields
+    def listed(cls, changes: Sequence[SpecChange], command: str, *, whole: bool = False) -> list[Self]:
+        """Build the views of changes, shortened or whole."""
+        items = [change.as_json() for change in changes]
+        return [cls(**(item if whole else shortened(item, command))) for item in items]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,12 +253,14 @@ class PromotionPlanView:
     weakened: list[str]
 
     @classmethod
-    def of_content(cls, base: str | None, content: Mapping[str, object]) -> Self:
-        """Build the view of a kept plan."""
-        changes = content["changes"]
+    def of_content(cls, base: str | None, content: Mapping[str, object], command: str, *, whole: bool) -> Self:
+        """Build the view of a kept plan, which has all lines: shortened or whole."""
+        changes, rules = content["changes"], content["rules"]
         assert isinstance(changes, list)
-        shown = [SpecChangeView(**change) for change in changes]
-        return cls(**{**content, "changes": shown, "from_digest": base})  # type: ignore[arg-type]  # the controller's
+        assert isinstance(rules, list)
+        shown = [SpecChangeView(**(change if whole else shortened(change, command))) for change in changes]
+        short = rules if whole else [each | {"lines": shown_rule(each.get("lines", ()))} for each in rules]
+        return cls(**{**content, "changes": shown, "rules": short, "from_digest": base})  # type: ignore[arg-type]  # the controller's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from kneo.clock import isoformat
 from kneo.controller.stages.plan import Action, Retire, name_of
 from kneo.errors import KneoError
 from kneo.registry import PlannedChange, spec_in
-from kneo.spec.diff import bounded_changes, compare_specs
+from kneo.spec.diff import bounded_changes, compare_specs, whole_command
+from kneo.spec.diff.rules import describe_rule
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.models.environment import Environment, EnvironmentSpec
 from kneo.spec.policy import next_opening, windows_open
@@ -146,11 +147,15 @@ def _fields(
         loosens = bool(weakenings(before, _with(before, after, here, becomes)))
         if here == ("suspend",):
             loosens = not becomes
+        values = _plain(old, name), _plain(new, name)
+        words = describe_rule(path_text, *values, after.spec.humans)
         yield {
             "field": path_text,
-            "from": _plain(old, name),
-            "to": _plain(new, name),
+            "from": values[0],
+            "to": values[1],
             "direction": "loosened" if loosens else "tightened",
+            "message": words.message,
+            "lines": list(words.lines),
         }
 
 
@@ -174,8 +179,11 @@ def _replaced(model: Model, path: tuple[str, ...], value: object) -> Model:
 
 
 def _plain(model: BaseModel, name: str) -> object:
-    dumped: Mapping[str, object] = model.model_dump(mode="json", by_alias=True, include={name})
-    return next(iter(dumped.values()), None)
+    """Return a field as plain values, of the parts in it only what the file says."""
+    value = getattr(model, name)
+    unset = isinstance(value, dict | tuple | BaseModel)
+    dumped: Mapping[str, object] = model.model_dump(mode="json", by_alias=True, include={name}, exclude_unset=unset)
+    return next(iter(dumped.values()), None) if dumped else ({} if isinstance(value, dict) else [])
 
 
 def window_state(environment: Environment, now: datetime) -> Json:
@@ -192,8 +200,8 @@ def window_state(environment: Environment, now: datetime) -> Json:
 # ---- pending changes ----------------------------------------------------------------------------------------------
 
 
-def plan_of_action(tx: Tx, action: Action) -> PlannedChange:
-    """Return the plan of a change of a release."""
+def plan_of_action(tx: Tx, action: Action, environment: Environment) -> PlannedChange:
+    """Return the plan of a change of a release, with all lines of what changes."""
     current = action.current
 
     def content() -> Json:
@@ -204,7 +212,10 @@ def plan_of_action(tx: Tx, action: Action) -> PlannedChange:
             before = spec_in(old) if old is not None else None
         except KneoError:
             before = None  # a damaged release is compared with nothing; drift reports it
-        found = compare_specs(before, spec_in(action.bundle.record))
+        command = whole_command(
+            name_of(action), current.version if current is not None else None, action.bundle.version
+        )
+        found = compare_specs(before, spec_in(action.bundle.record), environment=environment, command=command)
         shown, more = bounded_changes(found)
         return _content(
             from_version=current.version if current is not None else None,

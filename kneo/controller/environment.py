@@ -279,7 +279,7 @@ class EnvironmentReconciler:
             )
         )
         pending = report.write_report(tx, name, result, revision=revision)
-        registry.keep_plans(tx, name, (plan_of_action(tx, action) for action, _ in blocked))
+        registry.keep_plans(tx, name, (plan_of_action(tx, action, context.environment) for action, _ in blocked))
         if not shared.quiet:
             changes = report.notices_of_changes(name, revision, tx.at, allowed)
             findings = report.notices_of_findings(name, revision, pending, drift)

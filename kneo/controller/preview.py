@@ -46,7 +46,7 @@ from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.coverage.environment_gates import guarded_steps
-from kneo.spec.diff import compare_specs
+from kneo.spec.diff import compare_specs, whole_command
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
@@ -185,7 +185,7 @@ def _environment(
     gates = [_gate(name_of(a), v) for a, v in verdicts if isinstance(v, Blocked)]
     return {
         "name": name,
-        "actions": [_action(a, rules if isinstance(rules, Blocked) else v, inputs) for a, v in verdicts],
+        "actions": [_action(a, rules if isinstance(rules, Blocked) else v, environment, inputs) for a, v in verdicts],
         "verdicts": _verdicts(verified),
         "gates": [*([_gate(environment.file, rules)] if isinstance(rules, Blocked) else ()), *gates],
         "rules": {"changed": before is not None, "easier": list(weakenings(before, environment) if before else ())},
@@ -261,18 +261,24 @@ def _unchanged(name: str, problem: SourceProblem) -> Json:
     return {"name": name, "problem": reason, "actions": [], "verdicts": [], "gates": []}
 
 
-def _action(action: Action, verdict: GateVerdict, inputs: PlanInputs) -> Json:
+def _action(action: Action, verdict: GateVerdict, environment: Environment, inputs: PlanInputs) -> Json:
     bundle = None if isinstance(action, Retire) else action.bundle
     old = inputs.spec_of(action.current.digest) if action.current is not None else None
+    served = action.current.version if action.current is not None else None
+    command = whole_command(name_of(action), served, bundle.version) if bundle is not None else None
+    found = (
+        compare_specs(old, spec_in(bundle.record), environment=environment, command=command or "") if bundle else None
+    )
     return {
         "kind": kind_of(action).value,
         "bundle": name_of(action),
-        "from": action.current.version if action.current is not None else None,
+        "from": served,
         "to": bundle.version if bundle else None,
         "digest": bundle.digest if bundle else None,
         "signers": list(bundle.record.signers) if bundle else [],
         "allowed": isinstance(verdict, Allowed),
-        "diff": compare_specs(old, spec_in(bundle.record)).as_json()["changes"] if bundle else [],
+        "diff": found.items(whole=True) if found is not None else [],
+        "whole": command,
     }
 
 

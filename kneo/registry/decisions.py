@@ -110,14 +110,26 @@ def prepare_decision(
     )
 
 
-def record_decision(tx: Tx, decided: UnsignedDecision, *, approver: str, service_key: PrivateKey) -> ApprovalRecord:
-    """Record the decision of an authenticated person, signed by the service in that person's name."""
+def record_decision(
+    tx: Tx, decided: UnsignedDecision, *, approver: str, service_key: PrivateKey, unread: bool = False
+) -> ApprovalRecord:
+    """Record the decision of an authenticated person, signed by the service in that person's name.
+
+    Args:
+        tx: The transaction.
+        decided: The decision.
+        approver: The person.
+        service_key: The key of the service.
+        unread: Whether the person confirmed without reading the change; the audit event says it.
+    """
     envelope = sign(PAYLOAD_TYPE, decided.payload(approver), service_key)
     record = _record(serialise(envelope), approver, service_key.keyid, signed=False)
-    return _keep(tx, record)
+    return _keep(tx, record, unread=unread)
 
 
-def record_signed_decision(tx: Tx, envelope: bytes, keys: Mapping[KeyId, TrustedKey]) -> ApprovalRecord:
+def record_signed_decision(
+    tx: Tx, envelope: bytes, keys: Mapping[KeyId, TrustedKey], *, unread: bool = False
+) -> ApprovalRecord:
     """Record a decision that a person signed. The gates evaluate at each reconciliation whether it counts.
 
     Raises:
@@ -137,7 +149,7 @@ def record_signed_decision(tx: Tx, envelope: bytes, keys: Mapping[KeyId, Trusted
         msg = "The decision does not say when it was signed (issuedAt)."
         raise Invalid(msg, code="Malformed", hint="Sign it with this version of kneo approve or kneo reject.")
     check_issued(predicate, tx.now)
-    return _keep(tx, _record(envelope, signers[0].principal, signers[0].keyid, signed=True))
+    return _keep(tx, _record(envelope, signers[0].principal, signers[0].keyid, signed=True), unread=unread)
 
 
 def _record(envelope: bytes, principal: str, keyid: str, *, signed: bool) -> ApprovalRecord:
@@ -162,7 +174,7 @@ def _record(envelope: bytes, principal: str, keyid: str, *, signed: bool) -> App
     )
 
 
-def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
+def _keep(tx: Tx, record: ApprovalRecord, *, unread: bool) -> ApprovalRecord:
     idempotency.bind(tx, record.id)
     lock_environment(tx, record.environment)
     # A decision from a commit becomes one of the registry too when its maker sends it.
@@ -181,6 +193,7 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
                 "decision": record.decision,
                 "signed": record.signed,
                 "keyid": record.keyid,
+                **({"unread": True} if unread else {}),
                 "expires": record.expires_at,
                 "reason": decision_reason(record),
             },

@@ -10,19 +10,29 @@ from typing import Annotated
 import typer
 
 from kneo.api.environments import RewriteRequest, accept_rewrite, get_source
-from kneo.api.promotions import DecisionRequest, approve_promotion, list_promotions, reject_promotion
-from kneo.api.release_views import DecidedView, PendingPromotionView, SourceView
+from kneo.api.promotions import DecisionRequest, approve_promotion, get_promotion, list_promotions, reject_promotion
+from kneo.api.release_views import DecidedView, PendingPromotionView, PromotionDetailView, SourceView
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import Backend, ServiceOptions, request
 from kneo.cli.files import write_whole
 from kneo.cli.options import OptionGroup, time_after
 from kneo.cli.releases.environments import show_result
-from kneo.cli.releases.subjects import CONTENT_HINT, POLICY, PRUNE, Subject, confirm, review, sign_decision
+from kneo.cli.releases.subjects import (
+    CONTENT_HINT,
+    POLICY,
+    PRUNE,
+    Reading,
+    Subject,
+    confirm,
+    review,
+    show_review,
+    sign_decision,
+)
 from kneo.cli.specs.keys import load_private
 from kneo.clock import SystemClock
 from kneo.digest import Digest
-from kneo.errors import NotFound, Untrusted, Usage
+from kneo.errors import KneoError, NotFound, Untrusted, Usage
 from kneo.trust.dsse import read_record
 from kneo.trust.statement import (
     ApprovalDecision,
@@ -57,6 +67,10 @@ class ApprovalOptions(OptionGroup):
         typer.Option("--output", help="Also write the signed decision to this file, to commit it to Git."),
     ] = None
     yes: YesOption = False
+    whole: Annotated[bool, typer.Option("--whole", help="Print every line of long texts before signing.")] = False
+    pager: Annotated[
+        bool, typer.Option("--pager/--no-pager", help="Show a long change page by page at a terminal.")
+    ] = True
 
     @property
     def gate(self) -> str | None:
@@ -82,9 +96,10 @@ def approve(
 ) -> None:
     """Approve a pending change.
 
-    With --key the decision is compared with the config repository of the working directory, shown, and confirmed at a
-    terminal before it is signed. Without a terminal it is signed only if a version or digest is named, if the repository
-    has the same content, or with --yes.
+    The change is shown, with --key compared with the config repository of the working directory, and confirmed at a terminal
+    before it is signed. Without a terminal it is signed only if every line of it was shown (--whole prints all), and with
+    --key only if a version or digest is named or the repository has the same content. --yes signs in any case; the audit
+    event records that the change was not read.
     """
     change = parse_target(target, approval.gate)
     with options.open(existing=True) as service:
@@ -122,21 +137,34 @@ def _decide(
         change, service.call(list_promotions, environment=change.environment, phase="waiting", limit=1000).promotions
     )
     subject = subject_of(change, pending)
-    body = request(DecisionRequest, reason=options.reason)
-    if options.key is not None:
-        private = load_private(options.key)
-        lines, same = review(subject, pending)
-        verb = "Approve" if decision is ApprovalDecision.APPROVE else "Reject"
-        hint = REMOVAL_HINT if change.gate == PRUNE else CONTENT_HINT
-        known = same or change.is_exact
-        confirm(lines, f"{verb} and sign this?", confirmed=options.yes, known=known, hint=hint)
+    detail = _detail(service, pending)
+    approves = decision is ApprovalDecision.APPROVE
+    reading = Reading(confirmed=options.yes, whole=options.whole, pager=options.pager)
+    found = review(subject, pending, detail, spec=options.whole)
+    private = load_private(options.key) if options.key is not None else None
+    show_review(found, reading, approves=approves, is_named=bool(change.digest))
+    question = f"{'Approve' if approves else 'Reject'}{' and sign' if private is not None else ''} this?"
+    hint = REMOVAL_HINT if change.gate == PRUNE else CONTENT_HINT
+    known = private is None or found.same or change.is_exact
+    confirm(question, confirmed=options.yes, known=known, hint=hint)
+    given: dict[str, object] = {"reason": options.reason}
+    if private is not None:
         now = SystemClock().now()
         envelope = sign_decision(subject, decision, private, now, time_after(expires, now), options.reason)
         if options.output is not None:
             write_whole(options.output, envelope)
-        body = request(DecisionRequest, envelope=envelope.decode())
+        given = {"envelope": envelope.decode()}
+    body = request(DecisionRequest, **given, **({"unread": True} if options.yes and approves else {}))
     operation = approve_promotion if decision is ApprovalDecision.APPROVE else reject_promotion
     return service.call(operation, pending.id, body)
+
+
+def _detail(service: Backend, pending: PendingPromotionView) -> PromotionDetailView | None:
+    """Read what a pending change changes; None from a service that does not say it."""
+    try:
+        return service.call(get_promotion, pending.id, whole=True)
+    except KneoError:
+        return None
 
 
 def _show_decision(answer: DecidedView, verb: str, *, as_json: bool) -> None:
@@ -341,7 +369,8 @@ def accept_rewritten_history(
             raise Untrusted(msg, code="SubjectMismatch", hint="kneo source show prints the refused commit.")
         private, about = load_private(key), rewrite_subject(old, new)
         lines = [f"repository   {source_view.url} {source_view.ref}", f"accepted     {old}", f"replaced by  {new}"]
-        confirm(lines, "Accept and sign this?", confirmed=yes, known=commit is not None)
+        render.text("\n".join(lines), err=True)
+        confirm("Accept and sign this?", confirmed=yes, known=commit is not None)
         root = Digest(str(source_view.trust_root))
         subject = Subject(environment="source", name=about.name, digest=about.digest, policy_digest=root, about=about)
         now = SystemClock().now()

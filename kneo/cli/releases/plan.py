@@ -50,6 +50,9 @@ def plan(
     base: Base = None,
     trust_root: Root = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a comment for a pull request.")] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Print every line of long texts, and of first versions.")
+    ] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {CHANGES} when there are changes.")] = False,
     *,
     options: ServiceOptions,
@@ -82,7 +85,7 @@ def plan(
     if markdown:
         typer.echo("\n".join(as_markdown(answer)))
     else:
-        render.emit(answer, as_json=options.as_json, text=lambda: render.text("\n".join(as_text(answer))))
+        render.emit(answer, as_json=options.as_json, text=lambda: render.text("\n".join(as_text(answer, whole=whole))))
     if not answer["ok"]:
         raise typer.Exit(1)
     if exit_code and answer["changes"]:

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from kneo.cli import render
 from kneo.cli.connection import Json
 from kneo.names import plain
+from kneo.spec.diff import change_lines, change_markdown, fact_lines, fenced, shortened
+from kneo.spec.diff.rules import WHOLE, shown_rule
 
 MARKER = "<!-- kneo-plan -->"
 """First line of the comment on a pull request, by which the check finds its own comment again."""
 
 ENDS = "The environment is retired: its releases end and no run starts there."
-
-SHOWN_LINES = 40
-"""Most lines of one changed text that are shown."""
 
 
 def environments(answer: Json) -> list[Json]:
@@ -68,15 +67,18 @@ def _trust_lines(answer: Json) -> Iterator[str]:
         yield f"Key revoked: {item['keyid']} of {item['principal']} as of {item['at']}{since}: {item['reason']}"
 
 
-def _policy_lines(item: Json) -> Iterator[tuple[bool, str]]:
-    """Return the changes of an environment's rules, each with whether it weakens protection."""
-    for change in _rows(item.get("policy", [])):
+def _policy_lines(item: Json, *, whole: bool) -> Iterator[tuple[bool, str, list[str]]]:
+    """Return the changes of an environment's rules, each with whether it weakens protection, and the lines of long values."""
+    command = WHOLE.replace("NAME", str(item["name"]))
+    for change in sorted(_rows(item.get("policy", [])), key=lambda change: change["direction"] != "loosened"):
         loosened = change["direction"] == "loosened"
         verb = "weakens" if loosened else "tightens"
-        yield loosened, f"{change['field']}: {_value(change['from'])} → {_value(change['to'])} ({verb} protection)"
+        lines = tuple(map(str, change["lines"])) if isinstance(change["lines"], list) else ()
+        shown = lines if whole else shown_rule(lines, command)
+        yield loosened, f"{change['field']}: {change['message']} ({verb} protection)", list(shown)
     windows = item.get("windows")
     if isinstance(windows, dict) and not windows["open"] and item["actions"]:
-        yield True, f"Changes are not allowed until {windows['next_opening'] or 'the windows change'}."
+        yield True, f"Changes are not allowed until {windows['next_opening'] or 'the windows change'}.", []
 
 
 def _value(value: object) -> str:
@@ -98,8 +100,8 @@ def _rows(value: object) -> list[Json]:
     return value
 
 
-def as_text(answer: Json) -> Iterator[str]:
-    """Return a plan as lines for a terminal."""
+def as_text(answer: Json, *, whole: bool = False) -> Iterator[str]:
+    """Return a plan as lines for a terminal, long texts shortened or whole."""
     yield _compared(answer)
     yield from (f"  {render.CAREFUL} {line}" for line in _trust_lines(answer))
     if "problem" in answer:
@@ -108,10 +110,10 @@ def as_text(answer: Json) -> Iterator[str]:
         yield f"  {render.FAILED} {unsigned}"
     for item in environments(answer):
         yield f"\n{item['name']}"
-        yield from _environment_text(item)
+        yield from _environment_text(item, whole=whole)
 
 
-def _environment_text(item: Json) -> Iterator[str]:
+def _environment_text(item: Json, *, whole: bool) -> Iterator[str]:
     if "problem" in item:
         yield f"  {render.FAILED} {_problem(item)}"
     if item.get("removed"):
@@ -121,14 +123,13 @@ def _environment_text(item: Json) -> Iterator[str]:
         yield f"  {render.CAREFUL} {ENDS} {open_tasks_text(item)}"
     if not item["actions"]:
         yield f"  {render.OPEN} no releases change"
-    for loosened, line in _policy_lines(item):
+    for loosened, line, lines in _policy_lines(item, whole=whole):
         yield f"  {render.CAREFUL if loosened else render.DONE} {line}"
+        yield from (f"        {each}" for each in lines)
     for action in _rows(item["actions"]):
         mark = render.DONE if action["allowed"] else render.CAREFUL
-        yield f"  {mark} {_said(action)}"
-        for change in _rows(action["diff"]):
-            yield f"      {change['danger']}: {change['message']}"
-            yield from (f"        {line}" for line in _texts(change))
+        yield f"  {mark} {_said(action, item)}"
+        yield from (f"    {line}" for line in review_lines(action, whole=whole))
     yield from (f"  {render.FAILED} {v['bundle']} {v['version']}: {v['reason']}: {v['message']}" for v in _bad(item))
     for gate in _rows(item["gates"]):
         yield f"  {render.CAREFUL} {gate['bundle']} pending: {gate['reason']}: {gate['message']}{_who(gate)}"
@@ -164,9 +165,27 @@ def _bad(item: Json) -> list[Json]:
     return [verdict for verdict in _rows(item["verdicts"]) if not verdict["ok"]]
 
 
-def _said(action: Json) -> str:
-    moved = f"{action['from']} → {action['to']}" if action["from"] and action["to"] else action["to"] or action["from"]
-    return f"{action['kind']} {action['bundle']} {moved}"
+def review_lines(action: Json, *, whole: bool) -> Iterator[str]:
+    """Return what an approver of a release reads: the facts of a first version, or the changes of a later one."""
+    yield from (fact_lines if is_first(action) else change_lines)(_changes(action, whole=whole))
+
+
+def _changes(action: Json, *, whole: bool) -> list[Json]:
+    changes = _rows(action["diff"])
+    return changes if whole else [shortened(change, str(action["whole"])) for change in changes]
+
+
+def is_first(action: Json) -> bool:
+    """Return whether an action brings the first version of a bundle."""
+    return action["from"] is None and action["to"] is not None
+
+
+def _said(action: Json, item: Json) -> str:
+    signed = f", signed by {_names(action)}" if _names(action) else ""
+    if is_first(action):
+        return f"{action['bundle']} {action['to']} is new in {item['name']}{signed}"
+    moved = f"{action['from']} → {action['to']}" if action["to"] else action["from"]
+    return f"{action['kind']} {action['bundle']} {moved}{signed}"
 
 
 def _who(gate: Json) -> str:
@@ -202,16 +221,13 @@ def _environment_markdown(item: Json) -> Iterator[str]:
         yield f"{_escaped(f'{ENDS} {open_tasks_text(item)}')}\n"
     if not item["actions"] and not _bad(item):
         yield "No releases change.\n"
-    yield from (f"- {'⚠' if loosened else '✓'} {_escaped(line)}" for loosened, line in _policy_lines(item))
+    for loosened, line, lines in _policy_lines(item, whole=False):
+        yield f"- {'⚠' if loosened else '✓'} {_escaped(line)}"
+        yield from (f"  {each}" for each in (fenced(lines) if lines else ()))
     if _rows(item.get("policy", [])):
         yield ""
-    if item["actions"]:
-        yield "| | bundle | from | to | signed by | |\n|---|---|---|---|---|---|"
-    for action in _rows(item["actions"]):
-        mark = "allowed" if action["allowed"] else "pending"
-        cells = (action["kind"], action["bundle"], action["from"] or "", action["to"] or "", _names(action), mark)
-        yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
-    yield from _changes(item)
+    yield from _table(item)
+    yield from _changes_markdown(item)
     yield from (
         f"- ✗ **{_escaped(v['bundle'])} {_escaped(v['version'])}** {_escaped(v['message'])}" for v in _bad(item)
     )
@@ -222,20 +238,28 @@ def _environment_markdown(item: Json) -> Iterator[str]:
         yield f"- {'✓' if added['steps'] else '⚠'} {_escaped(_asked(added))}"
 
 
-def _changes(item: Json) -> Iterator[str]:
+def _table(item: Json) -> Iterator[str]:
+    if item["actions"]:
+        yield "| | bundle | from | to | signed by | |\n|---|---|---|---|---|---|"
     for action in _rows(item["actions"]):
-        changes = _rows(action["diff"])
-        if changes:
-            yield f"\n<details><summary>{_escaped(action['bundle'])}: {render.count(len(changes), 'change')}</summary>\n"
-            for change in changes:
-                yield f"- {_escaped(change['danger'])}: {_escaped(change['message'])}"
-                yield from (f"  - <code>{_escaped(line)}</code>" for line in _texts(change))
+        mark = "allowed" if action["allowed"] else "pending"
+        cells = (action["kind"], action["bundle"], action["from"] or "", action["to"] or "", _names(action), mark)
+        yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+
+
+def _changes_markdown(item: Json) -> Iterator[str]:
+    for action in _rows(item["actions"]):
+        changes = _changes(action, whole=False)
+        if changes and is_first(action):
+            yield f"\n**{_escaped(_said(action, item))}**\n"
+            yield from fenced(list(fact_lines(changes)), "text")
+            yield ""
+        elif changes:
+            high = sum(change["danger"] == "high" for change in changes)
+            count = f"{render.count(len(changes), 'change')}, {high} to check"
+            yield f"\n<details{' open' if high else ''}><summary>{_escaped(action['bundle'])}: {count}</summary>\n"
+            yield from change_markdown(changes, str(action["whole"]))
             yield "\n</details>\n"
-
-
-def _texts(change: Json) -> list[str]:
-    lines = change["lines"]
-    return [str(line) for line in lines[:SHOWN_LINES]] if isinstance(lines, list) else []
 
 
 def _names(action: Json) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import pydoc
+import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import typer
 
-from kneo.api.release_views import PendingPromotionView
+from kneo.api.release_views import PendingPromotionView, PromotionDetailView, PromotionPlanView
 from kneo.cli import render
 from kneo.cli.project import read_environment
 from kneo.cli.repository import ConfigRepository, find_repository, read_bundle
 from kneo.digest import Digest
 from kneo.errors import KneoError, Untrusted, Usage
-from kneo.spec.diff import diff
-from kneo.spec.reading.load import load_tree
+from kneo.names import plain, visible
+from kneo.spec.diff import SpecDiff, change_lines, compare_specs, fact_lines, shortened, whole_command
+from kneo.spec.diff.rules import WHOLE as RULES_WHOLE
+from kneo.spec.diff.rules import shown_rule
 from kneo.trust.dsse import parse_envelope, serialise, sign
 from kneo.trust.keys import PrivateKey
 from kneo.trust.statement import (
@@ -31,9 +36,6 @@ from kneo.trust.verify import parse_bundle_path
 
 POLICY, PRUNE = "policy", "prune"
 """The gates of a whole environment."""
-
-DIFF_LINES = 40
-"""The most lines of a diff in a review; ``kneo spec diff`` shows all."""
 
 CONTENT_HINT = "Name the version or the digest, run the command in an up-to-date clone, or pass --yes."
 
@@ -84,11 +86,34 @@ def sign_decision(
     return serialise(sign(PAYLOAD_TYPE, statement.payload, key))
 
 
-def review(subject: Subject, item: PendingPromotionView) -> tuple[list[str], bool]:
+@dataclass(frozen=True)
+class Review:
+    """The content of a decision, as a person reads it before signing.
+
+    Args:
+        lines: The content, long texts shortened.
+        whole: The same with every line.
+        same: Whether the repository of the working directory has the same content.
+        is_known: Whether the content could be shown at all.
+    """
+
+    lines: list[str]
+    whole: list[str]
+    same: bool
+    is_known: bool = True
+
+
+NOT_SHOWN = "changes      not shown: neither this folder nor the service can compare it"
+
+
+def review(subject: Subject, item: PendingPromotionView, detail: PromotionDetailView | None, *, spec: bool) -> Review:
     """Describe the subject of a signature, compared with the config repository of the working directory.
 
-    Returns:
-        The lines, and whether the repository has the same content.
+    Args:
+        subject: The subject.
+        item: The pending change, as the service offers it.
+        detail: The plan of the service, with every line, for what the repository does not have; None without one.
+        spec: Whether the whole spec follows the facts of a first version.
 
     Raises:
         Untrusted: ``SubjectMismatch``: the repository has other content.
@@ -98,22 +123,63 @@ def review(subject: Subject, item: PendingPromotionView) -> tuple[list[str], boo
     if subject.about is not None and subject.about.prune is not None:
         prune = subject.about.prune
         lines += [f"removes      {prune.count} releases, by {prune.revision}", f"digest       {subject.digest}"]
-        return lines, False
+        return Review(lines, lines, same=False)
+    plan = detail.plan if detail is not None else None
+    rules = _rules(repository, subject)
     if item.kind == POLICY:
-        lines += [f"rules of     {subject.name}", f"digest       {subject.digest}"]
-        rules = _rules(repository, subject)
-        return [*lines, *_comparison(rules, subject.name)], rules is not None
+        lines += [f"rules of     {subject.name}", f"digest       {subject.digest}", *_comparison(rules, subject.name)]
+        shown = _first_rules(repository, subject) if rules is not None and (plan is None or not plan.rules) else []
+        short, whole = ([*lines, *_changed_rules(plan, subject, whole=each), *shown] for each in (False, True))
+        return Review(short, whole, rules is not None, is_known=short != lines)
     lines += [
         f"bundle       {subject.name} {item.version}",
         f"digest       {subject.digest}",
         f"under rules  {subject.policy_digest}",
     ]
-    _rules(repository, subject)
     bundle = _bundle(repository, subject, item.version)
     lines += _comparison(bundle, f"bundles/{subject.name}/{item.version}.dsse.json")
-    if bundle is not None and repository is not None:
-        lines += _changes(repository, bundle)
-    return lines, bundle is not None
+    found = _compare(repository, bundle, subject, plan) if bundle is not None and repository is not None else None
+    if found is not None:
+        short, whole = (found[1].to_text(whole=each).splitlines() for each in (found[1].is_new and spec, True))
+        since, is_first = found[0], found[1].is_new
+    elif plan is not None:
+        short, whole = (list(_described(plan, item, whole=each)) for each in (plan.from_version is None and spec, True))
+        since, is_first = f"{_since(plan.from_version)}, as the service describes them", plan.from_version is None
+    else:
+        return Review([*lines, NOT_SHOWN], [*lines, NOT_SHOWN], bundle is not None, is_known=False)
+    lines.append(f"changes      {since}")
+    short, whole = ([*lines, *(f"  {line}" for line in each)] for each in (short, short if is_first else whole))
+    return Review(short, whole, bundle is not None)
+
+
+def _first_rules(repository: ConfigRepository | None, subject: Subject) -> list[str]:
+    """Return the lines of an environment file that replaces none, or whose changes the service does not describe."""
+    file = repository.environment_file(subject.environment) if repository is not None else None
+    return [f"  {visible(line)}" for line in file.read_text().split("\n")] if file is not None else []
+
+
+def _since(version: str | None) -> str:
+    return f"from {version}" if version is not None else "first version here"
+
+
+def _changed_rules(plan: PromotionPlanView | None, subject: Subject, *, whole: bool) -> Iterator[str]:
+    for rule in plan.rules if plan is not None else ():
+        verb = "weakens" if rule["direction"] == "loosened" else "tightens"
+        yield f"  {rule['field']}: {rule.get('message', '')} ({verb} protection)"
+        lines = rule.get("lines", ())
+        rows = tuple(map(str, lines)) if isinstance(lines, list | tuple) else ()
+        command = RULES_WHOLE.replace("NAME", subject.environment)
+        yield from (f"        {row}" for row in (rows if whole else shown_rule(rows, command)))
+
+
+def _described(plan: PromotionPlanView, item: PendingPromotionView, *, whole: bool) -> Iterator[str]:
+    """Return the changes of a plan of the service."""
+    command = whole_command(item.bundle, plan.from_version, item.version)
+    items = [vars(change) for change in plan.changes]
+    shown = items if whole else [shortened(change, command) for change in items]
+    yield from (fact_lines if plan.from_version is None else change_lines)(shown)
+    if plan.more:
+        yield f"… {plan.more} more changes: {command}"
 
 
 def _comparison(content: object | None, path: str) -> list[str]:
@@ -148,36 +214,91 @@ def _mismatch(path: str, local: str, offered: str) -> Untrusted:
     return Untrusted(msg, code="SubjectMismatch", hint=hint)
 
 
-def _changes(repository: ConfigRepository, bundle: BundleStatement) -> list[str]:
-    """Describe the changes from the previous version, where the repository has it."""
-    before = _previous(repository, bundle)
-    old = load_tree(dict(before.predicate.spec)).spec if before is not None else None
-    new = load_tree(dict(bundle.predicate.spec)).spec
-    if new is None:
-        return []
-    since = f"from {before.predicate.version}" if before is not None else "first version in this folder"
-    changes = diff(old, new).to_text().splitlines()
-    more = [f"  … {len(changes) - DIFF_LINES} more lines: kneo spec diff"] if len(changes) > DIFF_LINES else []
-    return [f"changes      {since}", *(f"  {line}" for line in changes[:DIFF_LINES]), *more]
+def _compare(
+    repository: ConfigRepository, bundle: BundleStatement, subject: Subject, plan: PromotionPlanView | None
+) -> tuple[str, SpecDiff] | None:
+    """Compare a bundle with what the service says it replaces, else with its previous version, from the repository.
+
+    Returns:
+        The version that it is compared with, and the changes; None where the repository does not have that version.
+    """
+    base = plan.from_digest if plan is not None else bundle.predicate.prev
+    before = _stored(repository, bundle.predicate.name, base)
+    if before is None and plan is not None and base is not None:
+        return None
+    environment = None
+    if before is None and subject.environment in repository.environment_names():
+        environment = read_environment(repository, subject.environment)
+    version = before.predicate.version if before is not None else None
+    command = whole_command(bundle.predicate.name, version, bundle.predicate.version)
+    old = before.predicate.spec if before is not None else None
+    return _since(version), compare_specs(old, bundle.predicate.spec, environment=environment, command=command)
 
 
-def _previous(repository: ConfigRepository, bundle: BundleStatement) -> BundleStatement | None:
-    folder = repository.root / "bundles" / bundle.predicate.name
-    for path in sorted(folder.glob("*.dsse.json")):
+def _stored(repository: ConfigRepository, name: str, digest: str | None) -> BundleStatement | None:
+    """Read the bundle of a digest from the repository; None where it has none."""
+    for path in sorted((repository.root / "bundles" / name).glob("*.dsse.json")) if digest is not None else ():
         try:
             statement = parse_bundle(parse_envelope(read_bundle(path)).payload)
         except KneoError:
             continue
-        if statement.digest == bundle.predicate.prev:
+        if statement.digest == digest:
             return statement
     return None
 
 
-def confirm(lines: list[str], question: str, *, confirmed: bool, known: bool, hint: str = CONTENT_HINT) -> None:
-    """Show the subject of a signature and ask for a confirmation at a terminal.
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a person reads what is signed.
 
     Args:
-        lines: The description of the subject.
+        confirmed: Whether --yes was given: nothing is asked.
+        whole: Whether every line is printed.
+        pager: Whether a terminal shows long content page by page.
+    """
+
+    confirmed: bool = False
+    whole: bool = False
+    pager: bool = True
+
+
+def show_review(found: Review, reading: Reading, *, approves: bool, is_named: bool) -> None:
+    """Show the content of a decision: at a terminal whole and page by page, elsewhere shortened.
+
+    Args:
+        found: The content.
+        reading: How it is read.
+        approves: Whether the decision is an approval, which must not cover what was not shown.
+        is_named: Whether the command names the digest of the content.
+
+    Raises:
+        Usage: an approval would cover lines that were not shown.
+    """
+    at_terminal = sys.stdin.isatty() and not reading.confirmed
+    shows_all = at_terminal or reading.whole
+    text = plain("\n".join(found.whole if shows_all else found.lines))
+    if at_terminal and reading.pager and sys.stdout.isatty() and text.count("\n") >= shutil.get_terminal_size().lines:
+        pydoc.pager(text)
+    else:
+        render.text(text, err=True)
+    if not approves or reading.confirmed:
+        return
+    if not found.is_known and not is_named:
+        msg = "The content of this change cannot be shown here. Nothing was signed."
+        hint = "Run the command in an up-to-date clone, name the digest that you reviewed, or pass --yes."
+        raise Usage(msg, hint=hint)
+    if found.lines != found.whole and not shows_all:
+        msg = (
+            "A part of this change was left out above, and there is no terminal to show all of it. Nothing was signed."
+        )
+        hint = "Pass --whole to print every line, or --yes to approve without reading; the audit log records that."
+        raise Usage(msg, hint=hint)
+
+
+def confirm(question: str, *, confirmed: bool, known: bool, hint: str = CONTENT_HINT) -> None:
+    """Ask for a confirmation at a terminal.
+
+    Args:
         question: The question.
         confirmed: Whether --yes was given.
         known: Whether the reference is exact or the repository has the same content; needed without a terminal.
@@ -186,7 +307,6 @@ def confirm(lines: list[str], question: str, *, confirmed: bool, known: bool, hi
     Raises:
         Usage: there is no terminal, or the answer was no.
     """
-    render.text("\n".join(lines), err=True)
     if confirmed:
         return
     if sys.stdin.isatty():

@@ -6,6 +6,7 @@ verified here; ``kneo spec bundle verify`` does that.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -40,22 +41,29 @@ def diff(
     before: Annotated[
         str, typer.Argument(metavar="A", help="The old spec: a file, REV:path of a commit, or a bundle.")
     ],
-    after: Annotated[str, typer.Argument(metavar="B", help="The new spec, in the same notation.")],
+    after: Annotated[
+        str | None,
+        typer.Argument(metavar="[B]", help="The new spec, in the same notation; without it A is a first version."),
+    ] = None,
     *,
     env: Annotated[str | None, typer.Option("--env", help="The environment whose overlays and defaults apply.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a comment for a pull request.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Print every line of long texts.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two specs and list the changes, the most dangerous first.
 
-    The changes cover prompts, models, tools, permissions, domains, people, gates and steps.
+    The changes cover prompts, models, tools, permissions, domains, people, gates and steps. With one spec, list what it can
+    do, which gates ask whom, and what no gate covers.
     """
     project = open_project(env)
-    changes = compare(_spec(project, before), _spec(project, after))
+    old, new = (before, after) if after is not None else (None, before)
+    command = f"kneo spec diff --whole {shlex.join(name for name in (old, new) if name is not None)}"
+    changes = compare(_spec(project, old) if old is not None else None, _spec(project, new), command=command)
     if as_json:
-        render.print_json({"from": before, "to": after, **changes.as_json()})
+        render.print_json({"from": old, "to": new, **changes.as_json()})
     else:
-        render.text(changes.to_markdown() if markdown else changes.to_text())
+        render.text(changes.to_markdown(whole=whole) if markdown else changes.to_text(whole=whole))
 
 
 def _spec(project: Project, name: str) -> Spec:

@@ -6,6 +6,7 @@ from kneo.api.bundles import diff_bundle_versions, get_bundle, list_bundles
 from kneo.service.console.environments import PLACE
 from kneo.service.console.page import Page, PageRequest, Pages
 from kneo.service.console.release_words import shown_changes
+from kneo.spec.diff import whole_command
 
 pages = Pages(PLACE)
 
@@ -28,7 +29,10 @@ def show_bundle_diff(request: PageRequest) -> Page:
     """Compare two versions of a bundle."""
     name = request.path["bundle"]
     before, after = request.query.get("from")[:200] or None, request.query.get("to")[:200] or None
-    found = request.call(diff_bundle_versions, name, before, after)
+    whole = request.query.get("whole") == "1"
+    found = request.call(diff_bundle_versions, name, before, after, whole=whole)
     versions = request.call(get_bundle, name).versions
-    values = {"found": found, "changes": shown_changes(found.changes), "versions": versions}
+    command = whole_command(name, found.from_version, found.to_version)
+    changes = shown_changes(found.changes)
+    values = {"found": found, "changes": changes, "versions": versions, "whole": whole, "command": command}
     return Page("bundle_diff.html", values)

@@ -20,15 +20,16 @@ from kneo.api.environments import (
 from kneo.api.operation import Operation
 from kneo.api.promotion_receipts import get_approval_receipt, list_promotion_receipts
 from kneo.api.promotions import DecisionRequest, approve_promotion, get_promotion, reject_promotion
-from kneo.api.release_views import ApprovalView, DecidedView, EnvironmentView, PromotionDetailView
+from kneo.api.release_views import ApprovalView, DecidedView, EnvironmentView, PromotionDetailView, SpecChangeView
 from kneo.errors import Forbidden, InvalidValue, KneoError, NotFound
 from kneo.names import reveal
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages, SeeOther, Shown, download
 from kneo.service.console.release_words import (
-    DANGER,
+    CHANGES,
     PendingNote,
     conditions_of,
     matrix,
+    parts_of,
     people,
     rule_of,
     rules_of,
@@ -37,6 +38,8 @@ from kneo.service.console.release_words import (
     state_of,
 )
 from kneo.service.routing import JsonResponse
+from kneo.spec.diff import shortened, whole_command
+from kneo.spec.diff.rules import shown_rule
 
 PLACE = MenuEntry("environments", "Environments", "/environments", "releases:read")
 
@@ -216,6 +219,9 @@ def _page(
     problem: KneoError | None = None,
 ) -> Page:
     """Return the review page, with what was typed where a decision was refused."""
+    whole, first = request.query.get("whole") == "1", _first(request)
+    if whole and detail is not None:
+        detail = request.call(get_promotion, detail.promotion.id, whole=True)
     change = detail.promotion if detail is not None else None
     plan = detail.plan if detail is not None else None
     history = request.call(get_environment_history, item.name, bundle=bundle, limit=HISTORY).promotions
@@ -230,7 +236,10 @@ def _page(
         "waits": waits,
         "detail": detail,
         "plan": plan,
-        "changes": shown_changes(plan.changes) if plan is not None else [],
+        "changes": shown_changes(plan.changes[first : first + CHANGES]) if plan is not None else [],
+        "ranges": parts_of(len(plan.changes), first) if plan is not None else [],
+        "whole": whole,
+        "whole_command": whole_command(bundle, plan.from_version, change.version or "") if plan and change else "",
         "rules": shown_rules(plan.rules) if plan is not None else [],
         "serving": next((one for one in item.releases if one.bundle == bundle), None),
         "hold": next((one for one in item.holds if one.bundle == bundle), None),
@@ -243,6 +252,12 @@ def _page(
         "may_read_receipts": request.may("receipts:read"),
     }
     return Page("release.html", values, live="environments", problem=problem)
+
+
+def _first(request: PageRequest) -> int:
+    """Return the number of the first change of the part that is asked for."""
+    text = request.query.get("from")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
 
 
 def _receipt(request: PageRequest, decisions: list[ApprovalView]) -> ApprovalView | None:
@@ -360,9 +375,9 @@ def _planned(item: dict[str, object]) -> dict[str, object]:
     actions = item.get("actions")
     shown = []
     for action in actions if isinstance(actions, list) else []:
-        changes = [change for change in action["diff"] if isinstance(change, dict)]
-        rows = [{**change, "kind": DANGER.get(str(change.get("danger")), "off")} for change in changes]
-        shown.append({**action, "changes": rows})
+        items = [shortened(change, str(action["whole"])) for change in action["diff"][:CHANGES]]
+        changes = [SpecChangeView(**item) for item in items]  # type: ignore[arg-type]  # the controller's
+        shown.append({**action, "changes": shown_changes(changes), "more": len(action["diff"]) - len(changes)})
     empty: dict[str, object] = {
         "problem": None,
         "verdicts": [],
@@ -371,4 +386,8 @@ def _planned(item: dict[str, object]) -> dict[str, object]:
         "windows": None,
         "rules": None,
     }
-    return {**empty, **item, "actions": shown, "name": reveal(str(item["name"]))}
+    policy = item.get("policy")
+    rules = [
+        each | {"lines": shown_rule(tuple(each["lines"]))} for each in (policy if isinstance(policy, list) else ())
+    ]
+    return {**empty, **item, "actions": shown, "policy": shown_rules(rules), "name": reveal(str(item["name"]))}

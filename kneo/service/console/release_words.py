@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -219,26 +218,40 @@ def shown_changes(changes: Sequence[SpecChangeView]) -> list[ShownChange]:
     ]
 
 
+CHANGES = 100
+"""Changes of a review on a page; a longer review has several parts."""
+
+
+def parts_of(number: int, shown: int) -> list[tuple[int, int, bool]]:
+    """Return the parts of a review: the numbers of their first and last changes, and whether each is shown."""
+    starts = range(0, number, CHANGES) if number > CHANGES else ()
+    return [(start, min(start + CHANGES, number), start <= shown < start + CHANGES) for start in starts]
+
+
 @dataclass(frozen=True)
 class ShownRule:
     """One changed rule of an environment."""
 
     field: str
-    before: str
-    after: str
+    message: str
     direction: str
+    rows: list[tuple[str, str]]
 
 
 def shown_rules(rules: Sequence[Mapping[str, object]]) -> list[ShownRule]:
     """Return changed rules for a page, those that loosen first."""
     items = [
-        ShownRule(str(one["field"]), _value(one["from"]), _value(one["to"]), str(one["direction"])) for one in rules
+        ShownRule(
+            str(one["field"]), str(one.get("message", "changes")), str(one["direction"]), list(_rows(_lines(one)))
+        )
+        for one in rules
     ]
     return sorted(items, key=lambda item: item.direction != "loosened")
 
 
-def _value(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
+def _lines(rule: Mapping[str, object]) -> list[str]:
+    lines = rule.get("lines", ())
+    return [str(line) for line in lines] if isinstance(lines, list | tuple) else []
 
 
 def _rows(lines: Sequence[str]) -> Iterator[tuple[str, str]]:

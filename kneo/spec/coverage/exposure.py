@@ -232,7 +232,7 @@ def exposure(index: SpecIndex, agent: Agent, known: Mapping[Part, Exposure], add
     calls: list[Call] = []
     agents: list[tuple[str, Part]] = []
     for name, tool in declared_tools(index, agent):
-        guarded, weakness = _gate(index, tool, added(name))
+        guarded, weakness = tool_gate(index, tool, added(name))
         if guarded:
             continue
         capabilities = _privileged(agent, tool)
@@ -250,7 +250,7 @@ def exposure(index: SpecIndex, agent: Agent, known: Mapping[Part, Exposure], add
     return Exposure(next(iter(calls), None) or next(indirect, None), tuple(part for _, part in agents))
 
 
-def _gate(index: SpecIndex, tool: Tool, added: Sequence[Gate]) -> tuple[bool, str | None]:
+def tool_gate(index: SpecIndex, tool: Tool, added: Sequence[Gate]) -> tuple[bool, str | None]:
     """Tell whether every call of a tool needs an approval; else the reason why the tool's gate does not count."""
     weakness = None
     for gate in added:

@@ -78,17 +78,29 @@ START = CallPath(None, "")
 
 def coverage(index: SpecIndex) -> Iterator[Diagnostic]:
     """Every path to a privileged call passes a gate."""
-    search = _Search(index)
-    root = ROOT_WORKFLOW if index.spec.workflow is not None else ROOT
-    search.follow(root)
-    if root != ROOT and "agent" in index.spec.targets:
-        search.follow(ROOT)
+    search = _search(index)
     yield from search.findings.values()
     call = search.exposures[ROOT].call
     if call is not None and ROOT not in search.entered and not search.agent_guarded:
         message = f"A run with target agent reaches {call} past the gates of the workflow."
         hint = "Write review.before at the tool itself, so that it guards every run of the agent."
         yield warning("W_PRIVILEGED_DIRECT", message, ("agent", "tools"), suggestion=hint)
+
+
+def _search(index: SpecIndex) -> _Search:
+    """Follow every run of a released bundle."""
+    search = _Search(index)
+    root = ROOT_WORKFLOW if index.spec.workflow is not None else ROOT
+    search.follow(root)
+    if root != ROOT and "agent" in index.spec.targets:
+        search.follow(ROOT)
+    return search
+
+
+def reached_ungated(index: SpecIndex) -> tuple[frozenset[Path], frozenset[Part]]:
+    """Return the paths of the steps, and the agents and workflows, that a run reaches without an approval."""
+    search = _search(index)
+    return frozenset(search.reached), frozenset(search.entered)
 
 
 def privileged_calls(index: SpecIndex) -> dict[Part, str]:
@@ -106,6 +118,7 @@ class _Search:
     Attributes:
         exposures: The exposure of each agent.
         entered: The workflows and agents that a run reaches without a gate.
+        reached: The paths of the steps that a run reaches without a gate.
         findings: The findings by the path of the step that makes the call.
         agent_guarded: Whether the environment guards a run of the root agent alone.
     """
@@ -119,6 +132,7 @@ class _Search:
         self._pending: list[tuple[Part, CallPath]] = []
         self.exposures: dict[Part, Exposure] = {}
         self.entered: set[Part] = set()
+        self.reached: set[Path] = set()
         self.findings: dict[Path, Diagnostic] = {}
         self.agent_guarded = any(
             _added_strength("before", gate.before).guards
@@ -169,6 +183,7 @@ class _Search:
             self._pending.append((part, path))
 
     def _report(self, path: Path, name: str, call: Call | None, reached: CallPath) -> None:
+        self.reached.add(path)
         if call is None or path in self.findings:
             return
         own = f" The gate at {call.name} does not count: it {call.weakness}." if call.weakness else ""

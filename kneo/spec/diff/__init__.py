@@ -6,15 +6,16 @@ a sentence of its own is named by its path.
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo.names import visible
 from kneo.spec.diff import agents, components
 from kneo.spec.diff.locations import (
+    HIGH,
     LOW,
     SPEC,
     ChangeContext,
@@ -26,31 +27,21 @@ from kneo.spec.diff.locations import (
     compare,
     location_of,
 )
+from kneo.spec.diff.summary import TEXTS, new_words, summarize
+from kneo.spec.diff.texts import Rows, as_text, count, shorten, text_rows, value_lines, without_secrets
+from kneo.spec.models.environment import Environment
+from kneo.spec.models.human import Human
 from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 
-MAX_LINES = 60  # lines of a changed text that are shown
-MAX_WIDTH = 200  # characters of one of them
-MAX_COMPARED = 2_000  # lines of a text that are looked at
-MAX_CHANGES = 200  # changes that are kept and shown
-MAX_CHARS = 200_000  # characters of their sentences and lines together
+WHOLE = "kneo spec diff --whole OLD NEW"
+"""The command that shows a change whole."""
+
+MAX_COMMENT = 50_000  # characters of the changes in a comment; forges accept about 65,000 in all
+MAX_CHANGES = 10_000  # changes that are kept
+MAX_CHARS = 4_000_000  # characters of their sentences and lines together: twice the size of a spec and more
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~@&])")
-
-
-def text_lines(before: str, after: str) -> tuple[str, ...]:
-    """Return the removed and added lines of a text with one line of context, shortened."""
-    old, new = before.splitlines()[:MAX_COMPARED], after.splitlines()[:MAX_COMPARED]
-    compared: Sequence[str] = [*difflib.unified_diff(old, new, n=1, lineterm="")][2:]
-    if not before or not after:
-        compared = compared[1:]  # a text that is all new or gone needs no line numbers
-    shown = tuple(_shortened(visible(line)) for line in compared[:MAX_LINES])
-    more = len(compared) - len(shown)
-    return (*shown, f"… {more} more lines") if more > 0 else shown
-
-
-def _shortened(line: str) -> str:
-    return line if len(line) <= MAX_WIDTH else line[: MAX_WIDTH - 1] + "…"
 
 
 def escaped(text: str) -> str:
@@ -58,11 +49,11 @@ def escaped(text: str) -> str:
     return _MARKUP.sub(r"\\\1", text)
 
 
-def fenced(lines: Sequence[str]) -> tuple[str, ...]:
+def fenced(lines: Sequence[str], kind: str = "diff") -> tuple[str, ...]:
     """Return lines in a fence that none of them can end."""
     longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
-    return (f"{fence}diff", *lines, fence)
+    return (f"{fence}{kind}", *lines, fence)
 
 
 DESCRIBE: dict[Owner, Callable[[ChangeContext], Sentence]] = {
@@ -83,52 +74,70 @@ DESCRIBE: dict[Owner, Callable[[ChangeContext], Sentence]] = {
 _ORDER_IS_FREE: frozenset[Owner] = frozenset({"agent", "tool", "function", "human", "gate", "skill"})
 
 
-def describe_difference(difference: Difference, before: object, after: object) -> Sentence | None:
-    """Return the sentence about a difference; None where a sentence about its container covers it.
+_AREAS = ("gates", "permissions", "domains", "tools", "mcp", "functions", "humans", "guardrails", "models", "prompts")
+"""The order of changes of one danger: gates and capabilities first."""
+
+_LISTED = 8
+"""Inner changes that the sentence about a new part repeats; its lines show all."""
+
+
+def describe_difference(
+    difference: Difference, before: object, after: object, humans: Mapping[str, Human] | None = None
+) -> Sentence:
+    """Return the sentence about a difference.
 
     Args:
         difference: The difference.
         before: The old spec as plain values, its lists by name.
         after: The new one.
+        humans: The humans of the new one, whom new gates ask.
     """
-    change = ChangeContext(difference, location_of(difference.keys), before, after)
+    change = ChangeContext(difference, location_of(difference.keys), before, after, humans or {})
     words = DESCRIBE[change.location.owner](change)
     if difference.kind == "moved" and change.location.owner in _ORDER_IS_FREE:
         words = replace(words, danger=LOW)
-    if not difference.within:
-        return words
-    if difference.after in ([], {}):
-        return None
-    # A new part reports its permissions, a removed part only its gates.
-    reported = words.area == "gates" and words.danger > LOW if difference.kind == "removed" else words.danger > LOW
-    return words if reported else None
+    if change.added and not change.location.rest and not difference.within:
+        what = new_words(change.location.owner, difference.after, change.humans)
+        words = replace(words, message=f"{words.message.removesuffix('.')}: {what}.") if what else words
+        words = replace(words, is_text=not _is_said(difference.after))
+    return words
 
 
-__all__ = ["Danger", "SpecChange", "SpecDiff", "diff"]
+def _is_said(value: object) -> bool:
+    """Return whether the sentence about a new part repeats all of it: a plain step, or the ends of an edge."""
+    return isinstance(value, dict) and value.keys() <= {"id", "kind", "ref", "from", "to"}
 
-MAX_SHOWN = 200  # changes that a text lists
+
+def _is_reported(difference: Difference, words: Sentence) -> bool:
+    """Return whether a difference within a removed part has a sentence of its own: gates alone have."""
+    return difference.kind == "removed" and words.area == "gates" and words.danger > LOW
+
+
+Map = dict[str, object]
+
+__all__ = ["WHOLE", "Danger", "SpecChange", "SpecDiff", "diff"]
 
 
 @dataclass(frozen=True, slots=True)
 class SpecChange:
-    """One change.
+    """One change, or one fact of a first version.
 
     Attributes:
         danger: The level of attention that the change needs.
         area: The subject: permissions, domains, tools, gates, humans, prompts, models, steps, …
         message: One sentence.
         path: The path, by names.
-        lines: The lines of a changed text: removed ones begin with ``-``, added ones with ``+``.
+        lines: All lines of a changed text: removed ones begin with ``-``, added ones with ``+``.
     """
 
     danger: Danger
     area: str
     message: str
     path: str
-    lines: tuple[str, ...] = ()
+    lines: Rows = ()
 
     def as_json(self) -> dict[str, object]:
-        """Return the JSON form."""
+        """Return the JSON form, with all lines."""
         return {
             "danger": self.danger.name.lower(),
             "area": self.area,
@@ -140,14 +149,16 @@ class SpecChange:
 
 @dataclass(frozen=True, slots=True)
 class SpecDiff:
-    """All changes, the most dangerous first.
+    """All changes, the most dangerous first; of a first version its facts.
 
     Attributes:
         is_new: Whether there was no spec before.
+        command: The command that shows what a text leaves out.
     """
 
     changes: tuple[SpecChange, ...]
     is_new: bool = False
+    command: str = WHOLE
 
     def __bool__(self) -> bool:
         return bool(self.changes)
@@ -158,49 +169,144 @@ class SpecDiff:
         counts = [(danger, sum(change.danger is danger for change in self.changes)) for danger in reversed(Danger)]
         return ", ".join(f"{count} {danger.words}" for danger, count in counts if count) or "no changes"
 
+    def items(self, *, whole: bool) -> list[Map]:
+        """Return the changes as reviews show them, or whole."""
+        items = [change.as_json() for change in self.changes]
+        return items if whole else [shortened(item, self.command) for item in items]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a review leaves out lines."""
+        return self.items(whole=True) != self.items(whole=False)
+
     def as_json(self) -> dict[str, object]:
         """Return the JSON form."""
         return {"new": self.is_new, "summary": self.summary, "changes": [change.as_json() for change in self.changes]}
 
-    def to_text(self) -> str:
+    def to_text(self, *, whole: bool = False) -> str:
         """Return the changes for a terminal."""
-        lines = [f"New spec: {self.summary}" if self.is_new else self.summary]
-        for change in self.changes[:MAX_SHOWN]:
-            lines.append(f"{change.danger.sign} {change.area}: {change.message}")
-            lines.extend(f"      {line}" for line in change.lines)
-        return "\n".join((*lines, *self._rest()))
+        items = self.items(whole=whole)
+        return "\n".join(fact_lines(items) if self.is_new else (self.summary, *change_lines(items)))
 
-    def to_markdown(self) -> str:
+    def to_markdown(self, *, whole: bool = False) -> str:
         """Return the changes for a comment on a pull request."""
-        lines = [f"**{'New spec: ' if self.is_new else ''}{self.summary}**", ""]
-        for change in self.changes[:MAX_SHOWN]:
-            lines.append(f"- {change.danger.sign} **{change.area}**: {escaped(change.message)}")
-            if change.lines:
-                lines.extend(f"  {line}" for line in fenced(change.lines))
-        return "\n".join((*lines, *self._rest()))
-
-    def _rest(self) -> tuple[str, ...]:
-        more = len(self.changes) - MAX_SHOWN
-        return ("", f"And {more} more.") if more > 0 else ()
+        items = self.items(whole=whole)
+        if self.is_new:
+            return "\n".join(fenced(list(fact_lines(items)), "text"))
+        return "\n".join((f"**{self.summary}**", "", *change_markdown(items, self.command)))
 
 
-def diff(old: Spec | None, new: Spec) -> SpecDiff:
+def shortened(change: Map, command: str) -> Map:
+    """Return a change as reviews show it; the fact about the texts of a first version names the command itself."""
+    lines = _strings(change["lines"])
+    shown = () if change["area"] == TEXTS else shorten(tuple(lines)).with_note(command)
+    return {**change, "lines": list(shown)}
+
+
+_COLUMN = 11
+
+_WIDTH = 79
+
+
+def fact_lines(facts: Iterable[Map]) -> Iterator[str]:
+    """Yield the facts of a first version: in columns of a screen, none shortened."""
+    area = ""
+    for fact in facts:
+        label = "" if fact["area"] == area else str(fact["area"])
+        area = str(fact["area"])
+        message, _, command = str(fact["message"]).rpartition(": ") if area == TEXTS else (str(fact["message"]), "", "")
+        wrapped = textwrap.wrap(message, _WIDTH - _COLUMN - 2, break_on_hyphens=False, break_long_words=False)
+        wrapped += [command] if command else []
+        for number, line in enumerate(wrapped or [""]):
+            yield f"{'' if number else label:<{_COLUMN}} {' ' if number else ''}{line}"
+        yield from (f"{'':<{_COLUMN}}   {line}" for line in _strings(fact["lines"]))
+
+
+def change_lines(changes: Iterable[Map]) -> Iterator[str]:
+    """Yield the changes of a spec for a terminal."""
+    for change in changes:
+        yield f"{Danger[str(change['danger']).upper()].sign} {change['area']}: {change['message']}"
+        yield from (f"      {line}" for line in _strings(change["lines"]))
+
+
+def change_markdown(changes: Iterable[Map], command: str) -> Iterator[str]:
+    """Yield the changes of a spec for a comment, up to the size that comments may have."""
+    items, chars = list(changes), 0
+    for number, change in enumerate(items):
+        sign = Danger[str(change["danger"]).upper()].sign
+        lines = [f"- {sign} **{escaped(str(change['area']))}**: {escaped(str(change['message']))}"]
+        if change["lines"]:
+            lines.extend(f"  {line}" for line in fenced(_strings(change["lines"])))
+        chars += sum(map(len, lines)) + len(lines)
+        if chars > MAX_COMMENT:
+            left_out = items[number:]
+            high = sum(each["danger"] == "high" for each in left_out)
+            yield f"- ‼ … {count(len(left_out), 'more change')}, {high:,} to check: {escaped(command)}"
+            return
+        yield from lines
+
+
+def _strings(lines: object) -> list[str]:
+    return [str(line) for line in lines] if isinstance(lines, list | tuple) else []
+
+
+def diff(old: Spec | None, new: Spec, *, environment: Environment | None = None, command: str = WHOLE) -> SpecDiff:
     """Compare two specs in normal form.
 
     Args:
-        old: The spec that is in use; None where there is none, and everything is new.
+        old: The spec that is in use; None where there is none, and the facts of the new one are returned.
         new: The spec that is to take its location.
+        environment: The environment of a first version.
+        command: The command that shows what a review leaves out.
     """
-    before = {} if old is None else _tree(old)
     after = _tree(new)
-    old_names, new_names = by_name(before), by_name(after)
-    changes = []
-    for difference in compare(before, after, SPEC):
-        words = describe_difference(difference, old_names, new_names)
-        if words is not None:
-            changes.append(_change(difference, words))
-    changes.sort(key=lambda change: -change.danger)  # stable: otherwise as one reads
-    return SpecDiff(tuple(changes), is_new=old is None)
+    if old is None:
+        whole = tuple(f" {visible(line)}" for line in value_lines(without_secrets(after, ())))
+        facts = [
+            SpecChange(each.danger, each.area, visible(each.message), "", whole if each.area == TEXTS else ())
+            for each in summarize(new, environment, command, len(whole))
+        ]
+        return SpecDiff(tuple(facts), is_new=True, command=command)
+    before = _tree(old)
+    found = _changes(list(compare(before, after, SPEC)), by_name(before), by_name(after), new.components.humans)
+    rank = {area: number for number, area in enumerate(_AREAS)}
+    changes = sorted(found, key=lambda change: (-change.danger, rank.get(change.area, len(rank))))
+    return SpecDiff(tuple(changes), command=command)
+
+
+def _changes(
+    differences: Sequence[Difference], old: object, new: object, humans: Mapping[str, Human]
+) -> Iterator[SpecChange]:
+    """Yield the changes in the order of the spec; what is new is one change, with all that is new in it."""
+    number = 0
+    while number < len(differences):
+        outer = differences[number]
+        words = describe_difference(outer, old, new, humans)
+        number += 1
+        if outer.kind != "added":
+            if not outer.within or _is_reported(outer, words):
+                yield _change(outer, words)
+            continue
+        inner = []
+        while number < len(differences) and differences[number].within and differences[number].kind != "removed":
+            inner.append(describe_difference(differences[number], old, new, humans))
+            number += 1
+        yield _change(outer, _with_inner(outer, words, inner))
+
+
+def _with_inner(outer: Difference, words: Sentence, inner: Sequence[Sentence]) -> Sentence:
+    """Return the sentence about a new part, with what is dangerous in it."""
+    danger = max((words.danger, *(each.danger for each in inner)))
+    said = (
+        new_words(location_of(outer.keys).owner, outer.after, {}) is not None
+        if not location_of(outer.keys).rest
+        else False
+    )
+    notes = [each.message for each in inner if each.danger is HIGH or (each.area == "gates" and each.danger > LOW)]
+    if said or not notes:
+        return replace(words, danger=danger)
+    more = f" And {len(notes) - _LISTED} more." if len(notes) > _LISTED else ""
+    return replace(words, danger=danger, message=f"{words.message} {' '.join(notes[:_LISTED])}{more}", is_text=True)
 
 
 def _tree(spec: Spec) -> dict[str, object]:
@@ -208,24 +314,34 @@ def _tree(spec: Spec) -> dict[str, object]:
 
 
 def _change(difference: Difference, words: Sentence) -> SpecChange:
-    lines: tuple[str, ...] = ()
+    lines: Rows = ()
+    danger = words.danger
     if words.is_text:
-        lines = text_lines(_as_text(difference.before), _as_text(difference.after))
-    return SpecChange(words.danger, words.area, visible(words.message), visible(".".join(difference.keys)), lines)
+        values = (without_secrets(value, difference.keys) for value in (difference.before, difference.after))
+        before, after = map(as_text, values)
+        lines = text_rows(before, after)
+        if shorten(lines).hides:
+            danger = HIGH  # what cannot be shown whole is to be checked
+    return SpecChange(danger, words.area, visible(words.message), visible(".".join(difference.keys)), lines)
 
 
-def _as_text(value: object) -> str:
-    """Return a text, a structure as JSON, or an empty text."""
-    if isinstance(value, dict | list):
-        return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-    return value if isinstance(value, str) else ""
-
-
-def compare_specs(old: Mapping[str, object] | None, new: Mapping[str, object]) -> SpecDiff:
-    """Return the changes of a spec in words, the most dangerous first; without an old spec, of a new one."""
+def compare_specs(
+    old: Mapping[str, object] | None,
+    new: Mapping[str, object],
+    *,
+    environment: Environment | None = None,
+    command: str = WHOLE,
+) -> SpecDiff:
+    """Return the changes of a spec in words, the most dangerous first; without an old spec, the facts of the new one."""
     before, after = load_tree(dict(old)).spec if old is not None else None, load_tree(dict(new)).spec
     assert after is not None, "the spec of an accepted bundle was verified"
-    return diff(before, after)
+    return diff(before, after, environment=environment, command=command)
+
+
+def whole_command(bundle: str, before: str | None, after: str) -> str:
+    """Return the command that shows a change of a bundle whole, in a clone of the config repository."""
+    paths = [f"bundles/{bundle}/{version}.dsse.json" for version in (before, after) if version is not None]
+    return f"kneo spec diff --whole {shlex.join(paths)}"
 
 
 def bounded_changes(found: SpecDiff) -> tuple[tuple[SpecChange, ...], int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kneo.spec.base import quote
 from kneo.spec.diff.locations import (
     ABSENT,
     HIGH,
@@ -16,13 +15,9 @@ from kneo.spec.diff.locations import (
     text,
     value_change,
 )
-
-_GRANTS = {
-    "allow_network": "use the network",
-    "allow_filesystem_read": "read files",
-    "allow_filesystem_write": "write files",
-    "allow_shell": "run shell commands",
-}
+from kneo.spec.diff.summary import GRANTS, guardrail_words
+from kneo.spec.diff.texts import NOT_SHOWN
+from kneo.spec.models.agent import Guardrail
 
 _AREAS: dict[str, tuple[Danger, str]] = {
     "name": (LOW, "agents"),
@@ -74,7 +69,7 @@ def _answered(change: ChangeContext, below: list[str]) -> Sentence:
 
 def _model(value: object) -> str:
     given = value if isinstance(value, dict) else {}
-    return quote(f"{given.get('provider')}/{given.get('name')}")
+    return repr(f"{given.get('provider')}/{given.get('name')}")
 
 
 def _endpoint(change: ChangeContext) -> Sentence:
@@ -82,8 +77,10 @@ def _endpoint(change: ChangeContext) -> Sentence:
     key = change.location.rest[-1]
     if key == "base_url":
         return value_change(change, HIGH, "models", f"the address that {change.name} sends everything to")
+    if key.endswith("_ref"):
+        return value_change(change, MEDIUM, "models", f"the model setting {key} of {change.name}")
     verb = "is new" if change.added else "is gone" if change.removed else "changes"
-    return Sentence(MEDIUM, "models", f"The model setting {key} of {change.name} {verb}.")
+    return Sentence(HIGH, "models", f"The model setting {key} of {change.name} {verb}; its value {NOT_SHOWN[1:-1]}.")
 
 
 def _tools(change: ChangeContext, below: list[str]) -> Sentence:
@@ -102,10 +99,13 @@ def _tools(change: ChangeContext, below: list[str]) -> Sentence:
 
 def _guardrail(change: ChangeContext) -> Sentence:
     rest = change.location.rest
-    if len(rest) == 3 and change.difference.kind in {"added", "removed"}:
-        if change.removed:
-            return Sentence(HIGH, "guardrails", f"{start(change.name)} loses the {rest[1]} guardrail {rest[2]}.")
-        return Sentence(MEDIUM, "guardrails", f"{start(change.name)} gets the {rest[1]} guardrail {rest[2]}.")
+    if change.added and (change.difference.within or len(rest) < 3):
+        return field(change, LOW, "guardrails")  # a check that is added only keeps back more
+    if len(rest) == 3 and change.removed:
+        return Sentence(HIGH, "guardrails", f"{start(change.name)} loses the {rest[1]} guardrail {rest[2]}.")
+    if len(rest) == 3 and change.added:
+        words = guardrail_words(Guardrail.model_validate(change.difference.after), rest[1])
+        return Sentence(LOW, "guardrails", f"{start(change.name)} gets the guardrail {words}.")
     match rest[3:]:
         case ["config", "keywords" | "patterns", *_] if change.added:
             return field(change, MEDIUM, "guardrails")
@@ -130,7 +130,7 @@ def _permission(change: ChangeContext, below: list[str]) -> Sentence:
             words = Sentence(
                 HIGH if change.removed else LOW, "permissions", f"{start(change.name)} {what} what its tools may do."
             )
-        case [grant] if grant in _GRANTS:
+        case [grant] if grant in GRANTS:
             words = _grant(change, grant)
         case ["allowed_domains", host]:
             words = _opened(change, host) if change.added else _closed(change, host)
@@ -147,7 +147,7 @@ def _permission(change: ChangeContext, below: list[str]) -> Sentence:
 
 
 def _grant(change: ChangeContext, grant: str) -> Sentence:
-    what = _GRANTS[grant]
+    what = GRANTS[grant]
     who = f"The tools of {change.name}"
     if change.difference.after is True:
         everywhere = grant == "allow_network" and not change.new("tools", "permissions", "allowed_domains")

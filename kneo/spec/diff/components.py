@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TypeGuard, get_args
 
-from kneo.spec.base import quote
+from pydantic import ValidationError
+
 from kneo.spec.diff.locations import (
     ABSENT,
     HIGH,
@@ -14,11 +17,14 @@ from kneo.spec.diff.locations import (
     Danger,
     Sentence,
     field,
+    same,
     start,
     text,
     value_change,
 )
+from kneo.spec.diff.texts import NOT_SHOWN
 from kneo.spec.models.human import Receipt, strongest
+from kneo.spec.models.spec import Tool
 
 
 def tool(change: ChangeContext) -> Sentence:
@@ -34,6 +40,8 @@ def tool(change: ChangeContext) -> Sentence:
             words = value_change(change, HIGH, "tools", f"{'.'.join(change.location.rest)} of {change.name}")
         case ("capabilities", name):
             words = _capability(change, name)
+        case ("parameters",):
+            words = _parameters(change)
         case (("effects" | "on_interrupted" | "output") as key, *_):
             careful = {"effects": True, "on_interrupted": "ask", "output": "untrusted"}[key]
             return field(change, LOW if change.difference.after == careful else HIGH, "tools")
@@ -42,6 +50,58 @@ def tool(change: ChangeContext) -> Sentence:
         case _:
             words = field(change, MEDIUM, "tools")
     return words
+
+
+_RAISED = frozenset({"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"})
+_LOWERED = frozenset({"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"})
+_TEXT_OF_SCHEMA = frozenset({"description", "title", "examples", "$comment"})
+
+
+def _parameters(change: ChangeContext) -> Sentence:
+    """Describe a change of the arguments of a tool; one with effects must not silently accept more than before."""
+    what = f"parameters of {change.name}"
+    opened = list(_opened(change.old("parameters"), change.new("parameters"), ""))
+    if not opened or not (_has_effects(change.old()) or _has_effects(change.new())):
+        return value_change(change, MEDIUM, "tools", what)
+    words = value_change(change, HIGH, "permissions", what)
+    return replace(words, message=f"{start(change.name)} accepts more than before: {'; '.join(opened)}.", is_text=True)
+
+
+def _opened(before: object, after: object, argument: str) -> Iterator[str]:
+    """Yield the limits of arguments that a JSON Schema drops, raises or changes."""
+    old, new = (dict(each) if isinstance(each, dict) else {} for each in (before, after))
+    of = f" of {argument}" if argument else ""
+    for key, was in old.items():
+        becomes = new.get(key)
+        if same(was, becomes) or key in _TEXT_OF_SCHEMA or (key == "required" and _has_all(becomes, was)):
+            continue
+        if key == "properties" and isinstance(was, dict) and isinstance(becomes, dict):
+            names = {name: f"{argument}.{name}" if argument else str(name) for name in (*was, *becomes)}
+            yield from (f"{names[name]} is new" for name in becomes if name not in was)
+            for name, schema in was.items():
+                yield from _opened(schema, becomes.get(name), names[name])
+        elif key == "items":
+            yield from _opened(was, becomes, f"{argument}[]")
+        elif key in _RAISED | _LOWERED and _is_number(was) and _is_number(becomes):
+            if (becomes > was) == (key in _RAISED):
+                yield f"the {key}{of} changes from {was} to {becomes}"
+        elif not (key == "enum" and becomes is not None and _has_all(was, becomes)):
+            yield f"the {key}{of} {'is gone' if becomes is None else 'changes'}"
+
+
+def _has_all(many: object, few: object) -> bool:
+    return isinstance(many, list) and isinstance(few, list) and all(each in many for each in few)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _has_effects(tool: object) -> bool:
+    try:
+        return Tool.model_validate(tool).has_effects
+    except ValidationError:
+        return tool is not ABSENT  # what cannot be judged may have effects
 
 
 def _pin(change: ChangeContext) -> Sentence:
@@ -54,7 +114,7 @@ def _pin(change: ChangeContext) -> Sentence:
         case ("description",):
             return text(change, HIGH, "prompts", "server's description")
         case _:
-            return Sentence(HIGH, "tools", f"The server's schema of {change.name} changes.")
+            return value_change(change, HIGH, "tools", f"the server's schema of {change.name}")
 
 
 def function(change: ChangeContext) -> Sentence:
@@ -94,7 +154,9 @@ def server(change: ChangeContext) -> Sentence:
             )
         case (("env" | "headers") as which, *below):
             verb = "is new" if change.added else "is gone" if change.removed else "changes"
-            return Sentence(HIGH, "mcp", start(f"{'.'.join((which, *below))} of {change.name} {verb}."))
+            return Sentence(
+                HIGH, "mcp", start(f"{'.'.join((which, *below))} of {change.name} {verb}; its value {NOT_SHOWN[1:-1]}.")
+            )
         case ("verify",) if change.difference.after is False:
             return Sentence(HIGH, "mcp", f"The certificate of {change.name} is no longer checked.")
         case (("command" | "args" | "cwd" | "url" | "sse_url" | "message_url" | "transport"), *_):
@@ -195,7 +257,7 @@ def _step(change: ChangeContext) -> Sentence:
         return Sentence(MEDIUM, "steps", f"{start(change.name)} is gone.")
     ref = change.new("ref")
     does = f"{change.new('kind')} {ref}" if isinstance(ref, str) else str(change.new("kind"))
-    return Sentence(MEDIUM, "steps", f"{start(change.name)} is new: {quote(does)}.")
+    return Sentence(MEDIUM, "steps", f"{start(change.name)} is new: {does!r}.")
 
 
 def other(change: ChangeContext) -> Sentence:
@@ -250,14 +312,14 @@ def _asked(change: ChangeContext, area: str) -> Sentence:
 def _who(change: ChangeContext, area: str) -> Sentence:
     match change.location.rest:
         case ("candidates", "exclude", name):
-            if change.removed:
-                return Sentence(HIGH, area, f"{start(name)} may now answer {change.name}.")
-            return Sentence(LOW, area, f"{start(name)} may not answer {change.name}.")
+            verb = "no longer excluded from" if change.removed else "excluded from"
+            return Sentence(HIGH if change.removed else LOW, area, f"{name} is {verb} {change.name}.")
         case ("candidates", ("users" | "groups" | "roles") as kind, name):
-            verb = "may no longer" if change.removed else "may"
+            verb = "may no longer" if change.removed else "may now"
+            who = name if kind == "users" else f"The {kind[:-1]} {name}"
             nobody_else = change.removed and change.new("candidates", kind) in (ABSENT, [])
             danger = LOW if change.removed and not nobody_else else MEDIUM if change.difference.within else HIGH
-            return Sentence(danger, area, f"{start(kind[:-1])} {name} {verb} answer {change.name}.")
+            return Sentence(danger, area, f"{who} {verb} decide at {change.name}.")
         case ("quorum", *_):
             return field(change, LOW if _more(change) else HIGH, area)
         case _:

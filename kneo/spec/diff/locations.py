@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as field_of
 from enum import IntEnum
 from typing import Final, Literal, TypeAlias
 
-from kneo.spec.base import quote
+from kneo.spec.base import MAX_QUOTED
+from kneo.spec.diff.texts import look_alike, without_secrets
+from kneo.spec.models.human import Human
 
 Keys: TypeAlias = tuple[str, ...]
 """Where something is, by names: ``("workflow", "steps", "approve", "ref")``."""
@@ -305,7 +308,7 @@ class Danger(IntEnum):
         return {Danger.HIGH: "‼", Danger.MEDIUM: "•", Danger.LOW: "·"}[self]
 
 
-MAX_NAMED = 20  # names of a new order that a sentence has
+MAX_NAMED = 20  # names of a new order that a sentence has; more are shown line by line
 
 LOW, MEDIUM, HIGH = Danger.LOW, Danger.MEDIUM, Danger.HIGH
 
@@ -326,12 +329,13 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class ChangeContext:
-    """A change, its location, and both specs, with lists by name."""
+    """A change, its location, both specs, with lists by name, and the humans of the new one."""
 
     difference: Difference
     location: Location
     before: object
     after: object
+    humans: Mapping[str, Human] = field_of(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -359,30 +363,34 @@ def start(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _value_message(change: ChangeContext, what: str) -> str:
-    """Describe the old and new value."""
-    difference = change.difference
-    if difference.kind == "moved":
-        names = difference.after if isinstance(difference.after, list) else []
-        return f"{what} come in this order: {', '.join(map(str, names[:MAX_NAMED]))}."
-    if difference.kind == "changed" and not (_plain(difference.before) and _plain(difference.after)):
-        return f"{what} changes."
-    if difference.kind == "changed":
-        return f"{what} changes from {quote(difference.before)} to {quote(difference.after)}."
-    if change.added:
-        return f"{what} is {quote(difference.after)}."
-    return f"{what} is no longer {quote(difference.before)}."
-
-
-def _plain(value: object) -> bool:
-    return not isinstance(value, dict | list)
+def in_words(value: object, keys: Keys = ()) -> str | None:
+    """Return a value as a sentence repeats it; None where it is too long for one, and has to be shown by its lines."""
+    text = repr(without_secrets(value, keys))
+    return text if len(text) <= MAX_QUOTED else None
 
 
 def value_change(change: ChangeContext, danger: Danger, area: str, what: str) -> Sentence:
-    """Describe the old and new value, line by line where they have parts."""
+    """Describe the old and new value, line by line where they have parts, are long, or look the same."""
     difference = change.difference
-    parts = difference.kind == "changed" and not (_plain(difference.before) and _plain(difference.after))
-    return Sentence(danger, area, start(_value_message(change, what)), is_text=parts)
+    if difference.kind == "moved":
+        names = list(map(str, difference.after)) if isinstance(difference.after, list) else []
+        if len(names) > MAX_NAMED:
+            return Sentence(danger, area, start(f"{what} come in another order."), is_text=True)
+        return Sentence(danger, area, start(f"{what} come in this order: {', '.join(names)}."))
+    before, after = (in_words(value, difference.keys) for value in (difference.before, difference.after))
+    if change.added:
+        message = f"{what} is new." if after is None else f"{what} is {after}."
+    elif change.removed:
+        message = f"{what} is gone." if before is None else f"{what} is no longer {before}."
+    elif before is None or after is None or look_alike(before, after) or _has_parts(difference):
+        return Sentence(danger, area, start(f"{what} changes."), is_text=True)
+    else:
+        message = f"{what} changes from {before} to {after}."
+    return Sentence(danger, area, start(message), is_text=(before if change.removed else after) is None)
+
+
+def _has_parts(difference: Difference) -> bool:
+    return isinstance(difference.before, dict | list) or isinstance(difference.after, dict | list)
 
 
 def field(change: ChangeContext, danger: Danger, area: str) -> Sentence:

@@ -189,7 +189,10 @@ def test_nobody_there_to_confirm_and_nothing_exact_named(
     assert (refused.status, service.sent) == (2, [])
     assert "--yes" in refused.err
     output = tmp_path / "kept.dsse.json"
-    assert approve("prod/announcement@1.0.0", "--output", output).status == 0
+    refused = approve("prod/announcement@1.0.0")  # the service alone says what that version is
+    assert (refused.status, service.sent) == (2, [])
+    assert "cannot be shown" in refused.err
+    assert approve(f"prod/{OTHER}", "--output", output).status == 0
     assert service.signed().predicate.bundle_digest == OTHER
     assert output.read_text() == service.sent[0]["envelope"]
 

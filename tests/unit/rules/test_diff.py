@@ -1,6 +1,7 @@
 """What an approver reads, change by change."""
 
 import copy
+import re
 
 import pytest
 
@@ -94,7 +95,7 @@ BOSS = "components/humans/boss"
             "models",
             "The address that the root agent sends everything to is 'http://x'.",
         ),
-        ("agent/model/extra", {"api_key_ref": "K"}, "MEDIUM", "models", "The model setting api_key_ref of the root agent is new."),
+        ("agent/model/extra", {"api_key_ref": "K"}, "MEDIUM", "models", "The model setting api_key_ref of the root agent is 'K'."),
         ("agent/tools/include/1", "pay", "HIGH", "tools", "The root agent gets the tool pay."),
         ("agent/tools/include/0", GONE, "LOW", "tools", "The root agent no longer has the tool search."),
         (PERMISSIONS, GONE, "HIGH", "permissions", "The root agent no longer states what its tools may do."),
@@ -122,7 +123,7 @@ BOSS = "components/humans/boss"
             "gates",
             "On_reject of the question after the step draft changes from 'stop' to 'continue'.",
         ),
-        ("workflow/steps/2/review", {"before": True}, "MEDIUM", "gates", "The question before the step publish is asked from now on."),
+        ("workflow/steps/2/review", {"before": True}, "MEDIUM", "gates", "The question before the step publish is asked from now on: it asks role reviewer."),
         ("workflow/steps/2/ref", "send", "MEDIUM", "steps", "Ref of the step publish changes from 'publish' to 'send'."),
         ("workflow/steps/2/on_error", "continue", "HIGH", "steps", "On_error of the step publish is 'continue'."),
         ("workflow/steps/3", {"id": "end", "kind": "agent", "ref": "desk"}, "MEDIUM", "steps", "The step end is new: 'agent desk'."),
@@ -130,7 +131,7 @@ BOSS = "components/humans/boss"
         ("tools/search/description", "Finds.", "MEDIUM", "prompts", "The description of the tool search changes."),
         ("tools/crm/description", "Finds everybody.", "MEDIUM", "prompts", "The description of the tool crm changes."),
         ("tools/crm/mcp/pin/description", "Sends.", "HIGH", "prompts", "The server's description of the tool crm changes."),
-        ("tools/crm/mcp/pin/schema_digest", f"sha256:{'1' * 64}", "HIGH", "tools", "The server's schema of the tool crm changes."),
+        ("tools/crm/mcp/pin/schema_digest", f"sha256:{'1' * 64}", "HIGH", "tools", f"The server's schema of the tool crm changes from 'sha256:{'0' * 64}' to 'sha256:{'1' * 64}'."),
         ("tools/crm/mcp/pin", GONE, "HIGH", "tools", "The tool crm is no longer held to what its MCP server says about it."),
         ("tools/search/capabilities", ["shell"], "HIGH", "permissions", "The tool search declares shell."),
         (
@@ -140,16 +141,16 @@ BOSS = "components/humans/boss"
             "permissions",
             "The function publish no longer declares network: its calls need no approval for it.",
         ),
-        (f"{BOSS}/candidates/exclude", [], "HIGH", "humans", "Requester may now answer the human boss."),
-        (f"{BOSS}/candidates/roles/1", "staff", "HIGH", "humans", "Role staff may answer the human boss."),
-        (f"{BOSS}/candidates/roles", [], "HIGH", "humans", "Role lead may no longer answer the human boss."),
+        (f"{BOSS}/candidates/exclude", [], "HIGH", "humans", "requester is no longer excluded from the human boss."),
+        (f"{BOSS}/candidates/roles/1", "staff", "HIGH", "humans", "The role staff may now decide at the human boss."),
+        (f"{BOSS}/candidates/roles", [], "HIGH", "humans", "The role lead may no longer decide at the human boss."),
         (f"{BOSS}/quorum/approvals", 1, "HIGH", "humans", "Quorum.approvals of the human boss changes from 2 to 1."),
         (f"{BOSS}/quorum/approvals", 3, "LOW", "humans", "Quorum.approvals of the human boss changes from 2 to 3."),
         (f"{BOSS}/receipt", "signed_by_reviewer", "LOW", "humans", "Receipt of the human boss is 'signed_by_reviewer'."),
         (f"{BOSS}/receipt", "none", "HIGH", "humans", "Receipt of the human boss is 'none'."),
         (f"{BOSS}/on_timeout", "approve", "HIGH", "humans", "On_timeout of the human boss is 'approve'."),
         ("mcp_servers/files/command", "serve-all", "HIGH", "mcp", "Command of the MCP server files changes from 'serve-files' to 'serve-all'."),
-        ("mcp_servers/files/env/MODE", "rw", "HIGH", "mcp", "Env.MODE of the MCP server files changes."),
+        ("mcp_servers/files/env/MODE", "rw", "HIGH", "mcp", "Env.MODE of the MCP server files changes; its value may be a secret and is not shown."),
         ("metadata", {"team": "a"}, "LOW", "other", "Metadata is {'team': 'a'}."),
         ("tools/search/effects", False, "HIGH", "tools", "Effects of the tool search is False."),
         ("tools/search/effects", True, "LOW", "tools", "Effects of the tool search is True."),
@@ -227,7 +228,7 @@ def test_questions_that_go_with_what_held_them_are_named() -> None:
 def test_things_named_like_parts_of_the_language() -> None:
     tool = {"description": "d", "implementation": "app.t"}
     found = changes(PLAIN, changed("tools/tools", tool))
-    assert (Danger.MEDIUM, "tools", "The tool tools is new.") in found
+    assert found == [(Danger.HIGH, "tools", "The tool tools is new: no effects declared; app.t.")]
     step = {"id": "edges", "kind": "steps", "steps": []}
     assert changes(PLAIN, changed("workflow/steps/3", step)) == [
         (Danger.MEDIUM, "steps", "The step edges is new: 'steps'."),
@@ -237,9 +238,7 @@ def test_things_named_like_parts_of_the_language() -> None:
 def test_what_a_new_agent_may_do_is_said() -> None:
     agent = {"name": "ops", "description": "d", "tools": {"include": ["search"], "permissions": {"allow_shell": True}}}
     assert changes(PLAIN, changed("components/agents", {"ops": agent})) == [
-        (Danger.HIGH, "tools", "The agent ops gets the tool search."),
-        (Danger.HIGH, "permissions", "The tools of the agent ops may run shell commands."),
-        (Danger.MEDIUM, "agents", "The agent ops is new."),
+        (Danger.HIGH, "agents", "The agent ops is new: it can call search; its tools may run shell commands."),
     ]
 
 
@@ -269,9 +268,21 @@ def test_nothing_changed() -> None:
 def test_everything_is_new() -> None:
     whole = diff(None, Spec.model_validate(PLAIN))
     assert whole.is_new
-    dangers = [change.danger for change in whole.changes]
-    assert dangers == sorted(dangers, reverse=True)
-    assert "The tools of the root agent may reach a.example." in whole.to_text()
+    assert whole.to_text().splitlines() == [
+        "can call    publish (function, network; after an approval of the workflow)",
+        "            search (no effects declared)",
+        "asks        after draft: asks boss",
+        "            question approve: asks boss",
+        "may         tools of desk may use the network (hosts: a.example)",
+        "reaches     a.example, program serve-files",
+        "models      openai/small",
+        "guards      words (input, block)",
+        "people      boss: role lead (2 approvals; excluded: requester)",
+        "code        app (not pinned), pins of 1 of 1 MCP tool",
+        "texts       prompt of desk 2 lines, the whole spec, 85 lines",
+        "            kneo spec diff --whole OLD NEW",
+        "not asked   search (no effects declared)",
+    ]
 
 
 def test_a_changed_prompt_is_shown_by_its_lines() -> None:
@@ -321,13 +332,20 @@ def test_long_texts_and_many_changes_are_shortened() -> None:
     long = "\n".join(f"line {n} " + "x" * 300 for n in range(500))
     made = diff(Spec.model_validate(PLAIN), Spec.model_validate(changed("agent/system_prompt", long)))
     [change] = made.changes
-    assert len(change.lines) < 70
-    assert change.lines[-1].endswith("more lines")
-    assert max(map(len, change.lines)) <= 200
-    tools = {f"t{n}": {"description": "d", "implementation": "app.t"} for n in range(300)}
+    assert len(change.lines) == 503, "the model has every line"
+    assert change.danger is Danger.HIGH, "what cannot be shown whole is to be checked"
+    shown = made.items(whole=False)[0]["lines"]
+    assert len(shown) == 41
+    assert shown[-1].startswith("… 463 more lines and ")
+    assert shown[-1].endswith(" more characters: kneo spec diff --whole OLD NEW")
+    assert max(map(len, shown)) <= 200
+    tools = {f"t{n}": {"description": "d" * 300, "implementation": "app.t"} for n in range(300)}
     many = diff(Spec.model_validate(PLAIN), Spec.model_validate(changed("tools", tools)))
-    assert len(many.changes) > 300
-    assert many.to_text().splitlines()[-1].endswith("more.")
+    assert len(many.changes) == 300 + len(PLAIN["tools"])
+    assert many.to_text().count(" is new: ") == 300
+    comment = many.to_markdown()
+    assert len(comment) < 60_000
+    assert re.search(r"… \d+ more changes, \d+ to check: kneo spec diff", comment.splitlines()[-1])
 
 
 def test_a_run_past_the_workflow_is_the_first_thing_to_read() -> None:
