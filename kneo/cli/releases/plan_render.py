@@ -75,7 +75,7 @@ def _policy_lines(item: Json, *, whole: bool) -> Iterator[tuple[bool, str, list[
         verb = "weakens" if loosened else "tightens"
         lines = tuple(map(str, change["lines"])) if isinstance(change["lines"], list) else ()
         shown = lines if whole else shown_rule(lines, command)
-        yield loosened, f"{change['field']}: {change['message']} ({verb} protection)", list(shown)
+        yield loosened, f"{str(change['message']).removesuffix('.')} ({verb} protection)", list(shown)
     windows = item.get("windows")
     if isinstance(windows, dict) and not windows["open"] and item["actions"]:
         yield True, f"Changes are not allowed until {windows['next_opening'] or 'the windows change'}.", []
@@ -256,7 +256,7 @@ def _changes_markdown(item: Json) -> Iterator[str]:
             yield ""
         elif changes:
             high = sum(change["danger"] == "high" for change in changes)
-            count = f"{render.count(len(changes), 'change')}, {high} to check"
+            count = render.count(len(changes), "change") + (f", {high} to check" if high else "")
             yield f"\n<details{' open' if high else ''}><summary>{_escaped(action['bundle'])}: {count}</summary>\n"
             yield from change_markdown(changes, str(action["whole"]))
             yield "\n</details>\n"

@@ -165,7 +165,8 @@ def _since(version: str | None) -> str:
 def _changed_rules(plan: PromotionPlanView | None, subject: Subject, *, whole: bool) -> Iterator[str]:
     for rule in plan.rules if plan is not None else ():
         verb = "weakens" if rule["direction"] == "loosened" else "tightens"
-        yield f"  {rule['field']}: {rule.get('message', '')} ({verb} protection)"
+        message = str(rule.get("message", rule["field"])).removesuffix(".")
+        yield f"  {message} ({verb} protection)"
         lines = rule.get("lines", ())
         rows = tuple(map(str, lines)) if isinstance(lines, list | tuple) else ()
         command = RULES_WHOLE.replace("NAME", subject.environment)

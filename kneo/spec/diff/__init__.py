@@ -205,7 +205,7 @@ def shortened(change: Map, command: str) -> Map:
 
 _COLUMN = 11
 
-_WIDTH = 79
+_WIDTH = 75
 
 
 def fact_lines(facts: Iterable[Map]) -> Iterator[str]:

@@ -365,7 +365,7 @@ def start(text: str) -> str:
 
 def in_words(value: object, keys: Keys = ()) -> str | None:
     """Return a value as a sentence repeats it; None where it is too long for one, and has to be shown by its lines."""
-    text = repr(without_secrets(value, keys))
+    text = str(value).lower() if isinstance(value, bool) else repr(without_secrets(value, keys))
     return text if len(text) <= MAX_QUOTED else None
 
 

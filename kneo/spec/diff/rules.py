@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kneo.names import visible
 from kneo.spec.diff.components import gate as gate_sentence
@@ -133,7 +133,8 @@ def _limit(change: ChangeContext, keys: Keys) -> Sentence:
     difference, name = change.difference, keys[-1]
     if difference.kind in {"added", "removed"} and name in (difference.before, difference.after):
         return Sentence(HIGH, "rules", f"{'.'.join(keys[:-1])} {'gets' if change.added else 'loses'} {name}.")
-    return value_change(change, HIGH, "rules", ".".join(keys))
+    words = value_change(change, HIGH, "rules", ".".join(keys))
+    return replace(words, message=keys[0][:1] + words.message[1:])
 
 
 def _gate(change: ChangeContext) -> Sentence:

@@ -155,7 +155,7 @@ def gate_words(gate: Gate, position: Position, humans: Mapping[str, Human], *, t
     """Return whom a gate asks, when, and why it does not hold what it guards, where it does not."""
     strength = gate_strength(gate, position, humans, default_rejection("tool" if tool else position))
     verb = "is carried out by" if position == "external" else "asks"
-    text = f"{verb} {_asked(gate, humans)}{_when(gate)}"
+    text = f"{verb} {_asked(gate, humans)}{_when(gate, tool=tool)}"
     weakness = strength.weakness if chance(gate) is None else None
     return f"{text}, but {weakness}" if weakness else text
 
@@ -174,28 +174,33 @@ def _asked(gate: Gate, humans: Mapping[str, Human]) -> str:
     return ", ".join(_candidates(human or gate, None)) or "role reviewer"
 
 
-def _when(gate: Gate) -> str:
-    parts = [f"when {condition_words(gate.when)}"] if gate.when is not None else []
+def _when(gate: Gate, *, tool: bool) -> str:
+    parts = [f"when {condition_words(gate.when, tool=tool)}"] if gate.when is not None else []
     if gate.sample is not None:
         parts.append(f"in {gate.sample:.0%} of the {'other ' if parts else ''}cases")
     return f" {' and '.join(parts)}" if parts else ""
 
 
-def condition_words(condition: Condition) -> str:
-    """Return a condition in words."""
+_SUBJECTS = {"output_contains": "the text", "output_equals": "the text", "status_is": "the status"}
+
+
+def condition_words(condition: Condition, *, tool: bool = False) -> str:
+    """Return a condition in words; at a tool it compares the arguments of the call."""
     match condition.type:
         case "all_of" | "any_of":
-            inner = [condition_words(part) for part in condition.conditions]
+            inner = [condition_words(part, tool=tool) for part in condition.conditions]
             return f"({(' and ' if condition.type == 'all_of' else ' or ').join(inner)})"
         case "not":
-            return f"not {condition_words(condition.condition)}" if condition.condition is not None else "not"
+            return (
+                f"not ({condition_words(condition.condition, tool=tool)})" if condition.condition is not None else "not"
+            )
         case "always" | "never":
             return condition.type
         case kind:
-            verb = {"output_contains": "contains", "status_is": "is"}.get(kind, "is")
-            what = {"output_contains": "the text", "output_equals": "the text", "status_is": "the status"}.get(kind)
-            subject = what or f"{kind.partition('_')[0]} {condition.key}"
-            return f"{subject} {verb} {condition.value!r}"
+            subject = "the arguments" if tool and kind.startswith("output") else _SUBJECTS.get(kind)
+            named = f"{'args' if tool else 'metadata'}.{condition.key}" if kind == "metadata_equals" else None
+            verb = "contain" if subject == "the arguments" else "contains" if kind == "output_contains" else "is"
+            return f"{subject or named or f'variables.{condition.key}'} {verb} {condition.value!r}"
 
 
 def _asks(index: SpecIndex) -> Iterator[str]:

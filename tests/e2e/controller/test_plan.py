@@ -142,7 +142,7 @@ def test_rules_that_are_tightened_or_loosened_are_told_with_their_direction(mach
         "atomic": (False, "loosened"),
         "prune.maxPercent": (10, "tightened"),
     }
-    assert "atomic: true → false (weakens protection)" in machine.kneo(*_plan(repo)).stdout
+    assert "atomic changes from true to false (weakens protection)" in machine.kneo(*_plan(repo)).stdout
 
 
 def test_a_repaired_file_is_compared_with_what_was_good_before(machine: Machine, repo: ConfigRepo) -> None:

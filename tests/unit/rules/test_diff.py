@@ -152,8 +152,8 @@ BOSS = "components/humans/boss"
         ("mcp_servers/files/command", "serve-all", "HIGH", "mcp", "Command of the MCP server files changes from 'serve-files' to 'serve-all'."),
         ("mcp_servers/files/env/MODE", "rw", "HIGH", "mcp", "Env.MODE of the MCP server files changes; its value may be a secret and is not shown."),
         ("metadata", {"team": "a"}, "LOW", "other", "Metadata is {'team': 'a'}."),
-        ("tools/search/effects", False, "HIGH", "tools", "Effects of the tool search is False."),
-        ("tools/search/effects", True, "LOW", "tools", "Effects of the tool search is True."),
+        ("tools/search/effects", False, "HIGH", "tools", "Effects of the tool search is false."),
+        ("tools/search/effects", True, "LOW", "tools", "Effects of the tool search is true."),
         ("tools/search/on_interrupted", "repeat", "HIGH", "tools", "On_interrupted of the tool search is 'repeat'."),
         ("tools/search/output", "untrusted", "LOW", "tools", "Output of the tool search is 'untrusted'."),
         ("tools/search/output", "trusted", "HIGH", "tools", "Output of the tool search is 'trusted'."),
@@ -280,7 +280,7 @@ def test_everything_is_new() -> None:
         "people      boss: role lead (2 approvals; excluded: requester)",
         "code        app (not pinned), pins of 1 of 1 MCP tool",
         "texts       prompt of desk 2 lines, the whole spec, 85 lines",
-        "            kneo spec diff --whole OLD NEW",
+        "             kneo spec diff --whole OLD NEW",
         "not asked   search (no effects declared)",
     ]
 
