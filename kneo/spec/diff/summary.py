@@ -15,7 +15,7 @@ from kneo.spec.coverage.privileged_calls import reached_ungated
 from kneo.spec.diff.locations import HIGH, LOW, MEDIUM, Owner, Sentence
 from kneo.spec.diff.texts import count
 from kneo.spec.gates import default_rejection
-from kneo.spec.index import LocatedStep, SpecIndex
+from kneo.spec.index import LocatedStep, Part, SpecIndex
 from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, Guardrail, ModelChoice
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.models.human import Candidates, Condition, Gate, Human, Position, Quorum
@@ -48,7 +48,9 @@ def summarize(spec: Spec, environment: Environment | None, command: str, lines: 
         lines: The lines of the whole spec.
     """
     index = SpecIndex.of(with_gates(spec, environment.gates) if environment is not None else spec)
-    yield from _can_call(index, command)
+    reached, entered = reached_ungated(index)
+    open_steps = [at for at in index.steps if at.path in reached or (*at.path, "selector", "function") in reached]
+    yield from _can_call(index, open_steps, command)
     yield from (Sentence(MEDIUM, "asks", line) for line in _asks(index))
     if spec.workflow is not None and "agent" in spec.targets:
         yield Sentence(HIGH, "asks", "a run may execute the root agent alone, past the gates of the workflow")
@@ -64,11 +66,11 @@ def summarize(spec: Spec, environment: Environment | None, command: str, lines: 
         yield Sentence(MEDIUM, "code", _names(code, command))
     texts = [*_texts(index), f"the whole spec, {count(lines, 'line')}"]
     yield Sentence(LOW, TEXTS, f"{', '.join(texts)}: {command}")
-    yield from _not_asked(index)
+    yield from _not_asked(index, open_steps, entered)
 
 
-def _can_call(index: SpecIndex, command: str) -> Iterator[Sentence]:
-    calls = list(_calls(index))
+def _can_call(index: SpecIndex, open_steps: Sequence[LocatedStep], command: str) -> Iterator[Sentence]:
+    calls = list(_calls(index, open_steps))
     for name, kind, privileged, gates in sorted(calls, key=lambda call: not call[2]):
         if privileged or gates:
             danger = HIGH if privileged and not gates else MEDIUM
@@ -90,7 +92,7 @@ _Call = tuple[str, str, bool, list[str]]
 """The name of what is called, its kind in words, whether it is privileged, and its gates in words."""
 
 
-def _calls(index: SpecIndex) -> Iterator[_Call]:
+def _calls(index: SpecIndex, open_steps: Sequence[LocatedStep]) -> Iterator[_Call]:
     seen: dict[str, _Call] = {}
     for at in index.agents:
         for name in callable_tools(at.agent):
@@ -103,10 +105,10 @@ def _calls(index: SpecIndex) -> Iterator[_Call]:
             known = seen.get(name)
             if known is None or len(gates) < len(known[3]):
                 seen[name] = (name, kind, bool(tool and set(tool.all_capabilities) & PRIVILEGED), gates)
-    for name in dict.fromkeys(name for at in index.steps for name in _functions(at)):
+    for name, gates in _gated_functions(index, open_steps).items():
         capabilities = index.capabilities(name)
         kind = f"function, {', '.join(capabilities) or 'no capabilities declared'}"
-        seen[f"function {name}"] = (name, kind, bool(set(capabilities) & PRIVILEGED), list(_around(index, name)))
+        seen[f"function {name}"] = (name, kind, bool(set(capabilities) & PRIVILEGED), gates)
     yield from seen.values()
 
 
@@ -118,19 +120,18 @@ def _functions(at: LocatedStep) -> Iterator[str]:
             yield selector.function
 
 
-def _around(index: SpecIndex, function: str) -> Iterator[str]:
-    """Yield the gates before every step that runs a function; none where a step has none."""
-    steps = [at for at in index.steps if function in _functions(at)]
-    reached, _ = reached_ungated(index)
-    if any(at.path in reached or (*at.path, "selector", "function") in reached for at in steps):
-        return
-    own = dict.fromkeys(
-        gate_words(gate, position, index.spec.components.humans)
-        for at in steps
-        for position, gate in step_gates(at.step).items()
-        if position == "before"
-    )
-    yield from own or ("after an approval of the workflow",)
+def _gated_functions(index: SpecIndex, open_steps: Sequence[LocatedStep]) -> dict[str, list[str]]:
+    """Return the functions of all steps with the gates before them; none where a step is reached without an approval."""
+    gates: dict[str, list[str]] = {}
+    for at in index.steps:
+        before = step_gates(at.step).get("before")
+        words = [gate_words(before, "before", index.spec.components.humans)] if before is not None else []
+        for name in _functions(at):
+            gates[name] = list(dict.fromkeys((*gates.get(name, ()), *words)))
+    ungated = {name for at in open_steps for name in _functions(at)}
+    return {
+        name: [] if name in ungated else words or ["after an approval of the workflow"] for name, words in gates.items()
+    }
 
 
 def tool_kind(tool: Tool) -> str:
@@ -227,9 +228,8 @@ def _added_around(added: EnvironmentGate, what: str) -> Iterator[str]:
         yield f"{position} {what}: {gate_words(gate, position, {})} (gate {added.name} of the environment)"
 
 
-def _not_asked(index: SpecIndex) -> Iterator[Sentence]:
+def _not_asked(index: SpecIndex, open_steps: Sequence[LocatedStep], entered: frozenset[Part]) -> Iterator[Sentence]:
     """Yield the calls that a run makes without an approval, those with effects first."""
-    reached, entered = reached_ungated(index)
     found: dict[str, bool] = {}
     for at in index.agents:
         if at.part not in entered:
@@ -241,10 +241,9 @@ def _not_asked(index: SpecIndex) -> Iterator[Sentence]:
             if name in {ASK_QUESTION, READ_SKILL} or (tool is not None and tool_gate(index, tool, added)[0]):
                 continue
             found[name] = found.get(name, False) or tool is None or tool.has_effects
-    for at_step in index.steps:
+    for at_step in open_steps:
         for name in _functions(at_step):
-            if at_step.path in reached or (*at_step.path, "selector", "function") in reached:
-                found[name] = found.get(name, False) or bool(index.capabilities(name))
+            found[name] = found.get(name, False) or bool(index.capabilities(name))
     for danger, words in ((HIGH, "with effects"), (LOW, "no effects declared")):
         if names := [name for name, has_effects in found.items() if has_effects is (danger is HIGH)]:
             yield Sentence(danger, "not asked", f"{', '.join(names)} ({words})")

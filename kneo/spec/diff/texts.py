@@ -80,6 +80,8 @@ def _block(old: Sequence[str], new: Sequence[str]) -> Iterator[str]:
 
 def _look(line: str) -> str:
     """Return what a reader sees of a line: compatible characters, widths of spaces and ends of lines look the same."""
+    if line.isascii() and line.isprintable():
+        return line.rstrip()
     return unicodedata.normalize("NFKC", visible(line)).expandtabs().rstrip()
 
 
@@ -87,6 +89,7 @@ def _is_alike(one: str, other: str) -> bool:
     """Return whether two different lines look the same: also where they differ in letters of different scripts alone."""
     return _look(one) == _look(other) or (
         len(one) == len(other)
+        and not (one.isascii() and other.isascii())
         and all(
             a == b or (a.isalpha() and b.isalpha() and _script(a) != _script(b))
             for a, b in zip(one, other, strict=True)
@@ -160,7 +163,7 @@ def shorten(rows: Rows) -> Shortened:
             removed = min(len(old), max(room // 2, room - len(new)))
             added = min(len(new), room - removed)
             hides = hides or removed < len(old) or added < len(new)
-            pairs = [_pair(one, other) for one, other in zip_longest(old, new, fillvalue="")]
+            pairs = [_pair(one, other) for one, other in zip_longest(old[:room], new[:room], fillvalue="")]
             for side, number in ((0, removed), (1, added)):
                 for pair in pairs[:number]:
                     shown.append(pair[side].rows[0])
