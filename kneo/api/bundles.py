@@ -137,7 +137,7 @@ def diff_bundle_versions(
         to_version=after.version,
         to_digest=after.digest,
         summary=found.summary,
-        changes=SpecChangeView.listed(shown, command, whole=whole),
+        changes=[SpecChangeView(**item) for item in found.items(shown, whole=whole)],  # type: ignore[arg-type]  # the same fields
         more=more,
     )
 

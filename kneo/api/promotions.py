@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -27,7 +27,8 @@ from kneo.api.release_views import (
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.release import ApprovalRecord, Pending, Promotion
 from kneo.settings import Settings
-from kneo.spec.diff import bounded_changes, compare_specs, whole_command
+from kneo.spec.diff import bounded_changes, compare_specs, shortened, whole_command
+from kneo.spec.diff.rules import shown_rule
 from kneo.spec.models.environment import Approvals
 from kneo.store import releases
 from kneo.store.engine import Tx
@@ -106,7 +107,7 @@ def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending, *
     if kept is not None:
         from_version = kept.content["from_version"]
         command = whole_command(item.bundle, str(from_version) if from_version is not None else None, item.version)
-        plan = PromotionPlanView.of_content(kept.base, kept.content, command, whole=whole)
+        plan = kept_plan(kept.base, kept.content, command, whole=whole)
     return PromotionDetailView(
         promotion=_pending_views(tx, environment, [item])[0],
         serving=ReleaseView.of(serving) if serving is not None else None,
@@ -114,6 +115,17 @@ def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending, *
         decisions=[ApprovalView.of(record) for record in registry.decisions_about(tx, environment, item)],
         may_answer=may_decide_change(tx, context.settings, environment, item, context.principal),
     )
+
+
+def kept_plan(base: str | None, content: Mapping[str, object], command: str, *, whole: bool) -> PromotionPlanView:
+    """Return the view of a plan that the controller kept, which has all lines: shortened or whole."""
+    changes, rules = content["changes"], content["rules"]
+    assert isinstance(changes, list)
+    assert isinstance(rules, list)
+    shown = [SpecChangeView(**(change if whole else shortened(change, command))) for change in changes]
+    short = rules if whole else [each | {"lines": shown_rule(each.get("lines", ()))} for each in rules]
+    values = {**content, "changes": shown, "rules": short, "from_digest": base}
+    return PromotionPlanView(**values)  # type: ignore[arg-type]  # the controller's
 
 
 def _done_detail(tx: Tx, item: Promotion, *, whole: bool) -> PromotionDetailView:
@@ -147,7 +159,7 @@ def _applied_plan(tx: Tx, item: Promotion, *, whole: bool) -> PromotionPlanView 
         from_digest=item.from_digest,
         signers=list(new.signers),
         summary=found.summary,
-        changes=SpecChangeView.listed(shown, command, whole=whole),
+        changes=[SpecChangeView(**item) for item in found.items(shown, whole=whole)],  # type: ignore[arg-type]  # the same fields
         more=more,
         rules=[],
         weakened=[],

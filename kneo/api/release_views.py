@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -30,8 +29,6 @@ from kneo.records.release import (
 from kneo.records.task import ReceiptRecord
 from kneo.registry import EnvironmentStatus
 from kneo.registry.explain import ClosedGate, Explanation, Trace
-from kneo.spec.diff import SpecChange, shortened
-from kneo.spec.diff.rules import shown_rule
 from kneo.spec.policy import next_opening, windows_open
 from kneo.trust.dsse import parse_envelope
 
@@ -229,12 +226,6 @@ class SpecChangeView:
     path: str
     lines: list[str]
 
-    @classmethod
-    def listed(cls, changes: Sequence[SpecChange], command: str, *, whole: bool = False) -> list[Self]:
-        """Build the views of changes, shortened or whole."""
-        items = [change.as_json() for change in changes]
-        return [cls(**(item if whole else shortened(item, command))) for item in items]  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionPlanView:
@@ -251,16 +242,6 @@ class PromotionPlanView:
     more: int
     rules: list[Json]
     weakened: list[str]
-
-    @classmethod
-    def of_content(cls, base: str | None, content: Mapping[str, object], command: str, *, whole: bool) -> Self:
-        """Build the view of a kept plan, which has all lines: shortened or whole."""
-        changes, rules = content["changes"], content["rules"]
-        assert isinstance(changes, list)
-        assert isinstance(rules, list)
-        shown = [SpecChangeView(**(change if whole else shortened(change, command))) for change in changes]
-        short = rules if whole else [each | {"lines": shown_rule(each.get("lines", ()))} for each in rules]
-        return cls(**{**content, "changes": shown, "rules": short, "from_digest": base})  # type: ignore[arg-type]  # the controller's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ def sign_decision(
 
 
 @dataclass(frozen=True)
-class Review:
+class SubjectReview:
     """The content of a decision, as a person reads it before signing.
 
     Args:
@@ -106,7 +106,9 @@ class Review:
 NOT_SHOWN = "changes      not shown: neither this folder nor the service can compare it"
 
 
-def review(subject: Subject, item: PendingPromotionView, detail: PromotionDetailView | None, *, spec: bool) -> Review:
+def review(
+    subject: Subject, item: PendingPromotionView, detail: PromotionDetailView | None, *, spec: bool
+) -> SubjectReview:
     """Describe the subject of a signature, compared with the config repository of the working directory.
 
     Args:
@@ -123,14 +125,14 @@ def review(subject: Subject, item: PendingPromotionView, detail: PromotionDetail
     if subject.about is not None and subject.about.prune is not None:
         prune = subject.about.prune
         lines += [f"removes      {prune.count} releases, by {prune.revision}", f"digest       {subject.digest}"]
-        return Review(lines, lines, same=False)
+        return SubjectReview(lines, lines, same=False)
     plan = detail.plan if detail is not None else None
     rules = _rules(repository, subject)
     if item.kind == POLICY:
         lines += [f"rules of     {subject.name}", f"digest       {subject.digest}", *_comparison(rules, subject.name)]
         shown = _first_rules(repository, subject) if rules is not None and (plan is None or not plan.rules) else []
         short, whole = ([*lines, *_changed_rules(plan, subject, whole=each), *shown] for each in (False, True))
-        return Review(short, whole, rules is not None, is_known=short != lines)
+        return SubjectReview(short, whole, rules is not None, is_known=short != lines)
     lines += [
         f"bundle       {subject.name} {item.version}",
         f"digest       {subject.digest}",
@@ -146,10 +148,10 @@ def review(subject: Subject, item: PendingPromotionView, detail: PromotionDetail
         short, whole = (list(_described(plan, item, whole=each)) for each in (plan.from_version is None and spec, True))
         since, is_first = f"{_since(plan.from_version)}, as the service describes them", plan.from_version is None
     else:
-        return Review([*lines, NOT_SHOWN], [*lines, NOT_SHOWN], bundle is not None, is_known=False)
+        return SubjectReview([*lines, NOT_SHOWN], [*lines, NOT_SHOWN], bundle is not None, is_known=False)
     lines.append(f"changes      {since}")
     short, whole = ([*lines, *(f"  {line}" for line in each)] for each in (short, short if is_first else whole))
-    return Review(short, whole, bundle is not None)
+    return SubjectReview(short, whole, bundle is not None)
 
 
 def _first_rules(repository: ConfigRepository | None, subject: Subject) -> list[str]:
@@ -263,7 +265,7 @@ class Reading:
     pager: bool = True
 
 
-def show_review(found: Review, reading: Reading, *, approves: bool, is_named: bool) -> None:
+def show_review(found: SubjectReview, reading: Reading, *, approves: bool, is_named: bool) -> None:
     """Show the content of a decision: at a terminal whole and page by page, elsewhere shortened.
 
     Args:

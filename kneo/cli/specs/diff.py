@@ -43,7 +43,7 @@ def diff(
     ],
     after: Annotated[
         str | None,
-        typer.Argument(metavar="[B]", help="The new spec, in the same notation; without it A is a first version."),
+        typer.Argument(metavar="B", help="The new spec, in the same notation; without it A is a first version."),
     ] = None,
     *,
     env: Annotated[str | None, typer.Option("--env", help="The environment whose overlays and defaults apply.")] = None,

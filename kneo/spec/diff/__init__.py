@@ -169,9 +169,9 @@ class SpecDiff:
         counts = [(danger, sum(change.danger is danger for change in self.changes)) for danger in reversed(Danger)]
         return ", ".join(f"{count} {danger.words}" for danger, count in counts if count) or "no changes"
 
-    def items(self, *, whole: bool) -> list[Map]:
-        """Return the changes as reviews show them, or whole."""
-        items = [change.as_json() for change in self.changes]
+    def items(self, changes: Sequence[SpecChange] | None = None, *, whole: bool) -> list[Map]:
+        """Return all changes, or some, as reviews show them, or whole."""
+        items = [change.as_json() for change in (self.changes if changes is None else changes)]
         return items if whole else [shortened(item, self.command) for item in items]
 
     @property

@@ -16,7 +16,8 @@ from console_in_process import page_at
 from console_load import declare
 from kneo_process import Machine
 
-from kneo.api.release_views import PendingPromotionView, PromotionDetailView, PromotionPlanView
+from kneo.api.promotions import kept_plan
+from kneo.api.release_views import PendingPromotionView, PromotionDetailView
 from kneo.cli.releases.plan_render import as_markdown, as_text
 from kneo.cli.releases.subjects import Subject, review
 from kneo.digest import Digest
@@ -244,7 +245,7 @@ def faces(store: Store, found: SpecDiff) -> dict[str, str]:
         releases.put_plan(tx, PendingPlan(id=pending.id, environment="prod", base=None, content=content))
     page = page_at(store, f"/promotions/{pending.id}")
     text = html.unescape(re.sub(r"<[^>]*>", "", page))
-    detail = PromotionPlanView.of_content(Digest("sha256:" + "0" * 64), content, command, whole=True)
+    detail = kept_plan(Digest("sha256:" + "0" * 64), content, command, whole=True)
     values = {**vars(pending), "bundle": "support", "version": "1.1.0", "environment": "prod"}
     item = PendingPromotionView(**values)  # type: ignore[arg-type]
     view = PromotionDetailView(promotion=item, serving=None, plan=detail, decisions=[], may_answer=None)  # type: ignore[arg-type]

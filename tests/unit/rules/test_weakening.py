@@ -237,3 +237,39 @@ def test_rules_for_models_and_tools_are_compared_field_by_field() -> None:
     assert (budget[0], budget[3]) == ("models.budgets", "loosened")
     [prices] = changes(models=models(prices={"my-model": {"input": 0.1, "output": 0.8}}))
     assert (prices[0], prices[3]) == ("models.prices", "loosened")
+
+
+def finance(**human: object) -> dict[str, object]:
+    return {"finance": {"description": "Pay?", "candidates": {"users": ["ann"]}} | human}
+
+
+MONEY = {"name": "money", "match": {"capabilities": ["network"]}, "before": {"human": "finance"}}
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ({"humans": finance(candidates={"users": ["ann", "eve"]})}, "eve may now decide at the human finance."),
+        ({"humans": finance(timeout_seconds=5)}, "Timeout_seconds of the human finance is 5."),
+        ({"humans": finance() | {"lead": {"candidates": {"roles": ["lead"]}}}}, "The human lead is new: role lead (1 approval)."),
+        ({"gates": [MONEY | {"before": {"human": {"candidates": {"users": ["ann", "eve"]}}}}]}, "Human of the gate money changes."),
+        ({"gates": []}, "The gate money is gone."),
+        ({"gates": [MONEY, MONEY | {"name": "more"}]}, "The gate more is new: before: asks finance."),
+        ({"gates": [MONEY | {"match": {"tools": ["pay"]}}]}, "Match.capabilities.network of the gate money is no longer 'network'."),
+        ({"people": {"ann": {"roles": ["editor", "approver"], "groups": ["editors"]}}}, "ann gets the role approver."),
+        ({"people": {}}, "ann is no longer in people: group editors, role editor."),
+        ({"tools": tools(deny=[])}, "tools.deny loses shell."),
+        ({"atomic": False}, "atomic changes from true to false."),
+        ({"soak": "1h"}, "soak changes from 'P1D' to 'PT1H'."),
+        ({"windows": []}, "windows changes."),
+    ],
+)  # fmt: skip
+def test_a_changed_rule_is_told_in_words(after: dict[str, object], message: str) -> None:
+    [found] = policy_difference(environment(), environment(**after))
+    assert message in str(found["message"]), found
+    assert "null" not in json.dumps(found)
+
+
+def test_a_changed_rule_shows_what_looks_the_same() -> None:
+    [found] = policy_difference(environment(), environment(humans=finance(description="Pay\u200b?")))
+    assert found["lines"] == ["@@ -1,1 +1,1 @@", "-Pay?", "+Pay\\u200b?"]
