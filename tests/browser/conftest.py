@@ -128,15 +128,31 @@ REFUSED = re.compile(
 MODES = {
     "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
     "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
-    "phone": {"viewport": {"width": 320, "height": 740}, "is_mobile": True, "has_touch": True},
+    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+    "small phone": {"viewport": {"width": 320, "height": 740}, "is_mobile": True, "has_touch": True},
 }
+
+ON_A_PHONE = """() => {
+    const name = each => `${each.tagName.toLowerCase()}.${each.className} ${each.textContent.trim().slice(0, 40)}`
+    const shown = [...document.querySelectorAll("main *")].filter(each => each.checkVisibility())
+    const box = each => (each.closest("label.choice, label.opt") || each).getBoundingClientRect()
+    const inText = each => each.matches("a") && getComputedStyle(each).display === "inline"
+    return [
+        ...shown.filter(each => each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).overflowX === "auto")
+            .map(each => `scrolls sideways: ${name(each)}`),
+        ...shown.filter(each => each.matches("a, button, input, select, summary, textarea") && !inText(each))
+            .filter(each => box(each).height < 24 || box(each).width < 24).map(each => `too small to touch: ${name(each)}`),
+        ...shown.filter(each => each.matches("td.num") && !each.dataset.label).map(each => `number without label: ${name(each)}`),
+    ]
+}"""
+"""Finds what a finger or an eye on a narrow screen stumbles over."""
 
 AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 
 
 @pytest.fixture(params=MODES)
 def problems_of(request: pytest.FixtureRequest, visit: Callable[..., Page]) -> Callable[..., list[object]]:
-    """Returns what axe finds on pages, and which of them are wider than the screen: in light, in dark and on a phone.
+    """Returns what axe finds on pages, and which of them are wider than the screen: in light, in dark and on phones.
 
     With ``visible`` the pages are checked once an element is shown, where a script shows it.
     """
@@ -157,6 +173,7 @@ def problems_of(request: pytest.FixtureRequest, visit: Callable[..., Page]) -> C
             problems += [(path, each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found]
             wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             problems += [(path, f"{wide} px too wide")] if wide > 0 else []
+            problems += [(path, each) for each in page.evaluate(ON_A_PHONE)] if "phone" in request.param else []
         return problems
 
     return find

@@ -91,6 +91,8 @@ def pages(bench: Bench) -> list[str]:
         failed,
         f"{failed}/continue",
         f"/console/trace/{run.rpartition('/')[2]}",
+        f"/console/runs/{bench.paused(input='A' * 450)['run_id']}",
+        asked(bench, "B" * 450, prompt="C" * 400),
         "/console/find?q=Hello",
         "/console/audit",
         "/console/login",

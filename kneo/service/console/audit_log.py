@@ -54,11 +54,13 @@ def show_audit(request: PageRequest) -> Page:
     after = request.query.get("after")[:40] or None
     listed = _list(request, PAGE_SIZE, after)
     exported = request.query.with_values(after=None)
+    filters = {name: request.query.get(name) for name in FILTERS}
     return Page(
         "audit.html",
         {
             "events": [(event, details_of(event)) for event in listed.events],
-            "filters": {name: request.query.get(name) for name in FILTERS},
+            "filters": filters,
+            "is_filtered": any(filters.values()),
             "lead": f"{count(listed.total, 'event')}." if listed.total else "",
             "csv_url": f"/console/audit.csv{exported}",
             "json_url": f"/console/audit.json{exported}",

@@ -174,7 +174,7 @@ def show_usage(request: PageRequest) -> Page:
             "rows": [(_group(row.day, row.provider, row.model, row.agent), row) for row in report.usage],
             "groups": get_args(By),
             "environment": environment,
-            "query": request.query,
+            "is_filtered": any(value for _, value in request.query.fields),
         },
     )
 
