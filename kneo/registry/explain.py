@@ -174,7 +174,7 @@ def _conditions(tx: Tx, environment: str, doubted: Sequence[DoubtedRelease]) -> 
         )
     }
     kept = {item.type: item for item in reported if item.type is not ConditionType.RECONCILING}
-    return tuple({**kept, **found}.values())
+    return tuple((kept | found).values())
 
 
 def _origin(tx: Tx, environment: str) -> str | None:

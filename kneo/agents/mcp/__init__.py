@@ -57,7 +57,13 @@ class McpTools:
             # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
             module = await asyncio.to_thread(importlib.import_module, "kneo.agents.mcp.servers")
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] not in {"anyio", "httpcore2", "httpx2", "mcp", "mcp_types"}:
+            if error.name is None or error.name.partition(".")[0] not in {
+                "anyio",
+                "httpcore2",
+                "httpx2",
+                "mcp",
+                "mcp_types",
+            }:
                 raise
             msg = "MCP servers need a package that is not installed here."
             raise Invalid(msg, code="mcp_not_installed", hint=MCP_HINT) from None
