@@ -55,9 +55,16 @@ class Form:
             raise Invalid(msg, code="invalid_form") from error
 
     def get(self, name: str, default: str = "") -> str:
-        """Return the last value of a field."""
+        """Return the value of a field.
+
+        Raises:
+            Invalid: ``invalid_form``: the field is there twice, for example a rejection and an approval.
+        """
         values = self.all(name)
-        return values[-1] if values else default
+        if len(values) > 1:
+            msg = f"The form has the field {name} more than once."
+            raise Invalid(msg, code="invalid_form", hint="Send each field once.")
+        return values[0] if values else default
 
     def all(self, name: str) -> list[str]:
         """Return every value of a field."""

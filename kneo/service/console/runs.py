@@ -105,9 +105,9 @@ def seconds_of(run: RunView, request: PageRequest) -> float:
 @pages.get("/runs", scope="runs:read")
 def show_runs(request: PageRequest) -> Page:
     """List runs, the newest first."""
-    filters = {name: request.query.get(name).strip() for name in FILTERS}
-    after = request.query.get("after") or None
     status = ",".join(filter(None, request.query.all("status")))
+    filters = {name: status if name == "status" else request.query.get(name).strip() for name in FILTERS}
+    after = request.query.get("after") or None
     listed = request.call(
         list_runs,
         status=_bounded("status", status),

@@ -161,6 +161,13 @@ def test_a_decision_that_comes_second_is_a_conflict_and_keeps_what_was_typed(
     assert digest == dict(form.fields)["expect_digest"], "the page asks again about the present text"
 
 
+def test_a_form_with_two_decisions_decides_nothing(bench: Bench, browse: Callable[[str], Browser]) -> None:
+    run, ann = asked(bench), browse("reviewer")
+    form = page_of(ann, run).form(str(run["continuation_id"]))
+    ann.post(form.action, {**form.values(), "decision": ["rejected", "approved"], "reason": "Not today"}, expect=400)
+    assert bench.get(f"/human-tasks/{run['continuation_id']}")["status"] == "open"
+
+
 def test_two_approvals_are_two_receipts(bench: Bench, browse: Callable[[str], Browser]) -> None:
     run = asked(bench, quorum={"approvals": 2})
     first = decide(browse("reviewer"), run, decision="approved")
