@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 from pydantic_ai.exceptions import ContentFilterError, ModelAPIError, ModelHTTPError, UnexpectedModelBehavior
 
+from kneo.agents.providers import ProviderConnection
 from kneo.agents.reply_limit import ReplyTooLarge
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.spec.models.agent import ModelChoice
@@ -105,15 +106,20 @@ class RequestFailure:
             return cls(reason=type(error).__name__)
         return None
 
-    def error(self, choice: ModelChoice, tries: int) -> KneoError:
-        """Return the error of the step: a final refusal, or tries that are used up."""
-        name = f"{choice.provider}/{choice.name}"
+    def error(self, choice: ModelChoice, connection: ProviderConnection, tries: int) -> KneoError:
+        """Return the error of the step: a final refusal, or tries or patience that are used up."""
+        name = f"{choice.provider}/{choice.name} at {connection.address}"
         if not self.is_repeated:
             msg = f"The request to the model {name} failed, and a repetition would too: {self.reason}."
             return ModelRefused(msg, hint=_refusal_hint(choice, self.status), status=self.status)
         code = "model_overloaded" if self.is_overload else "model_unreachable"
         msg = f"The model {name} gave no reply in {tries} {'try' if tries == 1 else 'tries'}: {self.reason}."
         hint = "Give the step on_error: retry, or the model fallbacks; see KNEO_SERV_PROVIDER_RETRIES."
+        if self.status is None:
+            other = (
+                f"{connection.provider.url_variable}, models.connections of the environment or base_url of the model"
+            )
+            hint = f"Check that a server runs there and that the worker reaches {connection.address}; {other} names another address. {hint}"
         return ModelUnavailable(msg, code=code, hint=hint, status=self.status)
 
 
@@ -145,7 +151,7 @@ def _refusal_hint(choice: ModelChoice, status: int | None) -> str | None:
 
 
 def _retry_after(error: BaseException, now: datetime) -> float | None:
-    """Return the wait of a Retry-After header: seconds, also with a fraction, or a date."""
+    """Return the wait of a Retry-After header: seconds, also with a fraction, or a date; ``None`` for no time to wait."""
     headers = getattr(getattr(error.__cause__, "response", None), "headers", None)
     text = str(headers.get("retry-after") or "") if isinstance(headers, Mapping) else ""
     try:
@@ -155,4 +161,4 @@ def _retry_after(error: BaseException, now: datetime) -> float | None:
             seconds = (parsedate_to_datetime(text) - now).total_seconds()
         except (TypeError, ValueError):
             return None
-    return min(max(seconds, 0.0), MOST_SECONDS) if seconds == seconds else None  # noqa: PLR0124 - not a NaN
+    return min(seconds, MOST_SECONDS) if seconds > 0 else None

@@ -31,6 +31,18 @@ class ProviderConnection:
     base_url: str
     key: str | None = field(repr=False)
 
+    @property
+    def address(self) -> str:
+        """The host and the port for messages: the rest of an address may hold credentials."""
+        try:
+            parts = urlsplit(self.base_url)
+            host, port = parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+        except ValueError:
+            host = port = None
+        if host is None or port is None:
+            return "its address"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorConnections:

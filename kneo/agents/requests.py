@@ -203,7 +203,7 @@ class RecordedModel(WrapperModel):
         self, candidate: ModelCandidate, prompt: ModelPrompt, tries: Tries, *, is_last: bool
     ) -> ModelResponse | None:
         """Ask a model, again where that can help; ``None`` sends the request to the next one."""
-        failures = 0
+        failures, asked, settings = 0, 0, self._models.settings
         while True:
             self._check_token_budget(candidate)
             tries.number += 1
@@ -216,19 +216,28 @@ class RecordedModel(WrapperModel):
             if failure.status == 429:
                 candidate.limit.shrink()
             wait = failure.retry_after
-            is_long = wait is not None and wait > self._models.settings.hold_seconds
-            failures += not is_long
-            is_over = not failure.is_repeated or failures > self._models.settings.retries
-            if not is_last and failure.is_repeated and (is_long or is_over):
+            asked, failures = asked + (wait is not None), failures + (wait is None)
+            is_long = wait is not None and wait > settings.hold_seconds
+            if not is_last and failure.is_repeated and (is_long or asked + failures > settings.retries):
                 return None
-            if is_over:
-                await self._fail(failure.error(candidate.choice, tries.number), tries)
+            if not failure.is_repeated or failures > settings.retries:
+                await self._fail(failure.error(candidate.choice, candidate.connection, tries.number), tries)
             facts = {**candidate.facts, "reason": failure.reason, "try": tries.number}
             tries.trace.append(self._event("model_retried", facts))
-            if wait is not None and is_long:
-                await self._postpone(candidate, failure, wait, tries)
-            pause = self._models.settings.backoff_seconds * 2 ** (failures - 1) * (0.5 + self._models.jitter() / 2)
-            await self._models.sleep(pause if wait is None else wait)
+            if wait is None:
+                await self._models.sleep(self._pause(failures))
+                continue
+            if not is_long and asked > settings.retries:
+                # A provider that asks for tiny waits again and again is not flooded.
+                wait = max(wait, min(self._pause(asked - settings.retries), settings.hold_seconds))
+            started_at = await self._begin_of_patience(candidate, failure, wait, tries)
+            if is_long:
+                await self._postpone(candidate, wait, started_at, tries)
+            await self._models.sleep(wait)
+
+    def _pause(self, number: int) -> float:
+        """Return the wait before a repetition, in seconds."""
+        return self._models.settings.backoff_seconds * 2.0 ** min(number - 1, 20) * (0.5 + self._models.jitter() / 2)
 
     def _fitting(self, prompt: ModelPrompt) -> ModelPrompt:
         """Return a prompt without what the requests of the conversation leave out."""
@@ -327,21 +336,29 @@ class RecordedModel(WrapperModel):
         hint = "Raise token_budget, or lower max_tokens, of the model."
         raise TokenBudgetExceeded(msg, hint=hint)
 
-    async def _postpone(
+    async def _begin_of_patience(
         self, candidate: ModelCandidate, failure: RequestFailure, wait: float, tries: Tries
-    ) -> NoReturn:
-        """End the turn until the provider is to be asked again. The wait's beginning is in the journal.
+    ) -> str:
+        """Return the time at which the reply was first asked for, also by an earlier entry of the turn.
 
         Raises:
-            Postponed: always, unless the patience is at its end.
-            ModelUnavailable: ``model_overloaded``: it is.
+            ModelUnavailable: ``model_overloaded``: the wait that the provider asks for ends after the patience.
         """
-        name, number = self._progress.next_entry()
+        name, _ = self._progress.next_entry()
         waiting = [entry for entry in self._turn.journal.load() if entry.name == name]
         started_at = waiting[-1].started_at if waiting else isoformat(tries.started_at)
         waited = (self._clock.now() - parse_time(started_at)).total_seconds()
         if waited + wait > self._models.settings.patience_seconds:
-            await self._fail(failure.error(candidate.choice, tries.number), tries)
+            await self._fail(failure.error(candidate.choice, candidate.connection, tries.number), tries)
+        return started_at
+
+    async def _postpone(self, candidate: ModelCandidate, wait: float, started_at: str, tries: Tries) -> NoReturn:
+        """End the turn until the provider is to be asked again. The wait's beginning is in the journal.
+
+        Raises:
+            Postponed: always.
+        """
+        name, number = self._progress.next_entry()
         facts = {**candidate.facts, "seconds": wait}
         entry = ConversationEntry(
             conversation=self._turn.conversation,

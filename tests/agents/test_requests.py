@@ -15,10 +15,12 @@ from model_turns import KEY, PROVIDERS, Conversation, Listener
 from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest
 from pydantic_ai.tools import ToolDefinition
 
+from kneo.agents.providers import ProviderConnection
 from kneo.agents.turn import Postponed
 from kneo.errors import KneoError
 from kneo.records.conversation import EntryStatus
 from kneo.settings import ModelSettings
+from kneo.spec.models.providers import PROVIDERS as MODEL_PROVIDERS
 from kneo.spec.policy import ModelPrice, ModelRules
 
 TOOLS = [ToolDefinition(name=name, parameters_json_schema={"type": "object"}) for name in ("look", "pay")]
@@ -161,9 +163,33 @@ def test_used_up_tries_say_which_failure_it_was(status: int, code: str) -> None:
 def test_an_unreachable_server_is_tried_and_then_named() -> None:
     with model_server([]) as server:
         pass
-    conversation = Conversation(server, PROVIDERS["chat"])
-    assert refusal(conversation).code == "model_unreachable"
+    env = {"OPENAI_BASE_URL": f"http://user:hunter2@127.0.0.1:{server.port}/v1?key=hunter2", "OPENAI_API_KEY": KEY}
+    conversation = Conversation(server, PROVIDERS["chat"], env=env)
+    error = refusal(conversation)
+    assert error.code == "model_unreachable"
+    assert error.message == (
+        f"The model openai/fake at 127.0.0.1:{server.port} gave no reply in 4 tries: ModelConnectionError."
+    )
+    assert f"reaches 127.0.0.1:{server.port}" in error.hint
+    assert "OPENAI_BASE_URL" in error.hint
+    assert "hunter2" not in str(error)
     assert conversation.waits == [0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("https://api.example/v1", "api.example:443"),
+        ("http://api.example", "api.example:80"),
+        ("https://[2001:db8::1]/v1", "[2001:db8::1]:443"),
+        ("https://a:b@api.example:8443", "api.example:8443"),
+        ("https://api.example:x/v1", "its address"),
+        ("nonsense", "its address"),
+    ],
+)
+def test_an_address_is_named_by_host_and_port_alone(url: str, address: str) -> None:
+    connection = ProviderConnection(provider=MODEL_PROVIDERS["openai"], wire="chat", base_url=url, key=None)
+    assert connection.address == address
 
 
 @SHAPES
@@ -277,6 +303,41 @@ def test_patience_with_a_provider_ends_over_all_entries_of_a_turn() -> None:
             conversation.clock.advance(timedelta(seconds=postponed.seconds))
         assert refusal(conversation).code == "model_overloaded"
     assert len(server.requests) == 3
+
+
+def test_short_waits_that_a_provider_asks_for_spend_no_try() -> None:
+    with model_server([[*[overloaded(1)] * 6, Reply("Later.", status=500), Reply("Done.")]]) as server:
+        conversation = Conversation(server, PROVIDERS["chat"])
+        assert run(conversation).text == "Done."
+    assert conversation.waits == [1.0] * 6 + [0.25]
+    assert conversation.journal.entries["model:1"].facts["tries"] == 8
+
+
+@pytest.mark.parametrize("asked", [1, 0.01])
+def test_patience_with_short_waits_ends_too_and_no_server_is_flooded(asked: float) -> None:
+    with model_server([overloaded(asked)]) as server:
+        conversation = Conversation(server, PROVIDERS["chat"], settings=ModelSettings(patience_seconds=30))
+        error = refusal(conversation)
+    assert error.code == "model_overloaded"
+    assert 20 < sum(conversation.waits) <= 30
+    assert min(conversation.waits) >= asked
+    assert len(server.requests) == len(conversation.waits) + 1 < 35
+
+
+def test_patience_counts_short_and_long_waits_together() -> None:
+    with model_server([[overloaded(300), overloaded(1)]]) as server:
+        conversation = Conversation(server, PROVIDERS["chat"], settings=ModelSettings(patience_seconds=310))
+        conversation.clock.advance(timedelta(seconds=refusal(conversation, Postponed).seconds))
+        assert refusal(conversation).code == "model_overloaded"
+    assert sum(conversation.waits) <= 10
+
+
+def test_a_fallback_is_asked_when_the_first_asks_to_wait_again_and_again() -> None:
+    model = {**PROVIDERS["chat"], "name": "big", "fallbacks": [{"provider": "anthropic", "name": "small"}]}
+    with model_server({"big": [overloaded(1)], "small": [Reply("Small here.")]}) as server:
+        conversation = Conversation(server, model)
+        assert run(conversation).text == "Small here."
+    assert conversation.waits == [1.0] * 3
 
 
 def test_a_date_as_retry_after_is_a_wait_too() -> None:
