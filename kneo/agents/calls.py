@@ -12,7 +12,7 @@ from kneo.agents.arguments import Arguments
 from kneo.agents.turn import Turn
 from kneo.clock import Clock, isoformat
 from kneo.digest import DigestLabel, digest_of_json
-from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
+from kneo.records.conversation import EDITED_BY, ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import NewTrace
 from kneo.spec.models.agent import ASK_QUESTION
 
@@ -105,6 +105,11 @@ class CallJournal:
         """Return the entry of a call."""
         return self._entries.get(f"tool:{call.key}")
 
+    def made_arguments(self, key: str) -> Arguments | None:
+        """Return the arguments with which a call was made, where a person changed them."""
+        entry = self._entries.get(f"tool:{key}")
+        return entry.edited_arguments if entry is not None else None
+
     def now(self) -> str:
         """Return the time for an entry."""
         return isoformat(self._clock.now())
@@ -170,7 +175,9 @@ class CallJournal:
         status = EntryStatus.DONE if result.outcome == "success" else EntryStatus.FAILED
         body = {"arguments": arguments, "result": result.content}
         entry = self._entry(call, status, body, {"tool": call.name, **(facts or {})}, started or now, now)
-        events = [self.event(call, "tool_call_completed" if status is EntryStatus.DONE else "tool_call_failed")]
+        ended = "tool_call_completed" if status is EntryStatus.DONE else "tool_call_failed"
+        edited = {name: value for name, value in (facts or {}).items() if name == EDITED_BY}
+        events = [self.event(call, ended, **edited)]
         if started is not None and call.key not in self._announced:
             events.insert(0, self.event(call, "tool_call_started", started_at=started))
         await self._append(entry, *events, durable=durable)

@@ -34,8 +34,9 @@ from kneo.agents.skills import AgentSkills
 from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
-from kneo.records.conversation import EntryStatus
+from kneo.records.conversation import EDITED_BY, EntryStatus
 from kneo.records.task import Decision, DecisionKind
+from kneo.spec.call_title import call_title
 from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of
 from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, ToolPermissions
 from kneo.spec.models.spec import Tool
@@ -244,12 +245,15 @@ class Guard:
     async def _review(self, call: RequestedCall, tool: Tool) -> CallResult:
         """Ask the gates of a call, one after the other, until all agree to the same arguments."""
         arguments, agreed = call.arguments, dict[str, Digest]()
+        facts: dict[str, object] = {}
         for _ in range(MAX_REVIEWS):
             gate = self._next_gate(call, arguments, agreed)
             if gate is None:
-                return await self._execution.make(PermittedCall(call=call, tool=tool, arguments=arguments))
+                permitted = PermittedCall(call=call, tool=tool, arguments=arguments, facts=facts)
+                return await self._execution.make(permitted)
             schema = schema_of(tool) if gate.position == "before" else tool.returns or {}
-            question = gate_question(self._turn, call, gate, arguments, schema)
+            title = call_title(call.name, tool.title, arguments) if tool.title is not None else None
+            question = gate_question(self._turn, call, gate, arguments, schema, title)
             decision = self._answer(question)
             if decision.kind is DecisionKind.REJECTED:
                 return await self._rejected(call, gate, question, decision)
@@ -265,7 +269,10 @@ class Guard:
             if misfit is not None:
                 return await self._misfits(call, f"A person edited the arguments, and they do not fit: {misfit}")
             agreed[gate.id] = digest_of_json(arguments)
-            if agreed[gate.id] != digest_of_json(call.arguments):
+            is_changed = agreed[gate.id] != digest_of_json(call.arguments)
+            if decision.kind is DecisionKind.EDITED:
+                facts = {EDITED_BY: decision.actor} if is_changed else {}
+            if is_changed:
                 checked = await self._checked(call, tool, arguments, edited=True)
                 if isinstance(checked, CallResult):
                     return checked

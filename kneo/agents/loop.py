@@ -17,7 +17,9 @@ from pydantic_ai.messages import (
     ModelMessagesTypeAdapter,
     ModelRequest,
     ModelResponse,
+    ModelResponsePart,
     TextPart,
+    ToolCallPart,
     ToolReturnPart,
     UserPromptPart,
 )
@@ -27,7 +29,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from kneo.agents import dummy
 from kneo.agents.agent_spans import agent_span
-from kneo.agents.arguments import read_arguments
+from kneo.agents.arguments import Arguments, read_arguments
 from kneo.agents.calls import CallJournal, CallResult, RequestedCall
 from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard, builtin_tools, schema_of
@@ -203,7 +205,28 @@ class _Conversation:
         parts = (self.turn.agent.system_prompt, self.skills.instructions(), self._note())
         instructions = "\n\n".join(part for part in parts if part)
         parameters.instruction_parts = [InstructionPart(content=instructions)] if instructions else []
-        return await self.model.request([*self.past.messages, *messages], settings, parameters)
+        return await self.model.request([*self.past.messages, *self._as_made(messages)], settings, parameters)
+
+    def _as_made(self, messages: Sequence[ModelMessage]) -> list[ModelMessage]:
+        """Return messages with the calls as they were made: a model that reads what it had asked for repeats that to people."""
+        number = self.progress.replies + 1 - sum(isinstance(message, ModelResponse) for message in messages)
+        shown: list[ModelMessage] = []
+        for message in messages:
+            if isinstance(message, ModelResponse):
+                parts = [self._part_as_made(part, number) for part in message.parts]
+                shown.append(replace(message, parts=parts) if parts != message.parts else message)
+                number += 1
+            else:
+                shown.append(message)
+        return shown
+
+    def _part_as_made(self, part: ModelResponsePart, number: int) -> ModelResponsePart:
+        made = self.journal.made_arguments(f"{number}.{part.tool_call_id}") if isinstance(part, ToolCallPart) else None
+        return (
+            replace(part, args=canonical_json(made).decode())
+            if made is not None and isinstance(part, ToolCallPart)
+            else part
+        )
 
     def _note(self) -> str | None:
         return UNTRUSTED if any(tool.output == "untrusted" for tool in self.tools.values()) else None
@@ -248,7 +271,9 @@ class _Conversation:
         for call in reply.tool_calls:
             if call.tool_call_id in results:
                 result = results[call.tool_call_id]
+                edited = self.journal.made_arguments(requested[call.tool_call_id].key)
                 content, outcome = _shown(result), result.outcome
+                content = content if edited is None else _with_note(content, edited)
             elif call.tool_name == OUTPUT_TOOL:
                 content, outcome = (
                     "Call other tools first, and give the final answer alone, after their results.",
@@ -408,6 +433,12 @@ def _check_names(turn: Turn, names: Sequence[str]) -> None:
     if clash is not None:
         msg = f"The agent {turn.agent_name} has several tools that a model knows as {clash}."
         raise Invalid(msg, code="spec_invalid", hint="Models know names of letters, digits, _ and -. Rename a tool.")
+
+
+def _with_note(content: object, made: Arguments) -> object:
+    """Return a result with the note that a person changed the call, with the arguments as they are now."""
+    note = f"A person changed the arguments to {canonical_json(made).decode()}."
+    return f"{note}\n{content}" if isinstance(content, str) else {"note": note, "result": content}
 
 
 def _shown(result: CallResult) -> object:

@@ -47,7 +47,7 @@ REFUSING = frozenset({"stop", "fail", "cancel"})
 
 
 def gate_question(
-    turn: Turn, call: RequestedCall, gate: ToolGate, arguments: Arguments, schema: Arguments
+    turn: Turn, call: RequestedCall, gate: ToolGate, arguments: Arguments, schema: Arguments, title: str | None = None
 ) -> CallQuestion:
     """Return a gate's question about a call.
 
@@ -69,6 +69,7 @@ def gate_question(
         tool=call.name,
         arguments=arguments,
         answer_schema=schema or None,
+        title=title,
     )
 
 

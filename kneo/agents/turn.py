@@ -36,6 +36,7 @@ class CallQuestion:
         gate: The id of the gate that asks; ``None`` for questions of the agent, of a tool or after an interruption.
         tool: The tool; of a guardrail its id.
         arguments: The arguments of the call; with ``tool`` the subject of the task. Of a guardrail ``{"text": …}``: what it holds.
+        title: The title of the call, from the tool's template; ``None`` where the tool has none.
         answer_schema: The JSON Schema of edited arguments, of a provided result or of a form; checked when the answer is sent.
         facts: Further information for the reviewer, such as when an interrupted call began.
     """
@@ -48,6 +49,7 @@ class CallQuestion:
     tool: str
     arguments: Mapping[str, object]
     answer_schema: Mapping[str, object] | None = None
+    title: str | None = None
     prompt: str | None = None
     options: tuple[str, ...] = ()
     human: str | None = None

@@ -11,6 +11,7 @@ from pydantic import Field, WithJsonSchema
 from kneo.api.may_answer import may_decide_task
 from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, operation, run_operation
 from kneo.api.run_views import RunResumedView, wait_after_answer
+from kneo.api.task_calls import with_calls
 from kneo.api.task_views import HumanTaskDetailView
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import InvalidValue, KneoError
@@ -93,7 +94,11 @@ def get_human_task(context: Context, continuation_id: str) -> HumanTaskDetailVie
         if run is not None:
             runs.check(tx, run)
         outputs = history.outputs_until(tx, task.run_id, task.created_at, limit=MAX_OUTPUTS)
-        return HumanTaskDetailView.with_messages(task, run, outputs, may_decide_task(tx, task, context.principal))
+        may_answer = may_decide_task(tx, task, context.principal)
+        task = with_calls(
+            tx, task, run, may_read_content=context.principal.may("runs:content"), is_candidate=may_answer.ok
+        )
+        return HumanTaskDetailView.with_messages(task, run, outputs, may_answer)
 
 
 @run_operation(

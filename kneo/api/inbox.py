@@ -43,8 +43,17 @@ class InboxTaskView:
     kind: Literal["task"] = "task"
     id: str
     title: str
+    headline: Annotated[
+        str,
+        Field(description="The question in one line: the call that it is about, else the first line of the prompt."),
+    ]
     prompt: str
-    excerpt: Annotated[str, Field(description=f"The first {EXCERPT_CHARS} characters of the subject, in one line.")]
+    excerpt: Annotated[
+        str,
+        Field(
+            description=f"The first {EXCERPT_CHARS} characters of the subject, in one line. Empty for a call: the headline names it."
+        ),
+    ]
     type: str
     status: str
     run_id: str
@@ -71,8 +80,9 @@ class InboxTaskView:
         return cls(
             id=task.id,
             title=one_line(task.title),
+            headline=one_line(task.headline),
             prompt=one_line(task.prompt),
-            excerpt=one_line(task.subject),
+            excerpt="" if task.is_about_a_call else one_line(task.subject),
             type=task.kind,
             status=task.status.value,
             run_id=task.run_id,

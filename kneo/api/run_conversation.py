@@ -13,7 +13,7 @@ from pydantic import Field
 from kneo.api.operation import Context, operation
 from kneo.api.run_steps import path_of
 from kneo.errors import InvalidValue, NotFound
-from kneo.records.conversation import ConversationEntry, EntryKind
+from kneo.records.conversation import EDITED_BY, ConversationEntry, EntryKind
 from kneo.redaction import redact, redact_text
 from kneo.runtime.engine.wait import find_run
 from kneo.spec.models.agent import OUTPUT_TOOL
@@ -58,11 +58,15 @@ class ContentTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class MessageCallView:
-    """A tool call in a reply of a model."""
+    """A tool call in a reply of a model, with the arguments with which it was made."""
 
     id: str
     name: str
     arguments: str
+    edited_by: Annotated[str | None, Field(description="The person who changed the arguments.")] = None
+    requested: Annotated[
+        str | None, Field(description="The arguments that the model asked for, where a person changed them.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ def get_run_conversation(
             step=path_of(own[0].location),
             conversation=name,
             agent=next((str(entry.facts["agent"]) for entry in own if "agent" in entry.facts), None),
-            messages=[message for entry in own for message in _shown(entry, texts)],
+            messages=[message for entry in own for message in _with_edits(entry, own, texts)],
         )
         for name, own in sorted(by_conversation.items(), key=lambda item: item[1][0].started_at)
     ]
@@ -188,6 +192,29 @@ def _of_calls(entry: ConversationEntry) -> str:
     return entry.conversation.rpartition(">")[0]
 
 
+def _with_edits(
+    entry: ConversationEntry, conversation: list[ConversationEntry], texts: ContentTexts
+) -> Iterator[MessageView]:
+    """Yield the messages of an entry, with the calls as they were made."""
+    edited = {each.name: each for each in conversation if each.edited_arguments is not None}
+    for message in _shown(entry, texts):
+        calls = [
+            _as_made(call, edited.get(f"tool:{entry.number}.{call.id}"), texts) if edited else call
+            for call in message.tool_calls
+        ]
+        yield replace(message, tool_calls=calls)
+
+
+def _as_made(call: MessageCallView, entry: ConversationEntry | None, texts: ContentTexts) -> MessageCallView:
+    if entry is None or call.arguments == WITHHELD:
+        return call
+    made = texts.shown(entry.edited_arguments)
+    return replace(call, arguments=made, requested=call.arguments, edited_by=str(entry.facts[EDITED_BY]))
+
+
+WITHHELD_ALL = "all"
+"""The fact ``withheld`` of the replies of a conversation that no view shows."""
+
 WITHHELD = "[withheld: a guardrail checks it]"
 """Stands for a text that a guardrail has not passed on."""
 
@@ -208,7 +235,7 @@ def _shown(entry: ConversationEntry, texts: ContentTexts) -> Iterator[MessageVie
     for message in _messages(entry.body, texts):
         hides = message.text and _hides(message, withheld, is_first=entry.name == "model:1")
         calls = [
-            replace(call, arguments=WITHHELD) if withheld == "all" or call.name == OUTPUT_TOOL else call
+            replace(call, arguments=WITHHELD) if withheld == WITHHELD_ALL or call.name == OUTPUT_TOOL else call
             for call in message.tool_calls
         ]
         yield replace(message, text=WITHHELD if hides else message.text, tool_calls=calls)
@@ -220,9 +247,9 @@ def _hides(message: MessageView, withheld: object, *, is_first: bool) -> bool:
         case "system":
             return False
         case "tool":
-            return withheld == "all" or message.tool_name == OUTPUT_TOOL
+            return withheld == WITHHELD_ALL or message.tool_name == OUTPUT_TOOL
         case "user":
-            return withheld == "all" or not is_first
+            return withheld == WITHHELD_ALL or not is_first
         case _:
             return True
 

@@ -107,6 +107,7 @@ class StepGateView:
     position: str
     attempt: int
     status: str
+    headline: str
     prompt: str
     opened_at: str
     resolved_at: str | None
@@ -129,6 +130,7 @@ class StepGateView:
             position=task.position,
             attempt=task.attempt,
             status=task.status.value,
+            headline=readable(task.headline) or "",
             prompt=readable(task.prompt or task.title) or "",
             opened_at=task.created_at,
             resolved_at=task.resolved_at,

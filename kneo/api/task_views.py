@@ -36,6 +36,7 @@ class HumanTaskView:
     position: str
     step_path: str
     key: str
+    headline: str
     attempt: int
     step_id: str
     current_input: str
@@ -83,6 +84,7 @@ class HumanTaskView:
             position=task.position,
             step_path=task.step_path,
             key=task.key,
+            headline=task.headline,
             attempt=task.attempt,
             step_id=task.step_id,
             current_input=task.subject,
@@ -182,6 +184,7 @@ def human_request(task: HumanTask) -> Json:
         "request_id": task.request_id,
         "type": task.kind,
         "title": task.title,
+        "headline": task.headline,
         "prompt": task.prompt,
         "context": {"input_text": task.subject, **(context if isinstance(context, Mapping) else {})},
         "subject": {"value": task.subject, "previous": task.previous, "diff": _diff(task)},

@@ -31,6 +31,10 @@ class EntryStatus(StrEnum):
     DENIED = "denied"
 
 
+EDITED_BY = "edited_by"
+"""The fact of a tool call with the person who changed its arguments; the body has those with which the call was made."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConversationEntry:
     """One entry. ``(run, conversation, name)`` identifies it; a later entry of the same name replaces an earlier one.
@@ -54,6 +58,12 @@ class ConversationEntry:
     facts: Mapping[str, object] = field(default_factory=dict)
     started_at: str
     completed_at: str | None = None
+
+    @property
+    def edited_arguments(self) -> Mapping[str, object] | None:
+        """The arguments of a tool call that was made as a person changed them; ``None`` for every other entry."""
+        arguments = self.body.get("arguments")
+        return arguments if EDITED_BY in self.facts and isinstance(arguments, Mapping) else None
 
     @property
     def location(self) -> str:

@@ -195,6 +195,18 @@ class HumanTask:
     """The message authentication code of the row; see ``kneo.store.tasks.check``."""
 
     @property
+    def is_about_a_call(self) -> bool:
+        """Whether a gate asks about one call of a tool."""
+        facts = self.metadata.get("facts")
+        return isinstance(facts, Mapping) and "gate" in facts
+
+    @property
+    def headline(self) -> str:
+        """The question in one line: the call that it is about, else the first line of the prompt."""
+        first = next((line for line in self.prompt.splitlines() if line.strip()), self.title)
+        return self.title if self.is_about_a_call else " ".join(first.split())
+
+    @property
     def is_restricted(self) -> bool:
         """Whether the task is restricted to some of the people who may answer tasks."""
         return not self.candidates.is_open

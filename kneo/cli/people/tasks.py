@@ -46,7 +46,7 @@ def _show_inbox(listed: InboxView) -> None:
 
 
 def _task_row(item: InboxTaskView) -> list[object]:
-    return [item.id, item.prompt or item.title, item.environment, item.created_at, item.deadline_at]
+    return [item.id, item.headline, item.environment, item.created_at, item.deadline_at]
 
 
 def _change_row(item: InboxChangeView) -> list[object]:
@@ -140,7 +140,7 @@ def _show_page(page: HumanTaskPageView, period: Period) -> None:
         [
             task.continuation_id,
             task.step_id,
-            textwrap.shorten(str(task.request["prompt"]), QUESTION_CHARS, placeholder=" …"),
+            textwrap.shorten(task.headline, QUESTION_CHARS, placeholder=" …"),
             task.environment,
             task.claimed_by or task.assignee,
             task.created_at,
@@ -158,7 +158,8 @@ def show_task(task: HumanTaskView) -> None:
     decisions = request["decisions"]
     assert isinstance(decisions, list)
     lines: list[tuple[str, object]] = [
-        ("Question", request["prompt"]),
+        ("Question", task.headline),
+        *([("Prompt", request["prompt"])] if request["prompt"] != task.headline else []),
         ("Subject", task.current_input),
         ("Run", f"{task.run_id} at {task.step_id}"),
         ("Status", task.status),

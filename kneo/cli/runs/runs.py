@@ -125,10 +125,10 @@ def show_gates(gates: Sequence[StepGateView]) -> None:
     """Print the gates of a run: a line for each vote, and one for what no vote decided."""
     rows: list[list[object]] = []
     for gate in gates:
-        rows += [[gate.path, gate.position, vote.decision, vote.actor, gate.prompt, vote.at] for vote in gate.votes]
+        rows += [[gate.path, gate.position, vote.decision, vote.actor, gate.headline, vote.at] for vote in gate.votes]
         if not gate.votes or gate.decision is None:
             state = gate.decision or gate.status
-            rows.append([gate.path, gate.position, state, gate.actor, gate.prompt, gate.resolved_at])
+            rows.append([gate.path, gate.position, state, gate.actor, gate.headline, gate.resolved_at])
     if rows:
         render.table("Gates", ["Step", "Position", "Status", "Actor", "Prompt", "At"], rows)
 

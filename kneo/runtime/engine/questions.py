@@ -17,6 +17,8 @@ from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, 
 from kneo.runtime.interpreter.program import Program, actions, open_questions, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models.environment import read_spec
+from kneo.spec.models.human import Human
+from kneo.spec.models.spec import Spec
 from kneo.store import runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.questions import Question
@@ -215,7 +217,7 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
         context: The time and the chances of the run.
 
     Returns:
-        By decision: ``next`` (paths of steps), ``asks`` (following questions: ``key``, ``human``,
+        By decision: ``calls`` (tools that are called), ``next`` (paths of steps), ``asks`` (following questions: ``key``, ``human``,
         ``prompt``), ``ends`` (the run's status); where nothing
         follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). A
         rejection also has its ``effect`` and what it ``skips``: a step, or a call as ``step → tool``. For ``selected`` all of it stands under ``options``.
@@ -225,7 +227,9 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
     found: dict[str, object] = {}
 
     def after(kind: DecisionKind, option: str | None = None) -> dict[str, object]:
-        return _after(program, asked, ask, kind, context, before, option)
+        leads_to = _after(program, asked, ask, kind, context, before, option)
+        makes_call = ask.of_call and ask.gate.position == "tool" and kind in _LET_PASS
+        return _with_call(program, asked, ask, kind, context, leads_to) if makes_call else leads_to
 
     for kind in ask.gate.decisions:
         if kind is DecisionKind.SELECTED:
@@ -247,6 +251,36 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
     return found
 
 
+_LET_PASS = frozenset({DecisionKind.APPROVED, DecisionKind.EDITED})
+"""The answers of a gate at a call after which the call may be made."""
+
+
+def _with_call(
+    program: Program, state: Frame, ask: Ask, kind: DecisionKind, context: DecisionContext, found: dict[str, object]
+) -> dict[str, object]:
+    """Return the consequence of an answer that lets a call pass: it is made, or a further gate asks about it first.
+
+    Every other gate asks again about arguments that a person edited.
+    """
+    arguments = ask.facts.get("arguments")
+    if "gate" not in ask.facts or not isinstance(arguments, Mapping):
+        return found  # a question about an interrupted call, or of an earlier version
+    decision = _decision_of(kind, None)
+    after = settle(program, state, ask.ticket, TaskDecided(decision=decision), context)
+    due = [] if isinstance(after, RunEnded) else actions(program, after)
+    steps = [each.activity for each in due if isinstance(each, Execute) and each.activity.path == ask.path]
+    asking = program.tool_gates.of_step(steps[0].call_gates if steps else (), context.sampling_seed)
+    gates = [each.id for each in asking(str(ask.facts["agent"]), str(ask.facts["tool"]), arguments)]
+    own = str(ask.facts["gate"])
+    others = gates[gates.index(own) + 1 :] if own in gates else []
+    if kind is DecisionKind.EDITED:
+        others = [each for each in gates if each != own]
+    if not others:
+        return {**found, "calls": [ask.facts["tool"]]}
+    asked = [_asked_by(each, program.tool_gates.compiled[each].human) for each in others]
+    return {**found, "next": [], "asks": asked}
+
+
 def _guarded(ask: Ask) -> str | None:
     return ask.path if ask.gate.position == "before" else None
 
@@ -260,16 +294,7 @@ def _after(
     before: Collection[str],
     option: str | None,
 ) -> dict[str, object]:
-    decision = Decision(
-        kind=kind,
-        content="" if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} else None,
-        selected_option=option,
-        selected_options=(option,) if option else (),
-        comment=None,
-        actor="",
-        by="person",
-        at="",
-    )
+    decision = _decision_of(kind, option)
     after = settle(program, state, ask.ticket, TaskDecided(decision=decision), context)
     if isinstance(after, RunEnded):
         return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}
@@ -283,23 +308,49 @@ def _after(
     return {name: values for name, values in leads_to.items() if values or name == "next"}
 
 
+def _decision_of(kind: DecisionKind, option: str | None) -> Decision:
+    return Decision(
+        kind=kind,
+        content="" if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} else None,
+        selected_option=option,
+        selected_options=(option,) if option else (),
+        comment=None,
+        actor="",
+        by="person",
+        at="",
+    )
+
+
 def _following(ask: Ask) -> dict[str, object]:
     """Return a following question: its key, the people it asks, and its prompt.
 
     ``human`` is None where everyone who may decide tasks may answer. The content that the prompt quotes is not known yet: an
     ellipsis stands for each value.
     """
-    human = ask.gate.human
+    return _asked_by(ask.key, ask.gate.human, ask.prompt)
+
+
+def _asked_by(key: str, human: Human, asked: str | None = None) -> dict[str, object]:
     candidates = human.candidates
     names = [human.assignee] if human.assignee else []
     if candidates is not None:
         names += [name for name in (*candidates.users, *candidates.groups, *candidates.roles) if name not in names]
-    template = ask.prompt or human.title or human.prompt or human.description
+    template = asked or human.title or human.prompt or human.description
     prompt = _ANY_SLOT.sub("…", template)[:MAX_SHOWN_PROMPT_CHARS] if template else None
-    return {"key": ask.key, "human": ", ".join(names) or None, "prompt": prompt}
+    return {"key": key, "human": ", ".join(names) or None, "prompt": prompt}
 
 
 CACHED_PROGRAMS = 32
+
+
+def spec_of(tx: Tx, run: Run) -> Spec | None:
+    """Return the spec that a run executes; ``None`` where it is no longer kept.
+
+    Raises:
+        Invalid: this version cannot read it.
+    """
+    body = runs.load_spec(tx, run.spec_digest)
+    return _program(body, run.target).spec if body is not None and digest_of(body) == run.spec_digest else None
 
 
 def as_it_stands(tx: Tx, task: HumanTask) -> HumanTask:

@@ -33,6 +33,8 @@ from kneo.runtime.interpreter.node import (
     stopped,
 )
 from kneo.runtime.interpreter.values import Value
+from kneo.spec.call_title import call_title
+from kneo.spec.models.human import Human
 
 CALL = "call:"
 """The beginning of the child keys of questions about calls."""
@@ -97,7 +99,10 @@ class CallNode(ProgramNode):
     def pending(self, _frame: Frame, location: str) -> Ask:
         question, gate = self.question, self.gate
         human = gate.human
-        title = human.title or human.description or _title(question)
+        if question.gate is not None:
+            title = question.title or human.title or call_title(question.tool, None, question.arguments)
+        else:
+            title = human.title or human.description or _title(question)
         return Ask(
             ticket=f"{location}:ask",
             path=self.path,
@@ -107,7 +112,7 @@ class CallNode(ProgramNode):
             subject=Value(text=_subject(question)),
             options=tuple(human.options) if human.options else None,
             attempt=self.attempt,
-            prompt=None if human.prompt and question.gate is not None else question.prompt or _prompt(question),
+            prompt=None if human.prompt and question.gate is not None else question.prompt or _prompt(question, human),
             facts=_facts(question),
             of_call=True,
         )
@@ -176,12 +181,13 @@ MAX_SHOWN = 4_000
 """Characters of one argument in a prompt; the task's subject has the whole."""
 
 
-def _prompt(question: CallQuestion) -> str:
+def _prompt(question: CallQuestion, human: Human) -> str:
     if question.kind == "guardrail":
         return f"{_title(question)}. Approve it, edit it (it is checked again), or reject it (the run ends)."
     rows = [f"- {name}: {_shown(value)}" for name, value in question.arguments.items()]
     asked = {"interrupted": "Has the call had its effect? Look it up before you answer.", "external": "Carry it out."}
-    lines = [f"{_title(question)}.", asked.get(question.kind, ""), "", *(rows or ["It has no arguments."])]
+    first = human.description if question.gate is not None and human.description else f"{_title(question)}."
+    lines = [first, asked.get(question.kind, ""), "", *(rows or ["It has no arguments."])]
     return "\n".join(lines).replace("\n\n\n", "\n\n")
 
 
@@ -194,6 +200,8 @@ def _facts(question: CallQuestion) -> dict[str, object]:
     if question.kind == "guardrail":
         return {**question.facts, "agent": question.agent, "guardrail": question.tool}
     facts: dict[str, object] = {**question.facts, "agent": question.agent, "tool": question.tool, "call": question.key}
+    if question.gate is not None:
+        facts["gate"] = question.gate
     if question.kind == "elicitation":
         facts[ARGUMENTS_DIGEST] = digest_of_json(dict(question.arguments))
     elif question.kind != "question":

@@ -116,6 +116,9 @@ def _limits(kind: str, rule: Mapping[str, object]) -> list[tuple[str, str]]:
     return step + found
 
 
+ARGUMENT_LIST = "\n\n- "
+"""Where the arguments begin in the prompt of a call."""
+
 FIELDS = frozenset({"request_id", "expect_digest", "decision", "content", "option", "reason"})
 """The fields of the form, besides those of a schema."""
 
@@ -134,6 +137,8 @@ def form_values(task: HumanTaskView, typed: Form, *, edit_limit: int, shown_char
     return {
         "task": task,
         "request": task.request,
+        "lead": _lead(task, call),
+        "earlier": call["calls"] if call is not None and isinstance(call.get("calls"), list) else [],
         "typed": typed,
         "choices": _decisions(task),
         "options": _options(task),
@@ -159,6 +164,8 @@ def _arguments(call: Mapping[str, object] | None) -> list[tuple[str, str]]:
 def _decisions(task: HumanTaskView) -> list[dict[str, object]]:
     """Return the decisions of a form, each with its consequence."""
     on_reject = str(task.request["on_reject"])
+    facts = task.metadata.get("facts")
+    agent = str(facts.get("agent", "")) if isinstance(facts, Mapping) and "gate" in facts else ""
     allowed = task.request["decisions"]
     assert isinstance(allowed, list)
     return [
@@ -166,7 +173,7 @@ def _decisions(task: HumanTaskView) -> list[dict[str, object]]:
             "decision": decision,
             "verb": task_words.verb(decision, on_reject),
             "key": task_words.KEYS[decision],
-            "consequence": task_words.consequence(task.consequences.get(decision)),
+            "consequence": task_words.consequence(task.consequences.get(decision), decision, agent=agent),
         }
         for decision in task_words.VERBS
         if decision in allowed
@@ -189,6 +196,14 @@ def _call(task: HumanTaskView) -> Mapping[str, object] | None:
         if isinstance(facts, Mapping) and "tool" in facts and isinstance(facts.get("arguments"), Mapping)
         else None
     )
+
+
+def _lead(task: HumanTaskView, call: Mapping[str, object] | None) -> str:
+    """Return what the question says besides its headline. The arguments of a call have a table of their own."""
+    prompt, title = str(task.request["prompt"]), str(task.request["title"])
+    if call is not None:
+        prompt = prompt.partition(ARGUMENT_LIST)[0]
+    return next((text for text in (prompt, title) if text != task.headline), "")
 
 
 def _plain(value: object) -> str:

@@ -49,7 +49,7 @@ class InboxRow:
         return cls(
             id=task.id,
             url=f"/console/inbox/{task.id}",
-            title=task.prompt or task.title,
+            title=task.headline,
             excerpt=task.excerpt,
             origin=task.workflow_name or "a run",
             environment=task.environment,

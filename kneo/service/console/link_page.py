@@ -57,8 +57,9 @@ def question_page(
         "expires_at": link.expires_at,
         "silence": task_words.silence(view.timeout),
         "whole_text": "",
+        "may_read_content": False,
     }
-    return _page("link_task.html", task.title, values)
+    return _page("link_task.html", task.headline, values)
 
 
 def done_page(task: HumanTask) -> str:
@@ -68,7 +69,7 @@ def done_page(task: HumanTask) -> str:
         text = f"{decision.kind.value} by {decision.actor} at {decision.at}"
     else:
         text = "Your answer is recorded; more approvals are required."
-    return _page("link_closed.html", "Thank you", {"role": "status", "text": f"{task.title}: {text}", "more": ()})
+    return _page("link_closed.html", "Thank you", {"role": "status", "text": f"{task.headline}: {text}", "more": ()})
 
 
 def refused_page(message: str, hint: str | None) -> str:

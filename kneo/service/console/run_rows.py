@@ -218,7 +218,7 @@ def _gate_row(gate: StepGateView, event: _Event, axis: TimeAxis, anchor: str) ->
         state=state,
         is_gate=True,
         attempt=gate.attempt,
-        peek=peek(decided if state != "waiting" else gate.prompt),
+        peek=peek(decided if state != "waiting" else gate.headline),
         took=span(event.end - event.begin),
         bar=bar_svg(axis, event.begin, event.end, f"gate {state}"),
         is_open=state == "waiting",

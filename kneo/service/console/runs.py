@@ -71,7 +71,7 @@ class RunRow:
             chip=CHIPS[run.status],
             input=peek(run.input_text),
             error=peek(run.error.message) if run.error is not None else "",
-            question=peek(str(question.get("prompt") or question.get("title") or "")),
+            question=peek(str(question.get("headline") or "")),
             release=f"{release.get('bundle')} {release.get('version')}" if release else "",
             environment=environment_of(run),
             by=str(run.metadata.get("requester") or ""),

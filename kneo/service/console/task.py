@@ -164,6 +164,7 @@ def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | 
         "done": task_words.DONE,
         "snoozes": list(SNOOZES.items()),
         "message_chars": MESSAGE_CHARS,
+        "may_read_content": request.may("runs:content"),
     }
     return Page("task.html", values, problem=problem, live="inbox")
 

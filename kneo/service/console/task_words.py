@@ -64,8 +64,14 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}" if names else ""
 
 
-def consequence(value: object) -> str:
-    """Return the consequence of a decision as a sentence without its end; empty where it is not known."""
+def consequence(value: object, decision: str = "", *, agent: str = "") -> str:
+    """Return the consequence of a decision as a sentence without its end; empty where it is not known.
+
+    Args:
+        value: The consequence, as the task has it.
+        decision: The decision.
+        agent: The agent whose call the task is about; empty for every other task.
+    """
     if not isinstance(value, Mapping):
         return ""
     if isinstance(value.get("options"), Mapping):
@@ -73,6 +79,8 @@ def consequence(value: object) -> str:
     following = _texts(value.get("next"))
     if value.get("effect") == "retry" and following:
         return f"{listed(following)} runs again with your reason"
+    if agent:
+        return _of_call(value, decision, agent)
     parts = []
     if skipped := _texts(value.get("skips")):
         parts.append(f"{listed(skipped)} does not run")
@@ -81,11 +89,34 @@ def consequence(value: object) -> str:
     parts += [_question(each) for each in _items(value.get("asks"))]
     if following:
         parts.append(f"{listed(following)} {'runs' if len(following) == 1 else 'run'}")
+    parts += _meanwhile(value)
+    return ", then ".join(parts) or "the run continues"
+
+
+def _of_call(value: Mapping[str, object], decision: str, agent: str) -> str:
+    """Return the consequence of a decision about a call: what happens with the call, then how the agent continues."""
+    if calls := _texts(value.get("calls")):
+        first = f"{listed(calls)} is called with {'your' if decision == 'edited' else 'these'} arguments"
+    elif skipped := _texts(value.get("skips")):
+        first = f"{skipped[0].rpartition(' → ')[2]} is not called"
+    else:
+        first = ", then ".join(_question(each) for each in _items(value.get("asks")))
+    if value.get("ends"):
+        last = f"the run ends: {value['ends']}"
+    elif value.get("asks"):
+        last = ""
+    else:
+        last = f"{agent} reads your reason and continues" if decision == "rejected" else f"{agent} continues"
+    return "; then ".join(part for part in (first, last) if part)
+
+
+def _meanwhile(value: Mapping[str, object]) -> list[str]:
+    parts = []
     if waits := _texts(value.get("waits")):
         parts.append(f"other questions stay open: {listed(waits)}")
     if running := _texts(value.get("running")):
         parts.append(f"{listed(running)} {'is' if len(running) == 1 else 'are'} still running")
-    return ", then ".join(parts) or "the run continues"
+    return parts
 
 
 def _question(value: object) -> str:

@@ -105,6 +105,8 @@ def _questions(old: QuestionPolicy, new: QuestionPolicy) -> Iterator[str]:
     if strongest(old.receipt, new.receipt) != new.receipt:
         signed = "be signed by those who answer" if new.receipt else "have a signed receipt"
         yield f"decisions would not have to {signed}"
+    if old.context == "none" and new.context != "none":
+        yield "people who decide about a call would see the results of earlier calls"
 
 
 def _added(before: Environment, after: Environment) -> Iterator[str]:

@@ -42,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     agents.guardrails,
     tools.tool_backings,
     tools.effects,
+    tools.call_titles,
     tools.requests,
     tools.tool_people,
     agents.workflow_agents,

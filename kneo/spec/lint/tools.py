@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
+from kneo.spec.call_title import named_arguments
 from kneo.spec.coverage.exposure import callable_tools, declared_tools, denied_permission
 from kneo.spec.coverage.gates import LocatedGate, all_gates, effective_human
 from kneo.spec.coverage.policy import asks_person
@@ -81,6 +82,24 @@ def _key(index: SpecIndex, name: str, tool: Tool, path: Path) -> Iterator[Diagno
         message = f"The tool {name} has effects, and {tool.implementation} takes no idempotency key."
         hint = "Add the parameter key, and pass it to what the call changes: calls with equal keys are one call."
         yield warning("W_TOOL_EFFECTS_NO_KEY", message, (*path, "implementation"), suggestion=hint)
+
+
+def call_titles(index: SpecIndex) -> Iterator[Diagnostic]:
+    """The title of a tool's calls names arguments that the tool has; the calls shown with a question are of existing tools."""
+    for name, tool in index.spec.tools.items():
+        path: Path = ("tools", name)
+        declared = tool.parameters.get("properties")
+        known = list(declared) if isinstance(declared, Mapping) else []
+        for argument in named_arguments(tool.title or "") if known else ():
+            if argument not in known:
+                message = f"The title of {name} names the argument {argument}, which the tool does not have."
+                near = index.hints.near(argument, known) or f"Arguments: {', '.join(known)}."
+                yield error("E_TOOL_TITLE", message, (*path, "title"), suggestion=near)
+        for shown in tool.shows or ():
+            if index.is_missing_tool(shown):
+                message = f"{name} shows calls of the tool {shown}, which is neither in tools nor registered."
+                near = index.hints.near(shown, index.tool_names) or f"Declare {shown} under tools, or leave it out."
+                yield error("E_TOOL_REF", message, (*path, "shows"), suggestion=near, aliases=("E_UNKNOWN_TOOL",))
 
 
 def requests(index: SpecIndex) -> Iterator[Diagnostic]:

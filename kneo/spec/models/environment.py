@@ -50,6 +50,11 @@ class QuestionPolicy(CamelModel):
         description="Whether every decision needs a signed receipt, or also the reviewer's signature with a key of "
         "their own.",
     )
+    context: Literal["calls", "none"] = Field(
+        default="calls",
+        description="What a question about a tool call shows its candidates besides the call: the earlier calls of the step with "
+        "their results, or nothing.",
+    )
 
 
 class Match(CamelModel):

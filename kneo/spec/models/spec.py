@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from kneo.spec.base import DigestText, FindingCode, JsonObject, ListOf, MapOf, Seconds, SpecModel, Text, refused
+from kneo.spec.call_title import MAX_TEMPLATE_CHARS
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
 from kneo.spec.models.workflow import AnyWorkflow
@@ -119,6 +120,20 @@ class Tool(SpecModel):
 
     description: Text = Field(description="The purpose of the tool, for the model.")
     parameters: JsonObject = Field(default_factory=dict, description="JSON Schema of its arguments.")
+    title: Text | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_TEMPLATE_CHARS,
+        description="The title of a call for the people who decide about it, with arguments in braces. Left out: the call itself, "
+        "as in refund(order: 7, euros: 20).",
+        examples=["Refund {euros} EUR for order {order}"],
+    )
+    shows: ListOf[str] | None = Field(
+        default=None,
+        max_length=20,
+        description="Tools whose earlier calls in the step, with their results, belong to a question about a call of this one. "
+        "Left out: all tools; [] for none.",
+    )
     implementation: str | None = Field(
         default=None, description="Dotted path of a Python callable: package.module.name."
     )

@@ -164,8 +164,8 @@ def test_a_gate_of_an_agent_behind_a_tool_behind_a_tool_comes_up(make: Make) -> 
     )
     run = agents.drive(agents.begin(tree))
     [task] = agents.open(run)
-    assert task.title == "Fine?"
-    assert task.prompt.startswith("bottom wants to call pay.")
+    assert task.title == "pay(amount: 5)"
+    assert task.prompt.startswith("Fine?")
     agents.decide(task, "edited", arguments={"amount": 6})
     run = agents.drive(run)
     assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "top is done.")
@@ -187,11 +187,15 @@ def test_several_gates_of_one_call_ask_one_after_the_other_the_specs_first(make:
     declare(agents.store, inlineSpecs=True, humans=BOSS, gates=[EFFECTS])
     run = agents.drive(agents.begin(environment=ENVIRONMENT))
     [own] = agents.open(run)
-    assert (own.title, own.position) == ("Fine?", "tool")
+    assert (own.title, own.position) == ("pay(amount: 5)", "tool")
+    # Approved, the call is not made yet: the gate of the environment asks next.
+    following = [{"key": "environment.effects.before", "human": None, "prompt": "Really?"}]
+    assert own.consequences["approved"] == {"next": [], "asks": following}
+    assert own.consequences["edited"] == {"next": [], "asks": following}
     agents.decide(own, "edited", arguments={"amount": 6})
     run = agents.drive(run)
     [added] = agents.open(run)
-    assert added.title == "Really?"
+    assert (added.title, added.consequences["approved"]["calls"]) == ("pay(amount: 6)", ["pay"])
     assert added.key.startswith(f"{own.key}+environment.effects.before")
     # The second gate is asked about the arguments that the first one let pass.
     assert json.loads(added.subject) == {"tool": "pay", "arguments": {"amount": 6}}

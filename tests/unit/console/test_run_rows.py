@@ -49,6 +49,7 @@ def gate(path: str, opened: int, **changes: object) -> StepGateView:
         position="after",
         attempt=0,
         status="open",
+        headline="Fine?",
         prompt="Fine?",
         opened_at=at(opened),
         resolved_at=None,

@@ -124,7 +124,8 @@ READ: dict[str, dict[str, str]] = {
     },
     "StepsStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "Tool": {
-        "kneo/agents/guard.py": "parameters",
+        "kneo/agents/guard.py": "parameters title",
+        "kneo/api/task_calls.py": "shows",
         "kneo/agents/execution.py": "http mcp a2a agent returns timeout_seconds max_result_chars keep retries on_interrupted output",
         "kneo/agents/loop.py": "description transfer",
         "kneo/runtime/steps/python_tools.py": "implementation",

@@ -120,7 +120,8 @@ def test_a_run_that_waits_for_an_answer_about_a_call_has_nothing_to_do() -> None
     [ask] = run.asks.values()
     assert ask.key == "work.pay:1:0badf00d"
     assert ask.subject.text == '{"arguments":{"amount":5},"tool":"pay"}'
-    assert ask.prompt == "teller wants to call pay.\n\n- amount: 5"
+    assert ask.gate.human.title == "pay(amount: 5)"
+    assert ask.prompt == "Fine?\n\n- amount: 5"
     assert ask.gate.decisions == (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED)
     assert ask.gate.human.description == "Fine?"
 
@@ -414,5 +415,5 @@ def test_the_consequence_of_a_rejection_names_the_call_that_is_not_made(effect: 
     run.waits(question())
     [ask] = run.asks.values()
     found = consequences(run.program, run.frame, ask, MOMENT)
-    assert found["approved"] == {"next": ["work"]}
+    assert found["approved"] == {"next": ["work"], "calls": ["pay"]}
     assert found["rejected"] == {**leads_to, "effect": effect, "skips": ["work → pay"]}
