@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from kneo.errors import Forbidden
+from kneo.names import visible
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; "
@@ -56,5 +58,8 @@ def check_same_origin(headers: Mapping[str, str], public_url: str) -> None:
 
 def safe_next(target: str) -> str:
     """Return the page to show after signing in: a path below the console, else its first page."""
-    below = target.startswith(HOME) and "\\" not in target and "//" not in target.partition("?")[0]
-    return target if below and target.isprintable() and len(target) <= 2_000 else HOME
+    path = re.split("[?#]", target, maxsplit=1)[0]
+    # Browsers resolve dot segments, encoded ones too, before they send a request.
+    segments = re.sub("%2e", ".", path, flags=re.IGNORECASE).split("/")
+    below = path.startswith(HOME) and "\\" not in target and "//" not in path and not {".", ".."} & {*segments}
+    return target if below and visible(target) == target and len(target) <= 2_000 else HOME

@@ -78,6 +78,30 @@ def test_a_person_signs_in_with_a_key_and_out_again(bench: Bench, stranger: Brow
     assert {("console.signed_in", "viewer"), ("console.signed_out", "viewer")} <= events
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/console/../../evil",
+        "/console/%2e%2E/v1/runs",
+        "/console/inbox/..",
+        "/console/./inbox",
+        "/console//evil.test",
+        "/console/\\evil.test",
+        "/console/a\u200bb",
+        "https://evil.test/console/",
+    ],
+)
+def test_a_form_leads_to_a_page_of_the_console_only(browse: Callable[[str], Browser], target: str) -> None:
+    left = browse("viewer").post("/console/theme", {"theme": "dark", "next": target})
+    assert left.headers["location"] == "/console/"
+
+
+@pytest.mark.parametrize("target", ["/console/runs?q=a/../b", "/console/bundles/a..b", "/console/inbox#../x"])
+def test_dots_of_a_query_or_a_name_lead_where_they_led(browse: Callable[[str], Browser], target: str) -> None:
+    left = browse("viewer").post("/console/theme", {"theme": "dark", "next": target})
+    assert left.headers["location"] == target
+
+
 def test_a_session_is_no_key_of_the_api(browse: Callable[[str], Browser]) -> None:
     browser = browse("admin")
     assert browser.client.get("/v1/runs").status_code == 401
