@@ -85,9 +85,8 @@ def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
         if model is not None and model.provider == DUMMY:
             yield from _unread(at.agent, at.path, NO_EFFECT_WITH_DUMMY)
             yield from _unread(model, (*at.path, "model"), NO_EFFECT_WITH_DUMMY)
-        elif at.agent.tools is not None and at.agent.tools.include and (strategy is None or strategy.type == "simple"):
-            message = "tools has no effect: an agent with strategy: simple is not offered tools."
-            yield warning(CODE, message, (*at.path, "tools"), suggestion="Choose strategy: react or plan-act.")
+        elif strategy is None or strategy.type == "simple":
+            yield from _of_simple(at, strategy)
         yield from _guardrails(at)
         if at.agent.memory is not None:
             yield from _memory(index, at, at.agent.memory)
@@ -95,6 +94,26 @@ def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
             message = "append_mode has no effect: an agent without a memory adds nothing to a session."
             path = (*at.path, "defaults", "append_mode")
             yield warning(CODE, message, path, suggestion="Leave it out, or give the agent a memory.")
+
+
+def _of_simple(at: LocatedAgent, strategy: Strategy | None) -> Iterator[Diagnostic]:
+    """An agent that is asked once calls no tools, and has no rounds, but for an output that it may have to write again."""
+    hint = "Choose strategy: react or plan-act, or leave it out."
+    if at.agent.tools is not None and at.agent.tools.include:
+        message = "tools has no effect: an agent with strategy: simple is not offered tools."
+        yield warning(CODE, message, (*at.path, "tools"), suggestion="Choose strategy: react or plan-act.")
+    if strategy is None:
+        return
+    path = (*at.path, "strategy")
+    if strategy.max_iterations not in {None, 1} and at.agent.output_schema is None:
+        message = (
+            "max_iterations has no effect: an agent with strategy: simple and without output_schema makes one request."
+        )
+        yield warning(CODE, message, (*path, "max_iterations"), suggestion=hint)
+    for name, reads in (("stop_on_tool_error", True), ("parallel_tool_calls", False)):
+        if getattr(strategy, name) is reads:
+            message = f"{name} has no effect: an agent with strategy: simple calls no tools."
+            yield warning(CODE, message, (*path, name), suggestion=hint)
 
 
 def _memory(index: SpecIndex, at: LocatedAgent, memory: Memory) -> Iterator[Diagnostic]:

@@ -322,6 +322,31 @@ def test_tools_of_an_agent_that_is_not_offered_them_are_found(strategy: dict) ->
     assert found_in({"agent": {"name": "root", "tools": ["search"], **strategy}, "tools": TOOL}) == {"agent.tools"}
 
 
+@pytest.mark.parametrize(
+    ("strategy", "more", "fields"),
+    [
+        ({"max_iterations": 4}, {}, ["max_iterations"]),
+        ({"max_iterations": 4}, {"output_schema": {"type": "object"}}, []),
+        ({"max_iterations": 1, "stop_on_tool_error": False, "parallel_tool_calls": True}, {}, []),
+        ({"stop_on_tool_error": True}, {}, ["stop_on_tool_error"]),
+        (
+            {"stop_on_tool_error": True, "parallel_tool_calls": False},
+            {"output_schema": {"type": "object"}},
+            ["stop_on_tool_error", "parallel_tool_calls"],
+        ),
+        ({"type": "react", "max_iterations": 4, "stop_on_tool_error": True, "parallel_tool_calls": False}, {}, []),
+    ],
+)
+def test_fields_that_one_request_without_tools_does_not_read_are_found(
+    strategy: dict, more: dict, fields: list[str]
+) -> None:
+    agent = {"name": "root", "strategy": {"type": "simple", **strategy}, **more}
+    found = {f"strategy.{field}" for field in fields}
+    assert found_in({"agent": agent}) == {f"agent.{each}" for each in found}
+    spec = {"components": {"agents": {"writer": agent}}, "workflow": [{"id": "s", "kind": "agent", "ref": "writer"}]}
+    assert found_in(spec) == {f"components.agents.writer.{each}" for each in found}
+
+
 @pytest.mark.parametrize(("memory", "found"), [({"policy": "full"}, set()), (None, {"agent.defaults.append_mode"})])
 def test_append_mode_has_an_effect_with_a_memory(memory: dict | None, found: set[str]) -> None:
     agent = {"name": "root", "defaults": {"append_mode": "never"}, **({"memory": memory} if memory else {})}
