@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from kneo.errors import Usage
 from kneo.records.run import StepRecord
 from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.functions import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepContext, StepOutput, check_output
 from kneo.sdk.builder import Json, SpecBuilder, call, check_parameters, identifier
 from kneo.sdk.host import RunSnapshot
 from kneo.sdk.messages import Message, Prompt, Resolver, Response, RunConfig, as_text
@@ -189,7 +189,8 @@ class FunctionStep:
 
     def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
         async def work(text: str, context: StepContext) -> StepOutput:
-            return StepOutput(text=as_text(await builder.ask(self.function, text, context), self.name))
+            output = as_text(await builder.ask(self.function, text, context), self.name)
+            return StepOutput(text=check_output(output))
 
         return [_step(self.name, "function", builder.function(below(path, self.name), work), self.description)]
 

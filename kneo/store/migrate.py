@@ -84,7 +84,7 @@ class ForeignDatabase(Invalid):
 
     default_code = "store_not_ours"
 
-    def __init__(self, url: URL, content: str, *, published: bool = False) -> None:
+    def __init__(self, content: str, url: URL, *, published: bool = False) -> None:
         if published:
             message = f"{_location(url)} is a database of kneo-serv, which keeps its runs in other tables."
             command = (
@@ -366,7 +366,7 @@ def _check_revision(version: str, connection: Connection) -> str:
         msg = f"The database has schema {version} of a development version of Kneo, which cannot be upgraded."
         raise Invalid(msg, code="schema_unsupported", hint="Use an empty database; it gets the schema of this version.")
     if not _REVISION.fullmatch(version):
-        raise ForeignDatabase(connection.engine.url, f"schema version {version[:40]}")
+        raise ForeignDatabase(f"schema version {version[:40]}", connection.engine.url)
     if version <= HEAD:
         return COMPATIBLE_FROM
     compatible_from: str | None = connection.execute(select(_compatibility.c.compatible_from)).scalar()
@@ -386,7 +386,7 @@ def _check_tables(names: Collection[str], url: URL) -> None:
     if others:
         shown = ", ".join(name[:60] for name in others[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        raise ForeignDatabase(url, f"the tables {shown}{more}", published=set(others) >= PUBLISHED)
+        raise ForeignDatabase(f"the tables {shown}{more}", url, published=set(others) >= PUBLISHED)
 
 
 def _check_file(path: Path) -> None:
@@ -406,6 +406,6 @@ def _check_file(path: Path) -> None:
         msg = f"The database did not answer: {error}."
         raise Transient(msg, code="store_unavailable") from error
     except sqlite3.DatabaseError as error:
-        raise ForeignDatabase(url, "something that is not a SQLite database") from error
+        raise ForeignDatabase("something that is not a SQLite database", url) from error
     if VERSION_TABLE not in names:
         _check_tables([name for name in names if not name.startswith("sqlite_")], url)

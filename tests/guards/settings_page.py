@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kneo import settings
+from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, MAX_RESULT_CHARS
+from kneo.sdk.db import MAX_CHARS
 
 TITLES = {
     settings.Settings: "Process",
@@ -42,6 +44,19 @@ the service's own worker), `controller` (`kneo up`, `kneo controller run`), `com
 """
 
 
+FIXED = """\
+## Fixed limits
+
+These limits have no setting.
+
+| limit | unit | beyond it |
+|---|---|---|
+| {output:,} | characters of the output of a function, and of a participant of a Python workflow | the step fails with `output_too_large` |
+| {result:,} | characters of the result of a Python tool | it is cut; the model is shown `KNEO_SERV_TOOL_RESULT_CHARS` or `max_result_chars` of them |
+| {value:,} | characters of JSON of one value that a Python program stores with a run: a checkpoint, a state, a configuration | refused with `too_large` |
+"""
+
+
 def settings_page(generated: str) -> str:
     assert set(TITLES) == set(settings.SETTINGS), "each class of settings needs a title"
     docstrings = _docstrings()
@@ -54,6 +69,7 @@ def settings_page(generated: str) -> str:
         table = [f"| {' | '.join(row)} |" for row in rows]
         head = ["| variable | default | unit | read by | meaning |", "|---|---|---|---|---|"]
         lines += [f"## {title}", "", summary, "", *head, *table, ""]
+    lines.append(FIXED.format(output=MAX_OUTPUT_CHARS, result=MAX_RESULT_CHARS, value=MAX_CHARS))
     return "\n".join(lines)
 
 

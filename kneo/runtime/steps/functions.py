@@ -222,7 +222,7 @@ def check_value(result: object, signature: FunctionSchemas) -> object:
     value = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
     if signature.returns is not None:
         _check(value, signature.returns, "result", "function_output_invalid")
-    found: object = json.loads(_bounded(_json_text(value)))
+    found: object = json.loads(check_output(_json_text(value)))
     return found
 
 
@@ -245,13 +245,18 @@ def as_text(result: object, signature: FunctionSchemas) -> str:
     if signature.returns is not None:
         seen = _json_value(result, signature.returns) if isinstance(result, str) else result
         _check(seen, signature.returns, "result", "function_output_invalid")
-    return _bounded(_json_text(result) if isinstance(result, dict | list | tuple) else str(result))
+    return check_output(_json_text(result) if isinstance(result, dict | list | tuple) else str(result))
 
 
-def _bounded(output: str) -> str:
+def check_output(output: str) -> str:
+    """Check the length of what a function returned.
+
+    Raises:
+        Invalid: ``output_too_large``.
+    """
     if len(output) > MAX_OUTPUT_CHARS:
-        msg = f"The function returned {len(output)} characters; at most {MAX_OUTPUT_CHARS} are kept."
-        raise Invalid(msg, code="output_too_large")
+        msg = f"The function returned {len(output):,} characters; at most {MAX_OUTPUT_CHARS:,} are kept."
+        raise Invalid(msg, code="output_too_large", hint="Store large content elsewhere, and return where it is.")
     return output
 
 

@@ -12,6 +12,7 @@ import pytest
 from model_server import Call, Reply, model_server
 
 from kneo.errors import Usage
+from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS
 from kneo.sdk import (
     AgentRunContext,
     BaseAgentMiddleware,
@@ -550,3 +551,12 @@ def test_a_function_that_the_run_could_not_call_is_refused_when_the_workflow_is_
 ) -> None:
     with pytest.raises(Usage, match=message):
         make()
+
+
+def test_the_output_of_a_participant_is_bounded(database: SqliteDb) -> None:
+    def writer(length: int) -> SequentialWorkflow:
+        return SequentialWorkflow([lambda _messages, _config: "x" * length], database=database)
+
+    assert len(writer(MAX_OUTPUT_CHARS).run_sync("in").output_text) == MAX_OUTPUT_CHARS
+    with pytest.raises(WorkflowFailed, match="returned 1,000,001 characters; at most 1,000,000 are kept"):
+        writer(MAX_OUTPUT_CHARS + 1).run_sync("in")
