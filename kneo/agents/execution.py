@@ -34,6 +34,16 @@ MAX_RESTARTS = 2
 ANNOUNCED_AFTER = 1.0
 """Seconds after which a call that is not recorded at its beginning is in the trace."""
 
+CODE_ERRORS = frozenset(
+    {
+        "implementation_elsewhere",
+        "implementation_forbidden",
+        "implementation_invalid",
+        "implementation_not_pinned",
+    }
+)
+"""Errors of code that this process may not call, which was checked when the step began: the step ends, and no model is told of it."""
+
 _RESULTS = frozenset({"max_iterations", "model_empty_reply", "output_invalid", "conversation_too_long", "tool_failed"})
 """Errors of an agent behind a tool that are the call's result; every other one ends the turn of the caller as well."""
 
@@ -118,8 +128,10 @@ class CallExecution:
                     note_call(traced, self._turn, arguments, returned)
         except AnswerRequired as required:
             return await self._wait(replace(permitted, started=None), required)
-        except Exception as error:  # noqa: BLE001 - the model gets it as the call's result
-            return await self._fail(permitted, error)
+        except Exception as error:
+            if isinstance(error, KneoError) and error.code in CODE_ERRORS:
+                raise
+            return await self._fail(permitted, error)  # the model gets it as the call's result
         return await self.keep(permitted, returned)
 
     async def keep(self, permitted: PermittedCall, result: object) -> CallResult:

@@ -39,6 +39,7 @@ from kneo.agents.providers import provider_name
 from kneo.agents.requests import recorded_model
 from kneo.agents.services import AgentServices, Progress
 from kneo.agents.skills import READ_DESCRIPTION, AgentSkills
+from kneo.agents.step_tools import find_tool, load_code, offered_tools
 from kneo.agents.structured import (
     MAX_MISFITS,
     Misfit,
@@ -91,6 +92,8 @@ async def take_turn(turn: Turn, services: AgentServices, caller: Progress | None
         KneoError: the turn ends without an answer: ``provider_not_configured``, ``max_iterations``, ``model_empty_reply``,
             ``output_invalid``, ``tool_failed``, ``agents_too_deep``, or an error of a request.
     """
+    if turn.depth == 0:
+        await load_code(turn, services)
     provider, entries = provider_name(turn.agent_name, turn.agent), turn.journal.load()
     assert turn.agent.model is not None
     budget, past = turn.agent.model.token_budget, NOTHING
@@ -383,41 +386,6 @@ class _Conversation:
         if self.past.facts is not None:
             facts["memory"] = {name: self.past.facts[name] for name in MEMORY_FACTS}
         return TurnResult(text=text, facts=facts, metadata=metadata or {})
-
-
-def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool], bool]:
-    """Return the tools that an agent is offered, by name, and whether ``ask_question`` is among them.
-
-    A tool that the agent's permissions or its environment deny is offered all the same: the denial is the call's result, and
-    it is in the trace.
-
-    Raises:
-        Invalid: ``tool_not_found``: a name is neither in the spec nor registered; ``middleware_not_found``.
-    """
-    known = services.middleware | services.turn_middleware.keys()
-    unknown = [name for name in turn.agent.middleware if name not in known]
-    if unknown:
-        msg = f"The agent {turn.agent_name} names the middleware {unknown[0]}, which is not registered in this process."
-        raise Invalid(msg, code="middleware_not_found", hint="Register it: ToolRegistry.use or use_around_turns.")
-    selection = turn.agent.tools
-    included = [name for name in selection.include if name not in selection.exclude] if selection is not None else []
-    tools = {}
-    for name in included:
-        tool = find_tool(turn, services, name)
-        if tool is not None:
-            tools[name] = tool
-        elif name != ASK_QUESTION:
-            msg = f"The agent {turn.agent_name} includes the tool {name}, which is not in the spec and not registered."
-            raise Invalid(msg, code="tool_not_found", hint="Declare it under tools, or register it in this process.")
-    return tools, ASK_QUESTION in included and ASK_QUESTION not in tools
-
-
-def find_tool(turn: Turn, services: AgentServices, name: str) -> Tool | None:
-    """Return a tool of the spec; without a backing of its own it is the registered one, with what the spec declares."""
-    declared, registered = turn.spec.tools.get(name), services.registered(name)
-    if declared is None or registered is None or declared.backings:
-        return declared or registered
-    return registered.model_copy(update={name: getattr(declared, name) for name in declared.model_fields_set})
 
 
 def _check_names(turn: Turn, names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from kneo.agents.named_code import LoadCode, load_nothing
 from kneo.agents.secrets import CallSecrets
 from kneo.errors import Invalid
 from kneo.records.agent_session import SessionMessage, SessionSummary
@@ -264,6 +265,7 @@ class Turn:
         environment: The name of the run's environment; what it denies is read at each entry, so that a file that tightens its
             rules reaches runs that wait.
         functions: Calls functions of the spec.
+        load_code: Loads the functions of modules that the spec names.
         depth: How many agents are above this one, each behind a tool or a guardrail of the one before.
         is_hidden: Whether no view shows what the agent was given and what it replied: it checks a text for a guardrail, or takes
             over from an agent whose answers are checked.
@@ -286,6 +288,7 @@ class Turn:
     implementations: Mapping[str, str] = field(default_factory=dict)
     environment: str | None = None
     functions: CallFunction = no_functions
+    load_code: LoadCode = load_nothing
     depth: int = 0
     is_hidden: bool = False
     deltas: DeltaStream | None = None

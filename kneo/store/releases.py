@@ -130,6 +130,14 @@ def released_payloads(tx: Tx, limit: int) -> tuple[bytes, ...]:
     return tuple(tx.connection.execute(latest).scalars())
 
 
+def released_bundles(tx: Tx, limit: int) -> tuple[tuple[Release, bytes], ...]:
+    """Return the releases of all environments with the payloads of their bundles, those released last first."""
+    served = select(releases, bundles.c.payload).join(bundles, releases.c.digest == bundles.c.digest)
+    latest = served.where(releases.c.retired_at.is_(None)).order_by(releases.c.since.desc()).limit(limit)
+    rows = (row._asdict() for row in tx.connection.execute(latest))
+    return tuple((Release(**row), payload) for row in rows if (payload := row.pop("payload"), row.pop("retired_at")))
+
+
 def known_bundles(
     tx: Tx, digests: Collection[str] | None = None, *, name: str | None = None
 ) -> tuple[BundleRecord, ...]:

@@ -12,12 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from kneo import registry
+from kneo.agents.named_code import code_of_spec
 from kneo.clock import Clock, parse_time
 from kneo.controller.source.mirror import Mirror
+from kneo.digest import canonical_json
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.notify.channels import plain_name
 from kneo.redaction import redact_text
+from kneo.runtime.steps.code import CodeLoader
 from kneo.settings import Settings
+from kneo.spec.models.spec import Spec
 from kneo.store import audit, audit_tree, metrics, releases, requests, runs
 from kneo.store.engine import Store
 from kneo.store.metrics import CONNECTIONS_PER_PROCESS, has_worker, read_server
@@ -25,6 +29,7 @@ from kneo.store.migrate import HEAD, migrate_database
 from kneo.store.service_key import FILE
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.keys import PrivateKey
+from kneo.trust.statement import parse_bundle
 
 
 class Level(StrEnum):
@@ -116,6 +121,9 @@ MOST_SKEW = timedelta(seconds=5)
 MOST_WAIT = timedelta(seconds=60)
 """Time after which a run should have been taken by a worker."""
 
+MAX_PROBLEMS = 10
+"""Functions that cannot be loaded that a message lists."""
+
 ROOT_WARNING = timedelta(days=30)
 """Time before the end of a trust root from which a new one should be signed."""
 
@@ -160,6 +168,7 @@ def database_checks(settings: Settings, store: Store, processes: int) -> Checks:
         "source": partial(check_source, settings, store),
         "controller": partial(check_controller, settings, store),
         "channels": partial(check_channels, settings, store),
+        "code": partial(check_code, settings, store),
     }
 
 
@@ -316,6 +325,31 @@ def check_channels(settings: Settings, store: Store) -> Diagnosis:
         hint = "Set KNEO_SERV_CHANNEL_… for the workers; the guide Notifications describes the addresses."
         return warning(f"Specs notify channels that are not set here: {', '.join(missing[:20])}.", hint)
     return ok(f"All {len(named)} channels of specs are set." if named else "No spec notifies a channel.")
+
+
+def check_code(settings: Settings, store: Store) -> Diagnosis:
+    """Check that a worker with these settings may load the code that released specs name. Nothing of it is executed."""
+    code = CodeLoader(settings.import_roots, settings.import_allow)
+    with store.read() as tx:
+        released = releases.released_bundles(tx, SPECS)
+        rules = {name: registry.find_declared(tx, name) for name in {item.environment for item, _ in released}}
+    functions, problems = 0, list[str]()
+    for item, payload in released:
+        declared = rules[item.environment]
+        pins = declared.spec.implementations if declared is not None else {}
+        spec = Spec.model_validate_json(canonical_json(parse_bundle(payload).predicate.spec))
+        for implementation in dict.fromkeys(code_of_spec(spec)):
+            functions += 1
+            try:
+                code.check(implementation, pins)
+            except KneoError as problem:
+                problems.append(f"{item.bundle} {item.version} in {item.environment}: {problem.message}")
+    if problems:
+        shown = " ".join(problems[:MAX_PROBLEMS])
+        more = f" And {len(problems) - MAX_PROBLEMS} more." if len(problems) > MAX_PROBLEMS else ""
+        hint = "On a worker: deploy the code that the releases name, list it in KNEO_SERV_IMPORT_ALLOW, or pin it in the environment file."
+        return warning(f"Steps fail on a worker with these settings. {shown}{more}", hint)
+    return ok(f"All {functions} functions of releases can be loaded." if functions else "No release names a function.")
 
 
 def _channels(body: bytes) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 from kneo.agents import dummy
 from kneo.agents.choice import choice_message, choosing
 from kneo.agents.guardrails import PASS, TurnGuardrails
+from kneo.agents.named_code import LoadCode, code_of_helpers, load_nothing
 from kneo.agents.providers import provider_name
 from kneo.agents.start_check import check_libraries
 from kneo.agents.turn import (
@@ -51,6 +52,7 @@ class Conversation:
     deltas: DeltaStream | None = None
     session: SessionHistory | None = None
     functions: CallFunction = no_functions
+    load_code: LoadCode = load_nothing
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -120,6 +122,7 @@ class Agents:
             environment=conversation.environment,
             implementations=context.implementations,
             functions=conversation.functions,
+            load_code=conversation.load_code,
             is_hidden=activity.kind == "guardrail",
             deltas=conversation.deltas,
         )
@@ -139,6 +142,7 @@ class Agents:
         """Take a turn; an agent of the provider dummy needs no library, unless an agent of another provider checks for it."""
         checks = turn.agent.guardrails.stages().values() if turn.agent.guardrails is not None else ()
         if provider == DUMMY and not any(each.type == "agent" for stage in checks for each in stage):
+            await turn.load_code(tuple(code_of_helpers(turn.spec, turn.agent)))
             entries = turn.journal.load() if any(checks) else ()
             guardrails = TurnGuardrails(turn, entries, clock=clock, limits=AgentSettings(), take=_no_agents)
             return await dummy.take_turn(turn, guardrails)

@@ -78,10 +78,7 @@ class CodeLoader:
             CodeUnavailable: it is an object of another process.
             Forbidden: the module may not be named, is not the pinned one, or does not own the function.
         """
-        module_name, _, attribute = implementation.rpartition(".")
-        if not module_name:
-            msg = f"{implementation!r} is not a dotted name such as package.module.function."
-            raise Invalid(msg, code="implementation_invalid")
+        module_name, attribute = _split(implementation)
         if implementation.startswith(INPROCESS):
             msg = f"The code of {implementation} is in the program that started the run."
             raise CodeUnavailable(msg, hint="Go on with the run there; what people have answered is kept.")
@@ -91,6 +88,32 @@ class CodeLoader:
         else:
             _check_pins(module_name, known.sources, pins or {})
         return known.code
+
+    def check(self, implementation: str, pins: Mapping[str, str]) -> None:
+        """Check, as far as the source shows it, that ``load`` finds a function. Nothing of the module is executed.
+
+        Raises:
+            Invalid: the name is not dotted, the module is missing or no Python, or it has no such function.
+            Forbidden: the module may not be named, or is not the pinned one.
+        """
+        module_name, attribute = _split(implementation)
+        self._check_allowed(module_name)
+        home = self._home(module_name)
+        with modules.lock:
+            sources = modules.closure(module_name, self.roots, home)
+        _check_pins(module_name, sources, pins)
+        if not sources and not modules.is_installed(module_name, home):
+            msg = f"The module {module_name} of {implementation} is nowhere to be found."
+            raise Invalid(msg, code="implementation_invalid")
+        for source in sources[:1]:
+            known = modules.names_of(source)
+            if known.complete and attribute not in known.names:
+                msg = f"The module {module_name} has no function {attribute}."
+                raise Invalid(msg, code="implementation_invalid")
+
+    def is_loaded(self, implementation: str) -> bool:
+        """Return whether the function behind a dotted name was imported."""
+        return implementation in self._loaded
 
     def _load(self, implementation: str, module_name: str, attribute: str, pins: Mapping[str, str]) -> _Loaded:
         self._check_allowed(module_name)
@@ -190,6 +213,19 @@ class CodeLoader:
     def _says_ours(self, thing: object) -> bool:
         stated = getattr(thing, "__module__", None)
         return isinstance(stated, str) and stated in sys.modules and self._owns(stated)
+
+
+def _split(implementation: str) -> tuple[str, str]:
+    """Return the module and the attribute of a dotted name.
+
+    Raises:
+        Invalid: ``implementation_invalid``.
+    """
+    module_name, _, attribute = implementation.rpartition(".")
+    if not module_name:
+        msg = f"{implementation!r} is not a dotted name such as package.module.function."
+        raise Invalid(msg, code="implementation_invalid")
+    return module_name, attribute
 
 
 def _called(thing: object) -> Iterator[object]:

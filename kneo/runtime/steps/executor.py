@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -55,7 +55,10 @@ class Executor:
             return await self._call_function(program.functions[activity.ref], text, context, activity.timeout_seconds)
         async with asyncio.timeout(activity.timeout_seconds):
             functions = partial(self._call_for_agent, program, context)
-            return await self.agents.run(program, activity, text, context, replace(conversation, functions=functions))
+            conversation = replace(
+                conversation, functions=functions, load_code=partial(self._load_code, context.implementations)
+            )
+            return await self.agents.run(program, activity, text, context, conversation)
 
     def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> Call | None:
         """Return the call of a plain function without a time limit, for the thread that drives the run.
@@ -74,6 +77,22 @@ class Executor:
         schemas = _schemas(declared)
         # In a context of its own: a context variable that a step sets is not seen by later steps of the same thread.
         return lambda text, context: copy_context().run(_call, code, text, context, schemas)
+
+    async def _load_code(self, pins: Mapping[str, str], implementations: Collection[str]) -> None:
+        """Load the code that an agent's step may call.
+
+        Raises:
+            Invalid, Forbidden, CodeUnavailable: it cannot be called in this process.
+        """
+
+        def load() -> None:
+            for each in implementations:
+                self.code.load(each, pins)
+
+        if all(map(self.code.is_loaded, implementations)):
+            load()
+        else:
+            await in_thread(load)  # an import may take its time
 
     async def close(self) -> None:
         """End the child processes and the connections that are kept for later steps."""

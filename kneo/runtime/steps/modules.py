@@ -7,19 +7,20 @@ an importer before all others compiles those bytes. The modules that it imports 
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import spec_from_file_location
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import decode_source, spec_from_file_location
 from pathlib import Path
 from threading import RLock
 from types import CodeType, ModuleType
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid
-from kneo.spec.modules import OWN_PACKAGES, imports_of
+from kneo.spec.modules import OWN_PACKAGES, UNKNOWN, Module, imports_of, read_module
 
 MAX_CLOSURE = 1_000
 """Modules that one module may import from its folders, directly or through others."""
@@ -131,6 +132,36 @@ def source_of(name: str, roots: Sequence[Path]) -> ModuleSource | None:
 def has_module(root: Path, name: str) -> bool:
     """Return whether a folder has a module of a name."""
     return _place(root, name) is not None
+
+
+def is_installed(name: str, home: Path | None) -> bool:
+    """Return whether a module of an installed package exists that has no source, such as one in C. Nothing is executed.
+
+    Args:
+        name: The module.
+        home: The folder of its package; ``None`` where there is none.
+    """
+    if home is None:
+        return False
+    folder = home.joinpath(*name.split(".")[:-1])
+    return PathFinder.find_spec(name, [str(folder)]) is not None
+
+
+def names_of(source: ModuleSource) -> Module:
+    """Return the names that a module has, as far as its source shows them.
+
+    Raises:
+        Invalid: ``implementation_invalid``: it is no Python.
+    """
+    if source.data is None:
+        return UNKNOWN
+    try:
+        ast.parse(source.data)
+        text = decode_source(source.data)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        msg = f"The module {source.name} is no Python that can be imported: {type(error).__name__}."
+        raise Invalid(msg, code="implementation_invalid") from error
+    return read_module(text, source.name, is_package=source.is_package)
 
 
 def closure(name: str, roots: Sequence[Path], home: Path | None = None) -> tuple[ModuleSource, ...]:

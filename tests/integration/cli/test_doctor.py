@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from sqlalchemy import text
 from kneo.cli.serve.database_checks import Diagnosis, Level, Result, ok, run_checks
 from kneo.cli.serve.doctor import examine
 from kneo.clock import Clock, ManualClock, SystemClock
+from kneo.digest import digest_of
 from kneo.records.run import RunStatus
 from kneo.service.auth import key_digest
 from kneo.store import audit, runs
@@ -314,9 +316,11 @@ def test_audit_events_that_are_not_sealed(served: Installation) -> None:
 
 
 @pytest.fixture
-def followed(local: Installation, kneo: Kneo) -> ConfigRepo:
-    """The config repository that the controller has reconciled with the database."""
+def followed(local: Installation, kneo: Kneo, monkeypatch: pytest.MonkeyPatch) -> ConfigRepo:
+    """The config repository that the controller has reconciled with the database; the code of its releases is there too."""
     repo = ConfigRepo(local.folder / "repo")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(repo.folder)
     repo.release("dev", "announce", "1.0.0")
     repo.commit("Release")
     local.set(KNEO_SERV_TRUST_ROOT=str(repo.pin))
@@ -410,3 +414,29 @@ def test_a_database_moves_to_postgresql_with_its_service_key(
     assert local.level("service_key") is OK
     assert kneo("task", "receipt", "key").status == 0
     assert kneo("audit", "verify", "--json").json["signatures"] is True
+
+
+def test_a_release_whose_code_a_worker_may_not_load(followed: ConfigRepo, local: Installation, kneo: Kneo) -> None:
+    assert local.level("code") is OK
+    source = followed.folder / "test_functions.py"
+
+    local.set(KNEO_SERV_IMPORT_ALLOW="another_package")
+    found = local.check("code")
+    assert (found.level, "announce 1.0.0 in dev" in found.message) == (WARNING, True)
+    assert "may not be named" in found.message
+
+    local.set(KNEO_SERV_IMPORT_ALLOW="")
+    written = source.read_text()
+    for broken, why in (("def another(): pass", "has no function"), ("def :", "no Python"), (None, "may not be named")):
+        source.unlink() if broken is None else source.write_text(broken)
+        found = local.check("code")
+        assert (found.level, why in found.message) == (WARNING, True), found.message
+    source.write_text(f"raise SystemExit\n{written}")  # it is not executed
+    assert local.level("code") is OK
+
+    pins = {"test_functions": digest_of(b"what was reviewed")}
+    followed.environment("dev", {"announce": "1.0.0"}, inlineSpecs=True, implementations=pins)
+    followed.commit("Pin the code")
+    kneo("controller", "run", "--repo", followed.folder, "--once")
+    found = local.check("code")
+    assert (found.level, "but its environment pins" in found.message) == (WARNING, True)

@@ -1,0 +1,106 @@
+"""The tools of an agent, and the code of its step, which is loaded before a model or a person is asked.
+
+A model cannot help with code that this process may not load, and is not told what the process may load: the step fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from kneo.agents.guard import find_denial
+from kneo.agents.named_code import agents_of_helpers, code_of_helpers, code_of_tool
+from kneo.agents.services import AgentServices
+from kneo.agents.turn import Turn
+from kneo.errors import Invalid
+from kneo.spec.models.agent import ASK_QUESTION, Agent
+from kneo.spec.models.providers import DUMMY
+from kneo.spec.models.spec import Tool
+from kneo.spec.policy import ToolRules
+
+
+def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool], bool]:
+    """Return the tools that an agent is offered, by name, and whether ``ask_question`` is among them.
+
+    A tool that the agent's permissions or its environment deny is offered all the same: the denial is the call's result, and
+    it is in the trace.
+
+    Raises:
+        Invalid: ``tool_not_found``: a name is neither in the spec nor registered; ``middleware_not_found``.
+    """
+    known = services.middleware | services.turn_middleware.keys()
+    unknown = [name for name in turn.agent.middleware if name not in known]
+    if unknown:
+        msg = f"The agent {turn.agent_name} names the middleware {unknown[0]}, which is not registered in this process."
+        raise Invalid(msg, code="middleware_not_found", hint="Register it: ToolRegistry.use or use_around_turns.")
+    selection = turn.agent.tools
+    included = [name for name in selection.include if name not in selection.exclude] if selection is not None else []
+    tools = {}
+    for name in included:
+        tool = find_tool(turn, services, name)
+        if tool is not None:
+            tools[name] = tool
+        elif name != ASK_QUESTION:
+            msg = f"The agent {turn.agent_name} includes the tool {name}, which is not in the spec and not registered."
+            raise Invalid(msg, code="tool_not_found", hint="Declare it under tools, or register it in this process.")
+    return tools, ASK_QUESTION in included and ASK_QUESTION not in tools
+
+
+def find_tool(turn: Turn, services: AgentServices, name: str) -> Tool | None:
+    """Return a tool of the spec; without a backing of its own it is the registered one, with what the spec declares."""
+    declared, registered = turn.spec.tools.get(name), services.registered(name)
+    if declared is None or registered is None or declared.backings:
+        return declared or registered
+    return registered.model_copy(update={name: getattr(declared, name) for name in declared.model_fields_set})
+
+
+async def load_code(turn: Turn, services: AgentServices) -> None:
+    """Load the code of the step that a turn begins: that of its agent, and of the agents behind it.
+
+    What stands behind tools that are denied now is not needed.
+
+    Raises:
+        Invalid: ``tool_not_found``, ``middleware_not_found``; ``implementation_invalid``: the code is missing or cannot be imported.
+        Forbidden: ``implementation_forbidden`` or ``implementation_not_pinned``: it is none that this process may load.
+    """
+    rules = await services.rules(turn.environment)
+    code: list[str] = []
+    for each in _reached(turn, services, rules):
+        code += code_of_helpers(each.spec, each.agent)
+        for _, tool in _callable(each, services, rules):
+            code += code_of_tool(tool)
+    await turn.load_code(code)
+
+
+def _reached(turn: Turn, services: AgentServices, rules: ToolRules) -> Iterator[Turn]:
+    """Yield the turn, and one for each agent behind it."""
+    spec, waiting, known = turn.spec, [turn], {turn.agent_name}
+    agents = {spec.agent.name: spec.agent, **spec.components.agents}
+    while waiting:
+        each = waiting.pop()
+        yield each
+        below = [tool.agent for _, tool in _callable(each, services, rules) if tool.agent is not None]
+        for name in (*below, *agents_of_helpers(spec, each.agent)):
+            if name in agents and name not in known:
+                known.add(name)
+                waiting.append(replace(each, agent_name=name, agent=agents[name]))
+
+
+def _callable(turn: Turn, services: AgentServices, rules: ToolRules) -> Iterator[tuple[str, Tool]]:
+    """Yield the tools that the agent of a turn can call now, and the retriever of its memory."""
+    agent = turn.agent
+    if not _calls_tools(agent):
+        return
+    tools, _ = offered_tools(turn, services)
+    retriever = agent.memory.retriever if agent.memory is not None else None
+    found = find_tool(turn, services, retriever.ref) if retriever is not None else None
+    if retriever is not None and found is not None:
+        tools[retriever.ref] = found
+    for name, tool in tools.items():
+        if find_denial(name, tool, agent, rules, turn.environment) is None:
+            yield name, tool
+
+
+def _calls_tools(agent: Agent) -> bool:
+    strategy = agent.strategy.type if agent.strategy is not None else "simple"
+    return strategy != "simple" and agent.model is not None and agent.model.provider != DUMMY
