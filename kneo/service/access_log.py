@@ -40,6 +40,9 @@ FOR_JSON = (
 _TOKEN = re.compile(r"^(/h/|/console/link/).+")
 """The address of a one-time link, which a reader of the log could use."""
 
+_LONG = re.compile(r"[A-Za-z0-9_-]{43,}")
+"""A text that may be such a token (32 bytes in base64url), in an address that is none of this service."""
+
 _NAMED = re.compile(r"/(runs|human-tasks|continuations)/([A-Za-z0-9_-]{1,80})")
 
 
@@ -104,8 +107,8 @@ class AccessLog:
 
         failed: Exception | None = None
         # Read now: a mounted application changes the scope.
-        path = _without_token(scope)
         operation = self.routes.note(scope)
+        path = _without_token(scope, operation)
         traceparent = _trace_id(headers.get("traceparent", ""))
         with (
             log_fields(request_id=request_id, trace_id=traceparent),
@@ -175,11 +178,12 @@ def _log(
     log.info("%s %s %s", scope["method"], facts["path"], status, extra=facts)
 
 
-def _without_token(scope: Scope) -> str:
-    """Return the path of a request, without the token of a one-time link."""
+def _without_token(scope: Scope, operation: RouteEntry | None) -> str:
+    """Return the path of a request, without the token of a one-time link, also where the address is not quite right."""
     path = path_of(scope)
     prefix = str(scope["path"]).removesuffix(path)
-    return prefix + _TOKEN.sub(r"\1[REDACTED]", path)
+    path = _TOKEN.sub(r"\1[REDACTED]", path)
+    return prefix + (path if operation is not None else _LONG.sub("[REDACTED]", path))
 
 
 def _trace_id(traceparent: str) -> str | None:

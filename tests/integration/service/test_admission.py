@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -23,6 +24,7 @@ from kneo.service import access_log
 from kneo.service.routing import RouteTable
 from kneo.settings import HttpSettings
 from kneo.store.tables import idempotency_keys
+from kneo.tasks import links
 
 RUN = {"input": "hi", "spec": spec_of(DRAFT)}
 
@@ -373,6 +375,30 @@ def test_the_token_of_a_link_is_not_logged(prefix: str, caplog: pytest.LogCaptur
         TestClient(Starlette(routes=[Mount(prefix, app)])).get(f"{prefix}/h/secret-token")
     (line,) = [vars(line) for line in caplog.records if line.name == "kneo_serv.service"]
     assert line["path"] == f"{prefix}/h/[REDACTED]"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//h/TOKEN", "/v1/h/TOKEN", "/H/TOKEN", "/h//TOKEN", "/console//link/TOKEN", "/console/Link/TOKEN", "/x/TOKEN,/y"],
+)
+def test_the_token_of_a_link_is_not_logged_where_its_address_is_wrong(
+    bench: Bench, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = secrets.token_urlsafe(links.TOKEN_BYTES)
+    with caplog.at_level(logging.INFO, logger="kneo_serv.service"):
+        address = f"{bench.url}{path.replace('TOKEN', token)}"
+        httpx.get(address, headers={"X-Request-ID": token[:20]}, timeout=240)
+        (line,) = eventually(lambda: [one for one in caplog.records if getattr(one, "request_id", "") == token[:20]])
+    assert token[21:] not in str(vars(line))
+    assert "[REDACTED]" in vars(line)["path"]
+
+
+def test_a_long_name_below_a_known_route_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    name = "a" * 43
+    with caplog.at_level(logging.INFO, logger="kneo_serv.service"):
+        bench.client().get(f"/runs/{name}", headers={"X-Request-ID": "long-name"})
+        (line,) = eventually(lambda: [one for one in caplog.records if getattr(one, "request_id", "") == "long-name"])
+    assert vars(line)["path"] == f"/v1/runs/{name}"
 
 
 def test_a_crash_is_an_answer_that_says_nothing_and_a_log_that_says_all(
