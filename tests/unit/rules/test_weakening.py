@@ -25,7 +25,8 @@ STRICT: dict[str, object] = {
     "atomic": True,
     "inlineSpecs": False,
     "allowSelf": False,
-    "questions": {"approvals": 2, "exclude": ["requester"], "denyOnTimeout": ["approve"], "receipt": "signed_by_reviewer"},
+    "questions": {"approvals": 2, "exclude": ["requester"], "denyOnTimeout": ["approve"], "receipt": "signed_by_reviewer",
+                  "context": "none"},
     "implementations": {"acme.mail": DIGEST},
     "humans": {"finance": {"description": "Pay?", "candidates": {"users": ["ann"]}}},
     "gates": [{"name": "money", "match": {"capabilities": ["network"]}, "before": {"human": "finance"}}],
@@ -99,6 +100,7 @@ LOOSER: dict[str, list[object]] = {
         {**dict(STRICT["questions"]), "approvals": 1},  # type: ignore[call-overload]
         {**dict(STRICT["questions"]), "exclude": ["bundle_signer"]},  # type: ignore[call-overload]
         {**dict(STRICT["questions"]), "denyOnTimeout": ["skip"]},  # type: ignore[call-overload]
+        {**dict(STRICT["questions"]), "context": "calls"},  # type: ignore[call-overload]
         {**dict(STRICT["questions"]), "receipt": None},  # type: ignore[call-overload]
         {**dict(STRICT["questions"]), "receipt": "signed"},  # type: ignore[call-overload]
     ],
