@@ -50,14 +50,11 @@ const mark = document.body.dataset.liveMark;
 let request = 0, listIsOld = false, timer, stream, release, poll, latest, lock;
 let known = document.body.dataset.liveKnown;  // the mark when the server began to make this page
 
+// A region of its own: what the status line announces about other parts of the page does not take its place.
 function notice(text, link) {
-  let line = document.querySelector("#notice");
-  if (!line) {
-    line = document.createElement("p");
-    line.id = "notice";
-    line.className = "notice";
-    document.querySelector("#main").prepend(line);
-  }
+  const line = document.querySelector("#notice");
+  if (line.firstChild?.textContent === text) return;
+  line.className = "notice";
   line.textContent = text;
   if (link) {
     const anchor = document.createElement("a");
@@ -65,7 +62,6 @@ function notice(text, link) {
     anchor.textContent = " Sign in";
     line.append(anchor);
   }
-  statusLine.textContent = text;
 }
 
 async function refresh() {
