@@ -15,7 +15,7 @@ from kneo.api.may_answer import (
     may_decide_task,
     waits_for,
 )
-from kneo.api.operation import ANY_KEY, Context, Json, operation
+from kneo.api.operation import ANY_KEY, Context, Json, Principal, operation
 from kneo.api.task_views import votes_of
 from kneo.records.release import Pending
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
@@ -147,6 +147,10 @@ class InboxView:
     items: list[Annotated[InboxChangeView | InboxTaskView, Field(discriminator="kind")]]
     count: Annotated[int, Field(description="How many tasks and changes wait for the caller, on all pages.")]
     next_after: str | None
+    note: Annotated[
+        str | None,
+        Field(description="With `mine`, of a caller who decides nothing: why nothing waits, and what it takes."),
+    ]
 
 
 def one_line(text: str) -> str:
@@ -170,7 +174,18 @@ def get_inbox(
         items = [InboxTaskView.of(task, may_decide_task(tx, task, context.principal)) for task in rows]
         count = _count(tx, context)
     next_after = rows[-1].id if len(rows) == limit else None
-    return InboxView(items=[*changes, *items], count=count, next_after=next_after)
+    note = _note(context.principal) if show == "mine" else None
+    return InboxView(items=[*changes, *items], count=count, next_after=next_after, note=note)
+
+
+def _note(caller: Principal) -> str | None:
+    """Explain to a caller who decides nothing why nothing waits."""
+    if caller.may("human:write") or caller.may("releases:decide"):
+        return None
+    return (
+        f"{caller.name} decides neither tasks nor releases: that takes the scope human:write or releases:decide, as the roles "
+        "reviewer and approver have."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,8 @@ def inbox(
 def _show_inbox(listed: InboxView) -> None:
     if not listed.items:
         render.text("No tasks and no pending changes.")
+        if listed.note is not None:
+            render.text(f"{listed.note}\nSee what waits for others: kneo inbox --show all")
         return
     rows = [_change_row(item) if isinstance(item, InboxChangeView) else _task_row(item) for item in listed.items]
     render.table("", ["Id", "What", "Environment", "Since", "Deadline"], rows)

@@ -281,3 +281,15 @@ def test_texts_of_people_and_agents_are_text(bench: Bench, browse: Callable[[str
     receipt = decide(ann, run, decision="rejected", reason=HOSTILE[-90:])
     assert "<script>alert" not in receipt.html
     assert "⟨U+202E⟩" in receipt.text
+
+
+def test_an_empty_inbox_of_a_person_who_decides_nothing_says_why(
+    bench: Bench, browse: Callable[[str], Browser]
+) -> None:
+    run = asked(bench)
+    viewer = browse("viewer")
+    page = viewer.get("/console/inbox")
+    assert "viewer decides neither tasks nor releases" in page.text
+    assert "See what waits for others" in page.text
+    assert str(run["continuation_id"]) in viewer.get("/console/inbox?show=all").html
+    assert "decides neither" not in browse("reviewer").get("/console/inbox").text

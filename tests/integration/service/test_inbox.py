@@ -335,3 +335,25 @@ def test_figures_about_reviewing_are_told_and_drawn(
     assert "██████▒▒▒▒▒░░░░░" in drawn
     assert kneo([*words[:4], "--workflow", "none", *words[6:]]) == 0
     assert "No decisions in this period" in capsys.readouterr().out
+
+
+def test_an_inbox_in_which_nothing_can_wait_says_why_and_where_to_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = paused(bench)
+    listed = bench.get("/inbox", role="viewer")
+    assert (listed["items"], listed["count"]) == ([], 0)
+    assert listed["note"] == (
+        "viewer decides neither tasks nor releases: that takes the scope human:write or releases:decide, as the roles reviewer and "
+        "approver have."
+    )
+    assert run["continuation_id"] in {item["id"] for item in bench.get("/inbox", role="viewer", show="all")["items"]}
+    for role in ("reviewer", "approver", "admin"):
+        assert bench.get("/inbox", role=role)["note"] is None
+    assert bench.get("/inbox", role="viewer", show="all")["note"] is None
+
+    monkeypatch.setenv("KNEO_SERV_API_KEY", "viewer-key")
+    assert kneo(["inbox", "--service-url", bench.url]) == 0
+    shown = capsys.readouterr().out
+    assert str(listed["note"]) in shown
+    assert "kneo inbox --show all" in shown
