@@ -12,7 +12,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from kneo.agents.turn import CallQuestion, PeopleRequired
 from kneo.errors import Forbidden
-from kneo.records.run import AgentUsage
+from kneo.records.run import AgentUsage, dollars
 from kneo.records.task import Decision, DecisionKind
 from kneo.spec.policy import ModelBudget, ModelRules
 
@@ -173,12 +173,12 @@ def _facts(budget: ModelBudget) -> dict[str, object]:
 def _amount(budget: ModelBudget) -> str:
     parts = [f"{budget.tokens} tokens"] if budget.tokens is not None else []
     if budget.cost is not None:
-        parts.append(f"${budget.cost:.2f}")
+        parts.append(dollars(round(budget.cost * MICROS)))
     return " and ".join(parts)
 
 
 def _used(used: AgentUsage) -> str:
-    return f"{used.total_tokens} tokens and ${used.cost_micros / MICROS:.4f} are used"
+    return f"{used.total_tokens} tokens and {dollars(used.cost_micros)} are used"
 
 
 @dataclass(frozen=True, kw_only=True)

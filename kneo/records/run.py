@@ -37,6 +37,12 @@ MOST_MINUTES = 10
 FINISHED_ENTRIES = frozenset({EntryStatus.DONE, EntryStatus.FAILED})
 
 
+def dollars(micros: int) -> str:
+    """Format an amount of millionths of a US dollar: with four decimals, six below $0.0001, and two from $10 on."""
+    decimals = 2 if micros >= 10_000_000 else 4 if micros >= 100 or not micros else 6
+    return f"${micros / 1_000_000:,.{decimals}f}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class AgentUsage:
     """A sum over requests and calls.

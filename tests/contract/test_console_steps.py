@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from builders import build_run
 from console_in_process import page_html
 from console_pages import HtmlPage
 
+from kneo.agents.quota import _used
+from kneo.api.run_views import UsageView
+from kneo.cli.runs.runs import usage_line
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
-from kneo.records.run import Run, RunStatus, StepRecord
+from kneo.records.run import AgentUsage, Run, RunStatus, StepRecord
 from kneo.service.console import run_page
 from kneo.store import agent_journal, history, runs, usage
 from kneo.store.engine import Store
@@ -33,7 +37,7 @@ def entry(name: str, kind: EntryKind, body: dict[str, object], facts: dict[str, 
     )
 
 
-def agent_run(store: Store) -> Run:
+def agent_run(store: Store, cost_micros: int = 3_100) -> Run:
     """Insert a run whose agent asked a model once and called one tool."""
     run = build_run(status=RunStatus.SUCCEEDED)
     step = StepRecord(
@@ -60,7 +64,7 @@ def agent_run(store: Store) -> Run:
         "model": HOSTILE,
         "input_tokens": 10,
         "output_tokens": 5,
-        "cost_micros": 3_100,
+        "cost_micros": cost_micros,
     }
     entries = [
         entry("model:1", EntryKind.MODEL, reply, facts),
@@ -104,3 +108,23 @@ def test_a_conversation_shows_messages_and_calls_as_text(store: Store) -> None:
     page = check(page_html(store, run_page.show_conversation, run_id=run.id))
     assert "Mara &lt;img" in page.html
     assert "sent &lt;img" in page.html
+
+
+@pytest.mark.parametrize(
+    ("micros", "cost"),
+    [
+        (0, "$0.0000"),
+        (1, "$0.000001"),
+        (40, "$0.000040"),
+        (3_149, "$0.0031"),
+        (9_999_949, "$9.9999"),
+        (12_345_678_900, "$12,345.68"),
+    ],
+)
+def test_a_cost_is_the_same_text_in_the_console_and_the_command_line(store: Store, micros: int, cost: str) -> None:
+    run = agent_run(store, micros)
+    page = check(page_html(store, run_page.show_run, run_id=run.id))
+    assert f"1 request, 15 tokens, {cost}" in page.text
+    usage = AgentUsage(requests=1, input_tokens=10, output_tokens=5, cost_micros=micros)
+    assert usage_line(vars(UsageView.of(usage))) == f"1 request, 0 tool calls, 15 tokens, {cost}"
+    assert f"15 tokens and {cost} are used" in _used(usage)

@@ -18,6 +18,7 @@ from kneo.cli.connection import Json, ProfileOption, ServiceOptions, ServiceUrlO
 from kneo.cli.options import Period
 from kneo.cli.watch import details, indent, show_event
 from kneo.errors import Usage
+from kneo.records.run import dollars
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -200,8 +201,6 @@ def _warn_if_cut(page: TraceView | CheckpointPageView, part: str) -> None:
         render.warning(f"The first {page.count} of {page.total} are listed.", rest)
 
 
-MICROS = 1_000_000
-
 GROUPS = ("day", "model", "agent")
 
 
@@ -243,7 +242,7 @@ def _usage_name(row: ModelUsageView) -> str:
 
 
 def _usage_cells(row: ModelUsageView) -> list[object]:
-    return [row.requests, row.input_tokens, row.output_tokens, dollars(row.cost_micros)]
+    return [row.requests, row.input_tokens, row.output_tokens, cost_of(row.cost_micros)]
 
 
 def show_usage(counts: object) -> None:
@@ -259,7 +258,7 @@ def usage_line(counts: Mapping[str, object]) -> str:
         render.count(_number(counts, "requests"), "request"),
         render.count(_number(counts, "tool_calls"), "tool call"),
         render.count(_number(counts, "total_tokens"), "token"),
-        dollars(micros if isinstance(micros, int) else None),
+        cost_of(micros if isinstance(micros, int) else None),
     ]
     unpriced = _number(counts, "unpriced_requests")
     if unpriced and micros is not None:
@@ -267,11 +266,9 @@ def usage_line(counts: Mapping[str, object]) -> str:
     return ", ".join(parts)
 
 
-def dollars(micros: int | None) -> str:
+def cost_of(micros: int | None) -> str:
     """Return a cost in dollars; ``price unknown`` where no request has a price."""
-    if micros is None:
-        return "price unknown"
-    return f"${micros / MICROS:.{4 if micros == 0 or micros >= 100 else 6}f}"
+    return dollars(micros) if micros is not None else "price unknown"
 
 
 def _number(counts: Mapping[str, object], name: str) -> int:

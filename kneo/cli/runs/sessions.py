@@ -19,7 +19,7 @@ from kneo.api.sessions import (
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
-from kneo.cli.runs.runs import RunArgument, dollars, show_gates
+from kneo.cli.runs.runs import RunArgument, cost_of, show_gates
 
 
 @examples("kneo runs steps run_01JD8Z4V6M3Q", "kneo runs steps run_01JD8Z4V6M3Q --json")
@@ -48,7 +48,7 @@ def _row(step: StepView) -> list[object]:
     usage, model = step.usage, step.model
     counts: list[object] = [None] * 4
     if usage is not None:
-        cost = dollars(usage.cost_micros) if usage.requests else None
+        cost = cost_of(usage.cost_micros) if usage.requests else None
         counts = [usage.requests, usage.tool_calls, usage.total_tokens, cost]
     name = f"{model.provider}/{model.name}" if model is not None else None
     return [step.path, step.kind, step.attempt, step.status, name, *counts, step.completed_at]

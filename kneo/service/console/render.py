@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from kneo.names import reveal
+from kneo.records.run import dollars
 from kneo.service.console import words
 
 _FOLDER = Path(__file__).parent
@@ -60,6 +61,11 @@ def _reveal(value: object) -> object:
     return reveal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _dollars(micros: int | None) -> str:
+    """Format a cost; empty where it is not known."""
+    return dollars(micros) if micros is not None else ""
+
+
 _environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
     autoescape=True,
@@ -76,7 +82,7 @@ _environment.filters.update(
     peek=words.peek,
     span=words.span,
     exact=words.exact,
-    dollars=words.dollars,
+    dollars=_dollars,
     shell=shlex.quote,
 )
 

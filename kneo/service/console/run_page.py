@@ -9,13 +9,13 @@ from kneo.api.run_views import RunView
 from kneo.api.runs import get_run
 from kneo.api.specs import GraphEdgeView, GraphNodeView
 from kneo.errors import InvalidValue, KneoError, NotFound
-from kneo.records.run import RunStatus
+from kneo.records.run import RunStatus, dollars
 from kneo.records.task import UNRESOLVED
 from kneo.service.console.graph_layout import DrawnEdge, DrawnStep
 from kneo.service.console.page import Page, PageRequest, Pages
 from kneo.service.console.run_rows import ROW_CHARS, RunGraph, run_graph, step_rows, step_states
 from kneo.service.console.runs import CHIPS, MENU, environment_of, name_of, release_of, seconds_of
-from kneo.service.console.words import dollars, span
+from kneo.service.console.words import span
 
 pages = Pages(MENU)
 

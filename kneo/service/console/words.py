@@ -78,10 +78,3 @@ def absolute(moment: datetime) -> str:
 def count(number: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun: ``1 task``, ``2 tasks``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def dollars(micros: int | None) -> str:
-    """Return an amount of millionths of a US dollar; empty where it is not known."""
-    if micros is None:
-        return ""
-    return f"${micros / 1_000_000:,.4f}" if micros < 10_000_000 else f"${micros / 1_000_000:,.2f}"
