@@ -9,5 +9,5 @@ def draft_report(text: str) -> str:
 
 
 def publish_report(text: str) -> str:
-    """Say what would be published."""
-    return f"Published:\n{text}"
+    """Return what would be published, and where."""
+    return f"Published. https://example.org/reports/1\n\n{text}"

@@ -66,7 +66,7 @@ class Principal:
             Forbidden: the caller has not; the scope is in the details.
         """
         if not self.may(scope):
-            msg = f"{self.name} may not do this; it needs the scope {scope}."
+            msg = f"Missing required scope: {scope}"
             raise Forbidden(msg, required_scope=scope)
 
 

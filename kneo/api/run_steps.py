@@ -287,7 +287,7 @@ def list_run_steps(
         known = {view.path for view in begun}
         begun += [
             StepView.of_running(action, text_chars)
-            for action in _executing(context, run)
+            for action in list_executed(context, run)
             if action.activity.path not in known
         ]
     first = max(offset - total, 0)
@@ -300,7 +300,8 @@ def list_run_steps(
     )
 
 
-def _executing(context: Context, run: Run) -> tuple[Execute, ...]:
+def list_executed(context: Context, run: Run) -> tuple[Execute, ...]:
+    """Return the steps of a running run that a worker executes, or executes next."""
     try:
         return steps_under_way(ProgramLoader(context.store, context.settings.trust_root), run)
     except (Invalid, Untrusted):

@@ -21,6 +21,7 @@ from kneo.errors import InvalidValue
 from kneo.records.run import AgentUsage, Checkpoint, Run, RunError, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.redaction import hide_paths, redact, redact_text
+from kneo.runtime.engine.views import RunPosition
 from kneo.runtime.engine.wait import RunSettled, SettledRun, find_run
 from kneo.store import idempotency
 from kneo.store.engine import Store
@@ -141,7 +142,9 @@ class RunView:
     workflow_kind: str | None
     input_text: str
     output_text: str | None
-    current_step_index: int | None = None
+    current_step_index: Annotated[
+        int | None, Field(description="Of a sequential workflow, counted from 0; null for others.")
+    ]
     current_step_id: str | None
     current_node_id: str | None
     visited_steps: list[str]
@@ -161,11 +164,8 @@ class RunView:
     deadline_at: Annotated[float | None, Field(description="Seconds since 1970.")]
 
     @classmethod
-    def of(cls, run: Run, task: HumanTask | None) -> RunView:
-        """Build the view of a run and of its first open task."""
-        visited = list(run.visited_steps)
-        step_id = task.step_id if task else (visited[-1] if visited else None)
-        is_graph = run.workflow_type == "graph"
+    def of(cls, run: Run, task: HumanTask | None, current: str | None = None) -> RunView:
+        """Build the view of a run and of its first open task; ``current`` is the step that is executed, where that is known."""
         session_id = run.metadata.get("session_id")
         request = request_for_callers(task) if task else None
         return cls(
@@ -177,10 +177,7 @@ class RunView:
             workflow_kind=run.workflow_kind,
             input_text=redact_text(run.input_text, personal=False),
             output_text=readable(run.output_text),
-            current_step_id=step_id,
-            current_node_id=step_id if is_graph else None,
-            visited_steps=visited,
-            visited_nodes=visited if is_graph else [],
+            **vars(RunPosition.of(run, task.step_id if task is not None else current)),
             pending_human_request=request,
             continuation_id=task.id if task else None,
             trace_event_count=run.trace_count,

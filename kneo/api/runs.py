@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kneo.api.operation import Context, operation
 from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, search_period, stored_time, total_of
+from kneo.api.run_steps import list_executed
 from kneo.api.run_views import (
     CheckpointPageView,
     CheckpointView,
@@ -131,8 +132,11 @@ def list_runs(
 @operation("GET", "/runs/{run_id}", scope="runs:read")
 def get_run(context: Context, run_id: str) -> RunView:
     """Read one run."""
-    run = read_settled_run(context.store, run_id)
-    return RunView.of(run.run, run.task)
+    settled = read_settled_run(context.store, run_id)
+    run, current = settled.run, None
+    if run.status is RunStatus.RUNNING:
+        current = next((action.activity.path for action in list_executed(context, run)), None)
+    return RunView.of(run, settled.task, current)
 
 
 @operation("GET", "/runs/{run_id}/trace", scope="runs:read")

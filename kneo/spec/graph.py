@@ -313,14 +313,14 @@ def explained(spec: Spec) -> Map:
 
 
 def linted(findings: Sequence[Diagnostic]) -> Map:
-    """Return the findings, and the counts of errors and warnings."""
-    counted = worth_a_look(findings)
-    errors = sum(found.is_error for found in counted)
+    """Return the errors and warnings among findings, and their numbers."""
+    listed = worth_a_look(findings)
+    errors = sum(found.is_error for found in listed)
     return {
-        "clean": not counted,
-        "warning_count": len(counted) - errors,
+        "clean": not listed,
+        "warning_count": len(listed) - errors,
         "error_count": errors,
-        "diagnostics": [found.as_json() for found in findings],
+        "diagnostics": [found.as_json() for found in listed],
     }
 
 

@@ -130,11 +130,12 @@ def lint(
     shape: FormatOption = Format.TEXT,
     options: CheckOptions,
 ) -> None:
-    """Check a spec for errors and warnings. Exit status 1 if any are found."""
+    """Check a spec for errors and warnings. Exit status 1 if any are found; kneo spec validate shows information, too."""
     checked = _validated(spec, options)
-    answer: dict[str, object] = {**linted(checked.findings), **checked.origin()}
-    print_findings(checked, checked.findings, shape, answer if options.as_json else None)
-    raise typer.Exit(1 if worth_a_look(checked.findings) else 0)
+    findings = worth_a_look(checked.findings)
+    answer: dict[str, object] = {**linted(findings), **checked.origin()}
+    print_findings(checked, findings, shape, answer if options.as_json else None)
+    raise typer.Exit(1 if findings else 0)
 
 
 def _validated(spec: Path | None, options: CheckOptions) -> Checked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from kneo.errors import Invalid
 from kneo.records.run import Checkpoint, Run, RunStatus, StepRecord
@@ -36,24 +36,26 @@ def replay_context(record: RunRecord) -> Json:
     """Return the completed steps and the next one."""
     run, steps = record.run, record.steps
     done = [step.step_id for step in steps if step.status == "completed"]
-    last = steps[-1] if steps else None
-    failed = last.step_id if last is not None and last.status == "failed" else None
+    failed = _failed_step(steps)
     texts = [step.output_text for step in steps if step.status == "completed" and step.output_text is not None]
-    is_graph = run.workflow_type == "graph"
     return {
         "run_id": run.id,
         "status": run.status.value,
         "workflow_type": run.workflow_type,
         "completed_steps": done,
-        "completed_nodes": done if is_graph else [],
+        "completed_nodes": done,
         "failed_step": failed,
-        "failed_node": failed if is_graph else None,
+        "failed_node": failed,
         "next_step_index": len(done),
         "resume_input": texts[-1] if texts else run.input_text,
         "checkpoint_count": len(record.checkpoints),
         "can_continue": can_continue(run),
         "can_replay": bool(record.checkpoints),
     }
+
+
+def _failed_step(steps: Sequence[StepRecord]) -> str | None:
+    return steps[-1].step_id if steps and steps[-1].status == "failed" else None
 
 
 def replay_view(record: RunRecord) -> Json:
@@ -63,22 +65,58 @@ def replay_view(record: RunRecord) -> Json:
         **_head(run),
         "agent_name": run.agent_name,
         "checkpoint_count": len(record.checkpoints),
-        "timeline": [_timeline_entry(run, item) for item in record.checkpoints],
+        "timeline": _timeline(record),
         "answers": list(record.answers),
         "replay_context": replay_context(record),
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunPosition:
+    """The position of a run in its workflow. Steps are nodes, too, as the documented fields have them under both names.
+
+    Attributes:
+        current_step_index: The number of the current step of a sequential workflow, counted from 0; steps inside others are not
+            counted.
+        current_step_id: The step that the run executes or waits at, else the last one.
+    """
+
+    current_step_index: int | None
+    current_step_id: str | None
+    current_node_id: str | None
+    visited_steps: list[str]
+    visited_nodes: list[str]
+
+    @classmethod
+    def of(cls, run: Run, current: str | None) -> RunPosition:
+        """Return the position of a run; ``current`` is the step at which it is, where that is known."""
+        visited = list(run.visited_steps)
+        step = current or (visited[-1] if visited else None)
+        return cls(
+            current_step_index=_index(visited, step)
+            if run.workflow_type == "sequential" and step is not None
+            else None,
+            current_step_id=step,
+            current_node_id=step,
+            visited_steps=visited,
+            visited_nodes=visited,
+        )
+
+
+def _index(visited: Sequence[str], step: str) -> int:
+    done = list(dict.fromkeys(path.partition("/")[0] for path in visited))
+    outer = step.partition("/")[0]
+    return done.index(outer) if outer in done else len(done)
+
+
 def recovery_view(record: RunRecord) -> Json:
     """Return the state of a run and whether it can be continued."""
     run, task = record.run, record.task
-    visited = list(run.visited_steps)
+    position = asdict(RunPosition.of(run, task.step_id if task is not None else _failed_step(record.steps)))
+    del position["current_step_id"]
     return {
         **_head(run),
-        "current_step_index": None,
-        "current_node_id": None,
-        "visited_steps": visited,
-        "visited_nodes": visited if run.workflow_type == "graph" else [],
+        **position,
         "checkpoint_count": len(record.checkpoints),
         "pending_human_request": {"id": task.request_id, "request_id": task.request_id, "prompt": task.prompt}
         if task
@@ -111,14 +149,25 @@ def _summary(run: Run, item: Checkpoint) -> Json:
     }
 
 
-def _timeline_entry(run: Run, item: Checkpoint) -> Json:
+def _timeline(record: RunRecord) -> list[Json]:
+    seen: list[str] = []
+    entries = []
+    for item in record.checkpoints:
+        position = RunPosition.of(replace(record.run, visited_steps=tuple(seen)), item.step_id)
+        entries.append(_timeline_entry(record.run, item, position))
+        if item.step_id is not None:
+            seen.append(item.step_id)
+    return entries
+
+
+def _timeline_entry(run: Run, item: Checkpoint, position: RunPosition) -> Json:
     state = item.state
     return {
         **_summary(run, item),
         "status": state.get("status"),
-        "current_step_index": None,
-        "current_step_id": item.step_id,
-        "current_node_id": item.step_id if run.workflow_type == "graph" else None,
+        "current_step_index": position.current_step_index,
+        "current_step_id": position.current_step_id,
+        "current_node_id": position.current_node_id,
         "continuation_id": item.metadata.get("continuation_id"),
         "pending_human_request_id": item.metadata.get("request_id"),
         "error": state.get("error"),

@@ -1,4 +1,4 @@
-"""Every line that the documents show, run as it stands there; and what is said where ours does something else."""
+"""Every line that the documents show, run as written there, and compared with the output that they show."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
-from kneo_process import Machine, Process
+from conformance.seeds.documented import differences
+from kneo_process import Machine, Process, eventually
 from model_server import Call, ModelRequest, Reply, model_server
 
 from kneo.cli.main import run
@@ -22,20 +25,70 @@ from kneo.settings import process_environment
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-CHAPTERS = yaml.safe_load((HERE / "lines.yaml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """An entry of ``lines.yaml``, which describes the keys; any other key is refused."""
+
+    line: str
+    needs: str | None = None
+    exit: int = 0
+    shows: list[str] = field(default_factory=list)
+    output: str | None = None
+    overridden: Mapping[str, str] = field(default_factory=dict)
+    differs: Mapping[str, str] = field(default_factory=dict)
+    instead: str | None = None
+    left_out: str | None = None
+
+    @property
+    def reasons(self) -> set[str]:
+        """The reasons that are on the page for people who come from the other platform."""
+        return {*self.differs.values(), *([self.left_out] if self.left_out else [])}
+
+
+CHAPTERS = {
+    chapter: [Line(**item) for item in items]
+    for chapter, items in yaml.safe_load((HERE / "lines.yaml").read_text(encoding="utf-8")).items()
+}
 OPTIONS = yaml.safe_load((HERE / "options.yaml").read_text(encoding="utf-8"))
 
 KEYS = "operator:operator-token:operator;reviewer:reviewer-token:reviewer;viewer:viewer-token:viewer"
 ADDRESSES = ("http://127.0.0.1:8000", "https://staging.example.com", "https://kneo.example.com")
+WORDS = {
+    "<api-key>": "admin-token",
+    "<deployment-signing-key>": "a-signing-key",
+    "<your-operator-token>": "operator-token",
+    "<your-reviewer-token>": "reviewer-token",
+    "<your-viewer-token>": "viewer-token",
+}
 LEGACY = "root_agent: {name: old, model: {provider: dummy, name: dummy}}\n"
+UNRESTRICTED = """\
+agent: {name: a, model: {provider: openai, name: m}, strategy: react, tools: {include: [t]}}
+workflow: [a, b]
+components: {agents: {b: {name: b, model: {provider: openai, name: m}, strategy: react, tools: {include: [t]}}}}
+tools: {t: {description: d, implementation: examples.app_functions.web_search}}
+"""
+ASKED = """\
+agent: {name: a, model: {provider: dummy, name: dummy}}
+workflow: [{id: ask, kind: human, ref: person}]
+components: {humans: {person: {request_type: freeform, description: What suffix?}}}
+"""
+HOLD = "Hold the analysis."
 
 
 def research(request: ModelRequest) -> Reply:
-    """A model that searches before it answers, where it has a tool for that."""
+    """A model that calls its tool before it answers; it does not finish an analysis that is to be held."""
     names = [tool["name"] for tool in request.body.get("tools", ())]
-    if "web_search" in names and "function_call_output" not in request.text:
+    called = "function_call_output" in request.text
+    if "lookup_user" in names:
+        question = Reply(calls=[Call("lookup_user", {"user_id": "u-002"})])
+        return Reply("The email for u-002 is bob@example.com.") if called else question
+    if "web_search" in names and not called:
         return Reply(calls=[Call("web_search", {"query": "Nvidia"})])
-    return Reply("Nvidia sells accelerators, networks and software.")
+    delay = 600 if not names and HOLD in request.text else 0
+    kept = f" {HOLD}" if HOLD in request.text else ""
+    return Reply(f"Nvidia's AI strategy hinges on accelerators, networks and software.{kept}", delay=delay)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +111,8 @@ def service(tmp_path_factory: pytest.TempPathFactory, provider: dict[str, str]) 
 def furnish(folder: Path) -> None:
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "legacy_agent.yaml").write_text(LEGACY)
+    (folder / "unrestricted_agent.yaml").write_text(UNRESTRICTED)
+    (folder / "asked.yaml").write_text(ASKED)
     (folder / "bundles").mkdir()
 
 
@@ -81,10 +136,10 @@ class Shell:
         if line.startswith("kneo "):
             said = io.StringIO()
             with redirect_stdout(said), redirect_stderr(said):
-                status = run(shlex.split(line)[1:])
+                status = run(shlex.split(line, comments=True)[1:])
             return status, said.getvalue()
         line = line.replace("$(uuidgen)", str(uuid.uuid4()))  # not every system has it
-        env = {"PATH": process_environment("PATH")["PATH"], **self.variables}
+        env = {"PATH": f"{Path(sys.executable).parent}:{process_environment('PATH')['PATH']}", **self.variables}
         command = ["bash", "-o", "pipefail", "-c", line]
         done = subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=240, check=False
@@ -99,17 +154,50 @@ class Shell:
 
     def prepare(self, needed: str) -> None:
         """Start the run that a line is about: through the service, or beside the database for commands that ask it."""
-        if needed == "paused":
-            body = {"input": "x", "spec_path": "examples/human_approval_workflow.yaml"}
-            answer = self.service.http.post("/runs", json=body, headers={"Authorization": "Bearer admin-token"})
-            self.learn(answer.text)
-            return
-        status, said = self.type("kneo run examples/human_approval_workflow.yaml --input x --json")
+        match needed:
+            case "paused":
+                self._post("/runs", input="x", spec_path="examples/human_approval_workflow.yaml")
+            case "approved":
+                self.prepare("paused")
+                self._post(
+                    f"/human-tasks/{self.known['continuation_id']}/resume",
+                    "reviewer-token",
+                    request_id=self.known["request_id"],
+                    decision="approved",
+                    content="Looks good.",
+                )
+            case "researched":
+                self._post("/runs", input="Nvidia", spec_path="examples/research_agent.yaml")
+            case "running":
+                spec = "examples/research_agent.yaml"
+                self._post("/runs", input=HOLD, spec_path=spec, environment="prod", async_mode=True)
+                run_id = self.known["run_id"]
+                eventually(lambda: self._get(f"/runs/{run_id}")["visited_steps"] == ["retrieve"])
+            case "paused-here":
+                self._run_here("examples/human_approval_workflow.yaml")
+            case "asked-here":
+                self._run_here("asked.yaml")
+            case "done-here":
+                self._run_here("examples/human_approval_workflow.yaml")
+                status, said = self.type("kneo human resume <continuation_id> --request-id <request_id> --approve")
+                assert status == 0, said
+            case _:
+                pytest.fail(f"nothing is prepared for {needed}")
+
+    def _run_here(self, spec: str) -> None:
+        status, said = self.type(f"kneo run {spec} --input x --json")
         assert status == 0, said
         self.learn(said)
-        if needed == "done":
-            status, said = self.type("kneo task decide <continuation_id> --request-id <request_id> --approve")
-            assert status == 0, said
+
+    def _post(self, path: str, key: str = "admin-token", **body: object) -> None:
+        answer = self.service.http.post(path, json=body, headers={"Authorization": f"Bearer {key}"})
+        assert answer.is_success, answer.text
+        self.learn(answer.text)
+
+    def _get(self, path: str) -> dict[str, object]:
+        answer = self.service.http.get(path, headers={"Authorization": "Bearer admin-token"})
+        found: dict[str, object] = answer.json()
+        return found
 
     def _made_local(self, line: str) -> str:
         for address in ADDRESSES:
@@ -118,7 +206,9 @@ class Shell:
             line = line.replace(f"<{name}>", value)
         for written, name in (("run-7c2f", "run_id"), ("cont_", "continuation_id"), ("req_", "request_id")):
             line = re.sub(rf"{written}(\.\.\.|…)", self.known.get(name, written), line)
-        return line.replace("<api-key>", "admin-token").replace("<deployment-signing-key>", "a-signing-key").strip()
+        for word, value in WORDS.items():
+            line = line.replace(word, value)
+        return line.strip()
 
 
 @pytest.fixture
@@ -130,20 +220,28 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: Process, pro
     monkeypatch.chdir(tmp_path)
     for name in ("KNEO_ENV", "KNEO_PROJECT_CONFIG", "KNEO_SERV_DATABASE_URL", "KNEO_SERV_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    return Shell(tmp_path, service, monkeypatch)
+    shell = Shell(tmp_path, service, monkeypatch)
+    shell.variables = {"HOME": str(tmp_path / "home"), **provider}
+    return shell
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_line_does_what_is_written(chapter: str, shell: Shell):
     problems = []
     for item in CHAPTERS[chapter]:
-        if needed := item.get("needs"):
-            # What waits or ended beside the database is looked at beside it, whatever profile is active by now.
-            shell.prepare(needed)
-        status, said = shell.type(item["line"])
-        missing = [text for text in item.get("responds", ()) if text not in said]
-        if status != item.get("exit", 0) or missing:
-            problems.append(f"{item['line'].strip()}\n    ended with {status}, without {missing}:\n{said[:1500]}")
+        if item.left_out is not None:
+            continue
+        if item.needs is not None:
+            shell.prepare(item.needs)
+        status, said = shell.type(item.instead or item.line)
+        found = differences(item.output, said) if item.output is not None else {}
+        found |= {"exit": f"{item.exit} is {status}"} if status != item.exit else {}
+        found |= {text: "is missing" for text in item.shows if text not in said}
+        listed = {*item.overridden, *item.differs}
+        unlisted = {path: what for path, what in found.items() if path not in listed}
+        gone = listed - found.keys()
+        if unlisted or gone:
+            problems.append(f"{item.line.strip()}\n    {unlisted}, listed without need: {gone}\n{said[:1500]}")
         shell.learn(said)
     assert not problems, "\n\n".join(problems)
 
@@ -157,5 +255,11 @@ def test_every_documented_option_is_there(command: str, capsys: pytest.CaptureFi
 
 def test_every_difference_is_on_the_page():
     page = " ".join((ROOT / "docs" / "moving" / "kneo-serv.md").read_text(encoding="utf-8").split())
-    reasons = {" ".join(item["differs"].split()) for items in CHAPTERS.values() for item in items if "differs" in item}
+    reasons = {" ".join(reason.split()) for items in CHAPTERS.values() for item in items for reason in item.reasons}
     assert not {reason for reason in reasons if reason not in page}
+
+
+def test_what_is_overridden_names_the_row_of_its_decision():
+    named = [says for items in CHAPTERS.values() for item in items for says in item.overridden.values()]
+    assert named
+    assert all(re.match(r"[1-9]\d*: .{20,}", says) for says in named)
