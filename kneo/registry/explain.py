@@ -173,8 +173,8 @@ def _conditions(tx: Tx, environment: str, doubted: Sequence[DoubtedRelease]) -> 
             (ConditionType.STALLED, True),
         )
     }
-    kept = {item.type: item for item in reported if item.type is not ConditionType.RECONCILING}
-    return tuple((kept | found).values())
+    kept = [item for item in reported if item.type not in {*found, ConditionType.RECONCILING}]
+    return (*kept, *found.values())
 
 
 def _origin(tx: Tx, environment: str) -> str | None:

@@ -14,6 +14,7 @@ from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid
 from kneo.records.agent_session import MEMORY_ENTRY
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
+from kneo.store.authenticated import check, with_mac
 from kneo.store.engine import Tx, decode_json, encode_json, upserting
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import agent_journal
@@ -105,7 +106,7 @@ def _row(tx: Tx, run_id: str, entry: ConversationEntry, sequence: int, limits: J
         raise ConversationTooLong(entry.conversation, "bytes in an entry", limits.body_bytes)
     key = _entry_key(entry.conversation, entry.name)
     packed = body if len(body) < COMPRESS_BYTES else zlib.compress(body)
-    return {
+    row = {
         "run_id": run_id,
         "key": key,
         "conversation": entry.conversation,
@@ -119,6 +120,7 @@ def _row(tx: Tx, run_id: str, entry: ConversationEntry, sequence: int, limits: J
         "started_at": entry.started_at,
         "completed_at": entry.completed_at,
     }
+    return with_mac(tx, agent_journal, row)
 
 
 def _place(run_id: str, key: str) -> bytes:
@@ -143,7 +145,12 @@ _OF_RUN = Prepared(
 
 
 def load(tx: Tx, run_id: str, conversation: str) -> tuple[ConversationEntry, ...]:
-    """Read the entries of one conversation."""
+    """Read the entries of one conversation.
+
+    Raises:
+        Untrusted, Invalid: a process with the service key did not write one of them; see ``kneo.store.authenticated``.
+        JournalSealed: the body of one is sealed with a key that is not here.
+    """
     rows = _CONVERSATION.rows(tx, {"of_run": run_id, "in_conversation": conversation})
     return tuple(_entry(row, _body(tx, row)) for row in rows)
 
@@ -154,7 +161,7 @@ def list_entries(tx: Tx, run_id: str) -> tuple[ConversationEntry, ...]:
 
 
 _FACTS = Prepared(
-    select(*(column for column in agent_journal.c if column.name not in {"body", "key"}))
+    select(*(column for column in agent_journal.c if column.name not in {"body", "key", "mac"}))
     .where(agent_journal.c.run_id == bindparam("of_run"))
     .order_by(agent_journal.c.started_at, agent_journal.c.conversation, agent_journal.c.sequence)
 )
@@ -191,9 +198,11 @@ def copy(tx: Tx, source: str, target: str, steps: Collection[str]) -> None:
     """
     for row in _OF_RUN.rows(tx, {"of_run": source}):
         if any(_is_of(row.conversation, step) for step in steps):
+            check(tx, agent_journal, row)
             body = tx.data_keys.open(bytes(row.body), _place(source, row.key))
             sealed = tx.data_keys.seal(body, _place(target, row.key))
-            _upsert(tx.dialect.name).change(tx, {**row._asdict(), "run_id": target, "body": sealed})
+            copied = with_mac(tx, agent_journal, {**row._asdict(), "run_id": target, "body": sealed})
+            _upsert(tx.dialect.name).change(tx, copied)
 
 
 def _is_of(conversation: str, step: str) -> bool:
@@ -215,11 +224,13 @@ def _entry(row: Row, body: Mapping[str, object]) -> ConversationEntry:
 
 
 def _body(tx: Tx, row: Row) -> Mapping[str, object]:
-    """Return the body of a row.
+    """Return the body of a row, after a check of the row.
 
     Raises:
         JournalSealed, Untrusted: it is sealed, and cannot be opened.
+        Untrusted, Invalid: as ``load``.
     """
+    check(tx, agent_journal, row)
     body = tx.data_keys.open(bytes(row.body), _place(row.run_id, row.key))
     # JSON begins with a brace, zlib with 0x78.
     content = decode_json(body if body[:1] == b"{" else zlib.decompress(body))

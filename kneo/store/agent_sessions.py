@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, func, inse
 
 from kneo.clock import isoformat
 from kneo.records.agent_session import AgentSession, FinishedTurn, SessionKey, SessionMessage, SessionSummary
+from kneo.store.authenticated import check, with_mac
 from kneo.store.engine import Tx, encode_json, insert_ignoring_duplicates, upsert
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import agent_sessions, session_messages, session_summaries
@@ -52,15 +53,19 @@ def append(tx: Tx, key: SessionKey, run_id: str, turns: Sequence[FinishedTurn]) 
         return
     number = _lock(tx, key).last_number
     rows = [
-        {
-            **vars(key),
-            "agent": agent,
-            "number": n,
-            "role": role,
-            **_stored(tx, text, _place(key, agent, n)),
-            "run_id": run_id,
-            "created_at": tx.at,
-        }
+        with_mac(
+            tx,
+            session_messages,
+            {
+                **vars(key),
+                "agent": agent,
+                "number": n,
+                "role": role,
+                **_stored(tx, text, _place(key, agent, n)),
+                "run_id": run_id,
+                "created_at": tx.at,
+            },
+        )
         for n, (agent, role, text) in enumerate(messages, number + 1)
     ]
     _INSERT_MESSAGE.change_many(tx, rows)
@@ -104,6 +109,12 @@ def _read(tx: Tx, row: Row, place: bytes) -> str:
 
 
 def _message(tx: Tx, key: SessionKey, row: Row) -> SessionMessage:
+    """Return the message of a row.
+
+    Raises:
+        Untrusted, Invalid: a process with the service key did not write it; see ``kneo.store.authenticated``.
+    """
+    check(tx, session_messages, row)
     return SessionMessage(
         number=row.number,
         agent=row.agent,
@@ -190,10 +201,15 @@ _MESSAGE = Prepared(
 
 
 def find_summary(tx: Tx, key: SessionKey, agent: str) -> SessionSummary | None:
-    """Read the summary of an agent's earlier messages."""
+    """Read the summary of an agent's earlier messages.
+
+    Raises:
+        Untrusted, Invalid: a process with the service key did not write it; see ``kneo.store.authenticated``.
+    """
     row = _SUMMARY.first(tx, {**_of(key), "of_agent": agent})
     if row is None:
         return None
+    check(tx, session_summaries, row)
     return SessionSummary(number=row.number, text=_read(tx, row, _place(key, agent, row.number, "summary")))
 
 
@@ -210,7 +226,8 @@ def keep_summary(tx: Tx, key: SessionKey, last: SessionMessage, text: str) -> bo
         return False
     names = {**vars(key), "agent": last.agent}
     stored = _stored(tx, _cut(text), _place(key, last.agent, last.number, "summary"))
-    upsert(tx, session_summaries, names, number=last.number, **stored, created_at=tx.at)
+    row = with_mac(tx, session_summaries, {**names, "number": last.number, **stored, "created_at": tx.at})
+    upsert(tx, session_summaries, names, **{name: value for name, value in row.items() if name not in names})
     return True
 
 

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Table
 
@@ -44,7 +45,18 @@ def _all(table: Table, noun: str, key: str, *, but: tuple[str, ...] = ()) -> tup
     return table.name, Covered(noun, key, names)
 
 
-COVERED: Mapping[str, Covered] = dict((_all(tables.promotions, "The promotion", "id"),))
+COVERED: Mapping[str, Covered] = dict(
+    (
+        _all(tables.promotions, "The promotion", "id"),
+        _all(tables.steps, "A step of the run", "run_id"),
+        _all(tables.checkpoints, "A checkpoint of the run", "run_id"),
+        _all(tables.journal_entries, "A journal entry of the run", "run_id"),
+        # An entry that replaces another one keeps its place in the order.
+        _all(tables.agent_journal, "A journal entry of the run", "run_id", but=("sequence",)),
+        _all(tables.session_messages, "A message of the session", "session_id"),
+        _all(tables.session_summaries, "A summary of the session", "session_id"),
+    )
+)
 
 
 def body_of(values: Iterable[object]) -> bytes:
@@ -58,8 +70,11 @@ def with_mac(tx: Tx, table: Table, row: Mapping[str, object]) -> dict[str, objec
     return {**row, MAC: tx.macs.make(table.name, body)}
 
 
-def check(tx: Tx, table: Table, row: Row) -> None:
-    """Check the MAC of a row.
+RowT = TypeVar("RowT", bound=Row)
+
+
+def check(tx: Tx, table: Table, row: RowT) -> RowT:
+    """Return a row, after a check of its MAC.
 
     Raises:
         Untrusted, Invalid: as ``RecordMacs.check``.
@@ -67,6 +82,7 @@ def check(tx: Tx, table: Table, row: Row) -> None:
     covered = COVERED[table.name]
     body = body_of([getattr(row, name) for name in covered.columns])
     tx.macs.check(table.name, body, getattr(row, MAC), f"{covered.noun} {getattr(row, covered.key)}")
+    return row
 
 
 def is_authentic(tx: Tx, table: Table, row: Row) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
@@ -14,8 +15,10 @@ from kneo.digest import Digest, digest_of
 from kneo.records.run import Checkpoint, NewTrace, Run, RunError, StepRecord, TraceEvent
 from kneo.redaction import redact_start
 from kneo.settings import ExecutionSettings
+from kneo.store.authenticated import MAC, check, with_mac
 from kneo.store.engine import Tx, decode_json, encode_json, upsert
 from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.tables import checkpoints, journal_entries, runs, steps, trace_events
 
 AnyRow = Row[*tuple[object, ...]]
@@ -70,9 +73,8 @@ def counted(run: Run, history: History, **changes: Any) -> Run:  # noqa: ANN401 
 def append(tx: Tx, run: Run, history: History, limits: CheckpointLimits) -> None:
     """Add to the history of a run as it was before; the caller has committed ``counted`` behind the fence."""
     if history.steps:
-        _ADD_STEP.change_many(
-            tx, [_step_row(step) | {"sequence": run.step_count + n} for n, step in enumerate(history.steps, 1)]
-        )
+        numbered = (replace(step, sequence=run.step_count + n) for n, step in enumerate(history.steps, 1))
+        _ADD_STEP.change_many(tx, [_step_row(tx, step) for step in numbered])
     _add(tx, run.id, history, limits, run.checkpoint_count, run.trace_count)
 
 
@@ -81,15 +83,19 @@ def _add(
 ) -> None:
     """Add checkpoints and trace events after those that the run has."""
     checkpoint_rows = [
-        {
-            "run_id": run_id,
-            "sequence": checkpoint_count + n,
-            "id": new_id("ckpt", tx.now),
-            "type": new.type,
-            "step_id": new.step_id,
-            **_packed(new, limits),
-            "created_at": tx.at,
-        }
+        with_mac(
+            tx,
+            checkpoints,
+            {
+                "run_id": run_id,
+                "sequence": checkpoint_count + n,
+                "id": new_id("ckpt", tx.now),
+                "type": new.type,
+                "step_id": new.step_id,
+                **_packed(new, limits),
+                "created_at": tx.at,
+            },
+        )
         for n, new in enumerate(history.checkpoints, 1)
     ]
     trace_rows = [
@@ -108,8 +114,8 @@ def _add(
     _ADD_TRACE.change_many(tx, trace_rows)
 
 
-def _step_row(step: StepRecord) -> dict[str, object]:
-    return vars(step) | {"facts": dict(step.facts)}
+def _step_row(tx: Tx, step: StepRecord) -> dict[str, object]:
+    return with_mac(tx, steps, vars(step) | {"facts": dict(step.facts)})
 
 
 def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
@@ -141,7 +147,7 @@ def _unpacked(body: bytes) -> Mapping[str, object]:
 
 
 def insert_step(tx: Tx, step: StepRecord) -> None:
-    _ADD_STEP.change(tx, _step_row(step))
+    _ADD_STEP.change(tx, _step_row(tx, step))
 
 
 def next_step_sequence(tx: Tx, run_id: str) -> int:
@@ -186,12 +192,12 @@ def insert_past(
     tx: Tx, steps_: Sequence[StepRecord], checkpoints_: Sequence[Checkpoint], trace: Sequence[TraceEvent]
 ) -> None:
     """Insert the whole history of a run that another platform executed, with its own times."""
-    _ADD_STEP.change_many(tx, [_step_row(step) for step in steps_])
+    _ADD_STEP.change_many(tx, [_step_row(tx, step) for step in steps_])
     limits = CheckpointLimits()
     rows = []
     for one in checkpoints_:
         new = NewCheckpoint(type=one.type, step_id=one.step_id, state=one.state, metadata=one.metadata)
-        rows.append(vars(one) | _packed(new, limits))
+        rows.append(with_mac(tx, checkpoints, vars(one) | _packed(new, limits)))
     _ADD_CHECKPOINT.change_many(tx, rows)
     _ADD_TRACE.change_many(tx, [vars(event) | {"data": dict(event.data)} for event in trace])
 
@@ -199,12 +205,17 @@ def insert_past(
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
-_STEP = [column.name for column in steps.c]
+_STEP = [column.name for column in steps.c if column.name != MAC]
 
 
 def list_steps(tx: Tx, run_id: str) -> tuple[StepRecord, ...]:
+    """Read the finished steps of a run, in order.
+
+    Raises:
+        Untrusted, Invalid: a process with the service key did not write one of them; see ``kneo.store.authenticated``.
+    """
     rows = tx.connection.execute(select(steps).where(steps.c.run_id == run_id).order_by(steps.c.sequence))
-    return tuple(_step(row) for row in rows)
+    return tuple(_step(check(tx, steps, row)) for row in rows)
 
 
 class StoredStep(NamedTuple):
@@ -218,7 +229,7 @@ class StoredStep(NamedTuple):
 def page_of_steps(
     tx: Tx, run_id: str, *, limit: int, offset: int, text_chars: int | None = None
 ) -> tuple[tuple[StoredStep, ...], int]:
-    """Return a page of a run's finished steps in order, and the number of all.
+    """Return a page of a run's finished steps in order as they are stored, and the number of all.
 
     Args:
         tx: The transaction.
@@ -254,11 +265,14 @@ def step_ends(tx: Tx, run_id: str) -> tuple[tuple[int, str, str], ...]:
 
 
 def outputs_until(tx: Tx, run_id: str, at: str, *, limit: int) -> tuple[tuple[str, str, str], ...]:
-    """List the path, the output and the end of the steps that ended until a time, the latest ``limit`` of them in order."""
-    columns = select(steps.c.step_id, steps.c.output_text, steps.c.completed_at)
-    ended = columns.where(steps.c.run_id == run_id, steps.c.completed_at <= at, steps.c.output_text.is_not(None))
+    """List the path, the output and the end of the steps that ended until a time, the latest ``limit`` of them in order.
+
+    Raises:
+        Untrusted, Invalid: as ``list_steps``.
+    """
+    ended = select(steps).where(steps.c.run_id == run_id, steps.c.completed_at <= at, steps.c.output_text.is_not(None))
     rows = tx.connection.execute(ended.order_by(steps.c.sequence.desc()).limit(limit)).all()
-    return tuple((row[0], row[1], row[2]) for row in reversed(rows))
+    return tuple((row.step_id, row.output_text, row.completed_at) for row in map(partial(check, tx, steps), rows[::-1]))
 
 
 def _step(row: AnyRow) -> StepRecord:
@@ -281,6 +295,11 @@ def visited(tx: Tx, run_id: str) -> tuple[str, ...]:
 
 
 def list_checkpoints(tx: Tx, run_id: str, *, limit: int = 10_000, offset: int = 0) -> tuple[Checkpoint, ...]:
+    """Read the checkpoints of a run, in order.
+
+    Raises:
+        Untrusted, Invalid: as ``list_steps``.
+    """
     rows = tx.connection.execute(
         select(checkpoints)
         .where(checkpoints.c.run_id == run_id)
@@ -288,7 +307,7 @@ def list_checkpoints(tx: Tx, run_id: str, *, limit: int = 10_000, offset: int = 
         .limit(limit)
         .offset(offset)
     )
-    return tuple(_checkpoint(row) for row in rows)
+    return tuple(_checkpoint(check(tx, checkpoints, row)) for row in rows)
 
 
 def page_of_checkpoints(
@@ -306,7 +325,9 @@ def page_of_checkpoints(
 
 
 def _checkpoint(row: AnyRow) -> Checkpoint:
-    return Checkpoint(**row._asdict() | {"state": _unpacked(row.state)})
+    values = row._asdict()
+    del values[MAC]
+    return Checkpoint(**values | {"state": _unpacked(row.state)})
 
 
 def list_trace(
@@ -361,41 +382,65 @@ class JournalEntry:
     created_at: str
 
 
-_ENTRY_COLUMNS = [column for column in journal_entries.c if column.name != "key"]
 _FIND_ENTRY = Prepared(
-    select(*_ENTRY_COLUMNS).where(
+    select(journal_entries).where(
         journal_entries.c.run_id == bindparam("run_id"), journal_entries.c.key == bindparam("key")
     )
 )
 _LIST_ENTRIES = Prepared(
-    select(*_ENTRY_COLUMNS).where(journal_entries.c.run_id == bindparam("run_id")).order_by(journal_entries.c.sequence)
+    select(journal_entries).where(journal_entries.c.run_id == bindparam("run_id")).order_by(journal_entries.c.sequence)
 )
 
 
 def find_entry(tx: Tx, run_id: str, location: str, name: str) -> JournalEntry | None:
+    """Read an entry of the journal of a run.
+
+    Raises:
+        Untrusted, Invalid: as ``list_steps``.
+    """
     row = _FIND_ENTRY.first(tx, {"run_id": run_id, "key": _entry_key(location, name)})
-    return JournalEntry(**row._asdict()) if row is not None else None
+    return _entry(check(tx, journal_entries, row)) if row is not None else None
 
 
 def list_entries(tx: Tx, run_id: str) -> Sequence[JournalEntry]:
-    """Read the journal of a run, in order."""
-    return tuple(JournalEntry(**row._asdict()) for row in _LIST_ENTRIES.rows(tx, {"run_id": run_id}))
+    """Read the journal of a run, in order.
+
+    Raises:
+        Untrusted, Invalid: as ``list_steps``.
+    """
+    return tuple(_entry(check(tx, journal_entries, row)) for row in _LIST_ENTRIES.rows(tx, {"run_id": run_id}))
+
+
+def _entry(row: PreparedRow) -> JournalEntry:
+    return JournalEntry(**{item.name: getattr(row, item.name) for item in fields(JournalEntry)})
 
 
 def record_entry(tx: Tx, run_id: str, location: str, name: str, *, input_digest: Digest, value: str) -> None:
     """Store the result of a call; its result for another input is replaced."""
     last = select(func.max(journal_entries.c.sequence)).where(journal_entries.c.run_id == run_id)
     number = (tx.connection.execute(last).scalar() or 0) + 1
-    key: dict[str, object] = {"run_id": run_id, "key": _entry_key(location, name)}
-    values = {"location": location, "name": name, "input_digest": input_digest, "value": value}
-    upsert(tx, journal_entries, key, sequence=number, created_at=tx.at, **values)
+    entry = JournalEntry(
+        run_id=run_id,
+        sequence=number,
+        location=location,
+        name=name,
+        input_digest=input_digest,
+        value=value,
+        created_at=tx.at,
+    )
+    _put_entry(tx, entry)
 
 
 def copy_entries(tx: Tx, source: Sequence[JournalEntry], run_id: str) -> None:
     """Copy entries of another run's journal to a run."""
     for entry in source:
-        row = asdict(entry) | {"run_id": run_id}
-        upsert(tx, journal_entries, {"run_id": row.pop("run_id"), "key": _entry_key(entry.location, entry.name)}, **row)
+        _put_entry(tx, replace(entry, run_id=run_id))
+
+
+def _put_entry(tx: Tx, entry: JournalEntry) -> None:
+    key: dict[str, object] = {"run_id": entry.run_id, "key": _entry_key(entry.location, entry.name)}
+    row = with_mac(tx, journal_entries, asdict(entry) | key)
+    upsert(tx, journal_entries, key, **{name: value for name, value in row.items() if name not in key})
 
 
 def _entry_key(location: str, name: str) -> Digest:

@@ -170,6 +170,30 @@ def lock(tx: Tx, run_id: str) -> None:
         tx.locked.add(run_id)
 
 
+_LOCK_OWN = Prepared(
+    select(runs.c.id)
+    .where(
+        runs.c.id == bindparam("of_run"),
+        runs.c.epoch == bindparam("seen_epoch"),
+        runs.c.status == RunStatus.RUNNING.value,
+    )
+    .with_for_update()
+)
+
+
+def lock_own(tx: Tx, run: Run) -> None:
+    """Lock the row of a run that this driver owns, before it changes rows of the run's tasks.
+
+    Raises:
+        Fenced: another driver took the run over, or it was cancelled or ended.
+    """
+    if run.id in tx.locked:
+        return
+    if _LOCK_OWN.first(tx, {"of_run": run.id, "seen_epoch": run.epoch}) is None:
+        raise Fenced(run.id)
+    tx.locked.add(run.id)
+
+
 _ACQUIRE = Prepared(
     update(runs)
     .where(

@@ -447,6 +447,7 @@ steps = Table(
     Column("facts", JSON, nullable=False),
     Column("started_at", TIME, nullable=False),
     Column("completed_at", TIME, nullable=False),
+    _mac(),
     PrimaryKeyConstraint("run_id", "sequence"),
 )
 
@@ -461,6 +462,7 @@ checkpoints = Table(
     Column("state", LargeBinary, nullable=False),
     Column("metadata", JSON, nullable=False),
     Column("created_at", TIME, nullable=False),
+    _mac(),
     PrimaryKeyConstraint("run_id", "sequence"),
 )
 
@@ -475,6 +477,7 @@ journal_entries = Table(
     Column("input_digest", DIGEST, nullable=False),
     Column("value", Text, nullable=False),
     Column("created_at", TIME, nullable=False),
+    _mac(),
     PrimaryKeyConstraint("run_id", "key"),
 )
 
@@ -493,6 +496,7 @@ agent_journal = Table(
     Column("facts", JSON, nullable=False),
     Column("started_at", TIME, nullable=False),
     Column("completed_at", TIME),
+    _mac(),
     PrimaryKeyConstraint("run_id", "key"),
     Index(None, "run_id", "conversation", "sequence"),
 )
@@ -526,6 +530,7 @@ session_messages = Table(
     Column("sealed", LargeBinary),
     Column("run_id", ID, nullable=False),
     Column("created_at", TIME, nullable=False),
+    _mac(),
     PrimaryKeyConstraint("environment", "requester", "session_id", "agent", "number"),
 )
 
@@ -540,6 +545,7 @@ session_summaries = Table(
     Column("text", Text, nullable=False),
     Column("sealed", LargeBinary),
     Column("created_at", TIME, nullable=False),
+    _mac(),
     PrimaryKeyConstraint("environment", "requester", "session_id", "agent"),
 )
 

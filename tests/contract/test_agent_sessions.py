@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from installation_key import find_key
 from sqlalchemy import event, insert, select, text, update
 
 from kneo.clock import ManualClock
@@ -70,7 +71,7 @@ def test_a_text_that_is_too_long_is_cut(store: Store) -> None:
 
 
 def test_runs_that_end_at_the_same_time_get_numbers_of_their_own(migrated_url: str, clock: ManualClock) -> None:
-    stores = [open_store(migrated_url, clock) for _ in range(4)]
+    stores = [open_store(migrated_url, clock, find_key) for _ in range(4)]
     starting = threading.Barrier(4)
 
     def end_runs(number: int) -> None:
@@ -159,7 +160,7 @@ def test_sealed_texts_are_unreadable_in_the_database(migrated_url: str, clock: M
         ["a private answer"],
         2,
     )
-    without = open_store(migrated_url, clock)
+    without = open_store(migrated_url, clock, find_key)
     with pytest.raises(JournalSealed):
         read(without)
     with sealed.write() as tx:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from installation_key import find_key
 from kneo_process import eventually
 
 from kneo.clock import ManualClock
@@ -25,7 +26,7 @@ def delta(text: str = "Hello ", offset: int = 0, **changes: object) -> ModelDelt
 @pytest.fixture
 def other(migrated_url: str, clock: ManualClock) -> Iterator[Store]:
     """The store of another process."""
-    opened = open_store(migrated_url, clock)
+    opened = open_store(migrated_url, clock, find_key)
     yield opened
     opened.close()
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 from builders import build_task
+from installation_key import find_key
 from processes import at_once
 from sqlalchemy import select, text
 
@@ -24,7 +25,7 @@ from kneo.store.tables import task_events
 @pytest.fixture
 def other(migrated_url: str, clock: ManualClock) -> Iterator[Store]:
     """A second process on the same database."""
-    made = open_store(migrated_url, clock)
+    made = open_store(migrated_url, clock, find_key)
     yield made
     made.close()
 

@@ -14,6 +14,7 @@ import pytest
 from engine import Engine
 from gate_house import House, spec_of
 from gate_places import effect
+from installation_key import find_key
 from kneo_process import eventually
 from warm import run_python
 
@@ -44,7 +45,7 @@ MOST_WRITES = 30
 
 @pytest.fixture
 def engine(migrated_url: str, tmp_path: Path) -> Iterator[Engine]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield Engine(store, tmp_path / "code", SOURCE)
     store.close()
 

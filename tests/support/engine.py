@@ -68,6 +68,10 @@ class Engine:
         asyncio.run(self.driver().drive_alone(run.id))
         return self.look(run)
 
+    def drive_unread(self, run: Run) -> None:
+        """Drive a run that cannot be read afterwards."""
+        asyncio.run(self.driver().drive_alone(run.id))
+
     def drive_with(self, driver: Driver, run: Run) -> Run:
         """Drive with a driver that goes on afterwards, and so knows the programs of runs it drove."""
         asyncio.run(driver.drive(run.id))

@@ -69,8 +69,10 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
         for item in checkpoints
         if item.type == "human_resume" and upto is not None and item.sequence > upto
     }
+    applied = tasks.of_run(tx, run.id, [TaskStatus.APPLIED])
+    _check_complete(run, past, {task.id for task in applied})
     # Decisions without a kept checkpoint are older than the kept ones.
-    for task in tasks.of_run(tx, run.id, [TaskStatus.APPLIED]):
+    for task in applied:
         if task.id in later:
             continue
         asked = questions.get(task.id)
@@ -83,6 +85,19 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
         gate = _of_ask(ask, task)
         found[gate.location] = AnsweredGate(gate=gate, task=task)
     return found
+
+
+def _check_complete(run: Run, past: Sequence[Checkpoint], tasks_: Collection[str]) -> None:
+    """Check that the task of each answer that the run continued with is kept: without it a gate would count as not asked.
+
+    Raises:
+        Conflict: ``checkpoint_incomplete``.
+    """
+    for item in past:
+        task_id = item.metadata.get("continuation_id")
+        if item.type == "human_resume" and task_id not in tasks_:
+            msg = f"The questions of {run.id} cannot be read: {task_id}, which was answered before checkpoint {item.sequence}, is not kept."
+            raise Conflict(msg, code="checkpoint_incomplete", hint="Fork from an earlier one, or start a new run.")
 
 
 def _inherited(tx: Tx, program: Program, run: Run, depth: int) -> dict[object, AnsweredGate]:

@@ -176,6 +176,8 @@ def apply_decision(tx: Tx, context: RunContext, run: Run, *, busy: Collection[st
     decided = decided_tasks(tx, run) if asks else ()
     if not decided:
         return run
+    # The fence comes first: without the lease the run's tasks are those of another driver, or withdrawn.
+    runs.lock_own(tx, run)
     task = decided[0]
     ask = asks.get(task.id)
     if ask is None:
@@ -184,7 +186,6 @@ def apply_decision(tx: Tx, context: RunContext, run: Run, *, busy: Collection[st
         return run
     assert task.decision is not None
     decision = task.decision
-    runs.lock(tx, run.id)
     mark_applied(tx, task)
     change = _Change.of(tx, context, run, ask.ticket, TaskDecided(decision=decision))
     position = ask.gate.position

@@ -30,6 +30,9 @@ from kneo.store.migrate import open_store
 from kneo.tasks.decisions import decision_from_value
 from kneo.tasks.inbox import decide, find
 
+sys.path.append(str(Path(__file__).parents[2] / "support"))
+from installation_key import find_key
+
 
 def kill_before(number: int) -> None:
     """Die, as if somebody pulled the plug, before this write is committed."""
@@ -61,7 +64,7 @@ def approve(store: Store, task_id: str) -> None:
 
 def main() -> None:
     url, folder, run_id, die_at, *tasks = sys.argv[1:]
-    store = open_store(url, SystemClock())
+    store = open_store(url, SystemClock(), find_key)
     worker = worker_on(store, Path(folder))
     if int(die_at):
         kill_before(int(die_at))

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from crashing import kill_before
+from crashing import find_key, kill_before
 
 from kneo.clock import SystemClock, sleep
 from kneo.records.run import RunStatus
@@ -51,7 +51,7 @@ def worker_of(store: Store, folder: Path) -> StepWorker:
 
 def main() -> None:
     url, folder, run_id, when, die_at = sys.argv[1:]
-    store = open_store(url, SystemClock())
+    store = open_store(url, SystemClock(), find_key)
     if int(die_at) and when == "after":
         store.notifier = KillingNotifier(int(die_at))
     worker = worker_of(store, Path(folder))

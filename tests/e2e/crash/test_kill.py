@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from installation_key import find_key
 from kneo_process import eventually
 from sqlalchemy import text
 from warm import start_python
@@ -103,7 +104,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def engine(migrated_url: str, tmp_path: Path) -> Iterator[Engine]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield Engine(store, tmp_path / "code", SOURCE)
     store.close()
 
@@ -198,7 +199,7 @@ def workers(engine: Engine) -> set[int]:
 
 
 def test_a_dead_workers_run_is_taken_over_in_time(postgres_url: str, tmp_path: Path) -> None:
-    store = open_store(postgres_url, SystemClock())
+    store = open_store(postgres_url, SystemClock(), find_key)
     engine = Engine(store, tmp_path / "code", SOURCE)
     run = engine.start([step("long", "slow"), act("b")])
     processes = Processes(engine, postgres_url, run)
@@ -220,7 +221,7 @@ def test_a_dead_workers_run_is_taken_over_in_time(postgres_url: str, tmp_path: P
 
 
 def test_what_a_stopped_worker_brings_late_is_discarded(postgres_url: str, tmp_path: Path) -> None:
-    store = open_store(postgres_url, SystemClock())
+    store = open_store(postgres_url, SystemClock(), find_key)
     engine = Engine(store, tmp_path / "code", SOURCE)
     run = engine.start([step("a", "slow"), act("b")])
     processes = Processes(engine, postgres_url, run)

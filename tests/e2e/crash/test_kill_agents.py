@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine
+from installation_key import find_key
 from kneo_process import eventually
 from model_server import Call, ModelServer, Reply, model_server
 from sqlalchemy import text
@@ -91,7 +92,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def engine(migrated_url: str, tmp_path: Path) -> Iterator[Engine]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield Engine(store, tmp_path / "code", SOURCE)
     store.close()
 
@@ -305,7 +306,7 @@ def test_a_guarded_turn_that_is_killed_checks_no_text_anew(
 
 
 def test_a_stopped_worker_makes_no_further_call_when_it_continues(postgres_url: str, tmp_path: Path) -> None:
-    store = open_store(postgres_url, SystemClock())
+    store = open_store(postgres_url, SystemClock(), find_key)
     engine = Engine(store, tmp_path / "code", SOURCE)
     run = start(engine, look="look_slowly", gate=False)
     script = [Reply(calls=[Call("look", {"id": "u1"})]), Reply(calls=[Call("pay", {"amount": 6})]), Reply("Paid.")]

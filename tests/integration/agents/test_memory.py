@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from agent_runs import MODEL, AgentRuns
+from installation_key import find_key
 from model_server import Call, ModelRequest, ModelServer, Reply, model_server
 from sqlalchemy import insert, select
 
@@ -80,7 +81,7 @@ def echo(request: ModelRequest) -> Reply:
 
 @pytest.fixture
 def store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield store
     store.close()
 

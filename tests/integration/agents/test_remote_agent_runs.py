@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from agent_runs import MODEL, AgentRuns
 from foreign_agent import ForeignAgent, foreign_agent_in_thread
+from installation_key import find_key
 from kneo_process import eventually
 from model_server import Call, Reply, model_server
 
@@ -31,7 +32,7 @@ Make = Callable[..., AgentRuns]
 @pytest.fixture
 def make(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: ForeignAgent) -> Iterator[Make]:
     """Make a store and a model that calls the remote agent once with a text."""
-    store = open_store(database_url, SystemClock())
+    store = open_store(database_url, SystemClock(), find_key)
     monkeypatch.setenv("KNEO_SERV_TOOLS_INSIDE", agent.url.removeprefix("http://"))
     with model_server([]) as server:
 

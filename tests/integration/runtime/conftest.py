@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from agent_runs import AgentRuns, MakeRuns
+from installation_key import find_key
 from model_server import ModelRequest, Reply, model_server
 
 from kneo.clock import SystemClock
@@ -17,7 +18,7 @@ from kneo.store.migrate import open_store
 
 @pytest.fixture
 def timed_store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield store
     store.close()
 

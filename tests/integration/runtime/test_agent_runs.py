@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from agent_runs import AgentRuns, begun
 from gates.asking import ENVIRONMENT, declare
+from installation_key import find_key
 from kneo_process import eventually
 from model_server import Call, ModelServer, Reply, model_server, overloaded
 
@@ -37,7 +38,7 @@ Make = Callable[[list[Reply]], AgentRuns]
 
 @pytest.fixture
 def store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield store
     store.close()
 
@@ -331,7 +332,7 @@ def test_a_provider_that_asks_to_wait_holds_no_slot_of_the_worker(
     migrated_url: str, tmp_path: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = ManualClock(datetime(2026, 1, 31, 12, tzinfo=UTC))
-    store = open_store(migrated_url, clock)
+    store = open_store(migrated_url, clock, find_key)
     agents = AgentRuns(store, tmp_path / "code", server, monkeypatch)
     server.script = {"m": [[overloaded(300), Reply("Done.")]], "other": [Reply("Other.")]}
     run = agents.begin()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent_runs import MODEL, AgentRuns
+from installation_key import find_key
 from model_server import Call, ModelServer, Reply, model_server
 
 from kneo.clock import SystemClock
@@ -27,7 +28,7 @@ Make = Callable[[list[Reply]], AgentRuns]
 
 @pytest.fixture
 def store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield store
     store.close()
 

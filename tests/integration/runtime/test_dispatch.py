@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from installation_key import find_key
 from sqlalchemy import text
 
 from kneo.errors import Invalid
@@ -55,7 +56,7 @@ def test_jobs_that_nobody_waits_for_are_dropped(postgres_url: str, tmp_path: Pat
     from kneo.clock import SystemClock
     from kneo.store.migrate import open_store
 
-    store = open_store(postgres_url, SystemClock())
+    store = open_store(postgres_url, SystemClock(), find_key)
     engine = Engine(store, tmp_path / "code", SOURCE)
     engine.start([step("quick")])
     with store.write() as tx:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from installation_key import find_key
 from kneo_process import eventually
 
 from kneo.clock import SystemClock
@@ -52,7 +53,7 @@ def none(text): return None
 
 @pytest.fixture
 def engine(migrated_url: str, tmp_path: Path) -> Engine:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield Engine(store, tmp_path / "code", SOURCE)
     store.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from installation_key import find_key
 from scripted_agents import ScriptedAgents, question, reply, spec
 
 from kneo.agents.turn import PeopleRequired
@@ -26,7 +27,7 @@ STEPS = tuple({"id": name, "kind": "agent", "ref": "teller"} for name in ("one",
 
 @pytest.fixture
 def store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield store
     store.close()
 

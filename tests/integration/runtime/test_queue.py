@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from installation_key import find_key
 from kneo_process import eventually
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
@@ -41,7 +42,7 @@ HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
 
 @pytest.fixture
 def engine(postgres_url: str, tmp_path: Path) -> Iterator[Engine]:
-    store = open_store(postgres_url, SystemClock())
+    store = open_store(postgres_url, SystemClock(), find_key)
     yield Engine(store, tmp_path / "code", SOURCE)
     store.close()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from engine import Engine, step
 from processes import at_once
+from sqlalchemy import event
 
 from kneo.clock import ManualClock
 from kneo.errors import Conflict, KneoError
@@ -15,7 +17,7 @@ from kneo.records.run import Run, RunStatus
 from kneo.records.task import TaskStatus
 from kneo.runtime.engine.recover import cancel_run
 from kneo.runtime.engine.timers import tick
-from kneo.store import history
+from kneo.store import history, tasks
 from kneo.store.engine import Store
 from kneo.tasks.inbox import find
 
@@ -76,6 +78,33 @@ def test_an_answered_run_that_is_cancelled_before_it_went_on_publishes_nothing(e
     cancel_run(engine.store, run.id, actor="bob")
     assert engine.drive(run).status is RunStatus.CANCELLED
     assert engine.notes() == []
+
+
+def test_a_cancel_that_wins_against_the_application_of_a_decision_is_no_error(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    if engine.store.is_sqlite:
+        pytest.skip("SQLite has one writer: nothing happens between two statements of a transaction")
+    run = waiting(engine)
+    engine.answer(engine.open(run)[0], "approved")
+    reads = []
+
+    def cancel(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+        if statement.startswith("SELECT tasks.id") and "tasks.status = " in statement:
+            reads.append(statement)
+            # The first one looks whether there is a decision, the second one reads it to apply it.
+            if len(reads) == 2:
+                cancel_run(engine.store, run.id, actor="bob")
+
+    event.listen(engine.store.engine, "after_cursor_execute", cancel)
+    now = engine.drive(run)
+    event.remove(engine.store.engine, "after_cursor_execute", cancel)
+    assert now.status is RunStatus.CANCELLED
+    assert engine.notes() == []
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+    with engine.store.read() as tx:
+        (task,) = tasks.of_run(tx, run.id, TaskStatus)
+    assert task.status is TaskStatus.CANCELLED
 
 
 def test_after_the_deadline_nobody_answers_even_before_it_was_noticed(engine: Engine, clock: ManualClock) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from installation_key import find_key
 from sqlalchemy import update
 
 from kneo.clock import SystemClock
@@ -32,7 +33,7 @@ HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
 
 @pytest.fixture
 def engine(migrated_url: str, tmp_path: Path) -> Engine:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield Engine(store, tmp_path / "code", SOURCE)
     store.close()
 

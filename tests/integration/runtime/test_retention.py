@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 from builders import build_run, build_task
+from installation_key import find_key
 from kneo_process import eventually
 from sqlalchemy import func, select
 
@@ -42,7 +43,7 @@ def test_a_deadline_does_not_wait_for_retention(migrated_url: str) -> None:
         leave.set()
 
     with (
-        closing(open_store(migrated_url, SystemClock())) as store,
+        closing(open_store(migrated_url, SystemClock(), find_key)) as store,
         background("timers", lambda: run_timers(store, stopping), stopping.set),
         background("retention", lambda: run_retention(store, stopping, prune_slowly), stop),
     ):
@@ -70,7 +71,7 @@ def test_a_timer_that_fails_keeps_no_other_from_its_work(migrated_url: str, capl
         msg = "a row that no version reads"
         raise ValueError(msg)
 
-    with closing(open_store(migrated_url, SystemClock())) as store:
+    with closing(open_store(migrated_url, SystemClock(), find_key)) as store:
         with store.write() as tx:
             due = isoformat(store.clock.now() - timedelta(seconds=1))
             runs.insert_run(tx, build_run(id="run_1", deadline_at=due))

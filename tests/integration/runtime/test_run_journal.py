@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from installation_key import find_key
 from kneo_process import eventually
 from scripted_agents import ScriptedAgents, question, reply, spec
 
@@ -31,7 +32,7 @@ from kneo.tasks.inbox import decide
 
 @pytest.fixture
 def store(migrated_url: str) -> Iterator[Store]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     yield store
     store.close()
 
@@ -291,7 +292,7 @@ def kinds(store: Store, run: Run) -> list[str]:
 
 
 def test_a_postponed_run_leaves_its_slot_to_others_and_continues_later(migrated_url: str, clock: ManualClock) -> None:
-    store = open_store(migrated_url, clock)
+    store = open_store(migrated_url, clock, find_key)
     turns: list[str] = []
 
     async def turn(conversation: Conversation, path: str) -> str:
@@ -316,7 +317,7 @@ def test_a_postponed_run_leaves_its_slot_to_others_and_continues_later(migrated_
 
 
 def test_an_answer_reaches_a_parked_run_before_its_time(migrated_url: str, clock: ManualClock) -> None:
-    store = open_store(migrated_url, clock)
+    store = open_store(migrated_url, clock, find_key)
 
     async def turn(conversation: Conversation, path: str) -> str:
         if path == "all/busy" and not (seen := conversation.journal.load()):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from installation_key import find_key
 from kneo_process import eventually
 
 from kneo.clock import SystemClock
@@ -47,7 +48,7 @@ async def stops_later(text): raise asyncio.CancelledError("enough")
 
 @pytest.fixture
 def engine(migrated_url: str, tmp_path: Path) -> Iterator[Engine]:
-    store = open_store(migrated_url, SystemClock())
+    store = open_store(migrated_url, SystemClock(), find_key)
     made = Engine(store, tmp_path / "code", SOURCE)
     yield made
     let_them_end(made)

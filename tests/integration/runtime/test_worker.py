@@ -8,6 +8,7 @@ from threading import Event
 
 import pytest
 from engine import Engine, step
+from installation_key import find_key
 from kneo_process import eventually
 
 from kneo.clock import SystemClock
@@ -25,7 +26,7 @@ FLOW = [step("quick")]
 
 @pytest.fixture
 def engine(sqlite_url: str, tmp_path: Path) -> Iterator[Engine]:
-    store = open_store(sqlite_url, SystemClock())
+    store = open_store(sqlite_url, SystemClock(), find_key)
     with_worker = Engine(store, tmp_path / "code", STEPS)
     worker = Worker(store, with_worker.driver(), concurrency=2)
     with background("worker", worker.run, worker.stop):
@@ -45,7 +46,7 @@ def test_more_than_there_is_room_for_are_all_begun(engine: Engine) -> None:
 def test_a_worker_that_is_never_idle_finds_what_others_made_due(
     engine: Engine, sqlite_url: str, tmp_path: Path
 ) -> None:
-    other = open_store(sqlite_url, SystemClock())
+    other = open_store(sqlite_url, SystemClock(), find_key)
     elsewhere = Engine(other, tmp_path / "code", STEPS).start(FLOW)
     other.close()
 

@@ -11,8 +11,14 @@ branch_labels = None
 depends_on = None
 
 TABLES = (
+    "agent_journal",
+    "checkpoints",
+    "journal_entries",
     "promotions",
     "runs",
+    "session_messages",
+    "session_summaries",
+    "steps",
     "tasks",
 )
 
