@@ -125,6 +125,8 @@ class Project:
             there = self.root / argument
             hint = f"There is one at {self.shown(there)}." if there.is_file() else None
             message = f"There is no spec at {self.shown(path)}."
+            if path.is_dir():
+                message = f"{path.resolve()} is a folder; name a spec in it."
             raise NotFound(message, hint=hint, file=str(path))
         return path
 

@@ -305,7 +305,7 @@ def _print(directory: Path, request: Request, result: Made) -> None:
         f"              {request.key_files['approver'].name} approves releases to prod ({request.approver})\n"
         f"  trust root  {result.trust_root}\n"
         f"\nNext: kneo up --repo {directory}\nNext steps are in {directory / 'README.md'}.\n"
-        f"Before CI runs, in {directory}, with CLONE for a clone of Kneo {__version__}; then commit what they write:\n"
+        f"Before CI runs, in that folder, with CLONE for a clone of Kneo {__version__}; then commit what they write:\n"
         f"  {WHEEL}\n"
         f"  {LOCK}"
     )

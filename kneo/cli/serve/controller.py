@@ -95,8 +95,8 @@ def find_repository(settings: Settings, url: str, ref: str, trust_root: str | No
     if pin is None and Path(location).is_dir():
         pin = KnownRoots(settings.known_roots_path).lookup(Path(location))
     if pin is None:
-        msg = f"No trust root is pinned for {url}."
-        hint = "Ask the owner of the repository for its digest, then pass --trust-root sha256:…"
+        msg = f"No trust root is pinned for the repository {location}."
+        hint = "Ask its owner for the digest, then pass --trust-root sha256:…, or set KNEO_SERV_TRUST_ROOT."
         raise Usage(msg, code="trust_root_not_pinned", hint=hint)
     return Repository(location, ref, pin, _interval(interval))
 

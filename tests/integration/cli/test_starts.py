@@ -78,3 +78,12 @@ def test_a_process_that_starts_warns_of_variables_that_are_no_settings(
         "KNEO_SERV_RETENTON_RUNS_DAYS is not a setting and has no effect; did you mean KNEO_SERV_RETENTION_RUNS_DAYS?"
     )
     assert "TOPSECRET" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "controller run"])
+def test_a_repository_without_a_pinned_trust_root_is_named_by_its_folder(machine: Machine, command: str) -> None:
+    refused = machine.kneo(*command.split(), "--repo", ".", expect=2)
+    assert f"No trust root is pinned for the repository {machine.folder}." in refused.stderr
+    remote = machine.kneo(*command.split(), "--repo", "https://git.example.org/config.git", expect=2)
+    assert "for the repository https://git.example.org/config.git." in remote.stderr
+    assert "--trust-root" in remote.stderr

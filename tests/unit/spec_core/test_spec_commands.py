@@ -298,3 +298,9 @@ def test_compiled_modules_and_packages_are_found(folder, answer):
         assert status == 0, said["diagnostics"]
     (folder / "s.yaml").write_text(SPEC.replace("functions.draft", "pkg.inner.shallow"))
     assert answer("spec", "lint", "s.yaml")[0] == 1
+
+
+def test_a_folder_in_place_of_a_spec_is_named(kneo, folder):
+    status, _, said = kneo("spec", "lint", ".")
+    assert status == 4
+    assert f"{folder} is a folder; name a spec in it." in said
