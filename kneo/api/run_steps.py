@@ -287,7 +287,7 @@ def list_run_steps(
         known = {view.path for view in begun}
         begun += [
             StepView.of_running(action, text_chars)
-            for action in list_executed(context, run)
+            for action in _executing(context, run)
             if action.activity.path not in known
         ]
     first = max(offset - total, 0)
@@ -300,8 +300,7 @@ def list_run_steps(
     )
 
 
-def list_executed(context: Context, run: Run) -> tuple[Execute, ...]:
-    """Return the steps of a running run that a worker executes, or executes next."""
+def _executing(context: Context, run: Run) -> tuple[Execute, ...]:
     try:
         return steps_under_way(ProgramLoader(context.store, context.settings.trust_root), run)
     except (Invalid, Untrusted):

@@ -164,8 +164,8 @@ class RunView:
     deadline_at: Annotated[float | None, Field(description="Seconds since 1970.")]
 
     @classmethod
-    def of(cls, run: Run, task: HumanTask | None, current: str | None = None) -> RunView:
-        """Build the view of a run and of its first open task; ``current`` is the step that is executed, where that is known."""
+    def of(cls, run: Run, task: HumanTask | None) -> RunView:
+        """Build the view of a run and of its first open task."""
         session_id = run.metadata.get("session_id")
         request = request_for_callers(task) if task else None
         return cls(
@@ -177,7 +177,7 @@ class RunView:
             workflow_kind=run.workflow_kind,
             input_text=redact_text(run.input_text, personal=False),
             output_text=readable(run.output_text),
-            **vars(RunPosition.of(run, task.step_id if task is not None else current)),
+            **vars(RunPosition.of(run, task.step_id if task is not None else None)),
             pending_human_request=request,
             continuation_id=task.id if task else None,
             trace_event_count=run.trace_count,

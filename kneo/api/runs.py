@@ -9,7 +9,6 @@ from pydantic import Field
 
 from kneo.api.operation import Context, operation
 from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, search_period, stored_time, total_of
-from kneo.api.run_steps import list_executed
 from kneo.api.run_views import (
     CheckpointPageView,
     CheckpointView,
@@ -24,7 +23,6 @@ from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import find_run, read_settled_run
-from kneo.spec.models.shorthand import family
 from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
 from kneo.tasks.people import identities_of
@@ -99,7 +97,7 @@ def list_runs(
         environment=environment,
         bundle=bundle,
         target=workflow_kind if workflow_kind in TARGETS else None,
-        workflow_type=family(workflow_kind) if workflow_kind is not None and workflow_kind not in TARGETS else None,
+        workflow_type=workflow_kind.replace("_", "-") if workflow_kind is not None and workflow_kind not in TARGETS else None,
         workflow_name=workflow_name,
         session_id=session_id,
         requester=requester,
@@ -133,10 +131,7 @@ def list_runs(
 def get_run(context: Context, run_id: str) -> RunView:
     """Read one run."""
     settled = read_settled_run(context.store, run_id)
-    run, current = settled.run, None
-    if run.status is RunStatus.RUNNING:
-        current = next((action.activity.path for action in list_executed(context, run)), None)
-    return RunView.of(run, settled.task, current)
+    return RunView.of(settled.run, settled.task)
 
 
 @operation("GET", "/runs/{run_id}/trace", scope="runs:read")

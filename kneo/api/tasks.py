@@ -16,7 +16,6 @@ from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
 from kneo.clock import first_id, isoformat, parse_duration
 from kneo.errors import InvalidValue
 from kneo.records.task import UNRESOLVED, TaskStatus
-from kneo.spec.models.shorthand import family
 from kneo.store import task_statistics, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
@@ -85,7 +84,7 @@ def list_human_tasks(
             claimed_by=person(claimed_by),
             step_id=step_id,
             workflow_name=workflow_name,
-            workflow_type=family(workflow_kind) if workflow_kind is not None else None,
+            workflow_type=workflow_kind.replace("_", "-") if workflow_kind is not None else None,
             who=identities_of(tx, who) if who is not None else None,
             created_after=stored_time(created_after),
             created_before=stored_time(created_before),

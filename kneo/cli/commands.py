@@ -75,6 +75,7 @@ COMMANDS: dict[str, Entry] = {
         "List, inspect, cancel, retry and fork runs",
         RUNS,
         {
+            "get": Entry("kneo.cli.runs.sessions:get", "Show one run and the answers that people gave"),
             "steps": Entry("kneo.cli.runs.sessions:steps", "List the steps of a run with their models and cost"),
             "conversation": Entry("kneo.cli.runs.sessions:conversation", "Show what agents and their models wrote"),
             "result": Entry("kneo.cli.runs.sessions:result", "Show the whole result of a tool call"),

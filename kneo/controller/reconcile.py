@@ -22,8 +22,8 @@ from kneo.controller.stages.gates import CommitTimes
 from kneo.controller.stages.load import DeclaredState, Loader, SourceProblem, failure, in_order, removed
 from kneo.controller.stages.report import (
     EnvironmentReport,
-    Failed,
     Outcome,
+    ReconcileFailed,
     Stalled,
     report_failure,
     report_problem,
@@ -96,7 +96,7 @@ class ReconcileResult:
     @property
     def has_failed(self) -> bool:
         """Whether the reconciliation of an environment failed and has to be tried again."""
-        return any(isinstance(outcome, Failed) for outcome in self.outcomes.values())
+        return any(isinstance(outcome, ReconcileFailed) for outcome in self.outcomes.values())
 
 
 Handler = Callable[[ControllerRequest, Lease], Mapping[str, object]]

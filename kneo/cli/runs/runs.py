@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Literal, cast
 
 import typer
 
-from kneo.api.run_steps import StepGateView, list_run_steps
 from kneo.api.run_views import CheckpointPageView, RunPageView, RunView, TraceView, check_status
-from kneo.api.runs import get_run, get_run_trace, list_run_checkpoints
+from kneo.api.runs import get_run_trace, list_run_checkpoints
 from kneo.api.runs import list_runs as list_runs_
 from kneo.api.usage import ModelUsageView, UsageReportView, get_usage
 from kneo.cli import render
@@ -92,21 +91,6 @@ def _show_list(page: RunPageView, period: Period) -> None:
         render.text(f"{len(page.runs)} of {page.total}. Next page: --offset {end}")
 
 
-@app.command("get")
-@examples("kneo runs get run_01JD8Z4V6M3Q", "kneo runs get run_01JD8Z4V6M3Q --json")
-def get(run_id: RunArgument, *, options: ServiceOptions) -> None:
-    """Show one run and the answers that people gave."""
-    with options.open() as opened:
-        run = opened.call(get_run, run_id)
-        gates = opened.call(list_run_steps, run_id, limit=1).gates
-
-    def show() -> None:
-        show_run(run)
-        show_gates(gates)
-
-    render.emit({**vars(run), "gates": gates}, as_json=options.as_json, text=show)
-
-
 def show_run(run: RunView) -> None:
     lines = [
         ("Status", run.status),
@@ -120,18 +104,6 @@ def show_run(run: RunView) -> None:
     if run.continuation_id is not None:
         lines.append(("Waits for", run.continuation_id))
     render.panel(f"Run {run.run_id}", lines)
-
-
-def show_gates(gates: Sequence[StepGateView]) -> None:
-    """Print the gates of a run: a line for each vote, and one for what no vote decided."""
-    rows: list[list[object]] = []
-    for gate in gates:
-        rows += [[gate.path, gate.position, vote.decision, vote.actor, gate.headline, vote.at] for vote in gate.votes]
-        if not gate.votes or gate.decision is None:
-            state = gate.decision or gate.status
-            rows.append([gate.path, gate.position, state, gate.actor, gate.headline, gate.resolved_at])
-    if rows:
-        render.table("Gates", ["Step", "Position", "Status", "Actor", "Prompt", "At"], rows)
 
 
 @app.command("watch")

@@ -1,13 +1,15 @@
-"""``kneo sessions``, ``kneo runs steps`` and ``kneo runs conversation``: what steps did, and what agents wrote and remember."""
+"""``kneo sessions``, ``kneo runs get``, ``kneo runs steps`` and ``kneo runs conversation``: what steps did, and what agents wrote and remember."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from kneo.api.run_conversation import ConversationsView, get_run_conversation, get_tool_result
-from kneo.api.run_steps import StepPageView, StepView, list_run_steps
+from kneo.api.run_steps import StepGateView, StepPageView, StepView, list_run_steps
+from kneo.api.runs import get_run
 from kneo.api.sessions import (
     DeletedSessionsView,
     SessionMessagesView,
@@ -19,7 +21,33 @@ from kneo.api.sessions import (
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
-from kneo.cli.runs.runs import RunArgument, cost_of, show_gates
+from kneo.cli.runs.runs import RunArgument, cost_of, show_run
+
+
+@examples("kneo runs get run_01JD8Z4V6M3Q", "kneo runs get run_01JD8Z4V6M3Q --json")
+def get(run_id: RunArgument, *, options: ServiceOptions) -> None:
+    """Show one run and the answers that people gave."""
+    with options.open() as opened:
+        run = opened.call(get_run, run_id)
+        gates = opened.call(list_run_steps, run_id, limit=1).gates
+
+    def show() -> None:
+        show_run(run)
+        show_gates(gates)
+
+    render.emit({**vars(run), "gates": gates}, as_json=options.as_json, text=show)
+
+
+def show_gates(gates: Sequence[StepGateView]) -> None:
+    """Print the gates of a run: a line for each vote, and one for what no vote decided."""
+    rows: list[list[object]] = []
+    for gate in gates:
+        rows += [[gate.path, gate.position, vote.decision, vote.actor, gate.headline, vote.at] for vote in gate.votes]
+        if not gate.votes or gate.decision is None:
+            state = gate.decision or gate.status
+            rows.append([gate.path, gate.position, state, gate.actor, gate.headline, gate.resolved_at])
+    if rows:
+        render.table("Gates", ["Step", "Position", "Status", "Actor", "Prompt", "At"], rows)
 
 
 @examples("kneo runs steps run_01JD8Z4V6M3Q", "kneo runs steps run_01JD8Z4V6M3Q --json")

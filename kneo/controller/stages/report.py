@@ -55,11 +55,11 @@ class Stalled(_NotReady):
 
 
 @dataclass(frozen=True)
-class Failed(_NotReady):
+class ReconcileFailed(_NotReady):
     """The reconciliation failed; the controller tries again."""
 
 
-Outcome = Ready | Reconciling | Stalled | Failed
+Outcome = Ready | Reconciling | Stalled | ReconcileFailed
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def report_failure(problem: SourceProblem, revision: str) -> EnvironmentReport:
         Condition(type=kind, status=status, reason=problem.reason, message=problem.message, revision=revision)
         for kind, status in ((ConditionType.STALLED, True), (ConditionType.READY, False))
     )
-    return EnvironmentReport(Failed(problem.reason, problem.message), conditions, None)
+    return EnvironmentReport(ReconcileFailed(problem.reason, problem.message), conditions, None)
 
 
 def report_policy(environment: Environment, verdict: Blocked, revision: str) -> EnvironmentReport:

@@ -40,13 +40,8 @@ def workflow(value: object) -> object:
         if "type" not in value and "steps" in value:
             return {"type": "sequential", **value}
         if value.get("type") == "group_chat":
-            return {**value, "type": family("group_chat")}
+            return {**value, "type": "group-chat"}
     return value
-
-
-def family(word: str) -> str:
-    """Return the name of a family of workflows; ``group_chat`` is ``group-chat``."""
-    return "group-chat" if word == "group_chat" else word
 
 
 def condition(value: object) -> object:

@@ -132,7 +132,7 @@ def _finding(model: type[BaseModel], detail: ErrorDetails, documents: Sequence[D
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FieldLocation:
     """A path of the file, the keys that are known where it ends, and the field of a model that it names."""
 
     path: Path
@@ -146,7 +146,7 @@ class Place:
         return next((each for each in metadata if isinstance(each, FindingCode)), None)
 
 
-def follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> Place:
+def follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> FieldLocation:
     """Turn a location of pydantic into a place in the file.
 
     The two differ where a value may be one of several models: pydantic adds the tag of the one it tried.
@@ -165,7 +165,7 @@ def follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> Place:
         fields = _fields(here) if isinstance(here, type) and issubclass(here, BaseModel) else {}
         known, field = tuple(fields), fields.get(str(part))
         here = _step_into(here, part)
-    return Place(tuple(path), known, field)
+    return FieldLocation(tuple(path), known, field)
 
 
 def _choose(annotation: object, part: int | str) -> tuple[object, bool]:

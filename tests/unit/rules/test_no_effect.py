@@ -27,7 +27,8 @@ READ: dict[str, dict[str, str]] = {
     "Agent": {
         PROGRAM: "name as_agent",
         "kneo/agents/providers.py": "model runtime_preferences",
-        "kneo/agents/loop.py": "system_prompt strategy tools output_schema middleware",
+        "kneo/agents/loop.py": "system_prompt strategy tools output_schema",
+        "kneo/agents/step_tools.py": "middleware",
         "kneo/agents/memory.py": "memory defaults",
         "kneo/spec/lint/agents.py": "history",
         "kneo/agents/questions.py": "ask_question",
@@ -137,7 +138,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/spec/coverage/exposure.py": "allow_network allow_filesystem_read allow_filesystem_write allow_shell",
         "kneo/agents/addresses.py": "allowed_domains denied_domains",
     },
-    "ToolSelection": {"kneo/agents/loop.py": "include exclude", "kneo/spec/coverage/exposure.py": "permissions"},
+    "ToolSelection": {"kneo/agents/step_tools.py": "include exclude", "kneo/spec/coverage/exposure.py": "permissions"},
     "Verify": {"kneo/agents/execution.py": "verify"},
 }
 """Where a field is read."""
