@@ -96,7 +96,7 @@ def rules_before(
 ) -> Environment | SourceProblem | None:
     """Return the environment file in force before a commit, where its rules differ from the commit's.
 
-    A file that came into force with this very commit does not count as in force before it.
+    A file that came into force with this very commit does not count as in force before it, unless people approved the change.
 
     Returns:
         The file; None without an earlier file or with the same rules; a problem for a file that this version cannot read,
@@ -106,7 +106,8 @@ def rules_before(
         return None
     text: bytes | None = record.declaration
     if record.policy_digest == environment.policy_digest:
-        text = record.previous if record.policy_revision == revision else None
+        came_now = record.policy_revision == revision and not record.policy_approved
+        text = record.previous if came_now else None
     if text is None:
         return None
     try:

@@ -172,8 +172,11 @@ class EnvironmentRecord:
     """The file before ``policy_revision``."""
 
     policy_revision: str | None = None
-    """The commit that introduced the present policy, whose releases the previous policy has to allow too; None where people
-    approved the change of the policy."""
+    """The commit that introduced the present policy."""
+
+    policy_approved: bool | None = None
+    """Whether people approved the present policy; None for one of an earlier version. The previous policy has to allow the
+    releases of ``policy_revision`` too, unless people approved the change."""
 
     trust_epoch: str | None = None
     """The digest of the trust and policy under which the releases were last verified."""

@@ -211,8 +211,6 @@ def accept_environment(
     """Store an environment file as the one in force, with an audit event for changed rules."""
     before = releases.environment(tx, name)
     changes = before is None or before.policy_digest != policy_digest
-    # Rules that people approved in place of others are those in force from the next reconciliation on, also for this commit.
-    policy_revision = None if before is not None and approvals else revision
     record = EnvironmentRecord(
         name=name,
         declaration=declaration,
@@ -221,7 +219,8 @@ def accept_environment(
         pending=(),
         updated_at=tx.at,
         previous=(before.declaration if before else None) if changes else (before.previous if before else None),
-        policy_revision=policy_revision if changes or before is None else before.policy_revision,
+        policy_revision=revision if changes or before is None else before.policy_revision,
+        policy_approved=bool(approvals) if changes or before is None else before.policy_approved,
         trust_epoch=epoch,
     )
     if before is not None and record == replace(before, pending=(), updated_at=tx.at):

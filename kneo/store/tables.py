@@ -255,6 +255,7 @@ environments = Table(
     Column("revision", Text, nullable=False),
     Column("previous", LargeBinary),
     Column("policy_revision", Text),
+    Column("policy_approved", Boolean),
     Column("trust_epoch", DIGEST),
     Column("updated_at", TIME, nullable=False),
 )

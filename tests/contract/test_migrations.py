@@ -177,8 +177,9 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
             tx.connection.execute(text(f"DROP TABLE {table}"))
         for index in indexes:
             tx.connection.execute(text(f"DROP INDEX ix_{index}"))
-        for column in ("run_id", "continuation_id"):
-            tx.connection.execute(text(f"ALTER TABLE outbox DROP COLUMN {column}"))
+        columns = (("outbox", "run_id"), ("outbox", "continuation_id"), ("environments", "policy_approved"))
+        for table, column in columns:
+            tx.connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         for table in metadata.sorted_tables:
             if "mac" in table.columns and table.name not in added:
                 tx.connection.execute(text(f"ALTER TABLE {table.name} DROP COLUMN mac"))
@@ -258,7 +259,7 @@ def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys
         for scope, response in stored.items():
             tx.connection.execute(insert(idempotency_keys).values(**row, scope=scope, key=scope, response=response))
     with store.write() as tx:
-        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0015'"))
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0016'"))
     migrate.migrate(store)
     with store.read() as tx:
         columns = idempotency_keys.c
@@ -296,7 +297,7 @@ def operations(revision: Path) -> set[str]:
     return names
 
 
-DELETES_VALUES = {"kneo_0016_shown_once.py": {"execute"}}
+DELETES_VALUES = {"kneo_0017_shown_once.py": {"execute"}}
 """Migrations that change rows, in a way that earlier versions know: an idempotency key without a response."""
 
 

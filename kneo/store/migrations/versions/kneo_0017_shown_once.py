@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "kneo_0016"
-down_revision = "kneo_0015"
+revision = "kneo_0017"
+down_revision = "kneo_0016"
 branch_labels = None
 depends_on = None
 
