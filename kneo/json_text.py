@@ -30,6 +30,10 @@ class AmbiguousJson(json.JSONDecodeError):
         super().__init__(message, "", 0)
 
 
+class RepeatedMember(AmbiguousJson):
+    """An object with two members of one name."""
+
+
 def parse_json(data: bytes | str) -> object:
     """Parse JSON: UTF-8, no member twice, finite numbers, whole characters, 200 levels at most.
 
@@ -79,7 +83,7 @@ def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         message = f"The key {twice[:60]!r} is written twice."
-        raise AmbiguousJson(message)
+        raise RepeatedMember(message)
     return value
 
 

@@ -138,6 +138,11 @@ _PICTURE = re.compile(
     "[\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u27bf\u2934\u2935\u2b05-\u2b55\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
 )
 
+_COMMAND = re.compile(
+    r"^(?P<before>[^\S\n]*)(?P<sign>:)(?=:[\w-]+(?: [^\n]*)?::)|(?P<hash>#)(?=#(?:vso|teamcity)?\[)", re.MULTILINE
+)
+"""The beginning of a line that runners of CI obey: ``::add-mask::x``, and ``##[add-mask]x`` also within a line."""
+
 _VIRAMA = 9
 """The combining class of the signs that join two letters of an Indic script."""
 
@@ -151,9 +156,10 @@ def reveal(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return a text for one line, with an escape in place of each character that cannot be seen, without exception:
-    two texts that differ look different.
+    """Return a text for one line, with an escape in place of each character that cannot be seen, without exception. Commands to
+    runners of CI are none in it.
     """
+    text = _without_commands(text)
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c.isprintable() and not _HIDDEN.match(c) else _escape(c) for c in text)
@@ -161,8 +167,10 @@ def visible(text: str) -> str:
 
 def plain(text: str) -> str:
     """Return a text of unknown origin, of several lines, for a terminal or a log: with an escape in place of each
-    character that terminals obey or readers do not see. The escapes are those of JSON, whose value stays the same.
+    character that terminals or runners of CI obey, or readers do not see. The escapes are those of JSON, whose value stays
+    the same.
     """
+    text = _without_commands(text)
     if text.isascii() and text.isprintable():
         return text
     return replace_unseen(text, _escape)
@@ -175,6 +183,12 @@ def replace_unseen(text: str, replacement: Callable[[str], str]) -> str:
     pictures, and of two letters where their script needs one.
     """
     return _MARKED.sub(lambda found: found[0] if _is_drawn(found) else replacement(found[0]), text)
+
+
+def _without_commands(text: str) -> str:
+    if "::" not in text and "##" not in text:
+        return text
+    return _COMMAND.sub(lambda found: f"{found['before'] or ''}{_escape(found['sign'] or found['hash'])}", text)
 
 
 def _escape(letter: str) -> str:

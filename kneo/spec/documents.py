@@ -245,12 +245,13 @@ def as_text(found: Diagnostic, sources: Mapping[str, str]) -> str:
     """
     position = ":".join(str(part) for part in (found.file, found.line, found.column) if part is not None)
     head = f"{position}: " if position else ""
-    lines = [f"{head}{found.severity.value} {found.code}: {found.message}"]
+    # Names and keys of a file may have line breaks, which would begin a line of their own.
+    lines = [visible(f"{head}{found.severity.value} {found.code}: {found.message}")]
     lines += _excerpt(found, sources)
     if found.path_text:
-        lines.append(f"    at {found.path_text}")
+        lines.append(f"    at {visible(found.path_text)}")
     if found.suggestion:
-        lines.append(f"    → {found.suggestion}")
+        lines.append(f"    → {visible(found.suggestion)}")
     return "\n".join(lines)
 
 
@@ -282,7 +283,9 @@ def _github_command(found: Diagnostic) -> str:
     encoded = ",".join(f"{name}={_property(value)}" for name, value in properties.items() if value is not None)
     where = f" (at {found.path_text})" if found.path_text else ""
     todo = f"\n{found.suggestion}" if found.suggestion else ""
-    return f"::{_GITHUB_LEVEL[found.severity]} {encoded}::{_data(found.message + where + todo)}"
+    lines = (found.message + where + todo).split("\n")
+    text = "\n".join(map(visible, lines))
+    return f"::{_GITHUB_LEVEL[found.severity]} {encoded}::{_data(text)}"
 
 
 def _data(text: str) -> str:

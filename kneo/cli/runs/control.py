@@ -25,7 +25,7 @@ from kneo.cli.options import OptionGroup
 from kneo.cli.runs.run import note_of, show_outcome
 from kneo.cli.runs.runs import RunArgument, show_run
 from kneo.errors import Usage
-from kneo.json_text import AmbiguousJson, parse_json
+from kneo.json_text import RepeatedMember, parse_json
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,8 @@ def _json(text: str) -> object:
     """Return the value of a text in JSON, any other text as it is."""
     try:
         return parse_json(text)
-    except AmbiguousJson as error:
-        msg = f"{text[:80]} is JSON that is not read: {error.msg}"
-        raise Usage(msg, hint="Put a text into double quotes.") from error
+    except RepeatedMember as error:
+        raise Usage(error.msg, hint="Write each key of the value once.") from error
     except ValueError:
         return text
 

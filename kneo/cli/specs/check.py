@@ -12,6 +12,7 @@ import typer
 from kneo import __version__
 from kneo.cli import render
 from kneo.cli.project import LoadedFile, Project, open_project
+from kneo.names import visible
 from kneo.spec.compiler import refusal
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.documents import Diagnostic, Severity, as_github, as_sarif, as_text, has_errors
@@ -168,7 +169,7 @@ def _print_text(checked: Checked, findings: Sequence[Diagnostic]) -> None:
     warnings = sum(found.severity is Severity.WARNING for found in findings)
     counts = [render.count(number, word) for number, word in ((errors, "error"), (warnings, "warning")) if number]
     overlays = "".join(f" + {checked.project.shown(path)}" for path in checked.file.overlays)
-    subject = f"{checked.name}{overlays} ({checked.project.environment})"
+    subject = visible(f"{checked.name}{overlays} ({checked.project.environment})")
     if counts:
         render.line(render.FAILED if errors else render.CAREFUL, f"{subject}: {', '.join(counts)}")
     else:

@@ -15,6 +15,7 @@ from kneo.cli.files import read_bytes
 from kneo.cli.options import JsonOption
 from kneo.cli.specs.check import Checked, check, require_usable
 from kneo.cli.specs.spec import EnvOption, SpecArgument
+from kneo.names import visible
 from kneo.runtime.simulate.exploration import BranchOutcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
 from kneo.spec.coverage.policy import GuardrailPlace, guardrail_places
@@ -72,10 +73,10 @@ def simulate(
         if places:
             _guardrails(places)
         for finding in findings:
-            render.line(render.FAILED, f"{finding.file or checked.name}: {finding.message} ({finding.code})")
+            render.line(render.FAILED, visible(f"{finding.file or checked.name}: {finding.message} ({finding.code})"))
         if not findings:
             branches = f"{everything.branches} branches" if everything.branches != 1 else "1 branch"
-            render.success(f"{checked.name}: {branches}; every step and gate is on at least one of them.")
+            render.success(f"{visible(checked.name)}: {branches}; every step and gate is on at least one of them.")
 
     render.emit(answer, as_json=as_json, text=show)
     raise typer.Exit(1 if findings else 0)
@@ -87,12 +88,12 @@ def _read(path: Path) -> AnswersFile:
 
 
 def _matrix(checked: Checked, simulation: Simulation) -> None:
-    render.text(simulation.file or checked.name)
+    render.text(visible(simulation.file or checked.name))
     for number, outcome in enumerate(simulation.outcomes, 1):
         choices = [f"{name}: {' | '.join(words)}" for _, name, words in outcome.choices] or ["no decisions"]
         lines = [*choices, f"→ {' → '.join((*outcome.ran, _end(outcome)))}"]
         for at, line in enumerate(lines):
-            render.text(f"{number if at == 0 else '':>3}  {line}")
+            render.text(f"{number if at == 0 else '':>3}  {visible(line)}")
     left = simulation.branches - len(simulation.outcomes)
     if left:
         render.warning(f"{left} of {simulation.branches} branches are not shown; --rows shows more.")
@@ -107,7 +108,8 @@ def _guardrails(places: Sequence[GuardrailPlace]) -> None:
         found = [*place.steps, *(f"tool {name}" for name in place.tools)]
         kind, action = place.guardrail.type, place.guardrail.action
         where = f" at {', '.join(found)}" if found else ""
-        render.text(f"     {place.stage}: {place.guardrail.id} ({kind}, {action}) of {place.agent}{where}")
+        line = f"{place.stage}: {place.guardrail.id} ({kind}, {action}) of {place.agent}{where}"
+        render.text(f"     {visible(line)}")
 
 
 def _end(outcome: BranchOutcome) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,8 +20,10 @@ from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.specs.check import Checked, Format, check, print_findings, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
+from kneo.names import visible
 from kneo.spec.base import describe, suggest
 from kneo.spec.coverage.policy import policy_report
+from kneo.spec.diff import escaped
 from kneo.spec.documents import DEFAULT_LIMITS, Diagnostic, as_text
 from kneo.spec.graph import (
     GraphNode,
@@ -253,7 +255,12 @@ def migrate(
 
 @app.command("policy-report")
 @examples("kneo spec policy-report spec.yaml", "kneo spec policy-report spec.yaml --env prod --json")
-def report_policy(spec: SpecArgument = None, *, options: CheckOptions) -> None:
+def report_policy(
+    spec: SpecArgument = None,
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a section for the summary of a CI job.")] = False,
+    options: CheckOptions,
+) -> None:
     """Summarize permissions, tools and human gates for a reviewer.
 
     Exit status 1 if the spec does not match the schema or violates the environment's policy.
@@ -268,8 +275,13 @@ def report_policy(spec: SpecArgument = None, *, options: CheckOptions) -> None:
         answer, findings = received, (*findings, *checked.with_findings(received).findings)
 
     def show() -> None:
-        for heading, lines in _sections(report.body) if report.valid else ():
-            render.text("\n  ".join((heading, *lines)))
+        sections = [*_sections(report.body)] if report.valid else []
+        if markdown:
+            sections += [("Findings", [line for found in checked.findings for line in as_text(found, {}).splitlines()])]
+            render.text("\n".join(_markdown(checked.name, sections)))
+            return
+        for heading, lines in sections:
+            render.text("\n  ".join((heading, *map(visible, lines))))
         print_findings(checked, checked.findings, Format.TEXT, None)
 
     # The keys of a local report and of a service's report: both have readers.
@@ -358,6 +370,13 @@ def _sections(body: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
     yield "Human gates", gates or ["none"]
     reasons = _list(body, "human_review", "requirements")
     yield "Reasons for a review", [f"{each['code']}: {each['reason']}" for each in reasons]
+
+
+def _markdown(name: str, sections: Iterable[tuple[str, list[str]]]) -> Iterator[str]:
+    """Yield a policy report as Markdown that shows every name as it is written."""
+    yield f"### {escaped(visible(name))}\n"
+    for heading, lines in sections:
+        yield from (f"**{heading}**\n", *(f"- {escaped(visible(line.strip()))}" for line in lines or ["none"]), "")
 
 
 _AGENT_PARTS = (("tools", "agent_policies"), ("memory", "agents"), ("guardrails", "agents"))

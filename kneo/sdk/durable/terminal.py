@@ -10,7 +10,7 @@ from typing import Self
 
 from kneo.clock import sleep
 from kneo.errors import KneoError
-from kneo.json_text import AmbiguousJson, parse_json
+from kneo.json_text import RepeatedMember, parse_json
 from kneo.names import plain
 from kneo.records.task import HumanTask
 from kneo.sdk.host import RunHost
@@ -70,7 +70,7 @@ class WaitPrompt:
     def _decide(self, task: HumanTask, text: str) -> None:
         try:
             value = parse_json(text)
-        except AmbiguousJson as error:
+        except RepeatedMember as error:
             _show(error.msg)
             return
         except ValueError:

@@ -396,6 +396,50 @@ def test_names_with_line_breaks_give_the_runner_no_commands(made: Made) -> None:
     assert any("pwned" in line for line in "".join(made.runner.printed).splitlines())
 
 
+def test_names_with_line_breaks_write_no_line_of_the_summary(made: Made) -> None:
+    specs = made.runner.repo / "specs"
+    text = (specs / "announcement.yaml").read_text()
+    forged = "\\n```\\n# Plan\\nApproved by ann"
+    (specs / "y.yaml").write_text(
+        text.replace("id: draft", f'id: "a{forged}"').replace("id: approve", f'id: "b{forged}"')
+    )
+    name = "x\n```\n# Plan\nApproved by ann <img src=x> [a](b)"
+    (specs / f"{name}.yaml").write_text(text)
+    made.runner.only = frozenset({"Report on specs"})
+    made.runner.keep_going = True
+    made.runner.run("check", trust_root=made.pin, base="HEAD")
+    lines = [line for line in made.runner.summary.splitlines() if line]
+    assert "ann" in made.runner.summary
+    assert [line for line in lines if not line.startswith(("### ", "**", "- "))] == []
+    assert not [line for line in lines if re.search(r"(?<!\\)(```|<img|\[a)", line)]
+    assert len([line for line in lines if line.startswith("### ")]) == 3
+
+
+def test_keys_with_commands_give_the_runner_none(made: Made) -> None:
+    """In the log of a job of one's own, which stops no commands."""
+    specs = made.runner.repo / "specs"
+    text = (specs / "announcement.yaml").read_text()
+    hostile = "a\\n::add-mask::pwned\\n##[add-mask]pwned"
+    (specs / "y.yaml").write_text(f'"{hostile}": 1\n' + text.replace("id: draft", f'id: "{hostile}"'))
+    (specs / "z.yaml").write_text(text.replace("id: draft", f'id: "{hostile}"'))
+    printed = ""
+    for verb in ("lint", "simulate", "policy-report", "validate", "explain", "graph", "compile"):
+        for name in ("y", "z"):
+            command = [sys.executable, "-m", "kneo.cli.main", "spec", verb, f"specs/{name}.yaml"]
+            done = subprocess.run(
+                command,
+                cwd=made.runner.repo,
+                env=made.runner.env,
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
+            )
+            printed += done.stdout + done.stderr
+    assert "pwned" in printed
+    assert list(_obeyed(printed)) == []
+
+
 def _obeyed(log: str) -> Iterator[str]:
     """The lines that a runner takes for commands, as it does: after spaces, unless they are stopped."""
     token = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -137,3 +138,24 @@ def test_data_hidden_behind_a_letter_is_marked(text: str) -> None:
 @given(st.text(alphabet=st.one_of(st.characters(max_codepoint=0x7F), st.characters()), max_size=12))
 def test_escapes_keep_the_value_of_json(text: str) -> None:
     assert json.loads(plain(json.dumps(text, ensure_ascii=False))) == text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "::add-mask::x",
+        "  ::error file=a,line=1::x",
+        "\u00a0::stop-commands::x",
+        "a ##[add-mask]x",
+        "##vso[task.setvariable]x",
+    ],
+)
+def test_a_text_is_no_command_to_a_runner(command: str) -> None:
+    for shown in (visible(command), plain(f"first\n{command}")):
+        assert not re.search(r"^\s*::|##(vso)?\[", shown, re.MULTILINE), shown
+    assert json.loads(plain(json.dumps(command, ensure_ascii=False))) == command
+
+
+@pytest.mark.parametrize("text", ["std::vector::x", ":::tip", "## [1] Changes", "a ::b:: c"])
+def test_a_text_with_colons_stays(text: str) -> None:
+    assert visible(text) == plain(text) == text
