@@ -207,11 +207,15 @@ class CallJournal:
         )
         await self._turn.journal.below(ARTIFACTS).append(entry, durable=False)
 
-    async def refuse(self, call: RequestedCall, reason: Refusal, result: Arguments) -> CallResult:
+    async def refuse(
+        self, call: RequestedCall, reason: Refusal, result: Arguments, *, facts: Mapping[str, object] | None = None
+    ) -> CallResult:
         """Record that a call is not made, and what the model gets as its result."""
         now = self.now()
         body = {"arguments": call.arguments, "result": dict(result)}
-        entry = self._entry(call, EntryStatus.DENIED, body, {"tool": call.name, "reason": reason}, now, now)
+        entry = self._entry(
+            call, EntryStatus.DENIED, body, {"tool": call.name, "reason": reason, **(facts or {})}, now, now
+        )
         await self._append(entry, self.event(call, _EVENTS[reason]))
         return known_result(entry)
 

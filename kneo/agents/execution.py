@@ -313,7 +313,7 @@ class CallExecution:
             if error.code not in _RESULTS:
                 raise
             return await self._fail(permitted, error)
-        facts = {"total_tokens": result.facts["total_tokens"]}
+        facts = {**permitted.facts, "total_tokens": result.facts["total_tokens"]}
         return await self.keep(replace(permitted, facts=facts), result.text)
 
     # ---- interruptions ---------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from kneo.agents.skills import AgentSkills
 from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
-from kneo.records.conversation import EDITED_BY, EntryStatus
+from kneo.records.conversation import DECISIONS, EDITED_BY, EntryStatus
 from kneo.records.task import Decision, DecisionKind
 from kneo.spec.call_title import call_title
 from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of
@@ -236,7 +236,8 @@ class Guard:
             result: object = f"A person declined to answer: {reason_of(decision)}."
         else:
             result = answer_of(decision)
-        return await self._execution.keep(PermittedCall(call=call, tool=ASK_TOOL, arguments=call.arguments), result)
+        permitted = PermittedCall(call=call, tool=ASK_TOOL, arguments=call.arguments, facts=_decided([decision]))
+        return await self._execution.keep(permitted, result)
 
     async def _read_skill(self, call: RequestedCall) -> CallResult:
         result = self._skills.read(call.arguments, self._services.limits.result_chars)
@@ -245,22 +246,24 @@ class Guard:
     async def _review(self, call: RequestedCall, tool: Tool) -> CallResult:
         """Ask the gates of a call, one after the other, until all agree to the same arguments."""
         arguments, agreed = call.arguments, dict[str, Digest]()
-        facts: dict[str, object] = {}
+        edited: dict[str, object] = {}
+        decisions: list[Decision] = []
         for _ in range(MAX_REVIEWS):
             gate = self._next_gate(call, arguments, agreed)
             if gate is None:
+                facts = {**edited, **_decided(decisions)}
                 permitted = PermittedCall(call=call, tool=tool, arguments=arguments, facts=facts)
                 return await self._execution.make(permitted)
             schema = schema_of(tool) if gate.position == "before" else tool.returns or {}
             title = call_title(call.name, tool.title, arguments) if tool.title is not None else None
             question = gate_question(self._turn, call, gate, arguments, schema, title)
             decision = self._answer(question)
+            decisions.append(decision)
             if decision.kind is DecisionKind.REJECTED:
-                return await self._rejected(call, gate, question, decision)
+                return await self._rejected(call, gate, question, decisions)
             if gate.position == "external":
-                return await self._execution.keep(
-                    PermittedCall(call=call, tool=tool, arguments=arguments), answer_of(decision)
-                )
+                permitted = PermittedCall(call=call, tool=tool, arguments=arguments, facts=_decided(decisions))
+                return await self._execution.keep(permitted, answer_of(decision))
             try:
                 arguments = edited_arguments(arguments, decision)
                 misfit = argument_misfits(schema_of(tool), arguments)
@@ -271,14 +274,14 @@ class Guard:
             agreed[gate.id] = digest_of_json(arguments)
             is_changed = agreed[gate.id] != digest_of_json(call.arguments)
             if decision.kind is DecisionKind.EDITED:
-                facts = {EDITED_BY: decision.actor} if is_changed else {}
+                edited = {EDITED_BY: decision.actor} if is_changed else {}
             if is_changed:
                 checked = await self._checked(call, tool, arguments, edited=True)
                 if isinstance(checked, CallResult):
                     return checked
                 arguments = checked
         message = "The people who were asked did not agree to the same arguments. This is final."
-        return await self._journal.refuse(call, "rejected", {"rejected": message})
+        return await self._journal.refuse(call, "rejected", {"rejected": message}, facts=_decided(decisions))
 
     def _next_gate(self, call: RequestedCall, arguments: Arguments, agreed: Mapping[str, Digest]) -> ToolGate | None:
         shown = digest_of_json(arguments)
@@ -288,9 +291,24 @@ class Guard:
         return self._turn.gates(self._turn.agent_name, call.name, arguments)
 
     async def _rejected(
-        self, call: RequestedCall, gate: ToolGate, question: CallQuestion, decision: Decision
+        self,
+        call: RequestedCall,
+        gate: ToolGate,
+        question: CallQuestion,
+        decisions: Sequence[Decision],
     ) -> CallResult:
+        decision = decisions[-1]
         if (decision.effect or gate.on_reject) in REFUSING:
             raise Stopped(question, decision)
         message = f"A person rejected this call: {reason_of(decision)}. This is final."
-        return await self._journal.refuse(call, "rejected", {"rejected": message})
+        return await self._journal.refuse(call, "rejected", {"rejected": message}, facts=_decided(decisions))
+
+
+def _decided(decisions: Sequence[Decision]) -> dict[str, object]:
+    """Return the fact of who decided what about a call, of several people each; none where no person was asked."""
+    named = [
+        {"by": person, "decision": decision.kind.value}
+        for decision in decisions
+        for person in decision.voters or (decision.actor,)
+    ]
+    return {DECISIONS: named} if named else {}

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kneo.api.conversation_messages import ContentTexts
 from kneo.api.operation import EVERYTHING, Context, operation
 from kneo.api.page import Limit, Offset, Word
-from kneo.api.run_conversation import ContentTexts
 from kneo.errors import InvalidValue, NotFound
 from kneo.records.agent_session import AgentSession, SessionKey
 from kneo.store import agent_sessions, audit

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kneo import registry
+from kneo.api.conversation_messages import WITHHELD_ALL, ContentTexts
 from kneo.api.operation import Json
-from kneo.api.run_conversation import WITHHELD_ALL, ContentTexts
 from kneo.api.run_steps import path_of
 from kneo.errors import KneoError
 from kneo.records.conversation import EDITED_BY, ConversationEntry, EntryKind, EntryStatus

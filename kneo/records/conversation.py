@@ -34,6 +34,9 @@ class EntryStatus(StrEnum):
 EDITED_BY = "edited_by"
 """The fact of a tool call with the person who changed its arguments; the body has those with which the call was made."""
 
+DECISIONS = "decisions"
+"""The fact of a tool call with the decisions of people about it, in order: ``{by, decision}`` each, never their texts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationEntry:

@@ -11,10 +11,11 @@ from console_load import CHANGES, declare, fill, insert, multiply, pages, statem
 from console_pages import HtmlPage
 from sqlalchemy import func, select
 
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
-from kneo.service.console import inbox, render
+from kneo.service.console import inbox, render, run_page
 from kneo.service.console.render import STATIC, STATIC_HASH
-from kneo.store import history, tables
+from kneo.store import agent_journal, history, tables
 from kneo.store.engine import Store
 
 MAX_BYTES = 10_000
@@ -117,3 +118,33 @@ def test_long_texts_are_cut_in_rows_and_bounded_on_the_page_of_a_step(store: Sto
         assert show(store, f"/runs/{run.id}")[1] < MAX_BYTES
     else:
         assert show(store, f"/runs/{run.id}/steps/1")[1] < 10 * MAX_BYTES
+
+
+def test_a_long_conversation_is_bounded_on_the_page_of_its_run(store: Store) -> None:
+    with store.write() as tx:
+        run = insert(tx, 1, waits=False)
+        history.insert_step(tx, replace(step(run, 1, 1), step_id="work", kind="agent"))
+        agent_journal.append(tx, run.id, [reply(number) for number in range(1, 200)])
+    number, size, html = show(store, f"/runs/{run.id}")
+    assert (number <= MAX_STATEMENTS, size < MAX_BYTES) == (True, True), (number, size)
+    assert html.count('class="said"') == run_page.MOST_MESSAGES
+    assert "169 earlier messages" in html
+
+
+def reply(number: int) -> ConversationEntry:
+    """Build the journal entry of a long reply."""
+    text = {"part_kind": "text", "content": f"reply {number} {LONG_TEXT}"}
+    return ConversationEntry(
+        conversation="work~0",
+        name=f"model:{number}",
+        number=number,
+        kind=EntryKind.MODEL,
+        status=EntryStatus.DONE,
+        body={"messages": [{"kind": "response", "parts": [text]}]},
+        facts={"agent": "writer", "provider": "openai", "model": "m", "input_tokens": 10, "output_tokens": 5},
+        started_at="2026-01-31T12:00:00.000000+00:00",
+        completed_at="2026-01-31T12:00:01.000000+00:00",
+    )
+
+
+LONG_TEXT = " ".join(f"word{number * 7919 % 10_007}" for number in range(5_000))

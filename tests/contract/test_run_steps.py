@@ -10,7 +10,8 @@ from builders import build_run, build_task
 from engine import Engine
 from operation_context import operation_context
 
-from kneo.api.run_conversation import MAX_TEXT_CHARS, get_run_conversation
+from kneo.api.conversation_messages import MAX_TEXT_CHARS
+from kneo.api.run_conversation import get_run_conversation
 from kneo.api.run_steps import list_run_steps
 from kneo.api.run_views import RunView
 from kneo.api.usage import get_usage
@@ -183,12 +184,15 @@ def test_a_conversation_shows_messages_without_secrets(store: Store) -> None:
     view = get_run_conversation(operation_context(store), run.id)
     [conversation] = view.conversations
     assert (conversation.step, conversation.agent, view.count) == ("checks/policy", "writer", 1)
-    system, user, call, result, last = conversation.messages
-    assert [message.role for message in conversation.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert (system.text, call.text, result.text) == ("Be brief.", "One moment.", '{"n": 1}')
+    system, user, call, last = conversation.messages
+    assert [message.role for message in conversation.messages] == ["system", "user", "assistant", "assistant"]
+    [made] = call.tool_calls
+    assert (system.text, call.text, made.result) == ("Be brief.", "One moment.", '{"n": 1}')
     assert "ann@example.com" not in user.text
-    assert (call.tool_calls[0].name, call.tool_calls[0].arguments) == ("look", '{"password": "[REDACTED]"}')
-    assert (result.tool_call_id, result.tool_name) == ("a", "look")
+    assert (made.name, made.arguments) == ("look", '{"password": "[REDACTED]"}')
+    assert made.title == "look(password: [REDACTED])"
+    assert call.usage is not None
+    assert (call.usage.total_tokens, call.usage.cost_micros) == (15, 3)
     assert last.text.endswith(f"[cut: {3 * MAX_TEXT_CHARS} characters in all]")
     whole = get_run_conversation(operation_context(store), run.id, whole=True)
     assert whole.conversations[0].messages[1].text == "Look up ann@example.com"

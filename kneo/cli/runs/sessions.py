@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kneo.api.conversation_messages import MessageCallView, MessageView
 from kneo.api.run_conversation import ConversationsView, get_run_conversation, get_tool_result
 from kneo.api.run_steps import StepGateView, StepPageView, StepView, list_run_steps
 from kneo.api.runs import get_run
@@ -119,17 +120,42 @@ def _show_conversations(found: ConversationsView) -> None:
     for one in found.conversations:
         render.text(f"{one.step} ({one.agent or 'agent'})")
         for message in one.messages:
-            label = f"{message.role} {message.tool_name}" if message.tool_name else message.role
-            if message.text:
-                render.text(f"  {label}: {_indented(message.text)}")
-            for call in message.tool_calls:
-                render.text(f"  {label} calls {call.name} {_indented(call.arguments)}")
+            _show_message(message)
+    if not found.may_read_content:
+        render.text("Texts, arguments and results need the scope runs:content.")
     if found.truncated:
         render.warning("The conversations are cut.", "Name a step: kneo runs conversation RUN_ID STEP")
 
 
+def _show_message(message: MessageView) -> None:
+    hit = message.guardrail
+    if hit is not None:
+        render.text(f"  guardrail {hit.id} ({hit.stage}): {hit.outcome}")
+        return
+    label = f"{message.role} {message.tool_name}" if message.tool_name else message.role
+    usage = message.usage
+    if usage is not None:
+        cost = f", {dollars(usage.cost_micros)}" if usage.cost_micros is not None else ""
+        label += f" ({usage.total_tokens:,} tokens{cost})"
+    if message.text or message.text is None or usage is not None:
+        render.text(f"  {label}: {_indented(message.text or '')}".rstrip(": "))
+    for call in message.tool_calls:
+        _show_call(call)
+
+
+def _show_call(call: MessageCallView) -> None:
+    parts = [call.title, call.outcome, call.at, call.decided]
+    render.text(f"    calls {_indented('; '.join(part for part in parts if part))}")
+    if call.requested is not None:
+        render.text(f"      requested: {_indented(call.requested)}")
+    if call.arguments is not None:
+        render.text(f"      arguments: {_indented(call.arguments)}")
+    if call.result:
+        render.text(f"      result: {_indented(call.result)}")
+
+
 def _indented(text: str) -> str:
-    return text.replace("\n", "\n    ")
+    return text.replace("\n", "\n      ")
 
 
 app = typer.Typer(no_args_is_help=True)

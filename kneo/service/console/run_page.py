@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kneo.api.run_conversation import ConversationsView, get_run_conversation
+from dataclasses import replace
+
+from kneo.api.run_conversation import ConversationsView, ConversationView, get_run_conversation
 from kneo.api.run_history import find_refusal_to_continue, get_run_graph
 from kneo.api.run_steps import StepGateView, StepPageView, list_run_steps
 from kneo.api.run_views import RunView
@@ -24,6 +26,9 @@ PAGE_SIZE = 50
 
 RESULT_CHARS = 20_000
 
+MOST_MESSAGES, MESSAGE_CHARS = 30, 1_000
+"""Messages of the conversation on the page of a run, the latest, and characters of each text; a page of its own has the whole."""
+
 TEXT_CHARS = 100_000
 """Characters of one text on the page of a step."""
 
@@ -39,6 +44,8 @@ def show_run(request: PageRequest) -> Page:
     rows, axis, times = step_rows(listed.steps, gates, request.now, first=offset)
     release = release_of(run)
     last = offset + len(listed.steps)
+    has_agents = any(step.kind == "agent" or step.model is not None for step in listed.steps)
+    talk, hidden = _talk(request, run_id) if has_agents else ([], 0)
     waiting = [gate for gate in listed.gates if gate.status in UNRESOLVED]
     return Page(
         "run.html",
@@ -60,7 +67,9 @@ def show_run(request: PageRequest) -> Page:
             "may_audit": request.may("audit:read"),
             "may_read_content": request.may("runs:content"),
             "may_read_tasks": request.may("human:read"),
-            "has_agents": any(step.kind == "agent" or step.model is not None for step in listed.steps),
+            "has_agents": has_agents,
+            "talk": talk,
+            "talk_hidden": hidden,
             "graph": _graph(request, run, listed),
             "rows": rows,
             "is_squeezed": bool(axis.squeezed),
@@ -72,6 +81,23 @@ def show_run(request: PageRequest) -> Page:
         },
         live="runs",
     )
+
+
+def _talk(request: PageRequest, run_id: str) -> tuple[list[ConversationView], int]:
+    """Return the latest messages of a run's conversations, and the number of earlier ones."""
+    try:
+        found = request.call(get_run_conversation, run_id, text_chars=MESSAGE_CHARS)
+    except KneoError:
+        # The journal is sealed with a key that this process does not have; the steps say the rest.
+        return [], 0
+    left, shown = MOST_MESSAGES, list[ConversationView]()
+    for each in reversed(found.conversations):
+        if left <= 0:
+            break
+        shown.append(replace(each, messages=each.messages[-left:]))
+        left -= len(each.messages)
+    total = sum(len(each.messages) for each in found.conversations)
+    return shown[::-1], max(total - MOST_MESSAGES, 0)
 
 
 def _can_continue(request: PageRequest, run: RunView) -> bool:
@@ -156,8 +182,7 @@ def show_step(request: PageRequest) -> Page:
     if step.tool_calls:
         known = _contents(request, run_id, step.path) if request.may("runs:content") else {}
         calls = [
-            {"call": call, "name": call.tool or call.key, "content": known.get(call.key.partition(".")[2])}
-            for call in step.tool_calls
+            {"call": call, "name": call.tool or call.key, "content": known.get(call.key)} for call in step.tool_calls
         ]
     return Page(
         "step.html",
@@ -179,19 +204,13 @@ def show_step(request: PageRequest) -> Page:
 
 
 def _contents(request: PageRequest, run_id: str, step: str) -> dict[str, tuple[str, str]]:
-    """Return the arguments and the result of each tool call of a step, by the id of the call."""
+    """Return the arguments and the result of each tool call of a step, by the key of the call."""
     found = request.call(get_run_conversation, run_id, step=step)
-    arguments: dict[str, str] = {}
-    results: dict[str, str] = {}
-    for conversation in found.conversations:
-        for message in conversation.messages:
-            arguments |= {call.id: call.arguments for call in message.tool_calls}
-            if message.tool_call_id is not None:
-                results[message.tool_call_id] = message.text
-    return {id_: (text, results.get(id_, "")) for id_, text in arguments.items()}
+    calls = (call for each in found.conversations for message in each.messages for call in message.tool_calls)
+    return {call.key: (call.arguments or "", call.result or "") for call in calls}
 
 
-@pages.get("/runs/{run_id}/conversation", scope=("runs:read", "runs:content"))
+@pages.get("/runs/{run_id}/conversation", scope="runs:read")
 def show_conversation(request: PageRequest) -> Page:
     """Show what the agents of a run and their models wrote."""
     run = request.call(get_run, request.path["run_id"])
