@@ -8,16 +8,18 @@ from typing import Annotated
 
 from pydantic import Field, WithJsonSchema
 
+from kneo import registry
 from kneo.api.may_answer import may_decide_task
 from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, operation, run_operation
 from kneo.api.run_views import RunResumedView, wait_after_answer
 from kneo.api.task_calls import with_calls
 from kneo.api.task_views import HumanTaskDetailView
 from kneo.clock import isoformat, parse_duration
-from kneo.errors import InvalidValue, KneoError
+from kneo.errors import Forbidden, InvalidValue, KneoError
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.questions import as_it_stands
-from kneo.store import history, runs
+from kneo.store import history, releases, runs
+from kneo.store.engine import Tx
 from kneo.store.idempotency import AlreadyExecuted
 from kneo.tasks import inbox
 from kneo.tasks.decisions import DecisionRequest
@@ -119,7 +121,26 @@ def _decide(context: Context, task_id: str, body: TaskDecision) -> HumanTask:
     if request.statement is not None and not context.over_http:
         # The command line authenticates no person: the key that signed the statement identifies the decider.
         actor = open_answer(read_envelope(request.statement)).answer.reviewer
-    return inbox.decide(context.store, task_id, request, actor=actor, pin=context.settings.trust_root)
+    via, first = None, None
+    if context.on_behalf is not None:
+        via, first = f"local developer {context.on_behalf}", lambda tx, _task: _check_undeclared(context, tx)
+    return inbox.decide(
+        context.store, task_id, request, actor=actor, via=via, first=first, pin=context.settings.trust_root
+    )
+
+
+def _check_undeclared(context: Context, tx: Tx) -> None:
+    """Refuse to decide as another person where people are declared: there each decides alone.
+
+    Raises:
+        Forbidden: ``environments_declared``.
+    """
+    declared = releases.environment_names(tx)
+    if declared or registry.is_followed(tx, context.settings.trust_root):
+        named = f"it declares {', '.join(declared[:5])}" if declared else "its releases come from a config repository"
+        msg = f"Nothing was decided as {context.actor}: this database is more than a trial, {named}."
+        hint = "Decide as yourself, without --as. Another person decides with their own account or key."
+        raise Forbidden(msg, code="environments_declared", hint=hint)
 
 
 class BatchItem(TaskDecision):

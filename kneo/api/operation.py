@@ -104,6 +104,7 @@ class Context:
         tools: The tools of this process, which specs may name.
         over_http: Whether the caller was authenticated by a service. In the command line the caller is the owner of the
             process.
+        on_behalf: The owner of the process where the caller is another person, whose part the owner tries.
     """
 
     store: Store
@@ -115,6 +116,7 @@ class Context:
     drive: Callable[[str], object]
     tools: frozenset[str] = frozenset()
     over_http: bool = False
+    on_behalf: str | None = None
 
     @property
     def actor(self) -> str:

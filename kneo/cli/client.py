@@ -16,6 +16,7 @@ from kneo.cli.connection import Json, P, Query, V
 from kneo.cli.watch import POLL_SECONDS, is_last, poll, read_stream
 from kneo.clock import sleep
 from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized, Untrusted
+from kneo.names import shown
 from kneo.settings import Settings
 
 RETRY_STATUS = frozenset({408, 425, 429, 502, 503, 504})
@@ -105,6 +106,13 @@ class ServiceBackend:
 
     def as_signer(self, keyid: str | None) -> ServiceBackend:  # noqa: ARG002 - the service authenticates the caller
         return self
+
+    def as_person(self, name: str) -> ServiceBackend:
+        msg = (
+            f"Nothing was decided as {shown(name)}: --as works on the local database alone, and a service answers here."
+        )
+        hint = "Without --as you decide as the owner of your API key. kneo task link create makes a link for another person."
+        raise Forbidden(msg, code="as_person_refused", hint=hint)
 
     def follow_tasks(self, after: str | None) -> Iterator[Json]:
         while True:

@@ -54,6 +54,14 @@ class Backend(Protocol):
         """Return the backend with the owner of a key as the caller, where no service authenticates the caller."""
         ...
 
+    def as_person(self, name: str) -> Backend:
+        """Return the backend with another person as the caller, for a trial on the local database.
+
+        Raises:
+            Forbidden: ``as_person_refused``: a service answers, which authenticates its callers.
+        """
+        ...
+
     def follow_tasks(self, after: str | None) -> Iterator[Json]:
         """Yield the events of the inbox, from now on or from after an event, without end."""
         ...

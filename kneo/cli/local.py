@@ -18,6 +18,7 @@ from kneo.cli import compose
 from kneo.cli.connection import Json, P, V
 from kneo.cli.watch import POLL_SECONDS, poll
 from kneo.clock import monotonic, sleep
+from kneo.names import person_name
 from kneo.project import read_config
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run
@@ -43,6 +44,7 @@ class LocalBackend:
         self.settings = settings
         self.store = compose.find_store(settings) if existing else compose.make_store(settings)
         self.actor = getpass.getuser()
+        self.on_behalf: str | None = None
         self.published = speaks_published(settings.status_words, "")
 
     def close(self) -> None:
@@ -68,6 +70,7 @@ class LocalBackend:
             ),
             settle=self._settle,
             drive=self._drive,
+            on_behalf=self.on_behalf,
         )
 
     def _drive(self, run_id: str) -> Run:
@@ -109,6 +112,12 @@ class LocalBackend:
         signer.__dict__.pop("context", None)
         signer.actor = key.principal if key is not None else self.actor
         return signer
+
+    def as_person(self, name: str) -> LocalBackend:
+        other = copy.copy(self)
+        other.__dict__.pop("context", None)
+        other.actor, other.on_behalf = person_name(name, "The name after --as"), self.actor
+        return other
 
     def follow_tasks(self, after: str | None) -> Iterator[Json]:
         position = task_feed.find_cursor(self.store, after).position

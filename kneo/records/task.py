@@ -100,7 +100,7 @@ class Vote:
     at: str
     comment: str | None = None
     via: str | None = None
-    """The link that carried the vote, where the person did not authenticate otherwise."""
+    """The link that carried the vote, or the local developer who tried the part of the person; the person did not authenticate."""
     statement: str | None = None
     """The envelope of the statement that the person signed with their own key, as JSON text."""
 

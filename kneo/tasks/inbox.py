@@ -65,7 +65,7 @@ def decide(
         task_id: The task.
         answer: The decision.
         actor: The person who decides.
-        via: The link by which the decision came, if any.
+        via: How the decision came where the person did not authenticate: by a link, or by a local developer.
         first: A callback at the start of the transaction; its exception refuses the answer.
         pin: The pinned trust root; see ``registry.trust_root``.
 
@@ -184,7 +184,8 @@ def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vo
 def _store_vote(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> HumanTask:
     """Store a vote that does not decide yet, and release the task from its voter."""
     changed = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
-    facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals} | signature_facts(vote)
+    facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals}
+    facts |= signature_facts(vote) | _carried(vote)
     record_event(tx, task, "voted", vote.actor, facts, kept={"comment": vote.comment})
     return changed
 
@@ -209,10 +210,15 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
         "result_status": RunStatus.RUNNING,
     }
     last = next((vote for vote in votes if vote.actor == decision.actor), None)
-    facts |= signature_facts(last)
+    facts |= signature_facts(last) | _carried(last)
     event = record_event(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
     write_receipt(tx, decided, decision, event)
     return decided
+
+
+def _carried(vote: Vote | None) -> dict[str, object]:
+    """Return how a vote came, for the audit log, where its author did not authenticate."""
+    return {"via": vote.via} if vote is not None and vote.via is not None else {}
 
 
 def _change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask:

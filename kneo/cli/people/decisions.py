@@ -44,12 +44,17 @@ def get(task: TaskArgument, *, options: ServiceOptions) -> None:
 @examples(
     "kneo task decide cont_01m0 --approve",
     "kneo task decide cont_01m0 --reject --reason 'The date is wrong'",
+    "kneo task decide cont_01m0 --approve --as ann",
     "kneo task decide cont_01m0 --edit 'The office moves in June' --key ann.pem",
 )
 def decide(
     task: TaskArgument,
     statement: Annotated[
         Path | None, typer.Option("--statement", help="Or the decision as kneo task sign signed it.")
+    ] = None,
+    person: Annotated[
+        str | None,
+        typer.Option("--as", help="Try the part of this person: local database, no declared environment, no key."),
     ] = None,
     *,
     answer: DecisionOptions,
@@ -58,6 +63,8 @@ def decide(
 ) -> None:
     """Submit a decision for a task and continue its run.
 
+    --as tries the part of another person before anything is deployed. The decision is recorded as that person's, made by you.
+
     Where a gate requires signed decisions, --key signs this one, after a check that the bytes to sign are this decision on
     this task.
     """
@@ -65,7 +72,12 @@ def decide(
     if sum(each is not None for each in (signing.key, signing.signer or signing.public, statement)) > 1:
         msg = "Sign a decision once: with --key, with --signer and --public, or with --statement."
         raise Usage(msg)
-    with options.open() as opened:
+    is_signed = signing.key or signing.signer or signing.public or statement
+    if person is not None and is_signed:
+        msg = f"--as {person[:40]} decides without a signature; a key decides for its owner."
+        raise Usage(msg, hint="Pass --as or a key, not both.")
+    with options.open() as found:
+        opened = found if person is None else found.as_person(person)
         signed = sign_decision(opened, task, decision, signing, statement=statement)
         view = opened.call(resume_human_task, task, signed)
         note = note_of(opened, view)

@@ -253,7 +253,8 @@ def _show_history(view: api.TaskHistoryView) -> None:
 
 
 def _detail(data: dict[str, object]) -> str:
-    return str(data.get("text") or data.get("comment") or data.get("to") or data.get("decision") or "")
+    detail = str(data.get("text") or data.get("comment") or data.get("to") or data.get("decision") or "")
+    return f"{detail} via {data['via']}" if data.get("via") else detail
 
 
 @examples("kneo task summary", "kneo task summary --json")

@@ -192,9 +192,9 @@ def test_a_fork_shows_what_runs_again_and_starts_from_a_step(bench: Bench, brows
     assert "choose" in kept.text
 
 
-def test_conversations_need_their_scope(bench: Bench, browse: Callable[[str], Browser]) -> None:
+def test_conversations_without_their_scope_say_what_is_missing(bench: Bench, browse: Callable[[str], Browser]) -> None:
     run = bench.start(input="hello")
-    browse("viewer").get(f"/console/runs/{run['run_id']}/conversation", expect=403)
+    assert "need the scope runs:content" in browse("viewer").get(f"/console/runs/{run['run_id']}/conversation").text
     page = browse("auditor").get(f"/console/runs/{run['run_id']}/conversation")
     assert "No agent of this run has asked a model" in page.text
     assert (
