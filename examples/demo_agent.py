@@ -17,6 +17,7 @@ from kneo.settings import process_environment
 SERVER = Path(__file__).parents[1] / "tests" / "support" / "model_server.py"
 INPUT = "Invoice 7 of Bolt Ltd, 120 EUR, please pay."
 SCRIPT = [
+    {"calls": [{"name": "find_invoice", "arguments": {"number": 7}}], "usage": [148, 16]},
     {"calls": [{"name": "pay", "arguments": {"to": "Bolt Ltd", "amount": 120}}], "usage": [212, 21]},
     {"text": "Bolt Ltd was paid.", "usage": [251, 9]},
 ]
@@ -26,15 +27,20 @@ version: v1
 agent:
   name: clerk
   system_prompt: >-
-    You are a clerk. Pay each invoice with the tool pay, exactly once, then say in one sentence what was paid.
+    You are a clerk. Look each invoice up, pay it with the tool pay, exactly once, then say in one sentence what was paid.
   model: {provider: PROVIDER, name: NAME, token_budget: 50000}
   strategy: {type: react, max_iterations: 4}
   tools:
-    include: [pay]
+    include: [find_invoice, pay]
     permissions: {allow_network: false, allow_filesystem_read: false, allow_filesystem_write: false, allow_shell: false}
 tools:
+  find_invoice:
+    description: Find an invoice by its number.
+    parameters: {type: object, properties: {number: {type: integer}}, required: [number]}
+    implementation: payments.find_invoice
   pay:
     description: Pay an invoice.
+    title: "Pay {amount} EUR to {to}"
     parameters:
       type: object
       properties: {to: {type: string}, amount: {type: number, maximum: 10000}}
@@ -54,6 +60,10 @@ import json
 from pathlib import Path
 
 
+def find_invoice(arguments):
+    return {"number": arguments["number"], "from": "Bolt Ltd", "amount": 120, "already_paid": 20}
+
+
 def pay(arguments, key):
     with Path(__file__).with_name("payments.jsonl").open("a") as file:
         file.write(json.dumps({**arguments, "idempotency_key": key}) + "\\n")
@@ -62,13 +72,23 @@ def pay(arguments, key):
 
 
 def write_project(folder: Path, model: str) -> None:
-    """Write the agent's spec and its tool."""
-    provider, _, name = model.partition("/")
+    """Write the agent's spec, its tools and the script of its model."""
     folder.mkdir()
-    spec = SPEC.replace("PROVIDER", provider or "openai-compatible").replace("NAME", json.dumps(name or "scripted"))
-    (folder / "clerk.yaml").write_text(spec)
+    write_spec(folder / "clerk.yaml", model)
     (folder / "payments.py").write_text(TOOL)
+    write_script(folder)
+
+
+def write_script(folder: Path) -> None:
+    """Write the script of the model."""
     (folder / "script.json").write_text(json.dumps(SCRIPT))
+
+
+def write_spec(path: Path, model: str = "") -> None:
+    """Write the agent's spec."""
+    provider, _, name = model.partition("/")
+    spec = SPEC.replace("PROVIDER", provider or "openai-compatible").replace("NAME", json.dumps(name or "scripted"))
+    path.write_text(spec)
 
 
 @contextlib.contextmanager
