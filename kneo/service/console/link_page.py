@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 from markupsafe import Markup
 
@@ -72,8 +73,12 @@ def done_page(task: HumanTask) -> str:
     return _page("link_closed.html", "Thank you", {"role": "status", "text": f"{task.headline}: {text}", "more": ()})
 
 
+@lru_cache(maxsize=32)
 def refused_page(message: str, hint: str | None) -> str:
-    """Return the page of a link that does not work; it states that nothing was decided."""
+    """Return the page of a link that does not work; it states that nothing was decided.
+
+    Pages are kept: strangers ask for unknown links as often as they like, and there are few refusals.
+    """
     values = {"role": "alert", "text": message, "more": (hint, "Nothing was decided.")}
     return _page("link_closed.html", "This link did not work", values)
 

@@ -16,7 +16,8 @@ from kneo.service.console.cookies import SIGN_INS, read_cookie, set_cookie
 from kneo.service.console.page import Form
 from kneo.service.console.security import HEADERS, HOME, safe_next
 from kneo.service.console.session import Sessions, push_browser
-from kneo.service.limits import Rate, TooMany, network_of, peer_address
+from kneo.service.console.tries import refuse_too_many
+from kneo.service.limits import Rate, peer_address
 from kneo.service.oidc.code_flow import CodeFlow, CodeResponse, SignInRefused
 from kneo.service.oidc.discovery import IssuerUnavailable
 from kneo.service.oidc.people import OidcPeople
@@ -79,9 +80,10 @@ class OidcRoutes:
     async def start(self, request: Request) -> Response:
         """Send the browser to the issuer."""
         self.pages.check_transport(request)
+        if refused := refuse_too_many(self.steps, peer_address(request)):
+            return refused
         target = safe_next(request.query_params.get("next", HOME))
         try:
-            self.steps.check(network_of(peer_address(request)))
             begun = await self.flow.begin(self._waiting(request), target)
         except KneoError as error:
             return self._refuse(request, error)
@@ -93,10 +95,8 @@ class OidcRoutes:
         """Take the browser back from the issuer, and start a session."""
         self.pages.check_transport(request)
         address = peer_address(request)
-        try:
-            self.steps.check(network_of(address))
-        except TooMany as error:
-            return self._refuse(request, error)
+        if refused := refuse_too_many(self.steps, address):
+            return refused
         try:
             waiting = self._waiting(request)
             if not waiting:

@@ -19,9 +19,9 @@ from kneo.service.console.cookies import PUSH, SESSION, set_cookie
 from kneo.service.console.page import Form, PageRequest, Pages
 from kneo.service.console.security import HEADERS, HOME, check_same_origin, safe_next
 from kneo.service.console.session import Sessions, end, push_browser
+from kneo.service.console.tries import refuse_too_many
 from kneo.service.context import Service
-from kneo.service.limits import Rate, TooMany, network_of, peer_address
-from kneo.service.problems import retry_after
+from kneo.service.limits import Rate, peer_address
 
 if TYPE_CHECKING:
     from kneo.service.console.oidc import OidcRoutes
@@ -81,11 +81,11 @@ class SignIn:
         """Sign a person in with an API key."""
         check_same_origin(request.headers, self.settings.public_url)
         self.check_transport(request)
+        address = peer_address(request)
+        if refused := refuse_too_many(self.tries, address):
+            return refused
         form = Form.parse((await request.body()).decode(errors="replace"))
         target = safe_next(form.get("next", HOME))
-        address = peer_address(request)
-        if refused := self._refuse_too_many(request, address, target):
-            return refused
         key, push = form.get("key").strip(), push_browser(request.cookies, secure=self.is_secure(request))
         token = await run_in_threadpool(self.sessions.sign_in_with_key, key, address, push)
         if token is None:
@@ -99,7 +99,7 @@ class SignIn:
         if request.headers.get("sec-purpose", "").startswith("prefetch") or request.method == "HEAD":
             return Response(status_code=403, headers=dict(HEADERS))
         address = peer_address(request)
-        if refused := self._refuse_too_many(request, address, HOME):
+        if refused := refuse_too_many(self.tries, address):
             return refused
         link, push = request.path_params["token"], push_browser(request.cookies, secure=self.is_secure(request))
         token = await run_in_threadpool(self.sessions.sign_in_with_link, link, address, push)
@@ -108,16 +108,6 @@ class SignIn:
             msg = "This link does not work: it was used before, or is older than ten minutes."
             return self.show_form(request, HOME, msg, 401)
         return self.enter(request, token, HOME)
-
-    def _refuse_too_many(self, request: Request, address: str, target: str) -> Response | None:
-        """Count a sign-in that an address tries; return the form with a refusal where there are too many."""
-        try:
-            self.tries.check(network_of(address), "Too many sign-ins were tried from this address; wait a minute.")
-        except TooMany as error:
-            response = self.show_form(request, target, error.message, error.http_status)
-            response.headers.update(retry_after(error))
-            return response
-        return None
 
     def show_form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
         """Show the form, with the ways to sign in that are configured."""

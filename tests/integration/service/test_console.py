@@ -119,6 +119,17 @@ def test_wrong_keys_are_refused_recorded_and_limited(tmp_path: Path) -> None:
         ]
         assert statuses[:10] == [401] * 10
         assert 429 in statuses[10:]
+        # A refusal costs no page, whatever was sent: strangers send as many as they like.
+        bodies = {
+            refused.content
+            for sent in ({"key": "guess"}, {"key": "g", "next": "/console/runs"}, {"next": "x" * 3_000})
+            for refused in [browser.client.post("/console/login", data=sent, headers={"sec-fetch-site": "same-origin"})]
+            if (refused.status_code, refused.headers["cache-control"]) == (429, "no-store")
+            if int(refused.headers["retry-after"]) >= 1
+        }
+        (page,) = bodies
+        assert b"wait a minute" in page
+        assert len(page) < 500, "a body that is compressed for each request"
         events = bench.get("/audit-events", event_type="console.sign_in_refused")["events"]
         assert 10 <= len(events) <= 12
         assert "guess" not in str(events)
