@@ -19,17 +19,22 @@ from kneo.project import read_config
 from kneo.records.audit import ChainVerdict
 from kneo.records.run import RunStatus
 from kneo.registry.resolve import change_policy
+from kneo.registry.served import find_contradiction
 from kneo.settings import ExecutionSettings, Settings, from_env
 from kneo.spec.policy import PolicyFlags
 from kneo.spec.project import MIN_USAGE_DAYS, Retention
+from kneo.store import adoption, audit, project_metadata, prune, releases
 from kneo.store import backup as backups
 from kneo.store import migrate as migrations
-from kneo.store import project_metadata, prune
+from kneo.store.adoption import Adoption
 from kneo.store.engine import Store, Tx
+from kneo.store.prepared import Row
 from kneo.store.published import importer
 from kneo.store.published.conversion import UnusableRow, parse_object
 from kneo.store.published.source import PublishedDatabase, open_published
-from kneo.store.service_key import find_service_key
+from kneo.store.service_key import find_service_key, missing_key
+from kneo.trust.keys import PrivateKey
+from kneo.trust.record_mac import RecordMacs
 
 
 class LockAcquisitionError(Conflict):
@@ -230,6 +235,50 @@ def _set_policy(tx: Tx, *, name: str, flags: PolicyFlags, actor: str) -> bool:
         return False
     change_policy(tx, name, flags, actor=actor)
     return True
+
+
+def adopt(
+    store: Store, *, actor: str, former_keys: Sequence[PrivateKey] = (), changed: bool = False, dry_run: bool = False
+) -> dict[str, object]:
+    """Authenticate records that have no valid message authentication code of the service key, at the word of an operator.
+
+    A promotion that the audit log contradicts is not adopted. Sessions of browsers and audit events are never adopted.
+
+    Args:
+        store: The database.
+        actor: The name for the audit log.
+        former_keys: Former service keys: only records that one of them authenticates are adopted.
+        changed: Whether records with another code are adopted too, as they are.
+        dry_run: Whether to count alone.
+
+    Returns:
+        ``tables``: ``authentic``, ``without``, ``changed``, ``other_key`` and ``adopted`` of each table; ``refused``.
+
+    Raises:
+        Invalid: ``no_service_key``.
+    """
+    if store.find_key() is None:
+        raise missing_key()
+
+    former = [RecordMacs(partial(_itself, key)) for key in former_keys]
+    order = Adoption(former=former, changed=changed, contradicts=_contradicts, dry_run=dry_run)
+    reports = adoption.adopt(store, order)
+    counts = {name: {**report.found, "adopted": report.adopted} for name, report in reports.items() if report.found}
+    refused = [why for report in reports.values() for why in report.refused]
+    if not dry_run:
+        facts = {"adopted": {name: report.adopted for name, report in reports.items() if report.adopted}}
+        how = {"former_keys": [key.keyid for key in former_keys], "changed": changed, "refused": len(refused)}
+        store.transact(lambda tx: audit.record(tx, "records.adopted", actor=actor, metadata={**facts, **how}))
+    return {"dry_run": dry_run, "tables": counts, "refused": refused}
+
+
+def _itself(key: PrivateKey) -> PrivateKey:
+    return key
+
+
+def _contradicts(tx: Tx, table: str, row: Row) -> str | None:
+    """Return how the audit log contradicts a row; ``None`` where it does not, or does not know of it."""
+    return find_contradiction(tx, releases.read_promotion(row)) if table == "promotions" else None
 
 
 def vacuum(store: Store) -> dict[str, int]:

@@ -97,7 +97,9 @@ def list_runs(
         environment=environment,
         bundle=bundle,
         target=workflow_kind if workflow_kind in TARGETS else None,
-        workflow_type=workflow_kind.replace("_", "-") if workflow_kind is not None and workflow_kind not in TARGETS else None,
+        workflow_type=workflow_kind.replace("_", "-")
+        if workflow_kind is not None and workflow_kind not in TARGETS
+        else None,
         workflow_name=workflow_name,
         session_id=session_id,
         requester=requester,

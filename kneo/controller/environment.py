@@ -187,7 +187,11 @@ class EnvironmentReconciler:
             check_lease(tx, shared.lease)
             # Decisions, holds and suspensions take this lock too: each comes before or after this transaction.
             lock_table(tx, f"environment/{name}")
-            outcome, changed = self._decide(tx, context, verified, approval_files)
+            lost = registry.find_lost_rejection(tx, name)
+            if lost is None:
+                outcome, changed = self._decide(tx, context, verified, approval_files)
+        if lost is not None:
+            return self.refuse(name, SourceProblem("RejectionLost", lost), shared)
         if not shared.quiet:
             _count(context, changed)
         self._verified.remember(name, shared.trust.epoch(environment), places, declared.blobs, verified)

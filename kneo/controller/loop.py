@@ -16,13 +16,13 @@ from pathlib import Path
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-from kneo.clock import monotonic, new_id
+from kneo.clock import monotonic, new_id, parse_time
 from kneo.controller import metrics
 from kneo.controller.reconcile import Reconciler, ReconcileResult
 from kneo.controller.registry_state import Lease
 from kneo.controller.source_tracker import UNREACHABLE
 from kneo.controller.stages.report import Ready, Reconciling
-from kneo.errors import Invalid, KneoError, Transient
+from kneo.errors import Conflict, Invalid, KneoError, Transient
 from kneo.store import requests
 from kneo.store.engine import Store
 from kneo.store.requests import ControllerRequest
@@ -32,6 +32,9 @@ log = logging.getLogger("kneo.controller")
 LEASE = timedelta(seconds=15)
 REQUEST_POLL_SECONDS = 0.2
 """Interval at which request rows are read."""
+
+REQUEST_LIFE = timedelta(hours=1)
+"""The age from which a request is not executed any more: a row that was answered could be put back as it was."""
 
 FIRST_BACKOFF_SECONDS = 0.75
 LAST_BACKOFF_SECONDS = 900.0
@@ -133,6 +136,11 @@ class Controller:
 
     def _answer(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
         """Execute a request row by its handler."""
+        if parse_time(request.created_at) + REQUEST_LIFE < self.store.clock.now():
+            message = (
+                f"The request of {request.created_at} was not executed: it is more than an hour old. Send it again."
+            )
+            return {"error": "request_expired", "kind": Conflict.__name__, "message": message}
         try:
             with self._renewing(lease):
                 return self.reconciler.handlers[request.kind](request, lease)

@@ -149,8 +149,8 @@ def gather_evidence(
         votes=count_votes(decisions(tx, name, approval_files, trust), name, trust),
         members=role_members(trust),
         root_expires=trust.root.expires,
-        holds={hold.bundle: hold for hold in releases.list_holds(tx, name)},
-        suspension=releases.suspension(tx, name),
+        holds=registry.holds_in_force(tx, name),
+        suspension=registry.suspension_in_force(tx, name),
         failures={
             release.digest: failed
             for origin in soaking

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -60,6 +60,8 @@ class BundleRecord:
     envelope_digest: str | None = None
     envelope_seen_at: str | None = None
     """When the present envelope was first seen, where signatures were added later."""
+    mac: bytes | None = field(default=None, repr=False, compare=False)
+    """The message authentication code of the row; see ``kneo.store.releases.check_bundle``."""
 
     @property
     def signatures_seen_at(self) -> str:

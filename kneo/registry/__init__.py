@@ -5,6 +5,7 @@ one transaction, which the caller opens.
 """
 
 from kneo.registry.accepted import check_accepted, released_spec
+from kneo.registry.controls import find_lost_rejection, holds_in_force, suspension_in_force
 from kneo.registry.decisions import (
     UnsignedDecision,
     check_declared,
@@ -85,9 +86,11 @@ __all__ = [
     "environment_subject",
     "find_declared",
     "find_lost_promotions",
+    "find_lost_rejection",
     "find_served",
     "find_status",
     "hold",
+    "holds_in_force",
     "is_followed",
     "keep_plans",
     "list_served",
@@ -110,6 +113,7 @@ __all__ = [
     "status",
     "statuses",
     "suspend",
+    "suspension_in_force",
     "trust_root",
     "unhold",
     "unsuspend",

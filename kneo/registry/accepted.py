@@ -39,6 +39,7 @@ def check_accepted(tx: Tx, release: ReleaseRef, pin: Digest | None) -> BundleRec
     record = releases.bundle(tx, release.digest)
     if record is None or digest_of(record.payload) != release.digest:
         raise _tampered(release, "bundle")
+    releases.check_bundle(tx, record)
     if is_signed(record.payload):
         _check_signature(record, release, trust_root(tx, pin))
     return record

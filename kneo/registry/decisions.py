@@ -11,6 +11,15 @@ from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
+from kneo.registry.controls import (
+    HOLD_CLEARED,
+    HOLD_SET,
+    REJECTED,
+    SUSPENDED,
+    UNSUSPENDED,
+    holds_in_force,
+    suspension_in_force,
+)
 from kneo.registry.served import list_served
 from kneo.store import audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
@@ -179,10 +188,9 @@ def _keep(tx: Tx, record: ApprovalRecord, *, unread: bool) -> ApprovalRecord:
     lock_environment(tx, record.environment)
     # A decision from a commit becomes one of the registry too when its maker sends it.
     if releases.insert_approval(tx, record) or releases.note_origin(tx, record.id, REGISTRY):
-        verb = "approved" if record.decision == ApprovalDecision.APPROVE else "rejected"
         audit.record(
             tx,
-            f"release.{verb}",
+            "release.approved" if record.decision == ApprovalDecision.APPROVE else REJECTED,
             actor=record.principal,
             environment=record.environment,
             metadata={
@@ -244,7 +252,7 @@ def hold(tx: Tx, item: Hold) -> None:
     releases.put_hold(tx, item)
     audit.record(
         tx,
-        "hold.set",
+        HOLD_SET,
         actor=item.actor,
         environment=item.environment,
         metadata={"bundle": item.bundle, "digest": item.digest, "reason": item.reason, "until": item.until},
@@ -259,10 +267,11 @@ def unhold(tx: Tx, environment: str, bundle: str, *, actor: str) -> None:
     """
     idempotency.bind(tx, environment)
     lock_environment(tx, environment)
-    if not releases.delete_hold(tx, environment, bundle):
+    is_held = bundle in holds_in_force(tx, environment)
+    if not releases.delete_hold(tx, environment, bundle) and not is_held:
         msg = f"{bundle[:200]} is not held in {environment[:80]}."
         raise NotFound(msg, code="not_held")
-    audit.record(tx, "hold.cleared", actor=actor, environment=environment, metadata={"bundle": bundle})
+    audit.record(tx, HOLD_CLEARED, actor=actor, environment=environment, metadata={"bundle": bundle})
 
 
 def suspend(tx: Tx, item: Suspension) -> None:
@@ -277,7 +286,7 @@ def suspend(tx: Tx, item: Suspension) -> None:
     lock_environment(tx, item.environment)
     releases.put_suspension(tx, item)
     metadata = {"reason": item.reason, "until": item.until}
-    audit.record(tx, "environment.suspended", actor=item.actor, environment=item.environment, metadata=metadata)
+    audit.record(tx, SUSPENDED, actor=item.actor, environment=item.environment, metadata=metadata)
 
 
 def unsuspend(tx: Tx, environment: str, *, actor: str) -> None:
@@ -288,10 +297,11 @@ def unsuspend(tx: Tx, environment: str, *, actor: str) -> None:
     """
     idempotency.bind(tx, environment)
     lock_environment(tx, environment)
-    if not releases.delete_suspension(tx, environment):
+    is_suspended = suspension_in_force(tx, environment) is not None
+    if not releases.delete_suspension(tx, environment) and not is_suspended:
         msg = f"{environment[:80]} is not suspended."
         raise NotFound(msg, code="not_suspended", hint="If its file sets suspend: true, change that with a commit.")
-    audit.record(tx, "environment.unsuspended", actor=actor, environment=environment)
+    audit.record(tx, UNSUSPENDED, actor=actor, environment=environment)
 
 
 def check_declared(tx: Tx, environment: str) -> None:

@@ -22,6 +22,7 @@ from kneo.records.release import (
 )
 from kneo.records.run import Run
 from kneo.records.task import HumanTask, ReceiptRecord
+from kneo.registry.controls import holds_in_force, suspension_in_force
 from kneo.registry.decisions import check_declared, environment_not_found
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared
@@ -137,13 +138,13 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
     serving = next((item for item in read.served if item.bundle == bundle), None)
     changes = sorted(releases.pending(tx, environment), key=lambda item: item.bundle != bundle)
     pending = next((item for item in changes if item.bundle == bundle or item.kind == "policy"), None)
-    hold = next((item for item in releases.list_holds(tx, environment) if item.bundle == bundle), None)
+    hold = holds_in_force(tx, environment).get(bundle)
     is_doubted = any(item.release.bundle == bundle for item in read.doubted)
     if serving is None and pending is None and not is_doubted:
         msg = f"{bundle[:200]} is neither released to {environment} nor pending there."
         raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment}.yaml.")
     bad = tuple(item for item in _conditions(tx, environment, read.doubted) if _is_bad(item))
-    suspension = releases.suspension(tx, environment)
+    suspension = suspension_in_force(tx, environment)
     digest = pending.digest if pending is not None else None
     return Explanation(
         environment,
@@ -262,8 +263,8 @@ def status(tx: Tx, name: str) -> EnvironmentStatus | None:
         conditions,
         read.served,
         releases.pending(tx, name),
-        releases.list_holds(tx, name),
-        releases.suspension(tx, name),
+        tuple(holds_in_force(tx, name).values()),
+        suspension_in_force(tx, name),
     )
 
 

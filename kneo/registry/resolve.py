@@ -147,6 +147,8 @@ def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
 
 def _trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
     chain = releases.trust_chain(tx)
+    if pin is None:
+        releases.check_trust_chain(tx)
     if not chain:
         msg = "This database has no accepted trust root."
         raise Untrusted(msg, code="no_trust_root", hint="Start a controller: kneo up --repo DIR.")
@@ -207,8 +209,11 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
     rules = declared(tx, environment)
     check_not_retired(tx, rules)
     release = _serving(tx, reference, environment)
-    verified = check_served(releases.bundle(tx, release.digest), release, rules, trust_root(tx, pin), hmac_key)
+    record = releases.bundle(tx, release.digest)
+    verified = check_served(record, release, rules, trust_root(tx, pin), hmac_key)
     event = check_promoted(tx, release)
+    if record is not None:
+        releases.check_bundle(tx, record)
     return ResolvedRelease(release, verified, event.seq)
 
 

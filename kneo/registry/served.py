@@ -100,6 +100,14 @@ def check_promoted(tx: Tx, release: Release) -> SealedEvent:
     return event
 
 
+def find_contradiction(tx: Tx, promotion: Promotion) -> str | None:
+    """Return how the audit log contradicts a promotion; ``None`` where its event says the same."""
+    event = audit.event(tx, promotion.audit_event_id)
+    if event is not None and _is_same(event, promotion):
+        return None
+    return f"The audit log does not say what the promotion {promotion.id} of {promotion.bundle} says."
+
+
 def find_lost_promotions(tx: Tx, environment: str) -> str | None:
     """Return as a problem that promotions were removed from the registry or its audit log; ``None`` where none is missing."""
     recorded = audit.count_types(tx, environment, EVENTS.values())
@@ -144,9 +152,15 @@ def _problem(release: Release, promotion: Promotion | None, event: SealedEvent |
         return f"its latest promotion {promotion.id} {kind}{to}"
     if event is None:
         return f"the audit event of its promotion {promotion.id} is missing"
-    if not _says(event.event, promotion) or (event.leaf is not None and leaf_of(event.event.canonical()) != event.leaf):
+    if not _is_same(event, promotion):
         return f"the audit event of its promotion {promotion.id} says something else"
     return None
+
+
+def _is_same(sealed: SealedEvent, promotion: Promotion) -> bool:
+    """Return whether an audit event, unchanged since it was sealed, says what a promotion says."""
+    is_unchanged = sealed.leaf is None or leaf_of(sealed.event.canonical()) == sealed.leaf
+    return is_unchanged and _says(sealed.event, promotion)
 
 
 def _says(event: AuditEvent, promotion: Promotion) -> bool:

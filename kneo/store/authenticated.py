@@ -47,7 +47,17 @@ def _all(table: Table, noun: str, key: str, *, but: tuple[str, ...] = ()) -> tup
 
 COVERED: Mapping[str, Covered] = dict(
     (
+        _all(tables.trust_roots, "The trust root", "version", but=("accepted_at",)),
+        _all(tables.environments, "The file in force of the environment", "name", but=("updated_at",)),
+        # The payload is covered by its digest, and the envelope is verified.
+        _all(tables.bundles, "The bundle", "digest", but=("payload", "envelope")),
+        _all(tables.qualified_bundles, "The qualified bundle", "digest"),
         _all(tables.promotions, "The promotion", "id"),
+        _all(tables.pending_releases, "The pending change", "id"),
+        _all(tables.pending_plans, "The plan of the pending change", "id"),
+        _all(tables.approvals, "The decision", "id", but=("origin",)),
+        _all(tables.requests, "The request", "id", but=("result", "finished_at")),
+        _all(tables.project_metadata, "The value of the project", "key", but=("updated_at",)),
         _all(tables.steps, "A step of the run", "run_id"),
         _all(tables.checkpoints, "A checkpoint of the run", "run_id"),
         _all(tables.journal_entries, "A journal entry of the run", "run_id"),
@@ -55,6 +65,9 @@ COVERED: Mapping[str, Covered] = dict(
         _all(tables.agent_journal, "A journal entry of the run", "run_id", but=("sequence",)),
         _all(tables.session_messages, "A message of the session", "session_id"),
         _all(tables.session_summaries, "A summary of the session", "session_id"),
+        _all(tables.task_links, "The link", "id"),
+        _all(tables.browser_sessions, "The session of a browser of", "person", but=("seen_at",)),
+        _all(tables.sign_in_links, "The sign-in link of", "person"),
     )
 )
 
@@ -70,7 +83,12 @@ def with_mac(tx: Tx, table: Table, row: Mapping[str, object]) -> dict[str, objec
     return {**row, MAC: tx.macs.make(table.name, body)}
 
 
-RowT = TypeVar("RowT", bound=Row)
+RowT = TypeVar("RowT")
+
+
+def body_of_row(table: Table, row: Row) -> bytes:
+    """Return what the MAC of a row covers."""
+    return body_of([getattr(row, name) for name in COVERED[table.name].columns])
 
 
 def check(tx: Tx, table: Table, row: RowT) -> RowT:

@@ -6,16 +6,18 @@ from sqlalchemy import delete, insert, or_, select, update
 
 from kneo.clock import isoformat
 from kneo.records.sign_in import IDLE, LIFETIME, BrowserSession, SignInLink
+from kneo.store.authenticated import MAC, is_authentic, with_mac
 from kneo.store.engine import Tx
 from kneo.store.tables import browser_sessions, sign_in_links
 
 
 def find(tx: Tx, token_hash: str) -> BrowserSession | None:
-    """Read a session that has not ended."""
+    """Read a session that has not ended and that a process with the service key has started."""
     row = tx.connection.execute(select(browser_sessions).where(browser_sessions.c.token_hash == token_hash)).first()
-    if row is None:
+    if row is None or not is_authentic(tx, browser_sessions, row):
         return None
     values = row._asdict()
+    del values[MAC]
     session = BrowserSession(**{**values, "groups": tuple(values["groups"]) if values["groups"] is not None else None})
     return None if session.has_ended(tx.now) else session
 
@@ -24,7 +26,8 @@ def start(tx: Tx, session: BrowserSession) -> None:
     """Store a new session, and delete those that have ended."""
     _delete_ended(tx)
     groups = list(session.groups) if session.groups is not None else None
-    tx.connection.execute(insert(browser_sessions).values(**{**vars(session), "groups": groups}))
+    row = with_mac(tx, browser_sessions, {**vars(session), "groups": groups})
+    tx.connection.execute(insert(browser_sessions).values(**row))
 
 
 def touch(tx: Tx, token_hash: str) -> None:
@@ -55,16 +58,18 @@ def end_all(tx: Tx) -> None:
 def insert_link(tx: Tx, link: SignInLink) -> None:
     """Store a link, and delete those that have expired."""
     tx.connection.execute(delete(sign_in_links).where(sign_in_links.c.expires_at <= tx.at))
-    tx.connection.execute(insert(sign_in_links).values(**vars(link)))
+    tx.connection.execute(insert(sign_in_links).values(**with_mac(tx, sign_in_links, vars(link))))
 
 
 def use_link(tx: Tx, token_hash: str) -> SignInLink | None:
     """Delete a link and return it, where it has not expired: of two requests at once, one gets it."""
     row = tx.connection.execute(select(sign_in_links).where(sign_in_links.c.token_hash == token_hash)).first()
     gone = tx.connection.execute(delete(sign_in_links).where(sign_in_links.c.token_hash == token_hash)).rowcount
-    if row is None or not gone:
+    if row is None or not gone or not is_authentic(tx, sign_in_links, row):
         return None
-    link = SignInLink(**row._asdict())
+    values = row._asdict()
+    del values[MAC]
+    link = SignInLink(**values)
     return link if link.expires_at > tx.at else None
 
 

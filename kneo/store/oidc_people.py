@@ -13,15 +13,16 @@ from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 from kneo.clock import isoformat
 from kneo.names import person_key
 from kneo.records.sign_in import KNOWN_FOR, SIGN_IN_LIFETIME, OidcPerson
+from kneo.store.authenticated import body_of
 from kneo.store.engine import Tx, insert_ignoring_duplicates, lock_table, upsert
-from kneo.store.prepared import Prepared
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import oidc_groups, oidc_people, oidc_used_states
 
 _MY_GROUPS = oidc_groups.c.person_key == oidc_people.c.person_key
 
 
 def find(tx: Tx, name: str) -> OidcPerson | None:
-    """Return a person who is still known, in any spelling of the name."""
+    """Return a person who is still known, in any spelling of the name; ``None`` also for one that is not authentic."""
     key = person_key(name)
     return tx.once((OidcPerson, key), lambda: _find(tx, key))
 
@@ -39,9 +40,28 @@ def _find(tx: Tx, key: str) -> OidcPerson | None:
         return None
     first = rows[0]
     groups = frozenset(row.group for row in rows)
-    return OidcPerson(
+    person = OidcPerson(
         name=first.name, issuer=first.issuer, subject=first.subject, groups=groups, issued_at=first.issued_at
     )
+    return person if tx.macs.is_valid(oidc_people.name, _body(person), first.mac) else None
+
+
+def body_of_row(tx: Tx, row: Row) -> bytes:
+    """Return what the MAC of a row covers, with its groups."""
+    groups = select(oidc_groups.c.name).where(oidc_groups.c.person_key == row.person_key)
+    person = OidcPerson(
+        name=row.name,
+        issuer=row.issuer,
+        subject=row.subject,
+        groups=frozenset(tx.connection.execute(groups).scalars()),
+        issued_at=row.issued_at,
+    )
+    return _body(person)
+
+
+def _body(person: OidcPerson) -> bytes:
+    """Return what the MAC of a person covers: the groups, which are rows of their own, too."""
+    return body_of([person.name, person.issuer, person.subject, sorted(person.groups), person.issued_at])
 
 
 def names_in(tx: Tx, groups: Collection[str], limit: int) -> list[str]:
@@ -78,8 +98,10 @@ def put(tx: Tx, person: OidcPerson) -> bool:
         subject=person.subject,
         issued_at=person.issued_at,
         seen_at=tx.at,
+        mac=tx.macs.make(oidc_people.name, _body(person)),
     )
     if before is None or before.groups != person.groups:
+        # Also where the stored groups were not authentic.
         tx.connection.execute(delete(oidc_groups).where(oidc_groups.c.person_key == key))
         if person.groups:
             rows = [{"person_key": key, "name": group} for group in sorted(person.groups)]
@@ -96,7 +118,9 @@ def remove(tx: Tx, name: str, issued_at: str) -> bool:
     key = person_key(name)
     _lock(tx, key)
     mine = (oidc_people.c.person_key == key) & (oidc_people.c.issued_at <= issued_at)
-    if not tx.connection.execute(update(oidc_people).where(mine).values(issued_at=issued_at, seen_at=tx.at)).rowcount:
+    if not tx.connection.execute(
+        update(oidc_people).where(mine).values(issued_at=issued_at, seen_at=tx.at, mac=None)
+    ).rowcount:
         return False
     return tx.connection.execute(delete(oidc_groups).where(oidc_groups.c.person_key == key)).rowcount > 0
 

@@ -10,20 +10,35 @@ from sqlalchemy import select
 from kneo.clock import parse_time
 from kneo.names import person_key
 from kneo.spec.policy import PolicyFlags
+from kneo.store.authenticated import MAC, check, is_authentic, with_mac
 from kneo.store.engine import Tx, lock_table, upsert
+from kneo.store.prepared import Row
 from kneo.store.tables import project_metadata
 
 POLICIES, KEY_NAMES, BACKUP = "environment_policy_enforcement", "api_key_names", "last_backup"
 
 
 def read(tx: Tx, key: str) -> Mapping[str, object]:
-    """Read a value; empty where none is stored."""
-    value = tx.connection.execute(select(project_metadata.c.value).where(project_metadata.c.key == key)).scalar()
-    return value if isinstance(value, dict) else {}
+    """Read a value; empty where none is stored.
+
+    Raises:
+        Untrusted, Invalid: a process with the service key did not store it; see ``kneo.store.authenticated``.
+    """
+    row = _row(tx, key)
+    return _value(check(tx, project_metadata, row)) if row is not None else {}
+
+
+def _row(tx: Tx, key: str) -> Row | None:
+    return tx.connection.execute(select(project_metadata).where(project_metadata.c.key == key)).first()
+
+
+def _value(row: Row) -> Mapping[str, object]:
+    return row.value if isinstance(row.value, dict) else {}
 
 
 def write(tx: Tx, key: str, value: Mapping[str, object]) -> None:
-    upsert(tx, project_metadata, {"key": key}, value=dict(value), updated_at=tx.at)
+    row = with_mac(tx, project_metadata, {"key": key, "value": dict(value)})
+    upsert(tx, project_metadata, {"key": key}, value=row["value"], mac=row[MAC], updated_at=tx.at)
 
 
 def lock(tx: Tx, key: str) -> None:
@@ -65,7 +80,8 @@ def record_backup(tx: Tx) -> None:
 
 def last_backup(tx: Tx) -> datetime | None:
     """Return when the last backup was completed; None without one."""
-    at = read(tx, BACKUP).get("at")
+    row = _row(tx, BACKUP)
+    at = _value(row).get("at") if row is not None else None
     return parse_time(at) if isinstance(at, str) else None
 
 
@@ -77,5 +93,6 @@ def has_issuer(tx: Tx) -> bool:
 def put_key_names(tx: Tx, names: Collection[str], issuer: str = "") -> None:
     """Replace the names of API keys and the issuer of tokens, where they differ."""
     value = {"names": sorted(names), **({"issuer": issuer} if issuer else {})}
-    if read(tx, KEY_NAMES) != value:
+    row = _row(tx, KEY_NAMES)
+    if row is None or _value(row) != value or not is_authentic(tx, project_metadata, row):
         write(tx, KEY_NAMES, value)

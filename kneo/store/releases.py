@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, or_, select, update
 
 from kneo.digest import digest_of
 from kneo.errors import Untrusted
@@ -25,7 +25,7 @@ from kneo.records.release import (
     Suspension,
 )
 from kneo.records.run import RunStatus
-from kneo.store.authenticated import MAC, is_authentic, with_mac
+from kneo.store.authenticated import MAC, check, is_authentic, with_mac
 from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import (
@@ -51,9 +51,8 @@ _KEYS_PER_STATEMENT = 500
 
 
 def insert_trust_root(tx: Tx, version: int, digest: str, envelope: bytes, revision: str | None = None) -> None:
-    insert_ignoring_duplicates(
-        tx, trust_roots, version=version, digest=digest, envelope=envelope, accepted_at=tx.at, revision=revision
-    )
+    row = {"version": version, "digest": digest, "envelope": envelope, "accepted_at": tx.at, "revision": revision}
+    insert_ignoring_duplicates(tx, trust_roots, **with_mac(tx, trust_roots, row))
 
 
 def trust_revisions(tx: Tx) -> tuple[str | None, ...]:
@@ -73,6 +72,16 @@ def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
     )
 
 
+def check_trust_chain(tx: Tx) -> None:
+    """Check that a process with the service key stored the accepted trust roots, for processes that pin none themselves.
+
+    Raises:
+        Untrusted, Invalid: see ``kneo.store.authenticated``.
+    """
+    for row in _TRUST_ROOTS.rows(tx, {}):
+        check(tx, trust_roots, row)
+
+
 # ---- bundles ----------------------------------------------------------------------------------------------------
 
 
@@ -84,43 +93,68 @@ def insert_bundles(tx: Tx, items: Sequence[BundleRecord]) -> None:
     """
     accepted = {"first_seen_at": tx.at, "envelope_seen_at": None}
     rows = [
-        vars(item) | accepted | {"signers": list(item.signers), "envelope_digest": digest_of(item.envelope)}
+        with_mac(
+            tx,
+            bundles,
+            vars(item) | accepted | {"signers": list(item.signers), "envelope_digest": digest_of(item.envelope)},
+        )
         for item in items
     ]
     insert_many_ignoring_duplicates(tx, bundles, rows)
+    by_digest = {str(row["digest"]): row for row in rows}
     for start in range(0, len(items), _KEYS_PER_STATEMENT):
         some = items[start : start + _KEYS_PER_STATEMENT]
-        digests = [item.digest for item in some]
-        known = set(tx.connection.execute(select(bundles.c.digest).where(bundles.c.digest.in_(digests))).scalars())
+        stored = select(*_LISTED).where(bundles.c.digest.in_([item.digest for item in some]))
+        found = {row.digest: is_authentic(tx, bundles, row) for row in tx.connection.execute(stored)}
         for item in some:
-            if item.digest not in known:
+            if not found.get(item.digest, True):
+                # Something else has stored or changed it.
+                replaced = update(bundles).where(bundles.c.digest == item.digest)
+                tx.connection.execute(replaced.values(**by_digest[item.digest]))
+            if item.digest not in found:
                 msg = f"{item.name} {item.version} has the sequence number {item.seq} of another accepted bundle."
                 raise Untrusted(msg, code="Equivocation", hint="Find out who signed both, then sign a new version.")
 
 
 def put_envelope(tx: Tx, digest: str, envelope: bytes, signers: Iterable[str]) -> None:
-    """Replace the signatures of an accepted bundle by others that were verified."""
-    tx.connection.execute(
-        update(bundles)
-        .where(bundles.c.digest == digest)
-        .values(
-            envelope=envelope,
-            envelope_digest=digest_of(envelope),
-            envelope_seen_at=tx.at,
-            signers=list(signers),
-        )
-    )
+    """Replace the signatures of an accepted bundle by others that were verified.
+
+    Raises:
+        Untrusted, Invalid: as ``check_bundle``.
+    """
+    record = bundle(tx, digest)
+    assert record is not None, "it was accepted"
+    check_bundle(tx, record)
+    changes = {
+        "envelope": envelope,
+        "envelope_digest": digest_of(envelope),
+        "envelope_seen_at": tx.at,
+        "signers": list(signers),
+    }
+    row = with_mac(tx, bundles, vars(record) | changes)
+    tx.connection.execute(update(bundles).where(bundles.c.digest == digest).values(**changes, mac=row[MAC]))
 
 
 _BUNDLE = Prepared(select(bundles).where(bundles.c.digest == bindparam("of_digest")))
 
 
 def bundle(tx: Tx, digest: str) -> BundleRecord | None:
+    """Read a bundle; ``check_bundle`` checks what its payload and signatures do not prove."""
+
     def read() -> BundleRecord | None:
         row = _BUNDLE.first(tx, {"of_digest": digest})
         return _bundle(row) if row else None
 
     return tx.once((BundleRecord, digest), read)
+
+
+def check_bundle(tx: Tx, record: BundleRecord) -> BundleRecord:
+    """Return a bundle as it was read, after a check that a process with the service key stored when and how it was accepted.
+
+    Raises:
+        Untrusted, Invalid: see ``kneo.store.authenticated``.
+    """
+    return check(tx, bundles, record)
 
 
 def released_payloads(tx: Tx, limit: int) -> tuple[bytes, ...]:
@@ -134,22 +168,30 @@ def released_bundles(tx: Tx, limit: int) -> tuple[tuple[Release, bytes], ...]:
     """Return the releases of all environments with the payloads of their bundles, those released last first."""
     served = select(releases, bundles.c.payload).join(bundles, releases.c.digest == bundles.c.digest)
     latest = served.where(releases.c.retired_at.is_(None)).order_by(releases.c.since.desc()).limit(limit)
-    rows = (row._asdict() for row in tx.connection.execute(latest))
-    return tuple((Release(**row), payload) for row in rows if (payload := row.pop("payload"), row.pop("retired_at")))
+    return tuple(
+        (Release(**_without(row, "retired_at", "payload")), row.payload) for row in tx.connection.execute(latest)
+    )
+
+
+_LISTED = [column for column in bundles.c if column.name not in {"payload", "envelope"}]
 
 
 def known_bundles(
     tx: Tx, digests: Collection[str] | None = None, *, name: str | None = None
 ) -> tuple[BundleRecord, ...]:
-    """List accepted bundles, all or those with these digests or this name, without payload and envelope."""
-    columns = [column for column in bundles.c if column.name not in {"payload", "envelope"}]
+    """List accepted bundles, all or those with these digests or this name, without payload and envelope.
+
+    A row that a process with the service key did not write is not among them.
+    """
     named = [] if name is None else [bundles.c.name == name]
     records: list[BundleRecord] = []
     for some in _batches(digests):
         conditions = named if some is None else [*named, bundles.c.digest.in_(some)]
-        rows = tx.connection.execute(select(*columns).where(*conditions).order_by(bundles.c.name, bundles.c.seq))
+        rows = tx.connection.execute(select(*_LISTED).where(*conditions).order_by(bundles.c.name, bundles.c.seq))
         records += (
-            BundleRecord(payload=b"", envelope=b"", **row._asdict() | {"signers": tuple(row.signers)}) for row in rows
+            BundleRecord(payload=b"", envelope=b"", **row._asdict() | {"signers": tuple(row.signers)})
+            for row in rows
+            if is_authentic(tx, bundles, row)
         )
     return tuple(records)
 
@@ -167,8 +209,9 @@ def _batches(keys: Collection[str] | None) -> Iterator[list[str] | None]:
 
 
 def put_environment(tx: Tx, item: EnvironmentRecord) -> None:
-    values = {name: value for name, value in vars(item).items() if name not in {"name", "pending"}}
-    upsert(tx, environments, {"name": item.name}, **values | {"updated_at": tx.at})
+    row = with_mac(tx, environments, {name: value for name, value in vars(item).items() if name != "pending"})
+    del row["name"]
+    upsert(tx, environments, {"name": item.name}, **row | {"updated_at": tx.at})
 
 
 _ENVIRONMENTS = Prepared(select(environments).order_by(environments.c.name))
@@ -176,7 +219,13 @@ _ENVIRONMENT = Prepared(select(environments).where(environments.c.name == bindpa
 
 
 def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
-    return tx.once(environments, lambda: tuple(_environment(tx, row) for row in _ENVIRONMENTS.rows(tx, {})))
+    """List the environments whose file in force a process with the service key has stored."""
+
+    def read() -> tuple[EnvironmentRecord, ...]:
+        rows = _ENVIRONMENTS.rows(tx, {})
+        return tuple(_environment(tx, row) for row in rows if is_authentic(tx, environments, row))
+
+    return tx.once(environments, read)
 
 
 def environment_names(tx: Tx) -> tuple[str, ...]:
@@ -190,24 +239,32 @@ def environment_names(tx: Tx) -> tuple[str, ...]:
 
 
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
+    """Read an environment; ``None`` also where something other than Kneo has changed its file in force."""
+
     def read() -> EnvironmentRecord | None:
         row = _ENVIRONMENT.first(tx, {"called": name})
-        return _environment(tx, row) if row else None
+        return _environment(tx, row) if row is not None and is_authentic(tx, environments, row) else None
 
     return tx.once((EnvironmentRecord, name), read)
 
 
-_DECLARATION = Prepared(select(environments.c.declaration).where(environments.c.name == bindparam("called")))
-
-
 def declaration(tx: Tx, name: str) -> bytes | None:
-    """Return the file in force of an environment; ``None`` where none was ever declared."""
+    """Return the file in force of an environment; ``None`` where none was ever declared.
+
+    Raises:
+        Untrusted, Invalid: a process with the service key did not store it; see ``kneo.store.authenticated``.
+    """
 
     def read() -> bytes | None:
-        row = _DECLARATION.first(tx, {"called": name})
-        return row.declaration if row else None
+        row = _ENVIRONMENT.first(tx, {"called": name})
+        return bytes(check(tx, environments, row).declaration) if row else None
 
     return tx.once((environments.c.declaration, name), read)
+
+
+def _pending_rows(tx: Tx, query: Select[Any]) -> Iterator[Row]:
+    """Yield the authentic rows; the next reconciliation replaces the others."""
+    return (row for row in tx.connection.execute(query) if is_authentic(tx, pending_releases, row))
 
 
 def pending(tx: Tx, environment_name: str) -> tuple[Pending, ...]:
@@ -216,18 +273,18 @@ def pending(tx: Tx, environment_name: str) -> tuple[Pending, ...]:
         .where(pending_releases.c.environment == environment_name)
         .order_by(pending_releases.c.bundle)
     )
-    return tx.once((Pending, environment_name), lambda: tuple(_pending(row) for row in tx.connection.execute(query)))
+    return tx.once((Pending, environment_name), lambda: tuple(_pending(row) for row in _pending_rows(tx, query)))
 
 
 def list_pending(tx: Tx) -> tuple[tuple[str, Pending], ...]:
     """List the pending changes of all environments, each with its environment."""
     query = select(pending_releases).order_by(pending_releases.c.environment, pending_releases.c.bundle)
-    return tx.once(Pending, lambda: tuple((row.environment, _pending(row)) for row in tx.connection.execute(query)))
+    return tx.once(Pending, lambda: tuple((row.environment, _pending(row)) for row in _pending_rows(tx, query)))
 
 
 def find_pending(tx: Tx, pending_id: str) -> tuple[str, Pending] | None:
     """Find a pending change and its environment."""
-    row = tx.connection.execute(select(pending_releases).where(pending_releases.c.id == pending_id)).first()
+    row = next(_pending_rows(tx, select(pending_releases).where(pending_releases.c.id == pending_id)), None)
     return (row.environment, _pending(row)) if row else None
 
 
@@ -235,7 +292,16 @@ def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None
     """Replace the pending changes of an environment."""
     tx.connection.execute(delete(pending_releases).where(pending_releases.c.environment == environment_name))
     rows = [
-        {"environment": environment_name, **vars(item), "who": list(item.who), "also": [vars(one) for one in item.also]}
+        with_mac(
+            tx,
+            pending_releases,
+            {
+                "environment": environment_name,
+                **vars(item),
+                "who": list(item.who),
+                "also": [vars(one) for one in item.also],
+            },
+        )
         for item in items
     ]
     if rows:
@@ -243,13 +309,16 @@ def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None
 
 
 def put_plan(tx: Tx, plan: PendingPlan) -> None:
-    values = {name: value for name, value in vars(plan).items() if name != "id"}
-    upsert(tx, pending_plans, {"id": plan.id}, **values | {"content": dict(plan.content), "at": tx.at})
+    row = with_mac(tx, pending_plans, vars(plan) | {"content": dict(plan.content), "at": tx.at})
+    upsert(tx, pending_plans, {"id": row.pop("id")}, **row)
 
 
 def pending_plan(tx: Tx, pending_id: str) -> PendingPlan | None:
+    """Read the plan of a pending change; ``None`` also for one that is not authentic."""
     row = tx.connection.execute(select(pending_plans).where(pending_plans.c.id == pending_id)).first()
-    return PendingPlan(**row._asdict()) if row is not None else None
+    if row is None or not is_authentic(tx, pending_plans, row):
+        return None
+    return PendingPlan(**_without(row, MAC))
 
 
 def plan_bases(tx: Tx, environment_name: str) -> Mapping[str, str | None]:
@@ -325,7 +394,7 @@ def newest_promotion(tx: Tx) -> str | None:
 def promotion(tx: Tx, promotion_id: str) -> Promotion | None:
     """Read a promotion; ``None`` also for one that is not authentic."""
     row = tx.connection.execute(select(promotions).where(promotions.c.id == promotion_id)).first()
-    return _promotion(row) if row is not None and is_authentic(tx, promotions, row) else None
+    return read_promotion(row) if row is not None and is_authentic(tx, promotions, row) else None
 
 
 _LATEST = Prepared(
@@ -342,7 +411,7 @@ def latest_promotion(tx: Tx, environment_name: str, bundle_name: str) -> Promoti
     for most in (1, _KEYS_PER_STATEMENT):
         for row in _LATEST.rows(tx, {**of_bundle, "most": most}):
             if is_authentic(tx, promotions, row):
-                return _promotion(row)
+                return read_promotion(row)
     return None
 
 
@@ -356,7 +425,7 @@ def latest_promotions(
         here = where if some is None else [*where, promotions.c.bundle.in_(some)]
         newest = select(func.max(promotions.c.id)).where(*here).group_by(promotions.c.environment, promotions.c.bundle)
         for row in tx.connection.execute(select(promotions).where(promotions.c.id.in_(newest))):
-            item = _promotion(row) if is_authentic(tx, promotions, row) else None
+            item = read_promotion(row) if is_authentic(tx, promotions, row) else None
             item = item or latest_promotion(tx, row.environment, row.bundle)
             if item is not None:
                 found[item.environment, item.bundle] = item
@@ -384,7 +453,7 @@ def list_promotions(
     )
     conditions = [column == value for column, value in wanted if value is not None]
     rows = tx.connection.execute(select(promotions).where(*conditions).order_by(promotions.c.id.desc()).limit(limit))
-    return tuple(_promotion(row) for row in rows if is_authentic(tx, promotions, row))
+    return tuple(read_promotion(row) for row in rows if is_authentic(tx, promotions, row))
 
 
 def served_before(tx: Tx, environment_name: str, digests: Collection[str]) -> frozenset[str]:
@@ -403,17 +472,14 @@ def served_before(tx: Tx, environment_name: str, digests: Collection[str]) -> fr
 def qualify(tx: Tx, environment_name: str, digests: Iterable[str], revision: str) -> None:
     """Record bundles that qualified for an environment by the commits of a lost registry."""
     for digest in digests:
-        insert_ignoring_duplicates(
-            tx, qualified_bundles, environment=environment_name, digest=digest, revision=revision
-        )
+        row = {"environment": environment_name, "digest": digest, "revision": revision}
+        insert_ignoring_duplicates(tx, qualified_bundles, **with_mac(tx, qualified_bundles, row))
 
 
 def qualified(tx: Tx, environment_name: str) -> frozenset[str]:
     """Return the digests that ``qualify`` recorded."""
-    rows = tx.connection.execute(
-        select(qualified_bundles.c.digest).where(qualified_bundles.c.environment == environment_name)
-    )
-    return frozenset(rows.scalars())
+    rows = tx.connection.execute(select(qualified_bundles).where(qualified_bundles.c.environment == environment_name))
+    return frozenset(row.digest for row in rows if is_authentic(tx, qualified_bundles, row))
 
 
 def last_failure(tx: Tx, environment_name: str, digest: str) -> str | None:
@@ -451,25 +517,26 @@ def _bundle(row: Row) -> BundleRecord:
     return BundleRecord(**row._asdict() | {"signers": tuple(row.signers)})
 
 
-def _without(row: Row, name: str) -> dict[str, Any]:
-    return {column: value for column, value in row._asdict().items() if column != name}
+def _without(row: Row, *names: str) -> dict[str, Any]:
+    return {column: value for column, value in row._asdict().items() if column not in names}
 
 
 def _environment(tx: Tx, row: Row) -> EnvironmentRecord:
-    return EnvironmentRecord(pending=pending(tx, row.name), **row._asdict())
+    return EnvironmentRecord(pending=pending(tx, row.name), **_without(row, MAC))
 
 
 def _release(row: Row) -> Release:
     return Release(**_without(row, "retired_at"))
 
 
-def _promotion(row: Row) -> Promotion:
+def read_promotion(row: Row) -> Promotion:
+    """Return the promotion of a row, whether it is authentic or not."""
     return Promotion(**_without(row, MAC) | {"kind": PromotionKind(row.kind), "approvals": tuple(row.approvals or ())})
 
 
 def _pending(row: Row) -> Pending:
     also = tuple(PendingGate(**item | {"who": tuple(item["who"])}) for item in row.also or ())
-    return Pending(**_without(row, "environment") | {"who": tuple(row.who), "also": also})
+    return Pending(**_without(row, "environment", MAC) | {"who": tuple(row.who), "also": also})
 
 
 # ---- approvals --------------------------------------------------------------------------------------------------
@@ -477,7 +544,8 @@ def _pending(row: Row) -> Pending:
 
 def insert_approval(tx: Tx, item: ApprovalRecord) -> bool:
     """Store an approval or rejection; return whether it is new."""
-    return insert_ignoring_duplicates(tx, approvals, **vars(item) | {"first_seen_at": tx.at})
+    row = with_mac(tx, approvals, vars(item) | {"first_seen_at": tx.at})
+    return insert_ignoring_duplicates(tx, approvals, **row)
 
 
 def note_origin(tx: Tx, identity: str, origin: str) -> bool:
@@ -504,8 +572,8 @@ def list_approvals(
         where.append(approvals.c.subject == subject)
     if unexpired_at is not None:
         where.append(or_(approvals.c.expires_at > unexpired_at, approvals.c.decision == "reject"))
-    rows = tx.connection.execute(select(approvals).where(*where).order_by(approvals.c.first_seen_at, approvals.c.id))
-    return tuple(_approval(row) for row in rows)
+    query = select(approvals).where(*where).order_by(approvals.c.first_seen_at, approvals.c.id)
+    return tuple(_approvals(tx, query))
 
 
 def newest_approvals(tx: Tx, environment: str, limit: int, subject: str | None = None) -> tuple[ApprovalRecord, ...]:
@@ -514,8 +582,7 @@ def newest_approvals(tx: Tx, environment: str, limit: int, subject: str | None =
     if subject is not None:
         where.append(approvals.c.subject == subject)
     newest = approvals.c.first_seen_at.desc(), approvals.c.id.desc()
-    rows = tx.connection.execute(select(approvals).where(*where).order_by(*newest).limit(limit))
-    return tuple(_approval(row) for row in rows)
+    return tuple(_approvals(tx, select(approvals).where(*where).order_by(*newest).limit(limit)))
 
 
 MAX_IDS = 10_000
@@ -527,12 +594,14 @@ def approvals_by_id(tx: Tx, ids: Sequence[str]) -> tuple[ApprovalRecord, ...]:
     found: list[ApprovalRecord] = []
     for start in range(0, len(ids), MAX_IDS):
         query = select(approvals).where(approvals.c.id.in_(ids[start : start + MAX_IDS]))
-        found += [_approval(row) for row in tx.connection.execute(query)]
+        found += _approvals(tx, query)
     return tuple(sorted(found, key=lambda item: (item.first_seen_at, item.id)))
 
 
-def _approval(row: Row) -> ApprovalRecord:
-    return ApprovalRecord(**row._asdict())
+def _approvals(tx: Tx, query: Select[Any]) -> Iterator[ApprovalRecord]:
+    """Yield the authentic decisions: the time of their first sight decides which keys count."""
+    rows = tx.connection.execute(query)
+    return (ApprovalRecord(**_without(row, MAC)) for row in rows if is_authentic(tx, approvals, row))
 
 
 # ---- holds ------------------------------------------------------------------------------------------------------

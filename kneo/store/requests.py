@@ -15,6 +15,7 @@ from kneo.clock import isoformat, new_id
 from kneo.errors import Transient
 from kneo.records.release import SourceRecord
 from kneo.store import idempotency
+from kneo.store.authenticated import MAC, is_authentic, with_mac
 from kneo.store.change_feed import ChangeFeed, Subscription
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates, upsert
 from kneo.store.prepared import Prepared, Row
@@ -35,19 +36,27 @@ class ControllerRequest:
     actor: str
     status: str
     result: Mapping[str, object] | None
+    created_at: str = ""
 
 
 def insert_request(tx: Tx, kind: str, payload: Mapping[str, object], actor: str) -> str:
     request_id = new_id("ask", tx.now)
-    tx.connection.execute(
-        insert(requests).values(id=request_id, kind=kind, payload=payload, actor=actor, status="open", created_at=tx.at)
-    )
+    row = {
+        "id": request_id,
+        "kind": kind,
+        "payload": dict(payload),
+        "actor": actor,
+        "status": "open",
+        "created_at": tx.at,
+    }
+    tx.connection.execute(insert(requests).values(**with_mac(tx, requests, row)))
     return request_id
 
 
 def open_requests(tx: Tx) -> tuple[ControllerRequest, ...]:
+    """List the open requests that a process with the service key has written."""
     rows = tx.connection.execute(select(requests).where(requests.c.status == "open").order_by(requests.c.id))
-    return tuple(_request(row) for row in rows)
+    return tuple(_request(row) for row in rows if is_authentic(tx, requests, row))
 
 
 def get(tx: Tx, request_id: str) -> ControllerRequest | None:
@@ -56,11 +65,12 @@ def get(tx: Tx, request_id: str) -> ControllerRequest | None:
 
 
 def finish(tx: Tx, request_id: str, status: str, result: Mapping[str, object]) -> None:
-    tx.connection.execute(
-        update(requests)
-        .where(requests.c.id == request_id, requests.c.status == "open")
-        .values(status=status, result=result, finished_at=tx.at)
-    )
+    opened = select(requests).where(requests.c.id == request_id, requests.c.status == "open").with_for_update()
+    row = tx.connection.execute(opened).first()
+    if row is not None and is_authentic(tx, requests, row):
+        answered = with_mac(tx, requests, {**row._asdict(), "status": status})
+        changes = {"status": status, "result": result, "finished_at": tx.at, MAC: answered[MAC]}
+        tx.connection.execute(update(requests).where(requests.c.id == request_id).values(**changes))
     tx.notify(request_id)
 
 
@@ -102,7 +112,13 @@ def ask(store: Store, kind: str, payload: Mapping[str, object], *, actor: str) -
 
 def _request(row: Row) -> ControllerRequest:
     return ControllerRequest(
-        id=row.id, kind=row.kind, payload=row.payload, actor=row.actor, status=row.status, result=row.result
+        id=row.id,
+        kind=row.kind,
+        payload=row.payload,
+        actor=row.actor,
+        status=row.status,
+        result=row.result,
+        created_at=row.created_at,
     )
 
 

@@ -68,6 +68,11 @@ def _body(run: Run) -> bytes:
     return body_of((run.status if run.status.is_final else None, *_COVERED(run)))
 
 
+def body_of_row(row: AnyRow | PreparedRow) -> bytes:
+    """Return what the MAC of a row covers."""
+    return _body(_run(row))
+
+
 def _mac(tx: Tx, run: Run) -> bytes | None:
     return tx.macs.make(runs.name, _body(run))
 

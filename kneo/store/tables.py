@@ -127,6 +127,7 @@ trust_roots = Table(
     Column("envelope", LargeBinary, nullable=False),
     Column("accepted_at", TIME, nullable=False),
     Column("revision", Text),
+    _mac(),
 )
 
 sources = Table(
@@ -163,6 +164,7 @@ approvals = Table(
     Column("envelope", LargeBinary, nullable=False),
     Column("expires_at", TIME, nullable=False),
     Column("first_seen_at", TIME, nullable=False),
+    _mac(),
     UniqueConstraint("payload_digest", "principal"),
     Index(None, "environment", "subject"),
 )
@@ -241,6 +243,7 @@ requests = Table(
     Column("result", JSON),
     Column("created_at", TIME, nullable=False),
     Column("finished_at", TIME),
+    _mac(),
     Index(None, "status", "id"),
 )
 
@@ -258,6 +261,7 @@ environments = Table(
     Column("policy_approved", Boolean),
     Column("trust_epoch", DIGEST),
     Column("updated_at", TIME, nullable=False),
+    _mac(),
 )
 
 pending_releases = Table(
@@ -277,6 +281,7 @@ pending_releases = Table(
     Column("policy_digest", DIGEST),
     Column("since", TIME, nullable=False),
     Column("also", JSON),
+    _mac(),
     PrimaryKeyConstraint("environment", "bundle"),
 )
 
@@ -288,6 +293,7 @@ pending_plans = Table(
     Column("base", DIGEST),
     Column("content", JSON, nullable=False),
     Column("at", TIME, nullable=False),
+    _mac(),
 )
 
 conditions = Table(
@@ -319,6 +325,7 @@ bundles = Table(
     Column("revision", Text, nullable=False),
     Column("envelope_digest", DIGEST),
     Column("envelope_seen_at", TIME),
+    _mac(),
     # Bundles in the HMAC format have no sequence number; theirs is 0.
     _partial("seq > 0", "name", "seq", unique=True),
 )
@@ -363,6 +370,7 @@ qualified_bundles = Table(
     Column("environment", NAME, primary_key=True),
     Column("digest", DIGEST, primary_key=True),
     Column("revision", Text, nullable=False),
+    _mac(),
 )
 
 # ---- runs -------------------------------------------------------------------------------------------------------
@@ -774,6 +782,7 @@ project_metadata = Table(
     Column("key", NAME, primary_key=True),
     Column("value", JSON, nullable=False),
     Column("updated_at", TIME, nullable=False),
+    _mac(),
 )
 
 # ---- responses and proofs -----------------------------------------------------------------------------------
@@ -808,6 +817,7 @@ task_links = Table(
     Column("created_at", TIME, nullable=False),
     Column("expires_at", TIME, nullable=False),
     Column("used_at", TIME),
+    _mac(),
     Index(None, "task_id"),
     Index(None, "run_id"),
 )
@@ -822,6 +832,7 @@ browser_sessions = Table(
     Column("groups", JSON(none_as_null=True)),
     Column("created_at", TIME, nullable=False),
     Column("seen_at", TIME, nullable=False),
+    _mac(),
 )
 
 sign_in_links = Table(
@@ -832,6 +843,7 @@ sign_in_links = Table(
     Column("key_hash", Bounded(64)),
     Column("created_at", TIME, nullable=False),
     Column("expires_at", TIME, nullable=False),
+    _mac(),
 )
 
 oidc_people = Table(
@@ -843,6 +855,7 @@ oidc_people = Table(
     Column("subject", Bounded(255), nullable=False),
     Column("issued_at", TIME, nullable=False),
     Column("seen_at", TIME, nullable=False),
+    _mac(),
 )
 
 oidc_groups = Table(
@@ -919,6 +932,7 @@ audit_events = Table(
     Column("continuation_id", ID),
     Column("environment", NAME),
     Column("metadata", Text, nullable=False),
+    _mac(),
     Index(None, "event_type", "id"),
     Index(None, "run_id", "id"),
     _partial("environment IS NOT NULL", "environment", "id"),

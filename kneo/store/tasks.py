@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from operator import attrgetter
 
@@ -13,7 +13,7 @@ from kneo.clock import new_id
 from kneo.records.run import check_transition
 from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
 from kneo.store import task_statistics
-from kneo.store.authenticated import body_of
+from kneo.store.authenticated import MAC, body_of, is_authentic, with_mac
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import task_candidates, task_events, task_links, tasks
@@ -49,6 +49,11 @@ _COVERED = attrgetter(
     *("resolved_at", "metadata"),
 )
 """The fields of a task that its MAC covers: all but the times of its first and last write. One that is added later is not among them."""
+
+
+def body_of_row(row: Row) -> bytes:
+    """Return what the MAC of a row covers."""
+    return body_of(_COVERED(read_task([getattr(row, item.name) for item in fields(HumanTask)])))
 
 
 def _mac(tx: Tx, task: HumanTask) -> bytes | None:
@@ -127,17 +132,17 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask | None:
     Raises:
         IllegalTransition: the status does not follow the present one.
     """
-    return _change(tx, task, changes, is_authentic=True)
+    return _change(tx, task, changes, is_checked=True)
 
 
 def withdraw(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask | None:
     """Cancel a task as ``change`` does, also one that is not authentic; that does not make it so."""
     changes: dict[str, object] = {"status": TaskStatus.CANCELLED, "metadata": metadata}
     body = body_of(_COVERED(task))
-    return _change(tx, task, changes, is_authentic=tx.macs.is_valid(tasks.name, body, task.mac))
+    return _change(tx, task, changes, is_checked=tx.macs.is_valid(tasks.name, body, task.mac))
 
 
-def _change(tx: Tx, task: HumanTask, changes: dict[str, object], *, is_authentic: bool) -> HumanTask | None:
+def _change(tx: Tx, task: HumanTask, changes: dict[str, object], *, is_checked: bool) -> HumanTask | None:
     status = TaskStatus(str(changes.get("status", task.status)))
     if status is not task.status:
         check_transition(task.status, status)
@@ -146,7 +151,7 @@ def _change(tx: Tx, task: HumanTask, changes: dict[str, object], *, is_authentic
         changes |= {"resolved_at": tx.at, "next_at": None}
     changes |= {"version": task.version + 1, "updated_at": tx.at}
     after = replace(task, **changes)  # type: ignore[arg-type]
-    changes["mac"] = _mac(tx, after) if is_authentic else None
+    changes["mac"] = _mac(tx, after) if is_checked else None
     if _CHANGE.change(tx, {"of_task": task.id, "seen_version": task.version} | changes) != 1:
         return None
     if resolves:
@@ -298,12 +303,17 @@ def read_event(row: Row) -> TaskEvent:
 
 
 def insert_link(tx: Tx, link: TaskLink) -> None:
-    tx.connection.execute(insert(task_links).values(**asdict(link)))
+    tx.connection.execute(insert(task_links).values(**with_mac(tx, task_links, asdict(link))))
 
 
 def find_link(tx: Tx, token_hash: str) -> TaskLink | None:
+    """Find a link by the hash of its token; ``None`` also for one that is not authentic."""
     row = tx.connection.execute(select(task_links).where(task_links.c.token_hash == token_hash)).first()
-    return TaskLink(**row._asdict()) if row else None
+    return _link(row) if row is not None and is_authentic(tx, task_links, row) else None
+
+
+def _link(row: Row) -> TaskLink:
+    return TaskLink(**{item.name: getattr(row, item.name) for item in fields(TaskLink)})
 
 
 def count_links(tx: Tx, task_id: str) -> int:
@@ -314,21 +324,32 @@ def count_links(tx: Tx, task_id: str) -> int:
 def list_links(tx: Tx, task_id: str) -> tuple[TaskLink, ...]:
     """List the links of a task, oldest first; ``kneo.tasks.links`` bounds their number."""
     rows = tx.connection.execute(select(task_links).where(task_links.c.task_id == task_id).order_by(task_links.c.id))
-    return tuple(TaskLink(**row._asdict()) for row in rows)
+    return tuple(_link(row) for row in rows)
 
 
 def expire_links(tx: Tx, *, task_id: str | None = None, link_id: str | None = None) -> int:
     """Expire unused links: one, those of a task, or all; return how many."""
-    ended = update(task_links).where(task_links.c.used_at.is_(None), task_links.c.expires_at > tx.at)
+    unused = select(task_links).where(task_links.c.used_at.is_(None), task_links.c.expires_at > tx.at)
     for column, value in ((task_links.c.task_id, task_id), (task_links.c.id, link_id)):
         if value is not None:
-            ended = ended.where(column == value)
-    return tx.connection.execute(ended.values(expires_at=tx.at)).rowcount
+            unused = unused.where(column == value)
+    rows = tx.connection.execute(unused.with_for_update()).all()
+    for row in rows:
+        _change_link(tx, row, {"expires_at": tx.at})
+    return len(rows)
+
+
+def _change_link(tx: Tx, row: Row, changes: Mapping[str, object]) -> None:
+    """Change a link; one that is not authentic does not become so."""
+    mac = with_mac(tx, task_links, {**row._asdict(), **changes})[MAC] if is_authentic(tx, task_links, row) else None
+    tx.connection.execute(update(task_links).where(task_links.c.id == row.id).values(**changes, mac=mac))
 
 
 def use_link(tx: Tx, link: TaskLink) -> bool:
     """Mark a link as used; return whether it was unused."""
-    done = tx.connection.execute(
-        update(task_links).where(task_links.c.id == link.id, task_links.c.used_at.is_(None)).values(used_at=tx.at)
-    )
-    return done.rowcount == 1
+    unused = select(task_links).where(task_links.c.id == link.id, task_links.c.used_at.is_(None)).with_for_update()
+    row = tx.connection.execute(unused).first()
+    if row is None:
+        return False
+    _change_link(tx, row, {"used_at": tx.at})
+    return True

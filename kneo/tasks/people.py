@@ -243,7 +243,7 @@ def excluded(tx: Tx, task: HumanTask) -> Iterator[tuple[str, str]]:
                 yield part, task.requester
             case "bundle_signer":
                 bundle = releases.bundle(tx, task.bundle_digest) if task.bundle_digest else None
-                yield from ((part, signer) for signer in (bundle.signers if bundle else ()))
+                yield from ((part, name) for name in (releases.check_bundle(tx, bundle).signers if bundle else ()))
             case "previous_reviewers":
                 yield from ((part, name) for name in _reviewers(tx, task))
             case name:

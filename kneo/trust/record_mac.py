@@ -78,6 +78,10 @@ class RecordMacs:
         """
         return self._secret.mac(kind, body) if self._secret is not None else None
 
+    def is_own(self, mac: bytes) -> bool:
+        """Return whether a MAC names the key of this process, whether it is valid or not."""
+        return self._secret is not None and mac[:_HEAD] == self._secret.head
+
     def is_valid(self, kind: str, body: bytes, mac: bytes | None) -> bool:
         """Return whether ``check`` accepts a record."""
         try:
@@ -111,7 +115,7 @@ class RecordMacs:
             return
         if mac is not None and hmac.compare_digest(mac, secret.mac(kind, body)):
             return
-        if mac is not None and mac[:_HEAD] == secret.head:
+        if mac is not None and self.is_own(mac):
             msg = f"{name} was changed in the database by something other than Kneo."
             hint = "Find out who can write to the database, then restore it from a backup."
             raise RecordTampered(msg, hint=hint)

@@ -23,6 +23,7 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
 from kneo.cli.runs.runs import RunArgument, cost_of, show_run
+from kneo.records.run import dollars
 
 
 @examples("kneo runs get run_01JD8Z4V6M3Q", "kneo runs get run_01JD8Z4V6M3Q --json")

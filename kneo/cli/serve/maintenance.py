@@ -13,11 +13,12 @@ import typer
 from kneo.cli import render
 from kneo.cli.compose import find_store, make_store
 from kneo.cli.options import JsonOption
-from kneo.maintenance import backup, import_published, make_retention, migrate, restore, vacuum
+from kneo.maintenance import adopt, backup, import_published, make_retention, migrate, restore, vacuum
 from kneo.runtime.engine.timers import end_overdue_runs
 from kneo.settings import from_env
 from kneo.store.published.importer import list_imported_events
 from kneo.tasks.lifecycle import process_due
+from kneo.trust.keys import PrivateKey
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -192,6 +193,50 @@ def show_imported_events(
     rows = [[one["at"], one["event_type"], one["actor"], one["run_id"]] for one in events]
     answer = {"events": list(events), "count": len(events)}
     render.emit(answer, as_json=as_json, text=lambda: render.table("", ["Time", "Event", "Actor", "Run"], rows))
+
+
+@app.command("adopt")
+def adopt_records(
+    former_keys: Annotated[
+        list[Path] | None,
+        typer.Option("--former-key", metavar="FILE", help="Adopt only what this former service key authenticates."),
+    ] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Adopt records with another code as they are, too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be adopted, and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Authenticate records that an earlier version of Kneo wrote, or another service key authenticates.
+
+    Verify the audit log first: what you adopt counts as written by Kneo. Browsers sign in again.
+
+    Example: kneo maintenance adopt --dry-run
+    """
+    settings = from_env()
+    keys = [PrivateKey.load(path.read_bytes(), settings.key_passphrase or None) for path in former_keys or ()]
+    with closing(find_store(settings)) as store:
+        answer = adopt(store, actor=getpass.getuser(), former_keys=keys, changed=changed, dry_run=dry_run)
+    render.emit(answer, as_json=as_json, text=lambda: _show_adoption(answer))
+    if answer["refused"]:
+        raise typer.Exit(1)
+
+
+STATES = ("authentic", "without", "changed", "other_key", "adopted")
+
+
+def _show_adoption(answer: Mapping[str, Any]) -> None:
+    rows = [(name, *(counts.get(state, 0) for state in STATES)) for name, counts in answer["tables"].items()]
+    head = "Would be adopted" if answer["dry_run"] else "Adopted"
+    render.table("", ["", "Authentic", "No code", "Other code", "Code of another key", head], rows)
+    for why in answer["refused"]:
+        render.failure(f"Not adopted: {why}")
+    left = sum(
+        counts.get("without", 0) + counts.get("changed", 0) + counts.get("other_key", 0) - counts["adopted"]
+        for counts in answer["tables"].values()
+    )
+    if left:
+        render.warning(f"{left} records stay without a valid code, and are refused. See --changed and --former-key.")
 
 
 @app.command("vacuum")

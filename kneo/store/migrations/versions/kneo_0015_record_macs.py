@@ -12,14 +12,28 @@ depends_on = None
 
 TABLES = (
     "agent_journal",
+    "approvals",
+    "audit_events",
+    "browser_sessions",
+    "bundles",
     "checkpoints",
+    "environments",
     "journal_entries",
+    "oidc_people",
+    "pending_plans",
+    "pending_releases",
+    "project_metadata",
     "promotions",
+    "qualified_bundles",
+    "requests",
     "runs",
     "session_messages",
     "session_summaries",
+    "sign_in_links",
     "steps",
+    "task_links",
     "tasks",
+    "trust_roots",
 )
 
 
