@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.arguments import Arguments, find_flaw
@@ -40,7 +39,7 @@ from kneo.spec.call_title import call_title
 from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of
 from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, ToolPermissions
 from kneo.spec.models.spec import Tool
-from kneo.spec.policy import ToolRules
+from kneo.spec.policy import ToolNames, ToolRules
 
 MAX_REVIEWS = 20
 """Answers of gates about one call; edits that undo each other end there."""
@@ -77,23 +76,27 @@ def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, en
     spec has, and do nothing else.
     """
     permissions = permissions_of(agent) or ToolPermissions()
-    if _matches(name, rules.deny):
-        return f"The environment {environment} denies the tool {name}."
+    names = tool.names(name) if tool is not None else ToolNames(name)
+    denied = rules.denied(names)
+    if denied is not None:
+        return f"The environment {environment} denies {_what(name, denied)}."
     if name in permissions.denied_tools:
         return f"The agent's permissions deny the tool {name}."
     if tool is None:
         return None
-    if rules.allow is not None and not _matches(name, rules.allow):
-        return f"The environment {environment} does not allow the tool {name}."
+    unlisted = rules.not_allowed(names)
+    if unlisted is not None:
+        return f"The environment {environment} does not allow {_what(name, unlisted)}."
     if permissions.allowed_tools is not None and name not in permissions.allowed_tools:
         return f"The agent's permissions do not allow the tool {name}."
     needed = [PERMISSIONS[capability] for capability in tool.all_capabilities if capability in PERMISSIONS]
-    denied = [f"{permission}: false" for permission in needed if getattr(permissions, permission) is False]
-    return f"The agent's permissions ({', '.join(denied)}) do not allow the tool {name}." if denied else None
+    refused = [f"{permission}: false" for permission in needed if getattr(permissions, permission) is False]
+    return f"The agent's permissions ({', '.join(refused)}) do not allow the tool {name}." if refused else None
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _what(name: str, matched: str) -> str:
+    """Return a tool in words; what is behind it is not named, because the model reads this."""
+    return f"the tool {name}" if matched == name else f"what the tool {name} calls"
 
 
 def find_host_denial(tool: Tool, arguments: Arguments, agent: Agent) -> str | None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, NamedTuple, Self, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import ConfigDict, Field, model_validator
@@ -348,19 +348,32 @@ class ProtocolRules(SpecModel):
         return tuple(name for name, patterns in served.items() if any(fnmatchcase(bundle, each) for each in patterns))
 
 
+class ToolNames(NamedTuple):
+    """The names by which rules know a tool: a spec can give any name to what it calls."""
+
+    own: str
+    """The name in the spec."""
+    called: tuple[str, ...] = ()
+    """The names of the function or of the MCP tool behind it, in every form: with and without package or server."""
+    reached: tuple[str, ...] = ()
+    """The address or the agent behind it."""
+
+
 class ToolRules(SpecModel):
     """Rules for tools, in addition to the permissions that specs state."""
 
     deny: ListOf[Pattern] = Field(
         default=(),
         max_length=MAX_RULES,
-        description="Patterns of tools that are refused.",
+        description="Patterns of tools that are refused: of the name in the spec, or of what is behind it, a function, a tool of "
+        "an MCP server, an agent or an address.",
         examples=[["shell", "*.delete_*"]],
     )
     allow: ListOf[Pattern] | None = Field(
         default=None,
         max_length=MAX_RULES,
-        description="Patterns of the only tools that may be called. Left out: every one.",
+        description="Patterns of the only tools that may be called: of the name in the spec, and of the function or the tool of an "
+        "MCP server behind it. Left out: every one.",
     )
     inside: ListOf[HostAndPort] = Field(
         default=(),
@@ -370,8 +383,20 @@ class ToolRules(SpecModel):
     )
     mcp: McpRules = McpRules()
 
-    def permits(self, name: str) -> bool:
-        """Tell whether a tool may be called, by its name in the spec."""
-        if any(fnmatchcase(name, pattern) for pattern in self.deny):
-            return False
-        return self.allow is None or any(fnmatchcase(name, pattern) for pattern in self.allow)
+    def denied(self, names: ToolNames) -> str | None:
+        """Return the name by which a tool is denied: that of the spec, or of what is behind it."""
+        return next((name for name in (names.own, *names.called, *names.reached) if _matches(name, self.deny)), None)
+
+    def not_allowed(self, names: ToolNames) -> str | None:
+        """Return the name by which a tool is none of those that are allowed: no name in a spec allows what is behind it."""
+        if self.allow is None:
+            return None
+        if not _matches(names.own, self.allow):
+            return names.own
+        return (
+            names.called[0] if names.called and not any(_matches(name, self.allow) for name in names.called) else None
+        )
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -11,6 +11,7 @@ from kneo.spec.index import LocatedStep, Part, SpecIndex, reachable
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
 from kneo.spec.models.spec import Capability, Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep
+from kneo.spec.policy import ToolNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class _Activities:
             agent = self.index.agent_of(part)
             if agent is None:
                 continue
-            tools.update(callable_tools(agent))
+            for called in callable_tools(agent):
+                tools.update(_names(called, self.index.spec.tools.get(called)))
             for _, tool in declared_tools(self.index, agent):
                 capabilities.update(granted(agent, tool))
             for _, (kind, helper) in helpers(self.index, agent):
@@ -142,7 +144,7 @@ def matches_call(match: Match, agent: str, name: str, tool: Tool | None) -> bool
             each of them.
     """
     capable = not match.capabilities or tool is None or bool(set(match.capabilities) & set(tool.all_capabilities))
-    return capable and _any(match.refs, [agent]) and _any(match.tools, [name])
+    return capable and _any(match.refs, [agent]) and _any(match.tools, _names(name, tool))
 
 
 def _call_gates(index: SpecIndex) -> tuple[EnvironmentGate, ...]:
@@ -186,6 +188,12 @@ def _fits(match: Match, kind: str, id_path: str, activity: _Activity) -> bool:
         and _any(match.tools, activity.tools)
         and (not match.capabilities or bool(activity.capabilities & set(match.capabilities)))
     )
+
+
+def _names(name: str, tool: Tool | None) -> tuple[str, ...]:
+    """Return every name by which a gate knows a tool."""
+    names = tool.names(name) if tool is not None else ToolNames(name)
+    return names.own, *names.called, *names.reached
 
 
 def _any(patterns: Sequence[str], names: Iterable[str]) -> bool:

@@ -15,6 +15,7 @@ from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.lint.implementations import parameters_of, unsafe_imports
 from kneo.spec.models.agent import ASK_QUESTION, RESERVED, model_name
 from kneo.spec.models.spec import SECRET_REFERENCE, HttpTool, McpServer, RemoteAgent, Tool, Verify
+from kneo.spec.policy import ToolNames
 
 
 def host_of(url: str) -> str | None:
@@ -208,8 +209,12 @@ def refused_tools(index: SpecIndex) -> Iterator[Diagnostic]:
     rules = index.context.rules.tools
     for at in index.agents:
         for name in callable_tools(at.agent):
-            if not rules.permits(name):
-                message = f"This environment denies the tool {name}: calls of {at.agent.name} are refused."
+            tool = index.spec.tools.get(name)
+            names = tool.names(name) if tool is not None else ToolNames(name)
+            refused = rules.denied(names) or rules.not_allowed(names)
+            if refused is not None:
+                what = name if refused == name else f"{name}, which calls {refused}"
+                message = f"This environment denies the tool {what}: calls of {at.agent.name} are refused."
                 hint = "Leave the tool out, or change tools.deny and tools.allow of the environment file."
                 yield warning("W_TOOL_DENIED", message, (*at.path, "tools"), suggestion=hint)
 

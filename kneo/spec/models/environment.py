@@ -77,7 +77,9 @@ class Match(CamelModel):
         default=(), description="Patterns of names: the agent, function or workflow that it runs."
     )
     tools: ListOf[Pattern] = Field(
-        default=(), description="Patterns of tools: those that the step's agent can call, or the called one."
+        default=(),
+        description="Patterns of tools: those that the step's agent can call, or the called one; by the name in the spec, or of "
+        "what is behind it.",
     )
     steps: ListOf[Pattern] = Field(
         default=(), description="Patterns of paths: ids from the outside in.", examples=[["release/*"]]

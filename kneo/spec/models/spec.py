@@ -14,6 +14,7 @@ from kneo.spec.call_title import MAX_TEMPLATE_CHARS
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
 from kneo.spec.models.workflow import AnyWorkflow
+from kneo.spec.policy import ToolNames
 
 Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write", "shell", "privileged"]
 """What a call may do beyond computing its result; ``privileged`` is anything that should not happen unseen."""
@@ -203,6 +204,22 @@ class Tool(SpecModel):
             "a2a": self.a2a,
         }
         return tuple(name for name, value in named.items() if value not in (None, "", McpToolRef()))
+
+    def names(self, own: str) -> ToolNames:
+        """Return the names by which rules of an environment know the tool.
+
+        Args:
+            own: Its name in the spec.
+        """
+        called: list[str] = []
+        if self.mcp is not None:
+            name = self.mcp.name or own
+            called += [name, *([f"{self.mcp.server}.{name}"] if self.mcp.server is not None else [])]
+        if self.implementation is not None:
+            parts = self.implementation.split(".")
+            called += [".".join(parts[start:]) for start in range(len(parts))]
+        addresses = (part.url for part in (self.http, self.a2a) if part is not None)
+        return ToolNames(own, tuple(called), (*addresses, *([self.agent] if self.agent is not None else [])))
 
     @property
     def all_capabilities(self) -> tuple[Capability, ...]:

@@ -7,7 +7,7 @@ import json
 from datetime import timedelta
 
 import pytest
-from agent_turns import House, decided, house, scripted_model, spec_of
+from agent_turns import LOOK, House, decided, house, scripted_model, spec_of
 from pydantic_ai.messages import ModelRequest, ModelResponse, UserPromptPart
 from rules_now import always, current
 
@@ -331,6 +331,43 @@ def test_an_environment_can_allow_some_tools_only(clock: ManualClock) -> None:
     made = house([("pay", {}), ("look", {})], "Done.", clock=clock, rules=always(ToolRules(allow=("look",))))
     run(made)
     assert made.backend.names() == ["look"]
+
+
+MCP = {"description": "Look.", "mcp": {"server": "crm", "name": "find"}}
+HTTP = {"description": "Look.", "http": {"url": "https://crm.example/find/{x}"}}
+
+
+@pytest.mark.parametrize(
+    ("tool", "rules", "is_called"),
+    [
+        (MCP, ToolRules(deny=("find",)), False),
+        (MCP, ToolRules(deny=("crm.*",)), False),
+        (MCP, ToolRules(deny=("look",)), False),
+        (MCP, ToolRules(deny=("finder", "cr?")), True),
+        ({**MCP, "mcp": {"server": "crm"}}, ToolRules(deny=("crm.look",)), False),
+        (LOOK, ToolRules(deny=("bank.*",)), False),
+        ({**LOOK, "implementation": "acme.bank.find"}, ToolRules(deny=("bank.find",)), False),
+        ({**LOOK, "implementation": "acme.bank.find"}, ToolRules(deny=("acme", "bank", "*.look")), True),
+        (HTTP, ToolRules(deny=("https://crm.example/*",)), False),
+        (MCP, ToolRules(allow=("look",)), False),
+        (MCP, ToolRules(allow=("find",)), False),
+        (MCP, ToolRules(allow=("look", "find")), True),
+        (MCP, ToolRules(allow=("look", "crm.*")), True),
+        ({**MCP, "mcp": {"server": "crm"}}, ToolRules(allow=("look",)), True),
+        ({**LOOK, "implementation": "ops.shell"}, ToolRules(allow=("look",)), False),
+        ({**LOOK, "implementation": "ops.shell"}, ToolRules(allow=("look", "ops.*")), True),
+        ({**LOOK, "implementation": "acme.bank.look"}, ToolRules(allow=("look",)), True),
+        (HTTP, ToolRules(allow=("look",)), True),
+    ],
+)
+def test_rules_of_an_environment_hold_for_what_is_behind_the_name_of_a_tool(
+    tool: dict[str, object], rules: ToolRules, is_called: bool, clock: ManualClock
+) -> None:
+    spec = spec_of(agent={"tools": {"include": ["look"]}}, tools={"look": tool})
+    made = house([("look", {})], "Done.", spec=spec, clock=clock, rules=always(rules))
+    run(made)
+    assert len(made.backend.calls) == is_called
+    assert is_called or "environment" in made.script.results()["c0"]["denied"]
 
 
 def test_hosts_in_arguments_are_checked_also_after_an_edit(clock: ManualClock) -> None:

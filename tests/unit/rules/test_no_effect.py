@@ -27,8 +27,8 @@ READ: dict[str, dict[str, str]] = {
     "Agent": {
         PROGRAM: "name as_agent",
         "kneo/agents/providers.py": "model runtime_preferences",
-        "kneo/agents/loop.py": "system_prompt strategy tools output_schema",
-        "kneo/agents/step_tools.py": "middleware",
+        "kneo/agents/loop.py": "system_prompt strategy output_schema",
+        "kneo/agents/step_tools.py": "tools middleware",
         "kneo/agents/memory.py": "memory defaults",
         "kneo/spec/lint/agents.py": "history",
         "kneo/agents/questions.py": "ask_question",

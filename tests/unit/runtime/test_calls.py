@@ -381,6 +381,7 @@ def test_equal_calls_are_sampled_alike() -> None:
         ({"capabilities": ["privileged"]}, "teller", "undeclared", True),
         ({"tools": ["mail_*", "p*"]}, "teller", "pay", True),
         ({"tools": ["mail_*"]}, "teller", "pay", False),
+        ({"tools": ["bank.*"]}, "teller", "pay", True),
         ({"refs": ["teller"]}, "teller", "pay", True),
         ({"refs": ["teller"]}, "helper", "pay", False),
         ({"steps": ["work"]}, "teller", "pay", True),
