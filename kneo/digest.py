@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from json import JSONEncoder
 from typing import ClassVar, NewType, NoReturn
 
@@ -90,6 +91,42 @@ def _order(key: object) -> bytes:
         msg = f"a key of the type {type(key).__name__}"
         raise rfc8785.CanonicalizationError(msg)
     return key.encode("utf-16-be")
+
+
+def find_uncanonical(value: object, max_depth: int) -> str | None:
+    """Return why a value is no JSON value of bounded depth that has a canonical form; ``None`` where it is.
+
+    Args:
+        value: The value.
+        max_depth: Lists and objects inside each other.
+    """
+    if is_deeper(value, max_depth):
+        return f"it is nested more than {max_depth} deep"
+    try:
+        canonical_json(value)
+    except Invalid as error:
+        return error.message
+    return None
+
+
+def is_deeper(value: object, max_depth: int) -> bool:
+    """Return whether lists and objects are inside each other more often than a limit, of a value however deep."""
+    level = [value]
+    for _ in range(max_depth):
+        level = [part for each in level for part in _parts(each) if isinstance(part, Mapping | list | tuple)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: object) -> Iterable[object]:
+    match value:
+        case Mapping():
+            return value.values()
+        case list() | tuple():
+            return value
+        case _:
+            return ()
 
 
 def digest_of_json(value: object) -> Digest:

@@ -7,11 +7,10 @@ readings, or none, are refused before anything else looks at them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from kneo.digest import canonical_json
-from kneo.errors import Invalid
+from kneo.digest import find_uncanonical
 
 Arguments: TypeAlias = Mapping[str, object]
 
@@ -25,13 +24,12 @@ def find_flaw(arguments: object) -> str | None:
     """Return why a value cannot be the arguments of a call; ``None`` where it can."""
     if not isinstance(arguments, Mapping):
         return "the arguments are not a JSON object"
-    if _is_deeper(arguments, MAX_DEPTH):
-        return f"the arguments are nested more than {MAX_DEPTH} deep"
-    try:
-        canonical_json(dict(arguments))
-    except Invalid as error:
-        return f"the arguments are not JSON that is exact: {error.message[:MAX_REASON_CHARS]}"
-    return None
+    flaw = find_uncanonical(dict(arguments), MAX_DEPTH)
+    return (
+        f"the arguments are not JSON that every service reads alike: {flaw[:MAX_REASON_CHARS]}"
+        if flaw is not None
+        else None
+    )
 
 
 def read_arguments(written: str | Arguments | None, limit: int) -> tuple[Arguments, str | None]:
@@ -60,23 +58,3 @@ def _unambiguous(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
         msg = "a key is written twice"
         raise ValueError(msg)
     return value
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    """Return whether lists and objects are inside each other more often than a limit."""
-    level = [value]
-    for _ in range(limit):
-        level = [part for each in level for part in _parts(each) if isinstance(part, Mapping | list | tuple)]
-        if not level:
-            return False
-    return True
-
-
-def _parts(value: object) -> Iterable[object]:
-    match value:
-        case Mapping():
-            return value.values()
-        case list() | tuple():
-            return value
-        case _:
-            return ()

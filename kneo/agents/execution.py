@@ -16,7 +16,9 @@ from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question
 from kneo.agents.services import AgentServices, BackendKind
 from kneo.agents.text_checks import text_of
+from kneo.agents.texts import sound_text, sound_value
 from kneo.agents.turn import AnswerRequired, PeopleRequired, Stopped, ToolCall, Turn
+from kneo.digest import is_deeper
 from kneo.errors import Invalid, KneoError
 from kneo.records.conversation import ConversationEntry, EntryStatus
 from kneo.redaction import redact_text
@@ -25,6 +27,9 @@ from kneo.spec.models.spec import Tool, Verify
 MAX_ERROR_CHARS = 2_000
 MAX_WHOLE_BYTES = 1_000_000
 """Bytes of a result that is kept whole."""
+
+MAX_RESULT_DEPTH = 200
+"""Lists and objects inside each other in a result, as in requests over HTTP."""
 
 MAX_FORMS = 10
 """Questions of a tool during one call."""
@@ -142,6 +147,10 @@ class CallExecution:
         except (TypeError, ValueError, RecursionError):
             error = Invalid(f"The result is not JSON: {type(result).__name__}.", code="invalid_result")
             return await self._fail(permitted, error)
+        if is_deeper(result, MAX_RESULT_DEPTH):
+            msg = f"The result is nested more than {MAX_RESULT_DEPTH} deep."
+            return await self._fail(permitted, Invalid(msg, code="invalid_result"))
+        result = sound_value(result)
         misfit = find_misfits(returns, result) if returns is not None else None
         if misfit is not None:
             msg = f"The result does not fit the JSON Schema of the tool's results: {misfit}"
@@ -211,7 +220,7 @@ class CallExecution:
             # There is no entry: a retry of the step makes the call again.
             await self._journal.note(self._journal.event(call, "tool_call_failed", error=name))
             raise tool_failed(call) from None
-        message = redact_text(str(error)[: 2 * MAX_ERROR_CHARS])[:MAX_ERROR_CHARS]
+        message = redact_text(sound_text(str(error)[: 2 * MAX_ERROR_CHARS]))[:MAX_ERROR_CHARS]
         failed = CallResult({"error": name, "message": message}, "failed")
         kept = await self._keep_checked(replace(permitted, facts={}), failed)
         if self.stops_on_error:
@@ -283,7 +292,7 @@ class CallExecution:
     async def _wait(self, permitted: PermittedCall, required: AnswerRequired) -> CallResult:
         """Keep a tool's own question with its state, and ask it."""
         call, arguments = permitted.call, permitted.arguments
-        entry, prompt = self._journal.find(call), str(required)
+        entry, prompt = self._journal.find(call), sound_text(str(required))
         forms, restarts = count(entry, "forms") + 1, count(entry, "restarts") + required.restarted
         if forms > MAX_FORMS or restarts > MAX_RESTARTS:
             msg = f"The tool asked {forms} questions during one call, and started again {restarts} times."

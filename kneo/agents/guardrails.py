@@ -20,6 +20,7 @@ from kneo.agents.arguments import Arguments
 from kneo.agents.calls import CallResult, Outcome, RequestedCall
 from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.text_checks import finds_in, redacted_value, text_check, text_of
+from kneo.agents.texts import sound_value
 from kneo.agents.turn import CallQuestion, GuardrailViolation, PeopleRequired, Turn
 from kneo.clock import Clock, isoformat
 from kneo.digest import Digest, DigestLabel, digest_of_json
@@ -341,7 +342,7 @@ class TurnGuardrails:
 
     async def _ask_function(self, guardrail: Guardrail, value: object) -> Verdict:
         async with asyncio.timeout(self._limits.tool_seconds):
-            answer = await self._turn.functions(str(guardrail.ref), text_of(value))
+            answer = sound_value(await self._turn.functions(str(guardrail.ref), text_of(value)))
         if isinstance(answer, bool):
             return Verdict(passed=answer)
         if not isinstance(answer, Mapping) or not isinstance(answer.get("passed"), bool):

@@ -28,6 +28,7 @@ from kneo.agents.guardrails import TurnGuardrails
 from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
+from kneo.agents.texts import sound_text
 from kneo.agents.turn import GuardrailViolation, PeopleRequired, Postponed, SessionHistory, Stopped, ToolCall, Turn
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, KneoError
@@ -218,7 +219,7 @@ class _Recalling:
         except Exception as error:  # noqa: BLE001 - the conversation goes on without it
             self._failed("summarizer", error)
             return None
-        return answer[:SUMMARY_CHARS]
+        return sound_text(answer[:SUMMARY_CHARS])
 
     async def _ask(self, part: MemoryRef | None, text: str, number: int) -> str:
         """Take the turn of an agent; its conversation is named after the last message, so another past is another question."""
@@ -270,7 +271,7 @@ class _Recalling:
         except Exception as error:  # noqa: BLE001 - the conversation goes on without it
             self._failed("retriever", error)
             return []
-        text = "\n\n".join(texts)[:RETRIEVED_CHARS]
+        text = sound_text("\n\n".join(texts)[:RETRIEVED_CHARS])
         marked = marked_untrusted(text, self._turn.run_id, self._turn.conversation)
         return [_context(f"{RETRIEVED}\n{marked}")] if text else []
 

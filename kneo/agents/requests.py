@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import count
 from typing import NoReturn, cast
 
 from pydantic_ai.direct import model_request, model_request_stream
@@ -20,7 +18,6 @@ from pydantic_ai.messages import (
     PartStartEvent,
     TextPart,
     TextPartDelta,
-    ToolCallPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.models.wrapper import WrapperModel
@@ -39,7 +36,9 @@ from kneo.agents.providers import (
     find_provider,
 )
 from kneo.agents.quota import ModelQuota, PlannedRequest
+from kneo.agents.replies import sound_reply, with_distinct_calls
 from kneo.agents.services import AgentServices, Progress
+from kneo.agents.texts import sound_text
 from kneo.agents.turn import Postponed, Turn
 from kneo.agents.window import LeftOut, leave_out_more, without
 from kneo.clock import Clock, isoformat, monotonic, parse_time
@@ -52,8 +51,6 @@ from kneo.spec.policy import ModelRules
 
 ANTHROPIC_MAX_TOKENS = 4_096
 """Sent where a spec has no ``max_tokens``: without one the library of Anthropic streams in secret."""
-
-_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 async def _no_rules(_environment: str | None) -> ModelRules | None:
@@ -268,7 +265,8 @@ class RecordedModel(WrapperModel):
             with request_span(self._turn, candidate.choice, candidate.connection, candidate.max_tokens) as traced:
                 try:
                     async with self._models.clients.lease(candidate.connection) as client, asyncio.timeout(seconds):
-                        reply = await self._once(client.model(candidate.choice.name), candidate, prompt, seconds)
+                        model = client.model(candidate.choice.name)
+                        reply = sound_reply(await self._once(model, candidate, prompt, seconds))
                 except Exception as error:
                     failure = RequestFailure.of(error, self._clock.now())
                     if failure is None:
@@ -301,7 +299,7 @@ class RecordedModel(WrapperModel):
             async for event in stream:
                 text = _text_of(event)
                 if text:
-                    deltas.write(number, offset, text)
+                    deltas.write(number, offset, sound_text(text))
                     offset += len(text)
             reply = stream.get()
         # Some servers end a stream in the middle without a word; the library then reports a reason of its own invention.
@@ -451,21 +449,3 @@ def _text_of(event: object) -> str:
     if isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
         return event.delta.content_delta
     return ""
-
-
-def with_distinct_calls(reply: ModelResponse) -> ModelResponse:
-    """Return a reply whose calls have ids that are distinct and fit into keys.
-
-    Some servers say ``call_0`` for every call; the id becomes a part of the names of entries and questions.
-    """
-    ids: set[str] = set()
-    parts = []
-    for number, part in enumerate(reply.parts):
-        if isinstance(part, ToolCallPart):
-            call_id = part.tool_call_id
-            if call_id in ids or not _CALL_ID.fullmatch(call_id):
-                call_id = next(each for each in (f"call_{number}_{n}" for n in count()) if each not in ids)
-                part = replace(part, tool_call_id=call_id)  # noqa: PLW2901
-            ids.add(call_id)
-        parts.append(part)
-    return replace(reply, parts=parts)

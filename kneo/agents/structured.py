@@ -12,9 +12,9 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
+from kneo.agents.arguments import MAX_DEPTH
 from kneo.agents.questions import find_misfits
-from kneo.digest import canonical_json
-from kneo.errors import Invalid
+from kneo.digest import canonical_json, find_uncanonical
 from kneo.spec.models.agent import OUTPUT_TOOL
 
 MAX_MISFITS = 2
@@ -84,17 +84,13 @@ def read_answer(schema: Mapping[str, object], reply: ModelResponse) -> Structure
 
 def structured_answer(schema: Mapping[str, object], written: object) -> StructuredAnswer | Misfit:
     """Return a JSON value as an answer, or why it does not satisfy the schema."""
-    misfit = find_misfits(schema, written)
+    misfit = find_uncanonical(written, MAX_DEPTH) or find_misfits(schema, written)
     if misfit is not None:
         return Misfit(misfit)
-    try:
-        text = canonical_json(written).decode()
-    except Invalid as error:
-        return Misfit(error.message)
     scalars = {}
     if isinstance(written, Mapping):
         scalars = {name: value for name, value in written.items() if isinstance(value, str | int | float | bool)}
-    return StructuredAnswer(text, scalars, written)
+    return StructuredAnswer(canonical_json(written).decode(), scalars, written)
 
 
 def ask_again(reply: ModelResponse, message: str) -> ModelRequest:

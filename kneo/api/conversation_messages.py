@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kneo.agents.texts import sound_text
 from kneo.api.run_steps import StepModelView
 from kneo.api.run_views import UsageView
 from kneo.records.conversation import DECISIONS, EDITED_BY, ConversationEntry, EntryKind, EntryStatus
@@ -46,7 +47,7 @@ class ContentTexts:
     def shown(self, value: object) -> str:
         """Return a text, or data as JSON, without secrets and cut where it is too long."""
         # Redacted as a whole: half a secret is not recognized.
-        text = self._redacted(value)
+        text = sound_text(self._redacted(value))
         most = max(min(self.text_chars, self.left), 0)
         self.left -= min(len(text), self.text_chars)
         return text if len(text) <= most else f"{text[:most]}[cut: {len(text)} characters in all]"
@@ -276,7 +277,8 @@ class ConversationReader:
         return replace(_message("assistant", self._texts.shown(said), message.get("timestamp")), tool_calls=calls)
 
     def _call(self, part: Mapping[str, object], entry: ConversationEntry, withheld: object) -> MessageCallView:
-        id_, name, requested = str(part.get("tool_call_id")), str(part.get("tool_name")), _arguments(part.get("args"))
+        id_, name = sound_text(str(part.get("tool_call_id"))), sound_text(str(part.get("tool_name")))
+        requested = _arguments(part.get("args"))
         key = f"{entry.number}.{id_}"
         made = self._made.get(f"tool:{key}") if entry.kind is EntryKind.MODEL else None
         known = made.facts if made is not None else {}
@@ -326,7 +328,7 @@ class ConversationReader:
         message = _message(role, self._texts.shown(part.get("content", "")), part.get("timestamp") or at)
         if name is None:
             return message
-        return replace(message, role="tool", tool_call_id=str(call_id), tool_name=str(name))
+        return replace(message, role="tool", tool_call_id=sound_text(str(call_id)), tool_name=sound_text(str(name)))
 
 
 def _hides(message: MessageView, withheld: object, *, is_first: bool) -> bool:
@@ -405,7 +407,7 @@ def _arguments(value: object) -> object:
         return value if value is not None else {}
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

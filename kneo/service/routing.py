@@ -43,8 +43,9 @@ class JsonResponse(Response):
         try:
             return to_json(content, inf_nan_mode="null", fallback=_plain)
         except PydanticSerializationError:
-            # Data of a program may be nested deeper than pydantic serializes.
-            return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_plain).encode()
+            # Data of a program may be nested deeper than pydantic serializes, and earlier versions kept halves of surrogate pairs.
+            text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_plain)
+            return text.encode(errors="replace")
 
 
 def _plain(value: object) -> object:

@@ -20,6 +20,10 @@ from kneo.names import visible
 Path: TypeAlias = tuple[str | int, ...]
 
 
+MAX_INTEGER = 2**53 - 1
+"""Beyond this, JSON readers disagree about the number (RFC 8259 section 6), and RFC 8785 has no form for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
     """Bounds on a text that is read.
@@ -28,19 +32,18 @@ class ReadLimits:
         max_bytes: Size of the text, in bytes.
         max_depth: Lists and maps inside each other.
         max_nodes: Keys, values, lists and maps together.
+        max_integer: The largest integer that is read, and the smallest one without its sign.
         aliases: Whether YAML anchors and aliases are read. What an alias repeats counts against ``max_nodes``.
     """
 
     max_bytes: int = 1_048_576
     max_depth: int = 64
     max_nodes: int = 100_000
+    max_integer: int = MAX_INTEGER
     aliases: bool = False
 
 
 DEFAULT_LIMITS = ReadLimits()
-
-MAX_INTEGER = 2**53 - 1
-"""Beyond this, JSON readers disagree about the number (RFC 8259 section 6), and RFC 8785 has no form for it."""
 
 
 class SourceLocation(NamedTuple):

@@ -14,7 +14,7 @@ from kneo.digest import Digest, canonical_json
 from kneo.errors import Conflict, Invalid, KneoError
 from kneo.names import person_key
 from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, Quorum, TaskStatus, Vote
-from kneo.spec.documents import DEFAULT_LIMITS, Unreadable
+from kneo.spec.documents import ReadLimits, Unreadable
 from kneo.spec.reading.reader import build_json
 from kneo.tasks.forms import filled, problems
 from kneo.tasks.schedule import TIMEOUT_POLICY
@@ -95,6 +95,8 @@ def check_decision(task: HumanTask, answer: DecisionRequest, *, actor: str, at: 
     )
 
 
+ANSWER_LIMITS = ReadLimits(max_integer=2**64 - 1)
+
 CALL = "tool"
 """The position of a question before a tool call; its task has the tool, the arguments and their schema among its facts."""
 
@@ -143,12 +145,12 @@ def _object(task: HumanTask, content: str | None) -> Mapping[str, object]:
 
 
 def _read_json(text: str) -> object:
-    """Read JSON that can be stored: without NaN and infinite numbers, and of bounded depth.
+    """Read JSON that can be stored: without NaN and infinite numbers, and of bounded depth. Ids of 64 bits are kept exactly.
 
     Raises:
         Unreadable: the text is something else.
     """
-    return build_json(text, file="the answer", limits=DEFAULT_LIMITS)
+    return build_json(text, file="the answer", limits=ANSWER_LIMITS)
 
 
 def _values(task: HumanTask, answer: DecisionRequest) -> Mapping[str, object] | None:

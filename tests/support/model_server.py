@@ -32,11 +32,15 @@ Json: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call of a reply. Without ``id`` the server makes one; Gemini sends none."""
+    """A tool call of a reply. Without ``id`` the server makes one; Gemini sends none.
+
+    ``written`` is the text of the arguments, where it is not that of ``arguments``; for formats that have a text.
+    """
 
     name: str
     arguments: Mapping[str, object] = field(default_factory=dict)
     id: str | None = None
+    written: str | None = None
 
 
 @dataclass(frozen=True)
@@ -319,7 +323,11 @@ def error_body(request: ModelRequest, reply: Reply) -> Json:
 
 def _calls(request: ModelRequest, reply: Reply) -> list[tuple[str, str, str]]:
     return [
-        (f"call_{request.turns}_{number}" if call.id is None else call.id, call.name, json.dumps(dict(call.arguments)))
+        (
+            f"call_{request.turns}_{number}" if call.id is None else call.id,
+            call.name,
+            json.dumps(dict(call.arguments)) if call.written is None else call.written,
+        )
         for number, call in enumerate(reply.calls)
     ]
 

@@ -88,5 +88,5 @@ _environment.filters.update(
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
-    """Return the HTML of a template."""
-    return _environment.get_template(template).render(values)
+    """Return the HTML of a template. Halves of surrogate pairs, which earlier versions kept, are replaced."""
+    return _environment.get_template(template).render(values).encode(errors="replace").decode()

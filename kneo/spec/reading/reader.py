@@ -17,7 +17,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 from kneo.json_text import STRING, AmbiguousJson, is_deeper, make_decoder
-from kneo.spec.documents import DEFAULT_LIMITS, MAX_INTEGER, Document, ReadLimits, SourceLocation, Unreadable
+from kneo.spec.documents import DEFAULT_LIMITS, Document, ReadLimits, SourceLocation, Unreadable
 from kneo.spec.reading.yaml import build_yaml
 
 
@@ -76,9 +76,9 @@ def build_json(text: str, *, file: str, limits: ReadLimits) -> object:
     """
     _check_shape(text, file, limits)
     try:
-        value: object = _DECODER.decode(text)
+        value: object = _decoder(limits.max_integer).decode(text)
     except AmbiguousJson as error:
-        line, column = _find_refused(text)
+        line, column = _find_refused(text, limits.max_integer)
         raise Unreadable(error.msg, file=file, line=line, column=column) from error
     except json.JSONDecodeError as error:
         reason = f"This is not JSON: {error.msg[:1].lower()}{error.msg[1:]}."
@@ -108,14 +108,16 @@ def _find_depth(text: str, max_depth: int) -> tuple[int, int]:
     return 1, 1
 
 
-def _integer(text: str) -> int:
-    if len(text) > _MAX_NUMBER_CHARS or abs(number := int(text)) > MAX_INTEGER:
+def _integer(max_integer: int, text: str) -> int:
+    if len(text) > _MAX_NUMBER_CHARS or abs(number := int(text)) > max_integer:
         message = f"The number {text[:30]} is too large to be exact; write it as text."
         raise AmbiguousJson(message)
     return number
 
 
-_DECODER = make_decoder(_integer)
+@cache
+def _decoder(max_integer: int) -> json.JSONDecoder:
+    return make_decoder(partial(_integer, max_integer))
 
 
 class _Token(NamedTuple):
@@ -147,7 +149,7 @@ def _tokens(text: str) -> Iterator[_Token]:
         expect_key = word == "{"
 
 
-def _find_refused(text: str) -> tuple[int, int]:
+def _find_refused(text: str, max_integer: int) -> tuple[int, int]:
     """Find the first duplicate key or number that the decoder's hooks refuse."""
     keys: list[set[str]] = []
     for token in _tokens(text):
@@ -162,7 +164,7 @@ def _find_refused(text: str) -> tuple[int, int]:
             keys[-1].add(key)
         elif token.text[0] != '"':
             try:
-                _DECODER.decode(token.text)
+                _decoder(max_integer).decode(token.text)
             except json.JSONDecodeError:
                 return token.line, token.column
     return 1, 1

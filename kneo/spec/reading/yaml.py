@@ -19,7 +19,7 @@ from typing import TypeAlias
 import yaml
 
 from kneo.names import plain, replace_unseen
-from kneo.spec.documents import MAX_INTEGER, Document, ReadLimits, SourceLocation, Unreadable
+from kneo.spec.documents import Document, ReadLimits, SourceLocation, Unreadable
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOLEAN = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -187,7 +187,9 @@ class _Builder:
         number = (
             self._integer(text, position) if not _FLOAT.fullmatch(text) or _INTEGER.fullmatch(text) else float(text)
         )
-        if abs(number) > MAX_INTEGER and (isinstance(number, int) or number in {float("inf"), float("-inf")}):
+        if abs(number) > self._limits.max_integer and (
+            isinstance(number, int) or number in {float("inf"), float("-inf")}
+        ):
             raise self._refuse(f"The number {_short(text)} is too large to be exact; put it in quotes.", position)
         return number
 
