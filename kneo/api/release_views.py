@@ -284,6 +284,9 @@ class ApprovalView:
     expires_at: str
     first_seen_at: str
     reason: str | None
+    overruled_by: Annotated[
+        str | None, Field(description="For a rejection that approved rules ended, their policy digest.")
+    ]
 
     @classmethod
     def of(cls, record: ApprovalRecord) -> Self:

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from kneo.clock import isoformat
-from kneo.controller.stages.approvals import ApprovalVote, verify_decision, vote_of
-from kneo.controller.stages.gates import Rules, may_decide
+from kneo.controller.stages.approvals import ApprovalVote, may_decide, verify_decision, vote_of
 from kneo.controller.stages.verify import TrustContext
 from kneo.digest import canonical_json
 from kneo.errors import Invalid, KneoError
@@ -286,9 +285,8 @@ def _no_approver(
             yield "before", "Approvers of the file in force before decide about rules, and that file is not here."
             return
         file, rule = _deciding_file(file, before)
-    rules = Rules(file, frozenset({statement.predicate.policy_digest}))
     for vote in votes:
-        if may_decide(vote, rule, rules):
+        if may_decide(vote, rule, file):
             continue
         roles = " or ".join(rule.roles)
         if rule.signed and not vote.signed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
@@ -228,14 +228,19 @@ def plan_of_action(tx: Tx, action: Action, environment: Environment) -> PlannedC
     return PlannedChange(name_of(action), current.digest if current is not None else None, content)
 
 
-def plan_of_rules(before: Environment | None, after: Environment) -> PlannedChange:
-    """Return the plan of a change of an environment's rules."""
+def plan_of_rules(before: Environment | None, after: Environment, weakened: Sequence[str]) -> PlannedChange:
+    """Return the plan of a change of an environment's rules.
+
+    Args:
+        before: The file in force.
+        after: The file in the commit.
+        weakened: What the change weakens, in sentences.
+    """
 
     def content() -> Json:
         rules = policy_difference(before, after) if before is not None else []
-        weakened = list(weakenings(before, after)) if before is not None else []
         summary = f"{len(rules)} changed rules" if before is not None else "The first file of this environment"
-        return _content(summary=summary, rules=rules, weakened=weakened)
+        return _content(summary=summary, rules=rules, weakened=list(weakened))
 
     return PlannedChange(after.file, before.policy_digest if before is not None else None, content)
 

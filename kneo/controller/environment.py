@@ -14,7 +14,7 @@ from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
 from kneo.controller.registry_state import Lease, apply, check_lease
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report, verify
-from kneo.controller.stages.approvals import signed_by_known
+from kneo.controller.stages.approvals import ApprovalVote, signed_by_known
 from kneo.controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
 from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, find_bundles
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, make_plan
@@ -243,9 +243,10 @@ class EnvironmentReconciler:
         if isinstance(rules, Blocked):
             result = report.report_policy(context.environment, rules, context.revision)
             report.write_report(tx, context.name, result, revision=context.revision)
-            registry.keep_plans(tx, context.name, (plan_of_rules(context.before, context.environment),))
+            weakened = gates.weakened(context.environment, context.before, evidence)
+            registry.keep_plans(tx, context.name, (plan_of_rules(context.before, context.environment, weakened),))
             return result.outcome, ()
-        _accept_file(tx, context, rules)
+        _accept_file(tx, context, rules, evidence)
         both = gates.rules_of(context.environment, context.before, approved=bool(rules.approvals))
         return self._change(tx, context, verified, evidence, both)
 
@@ -339,7 +340,10 @@ def _evaluate_rules(context: EnvironmentContext, evidence: Evidence) -> GateVerd
     return evaluate_policy_gate(context.environment, context.before, context.shared.files, evidence)
 
 
-def _accept_file(tx: Tx, context: EnvironmentContext, rules: Allowed) -> None:
+def _accept_file(tx: Tx, context: EnvironmentContext, rules: Allowed, evidence: Evidence) -> None:
+    before, overruled = context.before, tuple[ApprovalVote, ...]()
+    if before is not None and rules.approvals:
+        overruled = gates.ended_by(context.environment, before, evidence)
     registry.accept_environment(
         tx,
         context.name,
@@ -348,6 +352,7 @@ def _accept_file(tx: Tx, context: EnvironmentContext, rules: Allowed) -> None:
         revision=context.revision,
         epoch=context.shared.trust.epoch(context.environment),
         approvals=rules.approvals,
+        overruled=[vote.id for vote in overruled],
     )
 
 

@@ -19,7 +19,6 @@ from kneo.controller.stages import gates
 from kneo.controller.stages.load import SourceProblem
 from kneo.errors import KneoError
 from kneo.records.release import EnvironmentRecord
-from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment
 from kneo.trust.root import ROOT_ROLE, TrustRoot
@@ -84,7 +83,7 @@ def evaluate_policy_gate(
         files: The other environment files.
         evidence: The evidence for gates.
     """
-    own = gates.evaluate_own_policy(after, before, weakenings(before, after) if before else (), evidence)
+    own = gates.evaluate_own_policy(after, before, gates.weakened(after, before, evidence), evidence)
     what = _affects_all(after, before, serves=bool(evidence.served.get(after.name)))
     if isinstance(own, gates.Blocked) or what is None:
         return own

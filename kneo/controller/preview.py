@@ -28,7 +28,7 @@ from kneo.controller.source.snapshot import Commit, SourceSnapshot
 from kneo.controller.source_tracker import check_history
 from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import committed_records, count_votes, role_members
-from kneo.controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of
+from kneo.controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of, weakened
 from kneo.controller.stages.load import (
     DeclaredState,
     Loader,
@@ -47,7 +47,6 @@ from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release,
 from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.coverage.environment_gates import guarded_steps
 from kneo.spec.diff import compare_specs, whole_command
-from kneo.spec.diff.weakening import weakenings
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.reading.load import load_tree
@@ -188,7 +187,7 @@ def _environment(
         "actions": [_action(a, rules if isinstance(rules, Blocked) else v, environment, inputs) for a, v in verdicts],
         "verdicts": _verdicts(verified),
         "gates": [*([_gate(environment.file, rules)] if isinstance(rules, Blocked) else ()), *gates],
-        "rules": {"changed": before is not None, "easier": list(weakenings(before, environment) if before else ())},
+        "rules": {"changed": before is not None, "easier": list(weakened(environment, before, evidence))},
         "policy": policy_difference(before, environment) if before else [],
         "windows": window_state(environment, inputs.now),
         "retired": environment.spec.retired,

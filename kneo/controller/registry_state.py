@@ -9,10 +9,11 @@ from typing import assert_never
 from kneo import registry
 from kneo.clock import isoformat
 from kneo.controller.stages import verify
-from kneo.controller.stages.approvals import GIT, committed_records, count_votes, role_members
+from kneo.controller.stages.approvals import GIT, ApprovalVotes, committed_records, count_votes, role_members
 from kneo.controller.stages.gates import Allowed, Evidence
 from kneo.controller.stages.load import SourceProblem
 from kneo.controller.stages.plan import Action, Promote, Retire, Rollback, kind_of
+from kneo.controller.stages.rejections import AcceptedFiles
 from kneo.digest import Digest
 from kneo.errors import KneoError, Transient
 from kneo.records.release import ApprovalRecord, EnvironmentRecord, Promotion, Release
@@ -143,10 +144,13 @@ def gather_evidence(
     name = files[0].name
     chained = any(file.spec.promote_from is not None for file in files)
     soaking = {file.spec.promote_from for file in files if file.spec.soak} - {None}
+    votes = count_votes(decisions(tx, name, approval_files, trust), name, trust)
     return Evidence(
         now=trust.now,
         served=served,
-        votes=count_votes(decisions(tx, name, approval_files, trust), name, trust),
+        votes=votes,
+        elsewhere=_votes_elsewhere(tx, name, trust) if len(files) > 1 else {},
+        files={**_named_files(tx, name, votes), **{file.policy_digest: file for file in files[1:]}},
         members=role_members(trust),
         root_expires=trust.root.expires,
         holds=registry.holds_in_force(tx, name),
@@ -161,6 +165,31 @@ def gather_evidence(
         if chained
         else frozenset(),
     )
+
+
+def _votes_elsewhere(tx: Tx, name: str, trust: verify.TrustContext) -> ApprovalVotes:
+    """Return the decisions about files of other environments."""
+    others = (other for other in releases.environment_names(tx) if other != name)
+    return {
+        subject: about
+        for other in others
+        for subject, votes in count_votes(decisions(tx, other, (), trust), other, trust).items()
+        if (about := tuple(vote for vote in votes if vote.policy_digest == subject))
+    }
+
+
+def _named_files(tx: Tx, name: str, votes: ApprovalVotes) -> AcceptedFiles:
+    """Return the earlier files that rejections name."""
+    named = {vote.policy_digest for about in votes.values() for vote in about if not (vote.approves or vote.overruled)}
+    found = releases.list_replaced_files(tx, name, named) if named else {}
+    return {digest: _accepted_file(name, text) for digest, text in found.items()}
+
+
+def _accepted_file(name: str, text: bytes) -> Environment | None:
+    try:
+        return parse_environment(text, file=f"environments/{name}.yaml", accepted=True)
+    except KneoError:
+        return None
 
 
 def record_decisions(tx: Tx, environment: str, approval_files: Sequence[bytes], trust: verify.TrustContext) -> None:

@@ -230,6 +230,8 @@ class ApprovalRecord:
     envelope: bytes
     expires_at: str
     first_seen_at: str
+    overruled_by: str | None = None
+    """For a rejection that an approved change of the rules ended: the policy digest of the new rules."""
 
 
 @dataclass(frozen=True, kw_only=True)

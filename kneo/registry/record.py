@@ -207,8 +207,20 @@ def accept_environment(
     revision: str,
     epoch: str,
     approvals: Sequence[str] = (),
+    overruled: Sequence[str] = (),
 ) -> None:
-    """Store an environment file as the one in force, with an audit event for changed rules."""
+    """Store an environment file as the one in force, with an audit event for changed rules.
+
+    Args:
+        tx: The transaction.
+        name: The environment.
+        declaration: Its file.
+        policy_digest: The digest of its rules.
+        revision: The commit.
+        epoch: The digest of the trust and the rules under which its releases are verified.
+        approvals: Ids of the approvals of the change.
+        overruled: Ids of the rejections that the change ends.
+    """
     before = releases.environment(tx, name)
     changes = before is None or before.policy_digest != policy_digest
     record = EnvironmentRecord(
@@ -227,6 +239,9 @@ def accept_environment(
         return
     releases.put_environment(tx, record)
     if changes:
+        if before is not None:
+            releases.keep_replaced_file(tx, before)
+        releases.overrule(tx, overruled, policy_digest)
         audit.record(
             tx,
             "environment.declared" if before is None else "environment.changed",
@@ -237,6 +252,7 @@ def accept_environment(
                 "previous": before.policy_digest if before else None,
                 "revision": revision,
                 "approvals": list(approvals),
+                "overruled": list(overruled),
             },
         )
 

@@ -32,6 +32,7 @@ from kneo.store.tables import (
     approvals,
     bundles,
     conditions,
+    environment_files,
     environments,
     holds,
     pending_plans,
@@ -246,6 +247,28 @@ def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
         return _environment(tx, row) if row is not None and is_authentic(tx, environments, row) else None
 
     return tx.once((EnvironmentRecord, name), read)
+
+
+def keep_replaced_file(tx: Tx, item: EnvironmentRecord) -> None:
+    """Keep a file that another one replaces, for the decisions that name it."""
+    insert_ignoring_duplicates(
+        tx,
+        environment_files,
+        environment=item.name,
+        policy_digest=item.policy_digest,
+        declaration=item.declaration,
+        replaced_at=tx.at,
+    )
+
+
+def list_replaced_files(tx: Tx, name: str, policy_digests: Collection[str]) -> Mapping[str, bytes]:
+    """Return files that were in force in an environment before the present one, by policy digest."""
+    files: dict[str, bytes] = {}
+    for some in _batches(policy_digests):
+        where = environment_files.c.environment == name, environment_files.c.policy_digest.in_(some or ())
+        rows = tx.connection.execute(select(environment_files).where(*where))
+        files |= {row.policy_digest: row.declaration for row in rows}
+    return files
 
 
 def declaration(tx: Tx, name: str) -> bytes | None:
@@ -583,6 +606,15 @@ def newest_approvals(tx: Tx, environment: str, limit: int, subject: str | None =
         where.append(approvals.c.subject == subject)
     newest = approvals.c.first_seen_at.desc(), approvals.c.id.desc()
     return tuple(_approvals(tx, select(approvals).where(*where).order_by(*newest).limit(limit)))
+
+
+def overrule(tx: Tx, ids: Sequence[str], policy_digest: str) -> None:
+    """Record that an approved change of the rules ended rejections."""
+    for some in _batches(ids):
+        for row in tx.connection.execute(select(approvals).where(approvals.c.id.in_(some or ()))).all():
+            if is_authentic(tx, approvals, row):
+                ended = with_mac(tx, approvals, {**row._asdict(), "overruled_by": policy_digest})
+                tx.connection.execute(update(approvals).where(approvals.c.id == row.id).values(**ended))
 
 
 MAX_IDS = 10_000

@@ -164,6 +164,7 @@ approvals = Table(
     Column("envelope", LargeBinary, nullable=False),
     Column("expires_at", TIME, nullable=False),
     Column("first_seen_at", TIME, nullable=False),
+    Column("overruled_by", DIGEST),
     _mac(),
     UniqueConstraint("payload_digest", "principal"),
     Index(None, "environment", "subject"),
@@ -262,6 +263,16 @@ environments = Table(
     Column("trust_epoch", DIGEST),
     Column("updated_at", TIME, nullable=False),
     _mac(),
+)
+
+environment_files = Table(
+    "environment_files",
+    metadata,
+    Column("environment", NAME),
+    Column("policy_digest", DIGEST),
+    Column("declaration", LargeBinary, nullable=False),
+    Column("replaced_at", TIME, nullable=False),
+    PrimaryKeyConstraint("environment", "policy_digest"),
 )
 
 pending_releases = Table(

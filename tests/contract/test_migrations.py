@@ -147,6 +147,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
     added = [
         "agent_sessions",
         "browser_sessions",
+        "environment_files",
         "imported_audit_events",
         "oidc_groups",
         "oidc_people",
@@ -177,7 +178,12 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
             tx.connection.execute(text(f"DROP TABLE {table}"))
         for index in indexes:
             tx.connection.execute(text(f"DROP INDEX ix_{index}"))
-        columns = (("outbox", "run_id"), ("outbox", "continuation_id"), ("environments", "policy_approved"))
+        columns = [
+            ("approvals", "overruled_by"),
+            ("environments", "policy_approved"),
+            ("outbox", "continuation_id"),
+            ("outbox", "run_id"),
+        ]
         for table, column in columns:
             tx.connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         for table in metadata.sorted_tables:

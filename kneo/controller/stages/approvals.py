@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from kneo.clock import isoformat, parse_time
@@ -12,6 +12,7 @@ from kneo.digest import Digest
 from kneo.errors import KneoError, Untrusted
 from kneo.names import person_key
 from kneo.records.release import ApprovalRecord
+from kneo.spec.models.environment import Approvals, Environment
 from kneo.trust.approvals import approval_id, verify_approval, verify_recorded_approval
 from kneo.trust.dsse import CLOCK_TOLERANCE, Signer, find_signers, parse_envelope
 from kneo.trust.root import TrustRoot
@@ -45,10 +46,25 @@ class ApprovalVote:
     about: DecisionSubject | None = None
     """The subject, where it is neither a bundle nor a set of rules."""
 
+    overruled: bool = False
+    """Whether people approved rules under which its author may not decide, and so ended it."""
+
     @property
     def order(self) -> tuple[datetime, bool]:
         """Sort key of one person's decisions: the last signed counts, at equal times the rejection."""
         return self.issued or datetime.min.replace(tzinfo=UTC), not self.approves
+
+
+def may_decide(vote: ApprovalVote, rule: Approvals, environment: Environment) -> bool:
+    """Return whether a vote is that of an approver: by the people of the file, or by the roles of the key that signed it."""
+    if rule.signed and not vote.signed:
+        return False
+    return bool((vote.roles | _roles_of(vote.principal, environment)) & set(rule.roles))
+
+
+def _roles_of(name: str, environment: Environment) -> frozenset[str]:
+    people = environment.spec.people.items()
+    return frozenset(role for known, person in people if person_key(known) == person_key(name) for role in person.roles)
 
 
 ApprovalVotes = Mapping[str, tuple[ApprovalVote, ...]]
@@ -155,6 +171,7 @@ def count_votes(
             continue
         first_seen = parse_time(record.first_seen_at)
         vote = vote_of(approval, signer, trust.root, id=record.id, signed=record.signed, first_seen=first_seen)
+        vote = replace(vote, overruled=record.overruled_by is not None)
         votes = latest.setdefault(record.subject, {})
         key = person_key(vote.principal), vote.policy_digest, vote.signed, vote.approves
         if key not in votes or votes[key].order <= vote.order:

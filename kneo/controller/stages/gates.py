@@ -8,17 +8,27 @@ ends with the reconciliation that brings them into force.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 from kneo.clock import isoformat, parse_time
-from kneo.controller.stages.approvals import ApprovalVote, ApprovalVotes
+from kneo.controller.stages.approvals import ApprovalVote, ApprovalVotes, may_decide
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, name_of, version_of
+from kneo.controller.stages.rejections import (
+    AcceptedFiles,
+    Involved,
+    could_decide,
+    ended_rejections,
+    latest_rejections,
+    nobody_involved,
+)
 from kneo.controller.stages.verify import Candidate
 from kneo.digest import Digest
 from kneo.names import person_key
 from kneo.records.release import Hold, Release, Suspension
+from kneo.spec.diff.weakening import weakenings
 from kneo.spec.models.environment import Approvals, Environment
 from kneo.spec.policy import next_opening, windows_open
 from kneo.trust.root import ROOT_ROLE
@@ -83,6 +93,8 @@ class Evidence:
         now: The time of this reconciliation.
         served: Releases by environment and bundle name.
         votes: Verified decisions of people, by the digest of their subject.
+        elsewhere: Those about files of other environments, which people of this one decide too; only where its rules change.
+        files: The files that rejections name, by policy digest.
         members: People with a valid key, by role of the trust root.
         holds: Holds in this environment, by bundle name.
         suspension: Suspension of this environment.
@@ -96,6 +108,8 @@ class Evidence:
     now: datetime
     served: Mapping[str, Mapping[str, Release]]
     votes: ApprovalVotes = field(default_factory=dict)
+    elsewhere: ApprovalVotes = field(default_factory=dict)
+    files: AcceptedFiles = field(default_factory=dict)
     members: Mapping[str, frozenset[str]] = field(default_factory=dict)
     holds: Mapping[str, Hold] = field(default_factory=dict)
     suspension: Suspension | None = None
@@ -223,22 +237,22 @@ def approved(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidenc
     rule = rules.environment.spec.approvals
     if rule is None or rule.required == 0 or isinstance(action, Retire):
         return Allowed()
-    involved = frozenset() if rules.environment.spec.allow_self else _involved(action, rule, evidence)
-    what = f"{name_of(action)} {version_of(action)}"
-    bundle = action.bundle
+    what, bundle = f"{name_of(action)} {version_of(action)}", action.bundle
+    involved = partial(_involved, bundle, evidence.requester)
     return count_approvals(bundle.digest, bundle.name, rule, rules, evidence, what, involved=involved)
 
 
-def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[str]:
-    """Return the people whose approval does not count, because of their part in the change."""
-    assert not isinstance(action, Retire)
-    bundle, people = action.bundle, set[str]()
+def _involved(bundle: Candidate, requester: str | None, environment: Environment) -> frozenset[str]:
+    """Return the people whose decision does not count under a file, because of their part in the change."""
+    rule, people = environment.spec.approvals, set[str]()
+    if rule is None or environment.spec.allow_self:
+        return frozenset()
     if "bundle_signer" in rule.exclude:
         people |= set(bundle.record.signers)
     if "author" in rule.exclude and bundle.author is not None:
         people.add(bundle.author)
-    if "requester" in rule.exclude and evidence.requester is not None:
-        people.add(evidence.requester)
+    if "requester" in rule.exclude and requester is not None:
+        people.add(requester)
     return frozenset(map(person_key, people))
 
 
@@ -250,7 +264,7 @@ def count_approvals(
     evidence: Evidence,
     what: str,
     *,
-    involved: Collection[str] = (),
+    involved: Involved = nobody_involved,
     about: DecisionSubject | None = None,
 ) -> GateVerdict:
     """Count the decisions about one subject under one rule.
@@ -262,17 +276,18 @@ def count_approvals(
         rules: The environment file with the people, and the policy digests that an approval may name.
         evidence: The evidence for gates.
         what: The subject in words.
-        involved: Keys of the people whose decision does not count, because of their part in the change.
+        involved: Returns the people whose decision does not count under a file.
         about: The subject in full, where it is neither a bundle nor a set of rules.
     """
+    excluded = involved(rules.environment)
+    every = [vote for vote in evidence.votes.get(subject, ()) if (vote.name, vote.about) == (name, about)]
     votes = [
         vote
-        for vote in evidence.votes.get(subject, ())
-        if (vote.name, vote.about) == (name, about)
-        and person_key(vote.principal) not in involved
-        and may_decide(vote, rule, rules)
+        for vote in every
+        if person_key(vote.principal) not in excluded and may_decide(vote, rule, rules.environment)
     ]
-    against = _rejections(votes)
+    earlier = (vote for vote in every if could_decide(vote, subject, evidence.files, involved))
+    against = latest_rejections([*votes, *earlier])
     if against:
         why = f" Reason: {against[0].reason}" if against[0].reason else ""
         message = f"{against[0].principal} rejected {what}.{why}"
@@ -285,38 +300,13 @@ def count_approvals(
     if len(counting) >= rule.required:
         return Allowed(tuple(sorted(vote.id for vote in counting.values() if vote.id)))
     message = f"{what} is waiting for approval ({len(counting)} of {rule.required})."
-    could = {name for name in _eligible(rule, rules, evidence) if person_key(name) not in {*involved, *counting}}
+    could = {name for name in _eligible(rule, rules, evidence) if person_key(name) not in {*excluded, *counting}}
     return Blocked("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
-
-
-def _rejections(votes: Sequence[ApprovalVote]) -> list[ApprovalVote]:
-    """Return the rejections that no later approval of the same person replaces.
-
-    A rejection counts under all rules and without a time limit: an approval lapses, a rejection has to be withdrawn.
-    """
-    latest: dict[str, ApprovalVote] = {}
-    for vote in votes:
-        known = latest.get(person_key(vote.principal))
-        if known is None or known.order <= vote.order:
-            latest[person_key(vote.principal)] = vote
-    return [vote for vote in latest.values() if not vote.approves]
-
-
-def may_decide(vote: ApprovalVote, rule: Approvals, rules: Rules) -> bool:
-    """Return whether a vote is that of an approver: by the people of the file, or by the roles of the key that signed it."""
-    if rule.signed and not vote.signed:
-        return False
-    return bool((vote.roles | _roles_of(vote.principal, rules.environment)) & set(rule.roles))
 
 
 def _counts_now(vote: ApprovalVote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:
     """Return whether an approval was given under these rules and has not lapsed."""
     return vote.approves and vote.policy_digest in rules.digests and evidence.now < vote.first_seen + rule.expires
-
-
-def _roles_of(name: str, environment: Environment) -> frozenset[str]:
-    people = environment.spec.people.items()
-    return frozenset(role for known, person in people if person_key(known) == person_key(name) for role in person.roles)
 
 
 def _eligible(rule: Approvals, rules: Rules, evidence: Evidence) -> frozenset[str]:
@@ -348,6 +338,20 @@ def evaluate_own_policy(
         message = f"{verdict.message} This change weakens protection rules: {'; '.join(easier)}."
         return replace(verdict, gate="policy", message=message)
     return verdict
+
+
+def ended_by(after: Environment, before: Environment, evidence: Evidence) -> tuple[ApprovalVote, ...]:
+    """Return the rejections that a new environment file would end."""
+    return ended_rejections(before, after, (evidence.votes, evidence.elsewhere), evidence.files)
+
+
+def weakened(after: Environment, before: Environment | None, evidence: Evidence) -> tuple[str, ...]:
+    """Describe what a new environment file weakens: the requirements that it drops, and the rejections that it ends."""
+    if before is None:
+        return ()
+    ended = ended_by(after, before, evidence)
+    sentences = (f"the rejection of {vote.name} by {vote.principal} would no longer count" for vote in ended)
+    return (*weakenings(before, after), *sentences)
 
 
 GATES: Sequence[Gate] = (

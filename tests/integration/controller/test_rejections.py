@@ -230,3 +230,162 @@ def _envelope(
         reason=reason,
     )
     return serialise(sign(PAYLOAD_TYPE, statement.payload, bench.repo.people[person]))
+
+
+# ---- rules that change under a rejection ------------------------------------------------------------------------------
+
+LEADS: dict[str, object] = {"required": 1, "roles": ["approver", "lead"], "exclude": []}
+PEOPLE: dict[str, object] = {
+    "bob": {"roles": ["lead"]},
+    "cid": {"roles": ["approver"]},
+    "ann": {"roles": ["approver"]},
+}
+
+
+def _declare(bench: Bench, message: str, *, releases: dict[str, str] | None = None, **changes: object) -> str:
+    """Commit the rules of prod, with changes; return its state."""
+    people = {name: person for name, person in PEOPLE.items() if name not in changes.get("without", ())}
+    spec = {"approvals": {**LEADS, **changes.get("approvals", {})}, "people": {**people, **changes.get("people", {})}}
+    bench.repo.environment("prod", {"mail": "1.0.0"} if releases is None else releases, **spec)
+    return _state(bench, message)
+
+
+@pytest.fixture
+def rejected(store: Store, tmp_path: Path) -> Bench:
+    """A release that bob, a lead, rejected through the service."""
+    made = Bench(store, tmp_path)
+    made.repo.bundle("mail", "1.0.0")
+    assert _declare(made, "Release mail") == "AwaitingApproval"
+    made.decide("bob", decision=ApprovalDecision.REJECT)
+    assert made.reconcile().outcomes["prod"].state == "Rejected"
+    return made
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"without": ("bob",)},
+        {"people": {"bob": {"roles": ["reader"]}}},
+        {"approvals": {"roles": ["approver"]}},
+        {"approvals": {"signed": True}},
+    ],
+    ids=["bob leaves", "another role", "fewer roles", "signed"],
+)
+def test_rules_that_end_a_rejection_need_the_approvals_of_the_rules_in_force(
+    rejected: Bench, change: dict[str, object]
+) -> None:
+    assert _declare(rejected, "Change the rules", **change) == "AwaitingApproval"
+    (waits,) = rejected.pending()
+    assert waits.kind == "policy"
+    assert "the rejection of mail by bob would no longer count" in waits.message
+    for number in range(2):
+        assert _state(rejected, f"Another commit {number}") == "AwaitingApproval"
+    assert rejected.served() == {}
+
+    rejected.decide("cid")
+    rejected.reconcile()
+    (ended,) = (item["overruled"] for item in rejected.events("environment.changed") if item["overruled"])
+    assert ended == [rejected.events("release.rejected")[0]["approval"]]
+    assert rejected.reconcile().outcomes["prod"].state == "AwaitingApproval", (
+        "the rejection is ended, and no approval given"
+    )
+    if "signed" in str(change):
+        rejected.repo.approve("prod", "mail", "1.0.0", "ann")
+        assert _state(rejected, "Ann approves with her key") == "Ready"
+    else:
+        rejected.decide("cid")
+        assert rejected.reconcile().outcomes["prod"] == Ready(1)
+
+
+def test_a_rejection_of_a_version_that_is_not_declared_now_is_not_ended_by_the_way(rejected: Bench) -> None:
+    assert _declare(rejected, "Take mail back", releases={}) == "Ready"
+    assert _declare(rejected, "Bob leaves", releases={}, without=("bob",)) == "AwaitingApproval"
+    assert _declare(rejected, "Release mail again", without=("bob",)) == "AwaitingApproval"
+    assert rejected.pending()[0].kind == "policy"
+
+
+def test_a_rule_about_who_may_not_approve_ends_no_rejection(store: Store, tmp_path: Path) -> None:
+    bench = Bench(store, tmp_path)
+    bench.repo.bundle("mail", "1.0.0")
+    _declare(bench, "Release mail")
+    bench.decide("ann", decision=ApprovalDecision.REJECT)
+    assert bench.reconcile().outcomes["prod"].state == "Rejected"
+    assert _declare(bench, "Exclude authors, one of whom is ann", approvals={"exclude": ["author"]}) == "Rejected"
+    bench.decide("cid")
+    assert _state(bench, "Another commit") == "Rejected"
+
+
+def _member(bench: Bench, name: str) -> None:
+    """Give a person a key that is not one of approvers."""
+    bench.repo.person(name, "member")
+    _state(bench, f"Trust {name}")
+
+
+@pytest.mark.parametrize(("person", "state"), [("bob", "Rejected"), ("eve", "Ready")])
+def test_a_rejection_counts_by_the_rules_that_it_names(store: Store, tmp_path: Path, person: str, state: str) -> None:
+    bench = Bench(store, tmp_path)
+    _member(bench, person)
+    bench.repo.bundle("mail", "1.0.0")
+    assert _declare(bench, "Release mail") == "AwaitingApproval"
+    path = _decide(bench, person, ApprovalDecision.REJECT)
+    rejection = path.read_bytes()
+    path.unlink()
+    assert _declare(bench, "Bob leaves", without=("bob",)) == "AwaitingApproval"
+    assert bench.pending()[0].bundle == "mail", "nothing that the controller saw stands against it"
+    path.write_bytes(rejection)
+    _decide(bench, "ann")
+    assert _state(bench, "Merge what was signed before, and ann approves") == state
+
+
+def test_a_person_who_left_withdraws_a_rejection_under_the_rules_that_it_named(store: Store, tmp_path: Path) -> None:
+    bench = Bench(store, tmp_path)
+    _member(bench, "bob")
+    bench.repo.bundle("mail", "1.0.0")
+    _declare(bench, "Release mail")
+    now = bench.store.clock.now()
+    files = [
+        _decide(bench, "bob", ApprovalDecision.REJECT, at=now - 2 * MINUTE),
+        _decide(bench, "bob", at=now - MINUTE, file="later"),
+    ]
+    texts = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    _declare(bench, "Bob leaves", without=("bob",))
+    files[0].write_bytes(texts[0])
+    _decide(bench, "ann")
+    assert _state(bench, "Bob's rejection arrives") == "Rejected"
+    files[1].write_bytes(texts[1])
+    assert _state(bench, "Bob's later approval arrives") == "Ready"
+
+
+def test_a_rejection_of_the_first_file_elsewhere_is_not_ended_by_the_way(rejected: Bench) -> None:
+    rejected.repo.environment("staging", {})
+    assert rejected.reconcile().outcomes
+    rejected.repo.commit("Add staging")
+    assert rejected.reconcile().outcomes["staging"].state == "AwaitingApproval"
+    rejected.decide("bob", "staging", ApprovalDecision.REJECT)
+    assert rejected.reconcile().outcomes["staging"].state == "Rejected"
+    rejected.store.clock.advance(MINUTE)
+    rejected.decide("bob")  # the rejection in prod is withdrawn
+    assert rejected.reconcile().outcomes["prod"] == Ready(1)
+    assert _declare(rejected, "Bob leaves", without=("bob",)) == "AwaitingApproval"
+    assert "the rejection of environments/staging.yaml by bob would no longer count" in rejected.pending()[0].message
+
+
+def test_a_rebuilt_registry_ends_the_same_rejections(store: Store, tmp_path: Path) -> None:
+    bench = Bench(store, tmp_path)
+    _member(bench, "bob")
+    bench.repo.bundle("mail", "1.0.0")
+    _declare(bench, "Release mail")
+    _decide(bench, "bob", ApprovalDecision.REJECT)
+    assert _state(bench, "Bob rejects") == "Rejected"
+    assert _declare(bench, "Bob leaves", without=("bob",)) == "AwaitingApproval"
+    assert _rebuilt(bench, tmp_path / "one") == ("AwaitingApproval", {})
+    _decide(bench, "ann")
+    assert _state(bench, "Ann approves mail, and not the rules") == "AwaitingApproval"
+    bench.repo.agree("prod", "ann")
+    assert _state(bench, "Ann approves the rules") == "Rejected", "by the rules from before this commit"
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+    assert _rebuilt(bench, tmp_path / "two")[0] == "Rejected"
+    bench.repo.commit("Another commit")
+    assert _rebuilt(bench, tmp_path / "three") == ("Ready", {"mail": "1.0.0"})

@@ -1,4 +1,4 @@
-"""Whether people approved the rules of an environment."""
+"""Whether people approved an environment's rules, the files that decisions name, and rejections that approved rules ended."""
 
 from __future__ import annotations
 
@@ -12,5 +12,14 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the column."""
+    """Create table and columns. A file is kept when another one replaces it, so that earlier ones are not known."""
+    op.create_table(
+        "environment_files",
+        sa.Column("environment", sa.String(200), nullable=False),
+        sa.Column("policy_digest", sa.String(71), nullable=False),
+        sa.Column("declaration", sa.LargeBinary(), nullable=False),
+        sa.Column("replaced_at", sa.String(40), nullable=False),
+        sa.PrimaryKeyConstraint("environment", "policy_digest"),
+    )
     op.add_column("environments", sa.Column("policy_approved", sa.Boolean()))
+    op.add_column("approvals", sa.Column("overruled_by", sa.String(71)))
