@@ -8,7 +8,7 @@ that a commit broke stays, as the controller leaves it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
 from kneo.clock import isoformat
@@ -40,7 +40,7 @@ from kneo.controller.stages.load import (
     removed,
 )
 from kneo.controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
-from kneo.controller.stages.report import further_gates
+from kneo.controller.stages.report import further_gates, outdated_approvals
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
@@ -288,6 +288,7 @@ def _gate(subject: str, verdict: Blocked) -> Json:
         "reason": verdict.reason,
         "message": verdict.message + also_closed(further_gates(verdict)),
         "who": list(verdict.who),
+        "outdated_approvals": [asdict(item) for item in outdated_approvals(verdict)],
     }
 
 

@@ -100,6 +100,26 @@ class Promotion:
     """Ids of the approvals of the promotion."""
 
 
+RULES_CHANGED, APPROVAL_EXPIRED = "rules_changed", "expired"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutdatedApproval:
+    """An approval of a pending change that does not count any more; its author may approve again."""
+
+    principal: str
+    policy_digest: str
+    """The rules under which it was given."""
+
+    at: str
+    """When it was first seen."""
+
+    reason: str
+    """``rules_changed``, or ``expired``."""
+
+    message: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class PendingGate:
     """Another closed gate of a pending change."""
@@ -143,6 +163,9 @@ class Pending:
 
     also: tuple[PendingGate, ...] = ()
     """The other closed gates, which ``message`` names too."""
+
+    outdated_approvals: tuple[OutdatedApproval, ...] = ()
+    """Approvals that do not count any more, which ``message`` names too."""
 
 
 @dataclass(frozen=True, kw_only=True)

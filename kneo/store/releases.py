@@ -16,6 +16,7 @@ from kneo.records.release import (
     ConditionType,
     EnvironmentRecord,
     Hold,
+    OutdatedApproval,
     Pending,
     PendingGate,
     PendingPlan,
@@ -323,6 +324,7 @@ def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None
                 **vars(item),
                 "who": list(item.who),
                 "also": [vars(one) for one in item.also],
+                "outdated_approvals": [vars(one) for one in item.outdated_approvals],
             },
         )
         for item in items
@@ -559,7 +561,9 @@ def read_promotion(row: Row) -> Promotion:
 
 def _pending(row: Row) -> Pending:
     also = tuple(PendingGate(**item | {"who": tuple(item["who"])}) for item in row.also or ())
-    return Pending(**_without(row, "environment", MAC) | {"who": tuple(row.who), "also": also})
+    outdated = tuple(OutdatedApproval(**item) for item in row.outdated_approvals or ())
+    lists = {"who": tuple(row.who), "also": also, "outdated_approvals": outdated}
+    return Pending(**_without(row, "environment", MAC) | lists)
 
 
 # ---- approvals --------------------------------------------------------------------------------------------------

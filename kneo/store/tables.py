@@ -292,6 +292,7 @@ pending_releases = Table(
     Column("policy_digest", DIGEST),
     Column("since", TIME, nullable=False),
     Column("also", JSON),
+    Column("outdated_approvals", JSON),
     _mac(),
     PrimaryKeyConstraint("environment", "bundle"),
 )

@@ -183,6 +183,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
             ("environments", "policy_approved"),
             ("outbox", "continuation_id"),
             ("outbox", "run_id"),
+            ("pending_releases", "outdated_approvals"),
         ]
         for table, column in columns:
             tx.connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))

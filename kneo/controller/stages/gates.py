@@ -8,7 +8,7 @@ ends with the reconciliation that brings them into force.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -27,7 +27,7 @@ from kneo.controller.stages.rejections import (
 from kneo.controller.stages.verify import Candidate
 from kneo.digest import Digest
 from kneo.names import person_key
-from kneo.records.release import Hold, Release, Suspension
+from kneo.records.release import APPROVAL_EXPIRED, RULES_CHANGED, Hold, OutdatedApproval, Release, Suspension
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.models.environment import Approvals, Environment
 from kneo.spec.policy import next_opening, windows_open
@@ -57,6 +57,7 @@ class Blocked:
         who: People who can unblock it.
         subject: Subject of an approval that unblocks it.
         also: The other blocked gates.
+        outdated: Approvals that do not count any more.
     """
 
     gate: str
@@ -65,6 +66,7 @@ class Blocked:
     who: tuple[str, ...] = ()
     subject: str | None = None
     also: tuple[Blocked, ...] = ()
+    outdated: tuple[OutdatedApproval, ...] = ()
 
 
 GateVerdict = Allowed | Blocked
@@ -299,9 +301,32 @@ def count_approvals(
             counting[person_key(vote.principal)] = vote
     if len(counting) >= rule.required:
         return Allowed(tuple(sorted(vote.id for vote in counting.values() if vote.id)))
-    message = f"{what} is waiting for approval ({len(counting)} of {rule.required})."
+    outdated = tuple(_outdated(votes, counting, rule, rules, what))
+    waiting = f"{what} is waiting for approval ({len(counting)} of {rule.required})."
+    message = " ".join((waiting, *(item.message for item in outdated)))
     could = {name for name in _eligible(rule, rules, evidence) if person_key(name) not in {*excluded, *counting}}
-    return Blocked("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
+    return Blocked("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject, outdated=outdated)
+
+
+def _outdated(
+    votes: Sequence[ApprovalVote], counting: Collection[str], rule: Approvals, rules: Rules, what: str
+) -> Iterator[OutdatedApproval]:
+    """Yield the last approval of each approver whose approval does not count any more."""
+    last = {person_key(vote.principal): vote for vote in sorted(votes, key=lambda vote: vote.order) if vote.approves}
+    for person, vote in sorted(last.items()):
+        if person in counting:
+            continue
+        reason = APPROVAL_EXPIRED if vote.policy_digest in rules.digests else RULES_CHANGED
+        ended = f"and the approval expired on {isoformat(vote.first_seen + rule.expires)}"
+        if reason == RULES_CHANGED:
+            ended = f"under rules {vote.policy_digest.removeprefix('sha256:')[:8]}…, which have changed since"
+        yield OutdatedApproval(
+            principal=vote.principal,
+            policy_digest=vote.policy_digest,
+            at=isoformat(vote.first_seen),
+            reason=reason,
+            message=f"{vote.principal} approved {what} {ended}; it needs {vote.principal}'s approval again.",
+        )
 
 
 def _counts_now(vote: ApprovalVote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:

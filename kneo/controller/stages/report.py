@@ -12,7 +12,15 @@ from kneo.controller.stages.load import SourceProblem
 from kneo.controller.stages.plan import Action, Retire, kind_of, name_of, version_of
 from kneo.controller.stages.verify import Rejection
 from kneo.notify.outbox import Notice
-from kneo.records.release import Condition, ConditionType, Pending, PendingGate, PromotionKind, also_closed
+from kneo.records.release import (
+    Condition,
+    ConditionType,
+    OutdatedApproval,
+    Pending,
+    PendingGate,
+    PromotionKind,
+    also_closed,
+)
 from kneo.spec.models.environment import Environment
 from kneo.store.engine import Tx
 
@@ -138,6 +146,7 @@ def report_policy(environment: Environment, verdict: Blocked, revision: str) -> 
         kind="policy",
         subject=environment.policy_digest,
         policy_digest=environment.policy_digest,
+        outdated_approvals=verdict.outdated,
     )
     blocked = (
         (ConditionType.POLICY_VALID, False),
@@ -241,7 +250,13 @@ def _pending(action: Action, verdict: Blocked, policy_digest: str) -> Pending:
         subject=verdict.subject or digest,
         policy_digest=policy_digest,
         also=also,
+        outdated_approvals=outdated_approvals(verdict),
     )
+
+
+def outdated_approvals(verdict: Blocked) -> tuple[OutdatedApproval, ...]:
+    """Return the approvals that do not count any more at any of the blocked gates."""
+    return tuple(dict.fromkeys(each for item in (verdict, *verdict.also) for each in item.outdated))
 
 
 def further_gates(verdict: Blocked) -> tuple[PendingGate, ...]:

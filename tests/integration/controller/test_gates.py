@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from config_repo import announcement
@@ -13,10 +14,9 @@ from controller_bench import Bench
 from sqlalchemy import update
 
 from kneo import registry
-from kneo.controller.preview import preview
 from kneo.controller.stages.report import Ready, Reconciling, Stalled
-from kneo.controller.stages.verify import TrustConfig
 from kneo.records.release import ConditionType, Hold, Suspension
+from kneo.registry import explain
 from kneo.store import releases
 from kneo.store.engine import Store
 from kneo.store.requests import ControllerRequest
@@ -46,15 +46,21 @@ def _needs_approval(bench: Bench, **changes: object) -> Mapping[str, object]:
     return rule
 
 
+def _planned(bench: Bench, environment: str = "prod") -> dict[str, Any]:
+    """Return the plan of the newest commit for an environment."""
+    handler = bench.reconciler().handlers["plan"]
+    request = ControllerRequest(id="ask_1", kind="plan", payload={}, actor="ann", status="open", result=None)
+    environments = handler(request, bench.lease())["environments"]
+    assert isinstance(environments, list)
+    return next(item for item in environments if item["name"] == environment)
+
+
 def test_a_plan_keeps_a_pending_bundle_whose_successor_another_environment_has_released(bench: Bench) -> None:
     _needs_approval(bench)
     bench.repo.release("dev", "mail", "1.1.0")
     outcome = bench.reconcile().outcomes["prod"]
     assert (outcome.state, bench.served("dev")) == ("AwaitingApproval", {"mail": "1.1.0"})
-    reconciler = bench.reconciler()
-    with bench.store.read() as tx:
-        plan = preview(tx, reconciler.mirror.fetch(), reconciler.mirror, TrustConfig(bench.repo.pin), "prod")
-    (planned,) = plan["environments"]
+    planned = _planned(bench)
     assert [item["reason"] for item in planned["verdicts"]] == ["Verified"]
     assert [item["reason"] for item in planned["gates"]] == ["AwaitingApproval"]
 
@@ -188,6 +194,10 @@ def test_an_approval_expires(bench: Bench) -> None:
     bench.store.clock.advance(timedelta(hours=2))
     bench.decide("cid")
     assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+    (outdated,) = bench.pending()[0].outdated_approvals
+    assert (outdated.principal, outdated.reason) == ("bob", "expired")
+    assert bench.pending()[0].message.endswith(outdated.message)
+    assert "and the approval expired on" in outdated.message
 
 
 def test_a_rejection_stops_what_others_approved_until_it_is_taken_back(bench: Bench) -> None:
@@ -226,11 +236,31 @@ def test_an_approval_for_dev_says_nothing_about_prod(bench: Bench) -> None:
 def test_an_approval_does_not_outlive_the_rules_it_was_given_under(bench: Bench) -> None:
     rule = _needs_approval(bench, required=2)
     bench.decide("bob")
+    given = bench.pending()[0].policy_digest
+    assert given is not None
+    bench.reconcile()
+    assert bench.pending()[0].outdated_approvals == ()
     bench.repo.environment("prod", {"mail": "1.0.0"}, approvals=rule, people=PEOPLE, atomic=True)
     bench.repo.commit("Tighten")
+    sentence = (
+        f"bob approved mail 1.0.0 under rules {given[7:15]}…, which have changed since; it needs bob's approval again."
+    )
+    (planned,) = _planned(bench)["gates"]
+    assert planned["message"].startswith(f"mail 1.0.0 is waiting for approval (0 of 2). {sentence}")
+    assert [item["principal"] for item in planned["outdated_approvals"]] == ["bob"]
     bench.reconcile()
     bench.decide("cid")
     assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+    (outdated,) = bench.pending()[0].outdated_approvals
+    assert (outdated.principal, outdated.policy_digest, outdated.reason) == ("bob", given, "rules_changed")
+    assert outdated.message == sentence
+    with bench.store.read() as tx:
+        found = explain.why(tx, "prod", "mail")
+        status = registry.find_status(tx, "prod")
+    assert found.gates[0].message == f"mail 1.0.0 is waiting for approval (1 of 2). {sentence}"
+    assert status.pending[0].outdated_approvals == (outdated,)
+    bench.decide("bob")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_loosening_needs_the_approvals_of_the_file_in_force(bench: Bench) -> None:
@@ -323,10 +353,7 @@ def test_a_role_and_what_it_signed_cannot_come_in_one_commit_where_another_envir
     bench.repo.next_root(add_key(bench.repo.root, eve.public, principal="eve", roles=["release"]))
     bench.repo.environment("prod", {"mail": "1.0.0"})
     bench.repo.commit("Let eve sign for prod, and release her bundle there")
-    plan = bench.reconciler().handlers["plan"](
-        ControllerRequest(id="ask_1", kind="plan", payload={}, actor="ann", status="open", result=None), bench.lease()
-    )
-    assert [item["gates"] or item["verdicts"][0]["reason"] for item in plan["environments"]] == [
+    assert [_planned(bench, name)["verdicts"][0]["reason"] for name in ("dev", "prod")] == [
         "Verified",
         "SignatureInvalid",
     ]

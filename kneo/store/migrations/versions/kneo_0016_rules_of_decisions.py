@@ -1,4 +1,4 @@
-"""Whether people approved an environment's rules, the files that decisions name, and rejections that approved rules ended."""
+"""Approved rules, the files that decisions name, rejections that approved rules ended, and approvals that count no longer."""
 
 from __future__ import annotations
 
@@ -23,3 +23,4 @@ def upgrade() -> None:
     )
     op.add_column("environments", sa.Column("policy_approved", sa.Boolean()))
     op.add_column("approvals", sa.Column("overruled_by", sa.String(71)))
+    op.add_column("pending_releases", sa.Column("outdated_approvals", sa.JSON()))
