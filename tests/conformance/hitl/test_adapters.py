@@ -309,7 +309,7 @@ def test_an_agent_takes_part_in_a_workflow_and_reads_its_conversation(database: 
     assert prompts(request)[-2:] == [("user", "cats"), ("user", "a draft about cats")]
 
 
-def test_an_agent_answers_each_turn_of_a_conversation_anew(database: SqliteDb) -> None:
+def test_an_agent_answers_each_turn_of_a_conversation(database: SqliteDb) -> None:
     replies = iter(["One.", "Two."])
     with model_server(lambda _request: Reply(next(replies))) as server:
         workflow = HandoffWorkflow(
