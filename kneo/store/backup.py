@@ -181,7 +181,7 @@ def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
             raise Invalid(msg, code="backup_damaged", hint="Restore an earlier backup, and keep this one as evidence.")
         copy.transact(runs.clear_owners)
         # A link may have been used after the backup, a person may have signed out, and a browser unsubscribed.
-        copy.transact(tasks.expire_links)
+        copy.transact(tasks.end_links)
         copy.transact(browser_sessions.end_all)
         copy.transact(push_subscriptions.end_all)
     return verdict

@@ -327,16 +327,20 @@ def list_links(tx: Tx, task_id: str) -> tuple[TaskLink, ...]:
     return tuple(_link(row) for row in rows)
 
 
-def expire_links(tx: Tx, *, task_id: str | None = None, link_id: str | None = None) -> int:
-    """Expire unused links: one, those of a task, or all; return how many."""
-    unused = select(task_links).where(task_links.c.used_at.is_(None), task_links.c.expires_at > tx.at)
-    for column, value in ((task_links.c.task_id, task_id), (task_links.c.id, link_id)):
-        if value is not None:
-            unused = unused.where(column == value)
+def expire_links(tx: Tx, *, task_id: str, link_id: str) -> int:
+    """Expire an unused link of a task; return how many links that were."""
+    named = task_links.c.task_id == task_id, task_links.c.id == link_id
+    unused = select(task_links).where(*named, task_links.c.used_at.is_(None), task_links.c.expires_at > tx.at)
     rows = tx.connection.execute(unused.with_for_update()).all()
     for row in rows:
         _change_link(tx, row, {"expires_at": tx.at})
     return len(rows)
+
+
+def end_links(tx: Tx) -> None:
+    """Expire all unused links of a restored database, also in a process without the service key: their codes end with them."""
+    unused = update(task_links).where(task_links.c.used_at.is_(None), task_links.c.expires_at > tx.at)
+    tx.connection.execute(unused.values(expires_at=tx.at, mac=None))
 
 
 def _change_link(tx: Tx, row: Row, changes: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
 from kneo.runtime.engine.start import StartRequest
 from kneo.store import audit, history, tables
+from kneo.store.adoption import Adoption, adopt
 from kneo.store.engine import Store, encode_json
 from kneo.tasks.lifecycle import process_due
 
@@ -251,6 +252,7 @@ def test_a_fork_of_an_earlier_version_is_followed_back_to_its_gates(engine: Engi
                 .where(tables.checkpoints.c.run_id == twin.id)
                 .where(tables.checkpoints.c.type.like("human%"))
             )
+        adopt(engine.store, Adoption(changed=True))
         again = repeat(engine, twin, step="publish", input="EVIL")
         assert (again.status, asked(engine, again)) == (RunStatus.PAUSED, [("ok.step", "EVIL")])
         again = repeat(engine, twin, step="publish")

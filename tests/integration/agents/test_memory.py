@@ -19,6 +19,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.start import StartRequest
 from kneo.store import agent_sessions, history, tables
+from kneo.store.authenticated import COVERED, with_mac
 from kneo.store.engine import Store, Tx
 from kneo.store.migrate import open_store
 
@@ -205,7 +206,8 @@ def test_ten_thousand_sessions_are_rows_alone(chats: Sessions, server: ModelServ
         for table in (tables.agent_sessions, tables.session_messages):
             rows = [*tx.connection.execute(select(table)).mappings()]
             copies = [{**row, "session_id": f"s{number}"} for row in rows for number in range(1, 10_000)]
-            tx.connection.execute(insert(table), copies)
+            covered = table.name in COVERED
+            tx.connection.execute(insert(table), [with_mac(tx, table, copy) if covered else copy for copy in copies])
 
     chats.store.transact(fill)
     chats.chat("now", FULL, session="s77")
