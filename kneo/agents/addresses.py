@@ -35,6 +35,9 @@ Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 _URL_SHAPED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]{2}|(?:https?|wss?|ftps?|file):\S|[/\\]{2}\S+$")
 """Texts that a client takes for the address of a host: with a scheme, or with the host alone (``//a.example/x``)."""
 
+_DROPPED = re.compile(r"[\x00-\x1f\x7f]")
+"""Characters that clients drop from a URL before they read it; a URL that has one is refused."""
+
 _CONTROLS = re.compile(r"[\x00-\x20\x7f\\]")
 _HOST = re.compile(r"[a-z0-9._-]{0,255}|[0-9a-f.:]{2,50}")
 
@@ -130,7 +133,7 @@ class HostRules:
             return
         lists = HostRules(allowed=self.allowed or ("*",), denied=self.denied)
         for text in _texts(arguments):
-            if _URL_SHAPED.match(text.strip()):
+            if _URL_SHAPED.match(_DROPPED.sub("", text.strip())):
                 lists.check_host(_host(_parse(text.strip())))
 
     async def addresses(self, host: str, port: int, resolver: Resolve = resolve) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from kneo.agents.calls import CallJournal, CallResult, RequestedCall, count, cut
 from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question
-from kneo.agents.services import AgentServices, BackendKind
+from kneo.agents.services import AgentServices, BackendKind, Progress
 from kneo.agents.text_checks import text_of
 from kneo.agents.texts import sound_text, sound_value
 from kneo.agents.turn import AnswerRequired, PeopleRequired, Stopped, ToolCall, Turn
@@ -222,7 +222,7 @@ class CallExecution:
             raise tool_failed(call) from None
         message = redact_text(sound_text(str(error)[: 2 * MAX_ERROR_CHARS]))[:MAX_ERROR_CHARS]
         failed = CallResult({"error": name, "message": message}, "failed")
-        kept = await self._keep_checked(replace(permitted, facts={}), failed)
+        kept = await self._keep_checked(permitted, failed)
         if self.stops_on_error:
             raise tool_failed(call) from None
         return kept
@@ -321,7 +321,8 @@ class CallExecution:
         except KneoError as error:
             if error.code not in _RESULTS:
                 raise
-            return await self._fail(permitted, error)
+            spent = Progress.of(below.journal.load(), token_budget=None).tokens
+            return await self._fail(replace(permitted, facts={**permitted.facts, "total_tokens": spent}), error)
         facts = {**permitted.facts, "total_tokens": result.facts["total_tokens"]}
         return await self.keep(replace(permitted, facts=facts), result.text)
 

@@ -19,6 +19,7 @@ from model_server import Call, ModelServer, Reply, model_server, overloaded
 from kneo.agents.providers import OperatorConnections
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Invalid
+from kneo.records.conversation import EntryStatus
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.assemble import background, worker_on
 from kneo.runtime.engine.programs import ProgramLoader
@@ -379,3 +380,29 @@ def test_an_agent_is_not_asked_where_the_library_of_its_mcp_servers_is_missing(
     )
     with pytest.raises(Invalid, match="needs the tool echo of an MCP server"):
         agents.begin(tree)
+
+
+def test_the_tokens_of_an_agent_that_failed_behind_a_tool_are_kept_with_its_call(make: Make) -> None:
+    def script(request: object) -> Reply:
+        if request.model == "bottom":  # type: ignore[attr-defined]
+            return Reply(calls=[Call("look", {"id": "a"})])
+        if '"tool_call_id"' in request.text:  # type: ignore[attr-defined]
+            return Reply("Done.")
+        return Reply(calls=[Call("ask_bottom", {"input": "go"})])
+
+    agents = make(script)  # type: ignore[arg-type]
+    bottom = {"name": "bottom", "model": {"provider": "openai", "name": "bottom", "extra": {"api": "chat"}}}
+    strategy = {"type": "react", "max_iterations": 2}
+    tree = agents.agent_tree(
+        teller={"tools": ["ask_bottom"]},
+        agents={"bottom": {**bottom, "strategy": strategy, "tools": ["look"]}},
+        tools={"ask_bottom": {"description": "Ask.", "agent": "bottom"}},
+    )
+    run = agents.drive(agents.begin(tree))
+    assert run.status is RunStatus.SUCCEEDED
+    entries = agents.journal(run)
+    [call] = [entry for entry in entries if entry.facts.get("tool") == "ask_bottom"]
+    replies = [entry for entry in entries if entry.name.startswith("model:") and ">" in entry.conversation]
+    spent = sum(int(str(entry.facts[name])) for entry in replies for name in ("input_tokens", "output_tokens"))
+    assert (call.status, call.facts["total_tokens"]) == (EntryStatus.FAILED, spent)
+    assert spent > 0

@@ -115,6 +115,8 @@ def test_url_shaped_arguments_are_checked_wherever_they_are() -> None:
         "https://b.example/", "  https://b.example/ ", "HTTPS://B.EXAMPLE/", "https://x.a.example", "//b.example/x",
         "ftp://b.example", "file:///etc/passwd", "https:/b.example", "https:\\\\b.example", "https://a.example@b.example",
         "https://a.example\\@b.example/", "http://127.1/",
+        # Clients drop these characters, wherever they stand.
+        "ht\ttps://b.example/", "h\nttps://b.example/", "\x00https://b.example/", "https\x01://b.example/", "/\r/b.example/",
     ):  # fmt: skip
         for arguments in ({"url": value}, {"deep": [{"list": [value]}]}, {value: 1}):
             with pytest.raises(Forbidden):
