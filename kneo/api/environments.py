@@ -198,41 +198,54 @@ def reconcile_environment(context: Context, name: str) -> ChangedView:
 
 @operation("POST", "/environments/{name}/suspend", scope="releases:operate")
 def suspend_environment(context: Context, name: str, body: SuspendRequest) -> SuspendedView:
-    """Pause all changes to an environment, until a time or until it is resumed; runs continue."""
+    """Pause all changes to an environment, until a time or until it is resumed; runs continue.
+
+    To let a pause end earlier than it would, the caller has to be an approver of the environment.
+    """
     require_controller(context)
     with context.store.write() as tx:
-        _check_operator(context, tx, name)
         until = _until(tx, body.until)
         item = Suspension(environment=name, actor=context.actor, reason=body.reason, since=tx.at, until=until)
-        registry.suspend(tx, item)
+        registry.suspend(tx, item, lambda: _check_approver(context, tx, name))
     return SuspendedView(suspension=item, **change_result(context, name))
 
 
 @operation("POST", "/environments/{name}/unsuspend", scope="releases:operate")
 def unsuspend_environment(context: Context, name: str) -> ChangedView:
-    """Resume changes to an environment."""
+    """Resume changes to an environment; the caller has to be an approver of it."""
     require_controller(context)
     with context.store.write() as tx:
-        _check_operator(context, tx, name)
+        _check_approver(context, tx, name)
         registry.unsuspend(tx, name, actor=context.actor)
     return ChangedView(**change_result(context, name))
 
 
 @operation("POST", "/environments/{name}/rollback", scope="releases:operate")
 def rollback_release(context: Context, name: str, body: RollbackRequest) -> ChangedView:
-    """Roll back to a previous release and hold it."""
+    """Roll back to a previous release and hold it. For a later version the caller has to be an approver."""
     with context.store.read() as tx:
-        _check_operator(context, tx, name)
-    payload = {"environment": name, "bundle": body.bundle, "to": body.to, "reason": body.reason}
+        registry.check_declared(tx, name)
+        found = registry.rollback_target(tx, name, body.bundle, body.to)
+        if not found.goes_back:
+            _check_approver(context, tx, name)
+    payload = {
+        "environment": name,
+        "bundle": body.bundle,
+        "to": found.target.digest,
+        "replaces": found.current.digest,
+        "reason": body.reason,
+    }
     return ChangedView(result=_ask(context, "rollback", payload), environment=_environment(context, name))
 
 
 @operation("POST", "/environments/{name}/hold", scope="releases:operate")
 def hold_release(context: Context, name: str, body: HoldRequest) -> HeldView:
-    """Keep the current release of a bundle, ignoring Git."""
+    """Keep the current release of a bundle, ignoring Git.
+
+    To let a hold end earlier than it would, the caller has to be an approver of the environment.
+    """
     require_controller(context)
     with context.store.write() as tx:
-        _check_operator(context, tx, name)
         release = registry.find_served(tx, name, body.bundle)
         item = Hold(
             environment=name,
@@ -243,16 +256,16 @@ def hold_release(context: Context, name: str, body: HoldRequest) -> HeldView:
             since=tx.at,
             until=_until(tx, body.until),
         )
-        registry.hold(tx, item)
+        registry.hold(tx, item, lambda: _check_approver(context, tx, name))
     return HeldView(hold=item, **change_result(context, name))
 
 
 @operation("POST", "/environments/{name}/unhold", scope="releases:operate")
 def unhold_release(context: Context, name: str, body: UnholdRequest) -> ChangedView:
-    """Remove the hold of a bundle; its release follows Git again."""
+    """Remove the hold of a bundle; its release follows Git again. The caller has to be an approver."""
     require_controller(context)
     with context.store.write() as tx:
-        _check_operator(context, tx, name)
+        _check_approver(context, tx, name)
         registry.unhold(tx, name, body.bundle, actor=context.actor)
     return ChangedView(**change_result(context, name))
 
@@ -354,8 +367,11 @@ def _environment(context: Context, name: str) -> EnvironmentView | None:
         return _view(tx, status) if status else None
 
 
-def _check_operator(context: Context, tx: Tx, environment: str) -> None:
-    """Check that an authenticated caller is an approver of the environment."""
+def _check_approver(context: Context, tx: Tx, environment: str) -> None:
+    """Check that an authenticated caller is an approver of the environment.
+
+    Only what lets changes go forward again needs this: an emergency stop must not wait for an approver.
+    """
     if context.over_http and releases.environment(tx, environment) is not None:
         check_approver(tx, environment, context.actor)
 

@@ -13,12 +13,12 @@ from kneo.controller.stages.plan import ReleasePlan, Rollback
 from kneo.controller.stages.report import notices_of_changes
 from kneo.controller.stages.verify import TrustConfig, TrustContext, candidate_of, check_spec
 from kneo.digest import Digest
-from kneo.errors import Conflict, NotFound
+from kneo.errors import Conflict
 from kneo.notify import outbox
-from kneo.records.release import Hold, PromotionKind, Release
+from kneo.records.release import Hold
 from kneo.spec.models.environment import Environment
 from kneo.store import releases
-from kneo.store.engine import Store, Tx
+from kneo.store.engine import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,10 @@ class RollbackRequest:
     Args:
         environment: Name of the environment.
         bundle: Name of the bundle.
-        version: A version that was released here before; None for the previous one.
+        version: A version or digest that was released here before; None for the previous one.
         reason: Reason for the environment's history.
         actor: The requester.
+        replaces: The digest of the release that the requester saw, and may replace; None for any.
     """
 
     environment: str
@@ -38,17 +39,19 @@ class RollbackRequest:
     version: str | None
     reason: str
     actor: str
+    replaces: str | None = None
 
 
 def parse_rollback(payload: Mapping[str, object], actor: str) -> RollbackRequest:
     """Read a rollback from the payload of a request row."""
-    version = payload.get("to")
+    version, replaces = payload.get("to"), payload.get("replaces")
     return RollbackRequest(
         environment=str(payload.get("environment")),
         bundle=str(payload.get("bundle")),
         version=str(version) if version else None,
         reason=str(payload.get("reason") or ""),
         actor=actor,
+        replaces=str(replaces) if replaces else None,
     )
 
 
@@ -59,7 +62,7 @@ def roll_back(
 
     Raises:
         NotFound: the bundle is not released here, or the version never was.
-        Conflict: a gate blocks it; the code is its reason.
+        Conflict: a gate blocks it, whose reason is the code; or the release changed since it was requested.
         Untrusted: that version fails verification today.
     """
     name = request.environment
@@ -67,8 +70,11 @@ def roll_back(
         check_lease(tx, lease)
         registry.lock_environment(tx, name)
         environment = registry.declared(tx, name)
-        current = _current(tx, request)
-        target = _target(tx, request, current)
+        found = registry.rollback_target(tx, name, request.bundle, request.version)
+        current, target = found.current, found.target
+        if request.replaces not in {None, current.digest}:
+            msg = f"The release of {request.bundle[:200]} in {name} changed since this rollback was requested."
+            raise Conflict(msg, code="registry_moved", hint=f"Show its releases: kneo status {name}")
         root, key = registry.trust_root(tx, config.pin), config.hmac_key
         trust = TrustContext(root=root, before=None, service_key=config.service_key, hmac_key=key, now=tx.now)
         bundle = registry.check_served(releases.bundle(tx, target.digest), target, environment, root, key)
@@ -119,28 +125,3 @@ def _with_requester(evidence: Evidence, environment: Environment, bundle: str, d
     )
     votes = {**evidence.votes, digest: (*evidence.votes.get(digest, ()), vote)}
     return replace(evidence, votes=votes, requester=actor)
-
-
-def _current(tx: Tx, request: RollbackRequest) -> Release:
-    current = registry.find_served(tx, request.environment, request.bundle)
-    if current is None:
-        msg = f"{request.bundle[:200]} is not released to {request.environment}."
-        raise NotFound(msg, code="not_served", hint=f"Show its releases: kneo status {request.environment}")
-    return current
-
-
-def _target(tx: Tx, request: RollbackRequest, current: Release) -> Release:
-    for promotion in releases.list_promotions(tx, request.environment, request.bundle):
-        if promotion.kind is PromotionKind.RETIRE or promotion.to_digest in {None, current.digest}:
-            continue
-        if request.version in {None, promotion.version, promotion.to_digest}:
-            return replace(
-                current,
-                version=str(promotion.version),
-                digest=str(promotion.to_digest),
-                revision=promotion.revision,
-            )
-    version = f"Version {request.version[:100]}" if request.version else "Another version"
-    msg = f"{version} of {request.bundle[:200]} was never released to {request.environment}."
-    hint = f"Show its history: kneo history {request.environment} {request.bundle}"
-    raise NotFound(msg, code="never_served", hint=hint)

@@ -51,6 +51,7 @@ from kneo.registry.resolve import (
     spec_in,
     trust_root,
 )
+from kneo.registry.rollback import RollbackTarget, rollback_target
 from kneo.registry.served import (
     NOT_PROMOTED,
     PROMOTIONS_LOST,
@@ -71,6 +72,7 @@ __all__ = [
     "PlannedChange",
     "ReleaseChange",
     "ResolvedRelease",
+    "RollbackTarget",
     "UnsignedDecision",
     "accept_environment",
     "accept_roots",
@@ -109,6 +111,7 @@ __all__ = [
     "resolve",
     "restore_releases",
     "retire",
+    "rollback_target",
     "spec_in",
     "status",
     "statuses",

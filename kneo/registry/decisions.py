@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
-from kneo.clock import isoformat
+from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
@@ -239,8 +239,17 @@ def lock_environment(tx: Tx, environment: str) -> None:
 # ---- holds and suspensions --------------------------------------------------------------------------------------
 
 
-def hold(tx: Tx, item: Hold) -> None:
-    """Hold the current release of a bundle.
+def no_check() -> None:
+    """Check nothing."""
+
+
+def hold(tx: Tx, item: Hold, check_shorter: Callable[[], None] = no_check) -> None:
+    """Hold the current release of a bundle; a hold of it is replaced.
+
+    Args:
+        tx: A write transaction.
+        item: The hold.
+        check_shorter: Called where the hold ends before the one that it replaces; raises where that is not permitted.
 
     Raises:
         NotFound: the environment was never declared.
@@ -249,6 +258,9 @@ def hold(tx: Tx, item: Hold) -> None:
     check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
+    held = next((one for one in releases.list_holds(tx, item.environment) if one.bundle == item.bundle), None)
+    if held is not None and _ends_before(item, held):
+        check_shorter()
     releases.put_hold(tx, item)
     audit.record(
         tx,
@@ -274,8 +286,13 @@ def unhold(tx: Tx, environment: str, bundle: str, *, actor: str) -> None:
     audit.record(tx, HOLD_CLEARED, actor=actor, environment=environment, metadata={"bundle": bundle})
 
 
-def suspend(tx: Tx, item: Suspension) -> None:
-    """Suspend all changes of an environment.
+def suspend(tx: Tx, item: Suspension, check_shorter: Callable[[], None] = no_check) -> None:
+    """Suspend all changes of an environment; a suspension of it is replaced.
+
+    Args:
+        tx: A write transaction.
+        item: The suspension.
+        check_shorter: Called where it ends before the one that it replaces; raises where that is not permitted.
 
     Raises:
         NotFound: the environment was never declared.
@@ -284,6 +301,9 @@ def suspend(tx: Tx, item: Suspension) -> None:
     check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
+    suspended = releases.suspension(tx, item.environment)
+    if suspended is not None and _ends_before(item, suspended):
+        check_shorter()
     releases.put_suspension(tx, item)
     metadata = {"reason": item.reason, "until": item.until}
     audit.record(tx, SUSPENDED, actor=item.actor, environment=item.environment, metadata=metadata)
@@ -302,6 +322,12 @@ def unsuspend(tx: Tx, environment: str, *, actor: str) -> None:
         msg = f"{environment[:80]} is not suspended."
         raise NotFound(msg, code="not_suspended", hint="If its file sets suspend: true, change that with a commit.")
     audit.record(tx, UNSUSPENDED, actor=actor, environment=environment)
+
+
+def _ends_before(item: Hold | Suspension, other: Hold | Suspension) -> bool:
+    if item.until is None:
+        return False
+    return other.until is None or parse_time(item.until) < parse_time(other.until)
 
 
 def check_declared(tx: Tx, environment: str) -> None:

@@ -18,7 +18,9 @@ audit log, and the person of that name in environment files. A request without a
 with 403 and the scope that is missing. A service without keys lets everybody on this machine do everything.
 
 Roles here say which requests a key may send. Whose approval counts in an environment is for that environment's file to say: an `approver`
-who is not listed there is refused with `not_an_approver`. Roles of the trust root (`root`, `release`, `approver`) are about signing keys and
+who is not listed there is refused with `not_an_approver`. To suspend an environment, to hold a release and to roll back to an earlier version,
+`releases:operate` is enough. To resume, to lift a hold and to return to a later version, the person has to be listed too, where the
+environment requires approvals. Roles of the trust root (`root`, `release`, `approver`) are about signing keys and
 are a third thing.
 """
 

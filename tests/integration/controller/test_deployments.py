@@ -226,25 +226,63 @@ def test_another_spelling_of_a_name_is_the_same_person(bench: Bench, http: httpx
     assert [item["bundle"] for item in done.json()["environment"]["releases"]] == ["mail"]
 
 
-def test_the_same_people_hold_suspend_and_roll_back(bench: Bench, http: httpx.Client, following: Controller) -> None:
+def test_operators_stop_changes_and_approvers_resume_them(
+    bench: Bench, http: httpx.Client, following: Controller
+) -> None:
+    def answered(verb: str, order: object, who: str) -> tuple[int, str | None]:
+        answer = http.post(f"/v1/environments/prod/{verb}", json=order, headers=_as(who))
+        return answer.status_code, answer.json().get("error")
+
+    hold, suspension = {"bundle": "mail", "reason": "x"}, {"reason": "x"}
     bench.reconcile_by(following)
     for rule in ({"required": 1}, {"required": 1, "signed": True}):
         bench.repo.environment("prod", {}, approvals=rule, people=PEOPLE)
         bench.repo.commit(f"Require approvals: {rule}")
         bench.reconcile_by(following)
-        orders = {
-            "hold": {"bundle": "mail", "reason": "x"},
-            "unhold": {"bundle": "mail"},
-            "rollback": {"bundle": "mail", "reason": "x"},
-            "suspend": {"reason": "x"},
-            "unsuspend": None,
-        }
-        for verb, order in orders.items():
-            answer = http.post(f"/v1/environments/prod/{verb}", json=order, headers=_as("eve"))
-            assert (answer.status_code, answer.json()["error"]) == (403, "not_an_approver"), verb
-        assert http.post("/v1/environments/prod/suspend", json={"reason": "x"}, headers=_as("bob")).status_code == 200
-        assert http.post("/v1/environments/prod/unsuspend", headers=_as("eve")).status_code == 403
-        assert http.post("/v1/environments/prod/unsuspend", headers=_as("bob")).status_code == 200
+        for verb, order, resume, what in (
+            ("hold", hold, "unhold", {"bundle": "mail"}),
+            ("suspend", suspension, "unsuspend", None),
+        ):
+            assert answered(verb, order, "vic") == (403, "forbidden")
+            assert answered(verb, order, "eve") == (200, None)
+            assert answered(resume, what, "eve") == (403, "not_an_approver")
+            soon = (bench.store.clock.now() + timedelta(minutes=1)).isoformat()
+            assert answered(verb, {**order, "until": soon}, "eve") == (403, "not_an_approver"), (
+                "it ends before the other"
+            )
+            assert answered(verb, order, "eve") == (200, None)
+            assert answered(verb, {**order, "until": soon}, "bob") == (200, None)
+            assert answered(resume, what, "bob") == (200, None)
+
+
+def test_operators_roll_back_and_approvers_go_forward_again(
+    bench: Bench, http: httpx.Client, following: Controller
+) -> None:
+    rule = {"required": 1, "roles": ["approver"]}
+    for version in ("1.0.0", "1.1.0"):
+        bench.repo.bundle("mail", version)
+        bench.repo.environment("prod", {"mail": version}, approvals=rule, people=PEOPLE)
+        bench.repo.commit(f"Release mail {version}")
+        http.post("/v1/environments/prod/reconcile", headers=_as("bob"))
+        (waits,) = http.get("/v1/promotions?phase=waiting", headers=_as("bob")).json()["promotions"]
+        http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("bob"))
+    assert bench.served() == {"mail": "1.1.0"}
+
+    def rolled_back(who: str, **order: str) -> tuple[int, str | None]:
+        body = {"bundle": "mail", "reason": "it shouts", **order}
+        answer = http.post("/v1/environments/prod/rollback", json=body, headers=_as(who))
+        return answer.status_code, answer.json().get("error")
+
+    assert rolled_back("eve") == (200, None)
+    assert bench.served() == {"mail": "1.0.0"}
+    assert bench.events("release.rolled_back")[0]["reason"] == "it shouts"
+    # The version that was released before is the later one now.
+    assert rolled_back("eve") == (403, "not_an_approver")
+    assert rolled_back("eve", to="1.1.0") == (403, "not_an_approver")
+    assert rolled_back("eve", to="7.7.7") == (404, "never_served")
+    assert bench.served() == {"mail": "1.0.0"}
+    assert rolled_back("bob", to="1.1.0") == (200, None)
+    assert bench.served() == {"mail": "1.1.0"}
 
 
 def test_a_first_environment_file_is_approved_over_http_by_people_of_the_others(
