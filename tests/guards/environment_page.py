@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from kneo.spec.diff.weakening import weakenings
+from kneo.spec.diff.weakening import WEAKER_CHANGES, find_weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment, EnvironmentFile
 
@@ -19,8 +19,8 @@ signed. The repository's review guards it, and the controller compares each new 
 
 **A change that weakens the rules needs approval.** It waits for `approvals.required` people with a role of `approvals.roles`, by the file in
 force, and is approved with `kneo approve ENV --policy` or in the console. The column "weaker" names the changes that wait. All other changes of a
-key pass at once: they tighten the rules or do not concern them. A first environment file, and `inlineSpecs: true`, wait too. `releases` and `suspend`
-are not rules: releases pass the gates of this page, and a person who can merge can suspend an environment.
+key pass at once: they tighten the rules or do not concern them. A first environment file, `inlineSpecs: true` and `retired` wait too, and so do rules
+under which the author of a standing rejection could not decide. `releases` and `suspend` are not rules: releases pass the gates of this page, and a person who can merge can suspend an environment.
 
 `kneo plan` shows each change with its direction. The [JSON Schema](../../schemas/environment.schema.json) checks the file in an editor.
 """
@@ -32,10 +32,9 @@ GUIDES = {"Gate": "[gate](../guides/people/gates.md)", "Human": "[human](../guid
 
 
 @dataclass(frozen=True)
-class Weaker:
-    """A pair of values of one key, the second of them weaker, and the words for the change."""
+class Pair:
+    """A pair of values of one key, the second of them weaker."""
 
-    words: str
     strict: object
     weak: object
 
@@ -44,53 +43,72 @@ DENY, OTHER = {"deny": "Fri 16:00 - Mon 08:00"}, {"allow": "* 06:00 - 20:00"}
 PIN, GATE = "sha256:" + "0" * 64, {"name": "pay", "match": {"tools": ["pay"]}, "before": {"human": "cfo"}}
 PEOPLE = {"cfo": {"description": "May it pay?"}}
 
-WEAKER: Mapping[str, Weaker] = {
-    "inlineSpecs": Weaker("set to `true`", False, True),
-    "people.<name>.groups": Weaker("a group is added", [], ["editors"]),
-    "people.<name>.roles": Weaker("a role is added", [], ["approver"]),
-    "promoteFrom": Weaker("removed or changed", "staging", None),
-    "policy.enabled": Weaker("set to `false`", True, False),
-    "policy.fail_on_warnings": Weaker("set to `false`", True, False),
-    "policy.blocked_diagnostic_codes": Weaker("a code is removed", ["W_MODEL"], []),
-    "policy.require_human_review": Weaker("set to `false`", True, False),
-    "policy.require_tool_permissions": Weaker("set to `false`", True, False),
-    "policy.deny_unrestricted_tools": Weaker("set to `false`", True, False),
-    "policy.require_guardrails": Weaker("set to `false`", True, False),
-    "signatures.accept": Weaker("a format is added", ["dsse"], ["dsse", "hmac-v1"]),
-    "signatures.roles": Weaker("a role is added", ["release"], ["release", "ci"]),
-    "signatures.threshold": Weaker("lowered", 2, 1),
-    "approvals.required": Weaker("lowered", 2, 1),
-    "approvals.roles": Weaker("a role is added", ["approver"], ["approver", "dev"]),
-    "approvals.exclude": Weaker("an entry is removed", ["bundle_signer", "author"], ["author"]),
-    "approvals.expires": Weaker("lengthened", "1d", "7d"),
-    "approvals.signed": Weaker("set to `false`", True, False),
-    "questions.approvals": Weaker("lowered", 2, 1),
-    "questions.exclude": Weaker("an entry is removed", ["requester"], []),
-    "questions.denyOnTimeout": Weaker("an entry is removed", ["approve"], []),
-    "questions.receipt": Weaker("removed, or `signed` instead of `signed_by_reviewer`", "signed_by_reviewer", "signed"),
-    "gates": Weaker("a gate is removed or changed", [GATE], []),
-    "windows": Weaker("a `deny` window is removed or changed; `allow` windows at other times", [DENY], [OTHER]),
-    "soak": Weaker("shortened", "24h", "1h"),
-    "prune.maxPercent": Weaker("raised", 10, 20),
-    "atomic": Weaker("set to `false`", True, False),
-    "implementations.<name>": Weaker("a digest is removed or changed", PIN, None),
-    "protocols.a2a": Weaker("a pattern is added", [], ["research-agent"]),
-    "protocols.mcp": Weaker("a pattern is added", [], ["research-agent"]),
-    "allowSelf": Weaker("set to `true`", False, True),
+PAIRS: Mapping[str, Pair] = {
+    "inlineSpecs": Pair(False, True),
+    "people.<name>.groups": Pair([], ["editors"]),
+    "people.<name>.roles": Pair([], ["approver"]),
+    "promoteFrom": Pair("staging", None),
+    "policy.enabled": Pair(True, False),
+    "policy.fail_on_warnings": Pair(True, False),
+    "policy.blocked_diagnostic_codes": Pair(["W_MODEL"], []),
+    "policy.require_human_review": Pair(True, False),
+    "policy.require_tool_permissions": Pair(True, False),
+    "policy.deny_unrestricted_tools": Pair(True, False),
+    "policy.require_guardrails": Pair(True, False),
+    "signatures.accept": Pair(["dsse"], ["dsse", "hmac-v1"]),
+    "signatures.roles": Pair(["release"], ["release", "ci"]),
+    "signatures.threshold": Pair(2, 1),
+    "approvals.required": Pair(2, 1),
+    "approvals.roles": Pair(["approver"], ["approver", "dev"]),
+    "approvals.exclude": Pair(["bundle_signer", "author"], ["author"]),
+    "approvals.expires": Pair("1d", "7d"),
+    "approvals.signed": Pair(True, False),
+    "questions.approvals": Pair(2, 1),
+    "questions.exclude": Pair(["requester"], []),
+    "questions.denyOnTimeout": Pair(["approve"], []),
+    "questions.receipt": Pair("signed_by_reviewer", "signed"),
+    "humans": Pair(PEOPLE, {"cfo": {"description": "Pay?"}}),
+    "gates": Pair([GATE], []),
+    "windows": Pair([DENY], [OTHER]),
+    "soak": Pair("24h", "1h"),
+    "prune.maxPercent": Pair(10, 20),
+    "atomic": Pair(True, False),
+    "models.allow": Pair([{"provider": "openai"}], None),
+    "models.connections": Pair({}, {"openai": {"base_url": "https://gateway.example"}}),
+    "models.hosts": Pair([], ["models.example"]),
+    "models.limits": Pair([{"provider": "openai", "concurrency": 1}], [{"provider": "openai", "concurrency": 2}]),
+    "models.budgets": Pair([{"per": "run", "tokens": 1}], [{"per": "run", "tokens": 2}]),
+    "models.prices": Pair({"small": {"input": 2, "output": 2}}, {"small": {"input": 1, "output": 1}}),
+    "tools.deny": Pair(["shell*"], []),
+    "tools.allow": Pair(["mail"], None),
+    "tools.inside": Pair([], ["crm.internal:443"]),
+    "tools.mcp.commands": Pair([], ["/usr/bin/crm"]),
+    "tools.mcp.hosts": Pair(["crm.example"], None),
+    "tools.mcp.pinned": Pair(True, False),
+    "implementations.<name>": Pair(PIN, None),
+    "protocols.a2a": Pair([], ["research-agent"]),
+    "protocols.mcp": Pair([], ["research-agent"]),
+    "allowSelf": Pair(False, True),
 }
 
 
+BOTH_WAYS = frozenset({"windows", "humans", "models.connections"})
+"""Keys whose changes cannot be compared: each of them counts as weaker."""
+
+
 def environment_page(generated: str) -> str:
-    for path, weaker in WEAKER.items():
-        strict, weak = _environment(path, weaker.strict), _environment(path, weaker.weak)
-        assert weakenings(strict, weak), f"{path}: {weaker.words} is not weaker"
-        assert not weakenings(weak, strict) or path == "windows", f"{path}: the other direction is weaker too"
+    assert PAIRS.keys() == WEAKER_CHANGES.keys(), "each rule has an example here"
+    for path, pair in PAIRS.items():
+        strict, weak = _environment(path, pair.strict), _environment(path, pair.weak)
+        found = {each.key for each in find_weakenings(strict, weak)}
+        assert found == {path}, f"{path}: {WEAKER_CHANGES[path]} is not found as weaker, but {found}"
+        assert not find_weakenings(weak, strict) or path in BOTH_WAYS, f"{path}: the other direction is weaker too"
     schema = EnvironmentFile.model_json_schema(by_alias=True)
     rows = list(_rows(schema["$defs"]["EnvironmentSpec"], schema["$defs"], ""))
-    unknown = WEAKER.keys() - {path for path, *_ in rows}
+    unknown = WEAKER_CHANGES.keys() - {path for path, *_ in rows}
     assert not unknown, f"not in the model: {unknown}"
     table = [
-        f"| `{path}` | {kind} | {default} | {WEAKER[path].words if path in WEAKER else ''} | {meaning} |"
+        f"| `{path}` | {kind} | {default} | {WEAKER_CHANGES.get(path, '')} | {meaning} |"
         for path, kind, default, meaning in rows
     ]
     return "\n".join(
@@ -121,6 +139,8 @@ def _environment(path: str, value: object) -> Environment:
         "approvals": {"required": 1},
         "people": {"ann": {}},
         "humans": PEOPLE,
+        "gates": [GATE],
+        "models": {"budgets": [{"per": "day", "cost": 1}]} if path == "models.prices" else {},
         "promoteFrom": "staging",
     }
     spec = copy.deepcopy(spec)

@@ -7,6 +7,7 @@ approvals that the current file requires.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from kneo.spec import policy
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Person, QuestionPolicy, Signatures
@@ -15,15 +16,76 @@ from kneo.spec.policy import SWITCHES, PolicyFlags, Window
 
 NO_APPROVALS = Approvals(required=0)
 
+WEAKER_CHANGES: Mapping[str, str] = {
+    "inlineSpecs": "set to `true`",
+    "people.<name>.groups": "a group is added",
+    "people.<name>.roles": "a role is added",
+    "promoteFrom": "removed or changed",
+    "policy.enabled": "set to `false`",
+    "policy.fail_on_warnings": "set to `false`",
+    "policy.blocked_diagnostic_codes": "a code is removed",
+    "policy.require_human_review": "set to `false`",
+    "policy.require_tool_permissions": "set to `false`",
+    "policy.deny_unrestricted_tools": "set to `false`",
+    "policy.require_guardrails": "set to `false`",
+    "signatures.accept": "a format is added",
+    "signatures.roles": "a role is added",
+    "signatures.threshold": "lowered",
+    "approvals.required": "lowered",
+    "approvals.roles": "a role is added",
+    "approvals.exclude": "an entry is removed",
+    "approvals.expires": "lengthened",
+    "approvals.signed": "set to `false`",
+    "questions.approvals": "lowered",
+    "questions.exclude": "an entry is removed",
+    "questions.denyOnTimeout": "an entry is removed",
+    "questions.receipt": "removed, or `signed` instead of `signed_by_reviewer`",
+    "humans": "the human of a gate is changed",
+    "gates": "a gate is removed or changed",
+    "windows": "a `deny` window is removed or changed; `allow` windows at other times",
+    "soak": "shortened",
+    "prune.maxPercent": "raised",
+    "atomic": "set to `false`",
+    "models.allow": "removed, or a provider or pattern is added",
+    "models.connections": "a connection is added, changed or removed",
+    "models.hosts": "a host is added",
+    "models.limits": "a limit is removed or raised",
+    "models.budgets": "a budget is removed or raised, or asks instead of failing",
+    "models.prices": "with a budget of costs: a price is lowered, added or removed",
+    "tools.deny": "a pattern is removed",
+    "tools.allow": "removed, or a pattern is added",
+    "tools.inside": "a host is added",
+    "tools.mcp.commands": "a program is added",
+    "tools.mcp.hosts": "removed, or a host is added",
+    "tools.mcp.pinned": "set to `false`",
+    "protocols.a2a": "a pattern is added",
+    "protocols.mcp": "a pattern is added",
+    "implementations.<name>": "a digest is removed or changed",
+    "allowSelf": "set to `true`",
+}
+"""The change of each key below ``spec`` that weakens the rules, in the words of the reference."""
+
+
+class Weakening(NamedTuple):
+    """A requirement that a new file drops: the key of ``WEAKER_CHANGES``, and a sentence."""
+
+    key: str
+    text: str
+
 
 def weakenings(before: Environment, after: Environment) -> tuple[str, ...]:
-    """Describe the requirements that a new file drops; none when it only adds requirements.
+    """Describe the requirements that a new file drops; none when it only adds requirements."""
+    return tuple(found.text for found in find_weakenings(before, after))
+
+
+def find_weakenings(before: Environment, after: Environment) -> tuple[Weakening, ...]:
+    """Return the requirements that a new file drops; none when it only adds requirements.
 
     Values that cannot be compared, such as moved windows, count as weaker.
     """
     old, new = before.spec, after.spec
     return (
-        *flag_weakenings(old.policy, new.policy),
+        *_flags(old.policy, new.policy),
         *_signatures(old.signatures, new.signatures),
         *_approvals(old.approvals or NO_APPROVALS, new.approvals or NO_APPROVALS),
         *_people(old.people, new.people),
@@ -38,118 +100,130 @@ def weakenings(before: Environment, after: Environment) -> tuple[str, ...]:
 
 def flag_weakenings(before: PolicyFlags, after: PolicyFlags) -> tuple[str, ...]:
     """Describe the requirements that a policy drops; none when it has at least those of before."""
+    return tuple(found.text for found in _flags(before, after))
+
+
+def _flags(before: PolicyFlags, after: PolicyFlags) -> Iterator[Weakening]:
     if not before.enabled:
-        return ()
+        return
     if not after.enabled:
-        return ("The policy is switched off.",) if before != PolicyFlags() else ()
-    gone = [
-        f"{name} is switched off: no longer, {words}."
-        for name, words in SWITCHES.items()
-        if getattr(before, name) and not getattr(after, name)
-    ]
-    missing = sorted(frozenset(before.blocked_diagnostic_codes) - frozenset(after.blocked_diagnostic_codes))
-    return (*gone, *(f"{code} is no longer blocked." for code in missing))
+        if before != PolicyFlags():
+            yield Weakening("policy.enabled", "The policy is switched off.")
+        return
+    for name, words in SWITCHES.items():
+        if getattr(before, name) and not getattr(after, name):
+            yield Weakening(f"policy.{name}", f"{name} is switched off: no longer, {words}.")
+    for code in sorted(frozenset(before.blocked_diagnostic_codes) - frozenset(after.blocked_diagnostic_codes)):
+        yield Weakening("policy.blocked_diagnostic_codes", f"{code} is no longer blocked.")
 
 
-def _signatures(old: Signatures, new: Signatures) -> Iterator[str]:
+def _signatures(old: Signatures, new: Signatures) -> Iterator[Weakening]:
     if new.threshold < old.threshold:
-        yield f"signatures.threshold falls from {old.threshold} to {new.threshold}"
+        yield Weakening("signatures.threshold", f"signatures.threshold falls from {old.threshold} to {new.threshold}")
     if more := set(new.roles) - set(old.roles):
-        yield f"signatures of {', '.join(sorted(more))} would count"
+        yield Weakening("signatures.roles", f"signatures of {', '.join(sorted(more))} would count")
     if formats := set(new.accept) - set(old.accept):
-        yield f"bundles in the format {', '.join(sorted(formats))} would be accepted"
+        yield Weakening("signatures.accept", f"bundles in the format {', '.join(sorted(formats))} would be accepted")
 
 
-def _approvals(old: Approvals, new: Approvals) -> Iterator[str]:
+def _approvals(old: Approvals, new: Approvals) -> Iterator[Weakening]:
     if old.required == 0:
         return
     if new.required < old.required:
-        yield f"approvals.required falls from {old.required} to {new.required}"
+        yield Weakening("approvals.required", f"approvals.required falls from {old.required} to {new.required}")
     if more := set(new.roles) - set(old.roles):
-        yield f"approvals of {', '.join(sorted(more))} would count"
+        yield Weakening("approvals.roles", f"approvals of {', '.join(sorted(more))} would count")
     if fewer := set(old.exclude) - set(new.exclude):
-        yield f"{', '.join(sorted(fewer))} could approve their own change"
+        yield Weakening("approvals.exclude", f"{', '.join(sorted(fewer))} could approve their own change")
     if new.expires > old.expires:
-        yield "approvals would count for longer"
+        yield Weakening("approvals.expires", "approvals would count for longer")
     if old.signed and not new.signed:
-        yield "approvals would not have to be signed by the people themselves"
+        yield Weakening("approvals.signed", "approvals would not have to be signed by the people themselves")
 
 
-def _people(old: Mapping[str, Person], new: Mapping[str, Person]) -> Iterator[str]:
+def _people(old: Mapping[str, Person], new: Mapping[str, Person]) -> Iterator[Weakening]:
     for name, person in new.items():
         known = old.get(name, Person())
-        if more := (set(person.roles) | set(person.groups)) - (set(known.roles) | set(known.groups)):
-            yield f"{name} gets {', '.join(sorted(more))}"
+        has = {*known.roles, *known.groups}
+        for field, names in (("roles", person.roles), ("groups", person.groups)):
+            if more := set(names) - has:
+                yield Weakening(f"people.<name>.{field}", f"{name} gets {', '.join(sorted(more))}")
 
 
-def _windows(old: Sequence[Window], new: Sequence[Window]) -> Iterator[str]:
+def _windows(old: Sequence[Window], new: Sequence[Window]) -> Iterator[Weakening]:
     denied, allowed = _parted(old)
     denied_now, allowed_now = _parted(new)
     if denied - denied_now:
-        yield "a window in which changes are denied is removed or changed"
+        yield Weakening("windows", "a window in which changes are denied is removed or changed")
     if allowed and (not allowed_now or allowed_now - allowed):
-        yield "changes would be allowed at other times"
+        yield Weakening("windows", "changes would be allowed at other times")
 
 
 def _parted(windows: Sequence[Window]) -> tuple[set[Window], set[Window]]:
     return {w for w in windows if w.effect == "deny"}, {w for w in windows if w.effect == "allow"}
 
 
-def _questions(old: QuestionPolicy, new: QuestionPolicy) -> Iterator[str]:
+def _questions(old: QuestionPolicy, new: QuestionPolicy) -> Iterator[Weakening]:
     if new.approvals < old.approvals:
-        yield f"questions.approvals falls from {old.approvals} to {new.approvals}"
+        yield Weakening("questions.approvals", f"questions.approvals falls from {old.approvals} to {new.approvals}")
     if fewer := set(old.exclude) - set(new.exclude):
-        yield f"{', '.join(sorted(fewer))} could answer questions"
+        yield Weakening("questions.exclude", f"{', '.join(sorted(fewer))} could answer questions")
     if allowed := set(old.deny_on_timeout) - set(new.deny_on_timeout):
-        yield f"silence could {', '.join(sorted(allowed))}"
+        yield Weakening("questions.denyOnTimeout", f"silence could {', '.join(sorted(allowed))}")
     if strongest(old.receipt, new.receipt) != new.receipt:
         signed = "be signed by those who answer" if new.receipt else "have a signed receipt"
-        yield f"decisions would not have to {signed}"
+        yield Weakening("questions.receipt", f"decisions would not have to {signed}")
     if old.context == "none" and new.context != "none":
-        yield "people who decide about a call would see the results of earlier calls"
+        text = "people who decide about a call would see the results of earlier calls"
+        yield Weakening("questions.context", text)
 
 
-def _added(before: Environment, after: Environment) -> Iterator[str]:
+def _added(before: Environment, after: Environment) -> Iterator[Weakening]:
     """Report removed and changed gates; a changed gate cannot be compared, and counts as weaker."""
-    for gate in before.gates:
+    stated = {gate.name: gate for gate in after.spec.gates}
+    for gate, was in zip(before.gates, before.spec.gates, strict=True):
         if gate not in after.gates:
-            gone = "changed" if gate.name in {other.name for other in after.gates} else "removed"
-            yield f"the gate {gate.name} is {gone}"
+            gone = "changed" if gate.name in stated else "removed"
+            # The gate itself may be as before, and ask another human under the same name.
+            yield Weakening("humans" if stated.get(gate.name) == was else "gates", f"the gate {gate.name} is {gone}")
 
 
-def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[str]:
+def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[Weakening]:
     if new.inline_specs and not old.inline_specs:
-        yield "runs could bring their own specs"
+        yield Weakening("inlineSpecs", "runs could bring their own specs")
     if old.promote_from is not None and new.promote_from != old.promote_from:
-        yield f"releases would not have to come from {old.promote_from}"
+        yield Weakening("promoteFrom", f"releases would not have to come from {old.promote_from}")
     if new.soak < old.soak:
-        yield "soak gets shorter"
+        yield Weakening("soak", "soak gets shorter")
     if new.prune.max_percent > old.prune.max_percent:
-        yield "more releases could disappear at once"
+        yield Weakening("prune.maxPercent", "more releases could disappear at once")
     if old.atomic and not new.atomic:
-        yield "changes would not have to happen together"
+        yield Weakening("atomic", "changes would not have to happen together")
     yield from _questions(old.questions, new.questions)
     if new.allow_self and not old.allow_self:
-        yield "people could approve what they signed or asked for"
+        yield Weakening("allowSelf", "people could approve what they signed or asked for")
     for module, digest in old.implementations.items():
         if new.implementations.get(module) != digest:
-            yield f"the code of {module} is not pinned to {digest} any more"
+            yield Weakening("implementations.<name>", f"the code of {module} is not pinned to {digest} any more")
 
 
-def _models(old: policy.ModelRules, new: policy.ModelRules) -> Iterator[str]:
+def _models(old: policy.ModelRules, new: policy.ModelRules) -> Iterator[Weakening]:
     if old.allow is not None and (new.allow is None or set(_allowed(new.allow)) - set(_allowed(old.allow))):
-        yield "runs could ask more models"
+        yield Weakening("models.allow", "runs could ask more models")
     for provider in sorted({*old.connections, *new.connections}):
         if old.connections.get(provider) != new.connections.get(provider):
-            yield f"the connection to {provider} changes: prompts could go to another address, with another key"
+            yield Weakening(
+                "models.connections",
+                f"the connection to {provider} changes: prompts could go to another address, with another key",
+            )
     if more := set(new.hosts) - set(old.hosts):
-        yield f"specs could send prompts to {', '.join(sorted(more))}"
+        yield Weakening("models.hosts", f"specs could send prompts to {', '.join(sorted(more))}")
     for limit in old.limits:
         if not any(_no_looser(other, limit) for other in new.limits):
-            yield f"the limits of {limit.provider} are removed or raised"
+            yield Weakening("models.limits", f"the limits of {limit.provider} are removed or raised")
     for budget in old.budgets:
         if not any(_no_larger(other, budget) for other in new.budgets):
-            yield f"the budget per {budget.per} is removed or raised"
+            yield Weakening("models.budgets", f"the budget per {budget.per} is removed or raised")
     if any(budget.cost is not None for budget in old.budgets):
         yield from _prices(old.prices, new.prices)
 
@@ -176,30 +250,30 @@ def _at_most(new: float | None, old: float | None) -> bool:
     return old is None or (new is not None and new <= old)
 
 
-def _prices(old: Mapping[str, policy.ModelPrice], new: Mapping[str, policy.ModelPrice]) -> Iterator[str]:
+def _prices(old: Mapping[str, policy.ModelPrice], new: Mapping[str, policy.ModelPrice]) -> Iterator[Weakening]:
     """A price that falls, appears or disappears lets a cost budget last longer, or cannot be compared."""
     for name in sorted({*old, *new}):
         was, becomes = old.get(name), new.get(name)
         if was is None or becomes is None or becomes.input < was.input or becomes.output < was.output:
-            yield f"the price of {name} changes, and the budgets with it"
+            yield Weakening("models.prices", f"the price of {name} changes, and the budgets with it")
 
 
-def _tools(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[str]:
+def _tools(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[Weakening]:
     if gone := set(old.deny) - set(new.deny):
-        yield f"the tools {', '.join(sorted(gone))} are no longer denied"
+        yield Weakening("tools.deny", f"the tools {', '.join(sorted(gone))} are no longer denied")
     if old.allow is not None and (new.allow is None or set(new.allow) - set(old.allow)):
-        yield "agents could call more tools"
+        yield Weakening("tools.allow", "agents could call more tools")
     if more := set(new.inside) - set(old.inside):
-        yield f"tools could reach {', '.join(sorted(more))} inside the network"
+        yield Weakening("tools.inside", f"tools could reach {', '.join(sorted(more))} inside the network")
     if programs := set(new.mcp.commands) - set(old.mcp.commands):
-        yield f"MCP servers could run {', '.join(sorted(programs))}"
+        yield Weakening("tools.mcp.commands", f"MCP servers could run {', '.join(sorted(programs))}")
     if old.mcp.hosts is not None and (new.mcp.hosts is None or set(new.mcp.hosts) - set(old.mcp.hosts)):
-        yield "MCP servers could be on other hosts"
+        yield Weakening("tools.mcp.hosts", "MCP servers could be on other hosts")
     if old.mcp.pinned and not new.mcp.pinned:
-        yield "the tools of MCP servers could change without a new release"
+        yield Weakening("tools.mcp.pinned", "the tools of MCP servers could change without a new release")
 
 
-def _protocols(old: policy.ProtocolRules, new: policy.ProtocolRules) -> Iterator[str]:
-    for name, served, serves in (("Agent2Agent", old.a2a, new.a2a), ("MCP", old.mcp, new.mcp)):
+def _protocols(old: policy.ProtocolRules, new: policy.ProtocolRules) -> Iterator[Weakening]:
+    for key, name, served, serves in (("a2a", "Agent2Agent", old.a2a, new.a2a), ("mcp", "MCP", old.mcp, new.mcp)):
         if more := set(serves) - set(served):
-            yield f"programs could call {', '.join(sorted(more))} over {name}"
+            yield Weakening(f"protocols.{key}", f"programs could call {', '.join(sorted(more))} over {name}")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from kneo.controller.differences import policy_difference
-from kneo.spec.diff.weakening import weakenings
+from kneo.spec.diff.weakening import WEAKER_CHANGES, find_weakenings, weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
 from kneo.spec.policy import McpRules, ModelRules, ProtocolRules, ToolRules
@@ -167,7 +167,10 @@ def environment(**changes: object) -> Environment:
 def test_every_way_to_ask_for_less_is_told(name: str, value: object) -> None:
     # Without an environment that it comes from, nothing can soak there.
     soak = {"soak": None} if name == "promoteFrom" else {}
-    assert weakenings(environment(**soak), environment(**soak | {name: value}))
+    found = find_weakenings(environment(**soak), environment(**soak | {name: value}))
+    assert found
+    assert {each.key.partition(".")[0] for each in found} == {name}
+    assert {each.key for each in found} <= WEAKER_CHANGES.keys(), "the reference names each key"
 
 
 @pytest.mark.parametrize("name", list(LOOSER))
