@@ -286,7 +286,7 @@ class ApprovalView:
     reason: str | None
     overruled_by: Annotated[
         str | None, Field(description="For a rejection that approved rules ended, their policy digest.")
-    ]
+    ] = None
 
     @classmethod
     def of(cls, record: ApprovalRecord) -> Self:

@@ -177,7 +177,7 @@ class RunView:
             workflow_kind=run.workflow_kind,
             input_text=redact_text(run.input_text, personal=False),
             output_text=readable(run.output_text),
-            **vars(RunPosition.of(run, task.step_id if task is not None else None)),
+            **vars(RunPosition.of(run, task)),
             pending_human_request=request,
             continuation_id=task.id if task else None,
             trace_event_count=run.trace_count,

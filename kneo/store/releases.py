@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, or_, select, update
@@ -221,11 +222,10 @@ _ENVIRONMENT = Prepared(select(environments).where(environments.c.name == bindpa
 
 
 def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
-    """List the environments whose file in force a process with the service key has stored."""
+    """List the environments; see ``environment`` for a file in force that something other than Kneo has changed."""
 
     def read() -> tuple[EnvironmentRecord, ...]:
-        rows = _ENVIRONMENTS.rows(tx, {})
-        return tuple(_environment(tx, row) for row in rows if is_authentic(tx, environments, row))
+        return tuple(_authenticated(tx, row) for row in _ENVIRONMENTS.rows(tx, {}))
 
     return tx.once(environments, read)
 
@@ -241,13 +241,18 @@ def environment_names(tx: Tx) -> tuple[str, ...]:
 
 
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
-    """Read an environment; ``None`` also where something other than Kneo has changed its file in force."""
+    """Read an environment. A file in force that something other than Kneo has changed is empty, so that nobody can read its rules."""
 
     def read() -> EnvironmentRecord | None:
         row = _ENVIRONMENT.first(tx, {"called": name})
-        return _environment(tx, row) if row is not None and is_authentic(tx, environments, row) else None
+        return _authenticated(tx, row) if row is not None else None
 
     return tx.once((EnvironmentRecord, name), read)
+
+
+def _authenticated(tx: Tx, row: Row) -> EnvironmentRecord:
+    record = _environment(tx, row)
+    return record if is_authentic(tx, environments, row) else replace(record, declaration=b"")
 
 
 def keep_replaced_file(tx: Tx, item: EnvironmentRecord) -> None:

@@ -36,7 +36,7 @@ RUNS_SHOWN = 50
 
 MAX_STATEMENTS = 20
 
-MORE_STATEMENTS = {"task": 34, "environment": 30, "release": 30, "promotion": 30}
+MORE_STATEMENTS = {"task": 52, "inbox": 40, "environments": 24, "environment": 34, "release": 34, "promotion": 34}
 """Statements of pages that show several lists: the task with the list of those that wait, the environment and a release with
 their history and decisions."""
 

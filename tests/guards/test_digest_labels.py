@@ -23,6 +23,7 @@ SHORTENED: Mapping[str, str] = {
     "cli/serve/database_checks.py check_source": "a message",
     "cli/specs/trust.py _find_key": "finds one key of the trust root, which is edited in a file and signed",
     "clock.py derived_id": "the id of an imported record",
+    "controller/stages/gates.py _outdated": "a message; approvals are compared by whole digests",
     "controller/source/mirror.py __init__": "a folder with the address written in it",
     "controller/stages/report.py report_policy": "the version that people read; the subject is the whole digest",
     "digest.py __init__": "the label itself",

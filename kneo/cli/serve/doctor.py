@@ -40,6 +40,7 @@ from kneo.service.callers import check_reachable, is_loopback
 from kneo.service.oidc.discovery import IssuerClient
 from kneo.settings import Settings, from_env, unknown_variables
 from kneo.store.migrate import open_store
+from kneo.store.service_key import find_service_key
 from kneo.trust.sealing import DataKeys
 from kneo.trust.web_push import VapidKey
 
@@ -86,7 +87,8 @@ def _examine_database(settings: Settings, processes: int, clock: Clock, schema: 
     ):
         return ()
     try:
-        with closing(open_store(settings.database_url, clock, migrates=False)) as store:
+        find_key = partial(find_service_key, settings)
+        with closing(open_store(settings.database_url, clock, find_key, migrates=False)) as store:
             return run_checks(database_checks(settings, store, processes))
     except Invalid:
         return ()  # Empty or to be migrated, as the check of the database reports.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from kneo.errors import Invalid
 from kneo.records.run import Checkpoint, Run, RunStatus, StepRecord
@@ -88,31 +88,49 @@ class RunPosition:
     visited_nodes: list[str]
 
     @classmethod
-    def of(cls, run: Run, current: str | None) -> RunPosition:
-        """Return the position of a run; ``current`` is the step at which it is, where that is known."""
-        visited = list(run.visited_steps)
-        step = current or (visited[-1] if visited else None)
+    def of(cls, run: Run, task: HumanTask | None) -> RunPosition:
+        """Return the position of a run and of its first open task."""
+        path = (task.step_path or task.step_id) if task is not None else _current_step(run.state)
+        return cls._at(run.workflow_type, run.visited_steps, path, task.step_id if task is not None else path)
+
+    @classmethod
+    def at_checkpoint(cls, run: Run, visited: Sequence[str], item: Checkpoint) -> RunPosition:
+        """Return the position of a run when it wrote a checkpoint, after it had visited these steps."""
+        return cls._at(run.workflow_type, visited, item.step_id, item.step_id)
+
+    @classmethod
+    def _at(cls, family: str | None, visited: Sequence[str], path: str | None, step_id: str | None) -> RunPosition:
+        last = visited[-1] if visited else None
         return cls(
-            current_step_index=_index(visited, step)
-            if run.workflow_type == "sequential" and step is not None
-            else None,
-            current_step_id=step,
-            current_node_id=step,
-            visited_steps=visited,
-            visited_nodes=visited,
+            current_step_index=_index(visited, path or last) if family == "sequential" else None,
+            current_step_id=step_id or last,
+            current_node_id=step_id or last,
+            visited_steps=list(visited),
+            visited_nodes=list(visited),
         )
 
 
-def _index(visited: Sequence[str], step: str) -> int:
-    done = list(dict.fromkeys(path.partition("/")[0] for path in visited))
-    outer = step.partition("/")[0]
+def _current_step(state: Mapping[str, object]) -> str | None:
+    """Return the path of the step that a state is at: that of its innermost frame, of several the first."""
+    path, frame = None, state
+    while isinstance(children := frame.get("children"), Mapping) and children:
+        frame = next(iter(children.values()))
+        path = str(frame["node"])
+    return path
+
+
+def _index(visited: Sequence[str], path: str | None) -> int | None:
+    if path is None:
+        return None
+    done = list(dict.fromkeys(each.partition("/")[0] for each in visited))
+    outer = path.partition("/")[0]
     return done.index(outer) if outer in done else len(done)
 
 
 def recovery_view(record: RunRecord) -> Json:
     """Return the state of a run and whether it can be continued."""
     run, task = record.run, record.task
-    position = asdict(RunPosition.of(run, task.step_id if task is not None else _failed_step(record.steps)))
+    position = asdict(RunPosition.of(run, task))
     del position["current_step_id"]
     return {
         **_head(run),
@@ -153,8 +171,7 @@ def _timeline(record: RunRecord) -> list[Json]:
     seen: list[str] = []
     entries = []
     for item in record.checkpoints:
-        position = RunPosition.of(replace(record.run, visited_steps=tuple(seen)), item.step_id)
-        entries.append(_timeline_entry(record.run, item, position))
+        entries.append(_timeline_entry(record.run, item, RunPosition.at_checkpoint(record.run, seen, item)))
         if item.step_id is not None:
             seen.append(item.step_id)
     return entries

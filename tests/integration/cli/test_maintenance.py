@@ -28,6 +28,7 @@ def test_a_run_that_waits_survives_its_database(kneo, tmp_path, monkeypatch):
     monkeypatch.setenv("KNEO_SERV_DATABASE_URL", f"sqlite:///{tmp_path}/other.sqlite")
     assert kneo("maintenance", "restore", "copy.sqlite", "--json").json["audit"] == copied.json["audit"]
     assert kneo("maintenance", "restore", "copy.sqlite", "--replace").status == 0
+    assert kneo("maintenance", "adopt", "--json").status == 0  # the other database has another service key
     request = paused["metadata"]["pending_human_request"]["request_id"]
     done = kneo("human", "resume", paused["continuation_id"], "--request-id", request, "--approve", "--json")
     assert done.json["status"] == "succeeded"

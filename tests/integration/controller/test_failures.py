@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from config_repo import announcement
 from controller_bench import Bench
 from prometheus_client.parser import text_string_to_metric_families
 
+from kneo.cli.serve.listener import Listener
 from kneo.cli.serve.worker import serving_probes
 from kneo.controller import environment, metrics, preview, reconcile
 from kneo.controller.loop import Controller
@@ -219,7 +221,7 @@ def turn(bench: Bench, controller: Controller) -> dict[str, object]:
 
 def counted(name: str, **labels: str) -> float:
     """A figure of the controller, as a monitor reads it."""
-    with serving_probes("127.0.0.1", 0, lambda: True) as port:
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=240).text
+    with contextlib.closing(Listener("127.0.0.1", 0)) as listener, serving_probes(listener, lambda: True):
+        text = httpx.get(f"http://127.0.0.1:{listener.port}/metrics", timeout=240).text
     found = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return next((each.value for each in found if each.name == name and labels.items() <= each.labels.items()), 0.0)

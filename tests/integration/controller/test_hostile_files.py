@@ -189,7 +189,7 @@ def a_person_with_a_name_of_mixed_scripts(siege: Siege) -> None:
     _named(siege, "b\u043eb")
 
 
-@ROOTS.refused("invalid_name")
+@ROOTS.refused("Malformed")
 def a_person_with_a_letter_that_is_not_seen(siege: Siege) -> None:
     _named(siege, "mal\u3164lory")
 

@@ -10,6 +10,7 @@ import subprocess
 import zlib
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -31,6 +32,7 @@ from kneo.store import history, project_metadata, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.published import importer
+from kneo.store.service_key import find_service_key
 from kneo.store.tables import audit_events, imported_audit_events, metadata
 
 VERSIONS = ("0.4.0", "1.2.0")
@@ -309,7 +311,8 @@ def test_policies_are_set_where_an_environment_has_none(made: Path, tmp_path: Pa
     assert import_published(settings, str(made), actor="ann")["imported"]["policies"] == 1
     assert import_published(settings, str(made), actor="ann")["imported"]["policies"] == 0
 
-    with closing(open_store(settings.database_url, maintenance.SystemClock())) as store, store.read() as tx:
+    find_key = partial(find_service_key, settings)
+    with closing(open_store(settings.database_url, maintenance.SystemClock(), find_key)) as store, store.read() as tx:
         policy = project_metadata.find_policy(tx, "prod")
         assert policy is not None
         assert policy.fail_on_warnings

@@ -221,7 +221,8 @@ def test_a_person_is_asked_again_about_an_edit_whose_short_digest_is_that_of_the
     run = agents.drive(run)
     assert agents.notes() == []
     [again] = agents.open(run)
-    assert again.title == own.title
+    assert again.title == "pay(amount: 108428)"
+    assert again.key.startswith(own.key)
     assert json.loads(again.subject)["arguments"] == {"amount": 108_428}
     agents.decide(again, "rejected", feedback="not that much")
     run = agents.drive(run)

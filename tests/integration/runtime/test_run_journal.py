@@ -177,8 +177,8 @@ def test_each_answer_continues_the_turn_while_the_others_are_open(store: Store) 
     for count, name in enumerate("bca", 1):
         task = open_tasks(store, run)[f"work.pay:1.{name}"]
         assert task.subject == '{"arguments":{"amount":5},"tool":"pay"}'
-        assert task.title == "Fine?"
-        assert task.prompt == "teller wants to call pay.\n\n- amount: 5"
+        assert task.title == "pay(amount: 5)"
+        assert task.prompt == "Fine?\n\n- amount: 5"
         answer(store, task, "approved", expect_digest=task.subject_digest)
         run = agents.drive(run)
         assert called == list("bca"[:count])

@@ -19,6 +19,7 @@ from sqlalchemy import select, update
 from kneo.cli.main import run as kneo
 from kneo.clock import isoformat
 from kneo.service.routes import links as routes
+from kneo.store.adoption import Adoption, adopt
 from kneo.store.tables import audit_events, idempotency_keys, metadata, task_links, tasks
 from kneo.tasks.links import LINKS_OF_A_TASK
 
@@ -151,12 +152,14 @@ def _expire(bench: Bench, link: Json, _sent: dict[str, str]) -> None:
             .where(task_links.c.id == link["id"])
             .values(expires_at=isoformat(tx.now - timedelta(seconds=1)))
         )
+    adopt(bench.store, Adoption(changed=True))
 
 
 def _ask_something_else(bench: Bench, link: Json, _sent: dict[str, str]) -> None:
     with bench.store.write() as tx:
         changed = update(tasks).where(tasks.c.id == link["continuation_id"])
         tx.connection.execute(changed.values(subject_digest="sha256:" + "0" * 64))
+    adopt(bench.store, Adoption(changed=True))
 
 
 def _answer_otherwise(bench: Bench, link: Json, sent: dict[str, str]) -> None:

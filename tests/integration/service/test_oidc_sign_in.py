@@ -447,9 +447,11 @@ def test_a_browser_keeps_as_many_waiting_sign_ins_as_a_cookie_holds(
     assert (complete(flow, longest.waiting, response_of(longest.url))).target == ""
 
 
-def test_without_a_service_key_the_form_names_the_setting(store: Store, issuer: OidcIssuer, tmp_path: Path) -> None:
+def test_without_a_service_key_the_form_names_the_setting(
+    keyless_store: Store, issuer: OidcIssuer, tmp_path: Path
+) -> None:
     with pytest.raises(Invalid, match="KNEO_SERV_SERVICE_KEY is not set"):
-        begin(flow_of(store, issuer, tmp_path), "", "/console/")
+        begin(flow_of(keyless_store, issuer, tmp_path), "", "/console/")
 
 
 def test_a_session_ends_with_the_role_the_person_and_its_time(store: Store, clock: ManualClock, tmp_path: Path) -> None:

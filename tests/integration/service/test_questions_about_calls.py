@@ -111,7 +111,8 @@ def test_without_a_title_the_call_is_the_headline(bench: Bench, server: ModelSer
 
 def test_a_candidate_reads_what_the_agent_looked_up_and_no_secret(bench: Bench, server: ModelServer) -> None:
     run = paused(bench)
-    bench.get(f"/runs/{run['run_id']}/conversation", role="reviewer", expect=403)
+    hidden = bench.get(f"/runs/{run['run_id']}/conversation", role="reviewer")
+    assert '"paid"' not in json.dumps(hidden)
     [call] = task_of(bench, run)["metadata"]["facts"]["calls"]
     assert (call["tool"], call["title"], call["outcome"]) == ("lookup_order", "lookup_order(order: 7)", "succeeded")
     assert json.loads(call["result_preview"])["paid"] == 20

@@ -60,7 +60,9 @@ def test_a_list_goes_on_after_its_last_task(bench: Bench) -> None:
 
 def test_nothing_waits_for_a_person_who_may_not_decide(bench: Bench) -> None:
     """The environment names ``viewer`` as an approver, but the key has no right to decide."""
-    assert inbox(bench, "viewer") == {"items": [], "count": 0, "next_after": None}
+    found = inbox(bench, "viewer")
+    assert (found["items"], found["count"], found["next_after"]) == ([], 0, None)
+    assert str(found["note"]).startswith("viewer decides neither tasks nor releases")
     change, *asked = inbox(bench, "viewer", show="all")["items"]
     assert change["may_answer"]["code"] == "forbidden"
     assert {item["may_answer"]["code"] for item in asked} == {"forbidden"}
