@@ -196,11 +196,6 @@ class RunError:
     message: str
 
 
-def family(word: str) -> str:
-    """Return the name of a family of workflows; ``group_chat`` is ``group-chat``, as in specs."""
-    return "group-chat" if word == "group_chat" else word
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One row of ``runs``. Times are ISO-8601 texts."""
