@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,15 +11,33 @@ import typer
 
 from kneo import __version__
 from kneo.cli import render
+from kneo.cli.files import read_bytes
 from kneo.cli.project import LoadedFile, Project, open_project
+from kneo.errors import Invalid
 from kneo.names import visible
+from kneo.project.files import SpecFiles
 from kneo.spec.compiler import refusal
 from kneo.spec.coverage.policy import check_policy
-from kneo.spec.documents import Diagnostic, Severity, as_github, as_sarif, as_text, has_errors
+from kneo.spec.documents import (
+    Diagnostic,
+    Document,
+    Severity,
+    Unreadable,
+    as_github,
+    as_sarif,
+    as_text,
+    error,
+    has_errors,
+    locate,
+)
+from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
 from kneo.spec.models.environment import with_gates
 from kneo.spec.models.spec import Spec
 from kneo.spec.policy import PolicyFlags, strictest
-from kneo.spec.reading.load import resolve
+from kneo.spec.reading.load import LoadedSpec, resolve
+from kneo.spec.reading.other_kinds import is_environment
+from kneo.spec.reading.reader import read
+from kneo.spec.reading.validate import InvalidDeclaration
 
 
 class Format(StrEnum):
@@ -35,6 +53,8 @@ class Checked:
     project: Project
     file: LoadedFile
     findings: tuple[Diagnostic, ...]
+    is_environment: bool = False
+    """Whether the file is an environment file, which has no spec, overlays or environment of the project."""
 
     @property
     def spec(self) -> Spec | None:
@@ -42,7 +62,7 @@ class Checked:
 
     @property
     def valid(self) -> bool:
-        return self.spec is not None and not has_errors(self.findings)
+        return (self.spec is not None or self.is_environment) and not has_errors(self.findings)
 
     @property
     def name(self) -> str:
@@ -98,6 +118,42 @@ def check(argument: Path | None, environment: str | None) -> Checked:
         Usage, NotFound: the spec does not exist.
     """
     return check_in(open_project(environment), argument)
+
+
+def check_file(argument: Path | None, environment: str | None) -> Checked:
+    """Check a spec as ``check`` does, or an environment file by its own rules.
+
+    Raises:
+        Usage, NotFound: the file does not exist.
+    """
+    project = open_project(environment)
+    path = project.spec_path(argument)
+    data = read_bytes(path, max_bytes=ENVIRONMENT_LIMITS.max_bytes, what="spec")
+    try:
+        document = read(data, file=project.shown(path), limits=ENVIRONMENT_LIMITS)
+    except Unreadable:
+        return check_in(project, argument)  # reports the same, at the same position
+    if not is_environment(document.value):
+        return check_in(project, argument)
+    findings = tuple(locate(found, [document]) for found in _environment_findings(data, document))
+    loaded = LoadedSpec(None, {}, findings, (document,))
+    file = LoadedFile(loaded, path, (), (), SpecFiles(path.parent, project.root), None)
+    return Checked(project, file, findings, is_environment=True)
+
+
+def _environment_findings(data: bytes, document: Document) -> Iterator[Diagnostic]:
+    try:
+        name = parse_environment(data, file=document.file).name
+    except InvalidDeclaration as refusal:
+        yield from refusal.findings
+        return
+    except Invalid as refusal:
+        yield error("E_ENVIRONMENT", refusal.message, ("spec",), suggestion=refusal.hint)
+        return
+    path = Path(document.file)
+    if path.parent.name == "environments" and name != path.stem:
+        message = f"metadata.name is {name}; it must be {path.stem}, like the file."
+        yield error("E_ENVIRONMENT", message, ("metadata", "name"))
 
 
 def check_in(project: Project, argument: Path | None) -> Checked:
@@ -170,6 +226,8 @@ def _print_text(checked: Checked, findings: Sequence[Diagnostic]) -> None:
     counts = [render.count(number, word) for number, word in ((errors, "error"), (warnings, "warning")) if number]
     overlays = "".join(f" + {checked.project.shown(path)}" for path in checked.file.overlays)
     subject = visible(f"{checked.name}{overlays} ({checked.project.environment})")
+    if checked.is_environment:
+        subject = visible(checked.name)
     if counts:
         render.line(render.FAILED if errors else render.CAREFUL, f"{subject}: {', '.join(counts)}")
     else:

@@ -17,7 +17,7 @@ from kneo.cli.commands import examples
 from kneo.cli.connection import choose
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.options import JsonOption, OptionGroup
-from kneo.cli.specs.check import Checked, Format, check, print_findings, require_usable
+from kneo.cli.specs.check import Checked, Format, check, check_file, print_findings, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
 from kneo.names import visible
@@ -112,7 +112,7 @@ def validate(
     shape: FormatOption = Format.TEXT,
     options: CheckOptions,
 ) -> None:
-    """Validate a spec. Exit status 1 if it has errors."""
+    """Validate a spec, or an environment file. Exit status 1 if it has errors."""
     checked = _validated(spec, options)
     answer: dict[str, object] = {
         "valid": checked.valid,
@@ -132,7 +132,9 @@ def lint(
     shape: FormatOption = Format.TEXT,
     options: CheckOptions,
 ) -> None:
-    """Check a spec for errors and warnings. Exit status 1 if any are found; kneo spec validate shows information, too."""
+    """Check a spec, or an environment file, for errors and warnings. Exit status 1 if any are found; kneo spec validate shows
+    information, too.
+    """
     checked = _validated(spec, options)
     findings = worth_a_look(checked.findings)
     answer: dict[str, object] = {**linted(findings), **checked.origin()}
@@ -141,8 +143,10 @@ def lint(
 
 
 def _validated(spec: Path | None, options: CheckOptions) -> Checked:
-    checked = check(spec, options.env)
-    return checked.with_findings(options.call(checked, "validate")) if options.is_remote else checked
+    checked = check_file(spec, options.env)
+    if checked.is_environment or not options.is_remote:
+        return checked  # the rules of environment files are the same everywhere
+    return checked.with_findings(options.call(checked, "validate"))
 
 
 @app.command("compile")

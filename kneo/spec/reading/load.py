@@ -31,6 +31,7 @@ from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 from kneo.spec.reading.inline import Files, Inlined, fill_prompts, inline_skills, inline_texts
 from kneo.spec.reading.migrate import Migration, UnsupportedVersion, migrate
 from kneo.spec.reading.normalize import NO_DEFAULTS, SpecDefaults, apply_defaults, merge_all, normalize
+from kneo.spec.reading.other_kinds import find_other_kind
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import check_model, readable_part
 
@@ -132,6 +133,8 @@ def load_tree(
     if not isinstance(value, dict):
         found = error("E_SCHEMA", f"A spec is a map, not {describe(value)}.", ())
         return LoadedSpec(None, {}, (locate(found, documents),), documents)
+    if (other := find_other_kind(value)) is not None:
+        return LoadedSpec(None, value, (locate(other, documents),), documents)
     try:
         migration = migrate(value)
     except UnsupportedVersion as refusal:

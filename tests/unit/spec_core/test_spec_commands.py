@@ -304,3 +304,75 @@ def test_a_folder_in_place_of_a_spec_is_named(kneo, folder):
     status, _, said = kneo("spec", "lint", ".")
     assert status == 4
     assert f"{folder} is a folder; name a spec in it." in said
+
+
+ENVIRONMENT = """\
+apiVersion: kneo/v1
+kind: Environment
+metadata: {name: prod}
+spec:
+  policy: {enabled: true}
+  signatures: {roles: [release], threshold: 1}
+"""
+
+
+def test_an_environment_file_is_checked_by_its_own_rules(folder, kneo, answer):
+    (folder / "environments").mkdir()
+    file = folder / "environments" / "prod.yaml"
+    file.write_text(ENVIRONMENT)
+    for verb in ("lint", "validate"):
+        status, out, _ = kneo("spec", verb, "environments/prod.yaml")
+        assert (status, "environments/prod.yaml: no problems found" in out) == (0, True)
+    assert answer("spec", "validate", "environments/prod.yaml")[1]["valid"]
+
+    file.write_text(ENVIRONMENT.replace("threshold: 1", "treshold: 1"))
+    status, out, _ = kneo("spec", "lint", "environments/prod.yaml")
+    assert status == 1
+    assert "environments/prod.yaml:6:34: error E_SCHEMA: 'treshold' is not a key that is known here." in out
+    assert "Did you mean threshold?" in out
+    assert "agent" not in out
+
+    file.write_text(ENVIRONMENT + "  soak: 24h\n")
+    status, said = answer("spec", "lint", "environments/prod.yaml")
+    assert (status, [(found["code"], found["line"]) for found in said["diagnostics"]]) == (1, [("E_ENVIRONMENT", 7)])
+
+    file.write_text(ENVIRONMENT.replace("name: prod", "name: live"))
+    status, out, _ = kneo("spec", "lint", "environments/prod.yaml")
+    assert status == 1
+    assert "prod.yaml:3:" in out
+    assert "metadata.name is live; it must be prod, like the file." in out
+
+    file.write_text("kind: Environment\nspec: [\n")
+    status, out, _ = kneo("spec", "lint", "environments/prod.yaml")
+    assert (status, "environments/prod.yaml:" in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (ENVIRONMENT, "This is an environment file, and not a spec.", "Check it: kneo spec lint FILE."),
+        (
+            '{"payload": "e30=", "payloadType": "application/vnd.kneo.trust-root+json", "signatures": []}',
+            "This is a signed trust root, and not a spec.",
+            "Show it: kneo trust show.",
+        ),
+        (
+            '{"payload": "e30=", "payloadType": "application/vnd.in-toto+json", "signatures": []}',
+            "This is a signed bundle or decision, and not a spec.",
+            "Verify a bundle: kneo spec bundle verify FILE; verify a decision: kneo promotion receipt verify FILE.",
+        ),
+        (
+            '{"kind": "kneo.spec.bundle", "version": "v1", "spec": {}}',
+            "This is a signed bundle or decision, and not a spec.",
+            "Verify a bundle: kneo spec bundle verify FILE; verify a decision: kneo promotion receipt verify FILE.",
+        ),
+    ],
+    ids=["environment", "trust root", "bundle", "older bundle"],
+)
+def test_another_kind_of_file_is_named(folder, answer, text, message, hint):
+    (folder / "other.json" if text.startswith("{") else folder / "other.yaml").write_text(text)
+    name = "other.json" if text.startswith("{") else "other.yaml"
+    status, said = answer("spec", "explain" if name == "other.yaml" else "lint", name)
+    (found,) = said["diagnostics"]
+    assert (status, found["message"], found["suggestion"]) == (1, message, hint)
+    assert (found["file"], found["line"]) == (name, 2 if name == "other.yaml" else 1)
