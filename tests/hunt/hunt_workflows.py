@@ -96,8 +96,7 @@ def play(program: Program, fate: Fate, choose: random.Random) -> Played:
             found = consequences(program, state, chosen, MOMENT).get(said.kind)
             if said.kind == "selected" and isinstance(found, Mapping):
                 found = found["options"][said.text]
-            if said.kind in {"approved", "rejected"} or said.kind == "selected":
-                played.told.append((len(played.events), found))
+            played.told.append((len(played.events), found))
             played.log.append((said.kind, place_of(chosen), chosen.gate.position))
             answer = TaskDecided(decision=decision(said.kind, said.text or None))
             state = settle(program, state, chosen.ticket, answer, MOMENT)
@@ -154,14 +153,18 @@ def _untrue(
 ) -> Iterator[str]:
     """Compare what a person was shown with what the model does next."""
     assert isinstance(told, Mapping)
+    branches = told.get("branches", [told])
     if not following:
-        if told.get("ends") != end[0]:
+        if end[0] not in [branch.get("ends") for branch in branches]:
             yield f"A person was shown {told}, and the run ended as {end[0]}."
         return
     kind, name, *_ = following[0]
-    shown = [one["key"] for one in told.get("asks", ())] if kind == "ask" else list(told.get("next", ()))
+    shown = [
+        [one["key"] for one in branch.get("asks", ())] if kind == "ask" else list(branch.get("next", ()))
+        for branch in branches
+    ]
     path = name if kind == "ask" else path_of(name, stand_ins)
-    if shown != [path]:
+    if [path] not in shown:
         yield f"A person was shown {told}, and then came {following[0]}."
 
 

@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain, combinations, islice
+from typing import Any
 
-from kneo.digest import digest_of, digest_of_json
+from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import KneoError
 from kneo.records.run import Run
 from kneo.records.task import ARGUMENTS_DIGEST, UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.programs import migrate_state
-from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided
+from kneo.runtime.interpreter.node import FORWARDED, Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided
 from kneo.runtime.interpreter.program import Program, actions, open_questions, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models.environment import read_spec
@@ -219,7 +221,8 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
     Returns:
         By decision: ``calls`` (tools that are called), ``next`` (paths of steps), ``asks`` (following questions: ``key``, ``human``,
         ``prompt``), ``ends`` (the run's status); where nothing
-        follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). A
+        follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). Where a
+        condition reads the text or the form of the answer, ``depends_on`` is ``answer``, and ``branches`` has each of these. A
         rejection also has its ``effect`` and what it ``skips``: a step, or a call as ``step → tool``. For ``selected`` all of it stands under ``options``.
     """
     asked = open_questions(program, state, context)
@@ -227,7 +230,13 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
     found: dict[str, object] = {}
 
     def after(kind: DecisionKind, option: str | None = None) -> dict[str, object]:
-        leads_to = _after(program, asked, ask, kind, context, before, option)
+        answers = possible_answers(program, ask, kind)
+        branches: dict[Digest, dict[str, object]] = {}
+        for answer in answers:
+            branch = _after(program, asked, ask, replace(answer, **_chosen(option)), context, before)
+            branches.setdefault(digest_of_json(_without_prompts(branch)), branch)
+        first, *others = branches.values()
+        leads_to: dict[str, object] = {"depends_on": "answer", "branches": [first, *others]} if others else first
         makes_call = ask.of_call and ask.gate.position == "tool" and kind in _LET_PASS
         return _with_call(program, asked, ask, kind, context, leads_to) if makes_call else leads_to
 
@@ -244,7 +253,7 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
         rejected["effect"] = ask.gate.on_reject
         if ask.of_call and ask.gate.position in {"tool", "external"}:
             rejected["skips"] = [f"{ask.path} → {ask.facts['tool']}"]
-        elif rejected.get("next") != found.get(DecisionKind.APPROVED.value, {}).get("next"):  # type: ignore[attr-defined]
+        elif _next_of(found.get(DecisionKind.APPROVED.value)).isdisjoint(_next_of(rejected)):
             skipped = _guarded(ask)
             if skipped is not None:
                 rejected["skips"] = [skipped]
@@ -285,16 +294,67 @@ def _guarded(ask: Ask) -> str | None:
     return ask.path if ask.gate.position == "before" else None
 
 
+def _next_of(consequence: object) -> frozenset[tuple[object, ...]]:
+    """Return the next steps of each branch of a consequence."""
+    if not isinstance(consequence, Mapping):
+        return frozenset()
+    branches = consequence.get("branches", [consequence])
+    return frozenset(tuple(branch.get("next", ())) for branch in branches)
+
+
+def _chosen(option: str | None) -> dict[str, Any]:
+    return {"selected_option": option, "selected_options": (option,) if option else ()}
+
+
+def _without_prompts(branch: Mapping[str, object]) -> dict[str, object]:
+    asks = branch.get("asks")
+    keys = [each["key"] for each in asks if isinstance(each, Mapping)] if isinstance(asks, list) else []
+    return {**branch, "asks": keys}
+
+
+MAX_ANSWERS = 32
+"""Answers with which a consequence is computed."""
+
+ANY_TEXT = "…"
+"""A text with which nothing is compared."""
+
+_WITH_TEXT = frozenset({DecisionKind.EDITED, DecisionKind.PROVIDED, DecisionKind.REJECTED})
+_READS_TEXT = frozenset({"output_contains", "output_equals", "variable_equals", "metadata_equals"})
+
+
+def possible_answers(program: Program, ask: Ask, kind: DecisionKind) -> list[Decision]:
+    """Return answers of one kind that conditions of the program can tell apart.
+
+    The first one has a text with which no condition compares; the others have the texts and the form values of conditions. Each
+    consequence of one of them is a consequence that the decision can have.
+    """
+    answer = Decision(kind=kind, content=None, selected_option=None, comment=None, actor="", by="person", at="")
+    if ask.of_call:  # its edited arguments go to the tool; no condition reads them
+        return [replace(answer, content="") if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} else answer]
+    answers = [answer]
+    if kind in _WITH_TEXT:
+        compared = dict.fromkeys(str(each.value) for each in program.comparisons if each.type in _READS_TEXT)
+        bare = (text.removeprefix(FORWARDED) for text in compared)
+        pairs = (f"{one} {other}" for one, other in combinations(compared, 2))
+        texts = dict.fromkeys(islice(chain((ANY_TEXT, " ".join(compared)), compared, bare, pairs), 2 * MAX_ANSWERS))
+        answers = [replace(answer, content=text) for text in texts if text or kind is DecisionKind.REJECTED]
+    if ask.gate.human.fields:
+        names = {f"{ask.step_id}.{field.name}": field.name for field in ask.gate.human.fields}
+        forms = [{names[each.key]: each.value} for each in program.comparisons if each.key in names]
+        together = {name: value for form in forms for name, value in form.items()}
+        filled = [replace(answers[0], values=form) for form in (*forms, together) if form]
+        answers = [answers[0], *filled, *answers[1:]]
+    return answers[:MAX_ANSWERS]
+
+
 def _after(
     program: Program,
     state: Frame,
     ask: Ask,
-    kind: DecisionKind,
+    decision: Decision,
     context: DecisionContext,
     before: Collection[str],
-    option: str | None,
 ) -> dict[str, object]:
-    decision = _decision_of(kind, option)
     after = settle(program, state, ask.ticket, TaskDecided(decision=decision), context)
     if isinstance(after, RunEnded):
         return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}

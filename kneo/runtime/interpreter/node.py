@@ -445,9 +445,13 @@ def rejected(gate: CompiledGate, decision: Decision, value: Value, location: str
             return stopped(rejection(location, decision))
 
 
+FORWARDED = "Rejected by human reviewer: "
+"""The beginning of the text of a value that continues after a rejection."""
+
+
 def forwarded(value: Value, decision: Decision) -> Value:
     """Return a value with the reviewer's words as its text: the effect of ``continue`` at a step of kind human."""
-    return replace(value, text=f"Rejected by human reviewer: {feedback_of(decision)}", outputs={})
+    return replace(value, text=f"{FORWARDED}{feedback_of(decision)}", outputs={})
 
 
 def filled_in(value: Value, decision: Decision, step_id: str) -> Value:

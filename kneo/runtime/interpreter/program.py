@@ -12,10 +12,12 @@ the n-th repetition of a node around it (``refine#2/improve``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
+
+from pydantic import BaseModel
 
 from kneo.agents.turn import ToolGates
 from kneo.records.run import RunStatus
@@ -38,6 +40,7 @@ from kneo.runtime.interpreter.node import (
 )
 from kneo.runtime.interpreter.values import Value
 from kneo.spec.models.agent import Agent
+from kneo.spec.models.human import Condition
 from kneo.spec.models.spec import FunctionComponent, Spec
 
 ROOT_AGENT = ""
@@ -81,6 +84,23 @@ class Program:
     def gates(self) -> GateIndex:
         """Every gate of the program by its location."""
         return index_gates(self.root)
+
+    @cached_property
+    def comparisons(self) -> tuple[Condition, ...]:
+        """Every condition of the spec that compares with a value."""
+        return tuple(condition for condition in _conditions_in(self.spec) if condition.value is not None)
+
+
+def _conditions_in(part: object) -> Iterator[Condition]:
+    if isinstance(part, Condition):
+        yield part
+    if isinstance(part, BaseModel):
+        # The values, and not the fields of the class: a spec as it runs in an environment has the environment's gates too.
+        part = vars(part)
+    if isinstance(part, Mapping):
+        part = tuple(part.values())
+    for inner in part if isinstance(part, tuple | list) else ():
+        yield from _conditions_in(inner)
 
 
 def begin(program: Program, text: str, context: DecisionContext) -> Frame | RunEnded:

@@ -76,6 +76,11 @@ def consequence(value: object, decision: str = "", *, agent: str = "") -> str:
         return ""
     if isinstance(value.get("options"), Mapping):
         return "the option decides what follows"
+    branches = value.get("branches")
+    if isinstance(branches, list | tuple):
+        skipped = _texts(value.get("skips"))
+        first = f"{listed(skipped)} does not run, then " if skipped else ""
+        return f"{first}what follows depends on your answer: either {', or '.join(map(consequence, _items(branches)))}"
     following = _texts(value.get("next"))
     if value.get("effect") == "retry" and following:
         return f"{listed(following)} runs again with your reason"

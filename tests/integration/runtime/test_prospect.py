@@ -117,3 +117,22 @@ def test_a_spec_that_cannot_be_read_shows_none_rather_than_old_ones(engine: Engi
     with engine.store.write() as tx:
         tx.connection.execute(update(tables.specs).values(body=b"{}"))
     assert shown(engine, task) == {}
+
+
+def test_a_consequence_that_the_text_decides_is_shown_with_its_branches(engine: Engine) -> None:
+    either = {
+        "id": "c",
+        "kind": "condition",
+        "when": {"type": "output_contains", "value": "urgent"},
+        "steps": [{"id": "publish", "kind": "function", "ref": "publish"}],
+        "else": [{"id": "log", "kind": "function", "ref": "slow"}],
+    }
+    ask = {"id": "g", "kind": "human", "ref": "forwarding"}
+    run = engine.run([ask, either], forwarding={"description": "Well?", "on_reject": "continue"})
+    told = shown(engine, by_key(engine, run)["g.step"])
+    branches = [{"next": ["c/log"]}, {"next": ["c/publish"]}]
+    assert told["rejected"] == {"depends_on": "answer", "branches": branches, "effect": "continue"}
+    assert told["approved"] == {"next": ["c/log"]}
+    assert consequence(told["rejected"]) == (
+        "what follows depends on your answer: either c/log runs, or c/publish runs"
+    )

@@ -335,6 +335,54 @@ def test_consequences_say_what_happens_next() -> None:
     }
 
 
+def _asked_first(steps: list[dict[str, object]], **parts: object) -> dict[str, object]:
+    """What a person is told who is asked before anything runs."""
+    program = program_of(steps, **parts)
+    state = begin(program, "in", MOMENT)
+    return consequences(program, state, next(iter(actions(program, state))), MOMENT)
+
+
+def _condition(when: dict[str, object]) -> dict[str, object]:
+    return {"id": "c", "kind": "condition", "when": when, "steps": [fn("publish")], "else": [fn("log")]}
+
+
+EITHER = {"depends_on": "answer", "branches": [{"next": ["c/log"]}, {"next": ["c/publish"]}]}
+
+
+def test_a_consequence_that_depends_on_the_text_of_the_person_lists_its_branches() -> None:
+    forward = {"ann": {"on_reject": "continue"}}
+    told = _asked_first([human("q"), _condition({"type": "output_contains", "value": "Urgent"})], humans=forward)
+    assert told == {
+        "approved": {"next": ["c/log"]},
+        "edited": EITHER,
+        "provided": EITHER,
+        "rejected": {**EITHER, "effect": "continue"},
+    }
+    whole = {"type": "output_equals", "value": "Rejected by human reviewer: send it"}
+    assert _asked_first([human("q"), _condition(whole)], humans=forward)["rejected"] == {**EITHER, "effect": "continue"}
+    both = {"all_of": [{"type": "output_contains", "value": word} for word in ("red", "green", "blue")]}
+    assert _asked_first([human("q"), _condition(both)])["edited"] == EITHER
+    neither = {"type": "output_equals", "value": "in"}
+    assert _asked_first([human("q"), _condition(neither)])["approved"] == {"next": ["c/publish"]}
+
+
+def test_a_consequence_that_depends_on_a_form_lists_its_branches() -> None:
+    form = {"ann": {"fields": [{"name": "urgent", "type": "bool"}, {"name": "team", "type": "str"}]}}
+    told = _asked_first(
+        [human("q"), _condition({"type": "variable_equals", "key": "q.team", "value": "red"})], humans=form
+    )
+    assert told["approved"] == EITHER
+    told = _asked_first(
+        [human("q"), _condition({"type": "variable_equals", "key": "other.team", "value": "red"})], humans=form
+    )
+    assert told["approved"] == {"next": ["c/log"]}
+
+
+def test_a_condition_elsewhere_does_not_make_a_consequence_depend_on_the_text() -> None:
+    told = _asked_first([human("q"), fn("a"), _condition({"type": "output_contains", "value": "urgent"})])
+    assert [told[kind] for kind in ("approved", "edited", "provided")] == [{"next": ["a"]}] * 3
+
+
 def test_options_have_consequences_of_their_own() -> None:
     choices = {"x": {"steps": [fn("a")]}, "y": {"steps": []}}
     router = {"id": "r", "kind": "router", "choices": choices, "review": {"route": {"human": "ann"}}}
