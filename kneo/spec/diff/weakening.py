@@ -39,6 +39,7 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "questions.approvals": "lowered",
     "questions.exclude": "an entry is removed",
     "questions.denyOnTimeout": "an entry is removed",
+    "questions.context": "calls instead of none",
     "questions.receipt": "removed, or `signed` instead of `signed_by_reviewer`",
     "humans": "the human of a gate is changed",
     "gates": "a gate is removed or changed",
