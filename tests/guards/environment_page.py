@@ -66,6 +66,7 @@ PAIRS: Mapping[str, Pair] = {
     "questions.approvals": Pair(2, 1),
     "questions.exclude": Pair(["requester"], []),
     "questions.denyOnTimeout": Pair(["approve"], []),
+    "questions.context": Pair("none", "calls"),
     "questions.receipt": Pair("signed_by_reviewer", "signed"),
     "humans": Pair(PEOPLE, {"cfo": {"description": "Pay?"}}),
     "gates": Pair([GATE], []),
