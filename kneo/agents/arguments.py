@@ -1,4 +1,4 @@
-"""Arguments of tool calls: JSON objects of bounded depth with a canonical form, whoever writes them. Pure.
+"""Arguments of tool calls: JSON objects of bounded depth with a canonical form. Pure.
 
 A model, a guardrail and a person write arguments. People, gates and services have to read the same value: arguments that have two
 readings, or none, are refused before anything else looks at them.

@@ -75,7 +75,7 @@ def cut_text(text: str, limit: int) -> str:
 def marked_untrusted(text: str, *origin: str, shown: str | None = None) -> str:
     """Return a text from outside between marks; nothing in it ends the mark.
 
-    The mark has a digest of the text, of 128 bits, which nobody can write into the text. A shorter one could be searched for.
+    The mark has a digest of the text, of 128 bits, which the text cannot contain. A shorter one could be searched for.
 
     Args:
         text: The text.

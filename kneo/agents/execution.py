@@ -47,7 +47,7 @@ CODE_ERRORS = frozenset(
         "implementation_not_pinned",
     }
 )
-"""Errors of code that this process may not call, which was checked when the step began: the step ends, and no model is told of it."""
+"""Errors of code that this process may not call, which was checked when the step began: the step ends, and no model reads it."""
 
 _RESULTS = frozenset({"max_iterations", "model_empty_reply", "output_invalid", "conversation_too_long", "tool_failed"})
 """Errors of an agent behind a tool that are the call's result; every other one ends the turn of the caller as well."""

@@ -1,6 +1,6 @@
 """The tools of an agent, and the code of its step, which is loaded before a model or a person is asked.
 
-A model cannot help with code that this process may not load, and is not told what the process may load: the step fails.
+A model cannot help with code that this process may not load, and does not learn what the process may load: the step fails.
 """
 
 from __future__ import annotations

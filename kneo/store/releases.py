@@ -241,7 +241,7 @@ def environment_names(tx: Tx) -> tuple[str, ...]:
 
 
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
-    """Read an environment. A file in force that something other than Kneo has changed is empty, so that nobody can read its rules."""
+    """Read an environment. A file in force that something other than Kneo has changed is empty, so that its rules are unreadable."""
 
     def read() -> EnvironmentRecord | None:
         row = _ENVIRONMENT.first(tx, {"called": name})
