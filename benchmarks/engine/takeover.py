@@ -18,6 +18,7 @@ from kneo.clock import SystemClock
 from kneo.platform import Database, PlatformManager
 from kneo.settings import from_env
 from kneo.store.migrate import open_store
+from kneo.trust.keys import PrivateKey
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
@@ -54,11 +55,13 @@ def measure() -> dict[str, dict[str, float]]:
 
 def _once(url: str, number: signal.Signals) -> float:
     open_store(url, SystemClock()).close()
+    key = PrivateKey.generate()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "marking.py").write_text(MARKING % LONG_SECONDS)
         marks = folder / "marks"
         env = {"PATH": os.defpath, "HOME": name, "PYTHONPATH": str(ROOT), "KNEO_SERV_DATABASE_URL": url}
+        env["KNEO_SERV_SERVICE_KEY"] = key.dump().decode()
         workers = [
             subprocess.Popen(
                 [sys.executable, "-m", "kneo.cli.main", "worker"], cwd=name, env=env, stderr=subprocess.DEVNULL
@@ -66,7 +69,7 @@ def _once(url: str, number: signal.Signals) -> float:
             for _ in "ab"
         ]
         try:
-            with PlatformManager(None, Database(url), settings=from_env(env, folder)) as manager:
+            with PlatformManager(None, Database(url, lambda: key), settings=from_env(env, folder)) as manager:
                 spec = flows.spec(flows.step("long", "long"))
                 spec["components"] = {"functions": {"long": {"implementation": "marking.long"}}}
                 _until(lambda: _registered(manager) == 2)

@@ -36,7 +36,14 @@ def make_store(settings: Settings) -> Store:
 
 @contextlib.contextmanager
 def process_store(settings: Settings) -> Iterator[Store]:
-    """Yield the database of a long-running process, with tracing configured; close both at the end."""
+    """Yield the database of a long-running process, with tracing configured; close both at the end.
+
+    Raises:
+        Invalid: ``no_service_key``: the records of this process would carry no authentication.
+    """
+    from kneo.store.service_key import service_key
+
+    service_key(settings)
     with configure_tracing(settings.tracing, version=__version__), contextlib.closing(make_store(settings)) as store:
         yield store
 

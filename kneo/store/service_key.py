@@ -1,5 +1,5 @@
-"""The signing key of this installation: for decisions that it records for people, receipts and checkpoints of the audit
-log.
+"""The service key of this installation: it signs decisions that are recorded for people, receipts and checkpoints of the audit log, and
+authenticates records.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def service_key(settings: Settings) -> PrivateKey:
 
 
 def missing_key() -> Invalid:
-    """The error of an operation that needs a signature where there is no signing key."""
-    msg = "This needs the service's signing key, and KNEO_SERV_SERVICE_KEY is not set."
-    hint = "Make one with kneo keys generate and give its PEM text to every service, worker and controller."
+    """Return the error of a process or an operation that needs the service key where there is none."""
+    msg = "KNEO_SERV_SERVICE_KEY is not set, and on PostgreSQL the service key, which signs and authenticates records, has to be."
+    hint = "Create one: kneo keys generate --output service.pem. Give its PEM text to every service, worker and controller."
     return Invalid(msg, code="no_service_key", hint=hint)
 
 

@@ -18,6 +18,11 @@ def _key() -> PrivateKey:
 SERVICE_KEY = _key()
 
 
+def installation_variables(database_url: str) -> dict[str, str]:
+    """Return the variables of processes on a database; on SQLite they create a key of their own."""
+    return {} if database_url.startswith("sqlite") else {"KNEO_SERV_SERVICE_KEY": SERVICE_KEY.dump().decode()}
+
+
 def find_key() -> PrivateKey:
     """Return the key, for stores that a test opens."""
     return SERVICE_KEY

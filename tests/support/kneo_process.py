@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar
 from unittest import mock
 
 import httpx
+from installation_key import installation_variables
 from warm import run_python, start_python
 
 from kneo.cli.main import run
@@ -55,6 +56,7 @@ class Machine:
             "HOME": str(folder / "home"),
             "KNEO_SERV_DATABASE_URL": database_url,
             "NO_COLOR": "1",
+            **installation_variables(database_url),
             **variables,
         }
         (folder / "home").mkdir(exist_ok=True)

@@ -193,6 +193,9 @@ def serve_flows(
     """
     logged_settings()
     flows = find_flows(module)
+    for each in flows:
+        if each.database is not None:
+            each.database.check_service_key()
     server = importlib.import_module("kneo.sdk.durable.serving").FlowServer(flows, concurrency)
     render.text(f"Serving {', '.join(each.name for each in flows)}. Stop with Ctrl-C.")
     until_stopped(server.serve)

@@ -12,7 +12,7 @@ from kneo.clock import Clock
 from kneo.errors import Usage
 from kneo.settings import from_env
 from kneo.store import migrate
-from kneo.store.service_key import find_service_key
+from kneo.store.service_key import find_service_key, service_key
 
 MAX_CHARS = 1_000_000
 """Characters of JSON in one value."""
@@ -28,6 +28,14 @@ class RunDatabase(migrate.Database):
 
     def __init__(self, url: str, clock: Clock | None = None) -> None:
         super().__init__(url, lambda: find_service_key(from_env().on(url)), clock)
+
+    def check_service_key(self) -> None:
+        """Check that there is a service key, without opening the database.
+
+        Raises:
+            Invalid: ``no_service_key``.
+        """
+        service_key(from_env().on(self.url))
 
 
 def scratch() -> RunDatabase:

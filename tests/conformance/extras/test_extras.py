@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from installation_key import installation_variables
 from kneo_process import Machine, eventually
 
 from kneo.settings import function_environment
@@ -163,7 +164,7 @@ def test_what_an_extra_is_needed_for_says_so(variables: dict[str, str], extra: s
 @pytest.mark.parametrize("extra", ["postgres", "all"])
 def test_on_postgresql(extra: str, install: Install, tmp_path: Path, postgres_url: str):
     kneo = Kneo(install(extra), tmp_path)
-    kneo.machine.env["KNEO_SERV_DATABASE_URL"] = postgres_url
+    kneo.machine.env |= {"KNEO_SERV_DATABASE_URL": postgres_url, **installation_variables(postgres_url)}
     kneo.works()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from kneo_process import Machine
+from sqlalchemy import create_engine, inspect
 
 
 @pytest.fixture
@@ -87,3 +88,56 @@ def test_a_repository_without_a_pinned_trust_root_is_named_by_its_folder(machine
     remote = machine.kneo(*command.split(), "--repo", "https://git.example.org/config.git", expect=2)
     assert "for the repository https://git.example.org/config.git." in remote.stderr
     assert "--trust-root" in remote.stderr
+
+
+FLOWS = """
+import os
+from kneo.sdk.db.postgres import PostgresDb
+from kneo.sdk.durable import flow
+
+@flow(name="pay", database=PostgresDb(os.environ["KNEO_SERV_DATABASE_URL"]))
+def pay(text):
+    return text
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("up", "--port", "0"),
+        ("service", "serve", "--port", "0"),
+        ("service", "serve", "--port", "0", "--workers", "0"),
+        ("worker",),
+        ("controller", "run", "--repo", "https://127.0.0.1:9/config.git", "--trust-root", "sha256:" + "0" * 64),
+        (
+            "controller",
+            "run",
+            "--once",
+            "--repo",
+            "https://127.0.0.1:9/config.git",
+            "--trust-root",
+            "sha256:" + "0" * 64,
+        ),
+        ("mcp", "serve", "--env", "prod"),
+        ("sdk", "serve", "flows.py"),
+    ],
+    ids=lambda command: " ".join(command[:3]),
+)
+def test_on_postgresql_no_process_starts_without_a_service_key(
+    tmp_path: Path, postgres_url: str, command: tuple[str, ...]
+) -> None:
+    machine = Machine(tmp_path / "machine", postgres_url, KNEO_SERV_SERVICE_KEY="")
+    (machine.folder / "flows.py").write_text(FLOWS)
+    refused = machine.kneo(*command, expect=1)
+    assert "KNEO_SERV_SERVICE_KEY is not set" in refused.stderr
+    assert "kneo keys generate --output service.pem" in refused.stderr
+    assert "Kneo is up" not in refused.stdout
+    engine = create_engine(postgres_url)
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+def test_on_sqlite_a_process_creates_its_service_key(machine: Machine, tmp_path: Path) -> None:
+    machine.up()
+    assert (tmp_path / "service_key.pem").stat().st_mode & 0o777 == 0o600
+    machine.stop()
