@@ -1,12 +1,14 @@
 """Decisions that keep a release from changing: holds, suspensions and rejections.
 
-Their rows can be removed by each person who can write to the database, and nothing would be missing. So the audit log counts too: what an
-authenticated event has set, and no later one has lifted, holds without its row.
+Each person who can write to the database can remove their rows, and nothing would be missing. So the audit log counts too: what an event
+has set, and no later one has lifted, holds without its row. An event that is not authentic can set, and lifts only what none that is
+authentic has set: with its code removed, or as a forgery, it stops a change and permits none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypedDict
 
 from kneo.records.audit import AuditEvent
 from kneo.records.release import Hold, Suspension
@@ -20,12 +22,7 @@ REJECTED = "release.rejected"
 
 def holds_in_force(tx: Tx, environment: str) -> Mapping[str, Hold]:
     """Return the holds of an environment by bundle, also those whose row is missing."""
-    latest = {_bundle(event): event for event in audit.authentic_events(tx, environment, (HOLD_SET, HOLD_CLEARED))}
-    found = {
-        bundle: _hold(event)
-        for bundle, event in latest.items()
-        if event.event_type == HOLD_SET and _lasts(tx, event.metadata.get("until"))
-    }
+    found = {bundle: _hold(event) for bundle, event in _latest_set(tx, environment, HOLD_SET, HOLD_CLEARED).items()}
     return {**found, **{hold.bundle: hold for hold in releases.list_holds(tx, environment)}}
 
 
@@ -34,24 +31,15 @@ def suspension_in_force(tx: Tx, environment: str) -> Suspension | None:
     stored = releases.suspension(tx, environment)
     if stored is not None:
         return stored
-    events = audit.authentic_events(tx, environment, (SUSPENDED, UNSUSPENDED))
-    if not events or events[-1].event_type != SUSPENDED or not _lasts(tx, events[-1].metadata.get("until")):
-        return None
-    event = events[-1]
-    until = event.metadata.get("until")
-    return Suspension(
-        environment=environment,
-        actor=event.actor or "",
-        reason=str(event.metadata.get("reason")),
-        since=event.at,
-        until=str(until) if until is not None else None,
-    )
+    for event in _latest_set(tx, environment, SUSPENDED, UNSUSPENDED).values():
+        return Suspension(environment=environment, **_facts(event))
+    return None
 
 
 def find_lost_rejection(tx: Tx, environment: str) -> str | None:
     """Return a rejection that the audit log has and the registry does not, as a problem; ``None`` without one."""
     stored = {record.id for record in releases.list_approvals(tx, environment)}
-    for event in audit.authentic_events(tx, environment, (REJECTED,)):
+    for event, _ in audit.recorded_events(tx, environment, (REJECTED,)):
         if event.metadata.get("approval") not in stored:
             return (
                 f"{event.actor} rejected {event.metadata.get('bundle')} at {event.at}, and the registry does not have that "
@@ -60,18 +48,45 @@ def find_lost_rejection(tx: Tx, environment: str) -> str | None:
     return None
 
 
+def _latest_set(tx: Tx, environment: str, sets: str, lifts: str) -> Mapping[str, AuditEvent]:
+    """Return the events that have set what still holds, by bundle."""
+    latest: dict[str, audit.RecordedEvent] = {}
+    for item in audit.recorded_events(tx, environment, (sets, lifts)):
+        known = latest.get(_bundle(item.event))
+        if item.is_authentic or known is None or known.event.event_type == lifts or not known.is_authentic:
+            latest[_bundle(item.event)] = item
+    return {
+        bundle: event
+        for bundle, (event, _) in latest.items()
+        if event.event_type == sets and _lasts(tx, event.metadata.get("until"))
+    }
+
+
 def _hold(event: AuditEvent) -> Hold:
-    facts = event.metadata
-    digest, until = facts.get("digest"), facts.get("until")
+    digest = event.metadata.get("digest")
     return Hold(
         environment=event.environment or "",
         bundle=_bundle(event),
         digest=str(digest) if digest is not None else None,
-        actor=event.actor or "",
-        reason=str(facts.get("reason")),
-        since=event.at,
-        until=str(until) if until is not None else None,
+        **_facts(event),
     )
+
+
+class _Facts(TypedDict):
+    actor: str
+    reason: str
+    since: str
+    until: str | None
+
+
+def _facts(event: AuditEvent) -> _Facts:
+    until = event.metadata.get("until")
+    return {
+        "actor": event.actor or "",
+        "reason": str(event.metadata.get("reason")),
+        "since": event.at,
+        "until": str(until) if until is not None else None,
+    }
 
 
 def _bundle(event: AuditEvent) -> str:

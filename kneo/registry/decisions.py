@@ -258,7 +258,7 @@ def hold(tx: Tx, item: Hold, check_shorter: Callable[[], None] = no_check) -> No
     check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
-    held = next((one for one in releases.list_holds(tx, item.environment) if one.bundle == item.bundle), None)
+    held = holds_in_force(tx, item.environment).get(item.bundle)
     if held is not None and _ends_before(item, held):
         check_shorter()
     releases.put_hold(tx, item)
@@ -301,7 +301,7 @@ def suspend(tx: Tx, item: Suspension, check_shorter: Callable[[], None] = no_che
     check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
-    suspended = releases.suspension(tx, item.environment)
+    suspended = suspension_in_force(tx, item.environment)
     if suspended is not None and _ends_before(item, suspended):
         check_shorter()
     releases.put_suspension(tx, item)

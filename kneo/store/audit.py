@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
 
@@ -349,15 +349,24 @@ def events_by_id(tx: Tx, ids: Collection[str]) -> Mapping[str, SealedEvent]:
     return found
 
 
-def authentic_events(tx: Tx, environment: str, event_types: Collection[str]) -> tuple[AuditEvent, ...]:
-    """List the events of an environment of some types that a process with the service key has recorded, oldest first.
+class RecordedEvent(NamedTuple):
+    """An event as it is stored, and whether a process with the service key recorded it so.
 
-    Events of versions that did not authenticate them are not among them.
+    Events of versions that did not authenticate them are not authentic.
     """
+
+    event: AuditEvent
+    is_authentic: bool
+
+
+def recorded_events(tx: Tx, environment: str, event_types: Collection[str]) -> tuple[RecordedEvent, ...]:
+    """List the events of an environment of some types, oldest first."""
     here = audit_events.c.environment == environment, audit_events.c.event_type.in_(sorted(event_types))
     rows = tx.connection.execute(select(audit_events).where(*here).order_by(audit_events.c.id))
     found = ((_event(row), row.mac) for row in rows)
-    return tuple(item for item, mac in found if tx.macs.is_valid(audit_events.name, _canonical(item), mac))
+    return tuple(
+        RecordedEvent(item, tx.macs.is_valid(audit_events.name, _canonical(item), mac)) for item, mac in found
+    )
 
 
 def _canonical(item: AuditEvent) -> bytes:

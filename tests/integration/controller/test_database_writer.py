@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from audit_log import hostile_admin
 from controller_bench import Bench
 from sqlalchemy import delete, insert, select, update
 
 from kneo import registry
+from kneo.clock import isoformat
 from kneo.controller.environment import DRIFT_INTERVAL
 from kneo.controller.stages.report import Ready, Stalled
 from kneo.errors import KneoError
-from kneo.records.release import ConditionType
+from kneo.records.release import ConditionType, Hold, Suspension
 from kneo.records.run import Run
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.spec.models.spec import Spec
@@ -253,6 +255,105 @@ def test_a_promotion_that_is_missing_is_seen(bench: Bench, writer: Writer) -> No
         "PromotionsLost",
         (True, "PromotionsLost"),
     )
+
+
+# ---- decisions that keep a release from changing ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def approved_later(bench: Bench) -> Bench:
+    """Nothing but what a test adds keeps 1.1.0 from being served: bob has changed his mind."""
+    bench.store.clock.advance(timedelta(minutes=1))
+    bench.decide("bob")
+    return bench
+
+
+def hold_by(actor: str, since: str, until: str | None = None) -> Hold:
+    facts = {"reason": "incident", "since": since, "until": until}
+    return Hold(environment="prod", bundle="mail", digest=None, actor=actor, **facts)
+
+
+def suspension_by(actor: str, since: str, until: str | None = None) -> Suspension:
+    return Suspension(environment="prod", actor=actor, reason="incident", since=since, until=until)
+
+
+def hold_it(bench: Bench) -> None:
+    with bench.store.write() as tx:
+        registry.hold(tx, hold_by("cy", tx.at))
+
+
+def suspend_it(bench: Bench) -> None:
+    with bench.store.write() as tx:
+        registry.suspend(tx, suspension_by("cy", tx.at))
+
+
+CONTROLS = [
+    pytest.param(hold_it, "holds", "hold.set", "hold.cleared", "Held", id="hold"),
+    pytest.param(
+        suspend_it, "suspensions", "environment.suspended", "environment.unsuspended", "Suspended", id="suspension"
+    ),
+]
+
+
+@pytest.mark.parametrize("also", ["nothing", "code", "end", "another"])
+@pytest.mark.parametrize(("make", "table", "started", "ended", "state"), CONTROLS)
+def test_what_holds_a_release_does_so_without_its_row(
+    approved_later: Bench,
+    writer: Writer,
+    make: Callable[[Bench], None],
+    table: str,
+    started: str,
+    ended: str,
+    state: str,
+    also: str,
+) -> None:
+    bench = approved_later
+    make(bench)
+    audit.seal(bench.store)
+    writer.remove(table, environment="prod")
+    (event,) = writer.rows("audit_events", event_type=started)
+    if also == "code":
+        with hostile_admin(bench.store) as tx:
+            rows = metadata.tables["audit_events"]
+            tx.connection.execute(update(rows).where(rows.c.id == event["id"]).values(mac=None))
+    elif also in {"end", "another"}:
+        facts = event["metadata"].replace('"until": null', '"until": "2020-01-01T00:00:00.000000+00:00"')
+        kind = ended if also == "end" else started
+        name = "evt_" + "7zzzzzzzzz" + secrets.token_hex(4)  # after all others
+        writer.add("audit_events", **event | {"id": name, "event_type": kind, "metadata": facts})
+        writer.add("audit_pending", event_id=name)
+    assert bench.reconcile().outcomes["prod"].state == state
+    assert bench.served() == {"mail": "1.0.0"}
+
+
+def test_a_hold_is_not_shortened_because_its_row_is_gone(approved_later: Bench, writer: Writer) -> None:
+    """Who may set a hold, and not lift one, does not replace it by one that ends at once."""
+    bench = approved_later
+    hold_it(bench)
+    suspend_it(bench)
+    writer.remove("holds", environment="prod")
+    writer.remove("suspensions", environment="prod")
+    soon = isoformat(bench.store.clock.now() + timedelta(seconds=1))
+    asked: list[str] = []
+    with bench.store.write() as tx:
+        registry.hold(tx, hold_by("eve", tx.at, soon), lambda: asked.append("hold"))
+        registry.suspend(tx, suspension_by("eve", tx.at, soon), lambda: asked.append("suspend"))
+    assert asked == ["hold", "suspend"]
+
+
+@pytest.mark.parametrize("also", ["nothing", "code"])
+def test_a_rejection_that_is_removed_stops_its_environment(bench: Bench, writer: Writer, also: str) -> None:
+    audit.seal(bench.store)
+    writer.remove("approvals", decision="reject")
+    if also == "code":
+        with hostile_admin(bench.store) as tx:
+            rows = metadata.tables["audit_events"]
+            tx.connection.execute(update(rows).where(rows.c.event_type == "release.rejected").values(mac=None))
+    bench.reconcile()
+    if bench.pending():
+        bench.decide("cy")
+    assert bench.reconcile().outcomes["prod"].state == "RejectionLost"
+    assert bench.served() == {"mail": "1.0.0"}
 
 
 def test_a_version_is_not_known_here_because_a_promotion_says_so(bench: Bench, writer: Writer) -> None:
