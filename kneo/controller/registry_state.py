@@ -150,7 +150,10 @@ def gather_evidence(
         served=served,
         votes=votes,
         elsewhere=_votes_elsewhere(tx, name, trust) if len(files) > 1 else {},
-        files={**_named_files(tx, name, votes), **{file.policy_digest: file for file in files[1:]}},
+        files={
+            **_named_files(tx, name, votes, {file.policy_digest for file in files}),
+            **{file.policy_digest: file for file in files[1:]},
+        },
         members=role_members(trust),
         root_expires=trust.root.expires,
         holds=registry.holds_in_force(tx, name),
@@ -178,18 +181,29 @@ def _votes_elsewhere(tx: Tx, name: str, trust: verify.TrustContext) -> ApprovalV
     }
 
 
-def _named_files(tx: Tx, name: str, votes: ApprovalVotes) -> AcceptedFiles:
-    """Return the earlier files that rejections name."""
+def _named_files(tx: Tx, name: str, votes: ApprovalVotes, present: Collection[str]) -> AcceptedFiles:
+    """Return the earlier files that rejections name; the audit log has those, too, whose rows are missing.
+
+    Args:
+        tx: The transaction.
+        name: The environment.
+        votes: The decisions about it.
+        present: The digests of the file in force and the one in the commit.
+    """
     named = {vote.policy_digest for about in votes.values() for vote in about if not (vote.approves or vote.overruled)}
-    found = releases.list_replaced_files(tx, name, named) if named else {}
-    return {digest: _accepted_file(name, text) for digest, text in found.items()}
+    if not named:
+        return {}
+    found = releases.list_replaced_files(tx, name, named)
+    lost = (named - found.keys() - set(present)) & registry.list_accepted_rules(tx, name)
+    return {**{digest: _accepted_file(name, digest, text) for digest, text in found.items()}, **dict.fromkeys(lost)}
 
 
-def _accepted_file(name: str, text: bytes) -> Environment | None:
+def _accepted_file(name: str, policy_digest: str, text: bytes) -> Environment | None:
     try:
-        return parse_environment(text, file=f"environments/{name}.yaml", accepted=True)
+        file = parse_environment(text, file=f"environments/{name}.yaml", accepted=True)
     except KneoError:
         return None
+    return file if file.policy_digest == policy_digest else None
 
 
 def record_decisions(tx: Tx, environment: str, approval_files: Sequence[bytes], trust: verify.TrustContext) -> None:

@@ -5,7 +5,7 @@ one transaction, which the caller opens.
 """
 
 from kneo.registry.accepted import check_accepted, released_spec
-from kneo.registry.controls import find_lost_rejection, holds_in_force, suspension_in_force
+from kneo.registry.controls import find_lost_rejection, holds_in_force, list_accepted_rules, suspension_in_force
 from kneo.registry.decisions import (
     UnsignedDecision,
     check_declared,
@@ -95,6 +95,7 @@ __all__ = [
     "holds_in_force",
     "is_followed",
     "keep_plans",
+    "list_accepted_rules",
     "list_served",
     "lock_environment",
     "open_tasks",

@@ -18,6 +18,7 @@ from kneo.store.engine import Tx
 HOLD_SET, HOLD_CLEARED = "hold.set", "hold.cleared"
 SUSPENDED, UNSUSPENDED = "environment.suspended", "environment.unsuspended"
 REJECTED = "release.rejected"
+DECLARED, CHANGED = "environment.declared", "environment.changed"
 
 
 def holds_in_force(tx: Tx, environment: str) -> Mapping[str, Hold]:
@@ -46,6 +47,12 @@ def find_lost_rejection(tx: Tx, environment: str) -> str | None:
                 "decision any more. Restore it from a backup; until then nothing of this environment changes."
             )
     return None
+
+
+def list_accepted_rules(tx: Tx, environment: str) -> frozenset[str]:
+    """Return the digests of all rules that were ever in force in an environment, by the audit log."""
+    events = audit.recorded_events(tx, environment, (DECLARED, CHANGED))
+    return frozenset(str(event.metadata.get("policy_digest")) for event, _ in events)
 
 
 def _latest_set(tx: Tx, environment: str, sets: str, lifts: str) -> Mapping[str, AuditEvent]:

@@ -20,6 +20,7 @@ from kneo.records.release import (
     PromotionKind,
     Release,
 )
+from kneo.registry.controls import CHANGED, DECLARED
 from kneo.registry.served import EVENTS, DoubtedRelease, facts_of, find_restorable, read_releases
 from kneo.store import audit, releases
 from kneo.store.engine import Tx
@@ -244,7 +245,7 @@ def accept_environment(
         releases.overrule(tx, overruled, policy_digest)
         audit.record(
             tx,
-            "environment.declared" if before is None else "environment.changed",
+            DECLARED if before is None else CHANGED,
             actor=CONTROLLER,
             environment=name,
             metadata={

@@ -364,9 +364,7 @@ def recorded_events(tx: Tx, environment: str, event_types: Collection[str]) -> t
     here = audit_events.c.environment == environment, audit_events.c.event_type.in_(sorted(event_types))
     rows = tx.connection.execute(select(audit_events).where(*here).order_by(audit_events.c.id))
     found = ((_event(row), row.mac) for row in rows)
-    return tuple(
-        RecordedEvent(item, tx.macs.is_valid(audit_events.name, _canonical(item), mac)) for item, mac in found
-    )
+    return tuple(RecordedEvent(item, tx.macs.is_valid(audit_events.name, _canonical(item), mac)) for item, mac in found)
 
 
 def _canonical(item: AuditEvent) -> bytes:

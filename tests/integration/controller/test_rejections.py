@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from controller_bench import Bench
+from sqlalchemy import delete, select, update
 
 from kneo import registry
 from kneo.controller.stages.report import Ready
@@ -17,6 +18,7 @@ from kneo.spec.environment import parse_environment
 from kneo.store import releases
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.store.tables import environment_files
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, build_approval
 
@@ -335,6 +337,32 @@ def test_a_rejection_counts_by_the_rules_that_it_names(store: Store, tmp_path: P
     path.write_bytes(rejection)
     _decide(bench, "ann")
     assert _state(bench, "Merge what was signed before, and ann approves") == state
+
+
+@pytest.mark.parametrize("attack", ["removed", "replaced"])
+def test_a_rejection_counts_where_a_person_at_the_database_takes_away_the_rules_that_it_names(
+    store: Store, tmp_path: Path, attack: str
+) -> None:
+    bench = Bench(store, tmp_path)
+    _member(bench, "bob")
+    bench.repo.bundle("mail", "1.0.0")
+    assert _declare(bench, "Release mail") == "AwaitingApproval"
+    path = _decide(bench, "bob", ApprovalDecision.REJECT)
+    rejection = path.read_bytes()
+    path.unlink()
+    _declare(bench, "Bob leaves", without=("bob",))
+    with store.write() as tx:
+        kept = {row.policy_digest: row.declaration for row in tx.connection.execute(select(environment_files))}
+        (digest,) = (digest for digest, text in kept.items() if b"bob" in text)
+        named = environment_files.c.policy_digest == digest
+        if attack == "removed":
+            tx.connection.execute(delete(environment_files).where(named))
+        else:
+            other = kept[digest].replace(b"bob", b"bea")
+            tx.connection.execute(update(environment_files).where(named).values(declaration=other))
+    path.write_bytes(rejection)
+    _decide(bench, "ann")
+    assert _state(bench, "Merge what was signed before, and ann approves") == "Rejected"
 
 
 def test_a_person_who_left_withdraws_a_rejection_under_the_rules_that_it_named(store: Store, tmp_path: Path) -> None:
