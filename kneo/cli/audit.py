@@ -19,6 +19,7 @@ from kneo.cli.compose import find_store
 from kneo.cli.connection import Json, ServiceOptions
 from kneo.cli.files import read_bytes
 from kneo.cli.options import JsonOption
+from kneo.cli.serve.database_checks import ADOPT_HINT, describe_unauthenticated
 from kneo.cli.specs.keys import load_public
 from kneo.clock import SystemClock
 from kneo.errors import Invalid, Untrusted, Usage
@@ -26,6 +27,7 @@ from kneo.records.audit import Kept, leaf_of, verify_inclusion
 from kneo.settings import from_env
 from kneo.spec.reading.reader import read_json
 from kneo.store import audit
+from kneo.store.adoption import count_without
 from kneo.store.service_key import find_service_key
 from kneo.trust.checkpoint import NOTE_BYTES, SignedCheckpoint, read_checkpoint
 from kneo.trust.keys import PublicKey
@@ -146,7 +148,7 @@ def verify(
 ) -> None:
     """Verify the audit log of the local database, and compare it with saved heads and checkpoints.
 
-    Exit status 3 if the log was changed.
+    Exit status 3 if the log was changed. Other records without a code of the service key are counted.
     """
     if service_url is not None:
         msg = "kneo audit verify reads the local database, not a service."
@@ -167,6 +169,8 @@ def verify(
         )
         audit.seal(store)
         verdict = audit.verify(store, keys=public, kept=saved)
+        with store.read() as tx:
+            unauthenticated = count_without(tx, store.macs) if mine is not None else {}
     finally:
         store.close()
 
@@ -184,8 +188,10 @@ def verify(
             render.warning(
                 "Signatures of checkpoints were not verified: this machine has no service key. Pass --key FILE."
             )
+        if unauthenticated:
+            render.warning(f"{describe_unauthenticated(unauthenticated)}. {ADOPT_HINT}")
 
-    render.emit(asdict(verdict), as_json=as_json, text=show)
+    render.emit({**asdict(verdict), "unauthenticated": unauthenticated}, as_json=as_json, text=show)
     if not verdict.valid:
         raise typer.Exit(3)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Table, select, tuple_, update
+from sqlalchemy import LargeBinary, Table, func, select, tuple_, update
 
 from kneo.store import oidc_people, runs, tables, tasks
 from kneo.store.authenticated import COVERED, MAC, body_of_row
@@ -71,6 +71,17 @@ def authenticated_tables() -> Iterator[Table]:
     for table in tables.metadata.sorted_tables:
         if MAC in table.columns and table.name not in {*NOT_ADOPTED, tables.audit_events.name}:
             yield table
+
+
+def count_without(tx: Tx, macs: RecordMacs) -> Mapping[str, int]:
+    """Return how many records of each table have no code of a key, by the id in the code; whether codes fit is not checked."""
+    counts = {}
+    for table in authenticated_tables():
+        head = func.substr(table.c.mac, 1, len(macs.head or b""), type_=LargeBinary)
+        query = select(func.count()).select_from(table).where(table.c.mac.is_(None) | (head != macs.head))
+        if count := tx.connection.execute(query).scalar_one():
+            counts[table.name] = count
+    return counts
 
 
 def _adopt_table(store: Store, table: Table, order: Adoption) -> TableReport:

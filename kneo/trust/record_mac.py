@@ -78,9 +78,14 @@ class RecordMacs:
         """
         return self._secret.mac(kind, body) if self._secret is not None else None
 
+    @property
+    def head(self) -> bytes | None:
+        """The format and the key id with which each MAC of this process begins; ``None`` without a key."""
+        return self._secret.head if self._secret is not None else None
+
     def is_own(self, mac: bytes) -> bool:
         """Return whether a MAC names the key of this process, whether it is valid or not."""
-        return self._secret is not None and mac[:_HEAD] == self._secret.head
+        return mac[:_HEAD] == self.head
 
     def is_valid(self, kind: str, body: bytes, mac: bytes | None) -> bool:
         """Return whether ``check`` accepts a record."""

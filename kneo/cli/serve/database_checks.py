@@ -23,12 +23,14 @@ from kneo.runtime.steps.code import CodeLoader
 from kneo.settings import Settings
 from kneo.spec.models.spec import Spec
 from kneo.store import audit, audit_tree, metrics, releases, requests, runs
+from kneo.store.adoption import count_without
 from kneo.store.engine import Store
 from kneo.store.metrics import CONNECTIONS_PER_PROCESS, has_worker, read_server
 from kneo.store.migrate import HEAD, migrate_database
 from kneo.store.service_key import FILE
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.keys import PrivateKey
+from kneo.trust.record_mac import RecordMacs
 from kneo.trust.statement import parse_bundle
 
 
@@ -164,6 +166,7 @@ def database_checks(settings: Settings, store: Store, processes: int) -> Checks:
         "service_key": partial(check_service_key, settings, store),
         "worker": partial(check_worker, store),
         "audit": partial(check_audit, store),
+        "records": partial(check_records, settings, store),
         "trust_root": partial(check_trust_root, settings, store),
         "source": partial(check_source, settings, store),
         "controller": partial(check_controller, settings, store),
@@ -260,6 +263,30 @@ def check_audit(store: Store) -> Diagnosis:
         hint = "A worker seals events: see the check worker. If one is alive, run kneo audit verify."
         return error(f"The audit log is not sealed: {problem}.", hint)
     return ok(f"The audit log is sealed, with {size} events.")
+
+
+def check_records(settings: Settings, store: Store) -> Diagnosis:
+    """Check that records have a message authentication code of the service key, and that codes are checked."""
+    key = _service_key(settings)
+    if key is None:
+        return ok("There is no service key yet; the first record creates it.")
+    with store.read() as tx:
+        counts = count_without(tx, RecordMacs(lambda: key))
+    if counts:
+        return warning(f"{describe_unauthenticated(counts)}.", ADOPT_HINT)
+    if settings.record_macs != "check":
+        hint = "Unset it when the last process of the earlier version has stopped."
+        return warning("KNEO_SERV_RECORD_MACS is write: no process checks what others wrote.", hint)
+    return ok("All records have a code of the service key.")
+
+
+ADOPT_HINT = "After an upgrade: kneo maintenance adopt --dry-run. Otherwise find out who can write to the database."
+
+
+def describe_unauthenticated(counts: Mapping[str, int]) -> str:
+    """Return how many records of each table have no code of the service key, as a clause."""
+    each = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    return f"{sum(counts.values())} records have no code of the service key, and are refused: {each}"
 
 
 def check_trust_root(settings: Settings, store: Store) -> Diagnosis:

@@ -23,7 +23,7 @@ from kneo.clock import Clock, ManualClock, SystemClock
 from kneo.digest import digest_of
 from kneo.records.run import RunStatus
 from kneo.service.auth import key_digest
-from kneo.store import audit, runs
+from kneo.store import audit, requests, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import HEAD, open_store
 from kneo.trust.keys import PrivateKey
@@ -88,7 +88,7 @@ def test_an_installation_that_works_has_no_error(served: Installation) -> None:
     results = examine("127.0.0.1", 1)
     assert levels(results, ERROR) == set()
     assert levels(results, WARNING) == {"worker"}
-    assert len(results) == 20
+    assert len(results) == 21
 
 
 def test_the_page_has_every_check_in_order_and_its_commands_run(local: Installation, kneo: Kneo) -> None:
@@ -291,6 +291,28 @@ def test_another_service_key_than_that_of_the_newest_checkpoint(local: Installat
     assert local.level("service_key") is OK
     local.set(KNEO_SERV_SERVICE_KEY=PrivateKey.generate().dump().decode())
     assert local.level("service_key") is ERROR
+
+
+def test_records_without_a_code_of_the_service_key_are_counted(served: Installation, kneo: Kneo) -> None:
+    key, former = PrivateKey.generate(), PrivateKey.generate()
+    served.set(KNEO_SERV_SERVICE_KEY=key.dump().decode())
+    for find in (lambda: key, lambda: former, lambda: None):
+        with closing(open_store(served.url, SystemClock(), find)) as store:
+            store.transact(lambda tx: runs.insert_run(tx, build_run(status=RunStatus.SUCCEEDED)))
+            store.transact(lambda tx: requests.insert_request(tx, "hold", {}, "ann"))
+    found = served.check("records")
+    assert found.level is WARNING
+    assert "4 records have no code of the service key, and are refused: " in found.message
+    assert {"2 of runs", "2 of requests"} <= set(found.message.rpartition(": ")[2].rstrip(".").split(", "))
+    assert "kneo maintenance adopt" in found.hint
+    assert kneo("audit", "verify", "--json").json["unauthenticated"] == {"requests": 2, "runs": 2}
+    shown = kneo("audit", "verify")
+    assert (shown.status, "4 records have no code" in shown.out + shown.err) == (0, True)
+    assert kneo("maintenance", "adopt", "--changed").status == 0
+    assert served.level("records") is OK
+    assert kneo("audit", "verify", "--json").json["unauthenticated"] == {}
+    served.set(KNEO_SERV_RECORD_MACS="write")
+    assert served.level("records") is WARNING
 
 
 def test_no_worker_and_runs_that_wait_for_one(served: Installation) -> None:
