@@ -17,6 +17,7 @@ from kneo.store.engine import Tx
 
 HOLD_SET, HOLD_CLEARED = "hold.set", "hold.cleared"
 SUSPENDED, UNSUSPENDED = "environment.suspended", "environment.unsuspended"
+CONTROLS = (HOLD_SET, HOLD_CLEARED, SUSPENDED, UNSUSPENDED)
 REJECTED = "release.rejected"
 DECLARED, CHANGED = "environment.declared", "environment.changed"
 
@@ -58,7 +59,11 @@ def list_accepted_rules(tx: Tx, environment: str) -> frozenset[str]:
 def _latest_set(tx: Tx, environment: str, sets: str, lifts: str) -> Mapping[str, AuditEvent]:
     """Return the events that have set what still holds, by bundle."""
     latest: dict[str, audit.RecordedEvent] = {}
-    for item in audit.recorded_events(tx, environment, (sets, lifts)):
+    # One statement of a snapshot reads the events of holds and suspensions.
+    controls = tx.once((CONTROLS, environment), lambda: audit.recorded_events(tx, environment, CONTROLS))
+    for item in controls:
+        if item.event.event_type not in (sets, lifts):
+            continue
         known = latest.get(_bundle(item.event))
         if item.is_authentic or known is None or known.event.event_type == lifts or not known.is_authentic:
             latest[_bundle(item.event)] = item

@@ -26,7 +26,7 @@ from kneo.registry.controls import holds_in_force, suspension_in_force
 from kneo.registry.decisions import check_declared, environment_not_found
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared
-from kneo.registry.served import DoubtedRelease, read_releases
+from kneo.registry.served import DoubtedRelease, ReadReleases, read_releases
 from kneo.store import audit, receipts, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
@@ -252,16 +252,21 @@ class EnvironmentStatus:
 
 def status(tx: Tx, name: str) -> EnvironmentStatus | None:
     """Return the status of an environment; None when Git never declared it."""
+    return _status(tx, name, read_releases(tx, name))
+
+
+def _status(tx: Tx, name: str, read: ReadReleases) -> EnvironmentStatus | None:
+    """Return the status of an environment, whose releases are among these."""
     record = releases.environment(tx, name)
-    read = read_releases(tx, name)
-    conditions = _conditions(tx, name, read.doubted)
+    served = tuple(item for item in read.served if item.environment == name)
+    conditions = _conditions(tx, name, [item for item in read.doubted if item.release.environment == name])
     if record is None and not conditions:
         return None
     return EnvironmentStatus(
         record,
         name,
         conditions,
-        read.served,
+        served,
         releases.pending(tx, name),
         tuple(holds_in_force(tx, name).values()),
         suspension_in_force(tx, name),
@@ -282,7 +287,8 @@ def find_status(tx: Tx, name: str) -> EnvironmentStatus:
 
 def statuses(tx: Tx) -> tuple[EnvironmentStatus, ...]:
     """Return the status of every environment, by name."""
-    current = (status(tx, name) for name in releases.environment_names(tx))
+    read = read_releases(tx)
+    current = (_status(tx, name, read) for name in releases.environment_names(tx))
     return tuple(item for item in current if item is not None)
 
 

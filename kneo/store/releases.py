@@ -67,12 +67,13 @@ def trust_revisions(tx: Tx) -> tuple[str | None, ...]:
 _TRUST_ROOTS = Prepared(select(trust_roots).order_by(trust_roots.c.version))
 
 
+def _trust_rows(tx: Tx) -> Sequence[Row]:
+    return tx.once(trust_roots, lambda: tuple(_TRUST_ROOTS.rows(tx, {})))
+
+
 def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
     """Read the accepted trust roots, oldest first: version, digest of the payload, envelope."""
-    return tx.once(
-        trust_roots,
-        lambda: tuple((row.version, row.digest, bytes(row.envelope)) for row in _TRUST_ROOTS.rows(tx, {})),
-    )
+    return tuple((row.version, row.digest, bytes(row.envelope)) for row in _trust_rows(tx))
 
 
 def check_trust_chain(tx: Tx) -> None:
@@ -81,7 +82,7 @@ def check_trust_chain(tx: Tx) -> None:
     Raises:
         Untrusted, Invalid: see ``kneo.store.authenticated``.
     """
-    for row in _TRUST_ROOTS.rows(tx, {}):
+    for row in _trust_rows(tx):
         check(tx, trust_roots, row)
 
 
@@ -242,12 +243,12 @@ def environment_names(tx: Tx) -> tuple[str, ...]:
 
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
     """Read an environment. A file in force that something other than Kneo has changed is empty, so that its rules are unreadable."""
+    row = _environment_row(tx, name)
+    return tx.once((EnvironmentRecord, name), lambda: _authenticated(tx, row) if row is not None else None)
 
-    def read() -> EnvironmentRecord | None:
-        row = _ENVIRONMENT.first(tx, {"called": name})
-        return _authenticated(tx, row) if row is not None else None
 
-    return tx.once((EnvironmentRecord, name), read)
+def _environment_row(tx: Tx, name: str) -> Row | None:
+    return tx.once((environments, name), lambda: _ENVIRONMENT.first(tx, {"called": name}))
 
 
 def _authenticated(tx: Tx, row: Row) -> EnvironmentRecord:
@@ -285,7 +286,7 @@ def declaration(tx: Tx, name: str) -> bytes | None:
     """
 
     def read() -> bytes | None:
-        row = _ENVIRONMENT.first(tx, {"called": name})
+        row = _environment_row(tx, name)
         return bytes(check(tx, environments, row).declaration) if row else None
 
     return tx.once((environments.c.declaration, name), read)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from console_in_process import page_at
-from console_load import CHANGES, declare, fill, insert, multiply, pages, statements, step
+from console_load import CHANGES, declare, fill, insert, multiply, pages, serve, statements, step
 from console_pages import HtmlPage
 from sqlalchemy import func, select
 
@@ -15,7 +15,7 @@ from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
 from kneo.service.console import inbox, render, run_page
 from kneo.service.console.render import STATIC, STATIC_HASH
-from kneo.store import agent_journal, history, tables
+from kneo.store import agent_journal, history, releases, tables
 from kneo.store.engine import Store
 
 MAX_BYTES = 10_000
@@ -36,9 +36,9 @@ RUNS_SHOWN = 50
 
 MAX_STATEMENTS = 20
 
-MORE_STATEMENTS = {"task": 52, "inbox": 40, "environments": 24, "environment": 34, "release": 34, "promotion": 34}
-"""Statements of pages that show several lists: the task with the list of those that wait, the environment and a release with
-their history and decisions."""
+MORE_STATEMENTS = {"task": 34, "environments": 24, "environment": 26, "release": 30, "promotion": 30}
+"""Statements of pages that show several lists: the task with the list of those that wait, all environments with their releases and
+the bundles, one environment and a release with their history and decisions."""
 
 
 def show(store: Store, path: str) -> tuple[int, int, str]:
@@ -78,6 +78,24 @@ def test_pages_cost_the_same_with_many_runs_and_tasks(store: Store) -> None:
     assert plan.count("writer99.system_prompt"), "the plan is the one that was kept with the change"
     with store.read() as tx:
         assert tx.connection.execute(select(func.count()).select_from(tables.requests)).scalar_one() == 0
+
+
+def test_promotions_of_a_page_and_their_audit_events_are_read_in_one_statement_each(store: Store) -> None:
+    """A release counts by its promotion and the audit event of that: both are read together, whatever the page lists."""
+    with store.write() as tx:
+        declare(tx)
+        prod = releases.environment(tx, "prod")
+        assert prod is not None
+        for name in ("dev", "staging"):
+            releases.put_environment(tx, replace(prod, name=name, pending=()))
+            serve(tx, name)
+    for path, lists in (("/environments", 2), ("/environments/prod", 1), ("/environments/prod/refund-0", 1)):
+        with statements(store) as found:
+            page = page_at(store, path)
+        latest = [each for each in found if "FROM promotions" in each and "max(promotions.id)" in each]
+        events = [each for each in found if "FROM audit_events" in each and "audit_events.id IN" in each]
+        assert (len(latest), len(events)) == (lists, lists), path
+        assert "served-19" in page or path.endswith("refund-0")
 
 
 def test_a_line_of_a_plan_is_one_text_of_its_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Column, ColumnElement, case, event, func, literal, select
 from kneo import registry
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest, digest_of
-from kneo.records.release import EnvironmentRecord, Pending, PendingPlan, Promotion, PromotionKind
+from kneo.records.release import BundleRecord, EnvironmentRecord, Pending, PendingPlan, Promotion, PromotionKind
 from kneo.records.run import Run, RunStatus, StepRecord
 from kneo.records.task import Candidates
 from kneo.store import audit, history, releases, runs, tables, tasks
@@ -32,6 +32,9 @@ TASK_ROUNDS, RUN_ROUNDS = 5, 8
 
 CHANGES = 20
 """Pending changes of an environment."""
+
+SERVED = 20
+"""Releases that an environment serves."""
 
 DECISIONS = 200
 """Decisions about one change, and past changes of one bundle."""
@@ -103,6 +106,33 @@ def declare(tx: Tx) -> None:
     ]
     releases.put_pending(tx, "prod", changes)
     decide_often(tx, changes[0])
+    serve(tx)
+
+
+def serve(tx: Tx, environment: str = "prod") -> None:
+    """Release bundles, as the controller does: each has a promotion and its audit event."""
+    change = registry.ReleaseChange(revision="main@sha1:1")
+    bundles = [
+        BundleRecord(
+            digest=digest_of(b"served %d" % number),
+            name=f"served-{number}",
+            version="1.0.0",
+            seq=1,
+            prev=None,
+            payload=b"served %d" % number,
+            envelope=b"{}",
+            spec_digest=digest_of(b"spec %d" % number),
+            signers=("ann",),
+            first_seen_at=tx.at,
+            revision=change.revision,
+        )
+        for number in range(SERVED)
+    ]
+    promoted = [
+        registry.BundlePromotion(bundle=each, kind=PromotionKind.PROMOTE, current=None, change=change)
+        for each in bundles
+    ]
+    registry.promote(tx, environment, promoted)
 
 
 def decide_often(tx: Tx, change: Pending) -> None:
