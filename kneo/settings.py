@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from kneo.clock import parse_duration
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Invalid
+from kneo.extension_points import is_name
 
 T = TypeVar("T")
 
@@ -126,6 +127,14 @@ def _one_of(*words: str) -> Parse[str]:
         return text
 
     return parse
+
+
+def _extension(text: str) -> str:
+    """Accept the name of an extension; whether it is installed is checked where it is used."""
+    if not is_name(text):
+        msg = "be the name of an extension: letters a to z, digits and hyphens"
+        raise ValueError(msg)
+    return text
 
 
 def _url(text: str) -> str:
@@ -446,9 +455,9 @@ class ExecutionSettings:
     """Statuses of runs that may be deleted, separated by commas. Default: every final status. Read by: worker,
     command."""
 
-    dispatch: str = setting("KNEO_SERV_DISPATCH", "auto", _one_of("auto", "temporal"))
+    dispatch: str = setting("KNEO_SERV_DISPATCH", "auto", _extension)
     """How runs reach a worker: `auto` needs only the database; `temporal` needs PostgreSQL and `pip install
-    'kneo[temporal]'`. The same for every process of a database. Read by: service, worker."""
+    'kneo[temporal]'`; an installed package can add another. The same for every process of a database. Read by: service, worker."""
 
     temporal_address: str = setting("KNEO_SERV_TEMPORAL_ADDRESS", "localhost:7233", _text)
     """`host:port` of the Temporal server."""

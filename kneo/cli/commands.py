@@ -1,14 +1,17 @@
-"""The tree of commands: the only list of ``kneo`` commands and the modules that implement them.
+"""The tree of commands: the only list of Kneo's own commands and the modules that implement them.
+
+Extensions add further commands; they never replace one.
 
 The one-line help is part of the tree, so that ``kneo --help`` imports no command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 from kneo.cli.options import expand_groups
+from kneo.extension_points import Point
 
 R = TypeVar("R")
 
@@ -41,6 +44,14 @@ GET_STARTED, SPECS, RUNS, RELEASES, SERVERS, AUDIT = (
     "Servers",
     "Audit and history",
 )
+
+
+def _list_paths(entries: Mapping[str, Entry], above: str = "") -> Iterator[str]:
+    """Yield the paths of commands, with dots for spaces."""
+    for name, entry in entries.items():
+        yield above + name
+        yield from _list_paths(entry.parts, f"{above}{name}.")
+
 
 COMMANDS: dict[str, Entry] = {
     "init": Entry("kneo.cli.releases.init:init", "Create a config repository with a signed example", GET_STARTED),
@@ -199,6 +210,16 @@ COMMANDS: dict[str, Entry] = {
     "events": Entry("kneo.cli.audit:events", "Show recent events", AUDIT),
     "audit": Entry("kneo.cli.audit:app", "Read and verify the audit log", AUDIT),
 }
+
+EXTENSIONS = Point("commands", Entry, own=[*_list_paths(COMMANDS)], paths=True)
+"""Commands of installed packages, by their paths with dots for spaces: ``maintenance.import``."""
+
+
+def list_extensions_of(group: str) -> Mapping[str, str]:
+    """Return the commands that extensions add to a group by its path, ``""`` for the root: name → name of the extension."""
+    paths = {path: path.rpartition(".") for path in EXTENSIONS.names()}
+    return {name: path for path, (parent, _, name) in paths.items() if parent == group.replace(" ", ".")}
+
 
 ALIASES: Mapping[str, str] = {
     "human": "task",

@@ -18,8 +18,9 @@ from typer.main import get_command, get_group
 
 from kneo import __version__
 from kneo.cli import render
-from kneo.cli.commands import COMMANDS, Entry, aliases_of, examples_of
+from kneo.cli.commands import COMMANDS, EXTENSIONS, Entry, aliases_of, examples_of, list_extensions_of
 from kneo.errors import KneoError, NotFound
+from kneo.extension_points import ExtensionFailed
 from kneo.settings import debug_wanted
 
 if TYPE_CHECKING:
@@ -31,22 +32,42 @@ HELP_COLUMNS = 28
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are partly a table of import targets."""
+    """A group whose commands are partly a table of import targets, and partly extensions.
+
+    Attributes:
+        entries: The table.
+        aliases: Other names of commands: alias → name.
+        path: The names of the groups from the root to this one, separated by spaces; empty for the root.
+    """
 
     entries: Mapping[str, Entry] = {}
     aliases: Mapping[str, str] = {}
+    path = ""
 
     def list_commands(self, ctx: Context) -> list[str]:
-        return [*dict.fromkeys([*super().list_commands(ctx), *self.entries])]
+        own = dict.fromkeys([*super().list_commands(ctx), *self.entries])
+        return [*dict.fromkeys([*own, *list_extensions_of(self.path)])]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         cmd_name = self.aliases.get(cmd_name, cmd_name)
-        if cmd_name not in self.commands and cmd_name in self.entries:
-            self.commands[cmd_name] = resolve(cmd_name, self.entries[cmd_name])
+        if cmd_name not in self.commands and (entry := self._entry(cmd_name)) is not None:
+            self.commands[cmd_name] = resolve(f"{self.path} {cmd_name}".lstrip(), entry)
         command = super().get_command(ctx, cmd_name)
         if command is not None:
             _add_examples(command)
         return command
+
+    def _entry(self, name: str) -> Entry | None:
+        """Return the table's entry of a command, else that of an extension.
+
+        Raises:
+            ExtensionFailed: the extension cannot be loaded.
+        """
+        if name in self.entries:
+            return self.entries[name]
+        # The names of extensions are read for a name that Kneo does not have, and for help.
+        path = list_extensions_of(self.path).get(name)
+        return EXTENSIONS.load(path) if path is not None else None
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
@@ -58,7 +79,7 @@ class LazyGroup(TyperGroup):
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
-            entry = self.entries.get(name)
+            entry = self._entry_for_help(name)
             if entry is not None:
                 if entry.hidden:
                     continue
@@ -73,6 +94,13 @@ class LazyGroup(TyperGroup):
             with formatter.section(title):
                 formatter.write_dl(rows, col_max=HELP_COLUMNS)
 
+    def _entry_for_help(self, name: str) -> Entry | None:
+        """Return the entry of a command, also for an extension that cannot be loaded: the others are shown all the same."""
+        try:
+            return self.entries.get(name) if name in self.commands else self._entry(name)
+        except ExtensionFailed:
+            return Entry("", "Cannot be loaded; see kneo doctor")
+
 
 def _add_examples(command: Command) -> None:
     """Print the examples of a command, or of each command of a group, below its help."""
@@ -83,12 +111,17 @@ def _add_examples(command: Command) -> None:
         command.epilog = "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-def resolve(name: str, entry: Entry) -> Command:
+def resolve(path: str, entry: Entry) -> Command:
     """Import a command or a group.
+
+    Args:
+        path: Its name, after those of its groups.
+        entry: What it is.
 
     Raises:
         ImportError, AttributeError: the table names a target that does not exist.
     """
+    name = path.rpartition(" ")[2]
     module, _, attribute = entry.target.partition(":")
     target: object = getattr(importlib.import_module(module), attribute)
     # The settings of the parent take precedence over those of an app: no markup, so that help and usage errors need no
@@ -113,7 +146,7 @@ def resolve(name: str, entry: Entry) -> Command:
         no_args_is_help=not plain.invoke_without_command,
         rich_markup_mode=None,
     )
-    group.entries, group.aliases = entry.parts, aliases_of(name)
+    group.entries, group.aliases, group.path = entry.parts, aliases_of(path), path
     return group
 
 

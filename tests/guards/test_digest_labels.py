@@ -38,7 +38,7 @@ SHORTENED: Mapping[str, str] = {
     "service/protocols/mcp/server.py tool_name": "a name for models",
     "spec/gates.py draw": "a random number",
     "spec/diff/summary.py _code": "a review that people read; the whole digest is in the environment file",
-    "store/published/source.py _checked": "tells databases of a published version apart",
+    "extensions/kneo_serv/source.py _checked": "tells databases of a published version apart",
     "trust/approvals.py approval_id": "the id of one person's own decisions",
     "trust/checkpoint.py _key_hash": "the hint of a signed note; the signature is verified",
     "trust/record_mac.py __init__": "the hint to a key; the MAC is verified",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kneo.clock import isoformat
+from kneo.extensions.kneo_serv import importer
+from kneo.extensions.kneo_serv.source import open_published
 from kneo.store.engine import Store
-from kneo.store.published import importer
-from kneo.store.published.source import open_published
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "published"
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import typer
 
 from kneo.cli import render
-from kneo.cli.commands import examples
+from kneo.cli.commands import EXTENSIONS, examples
 from kneo.cli.options import JsonOption
 from kneo.cli.serve.database_checks import (
     Checks,
@@ -32,9 +32,11 @@ from kneo.cli.serve.database_checks import (
 from kneo.cli.serve.database_checks import as_json as report_as_json
 from kneo.clock import Clock, SystemClock
 from kneo.errors import Invalid, KneoError
+from kneo.extension_points import list_extensions, list_points
 from kneo.maintenance import RetentionPolicy
 from kneo.project import read_config
 from kneo.project.secrets import secret_inventory
+from kneo.runtime.engine.dispatchers import DISPATCHERS, find_dispatcher
 from kneo.service.auth import configured, hash_keys
 from kneo.service.callers import check_reachable, is_loopback
 from kneo.service.oidc.discovery import IssuerClient
@@ -121,6 +123,7 @@ def process_checks(settings: Settings, host: str) -> Checks:
         "settings": check_settings,
         "variables": check_variables,
         "extras": check_extras,
+        "extensions": check_extensions,
         "authentication": partial(check_authentication, host=host),
         "api_keys": check_api_keys,
         "issuer": check_issuer,
@@ -136,11 +139,7 @@ def check_settings(settings: Settings) -> Diagnosis:
     project = read_config(settings)
     RetentionPolicy.from_settings(settings.execution, project.retention if project else None)
     DataKeys.read(settings.data_keys)
-    if settings.execution.dispatch == "temporal" and settings.database_url.startswith("sqlite"):
-        return error(
-            "KNEO_SERV_DISPATCH is temporal, which needs PostgreSQL.",
-            "Set KNEO_SERV_DATABASE_URL, or unset KNEO_SERV_DISPATCH.",
-        )
+    find_dispatcher(settings, sqlite=settings.database_url.startswith("sqlite"))
     where = f"project config {settings.project_config}" if project else "no project config"
     return ok(f"All settings are valid; {where}.")
 
@@ -157,13 +156,32 @@ def check_extras(settings: Settings) -> Diagnosis:
     """Check that the packages are installed which the settings need."""
     needed = {
         "postgres": ("psycopg", settings.database_url.startswith("postgresql")),
-        "temporal": ("temporalio", settings.execution.dispatch == "temporal"),
         "telemetry": ("opentelemetry.sdk", settings.tracing.enabled),
     }
     missing = [extra for extra, (module, is_needed) in needed.items() if is_needed and not _is_installed(module)]
     if missing:
         return error(f"Packages are missing: {', '.join(missing)}.", f"pip install 'kneo[{','.join(missing)}]'")
     return ok("All packages that the settings need are installed.")
+
+
+POINTS = (EXTENSIONS, DISPATCHERS)
+"""The extension points of Kneo."""
+
+
+def check_extensions(_settings: Settings) -> Diagnosis:
+    """Check that every installed extension can be loaded, and list them by their packages."""
+    checked = {extension: problem for point in POINTS for extension, problem in point.check().items()}
+    if problems := dict.fromkeys(problem for problem in checked.values() if problem):
+        return error(" ".join(problems), "Install what the package needs, or uninstall it.")
+    names: dict[str, list[str]] = {}
+    for each in checked:
+        names.setdefault(each.distribution, []).append(f"{each.name} ({each.point})")
+    found = "; ".join(f"{distribution}: {', '.join(sorted(added))}" for distribution, added in sorted(names.items()))
+    if unknown := sorted(set(list_points()) - {point.name for point in POINTS}):
+        packages = sorted({each.distribution for point in unknown for each in list_extensions(point)})
+        hint = f"Install versions that fit this one of: {', '.join(packages)}."
+        return warning(f"Kneo has no extension points {', '.join(unknown)}. Installed: {found}.", hint)
+    return ok(f"Installed: {found}." if found else "No extension is installed.")
 
 
 def _is_installed(module: str) -> bool:

@@ -15,13 +15,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kneo.clock import monotonic
-from kneo.errors import Conflict, Invalid
+from kneo.errors import Conflict
 from kneo.notify.channels import known_channels
 from kneo.project import read_config
 from kneo.project.secrets import require_provider_secrets
+from kneo.runtime.engine.dispatchers import StepWorker, find_dispatcher
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
 from kneo.runtime.engine.wait import RunSettled, SettledRun, wait_until_settled
@@ -44,20 +45,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("kneo.runtime")
-
-
-class StepWorker(Protocol):
-    """A worker that executes steps until ``stop``."""
-
-    @property
-    def concurrency(self) -> int: ...
-
-    @property
-    def busy(self) -> int: ...
-
-    def run(self) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = None) -> Driver:
@@ -96,11 +83,13 @@ def make_worker(
     """Return this process's worker: the only one on a SQLite file, one of many on PostgreSQL.
 
     Raises:
-        Invalid: ``invalid_setting``: Temporal is configured and not installed, or the database is a SQLite file.
+        Invalid: ``invalid_setting``: the dispatcher of the settings is not installed, or they do not suit it.
+        ExtensionFailed: the dispatcher cannot be loaded.
     """
+    dispatcher = find_dispatcher(settings, sqlite=store.is_sqlite)
     driver = make_driver(settings, store, tools)
-    if settings.execution.dispatch == "temporal":
-        return _temporal_worker(settings, store, driver, concurrency, beat)
+    if dispatcher is not None:
+        return dispatcher.make_worker(settings, store, driver, concurrency=concurrency, beat=beat)
     return worker_on(store, driver, concurrency=concurrency, beat=beat)
 
 
@@ -111,23 +100,6 @@ def worker_on(store: Store, driver: Driver, *, concurrency: int, beat: Callable[
     # A quarter of a second to import, and needed on PostgreSQL only.
     module = importlib.import_module("kneo.runtime.dispatch.postgres")
     worker: StepWorker = module.QueueWorker(store, driver, concurrency=concurrency, beat=beat)
-    return worker
-
-
-def _temporal_worker(
-    settings: Settings, store: Store, driver: Driver, concurrency: int, beat: Callable[[], None]
-) -> StepWorker:
-    if store.is_sqlite:
-        msg = "KNEO_SERV_DISPATCH asks for Temporal, which hands runs to many processes; a SQLite file has one."
-        raise Invalid(msg, code="invalid_setting", hint="Set KNEO_SERV_DATABASE_URL to a PostgreSQL database.")
-    try:
-        module = importlib.import_module("kneo.runtime.dispatch.temporal")
-    except ImportError as error:
-        msg = "KNEO_SERV_DISPATCH asks for Temporal, and its library is not installed."
-        raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[temporal]'") from error
-    execution = settings.execution
-    server = module.TemporalServer(execution.temporal_address, execution.temporal_namespace)
-    worker: StepWorker = module.TemporalWorker(store, driver, server, concurrency=concurrency, beat=beat)
     return worker
 
 

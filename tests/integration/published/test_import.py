@@ -22,7 +22,8 @@ from sqlalchemy import func, select
 from kneo import maintenance
 from kneo.clock import isoformat
 from kneo.errors import Conflict, Invalid, NotFound
-from kneo.maintenance import import_published
+from kneo.extensions.kneo_serv import importer
+from kneo.extensions.kneo_serv.import_database import import_published
 from kneo.records.run import IMPORTER, RunStatus
 from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.runtime.engine.programs import ProgramLoader
@@ -31,7 +32,6 @@ from kneo.settings import from_env
 from kneo.store import history, project_metadata, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
-from kneo.store.published import importer
 from kneo.store.service_key import find_service_key
 from kneo.store.tables import audit_events, imported_audit_events, metadata
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_that_unpacks_to_too_much_is_left_out(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Path(shutil.copy(FIXTURES / "1.2.0.sqlite", tmp_path / "published.sqlite"))
-    monkeypatch.setattr("kneo.store.published.conversion.MAX_HISTORY_CHARS", 1_000_000)
+    monkeypatch.setattr("kneo.extensions.kneo_serv.conversion.MAX_HISTORY_CHARS", 1_000_000)
     bomb = base64.b64encode(zlib.compress(b'"' + b" " * 2_000_000 + b'"')).decode()
     body = json.dumps({"__kneo_checkpoint_payload__": "zlib+base64+json", "payload": bomb})
     change(made, "UPDATE checkpoints SET payload = ? WHERE type = 'run_failed'", body)

@@ -16,9 +16,9 @@ from sqlalchemy import func, select
 from warm import start_python
 
 from kneo.clock import SystemClock
+from kneo.extensions.kneo_serv import importer
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
-from kneo.store.published import importer
 from kneo.store.tables import (
     audit_events,
     checkpoints,
@@ -36,7 +36,7 @@ WRITTEN = (runs, steps, checkpoints, trace_events, tasks, imported_audit_events)
 STOPPING = """
 import sys
 from kneo.cli.main import run
-from kneo.store.published import importer
+from kneo.extensions.kneo_serv import importer
 
 importer.BATCH = 4
 name, number, *command = sys.argv[1:]

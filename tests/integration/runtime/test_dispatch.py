@@ -29,11 +29,18 @@ def wanted(here: Path):
 
 def test_temporal_is_refused_where_it_cannot_be(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "temporalio", None)
-    monkeypatch.delitem(sys.modules, "kneo.runtime.dispatch.temporal", raising=False)
+    monkeypatch.delitem(sys.modules, "kneo.extensions.temporal.worker", raising=False)
     with pytest.raises(Invalid) as refused:
         make_worker(wanted(tmp_path), store, 1)
     missing = "KNEO_SERV_DATABASE_URL" if store.is_sqlite else "kneo[temporal]"
     assert missing in (refused.value.hint or "")
+
+
+def test_a_dispatcher_that_is_not_installed_is_refused(store: Store, tmp_path: Path) -> None:
+    settings = replace(wanted(tmp_path), execution=ExecutionSettings(dispatch="kafka"))
+    with pytest.raises(Invalid, match="no installed package has a dispatcher") as refused:
+        make_worker(settings, store, 1)
+    assert refused.value.hint == "Install the package, or use one of: auto, temporal."
 
 
 def test_who_comes_for_a_run_has_a_claim_of_its_own_until_the_driver_was_lost(store: Store, tmp_path: Path) -> None:

@@ -196,8 +196,9 @@ def test_runs_are_handed_out_in_one_of_two_ways(here: Path) -> None:
     }
     chosen = from_env(env, here).execution
     assert (chosen.dispatch, chosen.temporal_address, chosen.temporal_namespace) == ("temporal", "t:1", "ours")
+    assert from_env({"KNEO_SERV_DISPATCH": "kafka"}, here).execution.dispatch == "kafka", "a package may add it"
     with pytest.raises(Invalid, match="KNEO_SERV_DISPATCH"):
-        from_env({"KNEO_SERV_DISPATCH": "kafka"}, here)
+        from_env({"KNEO_SERV_DISPATCH": "kafka:9092"}, here)
 
 
 def test_the_import_allow_list_is_split_and_trimmed(here: Path) -> None:

@@ -29,7 +29,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from kneo.errors import Invalid, NotFound, Transient
-from kneo.store.published.conversion import MAX_PAYLOAD_CHARS, SourceAuditEvent, SourceRun
+from kneo.extensions.kneo_serv.conversion import MAX_PAYLOAD_CHARS, SourceAuditEvent, SourceRun
 
 MAX_VALUE_BYTES = 4 * MAX_PAYLOAD_CHARS
 """Bytes of one value that SQLite reads."""

@@ -14,10 +14,7 @@ from functools import partial
 from sqlalchemy import insert, select
 
 from kneo.errors import Invalid
-from kneo.records.run import IMPORTED
-from kneo.store import audit, history, runs
-from kneo.store.engine import Store, Tx, insert_many_ignoring_duplicates
-from kneo.store.published.conversion import (
+from kneo.extensions.kneo_serv.conversion import (
     MAX_CHECKPOINTS,
     MAX_EVENTS,
     MAX_PAYLOAD_CHARS,
@@ -29,7 +26,10 @@ from kneo.store.published.conversion import (
     decision_of,
     imported_event,
 )
-from kneo.store.published.source import PublishedDatabase
+from kneo.extensions.kneo_serv.source import PublishedDatabase
+from kneo.records.run import IMPORTED
+from kneo.store import audit, history, runs
+from kneo.store.engine import Store, Tx, insert_many_ignoring_duplicates
 from kneo.store.tables import audit_events, imported_audit_events, tasks
 from kneo.store.tables import runs as run_rows
 from kneo.store.task_filter import store_task
