@@ -107,7 +107,9 @@ def _parsed(name: str, address: str, keys: tuple[bytes, ...]) -> Channel:
 
 def _https(name: str, url: str) -> str:
     if not url.startswith(("https://", "http://")):
-        raise _bad(name, "is none of https://…, slack:https://…, smtp://… and smtps://…")
+        raise _bad(
+            name, "is none of https://…, slack:https://…, smtp://…, smtps://… and the kinds that installed packages add"
+        )
     return url
 
 

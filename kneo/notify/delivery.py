@@ -12,14 +12,14 @@ import smtplib
 import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.message import EmailMessage
-from typing import TYPE_CHECKING
 
 from kneo.clock import new_id
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.names import visible
+from kneo.notify.channel_kinds import OpenedChannel
 from kneo.notify.channels import (
     Channel,
     Http,
@@ -36,13 +36,10 @@ from kneo.notify.http import post
 from kneo.notify.outbox import DONE, Outcome, settle, split
 from kneo.records.task import UNRESOLVED
 from kneo.redaction import redact
-from kneo.settings import WEB_PUSH, Settings
+from kneo.settings import Settings
 from kneo.store import outbox, requests, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.outbox import Message
-
-if TYPE_CHECKING:
-    from kneo.notify.web_push import WebPush
 
 log = logging.getLogger("kneo.notify")
 
@@ -63,14 +60,14 @@ class Courier:
 
     Attributes:
         make_link: Makes one-time links; without it, and without a public address, messages have none.
-        web_push: Delivers to the browsers of people, where the operator has set a key for it.
+        channels: The opened channels of extensions, by their names.
         seconds: The longest time that one delivery over HTTP takes.
     """
 
     store: Store
     settings: Settings
     make_link: MakeLink | None = None
-    web_push: WebPush | None = None
+    channels: Mapping[str, OpenedChannel] = field(default_factory=dict)
     seconds: float = SECONDS
 
     def deliver_due(self) -> int:
@@ -119,8 +116,9 @@ class Courier:
     def _attempt(self, message: Message) -> Outcome:
         if self._is_moot(message):
             return Outcome(status="dropped")
-        if plain_name(message.channel) == WEB_PUSH:
-            return self._push(message)
+        added = self.channels.get(plain_name(message.channel))
+        if added is not None:
+            return added.deliver(replace(message, payload=_shown(message.payload)), self.seconds)
         channel, variable = self._channel(message)
         match channel:
             case Http():
@@ -129,11 +127,6 @@ class Courier:
                 return self._mail(channel, message)
             case None:
                 return Outcome(problem=f"{variable} is not set here")
-
-    def _push(self, message: Message) -> Outcome:
-        if self.web_push is None:
-            return Outcome(problem="KNEO_SERV_VAPID_PRIVATE_KEY is not set here")
-        return self.web_push.deliver(message, self.seconds)
 
     def _channel(self, message: Message) -> tuple[Channel | None, str]:
         """Return the channel of a message, and the variable with its address."""

@@ -22,7 +22,8 @@ from kneo.records.audit import SealedEvent
 from kneo.records.run import Checkpoint, Run, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine import views
-from kneo.runtime.engine.assemble import StepWorker, drive_or_wait, working
+from kneo.runtime.engine.assemble import drive_or_wait, working
+from kneo.runtime.engine.dispatchers import StepWorker
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, cancel_run, continue_run, fork, read_record
 from kneo.runtime.engine.start import Starter, StartRequest

@@ -34,6 +34,7 @@ from kneo.clock import Clock, SystemClock
 from kneo.errors import Invalid, KneoError
 from kneo.extension_points import list_extensions, list_points
 from kneo.maintenance import RetentionPolicy
+from kneo.notify.channel_kinds import CHANNEL_KINDS
 from kneo.project import read_config
 from kneo.project.secrets import secret_inventory
 from kneo.runtime.engine.dispatchers import DISPATCHERS, find_dispatcher
@@ -164,7 +165,7 @@ def check_extras(settings: Settings) -> Diagnosis:
     return ok("All packages that the settings need are installed.")
 
 
-POINTS = (EXTENSIONS, DISPATCHERS)
+POINTS = (EXTENSIONS, DISPATCHERS, CHANNEL_KINDS)
 """The extension points of Kneo."""
 
 

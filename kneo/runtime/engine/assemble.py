@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING
 
 from kneo.clock import monotonic
 from kneo.errors import Conflict
+from kneo.notify.channel_kinds import open_channels
 from kneo.notify.channels import known_channels
 from kneo.project import read_config
 from kneo.project.secrets import require_provider_secrets
@@ -39,10 +39,6 @@ from kneo.store.locks import Lock
 from kneo.tasks import links
 from kneo.tasks.lifecycle import is_asked
 from kneo.tools import ToolRegistry
-
-if TYPE_CHECKING:
-    from kneo.notify.web_push import WebPush
-
 
 log = logging.getLogger("kneo.runtime")
 
@@ -224,30 +220,21 @@ class LockedWorker:
 
 @contextlib.contextmanager
 def telling(settings: Settings, store: Store) -> Iterator[None]:
-    """Deliver notifications in the background of a block, where a channel is configured."""
+    """Deliver notifications in the background of a block, where a channel is configured.
+
+    Raises:
+        Invalid: a channel of an extension cannot be opened.
+    """
     if not known_channels(settings):
         yield
         return
     stopping = threading.Event()
     # httpx takes a tenth of a second to import, and many processes have no channel.
     delivery = importlib.import_module("kneo.notify.delivery")
-    courier = delivery.Courier(store, settings, _token, _web_push(settings, store))
+    channels = open_channels(settings, store, is_asked)
+    courier = delivery.Courier(store, settings, _token, channels)
     with background("outbox", lambda: delivery.run_outbox(courier, stopping), stopping.set):
         yield
-
-
-def _web_push(settings: Settings, store: Store) -> WebPush | None:
-    """Return the delivery to browsers, where a key for it is set.
-
-    Raises:
-        Invalid: ``invalid_setting``: the key is not valid.
-    """
-    if not settings.push.private_key:
-        return None
-    from kneo.notify.web_push import WebPush
-    from kneo.trust.web_push import VapidKey
-
-    return WebPush(store, settings.push, VapidKey.load(settings.push.private_key), is_asked)
 
 
 def _token(tx: Tx, task_id: str, person: str) -> str:

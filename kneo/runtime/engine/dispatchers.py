@@ -41,7 +41,7 @@ class MakeWorker(Protocol):
 class CheckSettings(Protocol):
     """Checks the settings of a dispatcher."""
 
-    def __call__(self, settings: Settings, *, sqlite: bool) -> None: ...
+    def __call__(self, settings: Settings, /, *, sqlite: bool) -> None: ...
 
 
 @dataclass(frozen=True)

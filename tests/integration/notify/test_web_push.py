@@ -12,14 +12,14 @@ from push_service import PushBrowser, PushService, push_service
 from sqlalchemy import text
 
 from kneo.clock import ManualClock, new_id
+from kneo.extensions.push.delivery import WebPush
 from kneo.notify import http
 from kneo.notify.delivery import Courier
 from kneo.notify.outbox import ATTEMPTS
-from kneo.notify.web_push import WebPush
 from kneo.records.sign_in import MAX_FAILURES, PushSubscription
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.timers import tick
-from kneo.settings import from_env
+from kneo.settings import WEB_PUSH, from_env
 from kneo.store import audit, project_metadata, push_subscriptions
 from kneo.store.engine import Store
 from kneo.tasks.lifecycle import is_asked
@@ -52,7 +52,7 @@ def courier(store: Store, service: PushService, tmp_path: Path) -> Callable[...,
         }
         settings = from_env(env, cwd=tmp_path)
         push = WebPush(store, settings.push, VapidKey.load(settings.push.private_key), is_asked)
-        return Courier(store, settings, web_push=push, seconds=240)
+        return Courier(store, settings, channels={WEB_PUSH: push}, seconds=240)
 
     return make
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import jwt
 
 from kneo.errors import Invalid
+from kneo.notify.channel_kinds import ChannelContext, IsAsked
 from kneo.notify.http import Reply, post
 from kneo.notify.outbox import ATTEMPTS, DONE, Outcome, split
 from kneo.records.sign_in import PushSubscription, push_service
@@ -34,9 +34,6 @@ GONE = frozenset({404, 410})
 """Statuses by which a push service reports that a subscription has ended."""
 
 TOPIC_CHARS = 32
-
-IsAsked = Callable[[Tx, str, str], bool]
-"""Returns whether an open task asks a person who may answer it now."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,16 @@ class WebPush:
                 _record_end(tx, subscription, reason)
 
         self.store.transact(work)
+
+
+def open_web_push(context: ChannelContext) -> WebPush:
+    """Return the delivery to browsers.
+
+    Raises:
+        Invalid: ``invalid_setting``: the key is not valid.
+    """
+    push = context.settings.push
+    return WebPush(context.store, push, VapidKey.load(push.private_key), context.is_asked)
 
 
 def _record_failure(tx: Tx, subscription: PushSubscription) -> None:
