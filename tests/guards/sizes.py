@@ -7,7 +7,7 @@ import io
 import re
 import tokenize
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,21 @@ def rooms(found: list[Module]) -> list[tuple[str, int, int]]:
     return [(room, files[room], count) for room, count in lines.most_common()]
 
 
+EXTENSIONS = ("kneo/extensions", "kneo/sdk")
+"""Rooms that no other room imports, and that a reader of the core leaves out."""
+
+LIMITS: Mapping[str, tuple[int, int | None]] = {"core": (50_000, 350), "extensions": (7_500, None)}
+"""The lines of code and the files that each part has at most."""
+
+
+def parts(found: list[Module]) -> list[tuple[str, int, int]]:
+    """The core and the extensions, each with its files and its lines of code."""
+    listed: dict[str, list[Module]] = {name: [] for name in LIMITS}
+    for module in found:
+        listed["extensions" if room_of(module) in EXTENSIONS else "core"].append(module)
+    return [(name, len(part), sum(module.code for module in part)) for name, part in listed.items()]
+
+
 def functions(found: list[Module]) -> int:
     """The number of functions and methods."""
     return sum(isinstance(node, Function) for module in found for node in ast.walk(module.tree))
@@ -118,6 +133,10 @@ def main() -> None:
     pronouns = Counter(word[0].lower() for module in found for word in PRONOUNS.findall(module.source))
     repeated = repeated_classes(found)
     print(f"code       {code:>7} lines in {len(found)} files (no comments, docstrings, blank lines)")
+    for name, files, lines in parts(found):
+        most, most_files = LIMITS[name]
+        limit = f"at most {most}" + (f" in {most_files}" if most_files is not None else "")
+        print(f"{name:<10} {lines:>7} lines in {files} files ({limit})")
     print(f"functions  {1000 * functions(found) / code:>7.0f} for each 1,000 lines")
     print(f"imports    {imports:>7} lines, {100 * imports / code:.1f} % of the code")
     print(
