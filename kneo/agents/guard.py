@@ -257,7 +257,7 @@ class Guard:
                 facts = {**edited, **_decided(decisions)}
                 permitted = PermittedCall(call=call, tool=tool, arguments=arguments, facts=facts)
                 return await self._execution.make(permitted)
-            schema = schema_of(tool) if gate.position == "before" else tool.returns or {}
+            schema = tool.returns or {} if gate.position == "external" else schema_of(tool)
             title = call_title(call.name, tool.title, arguments) if tool.title is not None else None
             question = gate_question(self._turn, call, gate, arguments, schema, title)
             decision = self._answer(question)

@@ -63,7 +63,7 @@ def gate_question(
     return CallQuestion(
         key=f"{call.key}:{gate.id}{edited}",
         task_key=call.task_key if is_first else f"{call.task_key}+{gate.id}{label}",
-        kind="approval" if gate.position == "before" else "external",
+        kind="external" if gate.position == "external" else "approval",
         gate=gate.id,
         agent=turn.agent_name,
         tool=call.name,

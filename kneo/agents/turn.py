@@ -169,10 +169,10 @@ class DeltaStream(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ToolGate:
-    """A gate at a tool call: ``before`` asks for approval, at ``external`` a person provides the result."""
+    """A gate at a tool call: ``tool`` asks for approval, at ``external`` a person provides the result."""
 
     id: str
-    position: Literal["before", "external"]
+    position: str
     on_reject: str = "tell_agent"
     """``tell_agent``, ``stop`` or ``fail``."""
 

@@ -17,11 +17,11 @@ from kneo.spec.coverage.gates import (
     unsigned_timeout,
 )
 from kneo.spec.documents import Diagnostic, Document, Path, ReadLimits, error, locate
-from kneo.spec.gates import default_rejection
-from kneo.spec.lint.gates import DECISIONS, form_findings
+from kneo.spec.gates import POSITIONS
+from kneo.spec.lint.gates import form_findings
 from kneo.spec.lint.texts import environment_names, gate_names
 from kneo.spec.models import environment
-from kneo.spec.models.human import NOT_HONOURED, TOOL_REJECTIONS, Candidates, Gate, Human
+from kneo.spec.models.human import NOT_HONOURED, Candidates, Gate, Human
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import InvalidDeclaration, parse_model
 
@@ -36,11 +36,8 @@ DEFAULT_REVIEWERS = Human(candidates=Candidates(roles=("reviewer",)))
 AFTER_KINDS = ("agent", "function", "workflow", "guardrail", "steps", "parallel", "router")
 """Kinds of steps with a result that a gate after them can review."""
 
-STEP_REJECTIONS: Mapping[environment.EnvironmentGatePosition, tuple[str, ...]] = {
-    "before": ("stop", "cancel", "skip", "fail"),
-    "after": ("stop", "cancel", "skip", "fail", "retry"),
-}
-"""The effects of a rejection at a gate around steps."""
+UNGUARDED = ("else", "continue")
+"""The effects of a rejection after which what a person rejected can still run."""
 
 
 def parse_environment(data: bytes, *, file: str, accepted: bool = False) -> environment.Environment:
@@ -177,13 +174,18 @@ class _Legal:
     @classmethod
     def at(cls, match: environment.Match, position: environment.EnvironmentGatePosition) -> _Legal:
         """Return what is possible at everything that a gate matches: tool calls, steps, or both."""
-        decisions, rejections = DECISIONS[position], STEP_REJECTIONS[position]
-        if "tool" not in match.kinds:
-            return cls(position, decisions, rejections, default_rejection(position))
-        if set(match.kinds) != {"tool"}:
-            both = tuple(effect for effect in rejections if effect in TOOL_REJECTIONS)
-            return cls(position, decisions, both, default_rejection(position))
-        return cls(position, (*decisions, "edited"), TOOL_REJECTIONS, default_rejection("tool"))
+        matched = {"tool" if kind == "tool" else position for kind in match.kinds} or {position}
+        rows = [POSITIONS[name] for name in sorted(matched, key=list(POSITIONS).index)]
+        decisions, rejections = (
+            [each for each in getattr(rows[0], name) if all(each in getattr(row, name) for row in rows)]
+            for name in ("decisions", "rejections")
+        )
+        return cls(
+            position,
+            tuple(decisions),
+            tuple(each for each in rejections if each not in UNGUARDED),
+            rows[0].rejections[0],
+        )
 
 
 def _effects(gate: Gate, human: Human, legal: _Legal, path: Path) -> Iterator[Diagnostic]:

@@ -1,126 +1,165 @@
-"""Evaluation of conditions and gates; pure, over the facts of a run that the caller passes."""
+"""The positions at which a person is asked: one row each, with the decisions, effects and words of the position."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, TypeAlias, get_args
 
-from kneo.errors import Invalid
-from kneo.spec.models.human import TOOL_REJECTIONS, Condition
+Position: TypeAlias = Literal["before", "after", "each", "route", "error", "external"]
+"""A name under ``review``."""
+
+REVIEW_POSITIONS: tuple[Position, ...] = get_args(Position)
+
+Decision: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided"]
+RejectEffect: TypeAlias = Literal["stop", "cancel", "skip", "retry", "else", "fail", "continue", "tell_agent"]
+
+Reviewed: TypeAlias = Literal["question", "input", "result", "failure", "call"]
+
+_BEFORE_STEP = ("stop", "cancel", "skip", "fail", "else", "continue")
+_STEP = ("stop", "cancel", "skip", "fail", "retry", "else", "continue")
+_CALL = ("tell_agent", "stop", "fail")
+
+ERROR_OPTIONS = ("retry", "skip", "stop")
+"""The options of a person at ``error``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """Facts of a run that conditions compare: the current text, status, metadata and variables."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatePosition:
+    """A position at which a person is asked.
 
-    text: str
-    status: str = "completed"
-    metadata: Mapping[str, object] = field(default_factory=dict)
-    variables: Mapping[str, str] = field(default_factory=dict)
-
-
-def holds(condition: Condition, facts: Facts) -> bool:
-    """Tell whether a condition holds.
-
-    Raises:
-        Invalid: ``condition_error``: a field that this type needs is missing.
+    Attributes:
+        name: ``step`` (a step of kind human), ``wait`` (a function that waits), ``tool`` (``review.before`` of a tool), or
+            the name under ``review``.
+        reviewed: What the person decides about: the input of a step that has not run, its result, its failure, a call of a tool,
+            or a question by itself.
+        request_type: The kind of the task where its human declares none.
+        decisions: The decisions that have an effect.
+        rejections: The possible effects of a rejection, the default first. ``else`` needs a condition.
+        has_options: Whether the position itself has options to select from: the choices of a router, those of a failure.
+        where: Where the question is asked; ``{}`` stands for the step or tool.
+        asks: The description of the field under ``review``.
     """
-    match condition.type:
-        case "always" | "never":
-            return condition.type == "always"
-        case "all_of":
-            return all(holds(part, facts) for part in _parts(condition))
-        case "any_of":
-            return any(holds(part, facts) for part in _parts(condition))
-        case "not":
-            return not holds(_inner(condition), facts)
-        case _:
-            return _compares(condition, facts)
+
+    name: str
+    reviewed: Reviewed
+    request_type: str
+    decisions: tuple[Decision, ...]
+    rejections: tuple[str, ...] = _STEP
+    has_options: bool = False
+    where: str
+    asks: str | None = None
+
+    @property
+    def can_reject(self) -> bool:
+        """Whether a rejection is among the decisions; a person who selects cannot reject."""
+        return "rejected" in self.decisions
 
 
-def _compares(condition: Condition, facts: Facts) -> bool:
-    match condition.type:
-        case "output_contains":
-            return _fold(condition, _needed(condition)) in _fold(condition, facts.text)
-        case "output_equals":
-            return _fold(condition, _needed(condition)) == _fold(condition, facts.text)
-        case "metadata_equals":
-            return _same(facts.metadata.get(_key(condition)), condition.value)
-        case "variable_equals":
-            return _same(facts.variables.get(_key(condition)), condition.value)
-        case "status_is":
-            return facts.status == _needed(condition)
-        case _:
-            raise _broken(condition, "has an unknown type")
+def _table(*rows: GatePosition) -> Mapping[str, GatePosition]:
+    return MappingProxyType({row.name: row for row in rows})
 
 
-def _same(actual: object, expected: object) -> bool:
-    # Variables are texts, while a spec may have the value 3 or true.
-    return actual == expected or (isinstance(actual, str) and expected is not None and actual == str(expected))
+POSITIONS = _table(
+    GatePosition(
+        name="step",
+        reviewed="question",
+        request_type="approval",
+        decisions=("approved", "rejected", "edited", "selected", "provided"),
+        where="at {}",
+    ),
+    GatePosition(
+        name="before",
+        reviewed="input",
+        request_type="approval",
+        decisions=("approved", "rejected"),
+        rejections=_BEFORE_STEP,
+        where="before {}",
+        asks="Before it runs: may it, and with what?",
+    ),
+    GatePosition(
+        name="after",
+        reviewed="result",
+        request_type="review",
+        decisions=("approved", "rejected", "edited"),
+        where="after {}",
+        asks="After it ran: is the result good?",
+    ),
+    GatePosition(
+        name="each",
+        reviewed="result",
+        request_type="review",
+        decisions=("approved", "rejected", "edited"),
+        where="after each round of {}",
+        asks="After each round of a loop: is this good enough?",
+    ),
+    GatePosition(
+        name="route",
+        reviewed="input",
+        request_type="selection",
+        decisions=("selected",),
+        has_options=True,
+        where="at the route of {}",
+        asks="At a router: which way?",
+    ),
+    GatePosition(
+        name="error",
+        reviewed="failure",
+        request_type="error",
+        decisions=("selected",),
+        has_options=True,
+        where="after a failure of {}",
+        asks="When it fails: retry, skip or stop?",
+    ),
+    GatePosition(
+        name="external",
+        reviewed="call",
+        request_type="freeform",
+        decisions=("provided", "rejected"),
+        rejections=_CALL,
+        where="for a call of {}",
+        asks="Instead of a call: a person or system outside carries it out.",
+    ),
+    GatePosition(
+        name="tool",
+        reviewed="call",
+        request_type="approval",
+        decisions=("approved", "rejected", "edited"),
+        rejections=_CALL,
+        where="before a call of {}",
+    ),
+    GatePosition(
+        name="wait",
+        reviewed="question",
+        request_type="freeform",
+        decisions=("provided", "selected", "rejected"),
+        rejections=("tell", *_STEP),
+        has_options=True,
+        where="at {}",
+    ),
+)
+"""Every position by its name."""
 
 
-def _fold(condition: Condition, text: str) -> str:
-    return text if condition.case_sensitive else text.casefold()
+def positions_of(reviewed: Reviewed) -> frozenset[str]:
+    """Return the names of the positions at which a person decides about one thing."""
+    return frozenset(row.name for row in POSITIONS.values() if row.reviewed == reviewed)
 
 
-def _needed(condition: Condition) -> str:
-    if condition.value is None:
-        raise _broken(condition, "has no value")
-    return str(condition.value)
-
-
-def _key(condition: Condition) -> str:
-    if condition.key is None:
-        raise _broken(condition, "has no key")
-    return condition.key
-
-
-def _parts(condition: Condition) -> tuple[Condition, ...]:
-    if not condition.conditions:
-        raise _broken(condition, "has no conditions")
-    return condition.conditions
-
-
-def _inner(condition: Condition) -> Condition:
-    if condition.condition is None:
-        raise _broken(condition, "has no condition")
-    return condition.condition
-
-
-def _broken(condition: Condition, what: str) -> Invalid:
-    return Invalid(f"A condition of type {condition.type} {what}.", code="condition_error")
-
-
-def asks(when: Condition | None, sample: float | None, facts: Facts, *, seed: str) -> bool:
-    """Tell whether a gate asks a person.
-
-    A gate without ``when`` and ``sample`` always asks. ``when`` asks where it holds and where it cannot be evaluated.
-    ``sample`` asks a share of the remaining cases, chosen by ``seed`` alone: equal cases have equal results.
-    """
-    if when is None and sample is None:
-        return True
-    try:
-        if when is not None and holds(when, facts):
-            return True
-    except Invalid:
-        return True
-    return sample is not None and draw(seed) < sample
+def gate_position(position: str, *, at_tool: bool = False) -> GatePosition:
+    """Return the row of a name under ``review`` of a step or, ``at_tool``, of a tool."""
+    return POSITIONS["tool" if at_tool and position == "before" else position]
 
 
 def default_rejection(position: str, *, at_condition: bool = False) -> str:
     """Return the effect of a rejection where neither the gate nor its human states one.
 
-    A rejection stops the run, with three exceptions: a condition runs its other branch, the agent that calls a tool and a
-    function that waits receive the answer.
-
     Args:
-        position: The position of the question: ``step``, ``wait``, ``tool``, or a name under ``review``.
-        at_condition: Whether the question is at a condition.
+        position: The name of the position.
+        at_condition: Whether the question is at a condition, which runs its other branch.
     """
-    if position in {"wait", "tool"}:
-        return "tell_agent" if position == "tool" else "tell"
-    return "else" if at_condition and position == "before" else "stop"
+    return "else" if at_condition and position == "before" else POSITIONS[position].rejections[0]
 
 
 def rejection_effect(position: str, stated: str | None) -> str:
@@ -129,16 +168,10 @@ def rejection_effect(position: str, stated: str | None) -> str:
     An effect that is impossible there, which a shared human can state, stops the run.
 
     Args:
-        position: The position as above.
+        position: The name of the position.
         stated: The effect that the gate or its human states.
     """
+    possible = POSITIONS[position].rejections
     if stated is None:
-        return default_rejection(position)
-    at_tool, of_tools = position == "tool", stated in TOOL_REJECTIONS
-    possible = of_tools if at_tool else stated != "tell_agent"
-    return stated if possible else "stop"
-
-
-def draw(seed: str) -> float:
-    """Map a text to a number from 0 up to, not including, 1; equal texts to equal numbers."""
-    return int.from_bytes(sha256(seed.encode()).digest()[:8]) / 2**64
+        return possible[0]
+    return stated if stated in possible else "stop"

@@ -185,7 +185,7 @@ def test_a_failed_call_is_an_error_and_a_question_is_none(clock: ManualClock, re
     assert "hunter22" not in everything(exporter)
 
     exporter = record()
-    gated = house([("pay", {})], "Done.", gates={"pay": [ToolGate(id="before", position="before")]}, clock=clock)
+    gated = house([("pay", {})], "Done.", gates={"pay": [ToolGate(id="before", position="tool")]}, clock=clock)
     with pytest.raises(PeopleRequired):
         asyncio.run(gated.take())
     (agent,) = named(exporter, "invoke_agent root")

@@ -16,7 +16,7 @@ from kneo.agents.turn import PeopleRequired, ToolGate, TurnResult
 from kneo.clock import ManualClock
 from kneo.records.task import Decision
 
-GATES = {"pay": [ToolGate(id="before", position="before")]}
+GATES = {"pay": [ToolGate(id="before", position="tool")]}
 
 
 class Reader:

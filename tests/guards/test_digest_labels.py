@@ -35,7 +35,7 @@ SHORTENED: Mapping[str, str] = {
     "service/console/search.py _bundles": "a search",
     "service/console/words.py short": "a page",
     "service/protocols/mcp/server.py tool_name": "a name for models",
-    "spec/gates.py draw": "a random number",
+    "spec/conditions.py draw": "a random number",
     "spec/diff/summary.py _code": "a review that people read; the whole digest is in the environment file",
     "extensions/push/delivery.py _send": "replaces an older push message about the same task",
     "extensions/kneo_serv/source.py _checked": "tells databases of a published version apart",

@@ -25,7 +25,7 @@ from kneo.runtime.engine.questions import consequences
 from kneo.runtime.interpreter.node import Ask, Execute, RunEnded, StepFailed, Succeeded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program
-from kneo.spec.gates import draw
+from kneo.spec.conditions import draw
 from kneo.spec.models.spec import Spec
 
 MOST_EVENTS = 3000

@@ -117,4 +117,4 @@ def test_a_call_is_proved_to_be_gated_exactly_where_the_runtime_always_asks(
 def test_the_runtime_asks_for_approval_before_a_person_carries_a_call_out() -> None:
     spec = spec_of({"pay": (["privileged"], {"before": True, "external": True})}, ["pay"], [], None, [])
     asked = compile_tool_gates(spec).of_step((), "seed")("a", "pay", {})
-    assert [gate.position for gate in asked] == ["before", "external"]
+    assert [gate.position for gate in asked] == ["tool", "external"]

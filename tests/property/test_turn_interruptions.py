@@ -52,7 +52,7 @@ def everything(clock: ManualClock, effects: list[str]) -> House:
         [("helper", {"input": "Pay again."}), ("look", {})],
         "Done.",
         spec=spec_of(agent={"tools": {"include": included}}, components={"agents": {"helper": helper}}, tools=tools),
-        gates={"pay": [ToolGate(id="before", position="before")]},
+        gates={"pay": [ToolGate(id="before", position="tool")]},
         functions={"pay": pays, "book": books},
         others={"helper": ["1. Pay.", [("pay", {"x": 7})], "Helped."]},
         clock=clock,

@@ -36,6 +36,7 @@ from kneo.runtime.steps.child_process import ChildFailed
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.functions import StepContext, StepOutput, WaitForAnswer
 from kneo.settings import ExecutionSettings
+from kneo.spec.gates import positions_of
 from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store
 from kneo.telemetry import span
@@ -216,9 +217,6 @@ MAX_CHARS = 65_536
 _SAFE = re.compile(r"[^\w\-+/=.:@%~]", re.ASCII)
 """Characters that are no part of a secret. Text is passed on up to the last of them: half a secret is not recognized."""
 
-_LATER = frozenset({"after", "each"})
-"""Positions of gates at which a person sees a step's output before others do."""
-
 
 class DeltaWriter:
     """The deltas of one turn; the port ``DeltaStream`` of agents.
@@ -320,6 +318,7 @@ def is_withheld(program: Program, activity: Activity) -> bool:
     if agent.guardrails is not None and (agent.guardrails.output or agent.guardrails.workflow):
         return True
     return any(
-        gate.position in _LATER and (not path or activity.path == path or activity.path.startswith(f"{path}/"))
+        gate.position in positions_of("result")
+        and (not path or activity.path == path or activity.path.startswith(f"{path}/"))
         for (path, _, _), gate in program.gates.items()
     )

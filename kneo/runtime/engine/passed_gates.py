@@ -19,6 +19,7 @@ from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
 from kneo.runtime.interpreter.values import Value
+from kneo.spec.gates import positions_of
 from kneo.store import history, runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.reuse import task_output, why_invalid
@@ -26,7 +27,7 @@ from kneo.tasks.reuse import task_output, why_invalid
 FORK = "fork"
 """The key of a run's metadata with the past that a fork takes over and repeats."""
 
-ALWAYS_BEFORE, WHEN_DONE = frozenset({"before", "route"}), frozenset({"after", "each"})
+ALWAYS_BEFORE, WHEN_DONE = positions_of("input"), positions_of("result")
 
 MAX_GENERATIONS = 100
 """The longest chain of forks that is followed."""

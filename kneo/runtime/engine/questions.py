@@ -18,25 +18,13 @@ from kneo.runtime.engine.programs import migrate_state
 from kneo.runtime.interpreter.node import FORWARDED, Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided
 from kneo.runtime.interpreter.program import Program, actions, open_questions, settle, waiting
 from kneo.runtime.program.compiler import compile_program
+from kneo.spec.gates import POSITIONS, positions_of
 from kneo.spec.models.environment import read_spec
 from kneo.spec.models.human import Human
 from kneo.spec.models.spec import Spec
 from kneo.store import runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.questions import Question
-
-KINDS = {
-    "step": "approval",
-    "before": "approval",
-    "after": "review",
-    "each": "review",
-    "route": "selection",
-    "error": "error",
-    "wait": "freeform",
-    "tool": "approval",
-    "external": "freeform",
-}
-"""The kind of a task, where its human does not declare one."""
 
 
 def question(
@@ -54,7 +42,7 @@ def question(
         subject=ask.subject.text,
         decisions=gate.decisions,
         on_reject=gate.on_reject,
-        kind=KINDS[gate.position],
+        kind=POSITIONS[gate.position].request_type,
         prompt=ask.prompt or (prompt_of(template, ask, run, messages) if template else None),
         options=ask.options,
         attempt=ask.attempt,
@@ -251,7 +239,7 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
         rejected = found[DecisionKind.REJECTED.value]
         assert isinstance(rejected, dict)
         rejected["effect"] = ask.gate.on_reject
-        if ask.of_call and ask.gate.position in {"tool", "external"}:
+        if ask.of_call and ask.gate.position in positions_of("call"):
             rejected["skips"] = [f"{ask.path} → {ask.facts['tool']}"]
         elif _next_of(found.get(DecisionKind.APPROVED.value)).isdisjoint(_next_of(rejected)):
             skipped = _guarded(ask)

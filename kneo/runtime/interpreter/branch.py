@@ -48,7 +48,7 @@ from kneo.runtime.interpreter.node import (
 )
 from kneo.runtime.interpreter.serial import Next, SerialNode
 from kneo.runtime.interpreter.values import Value, read_value
-from kneo.spec.gates import holds
+from kneo.spec.conditions import holds
 from kneo.spec.models.human import Condition
 
 THEN, ELSE = "then", "else"

@@ -29,6 +29,7 @@ from kneo.runtime.interpreter.node import (
     stopped,
 )
 from kneo.runtime.interpreter.values import Value
+from kneo.spec.gates import positions_of
 
 FORK_GATES = "fork_gates"
 
@@ -38,7 +39,7 @@ RUN = "run"
 CAREFUL_TIMEOUTS = frozenset({"fail", "cancel", "reject", "escalate"})
 """Timeout policies that such a question keeps; every other one becomes a rejection."""
 
-EDITABLE = frozenset({"step", "before", "after", "each"})
+EDITABLE = frozenset({"step", "before"}) | positions_of("result")
 """Positions at which a reviewer may edit a changed input."""
 
 GateLocation = tuple[str, str, str]

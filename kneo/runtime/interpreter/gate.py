@@ -13,7 +13,7 @@ from kneo.digest import digest_of_json
 from kneo.records.run import RunError
 from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpreter.values import Value
-from kneo.spec.gates import asks
+from kneo.spec.conditions import asks
 from kneo.spec.models.human import Condition, Human
 
 REJECTED = "human_rejected"

@@ -52,7 +52,7 @@ from kneo.runtime.interpreter.values import (
     read_messages,
     read_value,
 )
-from kneo.spec.gates import holds
+from kneo.spec.conditions import holds
 from kneo.spec.models.human import Condition
 
 MAX_CHAT_CHARS = 100_000

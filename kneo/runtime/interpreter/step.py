@@ -79,7 +79,7 @@ from kneo.runtime.interpreter.node import (
     stopped,
 )
 from kneo.runtime.interpreter.values import ReviewFeedback, Value, read_value
-from kneo.spec.gates import draw
+from kneo.spec.conditions import draw
 
 RETRY_BASE_SECONDS = 0.2
 RETRY_CAP_SECONDS = 30.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from kneo.spec.gates import Facts
+from kneo.spec.conditions import Facts
 
 
 @dataclass(frozen=True, kw_only=True)

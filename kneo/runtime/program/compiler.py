@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kneo.errors import Invalid
+from kneo.records.task import DecisionKind
 from kneo.runtime.interpreter.branch import BranchNode, ParallelNode, RouterNode, Selector
 from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Activity, ProgramNode, below
@@ -13,7 +14,6 @@ from kneo.runtime.interpreter.program import ROOT_AGENT, Program
 from kneo.runtime.interpreter.serial import GraphEdge, GraphWorkflowNode, LoopNode, SequenceNode, TurnsNode
 from kneo.runtime.interpreter.step import StepNode
 from kneo.runtime.program.gates import (
-    DECISIONS,
     ToolGateIndex,
     compile_tool_gates,
     environment_gate,
@@ -368,7 +368,7 @@ class _Compiler:
         if route is None:
             # Used where no selector chooses, and where a reviewer sent the result back to go another way.
             route = human_gate(components.humans.get("default") or Human(), path, "The router's question")
-            route = replace(route, position="route", decisions=DECISIONS["route"], on_reject="stop")
+            route = replace(route, position="route", decisions=(DecisionKind.SELECTED,), on_reject="stop")
         selector = None
         if declared is not None:
             function = declared.function

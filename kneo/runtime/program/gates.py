@@ -11,25 +11,13 @@ from kneo.digest import canonical_json, digest_of
 from kneo.errors import Invalid
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpreter.gate import DEFAULT_HUMAN, DEFAULT_RETRIES, CompiledGate
+from kneo.spec.conditions import Facts, asks
 from kneo.spec.coverage.environment_gates import matches_call
-from kneo.spec.gates import Facts, asks, rejection_effect
+from kneo.spec.gates import POSITIONS, gate_position, rejection_effect
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
 from kneo.spec.models.human import NOT_HONOURED, Gate, Human
 from kneo.spec.models.spec import Spec
 from kneo.tasks.forms import check_fields, check_schema
-
-DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
-    "step": tuple(DecisionKind),
-    "before": (DecisionKind.APPROVED, DecisionKind.REJECTED),
-    "after": (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED),
-    "each": (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED),
-    "route": (DecisionKind.SELECTED,),
-    "error": (DecisionKind.SELECTED,),
-    "tool": (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED),
-    "external": (DecisionKind.PROVIDED, DecisionKind.REJECTED),
-    "wait": (DecisionKind.PROVIDED, DecisionKind.SELECTED, DecisionKind.REJECTED),
-}
-"""The answers that have an effect at each position; ``tool`` is before a call, where a tool's ``review.before`` stands."""
 
 
 def human_gate(human: Human, path: str, name: str) -> CompiledGate:
@@ -77,8 +65,7 @@ def tool_gate(position: str, name: str, declared: Gate, humans: Mapping[str, Hum
     Raises:
         Invalid: as above.
     """
-    compiled = review_gate("tool" if position == "before" else position, declared, humans, f"tools.{name}")
-    return replace(compiled, on_reject=rejection_effect("tool", compiled.human.on_reject))
+    return review_gate(gate_position(position, at_tool=True).name, declared, humans, f"tools.{name}")
 
 
 def _human(declared: Gate, humans: Mapping[str, Human], path: str) -> Human:
@@ -98,9 +85,9 @@ def _gate(position: str, human: Human, path: str, name: str, declared: Gate | No
         msg = f"{name} at {path} uses {', '.join(used)}, which this runtime does not honour yet."
         raise Invalid(msg, code="unsupported_spec")
     _check_form(human, path, name)
-    legal = tuple(
-        kind for kind in DECISIONS[position] if kind is not DecisionKind.SELECTED or _can_select(position, human)
-    )
+    row = POSITIONS[position]
+    effective = (DecisionKind(name) for name in row.decisions)
+    legal = tuple(kind for kind in effective if kind is not DecisionKind.SELECTED or human.options or row.has_options)
     chosen = tuple(kind for kind in legal if human.decisions is None or kind.value in human.decisions)
     if not chosen:
         msg = f"{name} at {path} takes none of the answers that have an effect there: {', '.join(legal)}."
@@ -115,11 +102,6 @@ def _gate(position: str, human: Human, path: str, name: str, declared: Gate | No
         sample=declared.sample if declared else None,
         name=declared.key if declared else None,
     )
-
-
-def _can_select(position: str, human: Human) -> bool:
-    """Say whether there is anything to choose from; a route has the router's choices, an error its own."""
-    return bool(human.options) or position in {"route", "error", "wait"}
 
 
 def _check_form(human: Human, path: str, name: str) -> None:
@@ -184,9 +166,7 @@ class ToolGateIndex:
         for key in keys:
             gate = self.compiled[key]
             if asks(gate.when, gate.sample, facts, seed=f"{seed}:{digest_of(text.encode())}.{tool}.{key}"):
-                yield ToolGate(
-                    id=key, position="external" if gate.position == "external" else "before", on_reject=gate.on_reject
-                )
+                yield ToolGate(id=key, position=gate.position, on_reject=gate.on_reject)
 
     def _own(self, tool: str) -> Iterator[str]:
         yield from (key for key in (f"tools.{tool}.before", f"tools.{tool}.external") if key in self.compiled)

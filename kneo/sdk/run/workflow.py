@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-EXECUTOR_POSITIONS = ("wait", "tool", "external")
+from kneo.spec.gates import positions_of
+
+EXECUTOR_POSITIONS = positions_of("call") | {"wait"}
 """The positions of questions in the middle of a step: asked by its function or agent, or about a tool call of its agent."""
 
 

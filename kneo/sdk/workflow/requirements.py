@@ -12,6 +12,7 @@ from kneo.sdk.host import RunSnapshot
 from kneo.sdk.run.workflow import EXECUTOR_POSITIONS
 from kneo.sdk.workflow.step import PrimitiveLocation, StepBuilder
 from kneo.sdk.workflow.types import HumanReview, StepOutput, UserInputField, encode_content
+from kneo.spec.gates import positions_of
 from kneo.tasks.decisions import DecisionRequest, check_decision, decision_from_value
 from kneo.tasks.forms import filled, problems
 
@@ -473,7 +474,7 @@ class WorkflowRunOutput:
             location = builder.locations.get(task.step_path) or PrimitiveLocation(task.step_id, "Step", 0)
             if task.position == "error":
                 output.error_requirements.append(ErrorRequirement(task, location))
-            elif task.position in {"tool", "external"}:
+            elif task.position in positions_of("call"):
                 output.step_requirements.append(ToolRequirement(task, location))
             else:
                 output.step_requirements.append(StepRequirement(task, location))

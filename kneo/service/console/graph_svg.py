@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from kneo.service.console.graph_layout import MAX_LABEL_CHARS, Box, EdgeLine, GraphLayout, shortened, text_width
 from kneo.service.console.time_axis import LENGTH, TimeAxis
+from kneo.spec.gates import positions_of
 
 StepState = Literal["pending", "running", "waiting", "succeeded", "failed", "skipped"]
 
@@ -161,7 +162,7 @@ def _fitting(text: str, width: float, per_char: float) -> str:
 def _gate_places(box: Box) -> list[float]:
     """Return where the gates of a step stand: before it, after it."""
     places = {gate.partition("+")[0] for gate in box.step.gates}
-    before, after = bool(places & {"before", "route"}), bool(places & {"after", "each"})
+    before, after = bool(places & positions_of("input")), bool(places & positions_of("result"))
     return [x for x, there in ((box.x, before), (box.right, after)) if there]
 
 

@@ -18,6 +18,7 @@ from kneo.service.console.graph_layout import DrawnEdge, DrawnStep, lay_out
 from kneo.service.console.graph_svg import StepState, bar_svg, graph_svg, step_anchor
 from kneo.service.console.time_axis import Interval, TimeAxis
 from kneo.service.console.words import peek, span
+from kneo.spec.gates import POSITIONS
 
 OPEN_STEPS, MOST_STEPS = 150, 500
 """A graph of more steps is drawn with closed containers; one of still more only where that is asked for."""
@@ -33,8 +34,6 @@ STATES: Mapping[str, StepState] = {
     "stopped": "failed",
 }
 """The states of steps by the status of their last attempt."""
-
-POSITIONS: Mapping[str, str] = {"step": "", "tool": "tool call in ", "each": "item of ", "route": "route of "}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +213,7 @@ def _gate_row(gate: StepGateView, event: _Event, axis: TimeAxis, anchor: str) ->
     return StepRow(
         anchor=anchor,
         path=gate.path,
-        name=f"{POSITIONS.get(gate.position, gate.position + ' ')}{gate.path}",
+        name=gate.path if gate.position == "step" else POSITIONS[gate.position].where.format(gate.path),
         state=state,
         is_gate=True,
         attempt=gate.attempt,

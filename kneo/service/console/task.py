@@ -34,6 +34,7 @@ from kneo.service.console.diffs import diff_rows
 from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther, download
 from kneo.service.console.runs import CHIPS
 from kneo.service.routing import JsonResponse
+from kneo.spec.gates import POSITIONS
 
 pages = Pages(inbox.pages.place)
 
@@ -151,7 +152,7 @@ def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | 
         "is_open": is_open,
         "rail": inbox.rows_of(waiting.items),
         "next_row": next((row for row in inbox.rows_of(waiting.items) if row.id != task.id), None),
-        "where": f"{task_words.POSITIONS.get(task.position, 'at')} {task.step_path}",
+        "where": POSITIONS[task.position].where.format(task.step_path),
         "who": task_words.candidates(task),
         "silence": task_words.silence(task.timeout),
         "vote": mine if is_open else None,

@@ -27,18 +27,6 @@ KEYS: Mapping[str, str] = {"approved": "a", "selected": "c", "edited": "e", "pro
 
 SEND_BACK = "Send back"
 
-POSITIONS: Mapping[str, str] = {
-    "after": "after",
-    "before": "before",
-    "each": "in each round of",
-    "error": "after a failure of",
-    "external": "for a call in",
-    "route": "at the router",
-    "step": "at",
-    "tool": "before a call in",
-    "wait": "at",
-}
-
 EXCLUDED: Mapping[str, str] = {
     "requester": "the requester",
     "bundle_signer": "signers of the bundle",

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kneo.spec.documents import Path
-from kneo.spec.gates import default_rejection
+from kneo.spec.gates import POSITIONS, GatePosition, Position, default_rejection, gate_position
 from kneo.spec.index import LocatedStep, SpecIndex
 from kneo.spec.models.environment import QuestionPolicy
-from kneo.spec.models.human import BY_REVIEWER, Candidates, Gate, Human, Position, Quorum, strongest
+from kneo.spec.models.human import BY_REVIEWER, Candidates, Gate, Human, Quorum, strongest
 from kneo.spec.models.spec import Tool
 from kneo.spec.models.workflow import ConditionStep, LeafStep, Step
 
@@ -37,9 +37,14 @@ class LocatedGate:
     tool: str | None = None
 
     @property
+    def row(self) -> GatePosition:
+        """The row of its position."""
+        return gate_position(self.position, at_tool=self.tool is not None)
+
+    @property
     def rejection(self) -> str:
         """The effect of a rejection where neither the gate nor its human states one."""
-        return default_rejection("tool") if self.step is None else step_rejection(self.position, self.step.step)
+        return self.row.rejections[0] if self.step is None else step_rejection(self.position, self.step.step)
 
 
 def all_gates(index: SpecIndex) -> Iterator[LocatedGate]:
@@ -130,9 +135,10 @@ def gate_strength(gate: Gate, position: Position, humans: Mapping[str, Human], d
 def human_strength(human: Human, position: Position, default_reject: str) -> GateStrength:
     """Judge a question that is always asked."""
     reject = human.on_reject or default_reject
-    outcomes = _timeout(human, default_reject if position == "route" else reject)
+    can_reject = POSITIONS[position].can_reject
+    outcomes = _timeout(human, reject if can_reject else default_reject)
     weakness = None
-    if position != "route":  # a person who chooses cannot reject
+    if can_reject:
         outcomes |= {reject}
         if human.decisions is not None and "rejected" not in human.decisions:
             weakness = "cannot be answered with a rejection"

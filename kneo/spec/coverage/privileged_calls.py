@@ -24,10 +24,10 @@ from kneo.spec.coverage.gates import (
     step_strength,
 )
 from kneo.spec.documents import Diagnostic, Path, error, warning
-from kneo.spec.gates import default_rejection
+from kneo.spec.gates import Position, default_rejection
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedStep, LocatedWorkflow, Part, SpecIndex, children
 from kneo.spec.models.environment import EnvironmentGate
-from kneo.spec.models.human import Gate, Human, Position
+from kneo.spec.models.human import Gate, Human
 from kneo.spec.models.workflow import (
     ConcurrentWorkflow,
     ConditionStep,

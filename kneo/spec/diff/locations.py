@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from kneo.spec.base import MAX_QUOTED
 from kneo.spec.diff.texts import look_alike, without_secrets
+from kneo.spec.gates import REVIEW_POSITIONS, gate_position
 from kneo.spec.models.human import Human
 
 Keys: TypeAlias = tuple[str, ...]
@@ -169,15 +170,6 @@ _COMPONENTS: dict[str, Owner] = {
 }
 _ROOTS: dict[str, Owner] = {"tools": "tool", "skills": "skill", "mcp_servers": "server"}
 
-_MOMENTS = {
-    "before": "before {}",
-    "after": "after {}",
-    "each": "after each round of {}",
-    "route": "which way to go at {}",
-    "error": "when {} fails",
-    "external": "for the result of {}",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -238,9 +230,10 @@ def _in_step(location: Location) -> Location:
 
 
 def _at_gate(location: Location) -> Location:
-    if len(location.rest) < 2 or location.rest[0] != "review" or location.rest[1] not in _MOMENTS:
+    if len(location.rest) < 2 or location.rest[0] != "review" or location.rest[1] not in REVIEW_POSITIONS:
         return location
-    gate = location.down("gate", f"the question {_MOMENTS[location.rest[1]].format(location.name)}", 2)
+    row = gate_position(location.rest[1], at_tool=location.owner == "tool")
+    gate = location.down("gate", f"the question {row.where.format(location.name)}", 2)
     return replace(gate, rest=gate.rest[1:]) if len(gate.rest) > 1 and gate.rest[0] == "human" else gate
 
 

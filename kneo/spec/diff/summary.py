@@ -14,11 +14,11 @@ from kneo.spec.coverage.gates import DEFAULT_HUMAN, chance, gate_strength, named
 from kneo.spec.coverage.privileged_calls import reached_ungated
 from kneo.spec.diff.locations import HIGH, LOW, MEDIUM, Owner, Sentence
 from kneo.spec.diff.texts import count
-from kneo.spec.gates import default_rejection
+from kneo.spec.gates import Position, gate_position
 from kneo.spec.index import LocatedStep, Part, SpecIndex
 from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, Guardrail, ModelChoice
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
-from kneo.spec.models.human import Candidates, Condition, Gate, Human, Position, Quorum
+from kneo.spec.models.human import Candidates, Condition, Gate, Human, Quorum
 from kneo.spec.models.spec import FunctionComponent, McpServer, Spec, Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep
 
@@ -154,7 +154,7 @@ def tool_gates(tool: Tool, humans: Mapping[str, Human]) -> Iterator[str]:
 
 def gate_words(gate: Gate, position: Position, humans: Mapping[str, Human], *, tool: bool = False) -> str:
     """Return whom a gate asks, when, and why it does not hold what it guards, where it does not."""
-    strength = gate_strength(gate, position, humans, default_rejection("tool" if tool else position))
+    strength = gate_strength(gate, position, humans, gate_position(position, at_tool=tool).rejections[0])
     verb = "is carried out by" if position == "external" else "asks"
     text = f"{verb} {_asked(gate, humans)}{_when(gate, tool=tool)}"
     weakness = strength.weakness if chance(gate) is None else None

@@ -14,23 +14,12 @@ from kneo.spec.coverage.gates import (
     unsigned_timeout,
 )
 from kneo.spec.documents import Diagnostic, Path, error, warning
+from kneo.spec.gates import ERROR_OPTIONS
 from kneo.spec.index import SpecIndex
 from kneo.spec.json_schema import Schema, find_flaws
-from kneo.spec.models.human import NOT_HONOURED, Decision, Gate, Human, Position
+from kneo.spec.models.human import NOT_HONOURED, Gate, Human
 from kneo.spec.models.workflow import LeafStep, RouterStep
 from kneo.spec.patterns import find_flaw
-
-DECISIONS: dict[Position, tuple[Decision, ...]] = {
-    "before": ("approved", "rejected"),
-    "after": ("approved", "rejected", "edited"),
-    "each": ("approved", "rejected", "edited"),
-    "route": ("selected",),
-    "error": ("selected",),
-    "external": ("provided", "rejected"),
-}
-"""The decisions that have an effect at each position."""
-
-ERROR_OPTIONS = ("retry", "skip", "stop")
 
 
 def gates(index: SpecIndex) -> Iterator[Diagnostic]:
@@ -42,7 +31,7 @@ def gates(index: SpecIndex) -> Iterator[Diagnostic]:
             code, path = "E_REVIEW_HUMAN_REF", (*at.path, "human")
             yield index.undeclared(code, message, path, at.gate.human, humans, "components.humans")
         yield from _decisions(index, at)
-        if at.position in {"route", "error"} and at.gate.on_reject is not None:
+        if not at.row.can_reject and at.gate.on_reject is not None:
             message = f"A person chooses at review.{at.position}, and cannot reject there."
             hint = "Leave on_reject out; ask with review.before whether to go on at all."
             yield error("E_REVIEW_REJECT", message, (*at.path, "on_reject"), suggestion=hint)
@@ -50,9 +39,7 @@ def gates(index: SpecIndex) -> Iterator[Diagnostic]:
 
 
 def _decisions(index: SpecIndex, at: LocatedGate) -> Iterator[Diagnostic]:
-    legal = DECISIONS[at.position]
-    if at.position == "before" and at.tool is not None:
-        legal = (*legal, "edited")  # the arguments of the call
+    legal = at.row.decisions
     hint = f"Here the answers are {', '.join(legal)}."
     if at.gate.decisions is not None:
         wrong = [decision for decision in at.gate.decisions if decision not in legal]

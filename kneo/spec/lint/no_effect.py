@@ -16,7 +16,6 @@ from kneo.spec.coverage.policy import calls_tools
 from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail, Memory, Model, Strategy
-from kneo.spec.models.human import TOOL_REJECTIONS
 from kneo.spec.models.providers import DUMMY
 from kneo.spec.models.spec import PROJECT_DEFAULTS, Tool
 from kneo.spec.models.workflow import ConditionStep
@@ -193,14 +192,11 @@ def _rejections(index: SpecIndex) -> Iterator[Diagnostic]:
 
 
 def _has_effect(effect: str, at: LocatedGate) -> bool:
-    if at.tool is not None:
-        return effect in TOOL_REJECTIONS
-    if effect == "tell_agent":
-        return False
+    if at.tool is None and not at.row.can_reject:
+        return True
     if effect == "else":
         return at.position == "before" and at.step is not None and isinstance(at.step.step, ConditionStep)
-    # A person who chooses cannot reject.
-    return effect != "retry" or at.position != "before"
+    return effect in at.row.rejections
 
 
 def _rejection(effect: str, where: str, path: Path) -> Diagnostic:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from kneo.spec.base import JsonObject, ListOf, MapOf, SpecModel, Text, refused
-from kneo.spec.models.human import Decision
+from kneo.spec.gates import Decision
 
 
 class ScriptedAnswer(SpecModel):

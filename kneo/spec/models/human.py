@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from kneo.spec.base import JsonObject, ListOf, Seconds, Shorthand, SpecModel, Text, TimeoutEffect, refused
+from kneo.spec.gates import POSITIONS, Decision, Position, RejectEffect, gate_position
 from kneo.spec.models import shorthand
 
 ConditionType: TypeAlias = Literal[
@@ -68,9 +69,6 @@ def strongest(one: R | None, other: R | None) -> R | None:
 
 
 RequestType: TypeAlias = Literal["approval", "review", "correction", "selection", "freeform"]
-Decision: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided"]
-RejectEffect: TypeAlias = Literal["stop", "cancel", "skip", "retry", "else", "fail", "continue", "tell_agent"]
-Position: TypeAlias = Literal["before", "after", "each", "route", "error", "external"]
 
 
 class Candidates(SpecModel):
@@ -221,14 +219,12 @@ AnyGate: TypeAlias = Annotated[
 class Review(SpecModel):
     """The gates of a step or a tool; at least one position is required."""
 
-    before: AnyGate | None = Field(default=None, description="Before it runs: may it, and with what?")
-    after: AnyGate | None = Field(default=None, description="After it ran: is the result good?")
-    each: AnyGate | None = Field(default=None, description="After each round of a loop: is this good enough?")
-    route: AnyGate | None = Field(default=None, description="At a router: which way?")
-    error: AnyGate | None = Field(default=None, description="When it fails: retry, skip or stop?")
-    external: AnyGate | None = Field(
-        default=None, description="Instead of a call: a person or system outside carries it out."
-    )
+    before: AnyGate | None = Field(default=None, description=POSITIONS["before"].asks)
+    after: AnyGate | None = Field(default=None, description=POSITIONS["after"].asks)
+    each: AnyGate | None = Field(default=None, description=POSITIONS["each"].asks)
+    route: AnyGate | None = Field(default=None, description=POSITIONS["route"].asks)
+    error: AnyGate | None = Field(default=None, description=POSITIONS["error"].asks)
+    external: AnyGate | None = Field(default=None, description=POSITIONS["external"].asks)
 
     def gates(self) -> dict[Position, Gate]:
         """Return the gates by their position."""
@@ -244,9 +240,6 @@ class Review(SpecModel):
 
 
 TOOL = "a tool"
-
-TOOL_REJECTIONS: tuple[RejectEffect, ...] = ("tell_agent", "stop", "fail")
-"""The effects of a rejection at a tool call; the first where nothing is stated."""
 
 
 def check_review(review: Review | None, what: str, places: tuple[Position, ...]) -> None:
@@ -266,14 +259,15 @@ def check_review(review: Review | None, what: str, places: tuple[Position, ...])
     if not gates:
         raise refused("E_REVIEW_EMPTY", "review names no position.", "review")
     for place, gate in gates.items():
+        of_tool = gate_position(place, at_tool=True).rejections
         if place not in places:
             where = f"it can be asked at {', '.join(places)}" if places else "it is a question itself"
             raise refused("E_REVIEW_POSITION", f"review.{place} means nothing for {what}; {where}.", "review", place)
         if place == "before" and gate.on_reject == "retry":
             message = "A rejection before something runs cannot retry it: that would run what was rejected."
             raise refused("E_REVIEW_REJECT", message, "review", place, "on_reject")
-        if what == TOOL and gate.on_reject not in (None, *TOOL_REJECTIONS):
-            message = f"on_reject: {gate.on_reject} means nothing for a tool; here it is tell_agent, stop or fail."
+        if what == TOOL and gate.on_reject not in (None, *of_tool):
+            message = f"on_reject: {gate.on_reject} means nothing for a tool; here it is {' or '.join((', '.join(of_tool[:-1]), of_tool[-1]))}."
             raise refused("E_REVIEW_REJECT", message, "review", place, "on_reject")
         if what != TOOL and gate.on_reject == "tell_agent":
             message = "on_reject: tell_agent needs a tool, whose agent receives the rejection."

@@ -11,8 +11,9 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from kneo.spec.base import ListOf, MapOf, Seconds, Shorthand, SpecModel, Text, quote, refused, require_choice
+from kneo.spec.gates import Position
 from kneo.spec.models import shorthand
-from kneo.spec.models.human import AnyCondition, Position, Review, check_review
+from kneo.spec.models.human import AnyCondition, Review, check_review
 
 DEFAULT_LOOP_ITERATIONS = 10
 DEFAULT_GRAPH_STEPS = 50

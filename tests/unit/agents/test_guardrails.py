@@ -15,7 +15,7 @@ from kneo.clock import ManualClock
 from kneo.errors import Invalid
 from kneo.records.conversation import EntryKind
 
-BEFORE = ToolGate(id="before", position="before")
+BEFORE = ToolGate(id="before", position="tool")
 MODEL = {"provider": "openai", "name": "m"}
 
 
@@ -360,7 +360,7 @@ def test_arguments_that_a_person_edited_are_checked_again(clock: ManualClock) ->
 def test_each_edit_is_checked_also_where_it_looks_like_the_one_before(clock: ManualClock) -> None:
     """The digests of both edits begin with the same eight digits."""
     one, other = '{"x": 26717}', '{"x": 31076}'
-    gates = {"pay": [BEFORE, ToolGate(id="ops", position="before")]}
+    gates = {"pay": [BEFORE, ToolGate(id="ops", position="tool")]}
 
     def edit_twice(made: House) -> str:
         [first] = questions(made)

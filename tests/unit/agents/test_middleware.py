@@ -185,7 +185,7 @@ def test_a_turn_that_waits_for_a_person_waits_whatever_the_middleware_catches(
             await call_next()
 
     made = with_turns(clock, monkeypatch, caught=caught)
-    made.turn = replace(made.turn, gates=lambda _agent, _tool, _arguments: [ToolGate(id="g", position="before")])
+    made.turn = replace(made.turn, gates=lambda _agent, _tool, _arguments: [ToolGate(id="g", position="tool")])
     with pytest.raises(PeopleRequired):
         asyncio.run(made.take())
     assert made.backend.calls == []

@@ -87,7 +87,7 @@ def test_only_the_agents_own_skills_are_read(clock: ManualClock) -> None:
 
 
 def test_gates_do_not_stand_before_a_skill_and_an_environment_can_deny_it(clock: ManualClock) -> None:
-    gate = ToolGate(id="all", position="before")
+    gate = ToolGate(id="all", position="tool")
     made = skilled(
         [("read_skill", {"name": "refunds"})],
         "Done.",

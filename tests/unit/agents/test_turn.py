@@ -17,7 +17,7 @@ from kneo.errors import Invalid
 from kneo.settings import AgentSettings
 from kneo.spec.policy import ToolRules
 
-BEFORE = ToolGate(id="before", position="before")
+BEFORE = ToolGate(id="before", position="tool")
 
 
 @pytest.fixture(autouse=True)
@@ -533,7 +533,7 @@ def test_values_of_a_form_become_arguments(clock: ManualClock) -> None:
 
 @pytest.mark.parametrize(("on_reject", "effect"), [("stop", None), ("fail", None), ("tell_agent", "cancel")])
 def test_a_rejection_can_end_the_run(on_reject: str, effect: str | None, clock: ManualClock) -> None:
-    gate = ToolGate(id="before", position="before", on_reject=on_reject)
+    gate = ToolGate(id="before", position="tool", on_reject=on_reject)
     made = house([("pay", {})], "Done.", gates={"pay": [gate]}, clock=clock)
     [question] = asyncio.run(made.questions())
     with pytest.raises(Stopped) as stopped:
@@ -553,7 +553,7 @@ def test_a_person_provides_the_result_of_an_external_call(clock: ManualClock) ->
 
 
 def test_several_gates_ask_one_after_the_other(clock: ManualClock) -> None:
-    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    gates = [BEFORE, ToolGate(id="ops", position="tool")]
     made = house([("pay", {"x": 5})], "Done.", gates={"pay": gates}, clock=clock)
     [first] = asyncio.run(made.questions())
     [second] = asyncio.run(made.questions({first.key: decided("approved")}))
@@ -565,7 +565,7 @@ def test_several_gates_ask_one_after_the_other(clock: ManualClock) -> None:
 
 
 def test_a_gate_is_asked_again_when_a_later_one_edits_what_it_approved(clock: ManualClock) -> None:
-    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    gates = [BEFORE, ToolGate(id="ops", position="tool")]
     made = house([("pay", {"x": 5})], "Done.", gates={"pay": gates}, clock=clock)
     [first] = asyncio.run(made.questions())
     [second] = asyncio.run(made.questions({first.key: decided("approved")}))
@@ -578,7 +578,7 @@ def test_a_gate_is_asked_again_when_a_later_one_edits_what_it_approved(clock: Ma
 
 
 def test_edits_that_undo_each_other_end_in_a_refusal(clock: ManualClock) -> None:
-    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    gates = [BEFORE, ToolGate(id="ops", position="tool")]
     made = house([("pay", {"x": 1})], "Done.", gates={"pay": gates}, clock=clock)
     [first] = asyncio.run(made.questions())
     [second] = asyncio.run(made.questions({first.key: decided("approved")}))
@@ -598,7 +598,7 @@ FREE = {"description": "Pay.", "implementation": "bank.pay", "capabilities": ["p
 def test_an_approval_is_valid_for_exactly_the_shown_arguments(
     shown: dict[str, object], edited: dict[str, object], clock: ManualClock
 ) -> None:
-    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    gates = [BEFORE, ToolGate(id="ops", position="tool")]
     spec = spec_of(agent={"tools": {"include": ["pay"]}}, tools={"pay": FREE})
     made = house([("pay", shown)], "Done.", spec=spec, gates={"pay": gates}, clock=clock)
     [first] = asyncio.run(made.questions())
@@ -610,7 +610,7 @@ def test_an_approval_is_valid_for_exactly_the_shown_arguments(
 
 
 def test_each_of_two_edits_is_shown_to_the_other_gate(clock: ManualClock) -> None:
-    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    gates = [BEFORE, ToolGate(id="ops", position="tool")]
     made = house([("pay", {"x": 1})], "Done.", gates={"pay": gates}, clock=clock)
     [first] = asyncio.run(made.questions())
     [second] = asyncio.run(made.questions({first.key: decided("approved")}))
@@ -625,7 +625,7 @@ def test_each_of_two_edits_is_shown_to_the_other_gate(clock: ManualClock) -> Non
 
 
 def test_an_answer_about_edited_arguments_of_an_earlier_version_is_asked_for_again(clock: ManualClock) -> None:
-    gates = [BEFORE, ToolGate(id="ops", position="before")]
+    gates = [BEFORE, ToolGate(id="ops", position="tool")]
     made = house([("pay", {"x": 1})], "Done.", gates={"pay": gates}, clock=clock)
     [first] = asyncio.run(made.questions())
     [second] = asyncio.run(made.questions({first.key: decided("approved")}))

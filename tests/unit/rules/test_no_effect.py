@@ -47,7 +47,7 @@ READ: dict[str, dict[str, str]] = {
     "Choice": {PROGRAM: "steps description"},
     "Components": {PROGRAM: "agents workflows functions humans"},
     "ConcurrentWorkflow": {PROGRAM: "type name participants max_iterations"},
-    "Condition": {"kneo/spec/gates.py": "type value key case_sensitive conditions condition"},
+    "Condition": {"kneo/spec/conditions.py": "type value key case_sensitive conditions condition"},
     "ConditionStep": {PROGRAM: f"{STEP} kind when steps otherwise timeout_seconds"},
     "Edge": {PROGRAM: "source target condition"},
     "Escalation": {OPENING: "after to notify"},
