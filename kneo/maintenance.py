@@ -163,7 +163,7 @@ def adopt(
     if not dry_run:
         facts = {"adopted": {name: report.adopted for name, report in reports.items() if report.adopted}}
         how = {"former_keys": [key.keyid for key in former_keys], "changed": changed, "refused": len(refused)}
-        store.transact(lambda tx: audit.record(tx, "records.adopted", actor=actor, metadata={**facts, **how}))
+        store.transact(lambda tx: audit.record(tx, audit.ADOPTED, actor=actor, metadata={**facts, **how}))
     return {"dry_run": dry_run, "tables": counts, "refused": refused}
 
 

@@ -188,10 +188,15 @@ def verify(
             render.warning(
                 "Signatures of checkpoints were not verified: this machine has no service key. Pass --key FILE."
             )
+        if verdict.unauthenticated:
+            render.warning(
+                f"{verdict.unauthenticated} events have no code of the service key, and follow one that has: they were inserted "
+                "or changed, or a process without the key recorded them. See kneo audit list."
+            )
         if unauthenticated:
             render.warning(f"{describe_unauthenticated(unauthenticated)}. {ADOPT_HINT}")
 
-    render.emit({**asdict(verdict), "unauthenticated": unauthenticated}, as_json=as_json, text=show)
+    render.emit({**asdict(verdict), "unauthenticated_records": unauthenticated}, as_json=as_json, text=show)
     if not verdict.valid:
         raise typer.Exit(3)
 

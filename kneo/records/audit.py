@@ -67,7 +67,8 @@ class ChainVerdict:
     """The result of verifying the whole chain.
 
     ``broken_at`` is the first bad sequence number. ``signatures`` says whether the signatures of the stored checkpoints
-    were verified, which needs the key.
+    were verified, which needs the key. ``unauthenticated`` counts events without a code of the service key that follow one
+    with such a code; those before the latest adoption of records are not among them.
     """
 
     valid: bool
@@ -77,6 +78,7 @@ class ChainVerdict:
     broken_at: int | None = None
     problem: str | None = None
     signatures: bool = False
+    unauthenticated: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from kneo.trust.checkpoint import parse_checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from kneo.trust.keys import PublicKey
+    from kneo.trust.record_mac import RecordMacs
 
 log = logging.getLogger("kneo.audit")
 
@@ -187,6 +188,33 @@ def verify(
         return replace(verdict, signatures=bool(keys))
 
 
+ADOPTED = "records.adopted"
+"""The event of an operator who has adopted records; earlier events without a code were there then."""
+
+
+class _CodeCount:
+    """The events without a valid code after the first one that has one, in the order of the chain.
+
+    Each such event was inserted, or lost its code, or a process without the service key recorded it.
+    """
+
+    def __init__(self, macs: RecordMacs) -> None:
+        self._macs = macs
+        self._begun = False
+        self.without = 0
+
+    def add(self, row: AnyRow) -> None:
+        """Count an event whose leaf is that of its content."""
+        if self._macs.head is None:
+            return
+        is_authentic = self._macs.is_valid(audit_events.name, _event(row).canonical(), row.mac)
+        self._begun = self._begun or is_authentic
+        if is_authentic and row.event_type == ADOPTED:
+            self.without = 0
+        elif self._begun and not is_authentic:
+            self.without += 1
+
+
 class _Walk:
     """A walk over the chain from its first event."""
 
@@ -195,6 +223,7 @@ class _Walk:
         self.checkpoints = audit_tree.checkpoints(tx)
         self._stored = {item.size: item.root for item in self.checkpoints}
         self._kept = kept
+        self._codes = _CodeCount(tx.macs)
 
     def verdict(self) -> ChainVerdict:
         size, head, problem = 0, EMPTY_HEAD, None
@@ -207,6 +236,7 @@ class _Walk:
             problem = self._contradicts(tree, row.head)
             if problem:
                 break
+            self._codes.add(row)
             size, head = row.seq, row.head
             if size % WALK_BATCH == 0 and (problem := nodes.problem()):
                 break
@@ -214,7 +244,8 @@ class _Walk:
             problem = self._missing(size) or nodes.problem() or nodes.problem_beyond(size)
             if not problem:
                 waiting = self._tx.connection.execute(select(func.count()).select_from(audit_pending)).scalar_one()
-                return ChainVerdict(valid=True, size=size, head=head, pending=waiting)
+                codes = self._codes.without
+                return ChainVerdict(valid=True, size=size, head=head, pending=waiting, unauthenticated=codes)
         return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
 
     def _contradicts(self, tree: Frontier, head: str) -> str | None:

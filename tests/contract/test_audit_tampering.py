@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
 from audit_log import hostile_admin, record, sealed
+from installation_key import find_key
 from sqlalchemy import delete, func, insert, select, text, update
 
 from kneo.api.audit import checkpoint
 from kneo.clock import ManualClock
+from kneo.maintenance import adopt
 from kneo.records.audit import EMPTY_HEAD, Kept, head_of
 from kneo.store import append_only, audit, audit_tree
 from kneo.store.engine import Store, Tx
+from kneo.store.migrate import open_store
 from kneo.store.tables import audit_chain, audit_checkpoints, audit_events, audit_nodes, audit_pending
 from kneo.trust.keys import PrivateKey
 
@@ -90,6 +94,38 @@ def test_a_cut_off_end_is_found_by_what_the_tree_still_has(store: Store) -> None
         tx.connection.execute(delete(audit_chain).where(audit_chain.c.seq > 5))
         tx.connection.execute(delete(audit_events).where(audit_events.c.id.in_(victims)))
     assert "cut off" in problem(store)
+
+
+def test_events_that_were_inserted_or_lost_their_code_are_counted(store: Store) -> None:
+    victim = sealed(store)[2]
+    assert audit.verify(store).unauthenticated == 0
+    with hostile_admin(store) as tx:
+        row = tx.connection.execute(select(audit_events).where(audit_events.c.id == victim)).one()
+        tx.connection.execute(insert(audit_events).values(**row._asdict() | {"id": "evt_forged"}))
+        tx.connection.execute(insert(audit_pending).values(event_id="evt_forged"))
+    audit.seal(store)
+    verdict = audit.verify(store)
+    assert (verdict.valid, verdict.unauthenticated) == (True, 1)
+    with hostile_admin(store) as tx:
+        tx.connection.execute(update(audit_events).where(audit_events.c.id == victim).values(mac=None))
+    assert audit.verify(store).unauthenticated == 2
+    adopt(store, actor="ann")
+    audit.seal(store)
+    assert audit.verify(store).unauthenticated == 0
+
+
+def test_events_from_before_the_service_key_are_not_counted(
+    keyless_store: Store, clock: ManualClock, migrated_url: str
+) -> None:
+    sealed(keyless_store)
+    assert audit.verify(keyless_store).unauthenticated == 0
+    with closing(open_store(migrated_url, clock, find_key)) as keyed:
+        record(keyed, 3)
+        audit.seal(keyed)
+        assert audit.verify(keyed).unauthenticated == 0
+        record(keyless_store, 2)
+        audit.seal(keyless_store)
+        assert audit.verify(keyed).unauthenticated == 2
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -305,12 +305,12 @@ def test_records_without_a_code_of_the_service_key_are_counted(served: Installat
     assert "4 records have no code of the service key, and are refused: " in found.message
     assert {"2 of runs", "2 of requests"} <= set(found.message.rpartition(": ")[2].rstrip(".").split(", "))
     assert "kneo maintenance adopt" in found.hint
-    assert kneo("audit", "verify", "--json").json["unauthenticated"] == {"requests": 2, "runs": 2}
+    assert kneo("audit", "verify", "--json").json["unauthenticated_records"] == {"requests": 2, "runs": 2}
     shown = kneo("audit", "verify")
     assert (shown.status, "4 records have no code" in shown.out + shown.err) == (0, True)
     assert kneo("maintenance", "adopt", "--changed").status == 0
     assert served.level("records") is OK
-    assert kneo("audit", "verify", "--json").json["unauthenticated"] == {}
+    assert kneo("audit", "verify", "--json").json["unauthenticated_records"] == {}
     served.set(KNEO_SERV_RECORD_MACS="write")
     assert served.level("records") is WARNING
 
