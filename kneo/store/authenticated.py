@@ -32,41 +32,57 @@ class Covered:
     Args:
         noun: A row in messages.
         key: The column that names a row in messages.
-        columns: Their names. A column that is added later is not among them: rows of earlier versions do without it.
+        columns: Their names, in the order in which they are covered. A column that is added later is in ``but``: rows of earlier
+            versions do without it.
+        but: The reason why each other column is not covered.
     """
 
     noun: str
     key: str
     columns: tuple[str, ...]
+    but: Mapping[str, str]
 
 
-def _all(table: Table, noun: str, key: str, *, but: tuple[str, ...] = ()) -> tuple[str, Covered]:
-    names = tuple(column.name for column in table.columns if column.name not in {MAC, *but})
-    return table.name, Covered(noun, key, names)
+def _all(table: Table, noun: str, key: str, *, but: Mapping[str, str] | None = None) -> tuple[str, Covered]:
+    others = but or {}
+    names = tuple(column.name for column in table.columns if column.name not in {MAC, *others})
+    return table.name, Covered(noun, key, names, others)
 
+
+SHOWN = "shown only"
 
 COVERED: Mapping[str, Covered] = dict(
     (
-        _all(tables.trust_roots, "The trust root", "version", but=("accepted_at",)),
-        _all(tables.environments, "The file in force of the environment", "name", but=("updated_at",)),
-        # The payload is covered by its digest, and the envelope is verified.
-        _all(tables.bundles, "The bundle", "digest", but=("payload", "envelope")),
+        _all(tables.trust_roots, "The trust root", "version", but={"accepted_at": SHOWN}),
+        _all(tables.environments, "The file in force of the environment", "name", but={"updated_at": SHOWN}),
+        _all(
+            tables.bundles,
+            "The bundle",
+            "digest",
+            but={"payload": "covered by its digest", "envelope": "its signatures are verified"},
+        ),
         _all(tables.qualified_bundles, "The qualified bundle", "digest"),
         _all(tables.promotions, "The promotion", "id"),
         _all(tables.pending_releases, "The pending change", "id"),
         _all(tables.pending_plans, "The plan of the pending change", "id"),
-        _all(tables.approvals, "The decision", "id", but=("origin",)),
-        _all(tables.requests, "The request", "id", but=("result", "finished_at")),
-        _all(tables.project_metadata, "The value of the project", "key", but=("updated_at",)),
+        _all(tables.approvals, "The decision", "id", but={"origin": SHOWN}),
+        _all(tables.requests, "The request", "id", but={"result": SHOWN, "finished_at": SHOWN}),
+        _all(tables.project_metadata, "The value of the project", "key", but={"updated_at": SHOWN}),
         _all(tables.steps, "A step of the run", "run_id"),
         _all(tables.checkpoints, "A checkpoint of the run", "run_id"),
         _all(tables.journal_entries, "A journal entry of the run", "run_id"),
-        # An entry that replaces another one keeps its place in the order.
-        _all(tables.agent_journal, "A journal entry of the run", "run_id", but=("sequence",)),
+        _all(
+            tables.agent_journal,
+            "A journal entry of the run",
+            "run_id",
+            but={"sequence": "an entry that replaces another one keeps its place in the order"},
+        ),
         _all(tables.session_messages, "A message of the session", "session_id"),
         _all(tables.session_summaries, "A summary of the session", "session_id"),
         _all(tables.task_links, "The link", "id"),
-        _all(tables.browser_sessions, "The session of a browser of", "person", but=("seen_at",)),
+        _all(
+            tables.browser_sessions, "The session of a browser of", "person", but={"seen_at": "written at each request"}
+        ),
         _all(tables.sign_in_links, "The sign-in link of", "person"),
     )
 )

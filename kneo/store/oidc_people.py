@@ -59,9 +59,13 @@ def body_of_row(tx: Tx, row: Row) -> bytes:
     return _body(person)
 
 
+COVERED_FIELDS = ("name", "issuer", "subject", "groups", "issued_at")
+"""The fields of a person that the MAC covers: the groups, which are rows of their own, too."""
+
+
 def _body(person: OidcPerson) -> bytes:
-    """Return what the MAC of a person covers: the groups, which are rows of their own, too."""
-    return body_of([person.name, person.issuer, person.subject, sorted(person.groups), person.issued_at])
+    values = (getattr(person, name) for name in COVERED_FIELDS)
+    return body_of([sorted(value) if isinstance(value, frozenset) else value for value in values])
 
 
 def names_in(tx: Tx, groups: Collection[str], limit: int) -> list[str]:

@@ -194,10 +194,10 @@ def take_delivery(store: Store, provider: str, names: Sequence[str]) -> bool:
         if not all(new):
             return False
         actor = f"hook:{provider}"
-        waiting = select(requests.c.id).where(
+        waiting = select(requests).where(
             requests.c.status == "open", requests.c.kind == RECONCILE, requests.c.actor == actor
         )
-        if tx.connection.execute(waiting.limit(1)).first() is None:
+        if not any(is_authentic(tx, requests, row) for row in tx.connection.execute(waiting).all()):
             insert_request(tx, RECONCILE, {"environment": "-"}, actor)
     return True
 

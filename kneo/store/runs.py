@@ -54,11 +54,13 @@ def latest_specs(tx: Tx, limit: int) -> tuple[bytes, ...]:
     return tuple(rows.scalars())
 
 
-_COVERED = attrgetter(
+COVERED_FIELDS = (
     *("id", "target", "spec_digest", "release", "environment", "agent_name", "workflow_name", "workflow_type"),
     *("input_text", "requester", "metadata", "deadline_at", "state", "state_version", "output_text", "error"),
 )
 """The fields of a run that its MAC covers, and its status once it has ended. The others belong to its driver and to lists."""
+
+_COVERED = attrgetter(*COVERED_FIELDS)
 
 _CHANGE_MAC = frozenset({"status", "state", "state_version", "output_text", "error", "metadata"})
 """The columns that a driver changes and the MAC covers."""

@@ -19,7 +19,7 @@ from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import task_candidates, task_events, task_links, tasks
 from kneo.store.task_filter import TASK, WAITING, TaskFilter, counting, listing, read_task, store_task
 
-_COVERED = attrgetter(
+COVERED_FIELDS = (
     *(
         "id",
         "request_id",
@@ -49,6 +49,8 @@ _COVERED = attrgetter(
     *("resolved_at", "metadata"),
 )
 """The fields of a task that its MAC covers: all but the times of its first and last write. One that is added later is not among them."""
+
+_COVERED = attrgetter(*COVERED_FIELDS)
 
 
 def body_of_row(row: Row) -> bytes:

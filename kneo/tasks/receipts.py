@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,8 @@ from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, si
 if TYPE_CHECKING:
     from kneo.spec.models.environment import Environment
 
+
+log = logging.getLogger("kneo.tasks")
 
 NO_KEY = "no_service_key"
 
@@ -103,7 +106,7 @@ def decided_content(decision: Decision) -> dict[str, object]:
 def _receipt(
     tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent, before: ReceiptRecord | None
 ) -> Receipt:
-    environment = registry.find_declared(tx, task.environment)
+    environment = _rules(tx, task, decision)
     size, head = audit.chain_head(tx)
     return Receipt.model_validate(
         {
@@ -136,6 +139,24 @@ def _receipt(
             "previous": before.digest if before else None,
         }
     )
+
+
+def _rules(tx: Tx, task: HumanTask, decision: Decision | None) -> Environment | None:
+    """Return the file in force of the environment of a task.
+
+    A deadline depends on no rule of it: where the file cannot be read, the receipt has no policy digest.
+
+    Raises:
+        Invalid, Untrusted: the file cannot be read, and no deadline decided.
+    """
+    try:
+        return registry.find_declared(tx, task.environment)
+    except (Invalid, Untrusted) as error:
+        if decision is not None and decision.by != TIMEOUT_POLICY:
+            raise
+        facts = {"event": "receipt_without_rules", "continuation_id": task.id, "code": error.code}
+        log.warning("the receipt of the deadline of %s names no rules: %s", task.id, error.message, extra=facts)
+        return None
 
 
 def _effect(task: HumanTask, decision: Decision | None) -> str | None:

@@ -20,6 +20,7 @@ from kneo.store.task_filter import TaskFilter
 from kneo.tasks import lifecycle
 from kneo.tasks.inbox import claim, find, snooze
 from kneo.tasks.lifecycle import process_due
+from kneo.trust.dsse import parse_envelope
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +59,8 @@ def test_reminders_and_escalations_come_in_their_order_and_once(store: Store, cl
 
 
 def test_a_task_whose_events_cannot_be_processed_delays_no_other(
-    keyless_store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = keyless_store
     monkeypatch.setattr(lifecycle, "BATCH", 1)
     stuck = [ask(store, candidates={"groups": ["editors"]}, remind=["1h"], notify=["ops"]) for _ in range(2)]
     other = ask(store, timeout_seconds="2h")
@@ -70,6 +70,10 @@ def test_a_task_whose_events_cannot_be_processed_delays_no_other(
         releases.put_environment(tx, replace(record, declaration=b"kind: Other"))
     assert pass_(clock, store, 2 * 3600) == 1
     assert look(store, other).status is TaskStatus.EXPIRED
+    with store.read() as tx:
+        receipt = receipts.of_task(tx, other.id)
+    assert receipt is not None, "a deadline needs no rules of the environment"
+    assert b'"policyDigest":null' in parse_envelope(receipt.envelope).payload
     assert [happened(store, task) for task in stuck] == [["requested"]] * 2
     declare(store)
     assert process_due(store) == 2

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from controller_bench import serving
+from sqlalchemy import delete, insert, select
 
 from kneo.runtime.engine.start import Starter
 from kneo.service.app import create_app
@@ -84,6 +85,19 @@ def test_nothing_in_a_delivery_is_followed(store: Store, http: httpx.Client) -> 
     with store.read() as tx:
         assert all(there not in str(item.payload) for item in requests.open_requests(tx))
     assert len(_asked(store)) == len(hooks.PROVIDERS)
+
+
+def test_a_delivery_is_not_kept_back_by_a_request_that_a_person_at_the_database_wrote(store: Store) -> None:
+    assert requests.take_delivery(store, "github", ["1"])
+    with store.write() as tx:
+        (own,) = tx.connection.execute(select(requests.requests)).all()
+        forged = own._asdict() | {"id": "ask_forged"}
+        tx.connection.execute(delete(requests.requests))
+        tx.connection.execute(insert(requests.requests).values(**forged))
+    assert requests.take_delivery(store, "github", ["2"])
+    with store.read() as tx:
+        (asked,) = requests.open_requests(tx)
+    assert asked.id != "ask_forged"
 
 
 def test_a_captured_delivery_does_not_count_again_under_another_id(store: Store, http: httpx.Client) -> None:
