@@ -66,7 +66,7 @@ def line(mark: str, text: str, *, err: bool = False) -> None:
 
 
 def text(content: str, *, err: bool = False) -> None:
-    """Print text unchanged."""
+    """Print a text of several lines, in which terminals and runners of CI find nothing to obey."""
     typer.echo(plain(content), err=err)
 
 

@@ -1,4 +1,4 @@
-"""The changes of a commit to the trust root, to rules and to releases, as JSON for reviewers."""
+"""The changes of a commit to rules and to releases, as JSON for reviewers."""
 
 from __future__ import annotations
 
@@ -20,103 +20,12 @@ from kneo.spec.models.environment import Environment, EnvironmentSpec
 from kneo.spec.policy import next_opening, windows_open
 from kneo.store import releases
 from kneo.store.engine import Tx
-from kneo.trust.dsse import Envelope, TrustedKey, find_signers, parse_envelope
-from kneo.trust.keys import PublicKey
-from kneo.trust.root import RootDocument, parse_root
 
 Json = dict[str, object]
 Model = TypeVar("Model", bound=BaseModel)
 
 NOT_RULES = frozenset({"releases"})
 """Fields of an environment that declare its releases, not its rules."""
-
-
-def trust_difference(before: bytes | None, after: bytes | None) -> Json:
-    """Compare two trust roots as they are written, verified or not.
-
-    Args:
-        before: The envelope of the root in force; None without one.
-        after: The envelope that a commit brings; None without one, or where it cannot be read.
-    """
-    old, new = _document(before), _document(after)
-    keys_before, keys_after = (_keys(item[1]) if item else {} for item in (old, new))
-    return {
-        "from": old[1].version if old else None,
-        "to": new[1].version if new else None,
-        "keys_added": [keys_after[keyid] for keyid in sorted(keys_after.keys() - keys_before.keys())],
-        "keys_removed": [keys_before[keyid] for keyid in sorted(keys_before.keys() - keys_after.keys())] if new else [],
-        "roles": list(_roles(old[1] if old else None, new[1])) if new else [],
-        "revoked": _revoked(old[1] if old else None, new[1]) if new else [],
-        "signed_by": _signed_by(new[0], old[1] if old else None, new[1]) if new else [],
-    }
-
-
-def _document(data: bytes | None) -> tuple[Envelope, RootDocument] | None:
-    try:
-        envelope = parse_envelope(data) if data is not None else None
-        return (envelope, parse_root(envelope.payload)) if envelope is not None else None
-    except KneoError:
-        return None
-
-
-def _keys(document: RootDocument) -> dict[str, Json]:
-    return {
-        keyid: {
-            "keyid": keyid,
-            "principal": key.principal,
-            "algorithm": str(key.algorithm),
-            "roles": sorted(name for name, role in document.roles.items() if keyid in role.keys),
-        }
-        for keyid, key in document.keys.items()
-    }
-
-
-def _members(document: RootDocument | None, role: str) -> frozenset[str]:
-    """Return the people who can sign for a role: those with a key of it that is not revoked."""
-    if document is None or role not in document.roles:
-        return frozenset()
-    revoked = {item.keyid for item in document.revoked}
-    return frozenset(document.keys[keyid].principal for keyid in document.roles[role].keys if keyid not in revoked)
-
-
-def _roles(old: RootDocument | None, new: RootDocument) -> Iterator[Json]:
-    names = sorted(new.roles.keys() | (old.roles.keys() if old else set()))
-    for name in names:
-        before, after = _members(old, name), _members(new, name)
-        one = old.roles.get(name) if old else None
-        other = new.roles.get(name)
-        threshold = {"from": one.threshold if one else None, "to": other.threshold if other else None}
-        paths = {"from": list(one.paths or ()) if one else None, "to": list(other.paths or ()) if other else None}
-        if before == after and threshold["from"] == threshold["to"] and paths["from"] == paths["to"]:
-            continue
-        yield {
-            "role": name,
-            "gained": sorted(after - before),
-            "lost": sorted(before - after),
-            "threshold": threshold,
-            "paths": paths,
-        }
-
-
-def _revoked(old: RootDocument | None, new: RootDocument) -> list[Json]:
-    known = set(old.revoked) if old else set()
-    return [
-        {
-            "keyid": item.keyid,
-            "principal": new.keys[item.keyid].principal if item.keyid in new.keys else None,
-            "at": isoformat(item.at),
-            "reason": item.reason,
-            "compromised_since": isoformat(item.compromised_since) if item.compromised_since else None,
-        }
-        for item in new.revoked
-        if item not in known
-    ]
-
-
-def _signed_by(envelope: Envelope, old: RootDocument | None, new: RootDocument) -> list[str]:
-    known = {**new.keys, **(old.keys if old else {})}
-    keys = {keyid: TrustedKey(PublicKey.load(key.public), key.principal) for keyid, key in known.items()}
-    return sorted({signer.principal for signer in find_signers(envelope, keys)})
 
 
 # ---- an environment's rules ---------------------------------------------------------------------------------------

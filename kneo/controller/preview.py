@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
 from kneo.clock import isoformat
-from kneo.controller.differences import policy_difference, trust_difference, window_state
+from kneo.controller.differences import policy_difference, window_state
 from kneo.controller.policy_gate import environment_files, evaluate_policy_gate, root_threshold
 from kneo.controller.registry_state import (
     RegistryState,
@@ -41,6 +41,7 @@ from kneo.controller.stages.load import (
 )
 from kneo.controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
 from kneo.controller.stages.report import further_gates, outdated_approvals
+from kneo.controller.trust_difference import trust_difference
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
@@ -103,7 +104,8 @@ def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: verify.T
     """Evaluate a commit as the controller does, and describe the result."""
     declared, state = load(snapshot), inputs.state
     earlier = verify.earlier_roots(state.roots, declared.revision)
-    roots = trust_difference(earlier[-1] if earlier else None, declared.roots[-1] if declared.roots else None)
+    files = [item for item in declared.environments.values() if isinstance(item, Environment)]
+    roots = trust_difference(earlier[-1] if earlier else None, declared.roots[-1] if declared.roots else None, files)
     result: Json = {
         "ref": snapshot.ref,
         "revision": snapshot.revision,

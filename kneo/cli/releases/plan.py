@@ -83,7 +83,7 @@ def plan(
         if item.get("removed") or item.get("retired"):
             item["open_tasks"] = open_tasks(settings, str(item["name"]), options.service_url, options.profile)
     if markdown:
-        typer.echo("\n".join(as_markdown(answer)))
+        render.text(as_markdown(answer))
     else:
         render.emit(answer, as_json=options.as_json, text=lambda: render.text("\n".join(as_text(answer, whole=whole))))
     if not answer["ok"]:

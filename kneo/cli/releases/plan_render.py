@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from kneo.cli import render
 from kneo.cli.connection import Json
 from kneo.names import plain
-from kneo.spec.diff import change_lines, change_markdown, fact_lines, fenced, shortened
+from kneo.spec.diff import COMMENTED_CHARS, change_lines, change_markdown, fact_lines, fenced, shortened
+from kneo.spec.diff.comments import bounded_comment
 from kneo.spec.diff.rules import WHOLE, shown_rule
 
 MARKER = "<!-- kneo-plan -->"
@@ -45,26 +45,22 @@ def _trust(answer: Json) -> Json:
     return trust
 
 
-def _trust_lines(answer: Json) -> Iterator[str]:
-    """Return the changes of a trust root: roles, thresholds, keys and revocations."""
+def _trust_lines(answer: Json) -> Iterator[tuple[bool, str]]:
+    """Return the changes of a trust root, each with whether it weakens protection."""
     trust = _trust(answer)
     if not trust["changed"]:
         return
     signed = ", ".join(map(str, trust["signed_by"])) if isinstance(trust["signed_by"], list) else ""
-    yield f"The trust root changes: version {trust['from'] or 'none'} → {trust['to'] or 'none'}, signed by {signed or 'no key'}"
-    for role in _rows(trust["roles"]):
-        yield from (f"{name} gains the role {role['role']}" for name in role["gained"])  # type: ignore[attr-defined]
-        yield from (f"{name} loses the role {role['role']}" for name in role["lost"])  # type: ignore[attr-defined]
-        for what in ("threshold", "paths"):
-            change = role[what]
-            assert isinstance(change, dict)
-            if change["from"] != change["to"]:
-                yield f"The {what} of the role {role['role']}: {_value(change['from'])} → {_value(change['to'])}"
-    for verb, keys in (("added", trust["keys_added"]), ("removed", trust["keys_removed"])):
-        yield from (f"Key {verb}: {key['keyid']} of {key['principal']}" for key in _rows(keys))
-    for item in _rows(trust["revoked"]):
-        since = f", compromised since {item['compromised_since']}" if item["compromised_since"] else ""
-        yield f"Key revoked: {item['keyid']} of {item['principal']} as of {item['at']}{since}: {item['reason']}"
+    version = f"from version {trust['from'] or 'none'} to {trust['to'] or 'none'}"
+    yield True, f"The trust root changes {version}, signed by {signed or 'no key'}"
+    for change in _rows(trust["changes"]):
+        yield change["direction"] == "loosened", _directed(change)
+
+
+def _directed(change: Json) -> str:
+    """Return the sentence about a change of rules, with its direction."""
+    verb = "weakens" if change["direction"] == "loosened" else "tightens"
+    return f"{str(change['message']).removesuffix('.')} ({verb} protection)"
 
 
 def _policy_lines(item: Json, *, whole: bool) -> Iterator[tuple[bool, str, list[str]]]:
@@ -72,19 +68,12 @@ def _policy_lines(item: Json, *, whole: bool) -> Iterator[tuple[bool, str, list[
     command = WHOLE.replace("NAME", str(item["name"]))
     for change in sorted(_rows(item.get("policy", [])), key=lambda change: change["direction"] != "loosened"):
         loosened = change["direction"] == "loosened"
-        verb = "weakens" if loosened else "tightens"
         lines = tuple(map(str, change["lines"])) if isinstance(change["lines"], list) else ()
         shown = lines if whole else shown_rule(lines, command)
-        yield loosened, f"{str(change['message']).removesuffix('.')} ({verb} protection)", list(shown)
+        yield loosened, _directed(change), list(shown)
     windows = item.get("windows")
     if isinstance(windows, dict) and not windows["open"] and item["actions"]:
         yield True, f"Changes are not allowed until {windows['next_opening'] or 'the windows change'}.", []
-
-
-def _value(value: object) -> str:
-    return (
-        json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) or value is None else str(value)
-    )
 
 
 def _compared(answer: Json) -> str:
@@ -103,7 +92,7 @@ def _rows(value: object) -> list[Json]:
 def as_text(answer: Json, *, whole: bool = False) -> Iterator[str]:
     """Return a plan as lines for a terminal, long texts shortened or whole."""
     yield _compared(answer)
-    yield from (f"  {render.CAREFUL} {line}" for line in _trust_lines(answer))
+    yield from (f"  {_mark(loosened)} {line}" for loosened, line in _trust_lines(answer))
     if "problem" in answer:
         yield f"  {render.FAILED} {_problem(answer)}"
     if unsigned := _unsigned(answer):
@@ -111,6 +100,10 @@ def as_text(answer: Json, *, whole: bool = False) -> Iterator[str]:
     for item in environments(answer):
         yield f"\n{item['name']}"
         yield from _environment_text(item, whole=whole)
+
+
+def _mark(loosened: bool) -> str:
+    return render.CAREFUL if loosened else render.DONE
 
 
 def _environment_text(item: Json, *, whole: bool) -> Iterator[str]:
@@ -124,7 +117,7 @@ def _environment_text(item: Json, *, whole: bool) -> Iterator[str]:
     if not item["actions"]:
         yield f"  {render.OPEN} no releases change"
     for loosened, line, lines in _policy_lines(item, whole=whole):
-        yield f"  {render.CAREFUL if loosened else render.DONE} {line}"
+        yield f"  {_mark(loosened)} {line}"
         yield from (f"        {each}" for each in lines)
     for action in _rows(item["actions"]):
         mark = render.DONE if action["allowed"] else render.CAREFUL
@@ -193,25 +186,36 @@ def _who(gate: Json) -> str:
     return f" Who can: {', '.join(map(str, who))}." if isinstance(who, list) and who else ""
 
 
-def as_markdown(answer: Json) -> Iterator[str]:
-    """Return a plan as the lines of a comment on a pull request."""
+def as_markdown(answer: Json) -> str:
+    """Return a plan as a comment on a pull request."""
+    commit = str(answer["revision"]).rpartition(":")[2]
+    return bounded_comment(_markdown(answer), f"kneo plan --whole --ref {commit}")
+
+
+def _markdown(answer: Json) -> Iterator[str]:
     yield MARKER
     yield "### Kneo plan\n"
     if _trust(answer)["changed"]:
         yield "#### ⚠ Trust root\n"
-        yield from (f"- {_escaped(line)}" for line in _trust_lines(answer))
+        yield from (f"- {_sign(loosened)} {_escaped(line)}" for loosened, line in _trust_lines(answer))
         yield ""
     yield _escaped(_compared(answer))
     if "problem" in answer:
         yield f"\n**Refused:** {_escaped(_problem(answer))}"
     if unsigned := _unsigned(answer):
         yield f"\n**Would not be followed:** {_escaped(unsigned)}"
+    changed = sum(bool(action["diff"]) for item in environments(answer) for action in _rows(item["actions"]))
+    most = COMMENTED_CHARS // max(changed, 1)
     for item in environments(answer):
         yield f"\n#### {_escaped(item['name'])}\n"
-        yield from _environment_markdown(item)
+        yield from _environment_markdown(item, most)
 
 
-def _environment_markdown(item: Json) -> Iterator[str]:
+def _sign(loosened: bool) -> str:
+    return "⚠" if loosened else "✓"
+
+
+def _environment_markdown(item: Json, most: int) -> Iterator[str]:
     if "problem" in item:
         yield f"**Stalled:** {_escaped(_problem(item))}\n"
     if item.get("removed"):
@@ -222,12 +226,12 @@ def _environment_markdown(item: Json) -> Iterator[str]:
     if not item["actions"] and not _bad(item):
         yield "No releases change.\n"
     for loosened, line, lines in _policy_lines(item, whole=False):
-        yield f"- {'⚠' if loosened else '✓'} {_escaped(line)}"
+        yield f"- {_sign(loosened)} {_escaped(line)}"
         yield from (f"  {each}" for each in (fenced(lines) if lines else ()))
     if _rows(item.get("policy", [])):
         yield ""
     yield from _table(item)
-    yield from _changes_markdown(item)
+    yield from _changes_markdown(item, most)
     yield from (
         f"- ✗ **{_escaped(v['bundle'])} {_escaped(v['version'])}** {_escaped(v['message'])}" for v in _bad(item)
     )
@@ -247,7 +251,7 @@ def _table(item: Json) -> Iterator[str]:
         yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
 
 
-def _changes_markdown(item: Json) -> Iterator[str]:
+def _changes_markdown(item: Json, most: int) -> Iterator[str]:
     for action in _rows(item["actions"]):
         changes = _changes(action, whole=False)
         if changes and is_first(action):
@@ -258,7 +262,7 @@ def _changes_markdown(item: Json) -> Iterator[str]:
             high = sum(change["danger"] == "high" for change in changes)
             count = render.count(len(changes), "change") + (f", {high} to check" if high else "")
             yield f"\n<details{' open' if high else ''}><summary>{_escaped(action['bundle'])}: {count}</summary>\n"
-            yield from change_markdown(changes, str(action["whole"]))
+            yield from change_markdown(changes, str(action["whole"]), most)
             yield "\n</details>\n"
 
 

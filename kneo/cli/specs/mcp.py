@@ -95,7 +95,7 @@ def pull(
         "written": written,
     }
     if as_text and not as_json:
-        typer.echo(write_yaml({"tools": {name: dict(fields) for name, fields in changes.items()}}), nl=False)
+        render.text(write_yaml({"tools": {name: dict(fields) for name, fields in changes.items()}}).rstrip("\n"))
     else:
         render.emit(
             answer, as_json=as_json, text=lambda: _print(pulled, checked.name, server, updated=update, written=written)

@@ -355,7 +355,8 @@ def show_plan(request: PageRequest) -> Page:
     """Show what a commit would change in each environment."""
     names = [item.name for item in ordered(request)]
     ref, chosen = request.query.get("ref").strip(), request.query.get("environment")
-    values: dict[str, object] = {"names": names, "ref": ref, "chosen": chosen, "plans": [], "head": None, "more": 0}
+    empty: dict[str, object] = {"plans": [], "head": None, "trust": [], "more": 0}
+    values = {**empty, "names": names, "ref": ref, "chosen": chosen}
     if "ref" not in dict(request.query.fields):
         return Page("plan.html", values)
     revision = ref[:250] or None
@@ -367,6 +368,9 @@ def show_plan(request: PageRequest) -> Page:
     except KneoError as error:
         return Page("plan.html", values, problem=error)
     shown = [_planned(one) for one in plan.environments[:MAX_PLANNED]]
+    trust = plan.trust["changes"] if plan.trust is not None and plan.trust["changed"] else []
+    assert isinstance(trust, list)
+    values |= {"trust": shown_rules([{"field": "environments/trust.json", **each} for each in trust])}
     return Page("plan.html", {**values, "head": plan, "plans": shown, "more": len(plan.environments) - len(shown)})
 
 

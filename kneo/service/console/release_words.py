@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -254,7 +255,22 @@ def _lines(rule: Mapping[str, object]) -> list[str]:
     return [str(line) for line in lines] if isinstance(lines, list | tuple) else []
 
 
+_PLACE = re.compile(r"@@ -(\d+),(\d+) \+(\d+),(\d+) @@")
+
+
 def _rows(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield lines as rows of a page; the place of a change in its text is a row of its own, ``@``, in words."""
     for line in lines:
-        sign = line[:1] if line[:1] in {"+", "-"} else " "
-        yield sign, line[1:] if line[:1] in {"+", "-", " "} else line
+        sign = line[:1]
+        if found := _PLACE.fullmatch(line):
+            before, now = (_stretch(int(found[at]), int(found[at + 1])) for at in (1, 3))
+            yield "@", now.capitalize() if before == now else f"{before.capitalize()} before, {now} now"
+        else:
+            yield sign if sign in {"+", "-"} else " ", line[1:] if sign in {"+", "-", " "} else line
+
+
+def _stretch(first: int, lines: int) -> str:
+    """Return the lines of a stretch of a text: ``line 3``, ``lines 3 to 5``."""
+    if not lines:
+        return "no line"
+    return f"line {first}" if lines == 1 else f"lines {first:,} to {first + lines - 1:,}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from kneo.names import visible
 from kneo.spec.diff import agents, components
+from kneo.spec.diff.comments import bounded_comment
 from kneo.spec.diff.locations import (
     HIGH,
     LOW,
@@ -37,7 +38,7 @@ from kneo.spec.reading.load import load_tree
 WHOLE = "kneo spec diff --whole OLD NEW"
 """The command that shows a change whole."""
 
-MAX_COMMENT = 50_000  # characters of the changes in a comment; forges accept about 65,000 in all
+COMMENTED_CHARS = 50_000  # characters of the changes in a comment: the rest of it has other facts
 MAX_CHANGES = 10_000  # changes that are kept
 MAX_CHARS = 4_000_000  # characters of their sentences and lines together: twice the size of a spec and more
 
@@ -192,8 +193,8 @@ class SpecDiff:
         """Return the changes for a comment on a pull request."""
         items = self.items(whole=whole)
         if self.is_new:
-            return "\n".join(fenced(list(fact_lines(items)), "text"))
-        return "\n".join((f"**{self.summary}**", "", *change_markdown(items, self.command)))
+            return bounded_comment(fenced(list(fact_lines(items)), "text"), self.command)
+        return bounded_comment((f"**{self.summary}**", "", *change_markdown(items, self.command)), self.command)
 
 
 def shortened(change: Map, command: str) -> Map:
@@ -229,8 +230,8 @@ def change_lines(changes: Iterable[Map]) -> Iterator[str]:
         yield from (f"      {line}" for line in _strings(change["lines"]))
 
 
-def change_markdown(changes: Iterable[Map], command: str) -> Iterator[str]:
-    """Yield the changes of a spec for a comment, up to the size that comments may have."""
+def change_markdown(changes: Iterable[Map], command: str, most: int = COMMENTED_CHARS) -> Iterator[str]:
+    """Yield the changes of a spec for a comment, up to a number of characters; the others are counted."""
     items, chars = list(changes), 0
     for number, change in enumerate(items):
         sign = Danger[str(change["danger"]).upper()].sign
@@ -238,7 +239,7 @@ def change_markdown(changes: Iterable[Map], command: str) -> Iterator[str]:
         if change["lines"]:
             lines.extend(f"  {line}" for line in fenced(_strings(change["lines"])))
         chars += sum(map(len, lines)) + len(lines)
-        if chars > MAX_COMMENT:
+        if chars > most:
             left_out = items[number:]
             high = sum(each["danger"] == "high" for each in left_out)
             yield f"- ‼ … {count(len(left_out), 'more change')}, {high:,} to check: {escaped(command)}"

@@ -82,7 +82,8 @@ def test_who_gains_and_loses_a_role_stands_first(machine: Machine, repo: ConfigR
     assert [(key["principal"], key["roles"]) for key in trust["keys_added"]] == [("mallory", ["approver"])]
     assert [(item["role"], item["gained"], item["lost"]) for item in trust["roles"]] == [("approver", ["mallory"], [])]
     lines = machine.kneo(*_plan(repo)).stdout.splitlines()
-    assert "mallory gains the role approver" in lines[2]
+    assert "mallory gains the role approver (weakens protection)" in lines[2]
+    assert "→" not in "".join(lines[:4])
     words = machine.kneo(*_plan(repo), "--markdown").stdout
     assert words.startswith("<!-- kneo-plan -->\n")
     assert words.index("mallory gains the role approver") < words.index("#### prod")

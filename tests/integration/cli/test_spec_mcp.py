@@ -101,6 +101,17 @@ def test_pull_names_what_stands_in_its_way(
     assert (denied.status, "KNEO_SERV_MCP_COMMANDS" in denied.err) == (1, True)
 
 
+def test_printed_declarations_have_the_texts_of_the_server_and_no_command_of_a_runner(
+    kneo: Kneo, spec: Path, tmp_path: Path
+) -> None:
+    hostile = f"{'word ' * 26}\u200b ::add-mask::one ##[error]two\x1b[2J"
+    (tmp_path / "texts.json").write_text(json.dumps({"echo": hostile}))
+    printed = kneo("spec", "mcp", "pull", spec, "shop", "--tool", "echo", "--update", "--print").out
+    assert yaml.safe_load(printed)["tools"]["say"]["description"] == hostile
+    assert not [line for line in printed.splitlines() if line.lstrip().startswith("::") or "##[" in line]
+    assert not {"\x1b", "\u200b"} & set(printed)
+
+
 def test_a_json_spec_and_one_without_tools_get_their_tools(kneo: Kneo, spec: Path, tmp_path: Path) -> None:
     tree = yaml.safe_load(spec.read_text())
     del tree["tools"], tree["agent"]["tools"]

@@ -217,11 +217,14 @@ def test_a_plan_shows_what_another_branch_would_change(
     repo.environment(
         "prod", {"announcement": version}, **{**RULES, "approvals": {"required": 0, "roles": ["approver"]}}
     )
+    repo.person("mallory", "release")
     repo.commit("Plan a release")
     repo.git("checkout", "-q", "main")
     page = browse("viewer").get("/console/plan?ref=next&environment=prod")
     assert f"Release announcement {version}" in page.text
     assert "loosened" in page.text
+    assert "mallory gains the role release (its signatures of bundles count in dev, prod)" in page.text
+    assert "@@" not in page.text
     assert "system_prompt" in page.text
     assert "<img" not in page.html
     assert "kneo plan --ref next --env prod" in page.text

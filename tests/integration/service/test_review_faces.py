@@ -205,6 +205,10 @@ for name, letter in INVISIBLE.items():
     CASES[name] = (in_line("Be kind.", f"Be{letter} kind."), escaped)
 
 
+PAGE_WORDS = {("page", "@@ -1,1 +1,2 @@"): "Line 1 before, lines 1 to 2 now"}
+"""A page has words for the place of a change."""
+
+
 def plain_markdown(text: str) -> str:
     return re.sub(r"\\([^u])", r"\1", text)
 
@@ -244,6 +248,7 @@ def faces(store: Store, found: SpecDiff) -> dict[str, str]:
         pending = releases.pending(tx, "prod")[0]
         releases.put_plan(tx, PendingPlan(id=pending.id, environment="prod", base=None, content=content))
     page = page_at(store, f"/promotions/{pending.id}")
+    assert "@@" not in page
     text = html.unescape(re.sub(r"<[^>]*>", "", page))
     detail = kept_plan(Digest("sha256:" + "0" * 64), content, command, whole=True)
     values = {**vars(pending), "bundle": "support", "version": "1.1.0", "environment": "prod"}
@@ -253,7 +258,7 @@ def faces(store: Store, found: SpecDiff) -> dict[str, str]:
     subject = Subject(environment="prod", name="support", digest=digest, policy_digest=digest)
     return {
         "terminal": "\n".join(as_text(plan)),
-        "markdown": plain_markdown("\n".join(as_markdown(plan))),
+        "markdown": plain_markdown(as_markdown(plan)),
         "json": json.dumps(found.items(whole=True), ensure_ascii=False).replace("\\\\", "\\"),
         "page": text,
         "approve": "\n".join(review(subject, item, view, spec=False).lines),
@@ -277,7 +282,7 @@ def test_every_face_shows_each_change_or_counts_what_it_leaves_out(
     found = diff(Spec.model_validate(old), Spec.model_validate(new), command=whole_command("support", "1.0.0", "1.1.0"))
     assert found.changes
     shown = faces(pending_store, found)
-    missing = [face for face, text in shown.items() if mark not in text]
+    missing = [face for face, text in shown.items() if PAGE_WORDS.get((face, mark), mark) not in text]
     assert missing == [], f"{mark!r} is not in {missing}"
     for change in found.changes:
         for lines in (change.lines, found.items(whole=False)[found.changes.index(change)]["lines"]):
@@ -337,6 +342,68 @@ def test_each_of_many_changes_is_reached_from_the_page(
     assert len(set(seen)) == 299
     whole = "".join(page_at(pending_store, f"{address}?from={start}&whole=1") for start in (0, 100, 200))
     assert [n for n in range(2_000) if f"New line {n}<" not in whole] == []
+
+
+def a_plan(**environment: object) -> dict[str, object]:
+    """Return a plan of one environment."""
+    item = {"name": "prod", "actions": [], "verdicts": [], "gates": [], **environment}
+    return {
+        "revision": "next@sha1:1f2e3d",
+        "base": "b",
+        "commits": None,
+        "trust": {"changed": False},
+        "environments": [item],
+    }
+
+
+def refused(message: str) -> dict[str, object]:
+    return {"ok": False, "bundle": "mail", "version": "1.0.0", "reason": "Refused", "message": message}
+
+
+LONG_PLANS = {
+    "a long message": {"verdicts": [refused("word " * 40_000)]},
+    "many messages": {"verdicts": [refused(f"{number} is refused") for number in range(5_000)]},
+    "many gates": {"gates": [{"bundle": "m", "reason": "r", "message": f"gate {n}", "who": ["ann"]} for n in range(5_000)]},
+    "long rules": {
+        "policy": [
+            {
+                "field": "gates",
+                "direction": "loosened",
+                "message": f"The gate {number} is gone.",
+                "lines": [f"-line {line} of {number}" for line in range(39)],
+            }
+            for number in range(300)
+        ]
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LONG_PLANS)
+def test_a_comment_is_as_long_as_forges_accept_and_counts_the_rest(case: str) -> None:
+    comment = as_markdown(a_plan(**LONG_PLANS[case]))
+    assert len(comment) <= 65_536
+    assert re.fullmatch(
+        r"‼ … [\d,]+ more lines? with [\d,]+ characters: `kneo plan --whole --ref 1f2e3d`", comment.splitlines()[-1]
+    )
+    assert sum(line.strip().startswith("```") for line in comment.splitlines()) % 2 == 0, "an open fence hides the note"
+    assert comment.count("<details") == comment.count("</details>")
+
+
+def test_a_comment_of_several_releases_shows_the_first_changes_of_each() -> None:
+    changes = [{"danger": "high", "area": "tools", "message": "m" * 100, "path": "p", "lines": []} for _ in range(400)]
+    action = {"kind": "promote", "from": "1.0.0", "to": "1.1.0", "signers": [], "allowed": False, "diff": changes}
+    actions = [{**action, "bundle": f"bundle{number}", "whole": "kneo spec diff"} for number in range(3)]
+    comment = as_markdown(a_plan(actions=actions))
+    assert len(comment) <= 65_536
+    for number in range(3):
+        assert f"bundle{number}: 400 changes, 400 to check" in comment
+    assert comment.count(" more changes, ") == 3
+
+
+def test_a_text_from_outside_is_no_command_of_a_runner_in_a_comment() -> None:
+    comment = as_markdown(a_plan(verdicts=[refused("one\n::add-mask::two\x1b[2J")], name="prod\n::error::x"))
+    assert "\x1b" not in comment
+    assert not [line for line in comment.splitlines() if line.lstrip().startswith("::")]
 
 
 # ---- a first version ----------------------------------------------------------------------------------------------
