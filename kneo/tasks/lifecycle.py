@@ -272,7 +272,7 @@ def _time_out(tx: Tx, task: HumanTask) -> None:
         return
     assert tasks.change(tx, task, status=TaskStatus.EXPIRED), "the run is locked"
     facts = _facts(tx, task) | {"auto_continued": False}
-    message = f"Nobody answered {task.step_id} before {task.deadline_at}."
+    message = f"{task.step_id} was not answered before {task.deadline_at}."
     if not signs:
         facts |= {"unsigned": NO_KEY, "not_taken": decision.kind if decision is not None else None}
         message += f" Its timeout decision has to be signed, and the service has no signing key ({NO_KEY})."

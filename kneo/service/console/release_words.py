@@ -111,7 +111,7 @@ def rules_of(environment: EnvironmentView) -> Iterator[tuple[str, str]]:
             "Approvals",
             f"{rule.required} by the role {roles}{signed}{excluded}; each counts for {span(rule.expires_seconds)}",
         )
-        yield "Approvers", ", ".join(environment.approvers) or "nobody in the file; keys of the trust root may sign"
+        yield "Approvers", ", ".join(environment.approvers) or "none in the file; keys of the trust root may sign"
     else:
         yield "Approvals", "none needed"
     if environment.soak_seconds:

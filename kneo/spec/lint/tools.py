@@ -188,7 +188,7 @@ def tool_people(index: SpecIndex) -> Iterator[Diagnostic]:
             yield warning("W_FIELD_NO_EFFECT", message, path, suggestion=hint)
     for gate in all_gates(index):
         if gate.tool is not None and _nobody(index, gate):
-            message = f"Nobody can answer the gate at the tool {gate.tool}: everybody whom it asks is excluded."
+            message = f"No person can answer the gate at the tool {gate.tool}: each one that it asks is excluded."
             hint = "Ask a person or a group who is not under exclude."
             yield error("E_TOOL_GATE_NO_HUMAN", message, gate.path, suggestion=hint)
 
