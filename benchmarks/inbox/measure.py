@@ -18,6 +18,7 @@ from kneo.api.tasks import list_human_tasks, summarise_human_tasks
 from kneo.clock import ManualClock
 from kneo.service.event_streams import task_events
 from kneo.service.routing import JsonResponse
+from kneo.service.shared_reads import SharedReads
 from kneo.settings import from_env
 from kneo.store import task_feed, task_statistics, tasks
 from kneo.store.change_feed import ChangeFeed
@@ -133,7 +134,8 @@ def told(store: Store) -> float:
 
     async def follow() -> float:
         feed = ChangeFeed(store)
-        listeners = [task_events(feed, task_feed.find_cursor(store, None), heartbeat=60) for _ in range(LISTENERS)]
+        reads = SharedReads(feed)
+        listeners = [task_events(reads, task_feed.find_cursor(store, None), heartbeat=60) for _ in range(LISTENERS)]
         taken = []
         for _ in range(TURNS):
             hearing = [asyncio.create_task(anext(listener)) for listener in listeners]

@@ -65,6 +65,7 @@ from kneo.service.routes import (
     streams,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
+from kneo.service.shared_reads import SharedReads
 from kneo.settings import PushSettings, Settings, from_env
 from kneo.store import audit as audit_log
 from kneo.store import oidc_people, project_metadata
@@ -236,6 +237,7 @@ def make_service(
     streams = Streams(
         settings.http.max_streams, settings.http.max_streams_per_person, settings.http.stream_slow_seconds
     )
+    changes = ChangeFeed(store)
     return Service(
         settings=settings,
         store=store,
@@ -243,7 +245,8 @@ def make_service(
         callers=callers,
         alive=alive,
         metrics=Metrics(store, streams),
-        changes=ChangeFeed(store),
+        changes=changes,
+        reads=SharedReads(changes),
         streams=streams,
         readiness=Readiness(settings, store, starter.project, tools),
         tools=tools,

@@ -23,6 +23,7 @@ from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
 from kneo.service.readiness import Readiness
 from kneo.service.routing import ApiRouter, JsonResponse, Responses
+from kneo.service.shared_reads import SharedReads
 from kneo.settings import Settings
 from kneo.store import idempotency
 from kneo.store.change_feed import ChangeFeed, Subscription
@@ -42,6 +43,7 @@ class Service:
         metrics: The metrics.
         specs: Loads specs for requests.
         changes: The change feed of the database.
+        reads: The reads that the streams of one feed share.
         streams: Counts the open streams.
         readiness: The readiness checks.
         tools: The tools of this process, which specs may name.
@@ -54,6 +56,7 @@ class Service:
     alive: Callable[[], bool]
     metrics: Metrics
     changes: ChangeFeed
+    reads: SharedReads
     streams: Streams
     readiness: Readiness
     tools: frozenset[str] = frozenset()
@@ -102,9 +105,9 @@ T = TypeVar("T")
 
 
 async def next_change(
-    feed: ChangeFeed, subscription: Subscription[T], seconds: float, since: int | None = None
+    feed: ChangeFeed, subscription: Subscription[T], seconds: float | None = None, since: int | None = None
 ) -> T | None:
-    """Wait for a change on the event loop; see ``ChangeFeed.wait_for``."""
+    """Wait for a change on the event loop, without ``seconds`` until the feed is stopped; see ``ChangeFeed.wait_for``."""
     with feed.subscribe(subscription, since) as future:
         try:
             async with asyncio.timeout(seconds):

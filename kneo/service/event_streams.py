@@ -14,9 +14,10 @@ from starlette.concurrency import run_in_threadpool
 from kneo.api.run_views import TraceEventView, say
 from kneo.api.task_views import TaskEventView
 from kneo.records.conversation import ModelDelta
-from kneo.records.run import RunStatus, TraceEvent
+from kneo.records.run import RunStatus
 from kneo.service.context import next_change
 from kneo.service.events import Event, Events
+from kneo.service.shared_reads import EVENTS_PER_READ, EventBuffer, Positioned, SharedReads
 from kneo.store import history, runs, task_feed
 from kneo.store.change_feed import ChangeFeed, Subscription, announce_reader
 from kneo.store.engine import Store, Tx
@@ -71,10 +72,6 @@ class DeltaQueue:
         return is_due
 
 
-EVENTS_PER_READ = 100
-"""Trace events of one read, which bounds the memory for a reader far behind."""
-
-
 @dataclass(frozen=True)
 class RunProgressed(Subscription[RunProgress]):
     """A run has another status, or more trace events, than the reader knows."""
@@ -100,96 +97,159 @@ class TaskEventsAdded(Subscription[int]):
         return [last if more or last > item.after else None for item in subscriptions]
 
 
+class RunFeed(EventBuffer):
+    """The trace events and the progress of one run.
+
+    Args:
+        changes: The change feed of the database.
+        run_id: The run.
+    """
+
+    def __init__(self, changes: ChangeFeed, run_id: str) -> None:
+        super().__init__()
+        self.progress: RunProgress | None = None
+        """The progress of the run, whose events have all been read; ``None`` before the first read."""
+        self._changes = changes
+        self._run_id = run_id
+        self._next: RunProgress | None = None
+
+    async def _read(self) -> bool:
+        if self._next is None:
+            self._next = await next_change(self._changes, RunProgressed(self._run_id, self.progress))
+        if self._next is None:
+            return False
+        if self._end >= self._next.trace_count or await self._extend(self._next.trace_count):
+            self.progress, self._next = self._next, None
+        return True
+
+    def _page(self, position: int) -> Sequence[Positioned]:
+        return _trace_page(self._changes.store, self._run_id, position)
+
+
+class TaskFeed(EventBuffer):
+    """The events of all tasks.
+
+    Args:
+        changes: The change feed of the database.
+    """
+
+    def __init__(self, changes: ChangeFeed) -> None:
+        super().__init__()
+        self._changes = changes
+
+    async def _read(self) -> bool:
+        last = await next_change(self._changes, TaskEventsAdded(self._end))
+        if last is None:
+            return False
+        await self._extend(last)
+        return True
+
+    def _page(self, position: int) -> Sequence[Positioned]:
+        events = task_feed.events_after(self._changes.store, position, EVENTS_PER_READ)
+        return [
+            Positioned(number, Event(name=f"human.{item.type}", id=item.id, data=vars(TaskEventView.of(item))))
+            for number, item in events
+        ]
+
+
 async def run_events(
-    feed: ChangeFeed, run_id: str, after: int, *, heartbeat: float, published: bool, deltas: DeltaQueue | None = None
+    reads: SharedReads,
+    run_id: str,
+    after: int,
+    *,
+    since: int = 0,
+    heartbeat: float,
+    published: bool,
+    deltas: DeltaQueue | None = None,
 ) -> Events:
     """Stream the trace events of a run after a sequence number, until the run ends.
 
     A trace event has the name of its type and its sequence number as id; ``status`` reports that the run pauses or continues,
-    ``end`` that it has ended, ``model_delta`` a piece of a reply where there is a queue for ``deltas``.
+    ``end`` that it has ended, ``model_delta`` a piece of a reply where there is a queue for ``deltas``. No status is reported that
+    the run had before it had ``since`` trace events.
     """
     with contextlib.ExitStack() as reading:
+        feed = reading.enter_context(reads.follow(("run", run_id), lambda: RunFeed(reads.changes, run_id)))
+        feed.join(after)
         if deltas is not None:
-            reading.enter_context(feed.store.deltas.listen(run_id, deltas.put))
-        async for event in _run_events(feed, run_id, after, heartbeat, deltas, published=published):
-            yield event
+            reading.enter_context(reads.changes.store.deltas.listen(run_id, deltas.put))
+        status: RunStatus | None = None
+        while not reads.stopping:
+            version, progress = feed.version, feed.progress
+            async for item in feed.events(after):
+                yield item.event
+                after = item.position
+            if progress is not None and progress.status is not status and progress.trace_count >= since:
+                status = progress.status
+                ended = status not in {RunStatus.RUNNING, RunStatus.PAUSED}
+                data = {"run_id": run_id, "status": say(status, published=published)}
+                yield Event(name="end" if ended else "status", data=data)
+                if ended:
+                    return
+            if deltas is None:
+                if not await feed.wait(version, heartbeat):
+                    yield None
+                continue
+            if reads.changes.store.deltas.spans_processes and deltas.is_announcement_due():
+                await run_in_threadpool(reads.changes.store.transact, partial(announce_reader, run_id=run_id))
+            async for event in _deltas_before(feed.after(version), heartbeat, deltas):
+                yield event
 
 
-async def _run_events(
-    feed: ChangeFeed, run_id: str, after: int, heartbeat: float, deltas: DeltaQueue | None, *, published: bool
-) -> Events:
-    known: RunProgress | None = None
-    status: RunStatus | None = None
-    while not feed.stopping:
-        progress = None
-        async for progress in _next_progress(feed, RunProgressed(run_id, known), heartbeat, deltas):
-            if isinstance(progress, ModelDelta):
-                yield Event(name="model_delta", data=vars(progress))
-        if not isinstance(progress, RunProgress):
-            yield None
-            continue
-        known = progress
-        async for event in trace_events(feed.store, run_id, after):
-            yield event
-            after = int(event.id or after)
-        if progress.status is not status:
-            status = progress.status
-            ended = status not in {RunStatus.RUNNING, RunStatus.PAUSED}
-            yield Event(
-                name="end" if ended else "status", data={"run_id": run_id, "status": say(status, published=published)}
-            )
-            if ended:
-                return
+async def _deltas_before(change: asyncio.Future[None], heartbeat: float, deltas: DeltaQueue) -> Events:
+    """Yield the deltas that arrive before a change, or ``None`` after the heartbeat."""
 
+    def wake(_change: asyncio.Future[None]) -> None:
+        deltas.wake()
 
-async def _next_progress(
-    feed: ChangeFeed, subscription: RunProgressed, heartbeat: float, deltas: DeltaQueue | None
-) -> AsyncIterator[RunProgress | ModelDelta | None]:
-    """Yield the progress of a run, or ``None`` after the heartbeat; before it the deltas that arrive meanwhile."""
-    if deltas is None:
-        progress: RunProgress | None = await next_change(feed, subscription, heartbeat)
-        yield progress
-        return
-    if feed.store.deltas.spans_processes and deltas.is_announcement_due():
-        await run_in_threadpool(feed.store.transact, partial(announce_reader, run_id=subscription.run_id))
-    with feed.subscribe(subscription) as future:
-        change = asyncio.wrap_future(future)
-        change.add_done_callback(lambda _change: deltas.wake())
+    change.add_done_callback(wake)
+    try:
         while True:
             in_time = await deltas.wait(heartbeat)
             for item in deltas.take():
-                yield item
-            if change.done() or not in_time:
-                yield change.result() if change.done() else None
+                yield Event(name="model_delta", data=vars(item))
+            if change.done():
+                change.result()
                 return
+            if not in_time:
+                yield None
+                return
+    finally:
+        change.remove_done_callback(wake)
 
 
 async def trace_events(store: Store, run_id: str, after: int) -> AsyncIterator[Event]:
     """Yield the trace events of a run that exist now after a sequence number; the id of each is its number."""
-    while events := await run_in_threadpool(_trace_after, store, run_id, after):
-        for item in events:
-            yield Event(name=item.type, id=str(item.sequence), data=vars(TraceEventView.of(item)))
-        after = events[-1].sequence
-        if len(events) < EVENTS_PER_READ:
+    while page := await run_in_threadpool(_trace_page, store, run_id, after):
+        for item in page:
+            yield item.event
+        after = page[-1].position
+        if len(page) < EVENTS_PER_READ:
             return
 
 
-def _trace_after(store: Store, run_id: str, after: int) -> Sequence[TraceEvent]:
+def _trace_page(store: Store, run_id: str, after: int) -> Sequence[Positioned]:
     with store.read() as tx:
-        return history.list_trace(tx, run_id, after=after, limit=EVENTS_PER_READ)
+        events = history.list_trace(tx, run_id, after=after, limit=EVENTS_PER_READ)
+    return [
+        Positioned(item.sequence, Event(name=item.type, id=str(item.sequence), data=vars(TraceEventView.of(item))))
+        for item in events
+    ]
 
 
-async def task_events(feed: ChangeFeed, cursor: Cursor, *, heartbeat: float) -> Events:
+async def task_events(reads: SharedReads, cursor: Cursor, *, heartbeat: float) -> Events:
     """Stream the events of all tasks after a cursor, each once, until the reader leaves.
 
     The id of the cursor comes first, so that a reader that is disconnected before the first event continues from there.
     """
     yield Event(name="", data={}, id=cursor.event_id)
     after = cursor.position
-    while not feed.stopping:
-        if await next_change(feed, TaskEventsAdded(after), heartbeat) is None:
-            yield None
-        while events := await run_in_threadpool(task_feed.events_after, feed.store, after):
-            for position, item in events:
-                yield Event(name=f"human.{item.type}", id=item.id, data=vars(TaskEventView.of(item)))
-                after = position
+    with reads.follow("tasks", lambda: TaskFeed(reads.changes)) as feed:
+        feed.join(after)
+        while not reads.stopping:
+            version = feed.version
+            async for item in feed.events(after):
+                yield item.event
+                after = item.position
+            if not await feed.wait(version, heartbeat):
+                yield None

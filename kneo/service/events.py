@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,7 +43,9 @@ class Event:
     data: Mapping[str, object]
     id: str | None = None
 
-    def encode(self) -> bytes:
+    @cached_property
+    def encoded(self) -> bytes:
+        """The event as it is sent, the same for all readers."""
         if not self.name:
             # Readers store the id without an event.
             return f"id: {self.id}\n\n".encode()
@@ -151,7 +154,7 @@ class EventStream(Response):
             async with aclosing(self.events) as events:
                 async for event in events:
                     async with asyncio.timeout(self.streams.slow_seconds):
-                        await send(_part(event.encode() if event is not None else b": still here\n\n"))
+                        await send(_part(event.encoded if event is not None else b": still here\n\n"))
         except TimeoutError:
             # Missed events are in the database: the reader reconnects with its last event id.
             return

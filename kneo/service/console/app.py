@@ -119,7 +119,7 @@ class Console:
         if signed_in is None:
             raise Unauthorized("You are signed out.")
         events = live_events(
-            self.service.changes,
+            self.service.reads,
             heartbeat=self.service.settings.http.stream_heartbeat_seconds,
             is_signed_in=lambda: find() is not None,
         )

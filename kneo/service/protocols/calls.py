@@ -151,7 +151,7 @@ class AgentCalls:
         """
         service = self.service
         heartbeat = service.settings.http.stream_heartbeat_seconds
-        events = run_events(service.changes, run_id, after, heartbeat=heartbeat, published=False)
+        events = run_events(service.reads, run_id, after, heartbeat=heartbeat, published=False)
         async with aclosing(events):
             async for event in events:
                 if event is not None and event.name.startswith(PROGRESS):

@@ -55,11 +55,16 @@ async def stream_run_events(
     higher one than expected shows that text was lost; `model_completed` and the step's output have all of it. Nothing is
     sent before the step has ended where an output guardrail or a person checks its output.
     """
-    await run_in_threadpool(find_run, service.store, run_id)
+    run = await run_in_threadpool(find_run, service.store, run_id)
     seen = last_event_id if last_event_id is not None else after
-    heartbeat = service.settings.http.stream_heartbeat_seconds
     events = run_events(
-        service.changes, run_id, seen, heartbeat=heartbeat, published=published, deltas=DeltaQueue() if deltas else None
+        service.reads,
+        run_id,
+        min(seen, run.trace_count),
+        since=run.trace_count,
+        heartbeat=service.settings.http.stream_heartbeat_seconds,
+        published=published,
+        deltas=DeltaQueue() if deltas else None,
     )
     return service.streams.answer(events, principal.name)
 
@@ -83,4 +88,4 @@ async def stream_human_tasks(
     """
     cursor = await run_in_threadpool(task_feed.find_cursor, service.store, last_event_id)
     heartbeat = service.settings.http.stream_heartbeat_seconds
-    return service.streams.answer(task_events(service.changes, cursor, heartbeat=heartbeat), principal.name)
+    return service.streams.answer(task_events(service.reads, cursor, heartbeat=heartbeat), principal.name)
