@@ -138,6 +138,8 @@ class TaskFeed(EventBuffer):
         self._changes = changes
 
     async def _read(self) -> bool:
+        if self._take_move():
+            return True
         last = await next_change(self._changes, TaskEventsAdded(self._end))
         if last is None:
             return False

@@ -129,6 +129,8 @@ class EventBuffer(SharedRead):
         super().__init__()
         self._events: deque[Positioned] = deque()
         self._begin = self._end = 0
+        self._has_moved = False
+        """Whether a stream has moved the buffer ahead of streams that may wait for the events in between."""
 
     @abstractmethod
     def _page(self, position: int) -> Sequence[Positioned]:
@@ -139,6 +141,12 @@ class EventBuffer(SharedRead):
         if position > self._end:
             self._events.clear()
             self._begin = self._end = position
+            self._has_moved = True
+
+    def _take_move(self) -> bool:
+        """Return whether the buffer was moved since the last read: a read then ends at once, so that streams read for themselves."""
+        has_moved, self._has_moved = self._has_moved, False
+        return has_moved
 
     async def _extend(self, known: int) -> bool:
         """Read one page into the buffer; return whether the buffer has come to a known position of the feed."""
