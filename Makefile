@@ -8,7 +8,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 WORKERS ?= 4
 BROWSER := $(or $(KNEO_TEST_BROWSER),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable || command -v microsoft-edge))
 
-.PHONY: help demo up test databases crash gates lint types imports schemas fresh sizes format check clean
+# Processes start by the hundred in the tests: none of them should have to compile what another one has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo up test test-all databases crash gates lint types imports schemas fresh sizes format check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -24,17 +27,27 @@ up: $(VENV)/.ready-models ## Run the demo and leave the server running
 console-pictures: $(VENV)/.ready-models $(VENV)/.ready-browser ## Take the pictures of the console in README.md from the demo
 	@$(BIN)/python -m examples.console_pictures
 
-test: $(VENV)/.ready-dev $(if $(BROWSER),$(VENV)/.ready-browser) ## Run the tests, databases included
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(if $(AGAIN),|| { [ $$? = 1 ] && $(BIN)/pytest --last-failed --last-failed-no-failures=none -x -rp; })
+READY_TESTS = $(VENV)/.ready-dev $(if $(BROWSER),$(VENV)/.ready-browser)
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+test: $(READY_TESTS) ## Run the short tier of the tests, in five minutes on two cores
+	@$(PYTEST) --tier short
+
+test-all: $(READY_TESTS) ## Run all tests, which a change has to pass (AGAIN=yes: those that fail once more, alone)
+	@$(PYTEST) --tier all $(if $(AGAIN),|| { [ $$? = 1 ] && $(BIN)/pytest --last-failed --last-failed-no-failures=none -x -rp; })
+
+.PHONY: durations
+durations: $(READY_TESTS) ## Record how long each test takes, which decides what the short tier has (FILES=tests/unit for some)
+	@$(PYTEST) --record-durations $(FILES)
 
 crash: $(VENV)/.ready-dev ## Kill processes at every write of every kind of run
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py tests/integration/agents/test_model_quota.py tests/soak --every-write
+	@$(PYTEST) tests/e2e/crash tests/integration/controller/test_killed.py tests/integration/agents/test_model_quota.py tests/soak --every-write
 
-databases: $(VENV)/.ready-dev ## Run on both databases what `make test` runs on one of them
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/conformance tests/e2e tests/gates tests/integration/agents tests/integration/controller tests/integration/notify tests/integration/service --every-database
+databases: $(VENV)/.ready-dev ## Run on both databases what `make test-all` runs on one of them
+	@$(PYTEST) tests/conformance tests/e2e tests/gates tests/integration/agents tests/integration/controller tests/integration/notify tests/integration/service --every-database
 
 gates: $(VENV)/.ready-dev ## Open and decide a task at every gate position, with killed processes
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/gates --every-gate
+	@$(PYTEST) tests/gates --every-gate
 
 lint: $(VENV)/.ready-dev ## Check style
 	@$(BIN)/ruff check .
@@ -119,7 +132,7 @@ sizes: $(VENV)/.ready ## Report code size, repeated class names and large module
 walks: $(VENV)/.ready-dev ## Report the files that one commit, one agent step and one decision enter
 	@$(BIN)/python tests/guards/walks.py
 
-check: lint types imports fresh test ## Run all checks and tests of a change
+check: lint types imports fresh test-all ## Run all checks and tests of a change
 
 SECONDS ?= 60
 SEED ?= 0

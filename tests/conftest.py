@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import logging
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from unittest import mock
 
 import hypothesis
 import pytest
-from databases import Server, start_server
+from databases import DIALECTS, Server, start_server
 from installation_key import find_key
 
 from kneo import settings
@@ -27,43 +26,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("suite")
 
+pytest_plugins = ("tiers",)
+
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-DIALECTS = ("sqlite", "postgresql")
-
-EITHER = (
-    "tests/conformance/",
-    "tests/e2e/",
-    "tests/gates/",
-    *(f"tests/integration/{name}/" for name in ("agents", "controller", "notify", "service")),
-)
-"""Folders of tests whose subject is not the store: each case runs on one kind of database, the cases of a test on both in turn."""
-
-WHOLE = ("--every-database", "--every-write", "--every-gate")
-"""Options with which every case runs on both kinds."""
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every-database", action="store_true", help="Run every case on both kinds of databases.")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the other database of cases that need one of them, unless a test is named on the command line."""
-    if any(config.getoption(name, default=False) for name in WHOLE) or any("::" in word for word in config.args):
-        return
-    left_out = [item for item in items if is_on_the_other(item)]
-    items[:] = [item for item in items if item not in set(left_out)]
-    config.hook.pytest_deselected(items=left_out)
-
-
-def is_on_the_other(item: pytest.Item) -> bool:
-    """Return whether a case runs on one kind of database, and not on that of this item."""
-    spec = getattr(item, "callspec", None)
-    if spec is None or "dialect" not in spec.params or not item.nodeid.startswith(EITHER):
-        return False
-    if item.get_closest_marker("both_databases") is not None:
-        return False
-    case = re.sub("|".join(DIALECTS), "", item.nodeid)
-    return bool(spec.params["dialect"] != DIALECTS[zlib.crc32(case.encode()) % 2])
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +36,16 @@ def shown_settings() -> Iterator[None]:
     """Forget which settings a test took out of the environment."""
     with mock.patch.dict(settings._hidden):
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Take back where a command that ran in this process sent its log: to the standard error of its test, which is closed after it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -304,12 +304,13 @@ def test_a_sqlite_lock_stands_beside_the_database(sqlite_store: Store, tmp_path:
 
 
 def test_a_process_that_stops_half_way_does_not_hold_its_locks_for_ever(postgres_url: str, clock: ManualClock) -> None:
-    stopped = Store(open_engine(f"{postgres_url}&options=-c%20idle_in_transaction_session_timeout=50"), clock)
-    other = open_store(postgres_url, clock)
+    other, stopped = open_store(postgres_url, clock), Store(open_engine(postgres_url), clock)
     rows = [{"name": f"lease-{number}", "fence": 1, "owner": "me", "until": "x"} for number in range(3)]
     with pytest.raises(Transient) as caught, stopped.write() as tx:  # noqa: PT012 - what follows the wait is what fails
         tx.connection.execute(insert(leases), rows)
-        # The same rows are taken by somebody else as soon as the server has given up on the first.
+        # From here on the process does nothing, however slow the machine was before.
+        tx.connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 50")
+        # The same rows are taken by another process as soon as the server has given up on the first.
         with other.write() as late:
             late.connection.execute(insert(leases), rows)
         tx.connection.execute(select(leases))

@@ -2,10 +2,9 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent)]
@@ -22,6 +21,10 @@ HEADING = re.compile(r"^#+ +(.+?) *#*$", re.MULTILINE)
 TARGET = re.compile(r"^([a-z-]+):.*## ", re.MULTILINE)
 
 
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 def links(page: Path) -> Iterator[tuple[Path, str]]:
     """The files a page links to, with the place in each."""
     for target in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8"))):
@@ -30,6 +33,7 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
             yield (page.parent / path).resolve() if path else page, place
 
 
+@cache
 def places(page: Path) -> set[str]:
     """The names of a page's headings, as hosts of Git repositories make them."""
     text = re.sub(r"^(```|~~~).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
@@ -42,8 +46,8 @@ def test_every_page_is_in_the_navigation():
     )
     assert len(listed) > 40
     root = set(JOINED.values())
-    assert [name for name in listed if name not in root and not (DOCS / name).is_file()] == []
-    reached = {DOCS / name for name in listed}
+    assert [path for path in listed if path not in root and not (DOCS / path).is_file()] == []
+    reached = {DOCS / path for path in listed}
     for index in [page for page in reached if page.name == "README.md"]:
         reached |= {found for found, _ in links(index) if found.parent == index.parent}
     assert [str(page.relative_to(DOCS)) for page in PAGES if page not in reached] == [], "list the page in mkdocs.yml"
@@ -62,10 +66,13 @@ def test_the_build_of_the_site_finds_dead_links_and_loaded_addresses(tmp_path: P
     ]
 
 
-@pytest.mark.parametrize("page", [*DOORS, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path):
-    lost = [str(found) for found, _ in links(page) if not found.exists()]
-    lost += [f"{found.name}#{place}" for found, place in links(page) if place and place not in places(found)]
+def test_every_link_leads_somewhere():
+    lost = [
+        f"{name(page)}: {found}" + f"#{place}" * bool(place)
+        for page in (*DOORS, *PAGES)
+        for found, place in links(page)
+        if not found.exists() or (place and place not in places(found))
+    ]
     assert lost == []
 
 
@@ -91,22 +98,21 @@ RECORD_WORDS = re.compile(
 """Further words that decision records, measurements, matrices and the guide for contributors do without."""
 
 
-# The changelog is a record of its time.
-@pytest.mark.parametrize(
-    "page",
-    [page for page in (*DOORS, *PAGES) if page.name != "CHANGELOG.md"],
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
-def test_the_page_names_people_and_things(page: Path):
-    text = CODE.sub("", page.read_text(encoding="utf-8"))
-    assert [line for line in text.splitlines() if WORDS.search(line)] == []
+def lines_with(words: re.Pattern[str], pages: Iterable[Path]) -> list[str]:
+    """The lines of pages, outside code, that have one of these words."""
+    return [
+        f"{name(page)}: {line}"
+        for page in pages
+        for line in CODE.sub("", page.read_text(encoding="utf-8")).splitlines()
+        if words.search(line)
+    ]
 
 
-@pytest.mark.parametrize(
-    "page",
-    [ROOT / "CONTRIBUTING.md", *(page for page in PAGES if page.relative_to(DOCS).parts[0] in RECORDS)],
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
-def test_the_record_is_written_in_the_terms_of_the_field(page: Path):
-    text = CODE.sub("", page.read_text(encoding="utf-8"))
-    assert [line for line in text.splitlines() if RECORD_WORDS.search(line)] == []
+def test_pages_name_people_and_things():
+    # The changelog is a record of its time.
+    assert lines_with(WORDS, [page for page in (*DOORS, *PAGES) if page.name != "CHANGELOG.md"]) == []
+
+
+def test_records_are_written_in_the_terms_of_the_field():
+    records = [page for page in PAGES if page.relative_to(DOCS).parts[0] in RECORDS]
+    assert lines_with(RECORD_WORDS, [ROOT / "CONTRIBUTING.md", *records]) == []

@@ -42,6 +42,11 @@ class House:
         assert found["version"] == version
         return found
 
+    def enforce(self) -> None:
+        """Bring ``RULES`` into force, with a release that is approved."""
+        self.approve(self.release())
+        self.bench.post("/environments/prod/reconcile", role="operator")
+
     def reconciled(self) -> Json:
         """Reconcile prod; return the one change that waits there."""
         self.bench.post("/environments/prod/reconcile", role="operator")

@@ -21,6 +21,9 @@ from pathlib import Path
 
 import psycopg
 
+DIALECTS = ("sqlite", "postgresql")
+"""The kinds of databases."""
+
 START_SECONDS = 240
 PREFIX = "kneo-pg-"
 OWNER = "owner"

@@ -86,6 +86,9 @@ class GitHub:
 class GitHTTPServer(ThreadingHTTPServer):
     """Git repositories below a folder, for these logins."""
 
+    # A server that has stopped has no connection left, which would be closed at some time during another test.
+    daemon_threads = False
+
     root: Path
     github: GitHub | None = None
 
@@ -222,6 +225,16 @@ class Server:
         self.http.server_close()
 
 
+class Connections(asyncssh.SSHServer):
+    """Adds the connection of each client to a list."""
+
+    def __init__(self, made: list[asyncssh.SSHServerConnection]) -> None:
+        self._made = made
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._made.append(conn)
+
+
 class SSHHost:
     """An ssh server that serves Git repositories to one key, as a Git host does. OpenSSH's client talks to it."""
 
@@ -234,6 +247,7 @@ class SSHHost:
         self.key_file.chmod(0o600)
         authorized = folder / "authorized_keys"
         key.write_public_key(authorized)
+        self._connections: list[asyncssh.SSHServerConnection] = []
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(
             asyncssh.listen(
@@ -241,6 +255,7 @@ class SSHHost:
                 0,
                 server_host_keys=[host_key],
                 authorized_client_keys=str(authorized),
+                server_factory=lambda: Connections(self._connections),
                 process_factory=self._serve,
                 encoding=None,
             )
@@ -268,14 +283,23 @@ class SSHHost:
             stderr=asyncio.subprocess.PIPE,
             env={"PATH": os.defpath, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"},
         )
-        await process.redirect(stdin=program.stdin, stdout=program.stdout, stderr=program.stderr)
-        process.exit(await program.wait())
-        await process.wait_closed()
+        try:
+            await process.redirect(stdin=program.stdin, stdout=program.stdout, stderr=program.stderr)
+            process.exit(await program.wait())
+            await process.wait_closed()
+        finally:
+            if program.returncode is None:
+                program.kill()
+                await program.wait()
 
     def stop(self) -> None:
         async def stop() -> None:
             self._server.close()
             await self._server.wait_closed()
+            # Closing a server leaves its connections open.
+            for connection in self._connections:
+                connection.abort()
+                await connection.wait_closed()
             others = asyncio.all_tasks() - {asyncio.current_task()}
             for task in others:
                 task.cancel()

@@ -227,14 +227,8 @@ def test_a_worker_stops_although_its_connection_breaks_meanwhile(
 
 
 def test_each_piece_of_work_is_not_logged() -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        configure_logging("INFO")
-        for name in ("procrastinate", "procrastinate.worker", "procrastinate.jobs"):
-            assert not logging.getLogger(name).isEnabledFor(logging.INFO)
-            assert logging.getLogger(name).isEnabledFor(logging.WARNING)
-        assert logging.getLogger("kneo.runtime").isEnabledFor(logging.INFO)
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    configure_logging("INFO")
+    for name in ("procrastinate", "procrastinate.worker", "procrastinate.jobs"):
+        assert not logging.getLogger(name).isEnabledFor(logging.INFO)
+        assert logging.getLogger(name).isEnabledFor(logging.WARNING)
+    assert logging.getLogger("kneo.runtime").isEnabledFor(logging.INFO)

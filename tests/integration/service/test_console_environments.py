@@ -192,9 +192,8 @@ def test_a_rollback_offers_earlier_versions(house: House, browse: Browse) -> Non
 
 
 def test_a_rollback_releases_an_earlier_version_and_holds_it(house: House, browse: Browse) -> None:
-    for _ in range(2):
-        house.approve(house.release())
-        house.bench.post("/environments/prod/reconcile", role="operator")
+    house.enforce()
+    house.enforce()
     admin = browse("admin")
     earlier = f"{house.version - 1}.0.0"
     form = admin.get("/console/environments/prod/rollback?bundle=announcement").form("/rollback")
@@ -211,6 +210,7 @@ def test_a_rollback_releases_an_earlier_version_and_holds_it(house: House, brows
 def test_a_plan_shows_what_another_branch_would_change(
     house: House, browse: Browse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    house.enforce()
     repo = house.repo
     repo.git("checkout", "-q", "-b", "next")
     version = house.sign(f"Say less. {HOSTILE}")
@@ -244,6 +244,7 @@ def test_a_plan_shows_what_another_branch_would_change(
 
 
 def test_a_change_of_rules_is_reviewed_and_approved(house: House, browse: Browse) -> None:
+    house.enforce()
     repo = house.repo
     weaker = {**RULES, "approvals": {"required": 0, "roles": ["approver"]}}
     served = house.bench.get("/environments/prod")["releases"]
