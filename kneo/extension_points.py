@@ -99,6 +99,14 @@ class Point(Generic[R]):
             raise ExtensionFailed(msg, hint="Uninstall the package, or ask its authors.")
         return record
 
+    def load_all(self) -> Mapping[str, R]:
+        """Import all installed extensions, in the order of their names.
+
+        Raises:
+            ExtensionFailed: as ``load`` does.
+        """
+        return {name: self.load(name) for name in _installed(self.name)}
+
     def check(self) -> Mapping[Extension, str]:
         """Load every extension of this point; return each with its problem, empty where it has none."""
         problems: dict[Extension, str] = {}

@@ -182,12 +182,6 @@ COMMANDS: dict[str, Entry] = {
     ),
     "policy": Entry("kneo.cli.releases.policy:app", "Manage server-side policies that add to those in Git", RELEASES),
     "service": Entry("kneo.cli.serve.service:service", "Run the API server", SERVERS),
-    "mcp": Entry(
-        "kneo.cli.serve.mcp:app",
-        "Serve released agents as MCP tools over stdio",
-        SERVERS,
-        {"serve": Entry("kneo.cli.serve.mcp:serve", "Serve the agents of an environment as MCP tools over stdio")},
-    ),
     "worker": Entry("kneo.cli.serve.worker:worker", "Run a worker: execute steps, process deadlines", SERVERS),
     "controller": Entry(
         "kneo.cli.serve.controller:controller", "Run the controller: reconcile environments with Git", SERVERS

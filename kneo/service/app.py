@@ -55,13 +55,13 @@ from kneo.service.dependencies import chosen_platform_manager, default_platform_
 from kneo.service.events import Streams
 from kneo.service.limits import BodyLimit, RequestLimits
 from kneo.service.metrics import Metrics
+from kneo.service.mounts import load_routers
 from kneo.service.openapi import describe
 from kneo.service.readiness import Readiness
 from kneo.service.routes import (
     health,
     hooks,
     links,
-    protocols,
     streams,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
@@ -88,7 +88,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     streams.run_router,
     streams.task_router,
     hooks.router,
-    protocols.router,
     mount(run_start, "runs"),
     mount(run_answers, "human tasks"),
     mount(tasks_api, "human tasks"),
@@ -111,7 +110,17 @@ ROUTERS: tuple[APIRouter, ...] = (
     mount(agents, "protocols"),
     mount(audit, "audit"),
 )
-"""Everything under the version."""
+"""The routes of Kneo under the version."""
+
+
+@functools.cache
+def routers() -> tuple[APIRouter, ...]:
+    """Return everything under the version: the routes of Kneo, then those of extensions.
+
+    Raises:
+        ExtensionFailed: an extension cannot be loaded.
+    """
+    return (*ROUTERS, *load_routers())
 
 
 def create_app(  # noqa: PLR0913 - the parts of an application, all but the first three by name
@@ -254,7 +263,7 @@ def make_service(
 
 
 def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
-    routes = RouteTable(ROUTERS)
+    routes = RouteTable(routers())
     problems.install(app)
     app.router.routes.insert(0, DirectRoute())
     app.include_router(_api(), prefix=VERSION)
@@ -272,7 +281,7 @@ def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
 def _api() -> APIRouter:
     """Return the routes of the API: the framework compiles them once, for all applications of a process."""
     api = APIRouter()
-    for router in ROUTERS:
+    for router in routers():
         api.include_router(router)
     return api
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kneo.api.operation import ANY_KEY
-from kneo.service.app import ROUTERS
+from kneo.service.app import routers
 from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
 from kneo.service.routing import VERSION, RouteEntry, RouteTable
 
@@ -118,7 +118,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 }
 """Which operations a command asks a service for. Checked against the commands and the operations there are."""
 
-OPERATIONS: Mapping[str, RouteEntry] = {each.id: each for each in RouteTable(ROUTERS)}
+OPERATIONS: Mapping[str, RouteEntry] = {each.id: each for each in RouteTable(routers())}
 
 
 def roles_page(generated: str) -> str:

@@ -49,7 +49,7 @@ def without_library(patch: Any, modules: dict[str, Any], *names: str) -> None:
     """Remove libraries and what imported them, as where their extra is not installed."""
     for loaded in list(modules):
         if loaded.partition(".")[0] in names or loaded.startswith(
-            tuple(f"kneo.service.protocols.{name}." for name in names)
+            tuple(f"kneo.extensions.protocols.{name}." for name in names)
         ):
             patch.delitem(modules, loaded)
     for name in names:

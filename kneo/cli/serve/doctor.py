@@ -40,6 +40,7 @@ from kneo.project.secrets import secret_inventory
 from kneo.runtime.engine.dispatchers import DISPATCHERS, find_dispatcher
 from kneo.service.auth import configured, hash_keys
 from kneo.service.callers import check_reachable, is_loopback
+from kneo.service.mounts import MOUNTS
 from kneo.service.oidc.discovery import IssuerClient
 from kneo.settings import Settings, from_env, unknown_variables
 from kneo.store.migrate import open_store
@@ -165,7 +166,7 @@ def check_extras(settings: Settings) -> Diagnosis:
     return ok("All packages that the settings need are installed.")
 
 
-POINTS = (EXTENSIONS, DISPATCHERS, CHANNEL_KINDS)
+POINTS = (EXTENSIONS, DISPATCHERS, MOUNTS, CHANNEL_KINDS)
 """The extension points of Kneo."""
 
 

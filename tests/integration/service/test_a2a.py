@@ -37,9 +37,9 @@ from tool_calls import KEY, tool_call
 
 from kneo.agents.a2a import RemoteAgents
 from kneo.agents.turn import AnswerRequired
+from kneo.extensions.protocols.a2a.tasks import ENDED
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision, DecisionKind
-from kneo.service.protocols.a2a.tasks import ENDED
 
 ASKS = {"requested": "before"}
 

@@ -9,12 +9,12 @@ import pytest
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 
 from kneo.errors import Transient
-from kneo.service.app import ROUTERS
+from kneo.service.app import routers
 from kneo.service.routing import RouteTable
 from kneo.store import audit
 from kneo.store.engine import Tx
 
-OPERATIONS = RouteTable(ROUTERS)
+OPERATIONS = RouteTable(routers())
 
 
 class Row(NamedTuple):

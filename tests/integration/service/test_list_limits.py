@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from service_bench import DRAFT, Bench, serving, spec_of
 
-from kneo.service.app import ROUTERS
+from kneo.service.app import routers
 from kneo.service.routing import RouteTable
 
 MOST = 2
@@ -25,7 +25,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 LISTS = sorted(
     route.template
-    for route in RouteTable(ROUTERS)
+    for route in RouteTable(routers())
     if route.method == "GET" and "limit" in route.query and "{" not in route.template.replace("{run_id}", "")
 )
 

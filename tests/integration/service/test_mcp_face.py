@@ -21,12 +21,12 @@ from mcp_types import CallToolResult, ElicitRequestParams, ElicitResult
 from served_agents import lab_announcement, served_agents, without_library
 from service_bench import Bench
 
+from kneo.extensions.protocols import calls
+from kneo.extensions.protocols.calls import AgentCalls
+from kneo.extensions.protocols.mcp.server import tool_name
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.events import Event
-from kneo.service.protocols import calls
-from kneo.service.protocols.calls import AgentCalls
-from kneo.service.protocols.mcp.server import tool_name
 
 
 @pytest.fixture(scope="module")

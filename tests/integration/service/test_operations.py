@@ -10,10 +10,10 @@ from fastapi import FastAPI
 from service_bench import Bench
 
 from kneo.cli.compose import make_starter
-from kneo.service.app import ROUTERS, create_app, description
+from kneo.service.app import create_app, description, routers
 from kneo.service.routing import RouteTable
 
-OPERATIONS = RouteTable(ROUTERS)
+OPERATIONS = RouteTable(routers())
 OPEN = {"health", "live", "ready", "receive_hook", "get_signing_keys"}
 KEYS_IN_MESSAGES = {"send_to_agent", "send_to_mcp_server"}
 """Operations whose idempotency key is part of a message of their protocol."""

@@ -13,7 +13,7 @@ from kneo.api.operation import Context, operation, operations_of
 from kneo.api.run_views import in_published_words
 from kneo.api.runs import RunSortField, get_run, list_runs
 from kneo.records.run import RunStatus
-from kneo.service.app import ROUTERS
+from kneo.service.app import routers
 from kneo.service.auth import SCOPES
 from kneo.service.routing import RouteTable
 from kneo.store.run_filter import SORTABLE
@@ -66,7 +66,7 @@ def test_published_words_replace_statuses_and_nothing_else() -> None:
 
 
 def test_each_operation_is_served_once_with_its_scope_and_parameters() -> None:
-    served = {one.id: one for one in RouteTable(ROUTERS)}
+    served = {one.id: one for one in RouteTable(routers())}
     for one in operations_of(runs):
         route = served[one.id]
         assert (route.method, route.template) == (one.method, one.path)

@@ -39,11 +39,11 @@ from kneo.agents.a2a.parts import IN_REPLY_TO, data_of
 from kneo.api.agents import AgentView
 from kneo.clock import isoformat
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
+from kneo.extensions.protocols.a2a.tasks import STATES, context_of, output_of, status_of, task_of
+from kneo.extensions.protocols.calls import AgentCalls, AgentMessage
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.events import LimitedResponse
-from kneo.service.protocols.a2a.tasks import STATES, context_of, output_of, status_of, task_of
-from kneo.service.protocols.calls import AgentCalls, AgentMessage
 from kneo.trust.keys import PrivateKey
 
 PAGE_SIZE, MAX_PAGE_SIZE = 50, 100

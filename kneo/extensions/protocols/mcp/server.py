@@ -43,13 +43,13 @@ from kneo.api.operation import Principal
 from kneo.api.run_views import RunErrorView, readable, request_for_callers
 from kneo.digest import digest_of
 from kneo.errors import Forbidden, Invalid, KneoError, NotFound
+from kneo.extensions.protocols.calls import ANSWER_SCOPES, AgentCalls, AgentMessage, is_settled
 from kneo.json_text import parse_json
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.admission import read_body, replay
 from kneo.service.context import Service
-from kneo.service.protocols.calls import ANSWER_SCOPES, AgentCalls, AgentMessage, is_settled
 from kneo.service.routing import JsonResponse
 from kneo.store.engine import Tx
 from kneo.tasks.people import check_may_answer

@@ -17,13 +17,13 @@ from kneo.cli.compose import executes_runs, make_starter, process_store
 from kneo.cli.connection import ProfileOption, ServiceUrlOption, backend, choose
 from kneo.cli.project import registered_tools, spec_compiler
 from kneo.cli.serve.worker import logged_settings
+from kneo.extension_points import import_with_extra
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.runtime.engine.worker import Worker
 from kneo.service.app import make_service
 from kneo.service.auth import Keyring
 from kneo.service.callers import Callers
-from kneo.service.protocols.libraries import import_with_extra
 from kneo.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -57,7 +57,7 @@ def serve(
 
 def _relay(environment: str, service_url: str | None, profile: str | None) -> None:
     """Relay messages to a service, which has to serve the environment to the key."""
-    relay = import_with_extra("kneo.service.protocols.mcp.stdio", "mcp")
+    relay = import_with_extra("kneo.extensions.protocols.mcp.stdio", "mcp", "This protocol")
     address = choose(logged_settings(), service_url, profile)
     assert address is not None
     with backend(service_url, profile) as opened:
@@ -67,8 +67,8 @@ def _relay(environment: str, service_url: str | None, profile: str | None) -> No
 
 
 def _serve(environment: str) -> None:
-    server = import_with_extra("kneo.service.protocols.mcp.server", "mcp")
-    stdio = import_with_extra("kneo.service.protocols.mcp.stdio", "mcp")
+    server = import_with_extra("kneo.extensions.protocols.mcp.server", "mcp", "This protocol")
+    stdio = import_with_extra("kneo.extensions.protocols.mcp.stdio", "mcp", "This protocol")
     settings = logged_settings()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(process_store(settings))

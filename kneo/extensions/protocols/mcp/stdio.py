@@ -18,7 +18,7 @@ from mcp.shared.inbound import (
 from mcp.shared.message import ClientMessageMetadata, SessionMessage
 from mcp_types import PROTOCOL_VERSION_META_KEY, JSONRPCRequest
 
-from kneo.service.protocols.mcp.server import AgentTools
+from kneo.extensions.protocols.mcp.server import AgentTools
 
 
 async def serve_stdio(tools: AgentTools) -> None:

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from kneo.api.agents import AgentView, find_agent, list_agents
 from kneo.api.operation import Principal
 from kneo.errors import NotFound
+from kneo.extension_points import import_with_extra
+from kneo.extensions.protocols.calls import AgentCalls
 from kneo.service.auth import Require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.events import LimitedResponse
-from kneo.service.protocols.calls import AgentCalls
-from kneo.service.protocols.libraries import import_with_extra
 from kneo.service.routing import VERSION, ApiRouter, JsonResponse, Responses
 from kneo.store.service_key import missing_key
 from kneo.trust.keys import PrivateKey
@@ -24,6 +24,8 @@ from kneo.trust.keys import PrivateKey
 router = ApiRouter(tags=["protocols"])
 
 CARD = ".well-known/agent-card.json"
+
+PURPOSE = "This protocol"
 
 SpecReader = Annotated[Principal, Depends(Require("specs:read"))]
 AgentCaller = Annotated[Principal, Depends(Require("runs:read"))]
@@ -77,7 +79,7 @@ async def send_to_agent(
     Sending needs the scope runs:write, answering a question human:write. The id of a message is its idempotency key.
     """
     agent = await run_in_threadpool(find_agent, service.context(principal), environment, bundle, "a2a")
-    module = await run_in_threadpool(import_with_extra, "kneo.service.protocols.a2a.server", "a2a")
+    module = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.a2a.server", "a2a", PURPOSE)
     response: Response = await module.serve_request(
         request, AgentCalls(service, principal, agent, "a2a"), _address(request, service)
     )
@@ -103,14 +105,14 @@ async def send_to_mcp_server(
     key.
     """
     await run_in_threadpool(list_agents, service.context(principal), environment, "mcp")
-    module = await run_in_threadpool(import_with_extra, "kneo.service.protocols.mcp.server", "mcp")
+    module = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.mcp.server", "mcp", PURPOSE)
     tools = module.AgentTools(service, principal, environment, _address(request, service))
     response = module.McpResponse(tools, service.settings.limits.body_bytes)
     return LimitedResponse(response, service.streams, principal.name)
 
 
 def _card(request: Request, service: Service, agent: AgentView) -> JsonResponse:
-    module = import_with_extra("kneo.service.protocols.a2a.server", "a2a")
+    module = import_with_extra("kneo.extensions.protocols.a2a.server", "a2a", PURPOSE)
     return JsonResponse(
         module.signed_card(agent, _address(request, service), f"{VERSION}{_path(agent)}", _key(service))
     )

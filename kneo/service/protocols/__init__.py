@@ -1,1 +1,0 @@
-"""Protocols by which other programs call served agents: Agent2Agent and MCP."""
