@@ -145,6 +145,13 @@ def list_extensions(point: str) -> Sequence[Extension]:
     return [_extension(each) for found in _installed(point).values() for each in found]
 
 
+def import_target(target: str) -> object:
+    """Import what a record names as ``module:attribute``."""
+    module, _, attribute = target.partition(":")
+    found: object = getattr(importlib.import_module(module), attribute)
+    return found
+
+
 def import_with_extra(module: str, extra: str, purpose: str, code: str | None = None) -> ModuleType:
     """Import a module of Kneo that needs a library which an extra installs.
 

@@ -228,9 +228,8 @@ def _furnish(
 
 def _record_callers(tx: Tx, callers: Callers, push: PushSettings) -> None:
     """Store whose credentials the service accepts, for processes without these settings, and end what needs others."""
-    issuer = callers.people.settings.issuer if callers.people is not None else ""
-    project_metadata.put_key_names(tx, callers.keyring.names, issuer)
-    oidc_people.keep_issuer(tx, issuer)
+    project_metadata.put_key_names(tx, callers.keyring.names, callers.issuer)
+    oidc_people.keep_issuer(tx, callers.issuer)
     keep_subscriptions(tx, push, callers.keyring)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -20,11 +19,9 @@ from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.service.auth import ANONYMOUS, Keyring, credential_of, unauthorized
 from kneo.service.problems import refusal
 from kneo.service.routing import path_of
+from kneo.service.sign_in_providers import IssuedPeople, find_provider
 from kneo.settings import OidcSettings, Settings
 from kneo.store.engine import Store
-
-if TYPE_CHECKING:
-    from kneo.service.oidc.people import OidcPeople
 
 PAGES: Mapping[str, str] = {
     "/metrics": "metrics",
@@ -172,11 +169,13 @@ class Callers:
     Args:
         keyring: The API keys.
         people: The people of the issuer; ``None`` where no issuer is configured.
+        issuer: The issuer; empty where none is configured.
     """
 
-    def __init__(self, keyring: Keyring, people: OidcPeople | None = None) -> None:
+    def __init__(self, keyring: Keyring, people: IssuedPeople | None = None, issuer: str = "") -> None:
         self.keyring = keyring
         self.people = people
+        self.issuer = issuer
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Return the caller of a request. A known API key is one also where it looks like a token.
@@ -187,7 +186,7 @@ class Callers:
         Raises:
             Unauthorized: the request has no known key and no accepted token, and needs one.
             Forbidden: ``no_role``: no group of the token's person has a role.
-            IssuerUnavailable: the keys of the issuer are not known yet.
+            Transient: the keys of the issuer are not known yet.
         """
         if not self.keyring.required:
             return ANONYMOUS
@@ -204,12 +203,10 @@ def make_callers(settings: OidcSettings, store: Store, keyring: Keyring) -> Call
     """Return the callers of a service with an issuer, where one is configured and credentials are required.
 
     Raises:
-        Invalid: a role or scope of a group is unknown.
+        Invalid: a role or scope of a group is unknown, or the sign-in provider is not installed.
+        ExtensionFailed: the provider cannot be loaded.
     """
-    if not settings.issuer or not keyring.required:
+    provider = find_provider(settings) if keyring.required else None
+    if provider is None:
         return Callers(keyring)
-    from kneo.service.oidc.discovery import IssuerCache, IssuerClient
-    from kneo.service.oidc.people import OidcPeople
-
-    issuer = IssuerCache(IssuerClient(settings).discover, store.clock)
-    return Callers(keyring, OidcPeople(settings, issuer, store, keyring))
+    return Callers(keyring, provider.make_people(settings, store, keyring), settings.issuer)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from kneo.extension_points import Point
+from kneo.extension_points import Point, import_target
 
 if TYPE_CHECKING:
     from kneo.service.routing import ApiRouter
@@ -33,10 +32,4 @@ def load_routers() -> Sequence[ApiRouter]:
     Raises:
         ExtensionFailed: an extension cannot be loaded, or its name is refused.
     """
-    return [_import(mount.router) for mount in MOUNTS.load_all().values()]
-
-
-def _import(target: str) -> ApiRouter:
-    module, _, attribute = target.partition(":")
-    router: ApiRouter = getattr(importlib.import_module(module), attribute)
-    return router
+    return [cast("ApiRouter", import_target(mount.router)) for mount in MOUNTS.load_all().values()]

@@ -41,7 +41,7 @@ from kneo.runtime.engine.dispatchers import DISPATCHERS, find_dispatcher
 from kneo.service.auth import configured, hash_keys
 from kneo.service.callers import check_reachable, is_loopback
 from kneo.service.mounts import MOUNTS
-from kneo.service.oidc.discovery import IssuerClient
+from kneo.service.sign_in_providers import SIGN_IN_PROVIDERS, find_provider
 from kneo.settings import Settings, from_env, unknown_variables
 from kneo.store.migrate import open_store
 from kneo.store.service_key import find_service_key
@@ -166,7 +166,7 @@ def check_extras(settings: Settings) -> Diagnosis:
     return ok("All packages that the settings need are installed.")
 
 
-POINTS = (EXTENSIONS, DISPATCHERS, MOUNTS, CHANNEL_KINDS)
+POINTS = (EXTENSIONS, DISPATCHERS, MOUNTS, CHANNEL_KINDS, SIGN_IN_PROVIDERS)
 """The extension points of Kneo."""
 
 
@@ -226,13 +226,13 @@ def check_api_keys(settings: Settings) -> Diagnosis:
 
 def check_issuer(settings: Settings) -> Diagnosis:
     """Check that the issuer of tokens responds, with keys that can be used."""
-    if not settings.oidc.issuer:
+    provider = find_provider(settings.oidc)
+    if provider is None:
         return ok("There is no OpenID Connect issuer.")
     try:
-        found = IssuerClient(settings.oidc).discover()
+        return ok(provider.check(settings.oidc))
     except KneoError as problem:
         return error(problem.message, problem.hint or "Correct KNEO_SERV_OIDC_ISSUER, or let this machine reach it.")
-    return ok(f"{settings.oidc.issuer} publishes {len(found.keys)} keys.")
 
 
 def check_web_push(settings: Settings) -> Diagnosis:

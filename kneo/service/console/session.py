@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kneo.api.operation import EVERYTHING, Principal
 from kneo.clock import isoformat, parse_time
@@ -15,11 +14,9 @@ from kneo.service.auth import ANONYMOUS, Keyring
 from kneo.service.callers import Callers
 from kneo.service.console.cookies import PUSH, SESSION, read_cookie
 from kneo.service.limits import Rate, network_of
+from kneo.service.sign_in_providers import Identity, IssuedPeople
 from kneo.store import audit, browser_sessions, oidc_people, push_subscriptions
 from kneo.store.engine import Store, Tx
-
-if TYPE_CHECKING:
-    from kneo.service.oidc.people import Identity, OidcPeople
 
 NOTIFICATIONS_ENDED = "console.notifications_ended"
 
@@ -121,7 +118,7 @@ class Sessions:
 
         return self.store.transact(use)
 
-    def sign_in_with_issuer(self, people: OidcPeople, identity: Identity, address: str, push: str = "") -> str:
+    def sign_in_with_issuer(self, people: IssuedPeople, identity: Identity, address: str, push: str = "") -> str:
         """Start a session for a person of the issuer; return its token.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import Protocol, cast
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from kneo.errors import Forbidden, Invalid
+from kneo.extension_points import import_target
 from kneo.records.sign_in import LIFETIME
 from kneo.service.callers import is_loopback
 from kneo.service.console.cookies import PUSH, SESSION, set_cookie
@@ -22,10 +23,8 @@ from kneo.service.console.session import Sessions, end, push_browser
 from kneo.service.console.tries import refuse_too_many
 from kneo.service.context import Service
 from kneo.service.limits import Rate, peer_address
-
-if TYPE_CHECKING:
-    from kneo.service.console.oidc import OidcRoutes
-
+from kneo.service.sign_in_providers import IssuedPeople, find_provider
+from kneo.settings import Settings
 
 TRIES_PER_MINUTE = 10
 """Sign-ins that one address may try in a minute; an IPv6 network of 64 bits is one address."""
@@ -36,6 +35,48 @@ THEMES = ("light", "dark")
 YEAR_SECONDS = 365 * 86_400
 
 pages = Pages()
+
+
+class SignInPages(Protocol):
+    """The form of the sign-in, and the session that follows."""
+
+    def show_form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
+        """Show the form with a message."""
+        ...
+
+    def enter(self, request: Request, token: str, target: str) -> Response:
+        """Give a session to the browser, and show a page."""
+        ...
+
+    def check_transport(self, request: Request) -> None:
+        """Check that a cookie cannot be read on its way."""
+        ...
+
+    def is_secure(self, request: Request) -> bool:
+        """Return whether the browser reaches the service over https."""
+        ...
+
+
+class SignInRoutes(Protocol):
+    """The routes of a sign-in at an issuer."""
+
+    issuer_name: str
+
+    def routes(self) -> list[Route]:
+        """Return the routes, below ``/console``."""
+        ...
+
+    def url(self, target: str) -> str:
+        """Return the address at which a sign-in begins that leads to a page."""
+        ...
+
+
+class MakeSignInRoutes(Protocol):
+    """Makes the routes of a sign-in provider."""
+
+    def __call__(
+        self, settings: Settings, people: IssuedPeople, sessions: Sessions, pages: SignInPages, /
+    ) -> SignInRoutes: ...
 
 
 class SignIn:
@@ -53,16 +94,15 @@ class SignIn:
         self.sessions = sessions
         self.render = render
         self.tries = Rate(TRIES_PER_MINUTE)
-        self.oidc = self._oidc(service)
+        self.issuer = self._issuer(service)
 
-    def _oidc(self, service: Service) -> OidcRoutes | None:
-        people = service.callers.people
-        if people is None or not people.settings.client_id:
+    def _issuer(self, service: Service) -> SignInRoutes | None:
+        people, settings = service.callers.people, service.settings
+        provider = find_provider(settings.oidc) if people is not None and settings.oidc.client_id else None
+        if people is None or provider is None:
             return None
-        # Loaded where it is configured: it brings an HTTP client.
-        from kneo.service.console.oidc import OidcRoutes
-
-        return OidcRoutes(service.settings, people, self.sessions, self)
+        make = cast("MakeSignInRoutes", import_target(provider.routes))
+        return make(settings, people, self.sessions, self)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -70,7 +110,7 @@ class SignIn:
             Route("/login", self.show, methods=["GET"]),
             Route("/login", self.accept, methods=["POST"]),
             Route("/link/{token}", self.use_link, methods=["GET"]),
-            *(self.oidc.routes() if self.oidc is not None else ()),
+            *(self.issuer.routes() if self.issuer is not None else ()),
         ]
 
     async def show(self, request: Request) -> Response:
@@ -119,8 +159,8 @@ class SignIn:
             message=message,
             is_open=not self.keyring.required,
             needs_key=bool(self.keyring.names),
-            issuer=self.oidc.issuer_name if self.oidc is not None else "",
-            issuer_url=self.oidc.url(target) if self.oidc is not None else "",
+            issuer=self.issuer.issuer_name if self.issuer is not None else "",
+            issuer_url=self.issuer.url(target) if self.issuer is not None else "",
         )
 
     def enter(self, request: Request, token: str, target: str) -> Response:

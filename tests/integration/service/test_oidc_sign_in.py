@@ -26,15 +26,16 @@ from starlette.testclient import TestClient
 
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Forbidden, Invalid
+from kneo.extensions.oidc import waiting_sign_ins
+from kneo.extensions.oidc.code_flow import BegunSignIn, CodeFlow, CodeResponse, CompletedSignIn, SignInRefused
+from kneo.extensions.oidc.console import OidcRoutes
+from kneo.extensions.oidc.people import identity_of
 from kneo.records.sign_in import SIGN_IN_LIFETIME
 from kneo.service import limits
 from kneo.service.auth import configured, keyring
 from kneo.service.callers import make_callers
-from kneo.service.console.oidc import OidcRoutes
 from kneo.service.console.session import Sessions
-from kneo.service.oidc import waiting_sign_ins
-from kneo.service.oidc.code_flow import BegunSignIn, CodeFlow, CodeResponse, CompletedSignIn, SignInRefused
-from kneo.service.oidc.people import Identity, identity_of
+from kneo.service.sign_in_providers import Identity
 from kneo.settings import from_env
 from kneo.store import oidc_people, tables
 from kneo.store.engine import Store

@@ -14,7 +14,15 @@ from oidc_issuer import OidcIssuer, Response, jwk_of, rsa_key, running
 
 from kneo.clock import ManualClock
 from kneo.errors import KneoError
-from kneo.service.oidc.discovery import AGAIN, REFRESH, RETRY, IssuerCache, IssuerClient, IssuerKey, IssuerUnavailable
+from kneo.extensions.oidc.discovery import (
+    AGAIN,
+    REFRESH,
+    RETRY,
+    IssuerCache,
+    IssuerClient,
+    IssuerKey,
+    IssuerUnavailable,
+)
 from kneo.settings import OidcSettings
 
 SECOND = timedelta(seconds=1)

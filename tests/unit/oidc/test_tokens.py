@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from oidc_issuer import AUDIENCE, Json, OidcIssuer, ec_key, ed_key, jwk_of, rsa_key
 
-from kneo.service.oidc.discovery import IssuerKey, IssuerMetadata, signing_keys
-from kneo.service.oidc.people import InvalidToken, identity_of, signing_key_of, verified_claims
+from kneo.extensions.oidc.discovery import IssuerKey, IssuerMetadata, signing_keys
+from kneo.extensions.oidc.people import InvalidToken, identity_of, signing_key_of, verified_claims
 from kneo.settings import OidcSettings
 
 ISSUER = "https://login.example.org/"

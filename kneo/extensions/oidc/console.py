@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from kneo.errors import KneoError
+from kneo.extensions.oidc.code_flow import CodeFlow, CodeResponse, SignInRefused
+from kneo.extensions.oidc.discovery import IssuerUnavailable
+from kneo.extensions.oidc.people import OidcPeople
 from kneo.records.sign_in import SIGN_IN_LIFETIME
 from kneo.service.console.cookies import SIGN_INS, read_cookie, set_cookie
 from kneo.service.console.page import Form
 from kneo.service.console.security import HEADERS, HOME, safe_next
 from kneo.service.console.session import Sessions, push_browser
+from kneo.service.console.sign_in import SignInPages
 from kneo.service.console.tries import refuse_too_many
 from kneo.service.limits import Rate, peer_address
-from kneo.service.oidc.code_flow import CodeFlow, CodeResponse, SignInRefused
-from kneo.service.oidc.discovery import IssuerUnavailable
-from kneo.service.oidc.people import OidcPeople
 from kneo.service.problems import retry_after
 from kneo.settings import Settings
 
@@ -28,26 +28,6 @@ START, DONE = "/console/oidc/start", "/console/oidc/done"
 
 STEPS_PER_MINUTE = 60
 """Begun and completed sign-ins of one address in a minute; an IPv6 network of 64 bits is one address."""
-
-
-class SignInPages(Protocol):
-    """The form of the sign-in, and the session that follows."""
-
-    def show_form(self, request: Request, target: str, message: str = "", status: int = 200) -> HTMLResponse:
-        """Show the form with a message."""
-        ...
-
-    def enter(self, request: Request, token: str, target: str) -> Response:
-        """Give a session to the browser, and show a page."""
-        ...
-
-    def check_transport(self, request: Request) -> None:
-        """Check that a cookie cannot be read on its way."""
-        ...
-
-    def is_secure(self, request: Request) -> bool:
-        """Return whether the browser reaches the service over https."""
-        ...
 
 
 class OidcRoutes:

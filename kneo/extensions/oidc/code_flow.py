@@ -14,10 +14,11 @@ from starlette.concurrency import run_in_threadpool
 from kneo.clock import isoformat, parse_time
 from kneo.digest import hash_text
 from kneo.errors import Unauthorized
+from kneo.extensions.oidc import waiting_sign_ins
+from kneo.extensions.oidc.discovery import IssuerClient, IssuerMetadata, IssuerUnavailable
+from kneo.extensions.oidc.people import InvalidToken, OidcPeople, identity_of
 from kneo.records.sign_in import SIGN_IN_LIFETIME, OidcSignIn
-from kneo.service.oidc import waiting_sign_ins
-from kneo.service.oidc.discovery import IssuerClient, IssuerMetadata, IssuerUnavailable
-from kneo.service.oidc.people import Identity, InvalidToken, OidcPeople, identity_of
+from kneo.service.sign_in_providers import Identity
 from kneo.store import oidc_people
 from kneo.store.service_key import missing_key
 from kneo.trust.sealed_text import Seal

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 
@@ -15,10 +14,11 @@ from starlette.concurrency import run_in_threadpool
 from kneo.api.operation import Principal
 from kneo.clock import isoformat
 from kneo.errors import Forbidden, Invalid, Unauthorized
+from kneo.extensions.oidc.discovery import ALGORITHMS, IssuerCache, IssuerClient, IssuerKey
 from kneo.names import MAX_PERSON_CHARS, name_problem, person_key, person_name
 from kneo.records.sign_in import OidcPerson
 from kneo.service.auth import Keyring, group_scopes
-from kneo.service.oidc.discovery import ALGORITHMS, IssuerCache, IssuerKey
+from kneo.service.sign_in_providers import Identity
 from kneo.settings import OidcSettings
 from kneo.store import audit, browser_sessions, oidc_people
 from kneo.store.engine import Store, Tx
@@ -42,27 +42,6 @@ class InvalidToken(Unauthorized):
     """A token is not accepted; the message states why."""
 
     default_code = "invalid_token"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """The person that a token names.
-
-    Attributes:
-        issuer: The issuer.
-        subject: The issuer's id of the person.
-        name: The name of the person, in its normal spelling.
-        groups: The groups of the person.
-        issued_at: When the issuer stated this.
-        expires_at: When the token is not accepted any more.
-    """
-
-    issuer: str
-    subject: str
-    name: str
-    groups: frozenset[str]
-    issued_at: datetime
-    expires_at: datetime
 
 
 def signing_key_of(token: str) -> tuple[str | None, str]:
@@ -293,6 +272,15 @@ class OidcPeople:
             is_due = oidc_people.must_remove(tx, identity.name, isoformat(identity.issued_at))
         if is_due:
             self.store.transact(lambda tx: _remove(tx, identity))
+
+
+def make_people(settings: OidcSettings, store: Store, keyring: Keyring) -> OidcPeople:
+    """Return the people of the issuer of the settings.
+
+    Raises:
+        Invalid: a role or scope of a group is unknown.
+    """
+    return OidcPeople(settings, IssuerCache(IssuerClient(settings).discover, store.clock), store, keyring)
 
 
 def _record(tx: Tx, identity: Identity, spelling: str | None) -> str:
