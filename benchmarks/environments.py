@@ -23,10 +23,10 @@ from config_repo import ConfigRepo
 from benchmarks.reconcile.measure import Spent, highest_rss_mib, spend
 from kneo.clock import SystemClock
 from kneo.controller.reconcile import Reconciler
-from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
 from kneo.store import requests
 from kneo.store.migrate import open_store
+from kneo.store.requests import Lease
 
 SHARED = 50
 """Environments that one bundle is signed for; a statement has room for 64."""

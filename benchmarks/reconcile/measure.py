@@ -25,11 +25,11 @@ from benchmarks.reconcile.floor import Floor
 from benchmarks.reconcile.repository import Fleet
 from kneo.clock import SystemClock
 from kneo.controller.reconcile import Reconciler
-from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
 from kneo.store import requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.store.requests import Lease
 
 COLD_TURNS, TURNS, POLLS, PUSHES = 7, 15, 40, 7
 

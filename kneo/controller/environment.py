@@ -8,18 +8,22 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from kneo import registry
-from kneo.controller import metrics, registry_state
+from kneo.controller import metrics
 from kneo.controller.differences import plan_of_action, plan_of_rules
+from kneo.controller.file_in_force import pending_bundles, rules_before
 from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
-from kneo.controller.registry_state import Lease, apply, check_lease
+from kneo.controller.registry_cache import RegistryCache, RegistryState, Served
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report, verify
+from kneo.controller.stages.apply import apply
 from kneo.controller.stages.approvals import ApprovalVote, signed_by_known
+from kneo.controller.stages.evidence import gather_evidence, record_decisions
 from kneo.controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
 from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, find_bundles
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, make_plan
 from kneo.controller.stages.report import Drift, Outcome
 from kneo.controller.stages.verify import Candidate, TrustContext, Verified
+from kneo.controller.verification_cache import VerificationCache
 from kneo.digest import Digest, digest_of
 from kneo.errors import KneoError, Transient
 from kneo.notify import outbox
@@ -28,6 +32,7 @@ from kneo.spec.models.environment import Environment
 from kneo.spec.policy import windows_open
 from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
+from kneo.store.requests import Lease, check_lease
 
 DRIFT_INTERVAL = timedelta(minutes=10)
 """Interval at which all releases are verified again without another reason."""
@@ -112,8 +117,8 @@ class ReconcileContext:
     declared: DeclaredState
     trust: TrustContext
     lease: Lease
-    state: registry_state.RegistryState
-    cache: registry_state.RegistryCache
+    state: RegistryState
+    cache: RegistryCache
     files: EnvironmentFiles
     commit_times: CommitTimes | None = None
     """Set while a registry is rebuilt from Git."""
@@ -156,7 +161,7 @@ class EnvironmentReconciler:
         self.store = store
         self.channels = tuple(channels)
         self.drift = DriftWatch()
-        self._verified = registry_state.VerificationCache()
+        self._verified = VerificationCache()
 
     def run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
         """Bring one environment to its declared state, as far as trust and gates allow.
@@ -176,7 +181,7 @@ class EnvironmentReconciler:
 
     def _run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
         declared, name = shared.declared, environment.name
-        before = registry_state.rules_before(shared.state.records.get(name), environment, declared.revision)
+        before = rules_before(shared.state.records.get(name), environment, declared.revision)
         if isinstance(before, SourceProblem):
             return self.refuse(name, before, shared)
         context = EnvironmentContext(environment, before, shared)
@@ -217,7 +222,7 @@ class EnvironmentReconciler:
         envelopes = shared.snapshot.read(paths.values())
         if context.record is not None and context.record.trust_epoch == epoch:
             unchanged |= self._verified.recognise(environment, paths, envelopes, served)
-        pending = registry_state.pending_bundles(context.record)
+        pending = pending_bundles(context.record)
         history, released = shared.state.history, frozenset[str]()
         if context.before is not None or shared.trust.before is not None:
             with self.store.read() as tx:
@@ -236,8 +241,8 @@ class EnvironmentReconciler:
         shared, trust = context.shared, context.shared.trust
         served = shared.cache.read(tx, shared.lease.fence).served
         _check_unmoved(context, served)
-        registry_state.record_decisions(tx, context.name, approval_files, trust)
-        evidence = registry_state.gather_evidence(tx, context.files, approval_files, trust, served, verified.candidates)
+        record_decisions(tx, context.name, approval_files, trust)
+        evidence = gather_evidence(tx, context.files, approval_files, trust, served, verified.candidates)
         evidence = replace(evidence, commit_times=shared.commit_times)
         rules = _evaluate_rules(context, evidence)
         if isinstance(rules, Blocked):
@@ -327,7 +332,7 @@ def _count(context: EnvironmentContext, changed: Sequence[Promotion]) -> None:
             metrics.LEAD_SECONDS.labels(context.name).observe(max(0.0, lead))
 
 
-def _check_unmoved(context: EnvironmentContext, served: registry_state.Served) -> None:
+def _check_unmoved(context: EnvironmentContext, served: Served) -> None:
     if served.get(context.name, {}) != context.shared.state.served.get(context.name, {}):
         msg = f"The releases of {context.name} changed while a plan for them was made."
         raise Transient(msg, code="RegistryMoved")

@@ -19,13 +19,12 @@ from watchdog.observers import Observer
 from kneo.clock import monotonic, new_id, parse_time
 from kneo.controller import metrics
 from kneo.controller.reconcile import Reconciler, ReconcileResult
-from kneo.controller.registry_state import Lease
 from kneo.controller.source_tracker import UNREACHABLE
 from kneo.controller.stages.report import Ready, Reconciling
 from kneo.errors import Conflict, Invalid, KneoError, Transient
 from kneo.store import requests
 from kneo.store.engine import Store
-from kneo.store.requests import ControllerRequest
+from kneo.store.requests import ControllerRequest, Lease
 
 log = logging.getLogger("kneo.controller")
 
@@ -167,7 +166,7 @@ class Controller:
             while not done.wait(LEASE.total_seconds() / 3):
                 try:
                     with self.store.write() as tx:
-                        if requests.holds_lease(tx, lease.name, lease.owner, lease.fence):
+                        if requests.holds_lease(tx, lease):
                             requests.take_lease(tx, lease.name, lease.owner, LEASE)
                 except Transient as error:
                     log.warning("the lease could not be renewed: %s", error)

@@ -13,21 +13,15 @@ from datetime import datetime
 
 from kneo.clock import isoformat
 from kneo.controller.differences import policy_difference, window_state
+from kneo.controller.file_in_force import is_retired, pending_bundles, rules_before
 from kneo.controller.policy_gate import environment_files, evaluate_policy_gate, root_threshold
-from kneo.controller.registry_state import (
-    RegistryState,
-    Served,
-    gather_evidence,
-    is_retired,
-    pending_bundles,
-    read_registry,
-    rules_before,
-)
+from kneo.controller.registry_cache import RegistryState, Served, read_registry
 from kneo.controller.source.mirror import Mirror
 from kneo.controller.source.snapshot import Commit, SourceSnapshot
 from kneo.controller.source_tracker import check_history
 from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import committed_records, count_votes, role_members
+from kneo.controller.stages.evidence import gather_evidence
 from kneo.controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of, weakened
 from kneo.controller.stages.load import (
     DeclaredState,

@@ -11,9 +11,10 @@ from typing import TypeVar
 from kneo import registry
 from kneo.controller import metrics
 from kneo.controller.environment import EnvironmentReconciler, ReconcileContext
+from kneo.controller.file_in_force import is_retired
 from kneo.controller.policy_gate import environment_files, root_threshold
 from kneo.controller.preview import preview
-from kneo.controller.registry_state import Lease, RegistryCache, Served, check_lease, is_retired, read_registry
+from kneo.controller.registry_cache import RegistryCache, Served, read_registry
 from kneo.controller.rollback import parse_rollback, roll_back
 from kneo.controller.source.mirror import Mirror
 from kneo.controller.source.snapshot import SourceSnapshot
@@ -34,7 +35,7 @@ from kneo.digest import Digest
 from kneo.errors import Invalid, Transient
 from kneo.store import audit, requests
 from kneo.store.engine import Store, Tx
-from kneo.store.requests import ControllerRequest
+from kneo.store.requests import ControllerRequest, Lease, check_lease
 from kneo.telemetry import span
 from kneo.trust.keys import PublicKey
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo import registry
-from kneo.controller.registry_state import Lease, apply, check_lease, gather_evidence, served_by
+from kneo.controller.registry_cache import served_by
+from kneo.controller.stages.apply import apply
 from kneo.controller.stages.approvals import ApprovalVote
+from kneo.controller.stages.evidence import gather_evidence
 from kneo.controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence, evaluate_gates, rules_of
 from kneo.controller.stages.plan import ReleasePlan, Rollback
 from kneo.controller.stages.report import notices_of_changes
@@ -19,6 +21,7 @@ from kneo.records.release import Hold
 from kneo.spec.models.environment import Environment
 from kneo.store import releases
 from kneo.store.engine import Store
+from kneo.store.requests import Lease, check_lease
 
 
 @dataclass(frozen=True, kw_only=True)

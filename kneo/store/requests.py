@@ -147,10 +147,30 @@ def drop_lease(tx: Tx, name: str, owner: str) -> None:
     )
 
 
-def holds_lease(tx: Tx, name: str, owner: str, fence: int) -> bool:
-    """Check, locking the row for the rest of the transaction, that a lease is still this owner's."""
-    row = tx.connection.execute(select(leases).where(leases.c.name == name).with_for_update()).first()
-    return row is not None and row.owner == owner and row.fence == fence and row.until > tx.at
+@dataclass(frozen=True)
+class Lease:
+    """The controller lease, checked in every transaction that it protects."""
+
+    name: str
+    owner: str
+    fence: int
+
+
+def holds_lease(tx: Tx, lease: Lease) -> bool:
+    """Return, locking the row for the rest of the transaction, whether a lease is still its owner's."""
+    row = tx.connection.execute(select(leases).where(leases.c.name == lease.name).with_for_update()).first()
+    return row is not None and row.owner == lease.owner and row.fence == lease.fence and row.until > tx.at
+
+
+def check_lease(tx: Tx, lease: Lease) -> None:
+    """Check that this controller still holds the lease.
+
+    Raises:
+        Transient: another controller took over.
+    """
+    if not holds_lease(tx, lease):
+        msg = "Another controller took over; this one wrote nothing."
+        raise Transient(msg, code="LeaseLost")
 
 
 _LEASE = Prepared(select(leases.c.name).where(leases.c.name == bindparam("called")))

@@ -19,7 +19,7 @@ def take(store: Store, owner: str, name: str = "controller") -> int | None:
 
 def holds(store: Store, owner: str, fence: int) -> bool:
     with store.write() as tx:
-        return requests.holds_lease(tx, "controller", owner, fence)
+        return requests.holds_lease(tx, requests.Lease("controller", owner, fence))
 
 
 def holder(store: Store) -> str | None:
@@ -102,7 +102,7 @@ def test_nobody_takes_a_lease_from_a_transaction_that_checked_it(store: Store, c
     def work(number: int) -> None:
         if number == 0:
             with store.write() as tx:
-                assert requests.holds_lease(tx, "controller", "a", fence)
+                assert requests.holds_lease(tx, requests.Lease("controller", "a", fence))
                 clock.advance(MINUTE)
                 checked.set()
                 assert not taken.wait(0.3)

@@ -24,13 +24,13 @@ from hunt.report import Budget, Finding, Report
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.controller.reconcile import Reconciler
-from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
 from kneo.errors import NotFound
 from kneo.records.release import Hold, Suspension
 from kneo.store import releases, requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.store.requests import Lease
 
 ORDER = ("dev", "staging", "prod")
 NAMES = ("bank", "mail")

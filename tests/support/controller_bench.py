@@ -21,13 +21,13 @@ from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.controller.loop import Controller
 from kneo.controller.reconcile import Reconciler, ReconcileResult
-from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
 from kneo.digest import Digest
 from kneo.records.audit import SealedEvent
 from kneo.records.release import ConditionType, Pending, Release
 from kneo.store import audit, releases, requests, runs
 from kneo.store.engine import Store
+from kneo.store.requests import Lease
 from kneo.store.tables import metadata
 from kneo.trust.dsse import TrustedKey, serialise, sign
 from kneo.trust.keys import PrivateKey

@@ -1,1 +1,1 @@
-"""The stages of a reconciliation, in order: load → verify → plan → gates → report. ``registry_state`` applies."""
+"""The stages of a reconciliation, in order: load → verify → plan → evidence → gates → apply → report."""

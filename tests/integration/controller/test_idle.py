@@ -13,9 +13,9 @@ from kneo.controller import loop
 from kneo.controller.environment import DRIFT_INTERVAL
 from kneo.controller.loop import Controller
 from kneo.controller.reconcile import ReconcileResult
-from kneo.controller.registry_state import Lease
 from kneo.store import requests
 from kneo.store.engine import Store
+from kneo.store.requests import Lease
 
 
 def test_an_idle_controller_tidies_its_mirror(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from sqlalchemy import event
 
-from kneo.controller.registry_state import Lease
+from kneo.store.requests import Lease
 from kneo.controller.reconcile import Reconciler
 from kneo.controller.source.mirror import Mirror
 from kneo.clock import SystemClock

@@ -14,12 +14,12 @@ from sqlalchemy import select
 
 from kneo.clock import ManualClock
 from kneo.controller.reconcile import Reconciler
-from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
 from kneo.controller.stages.report import Ready
 from kneo.store import audit, requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.store.requests import Lease
 from kneo.store.tables import metadata
 
 NAMES = ("bank", "fax", "mail")

@@ -10,7 +10,7 @@ from controller_bench import Bench
 from sqlalchemy import update
 
 from kneo.clock import ManualClock
-from kneo.controller.registry_state import RegistryCache, known
+from kneo.controller.registry_cache import RegistryCache, known
 from kneo.records.release import Promotion, PromotionKind
 from kneo.store.engine import Store
 from kneo.store.requests import ControllerRequest
@@ -31,7 +31,7 @@ def check(bench: Bench, cache: RegistryCache, fence: int = 1) -> None:
 
 def test_what_passes_change_is_known_without_reading_everything(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     reconciler, lease, reads = bench.reconciler(), bench.lease(), []
-    monkeypatch.setattr("kneo.controller.registry_state.known", lambda tx: (reads.append(1), known(tx))[1])
+    monkeypatch.setattr("kneo.controller.registry_cache.known", lambda tx: (reads.append(1), known(tx))[1])
     for name in ("a", "b", "c"):
         bench.repo.bundle(name, "1.0.0")
     bench.repo.environment("dev", {"a": "1.0.0", "b": "1.0.0"}, inlineSpecs=True)

@@ -12,7 +12,6 @@ from config_repo import ConfigRepo, announcement
 
 from kneo.clock import ManualClock, SystemClock
 from kneo.controller.reconcile import Reconciler
-from kneo.controller.registry_state import Lease
 from kneo.controller.source.mirror import Mirror
 from kneo.digest import digest_of
 from kneo.records.run import Run, RunStatus
@@ -25,6 +24,7 @@ from kneo.runtime.steps.executor import Executor
 from kneo.spec.models.spec import Spec
 from kneo.store import requests
 from kneo.store.engine import Store
+from kneo.store.requests import Lease
 
 
 def straight() -> dict[str, object]:

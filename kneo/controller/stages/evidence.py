@@ -1,0 +1,122 @@
+"""The evidence that gates of an environment decide on: releases, decisions of people, holds and failures, read in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from kneo import registry
+from kneo.clock import isoformat
+from kneo.controller.stages import verify
+from kneo.controller.stages.approvals import GIT, ApprovalVotes, committed_records, count_votes, role_members
+from kneo.controller.stages.gates import Evidence
+from kneo.controller.stages.rejections import AcceptedFiles
+from kneo.errors import KneoError
+from kneo.records.release import ApprovalRecord, Release
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import Environment
+from kneo.store import releases
+from kneo.store.engine import Tx
+
+
+def gather_evidence(
+    tx: Tx,
+    files: Sequence[Environment],
+    approval_files: Sequence[bytes],
+    trust: verify.TrustContext,
+    served: Mapping[str, Mapping[str, Release]],
+    candidates: Collection[str] = (),
+) -> Evidence:
+    """Read the evidence for the gates of an environment, inside the transaction that changes it.
+
+    Args:
+        tx: The transaction.
+        files: The environment's file, then the one in force before it, where that has other rules.
+        approval_files: Approvals in the commit.
+        trust: The trust of this reconciliation.
+        served: Releases, as this transaction reads them.
+        candidates: Digests of the bundles that may be released.
+    """
+    name = files[0].name
+    chained = any(file.spec.promote_from is not None for file in files)
+    soaking = {file.spec.promote_from for file in files if file.spec.soak} - {None}
+    votes = count_votes(decisions(tx, name, approval_files, trust), name, trust)
+    return Evidence(
+        now=trust.now,
+        served=served,
+        votes=votes,
+        elsewhere=_votes_elsewhere(tx, name, trust) if len(files) > 1 else {},
+        files={
+            **_named_files(tx, name, votes, {file.policy_digest for file in files}),
+            **{file.policy_digest: file for file in files[1:]},
+        },
+        members=role_members(trust),
+        root_expires=trust.root.expires,
+        holds=registry.holds_in_force(tx, name),
+        suspension=registry.suspension_in_force(tx, name),
+        failures={
+            release.digest: failed
+            for origin in soaking
+            for release in served.get(str(origin), {}).values()
+            if (failed := releases.last_failure(tx, str(origin), release.digest)) is not None
+        },
+        served_before=releases.served_before(tx, name, candidates) | releases.qualified(tx, name)
+        if chained
+        else frozenset(),
+    )
+
+
+def _votes_elsewhere(tx: Tx, name: str, trust: verify.TrustContext) -> ApprovalVotes:
+    """Return the decisions about files of other environments."""
+    others = (other for other in releases.environment_names(tx) if other != name)
+    return {
+        subject: about
+        for other in others
+        for subject, votes in count_votes(decisions(tx, other, (), trust), other, trust).items()
+        if (about := tuple(vote for vote in votes if vote.policy_digest == subject))
+    }
+
+
+def _named_files(tx: Tx, name: str, votes: ApprovalVotes, present: Collection[str]) -> AcceptedFiles:
+    """Return the earlier files that rejections name; the audit log has those, too, whose rows are missing.
+
+    Args:
+        tx: The transaction.
+        name: The environment.
+        votes: The decisions about it.
+        present: The digests of the file in force and the one in the commit.
+    """
+    named = {vote.policy_digest for about in votes.values() for vote in about if not (vote.approves or vote.overruled)}
+    if not named:
+        return {}
+    found = releases.list_replaced_files(tx, name, named)
+    lost = (named - found.keys() - set(present)) & registry.list_accepted_rules(tx, name)
+    return {**{digest: _accepted_file(name, digest, text) for digest, text in found.items()}, **dict.fromkeys(lost)}
+
+
+def _accepted_file(name: str, policy_digest: str, text: bytes) -> Environment | None:
+    try:
+        file = parse_environment(text, file=f"environments/{name}.yaml", accepted=True)
+    except KneoError:
+        return None
+    return file if file.policy_digest == policy_digest else None
+
+
+def record_decisions(tx: Tx, environment: str, approval_files: Sequence[bytes], trust: verify.TrustContext) -> None:
+    """Record the approvals in a commit with the time of their first sight, which a revocation is compared with."""
+    for item in decisions(tx, environment, approval_files, trust) if approval_files else ():
+        if item.origin == GIT:
+            releases.insert_approval(tx, item)
+
+
+def decisions(
+    tx: Tx, environment: str, approval_files: Sequence[bytes], trust: verify.TrustContext
+) -> tuple[ApprovalRecord, ...]:
+    """Return the recorded decisions about an environment and those that this commit adds.
+
+    A decision from a commit stays recorded when a later commit deletes its file: a push cannot undo it.
+    """
+    recorded = releases.list_approvals(tx, environment, unexpired_at=isoformat(trust.now))
+    earlier = {(record.payload_digest, record.principal): record for record in recorded}
+    committed = committed_records(approval_files, trust.root, earlier, trust.now)
+    here = {record.id: record for record in (*recorded, *committed) if record.environment == environment}
+    return tuple(sorted(here.values(), key=lambda record: (record.first_seen_at, record.id)))
