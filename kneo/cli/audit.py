@@ -14,9 +14,10 @@ from kneo.api import audit as api
 from kneo.api.environments import trace as trace_reference
 from kneo.api.release_views import ProvenanceView
 from kneo.cli import render
+from kneo.cli.backend import Json
 from kneo.cli.commands import examples
 from kneo.cli.compose import find_store
-from kneo.cli.connection import Json, ServiceOptions
+from kneo.cli.connection import ServiceOptions
 from kneo.cli.files import read_bytes
 from kneo.cli.options import JsonOption
 from kneo.cli.serve.database_checks import ADOPT_HINT, describe_unauthenticated

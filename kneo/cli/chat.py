@@ -20,8 +20,9 @@ from kneo.api.runs import get_run, get_run_trace, list_runs
 from kneo.api.task_views import HumanTaskView
 from kneo.api.tasks import list_human_tasks
 from kneo.cli import render
+from kneo.cli.backend import Backend, Json
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, Json, ServiceOptions, request
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.people.decisions import ask_decision
 from kneo.cli.runs.runs import usage_line
 from kneo.cli.specs.check import read_tree

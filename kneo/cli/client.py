@@ -12,7 +12,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from kneo.api.operation import Operation
-from kneo.cli.connection import Json, P, Query, V
+from kneo.cli.backend import Json, P, Query, V
 from kneo.cli.watch import POLL_SECONDS, is_last, poll, read_stream
 from kneo.clock import sleep
 from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized, Untrusted

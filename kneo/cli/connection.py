@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, ParamSpec, Protocol, TypeVar, cast
+from typing import Annotated, TypeVar, cast
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -14,60 +14,13 @@ from pydantic import BaseModel, ValidationError
 from kneo import __version__
 from kneo.api.operation import Operation
 from kneo.cli import render
+from kneo.cli.backend import Backend, P, V
 from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.profiles import load_profiles
 from kneo.errors import InvalidValue
 from kneo.project import read_config
 from kneo.settings import Settings, from_env
 from kneo.telemetry import configure_tracing
-
-P = ParamSpec("P")
-V = TypeVar("V")
-
-Json = dict[str, object]
-Query = Mapping[str, str | int | bool | Sequence[str] | None]
-
-
-class Backend(Protocol):
-    """The operations and streams that commands use."""
-
-    @property
-    def over_http(self) -> bool:
-        """Whether a service answers; otherwise the database of this machine does."""
-        ...
-
-    def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
-        """Call an operation with its own parameters, in this process or over HTTP, and return its view."""
-        ...
-
-    def follow(self, run_id: str, *, until_pause: bool, deltas: bool = False) -> Iterator[Json]:
-        """Yield the trace events of a run until it ends, and ``status`` and ``end`` of the run itself.
-
-        Args:
-            run_id: The run.
-            until_pause: Whether to stop when the run pauses.
-            deltas: Whether to yield replies of models while they arrive: ``model_delta``.
-        """
-        ...
-
-    def as_signer(self, keyid: str | None) -> Backend:
-        """Return the backend with the owner of a key as the caller, where no service authenticates the caller."""
-        ...
-
-    def as_person(self, name: str) -> Backend:
-        """Return the backend with another person as the caller, for a trial on the local database.
-
-        Raises:
-            Forbidden: ``as_person_refused``: a service answers, which authenticates its callers.
-        """
-        ...
-
-    def follow_tasks(self, after: str | None) -> Iterator[Json]:
-        """Yield the events of the inbox, from now on or from after an event, without end."""
-        ...
-
-    def close(self) -> None: ...
-
 
 ServiceUrlOption = Annotated[
     str | None, typer.Option("--service-url", help="Address of a service; by default the local database.")

@@ -15,7 +15,7 @@ from kneo.api.run_views import TraceEventView, in_published_words, speaks_publis
 from kneo.api.runs import get_run
 from kneo.api.task_views import TaskEventView
 from kneo.cli import compose
-from kneo.cli.connection import Json, P, V
+from kneo.cli.backend import Json, P, V
 from kneo.cli.watch import POLL_SECONDS, poll
 from kneo.clock import monotonic, sleep
 from kneo.names import person_name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from kneo.cli import render
-from kneo.cli.connection import Json
+from kneo.cli.backend import Json
 from kneo.clock import sleep
 
 POLL_SECONDS = 0.2

@@ -14,9 +14,10 @@ from databases import Server
 from kneo_process import Machine, eventually
 from sqlalchemy import text
 
+from kneo.background import background
 from kneo.clock import ManualClock, SystemClock, isoformat
 from kneo.records.run import RunStatus
-from kneo.runtime.engine.assemble import LockedWorker, background
+from kneo.runtime.engine.assemble import LockedWorker
 from kneo.runtime.engine.timers import TIMERS_LOCK, run_timers
 from kneo.store import locks, runs
 from kneo.store.engine import WORKER_LOCK, Store

@@ -10,8 +10,8 @@ from pathlib import Path
 from config_repo import ConfigRepo, announcement
 from service_bench import Bench, Json, serving
 
+from kneo.background import background
 from kneo.cli.serve.controller import Repository, make_controller
-from kneo.runtime.engine.assemble import background
 
 PEOPLE = {name: {"roles": ["approver"]} for name in ("approver", "admin")}
 RULES: Json = {"people": PEOPLE, "promoteFrom": "dev", "approvals": {"required": 1, "roles": ["approver"]}}

@@ -17,8 +17,9 @@ from kneo.api.links import revoke_link as revoke_operation
 from kneo.api.task_views import HumanTaskView
 from kneo.api.tasks import TaskStatsView, get_human_task_stats, list_human_tasks
 from kneo.cli import render
+from kneo.cli.backend import Backend
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, ProfileOption, ServiceOptions, ServiceUrlOption, backend, request
+from kneo.cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend, request
 from kneo.cli.files import read_bytes
 from kneo.cli.people.statements import DecisionOptions, KeyOption, SigningOptions, sign_decision
 from kneo.cli.people.tasks import TaskArgument, show_task

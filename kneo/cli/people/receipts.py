@@ -9,8 +9,9 @@ import typer
 
 from kneo.api import receipts as api
 from kneo.cli import render
+from kneo.cli.backend import Json
 from kneo.cli.commands import examples
-from kneo.cli.connection import Json, ServiceOptions, request
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.specs.keys import load_public
 from kneo.clock import SystemClock

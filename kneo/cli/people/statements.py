@@ -13,8 +13,9 @@ import typer
 from kneo.api.decisions import DecisionToSign, TaskDecision, get_answer_to_sign, get_human_task
 from kneo.api.task_views import HumanTaskView
 from kneo.cli import render
+from kneo.cli.backend import Backend, Json
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, Json, ServiceOptions, request
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.options import JsonOption, OptionGroup
 from kneo.cli.people.tasks import TaskArgument

@@ -13,8 +13,9 @@ from kneo.api.environments import RewriteRequest, accept_rewrite, get_source
 from kneo.api.promotions import DecisionRequest, approve_promotion, get_promotion, list_promotions, reject_promotion
 from kneo.api.release_views import DecidedView, PendingPromotionView, PromotionDetailView, SourceView
 from kneo.cli import render
+from kneo.cli.backend import Backend
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, ServiceOptions, request
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.files import write_whole
 from kneo.cli.options import OptionGroup, time_after
 from kneo.cli.releases.environments import show_result

@@ -11,8 +11,9 @@ from kneo.api import environments as api
 from kneo.api.operation import Operation
 from kneo.api.release_views import ChangedView, EnvironmentView, PromotionView
 from kneo.cli import render
+from kneo.cli.backend import Backend, P
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, P, ServiceOptions, request
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.options import parse_until
 from kneo.clock import SystemClock
 from kneo.errors import KneoError, Transient, Usage

@@ -14,9 +14,10 @@ from kneo.api.environments import get_source, list_environments
 from kneo.api.release_views import EnvironmentView, ReleaseView
 from kneo.api.tasks import list_human_tasks
 from kneo.cli import render
+from kneo.cli.backend import Json
 from kneo.cli.clone import MAIN, Clone
 from kneo.cli.commands import examples
-from kneo.cli.connection import Json, ServiceOptions, backend, choose
+from kneo.cli.connection import ServiceOptions, backend, choose
 from kneo.cli.releases.plan_render import as_markdown, as_text, environments, has_changes, is_refused
 from kneo.cli.repository import KnownRoots
 from kneo.clock import SystemClock

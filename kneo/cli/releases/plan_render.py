@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kneo.cli import render
-from kneo.cli.connection import Json
+from kneo.cli.backend import Json
 from kneo.names import plain
 from kneo.spec.diff import COMMENTED_CHARS, change_lines, change_markdown, fact_lines, fenced, shortened
 from kneo.spec.diff.comments import bounded_comment

@@ -17,8 +17,9 @@ from kneo.api.promotion_receipts import (
     list_promotion_receipts,
 )
 from kneo.cli import render
+from kneo.cli.backend import Backend, Json
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, Json, ServiceOptions
+from kneo.cli.connection import ServiceOptions
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.options import JsonOption
 from kneo.cli.repository import find_repository

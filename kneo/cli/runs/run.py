@@ -11,8 +11,9 @@ from kneo.api.run_start import RunCreate, create_run
 from kneo.api.run_views import RunStartedView, RunView
 from kneo.api.runs import get_run
 from kneo.cli import render
+from kneo.cli.backend import Backend
 from kneo.cli.commands import examples
-from kneo.cli.connection import Backend, ServiceOptions, request
+from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.runs.runs import show_usage
 from kneo.cli.specs.check import read_tree
 from kneo.cli.watch import StreamPrinter

@@ -12,8 +12,9 @@ from kneo.api.runs import get_run_trace, list_run_checkpoints
 from kneo.api.runs import list_runs as list_runs_
 from kneo.api.usage import ModelUsageView, UsageReportView, get_usage
 from kneo.cli import render
+from kneo.cli.backend import Json
 from kneo.cli.commands import examples
-from kneo.cli.connection import Json, ProfileOption, ServiceOptions, ServiceUrlOption, backend
+from kneo.cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend
 from kneo.cli.options import Period
 from kneo.cli.watch import details, indent, show_event
 from kneo.errors import Usage

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from kneo.background import background
 from kneo.cli import render
 from kneo.cli.compose import process_store
 from kneo.cli.repository import KnownRoots
@@ -22,10 +23,10 @@ from kneo.controller.reconcile import Reconciler
 from kneo.controller.source.mirror import Mirror
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Usage
-from kneo.runtime.engine.assemble import background, telling
 from kneo.settings import Settings
 from kneo.store.engine import Store
 from kneo.store.service_key import find_service_key
+from kneo.tasks.notifications import deliver_notifications
 
 RepoOption = Annotated[str | None, typer.Option("--repo", help="Config repository: a folder or an https or ssh URL.")]
 RefOption = Annotated[str, typer.Option("--ref", help="Branch to reconcile.")]
@@ -121,7 +122,7 @@ def run_controller(settings: Settings, repository: Repository, stopping: threadi
         serve_probes = stack.enter_context(bound_probes(settings))
         store = stack.enter_context(process_store(settings))
         controller = stack.enter_context(reconciling(settings, store, repository))
-        stack.enter_context(telling(settings, store))
+        stack.enter_context(deliver_notifications(settings, store))
         stack.enter_context(serve_probes(controller.is_alive))
         stopping.wait()
 

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 
+from kneo.background import background
 from kneo.clock import monotonic
 from kneo.errors import Conflict
-from kneo.notify.channel_kinds import open_channels
-from kneo.notify.channels import known_channels
 from kneo.project import read_config
 from kneo.project.secrets import require_provider_secrets
 from kneo.runtime.engine.dispatchers import StepWorker, find_dispatcher
@@ -33,11 +32,10 @@ from kneo.runtime.steps.executor import Executor
 from kneo.settings import Settings, hide_settings
 from kneo.spec.models.providers import PROVIDERS
 from kneo.store import releases, runs
-from kneo.store.engine import WORKER_LOCK, Store, Tx
+from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock
-from kneo.tasks import links
-from kneo.tasks.lifecycle import is_asked
+from kneo.tasks.notifications import deliver_notifications
 from kneo.tools import ToolRegistry
 
 log = logging.getLogger("kneo.runtime")
@@ -149,7 +147,7 @@ def working(
     with only_worker(store) as lock, contextlib.ExitStack() as stack:
         start_warm_up(store)
         worker = LockedWorker(lock, lambda beat: make_worker(settings, store, concurrency, tools, beat))
-        stack.enter_context(telling(settings, store))
+        stack.enter_context(deliver_notifications(settings, store))
         timers = partial(run_timers, store, stopping, worker.heartbeats.timers.beat)
         stack.enter_context(background("timers", timers, stopping.set))
         if prune is not None:
@@ -219,31 +217,6 @@ class LockedWorker:
 
 
 @contextlib.contextmanager
-def telling(settings: Settings, store: Store) -> Iterator[None]:
-    """Deliver notifications in the background of a block, where a channel is configured.
-
-    Raises:
-        Invalid: a channel of an extension cannot be opened.
-    """
-    if not known_channels(settings):
-        yield
-        return
-    stopping = threading.Event()
-    # httpx takes a tenth of a second to import, and many processes have no channel.
-    delivery = importlib.import_module("kneo.notify.delivery")
-    channels = open_channels(settings, store, is_asked)
-    courier = delivery.Courier(store, settings, _token, channels)
-    with background("outbox", lambda: delivery.run_outbox(courier, stopping), stopping.set):
-        yield
-
-
-def _token(tx: Tx, task_id: str, person: str) -> str:
-    """Return the token of a link for the recipient of a message."""
-    _, token = links.make_link(tx, task_id, person, actor="notifications")
-    return token
-
-
-@contextlib.contextmanager
 def only_worker(store: Store) -> Iterator[Lock]:
     """Hold the worker lock during a block: exclusive on a SQLite file, shared on PostgreSQL.
 
@@ -255,19 +228,6 @@ def only_worker(store: Store) -> Iterator[Lock]:
             msg = "Another process executes steps on this database."
             raise Conflict(msg, code="worker_running", hint="Stop it, or use its service: --service-url URL.")
         yield lock
-
-
-@contextlib.contextmanager
-def background(name: str, work: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Do work in a thread during a block, and wait for the work to stop at its end."""
-    # A program that ends inside the block must not hang; the work is then interrupted like by a crash.
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop()
-        thread.join()
 
 
 MAX_SPECS = 50

@@ -26,13 +26,13 @@ from kneo.notify.delivery import Courier
 from kneo.notify.http import Reply
 from kneo.notify.outbox import ATTEMPTS
 from kneo.records.task import DecisionKind
-from kneo.runtime.engine.assemble import telling
 from kneo.runtime.engine.timers import tick
 from kneo.settings import Settings, from_env
 from kneo.store import metrics, prune
 from kneo.store.engine import Store, Tx
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionRequest
+from kneo.tasks.notifications import deliver_notifications
 
 STEPS = "def publish(text): return text\n"
 
@@ -227,7 +227,7 @@ def test_who_may_not_answer_is_told_without_a_link(engine: Engine, courier, post
 def test_what_executes_steps_delivers_too(engine: Engine, store: Store, tmp_path: Path, web: WebReceiver) -> None:
     ask(engine)
     settings = from_env({"KNEO_SERV_CHANNEL_OPS": web.url}, cwd=tmp_path)
-    with telling(settings, store):
+    with deliver_notifications(settings, store):
         eventually(lambda: web.received)
     assert [each.body["event"] for each in web.received] == ["human.requested"]
 
@@ -257,7 +257,7 @@ def test_a_redirect_of_a_receiver_is_not_followed(
     answer = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {web.url}/inside\r\nContent-Length: 0\r\n\r\n".encode()
     with raw_receiver(answer) as (url, heads):
         settings = from_env({"KNEO_SERV_CHANNEL_OPS": url}, cwd=tmp_path)
-        with telling(settings, store):
+        with deliver_notifications(settings, store):
             assert eventually(lambda: rows(store)[0][3])
     assert rows(store) == [("ops", "waiting", 1, "answered 307")]
     assert (len(heads), web.received) == (1, [])

@@ -17,11 +17,12 @@ from kneo_process import eventually
 from model_server import Call, ModelServer, Reply, model_server, overloaded
 
 from kneo.agents.providers import OperatorConnections
+from kneo.background import background
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Invalid
 from kneo.records.conversation import EntryStatus
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.engine.assemble import background, worker_on
+from kneo.runtime.engine.assemble import worker_on
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, cancel_run, fork
 from kneo.runtime.engine.start import Starter

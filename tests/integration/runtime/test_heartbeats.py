@@ -12,9 +12,10 @@ from kneo_process import Machine, eventually
 from processes import free_port
 from prometheus_client import CollectorRegistry, generate_latest
 
+from kneo.background import background
 from kneo.cli.serve.worker import measured
 from kneo.records.run import RunStatus
-from kneo.runtime.engine.assemble import LockedWorker, background, worker_on
+from kneo.runtime.engine.assemble import LockedWorker, worker_on
 from kneo.runtime.engine.timers import run_timers
 from kneo.runtime.engine.worker import LATE_SECONDS, Heartbeats
 from kneo.store.engine import WORKER_LOCK, Store

@@ -13,6 +13,7 @@ from installation_key import find_key
 from kneo_process import eventually
 from sqlalchemy import func, select
 
+from kneo.background import background
 from kneo.clock import ManualClock, SystemClock, isoformat
 from kneo.digest import digest_of
 from kneo.maintenance import RetentionManager, RetentionPolicy, make_retention
@@ -20,7 +21,6 @@ from kneo.records.agent_session import FinishedTurn, SessionKey
 from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
 from kneo.runtime.engine import timers
-from kneo.runtime.engine.assemble import background
 from kneo.runtime.engine.timers import RETENTION_LOCK, end_overdue_runs, run_retention, run_timers
 from kneo.settings import from_env
 from kneo.store import agent_sessions, idempotency, prune, runs, tasks

@@ -14,11 +14,12 @@ from kneo_process import eventually
 from scripted_agents import ScriptedAgents, question, reply, spec
 
 from kneo.agents.turn import PeopleRequired, Postponed
+from kneo.background import background
 from kneo.clock import ManualClock, SystemClock
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace, Run, RunStatus
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
-from kneo.runtime.engine.assemble import background, worker_on
+from kneo.runtime.engine.assemble import worker_on
 from kneo.runtime.engine.recover import cancel_run
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.agents import Conversation

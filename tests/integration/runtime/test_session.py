@@ -13,10 +13,10 @@ from engine import Engine, step
 from installation_key import find_key
 from kneo_process import eventually
 
+from kneo.background import background
 from kneo.clock import SystemClock
 from kneo.errors import Transient
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.engine.assemble import background
 from kneo.runtime.engine.recover import cancel_run
 from kneo.runtime.engine.worker import THREADS, Worker
 from kneo.runtime.steps import threads

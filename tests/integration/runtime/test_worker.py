@@ -11,9 +11,9 @@ from engine import Engine, step
 from installation_key import find_key
 from kneo_process import eventually
 
+from kneo.background import background
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.engine.assemble import background
 from kneo.runtime.engine.worker import Worker
 from kneo.runtime.steps.threads import BoundedThreads
 from kneo.store.migrate import open_store

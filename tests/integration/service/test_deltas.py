@@ -11,9 +11,10 @@ from kneo_process import eventually
 from model_server import ModelServer, Reply, model_server
 from service_bench import Bench, Json, serving
 
+from kneo.background import background
 from kneo.cli.compose import make_store
 from kneo.records.conversation import ModelDelta
-from kneo.runtime.engine.assemble import background, make_worker
+from kneo.runtime.engine.assemble import make_worker
 from kneo.store.change_feed import list_read_runs
 
 TEXT = "".join(f"Sentence number {number}. " for number in range(200)) + "The token=abcdefgh12345 is secret."

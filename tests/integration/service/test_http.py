@@ -15,8 +15,8 @@ import uvicorn
 from config_repo import FUNCTIONS, announcement
 from sqlalchemy import select
 
+from kneo.background import background
 from kneo.errors import Invalid
-from kneo.runtime.engine.assemble import background
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import Starter
 from kneo.runtime.engine.worker import Driver, Worker

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 from kneo_process import eventually
 
+from kneo.background import background
 from kneo.cli.serve.http_limits import PROTOCOLS, RequestTimer
 from kneo.cli.serve.service import Server
-from kneo.runtime.engine.assemble import background
 from kneo.settings import HttpSettings
 
 SECONDS = 30.0

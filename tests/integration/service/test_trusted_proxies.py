@@ -13,9 +13,9 @@ import httpx
 import pytest
 from service_bench import serving
 
+from kneo.background import background
 from kneo.cli.serve.service import Server
 from kneo.errors import Invalid
-from kneo.runtime.engine.assemble import background
 from kneo.settings import from_env
 
 PEER = "127.0.0.1"
