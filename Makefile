@@ -184,6 +184,10 @@ bench-inbox: $(VENV)/.ready-dev ## Measure an inbox of 100,000 open tasks, on bo
 bench-console: $(VENV)/.ready-dev ## Measure the pages of the console with 10,000 runs and 2,000 open tasks, on both databases
 	@$(BIN)/python -m benchmarks.console
 
+.PHONY: bench-streams
+bench-streams: $(VENV)/.ready-dev ## Measure decisions with 200 slow clients of streams and 100 refused sign-ins a second
+	@$(BIN)/python -m benchmarks.streams
+
 RUNS ?= 2000000
 
 .PHONY: bench-scale

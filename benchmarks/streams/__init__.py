@@ -1,0 +1,1 @@
+"""Decisions and probes with slow clients of streams and refused sign-ins."""
