@@ -57,7 +57,7 @@ class Pictures:
                 page.evaluate("scrollTo(0, 0)")
             page.wait_for_load_state("networkidle")
             file = self._images / f"{name}{'-' if mode else ''}{mode}.png"
-            page.screenshot(path=file, clip={"x": 0, "y": 0, **_shown(page, mode)})
+            page.screenshot(path=file, caret="hide", clip={"x": 0, "y": 0, **_shown(page, mode)})
             render.success(f"Wrote {file}")
 
 

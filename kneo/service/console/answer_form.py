@@ -21,6 +21,9 @@ MAX_CONTROLS = 100
 SHORT_CHARS = 200
 """Longest text that a control of one line takes."""
 
+EDITED_CHARS = 2_000
+"""Longest text of an argument that has a control."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
@@ -138,13 +141,14 @@ def form_values(task: HumanTaskView, typed: Form, *, edit_limit: int, shown_char
         "task": task,
         "request": task.request,
         "lead": _lead(task, call),
-        "earlier": call["calls"] if call is not None and isinstance(call.get("calls"), list) else [],
+        "earlier": [{**each, "fields": _fields(each)} for each in _earlier(call)],
         "typed": typed,
         "choices": _decisions(task),
         "options": _options(task),
         "controls": controls(task.request["schema"], typed),
         "call": call,
         "arguments": _arguments(call),
+        "edits": _edits(call, typed),
         "text": _indented(text, shown_chars)[:shown_chars],
         "is_cut": len(text) > shown_chars,
         "edit_text": typed.get("content") or (edit_text if len(edit_text) <= shown_chars else ""),
@@ -159,6 +163,65 @@ def form_values(task: HumanTaskView, typed: Form, *, edit_limit: int, shown_char
 def _arguments(call: Mapping[str, object] | None) -> list[tuple[str, str]]:
     arguments = call["arguments"] if call is not None else None
     return [(str(name), _plain(value)) for name, value in arguments.items()] if isinstance(arguments, Mapping) else []
+
+
+def _edits(call: Mapping[str, object] | None, typed: Form) -> list[Control]:
+    """Return a control for each argument of a call; none where one of them is no plain value of ordinary size."""
+    arguments = call["arguments"] if call is not None else None
+    if not isinstance(arguments, Mapping) or len(arguments) > MAX_CONTROLS:
+        return []
+    if not all(_is_plain(value) for value in arguments.values()):
+        return []
+    return [_edit(str(name), value, typed) for name, value in arguments.items()]
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a control keeps a value: a number, yes or no, or a text that is not long."""
+    if isinstance(value, str):
+        return len(value) <= EDITED_CHARS and "\r" not in value
+    return isinstance(value, bool | int | float)
+
+
+def _edit(name: str, value: object, typed: Form) -> Control:
+    choices = (("true", "Yes"), ("false", "No")) if isinstance(value, bool) else ()
+    is_long = isinstance(value, str) and (len(value) > SHORT_CHARS or "\n" in value)
+    kind = "textarea" if is_long else "text" if isinstance(value, str) else "choice" if choices else "number"
+    return Control(
+        name=name,
+        kind=kind,
+        label=name,
+        hint="",
+        required=True,
+        value=typed.get(f"arguments.{name}", _plain(value)),
+        choices=choices,
+        limits=(("step", "any"),) if kind == "number" else (),
+    )
+
+
+def _content(task: HumanTaskView, form: Form) -> str:
+    """Return the text that was written; of an edit the arguments that the controls have."""
+    call, sent = _call(task), {name: values[-1] for name, values in form.below("arguments.").items()}
+    arguments = call["arguments"] if call is not None and sent and form.get("decision") == "edited" else None
+    if not isinstance(arguments, Mapping):
+        return form.get("content")
+    rules = {name: {"type": "string"} if isinstance(value, str) else {} for name, value in arguments.items()}
+    return _encode({name: _value(rules.get(name), text) for name, text in sent.items()})
+
+
+def _earlier(call: Mapping[str, object] | None) -> list[Mapping[str, object]]:
+    calls = call.get("calls") if call is not None else None
+    return calls if isinstance(calls, list) else []
+
+
+def _fields(call: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return the fields of the result of an earlier call, where it is an object of plain values and not cut."""
+    text = str(call["result_preview"])
+    try:
+        value = parse_json(text) if call["characters"] == len(text) else None
+    except ValueError:
+        return []
+    is_flat = isinstance(value, dict) and not any(isinstance(each, dict | list) for each in value.values())
+    return [(str(name), _plain(each)) for name, each in value.items()] if is_flat and isinstance(value, dict) else []
 
 
 def _decisions(task: HumanTaskView) -> list[dict[str, object]]:
@@ -253,7 +316,7 @@ def decision_of(task: HumanTaskView, form: Form) -> TaskDecision:
                 "request_id": form.get("request_id") or None,
                 "expect_digest": form.get("expect_digest") or None,
                 "decision": kind,
-                "content": form.get("content") if kind in {"edited", "provided"} and not values else None,
+                "content": _content(task, form) if kind in {"edited", "provided"} and not values else None,
                 "selected_options": form.all("option") if kind == "selected" else None,
                 "values": values or None,
                 "comment": reason or None,

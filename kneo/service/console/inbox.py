@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from kneo.api.inbox import InboxChangeView, InboxTaskView, Show, count_inbox, get_inbox
@@ -35,6 +36,10 @@ class InboxRow:
     title: str
     excerpt: str
     origin: str
+    requester: str
+    run_id: str
+    """Where rows have the same title, the page shows the run."""
+
     environment: str | None
     at: str
     deadline: str | None
@@ -51,7 +56,9 @@ class InboxRow:
             url=f"/console/inbox/{task.id}",
             title=task.headline,
             excerpt=task.excerpt,
-            origin=task.workflow_name or "a run",
+            origin=task.workflow_name or task.step_path,
+            requester=task.requester,
+            run_id=task.run_id,
             environment=task.environment,
             at=task.created_at if is_open else task.resolved_at or task.created_at,
             deadline=task.deadline_at if is_open else None,
@@ -70,6 +77,8 @@ class InboxRow:
             else f"{change.change.capitalize()}: {change.bundle} {change.version}".strip(),
             excerpt=change.message,
             origin=change.bundle,
+            requester="",
+            run_id="",
             environment=change.environment,
             at=change.since,
             deadline=None,
@@ -97,8 +106,10 @@ def _chip(task: InboxTaskView) -> tuple[str, str] | None:
 
 
 def rows_of(items: Sequence[InboxTaskView | InboxChangeView]) -> list[InboxRow]:
-    """Return the rows of an inbox."""
-    return [InboxRow.of_task(item) if isinstance(item, InboxTaskView) else InboxRow.of_change(item) for item in items]
+    """Return the rows of an inbox; the run is named in rows that have the same title."""
+    rows = [InboxRow.of_task(item) if isinstance(item, InboxTaskView) else InboxRow.of_change(item) for item in items]
+    titles = Counter(row.title for row in rows)
+    return [row if titles[row.title] > 1 else replace(row, run_id="") for row in rows]
 
 
 def count_waiting(request: PageRequest) -> int:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kneo.api.release_views import EnvironmentView, ReleaseView, SpecChangeView
+from kneo.api.release_views import EnvironmentView, PromotionPlanView, ReleaseView, SpecChangeView
 from kneo.records.release import RECONCILE_FAILED, Condition, ConditionType, Hold, Pending
 from kneo.service.console.words import count, span
+from kneo.spec.diff.summary import TEXTS
 
 ADVERSE = frozenset({"Stalled", "Reconciling", "Held", "DriftDetected"})
 """Conditions that need attention while they are true; the others do while they are false."""
@@ -217,6 +218,13 @@ def shown_changes(changes: Sequence[SpecChangeView]) -> list[ShownChange]:
         ShownChange(DANGER.get(item.danger, "off"), item.area, item.message, item.path, list(_rows(item.lines)))
         for item in changes
     ]
+
+
+def is_cut(plan: PromotionPlanView) -> bool:
+    """Return whether a plan leaves out lines: a note says so, or its texts are one fact."""
+    lines = (line for change in plan.changes for line in change.lines)
+    rules = (line for rule in plan.rules for line in _lines(rule))
+    return any(line.startswith("…") for line in (*lines, *rules)) or any(one.area == TEXTS for one in plan.changes)
 
 
 CHANGES = 100

@@ -179,8 +179,9 @@ function choose(decision) {
   const choice = document.querySelector(`#decide input[name=decision][value=${decision}]`);
   if (!choice) return;
   choice.click();
-  const field = {rejected: "reason", edited: "content", provided: "content"}[decision];
-  (field && document.querySelector(`#decide textarea[name=${field}]`) || choice).focus();
+  const written = "textarea[name=content]";
+  const field = {rejected: "textarea[name=reason]", edited: `:is(${written}, [name^="arguments."])`, provided: written}[decision];
+  (field && document.querySelector(`#decide ${field}`) || choice).focus();
 }
 
 addEventListener("keydown", (event) => {
