@@ -1,7 +1,7 @@
 """Reads that the streams of one feed share: each change is read once for all of them, and a bounded buffer holds the newest events.
 
-What is shared is what the scope of the feed permits to each of its callers: views are made without a caller, and hold no content of
-runs. What depends on the caller is up to each stream: whether the request was allowed, whether its session still exists, the words
+What is shared is what the scope of the feed permits to each of its callers: views are made without a caller, and hold nothing that
+only some of them may read. What depends on the caller is up to each stream: whether the request was allowed, whether its session still exists, the words
 of a status.
 """
 
