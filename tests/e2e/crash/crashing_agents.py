@@ -16,6 +16,7 @@ from pathlib import Path
 from crashing import find_key, kill_before
 
 from kneo.clock import SystemClock, sleep
+from kneo.errors import Transient
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.assemble import StepWorker, services_of, worker_on
 from kneo.runtime.engine.programs import ProgramLoader
@@ -49,6 +50,13 @@ def worker_of(store: Store, folder: Path) -> StepWorker:
     return worker_on(store, Driver(store, ProgramLoader(store), executor), concurrency=4)
 
 
+def _is_over(store: Store, run_id: str) -> bool:
+    try:
+        return find_run(store, run_id).status not in {RunStatus.RUNNING, RunStatus.PAUSED}
+    except Transient:  # the server ended the transaction of a process that was stopped in the middle of it
+        return False
+
+
 def main() -> None:
     url, folder, run_id, when, die_at = sys.argv[1:]
     store = open_store(url, SystemClock(), find_key)
@@ -59,7 +67,7 @@ def main() -> None:
         kill_before(int(die_at))
     working = threading.Thread(target=worker.run)
     working.start()
-    while find_run(store, run_id).status in {RunStatus.RUNNING, RunStatus.PAUSED}:
+    while not _is_over(store, run_id):
         sleep(0.02)
     worker.stop()
     working.join()
