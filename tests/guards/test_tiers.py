@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from durations import TABLE, read_table, renewed
-from tiers import LONG_SUITES, OUTGROWN, SMOKE, axes, cover, is_quick
+from tiers import LONG_SUITES, SMOKE, axes, cover, is_short_suite
 
 ROOT = TABLE.parents[1]
 
@@ -23,9 +23,17 @@ def test_the_table_has_files_that_exist() -> None:
 
 
 def test_the_short_tier_has_a_smoke_test_of_long_suites() -> None:
-    assert is_quick("tests/unit/test_a.py::test_b")
-    assert is_quick(f"{SMOKE[0]}::test_b")
-    assert not is_quick("tests/soak/test_soak.py")
+    assert is_short_suite("tests/unit/test_a.py::test_b")
+    assert not is_short_suite("tests/soak/test_soak.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "--tier", "short", "tests/e2e", "tests/soak"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    files = {line.partition(":")[0] for line in done.stdout.splitlines() if line.startswith("tests/")}
+    assert files == {path for path in SMOKE if path.startswith("tests/e2e/")}
 
 
 PRODUCT = """
@@ -104,7 +112,6 @@ def test_a_case_that_outgrows_the_short_tier_fails_and_one_that_waits_does_not(t
     assert "2 passed, 1 error" in done.stdout
     assert "make durations FILES=test_work.py" in done.stdout
     assert "test_busy" in done.stdout
-    assert OUTGROWN > 0.5
 
 
 def test_renewed_files_have_their_cases_as_they_are_now_and_others_stay() -> None:

@@ -3,7 +3,7 @@
 A case is in the short tier unless one of these holds:
 
 * Its folder or file is one of ``LONG_SUITES``, and it is not in ``SMOKE``.
-* It took longer than ``LIMIT`` when the table of durations was recorded.
+* It took longer than ``LIMIT`` when the table of durations was recorded, and it is not in ``SMOKE``.
 * It runs on the other database, and its subject is not the store.
 * Other cases of the same test have each of its parameters: of a product, the short tier has each value of each axis.
 """
@@ -21,17 +21,19 @@ import pytest
 from databases import DIALECTS
 from durations import Recorder, Stopwatch, Table, read_table, recorded_seconds
 
-LIMIT = 1.0
+LIMIT = 0.5
 """Seconds that a case of the short tier takes at most, as recorded."""
 
-OUTGROWN = 5 * LIMIT
-"""Seconds after which a case of the short tier fails: it has outgrown the tier, whatever else the machine does."""
+OUTGROWN = 10 * LIMIT
+"""Seconds after which a case of the short tier fails: far more than a busy machine, or a library that it is the first to import, takes."""
 
 EXAMPLES = 30
 """Examples of a property in the short tier, at most."""
 
 LONG_SUITES = (
     "tests/browser/",
+    "tests/conformance/hitl/",
+    "tests/conformance/seeds/",
     "tests/deploy/",
     "tests/e2e/",
     "tests/gates/test_killed.py",
@@ -79,14 +81,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def limit_of(item: pytest.Item) -> float:
     """Return the seconds after which a case fails."""
-    return OUTGROWN if item.nodeid in item.config.stash.get(SHORT, frozenset()) else float("inf")
+    is_bounded = item.nodeid in item.config.stash.get(SHORT, frozenset()) and is_short_suite(item.nodeid)
+    return OUTGROWN if is_bounded else float("inf")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out files of which the short tier has nothing, before they are imported."""
     if config.getoption("tier") != "short" or not collection_path.name.startswith("test_"):
         return None
-    return None if is_quick(collection_path.relative_to(config.rootpath).as_posix()) else True
+    path = collection_path.relative_to(config.rootpath).as_posix()
+    return None if path.startswith(SMOKE) or is_short_suite(path) else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -117,14 +121,15 @@ def short_tier(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     table = read_table()
     tests: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if is_quick(item.nodeid) and expected_seconds(table, item) <= LIMIT and not is_on_the_other(item, SHORT_EITHER):
+        is_quick = is_short_suite(item.nodeid) and expected_seconds(table, item) <= LIMIT
+        if (is_quick or item.nodeid.startswith(SMOKE)) and not is_on_the_other(item, SHORT_EITHER):
             tests[item.nodeid.partition("[")[0]].append(item)
     return [item for cases in tests.values() for item in cover(cases)]
 
 
-def is_quick(nodeid: str) -> bool:
-    """Return whether the short tier may have a test, by its folder and file."""
-    return not nodeid.startswith(LONG_SUITES) or nodeid.startswith(SMOKE)
+def is_short_suite(nodeid: str) -> bool:
+    """Return whether a test is in a folder and file whose tests are in the short tier unless they take long."""
+    return not nodeid.startswith(LONG_SUITES)
 
 
 def cover(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
