@@ -188,16 +188,6 @@ COMMANDS: dict[str, Entry] = {
     ),
     "doctor": Entry("kneo.cli.serve.doctor:doctor", "Check the installation and print what to do", SERVERS),
     "maintenance": Entry("kneo.cli.serve.maintenance:app", "Back up, restore, migrate and prune the database", SERVERS),
-    "sdk": Entry(
-        "kneo.cli.serve.worker:sdk_app",
-        "Run programs written with the Python SDK",
-        SERVERS,
-        {
-            "serve": Entry(
-                "kneo.cli.serve.worker:serve_flows", "Continue the flows of a program whenever they are answered"
-            )
-        },
-    ),
     "credentials": Entry("kneo.cli.config:credentials", "List which credentials are set, without values", SERVERS),
     "trace": Entry("kneo.cli.audit:trace", "Trace a run or digest to its release, commit and approvers", AUDIT),
     "history": Entry("kneo.cli.releases.environments:history", "Show past releases of an environment", AUDIT),

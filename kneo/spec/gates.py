@@ -38,7 +38,8 @@ class GatePosition:
         decisions: The decisions that have an effect.
         rejections: The possible effects of a rejection, the default first. ``else`` needs a condition.
         has_options: Whether the position itself has options to select from: the choices of a router, those of a failure.
-        where: Where the question is asked; ``{}`` stands for the step or tool.
+        where: Where the question is asked; ``{}`` stands for the step.
+        of_tool: Where a question about calls of a tool is asked; ``{}`` stands for the tool.
         asks: The description of the field under ``review``.
     """
 
@@ -49,6 +50,7 @@ class GatePosition:
     rejections: tuple[str, ...] = _STEP
     has_options: bool = False
     where: str
+    of_tool: str = ""
     asks: str | None = None
 
     @property
@@ -118,7 +120,8 @@ POSITIONS = _table(
         request_type="freeform",
         decisions=("provided", "rejected"),
         rejections=_CALL,
-        where="for a call of {}",
+        where="for a call in {}",
+        of_tool="for a call of {}",
         asks="Instead of a call: a person or system outside carries it out.",
     ),
     GatePosition(
@@ -127,7 +130,8 @@ POSITIONS = _table(
         request_type="approval",
         decisions=("approved", "rejected", "edited"),
         rejections=_CALL,
-        where="before a call of {}",
+        where="before a call in {}",
+        of_tool="before a call of {}",
     ),
     GatePosition(
         name="wait",

@@ -1,38 +1,28 @@
-"""``kneo worker`` and ``kneo sdk serve``: processes that execute steps or flows, their probes and metrics."""
+"""``kneo worker``: a process that executes steps, its probes and metrics."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-import runpy
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kneo.cli import render
-from kneo.cli.commands import examples
 from kneo.cli.compose import process_store
 from kneo.cli.project import registered_tools, spec_compiler
 from kneo.cli.serve.listener import Listener
-from kneo.errors import Usage
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import LockedWorker, working
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 from kneo.telemetry import configure_logging, log_unknown_variables
-
-if TYPE_CHECKING:
-    from kneo.sdk.durable import Flow
 
 
 def worker(
@@ -172,63 +162,3 @@ def serving_probes(listener: Listener, is_alive: Callable[[], bool]) -> Iterator
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-sdk_app = typer.Typer(no_args_is_help=True)
-
-
-@sdk_app.callback()
-def sdk() -> None:
-    """Run programs written with the Python SDK."""
-
-
-@examples("kneo sdk serve myapp.flows", "kneo sdk serve flows.py --concurrency 8")
-def serve_flows(
-    module: Annotated[str, typer.Argument(help="Module or file of the program that defines the flows.")],
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Executions to run at once.")] = 4,
-) -> None:
-    """Continue the flows of a program whenever their questions are answered.
-
-    Answers come from the CLI, the API and the console. Run an API server beside it with: kneo service serve --workers 0.
-    """
-    logged_settings()
-    flows = find_flows(module)
-    for each in flows:
-        if each.database is not None:
-            each.database.check_service_key()
-    server = importlib.import_module("kneo.sdk.durable.serving").FlowServer(flows, concurrency)
-    render.text(f"Serving {', '.join(each.name for each in flows)}. Stop with Ctrl-C.")
-    until_stopped(server.serve)
-
-
-def find_flows(module: str) -> list[Flow]:
-    """Import a program and return its flows.
-
-    Raises:
-        Usage: the program cannot be imported, has no flow, has two of one name, or a flow without a database.
-    """
-    durable = importlib.import_module("kneo.sdk.durable")
-    path = Path(module)
-    sys.path.insert(0, str(path.parent.resolve()) if path.suffix == ".py" else str(Path.cwd()))
-    try:
-        names = (
-            runpy.run_path(module, run_name="flows") if path.suffix == ".py" else vars(importlib.import_module(module))
-        )
-    except (ImportError, OSError) as error:
-        msg = f"The program {module[:200]} cannot be imported: {error}"
-        raise Usage(msg, hint="Name a module, such as myapp.flows, or a file, such as flows.py.") from error
-    found: dict[int, Flow] = {id(value): value for value in names.values() if isinstance(value, durable.Flow)}
-    flows = list(found.values())
-    if not flows:
-        msg = f"The program {module[:200]} defines no flow."
-        raise Usage(msg, hint="Decorate a function with @flow(database=...) from kneo.sdk.durable.")
-    known: set[str] = set()
-    for each in flows:
-        if each.name in known:
-            msg = f"The program {module[:200]} defines two flows named {each.name[:200]}."
-            raise Usage(msg, hint="Give one of them another name: @flow(name=...).")
-        known.add(each.name)
-        if each.database is None:
-            msg = f"The flow {each.name[:200]} has no database, so its executions end with the program."
-            raise Usage(msg, hint="Pass database=SqliteDb('flows.db') or PostgresDb(...) to @flow.")
-    return flows

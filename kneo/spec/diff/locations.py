@@ -233,7 +233,7 @@ def _at_gate(location: Location) -> Location:
     if len(location.rest) < 2 or location.rest[0] != "review" or location.rest[1] not in REVIEW_POSITIONS:
         return location
     row = gate_position(location.rest[1], at_tool=location.owner == "tool")
-    gate = location.down("gate", f"the question {row.where.format(location.name)}", 2)
+    gate = location.down("gate", f"the question {(row.of_tool or row.where).format(location.name)}", 2)
     return replace(gate, rest=gate.rest[1:]) if len(gate.rest) > 1 and gate.rest[0] == "human" else gate
 
 
