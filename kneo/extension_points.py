@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 PREFIX = "kneo.extensions."
+
+PATH = tuple(sys.path)
+"""The path of modules when Kneo was imported. Folders of projects, which are added to it later, add no extensions."""
 
 _WORD = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -177,14 +181,17 @@ def import_with_extra(module: str, extra: str, purpose: str, code: str | None = 
 @cache
 def _scan() -> Mapping[str, Mapping[str, Sequence[EntryPoint]]]:
     """Read the entry points of all installed packages once: point → name → entry points, in the order of their names."""
-    from importlib.metadata import entry_points  # takes as long as a small command
+    from importlib.metadata import distributions  # takes as long as a small command
 
+    entries: dict[str, list[EntryPoint]] = {}
+    for distribution in distributions(path=[*PATH]):
+        added = [each for each in distribution.entry_points if each.group.startswith(PREFIX)]
+        if added:
+            # Of two copies of one package, Python imports the first of the path.
+            entries.setdefault(distribution.name, added)
     found: dict[str, dict[str, list[EntryPoint]]] = {}
-    installed = entry_points()
-    for group in sorted(group for group in installed.groups if group.startswith(PREFIX)):
-        point = found.setdefault(group.removeprefix(PREFIX), {})
-        for each in sorted(installed.select(group=group), key=lambda each: (each.name, each.value)):
-            point.setdefault(each.name, []).append(each)
+    for each in sorted((one for added in entries.values() for one in added), key=lambda one: (one.name, one.value)):
+        found.setdefault(each.group.removeprefix(PREFIX), {}).setdefault(each.name, []).append(each)
     return found
 
 

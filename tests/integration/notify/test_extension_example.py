@@ -40,6 +40,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def _on_path(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setattr(extension_points, "PATH", tuple(sys.path))
     extension_points._scan.cache_clear()
     yield
     extension_points._scan.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "entry_points.txt").write_text(f"[kneo.extensions.shapes]\n{entry_points}\n")
 
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(extension_points, "PATH", tuple(sys.path))
     monkeypatch.setitem(sys.modules, "shapes_of_this_test", sys.modules[__name__])
     extension_points._scan.cache_clear()
     yield install
@@ -92,6 +94,24 @@ def test_of_two_extensions_with_one_name_neither_is_used(install: Install) -> No
         SHAPES.load("square")
     assert len(SHAPES.check()) == 2
     assert "shapes_one" not in sys.modules
+
+
+def test_a_folder_that_is_added_to_the_path_later_adds_no_extension(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extension_points, "PATH", tuple(sys.path[1:]))
+    install("shapes_of_a_project", "square = shapes_of_a_project:SQUARE", RECORD)
+    assert not SHAPES.has("square")
+
+
+def test_of_two_copies_of_a_package_the_first_of_the_path_counts(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("shapes_copied", "square = shapes_copied:SQUARE", RECORD)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path, copy)
+    monkeypatch.setattr(extension_points, "PATH", (*extension_points.PATH, str(copy)))
+    assert SHAPES.load("square") == Shape(4)
 
 
 def test_an_extension_replaces_nothing_of_kneo(install: Install) -> None:
