@@ -37,6 +37,10 @@ VARIABLES = {
 """Settings of all processes of an update."""
 
 
+FIRST_WITH_CODES = "kneo_0015"
+"""The first schema whose records have message authentication codes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """How much an update has to carry.
@@ -107,6 +111,8 @@ class RollingUpdate:
         with self.clients:
             self.clients.wait_for_more(self.size.runs)
             change = self.later.json("maintenance", "migrate")
+            if str(change["from"]) < FIRST_WITH_CODES:
+                self.later.env["KNEO_SERV_RECORD_MACS"] = "write"
             self.clients.wait_for_more(self.size.runs)
             before, after, oldest = (str(change[name]) for name in ("from", "to", "compatible_from"))
             goes_back = before >= oldest
@@ -124,6 +130,7 @@ class RollingUpdate:
         with contextlib.closing(open_store(self.later.env["KNEO_SERV_DATABASE_URL"], SystemClock())) as store:
             eventually(lambda: left(store) == 0)
             self.deployment.stop()
+            self._adopt()
             found, wrong = check_all_receipts(store)
             evidence = replace(
                 read_database(store),
@@ -140,6 +147,14 @@ class RollingUpdate:
             receipts=found,
             wrong_receipts=wrong,
         )
+
+    def _adopt(self) -> None:
+        """Authenticate the records of the earlier version, as the page about upgrades describes."""
+        if self.later.env.pop("KNEO_SERV_RECORD_MACS", None) is None:
+            return
+        self.later.kneo("maintenance", "adopt", "--changed")
+        verified = self.later.json("audit", "verify")
+        assert verified["unauthenticated_records"] == {}, verified
 
     def _replace_all(self, machine: Machine) -> int:
         """Replace each process by one of a machine; then decide what waits since before, and return how much that was."""

@@ -167,6 +167,33 @@ def test_the_spec_of_a_run_that_waits_is_not_run_when_it_was_changed(bench: Benc
     assert caught.value.code == "spec_tampered"
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (other_bytes, "BundleTampered"),
+        (the_envelope_of_another_version, "BundleTampered"),
+        (an_envelope_without_its_signatures, "SignatureInvalid"),
+        (no_bundle_at_all, "BundleTampered"),
+    ],
+)
+def test_the_bundle_of_a_run_is_checked_whenever_the_run_is_driven(bench: Bench, change: Change, reason: str) -> None:
+    run = _start(bench)
+    loader = ProgramLoader(bench.store)
+    loader.load(run)
+    rows = metadata.tables["bundles"]
+    with bench.store.read() as tx:
+        before = tx.connection.execute(select(rows).where(rows.c.version == "1.1.0")).mappings().one()
+    change(bench)
+    for each in (loader, ProgramLoader(bench.store)):
+        with pytest.raises(KneoError) as caught:
+            each.load(run)
+        assert caught.value.code == reason
+    with bench.store.write() as tx:
+        tx.connection.execute(delete(rows).where(rows.c.version == "1.1.0"))
+        tx.connection.execute(insert(rows).values(**before))
+    loader.load(run)
+
+
 def test_an_approval_that_nobody_gave_counts_for_nothing(bench: Bench) -> None:
     people = {"bob": {"roles": ["approver"]}}
     bench.repo.bundle("mail", "1.2.0")
