@@ -56,8 +56,13 @@ def test_a_wheel_from_the_source_archive_is_complete_and_runs(archive: Path, tmp
     assert names == {name for name in TRACKED if name.startswith("kneo/")}
 
     environment = {**function_environment(), "PYTHONPATH": str(tmp_path / "installed")}
-    command = [sys.executable, "-c", "import kneo.cli.main as m; print(m.__file__); m.main()", "--version"]
-    ran = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    program = [sys.executable, "-c", "import kneo.cli.main as m; print(m.__file__); m.main()"]
+
+    def run(argument: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*program, argument], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    ran = run("--version")
     assert ran.stdout.splitlines() == [str(tmp_path / "installed" / "kneo/cli/main.py"), f"kneo {__version__}"], ran
+    assert f"extensions: Installed: kneo {__version__}: maintenance.import (commands)" in run("doctor").stdout
