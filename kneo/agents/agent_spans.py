@@ -110,7 +110,7 @@ def tool_span(turn: Turn, name: str, call_id: str, tool: Tool) -> AbstractContex
         gen__ai_operation_name="execute_tool",
         gen__ai_tool_name=name,
         gen__ai_tool_call_id=call_id,
-        gen__ai_tool_type="extension" if tool.mcp is not None else "function",
+        gen__ai_tool_type=tool.kind.span_type,
         gen__ai_agent_name=turn.agent_name,
         kneo_run__id=turn.run_id,
         kneo_step__id=turn.step_id,

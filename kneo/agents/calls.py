@@ -14,7 +14,7 @@ from kneo.clock import Clock, isoformat
 from kneo.digest import DigestLabel, digest_of_json
 from kneo.records.conversation import EDITED_BY, ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import NewTrace
-from kneo.spec.models.agent import ASK_QUESTION
+from kneo.spec.tool_kinds import ASK_QUESTION
 
 Outcome: TypeAlias = Literal["success", "failed", "denied"]
 

@@ -14,7 +14,7 @@ from kneo.agents.calls import CallJournal, CallResult, RequestedCall, count, cut
 from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question
-from kneo.agents.services import AgentServices, BackendKind, Progress
+from kneo.agents.services import AgentServices, Progress
 from kneo.agents.text_checks import text_of
 from kneo.agents.texts import sound_text, sound_value
 from kneo.agents.turn import AnswerRequired, PeopleRequired, Stopped, ToolCall, Turn
@@ -51,12 +51,6 @@ CODE_ERRORS = frozenset(
 
 _RESULTS = frozenset({"max_iterations", "model_empty_reply", "output_invalid", "conversation_too_long", "tool_failed"})
 """Errors of an agent behind a tool that are the call's result; every other one ends the turn of the caller as well."""
-
-
-def backend_of(tool: Tool) -> BackendKind:
-    """Return the kind of backend that calls a tool; tools that the process registered are Python."""
-    kinds: Mapping[BackendKind, object] = {"http": tool.http, "mcp": tool.mcp, "a2a": tool.a2a}
-    return next((kind for kind, declared in kinds.items() if declared is not None), "python")
 
 
 def tool_failed(call: RequestedCall) -> Invalid:
@@ -267,13 +261,16 @@ class CallExecution:
                 await asyncio.wait([calling])
 
     async def _attempts(self, tool: Tool, made: ToolCall) -> object:
-        backend = self._services.tools.get(backend_of(tool))
+        kind = tool.kind
+        backend = self._services.tools.get(kind.name)
         if backend is None:
-            msg = f"This process cannot call tools of the kind {backend_of(tool)}."
+            msg = f"This process cannot call tools of the kind {kind.name}."
             raise Invalid(msg, code="tool_not_found")
-        # A server of MCP tools may state a time of its own, which its backend keeps. That of remote agents cancels the task then.
-        seconds = tool.timeout_seconds or (None if tool.mcp is not None else self._services.limits.tool_seconds)
-        seconds = None if tool.a2a is not None else seconds
+        limits = {
+            "tool or process": tool.timeout_seconds or self._services.limits.tool_seconds,
+            "tool": tool.timeout_seconds,
+        }
+        seconds = limits.get(kind.time_limit)
         repetitions = 0 if tool.has_effects else tool.retries
         while True:
             try:

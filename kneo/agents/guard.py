@@ -37,20 +37,21 @@ from kneo.records.conversation import DECISIONS, EDITED_BY, EntryStatus
 from kneo.records.task import Decision, DecisionKind
 from kneo.spec.call_title import call_title
 from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of
-from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, ToolPermissions
+from kneo.spec.models.agent import Agent, ToolPermissions
 from kneo.spec.models.spec import Tool
 from kneo.spec.policy import ToolNames, ToolRules
+from kneo.spec.tool_kinds import ASK_QUESTION, READ_SKILL
 
 MAX_REVIEWS = 20
 """Answers of gates about one call; edits that undo each other end there."""
 
-AGENT_SCHEMA: Arguments = {
+TEXT_SCHEMA: Arguments = {
     "type": "object",
     "properties": {"input": {"type": "string", "description": "The task, with everything that is needed for it."}},
     "required": ["input"],
     "additionalProperties": False,
 }
-"""The arguments of an agent behind a tool, also of a remote one without parameters."""
+"""The arguments of a tool that takes a text."""
 
 
 ASK_TOOL = Tool(description="Ask a person a question.")
@@ -59,8 +60,9 @@ ASK_TOOL = Tool(description="Ask a person a question.")
 
 def schema_of(tool: Tool) -> Arguments:
     """Return the JSON Schema of a tool's arguments."""
-    takes_text = tool.agent is not None or (tool.a2a is not None and not tool.parameters)
-    return AGENT_SCHEMA if takes_text else {"type": "object", **tool.parameters}
+    takes = tool.kind.takes
+    takes_text = takes == "text" or (takes == "parameters or text" and not tool.parameters)
+    return TEXT_SCHEMA if takes_text else {"type": "object", **tool.parameters}
 
 
 def builtin_tools(*, asks: bool, skills: AgentSkills) -> Mapping[str, Arguments]:
@@ -100,8 +102,8 @@ def _what(name: str, matched: str) -> str:
 
 
 def find_host_denial(tool: Tool, arguments: Arguments, agent: Agent) -> str | None:
-    """Return why the hosts in a call's arguments are denied; HTTP tools check the URL of each request themselves."""
-    if tool.http is not None or tool.agent is not None:
+    """Return why the hosts in a call's arguments are denied, for kinds of tools that do not check hosts themselves."""
+    if tool.kind.checks_hosts:
         return None
     try:
         HostRules.of(agent).check_arguments(arguments)

@@ -54,9 +54,10 @@ from kneo.agents.turn_middleware import take_inside
 from kneo.digest import canonical_json
 from kneo.errors import Invalid
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
-from kneo.spec.models.agent import ASK_QUESTION, OUTPUT_TOOL, READ_SKILL, model_name
+from kneo.spec.models.agent import OUTPUT_TOOL, model_name
 from kneo.spec.models.providers import DUMMY
 from kneo.spec.models.spec import Tool
+from kneo.spec.tool_kinds import ASK_QUESTION, READ_SKILL
 
 MAX_ITERATIONS = 10
 """Model requests of a conversation, where the strategy states no other number."""

@@ -12,7 +12,7 @@ from kneo.digest import DigestLabel, digest_of_json
 from kneo.errors import Invalid
 from kneo.records.task import Decision, DecisionKind
 from kneo.spec.json_schema import SchemaInvalid, Uncheckable, compile_schema, find_flaws
-from kneo.spec.models.agent import ASK_QUESTION
+from kneo.spec.tool_kinds import ASK_QUESTION
 
 MAX_OPTIONS = 50
 MAX_MISFITS = 5

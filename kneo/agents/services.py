@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from kneo.agents.turn import ToolBackend
 from kneo.clock import Clock, SystemClock
@@ -13,8 +13,6 @@ from kneo.settings import AgentSettings, Settings
 from kneo.spec.models.spec import Tool
 from kneo.spec.policy import McpRules, ToolRules
 from kneo.tools import TurnMiddleware
-
-BackendKind: TypeAlias = Literal["python", "http", "mcp", "a2a"]
 
 RulesNow: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
 """From an environment to its tool rules as they are now; for ``None`` those of the operator. Waits without blocking the event loop."""
@@ -40,7 +38,7 @@ class AgentServices:
 
     Attributes:
         models: Makes the models of providers; used by ``kneo.agents.requests`` alone.
-        tools: The backend of each kind of tool. A tool whose kind has none fails at its call.
+        tools: The backend of each kind of tool, by the name of the kind. A tool whose kind has none fails at its call.
         rules: The tool rules of an environment as they are now, so that stricter rules reach runs that wait.
         registered: A tool that the process registered, by name; the backend ``python`` calls it.
         middleware: The names of the middleware around tool calls that the process registered, which the backends call.
@@ -48,7 +46,7 @@ class AgentServices:
     """
 
     models: object = None
-    tools: Mapping[BackendKind, ToolBackend] = field(default_factory=dict)
+    tools: Mapping[str, ToolBackend] = field(default_factory=dict)
     rules: RulesNow = unrestricted
     registered: Callable[[str], Tool | None] = _not_registered
     middleware: frozenset[str] = frozenset()

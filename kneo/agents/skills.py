@@ -9,8 +9,8 @@ from kneo.agents.arguments import Arguments
 from kneo.agents.calls import CallResult, cut_text
 from kneo.agents.start_check import check_skills
 from kneo.agents.turn import Turn
-from kneo.spec.models.agent import READ_SKILL
 from kneo.spec.models.spec import Skill
+from kneo.spec.tool_kinds import READ_SKILL
 
 INLINE_CHARS = 4_000
 """The longest content of a skill that stands in the system prompt; longer content is read with ``read_skill``."""

@@ -11,19 +11,13 @@ from kneo.spec.coverage.exposure import callable_tools
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import Spec
 from kneo.spec.policy import ModelRules
-
-MCP_HINT = "Install it: pip install 'kneo[mcp]'."
-A2A_HINT = "Install it: pip install 'kneo[a2a]'."
+from kneo.spec.tool_kinds import TOOL_KINDS, Library
 
 
-def has_mcp() -> bool:
-    """Tell whether the library of MCP servers is installed, without importing it."""
-    return importlib.util.find_spec("mcp") is not None
-
-
-def has_a2a() -> bool:
-    """Tell whether the library of Agent2Agent is installed, without importing it."""
-    return importlib.util.find_spec("a2a") is not None
+def missing_libraries() -> frozenset[Library]:
+    """Return the libraries of tools that are not installed, without importing one."""
+    needed = (kind.library for kind in TOOL_KINDS.values() if kind.library is not None)
+    return frozenset(library for library in needed if importlib.util.find_spec(library.module) is None)
 
 
 def check_agents(
@@ -32,8 +26,7 @@ def check_agents(
     operator: OperatorConnections | None,
     rules: ModelRules | None,
     *,
-    mcp_installed: Callable[[], bool] = has_mcp,
-    a2a_installed: Callable[[], bool] = has_a2a,
+    missing: Callable[[], frozenset[Library]] = missing_libraries,
 ) -> None:
     """Refuse agents that cannot work on this machine, also those behind their tools.
 
@@ -42,8 +35,7 @@ def check_agents(
         used: The agents that the steps of the run use, by the names for messages.
         operator: The connections of this machine; ``None`` where another machine executes the run, which then checks them.
         rules: The rules for models of the run's environment; ``None`` where there is no environment.
-        mcp_installed: Whether the library of MCP servers is installed.
-        a2a_installed: Whether the library of Agent2Agent is installed.
+        missing: Returns the libraries of tools that are not installed.
 
     Raises:
         Invalid: ``provider_not_configured``, ``model_not_allowed``, ``model_host_denied``, ``mcp_not_installed``,
@@ -54,7 +46,7 @@ def check_agents(
         if name in used or agent.model is not None:
             check_models(name, agent, operator, rules)
         if operator is not None:
-            check_libraries(name, agent, spec, mcp_installed=mcp_installed, a2a_installed=a2a_installed)
+            check_libraries(name, agent, spec, missing=missing)
 
 
 def check_skills(name: str, agent: Agent, spec: Spec) -> None:
@@ -74,24 +66,19 @@ def check_libraries(
     agent: Agent,
     spec: Spec,
     *,
-    mcp_installed: Callable[[], bool] = has_mcp,
-    a2a_installed: Callable[[], bool] = has_a2a,
+    missing: Callable[[], frozenset[Library]] = missing_libraries,
 ) -> None:
-    """Refuse an agent with tools of MCP servers, or remote agents, where their library is not installed.
+    """Refuse an agent with tools whose library is not installed.
 
     Raises:
         Invalid: ``mcp_not_installed`` or ``a2a_not_installed``.
     """
     for tool in callable_tools(agent):
         declared = spec.tools.get(tool)
-        if declared is not None and declared.mcp is not None and not mcp_installed():
-            msg = f"The agent {name} needs the tool {tool} of an MCP server, whose library is not installed here."
-            raise Invalid(msg, code="mcp_not_installed", hint=MCP_HINT, lacking="library")
-        if declared is not None and declared.a2a is not None and not a2a_installed():
-            msg = (
-                f"The agent {name} needs the remote agent {tool}, and the library of Agent2Agent is not installed here."
-            )
-            raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT, lacking="library")
+        library = declared.kind.library if declared is not None else None
+        if library is not None and library in missing():
+            msg = f"The agent {name} needs the tool {tool}, and the library of {library.title} is not installed here."
+            raise Invalid(msg, code=library.code, hint=library.hint, lacking="library")
 
 
 def _reached(spec: Spec, used: Mapping[str, Agent]) -> Iterator[tuple[str, Agent]]:

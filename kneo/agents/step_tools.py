@@ -13,10 +13,11 @@ from kneo.agents.named_code import agents_of_helpers, code_of_helpers, code_of_t
 from kneo.agents.services import AgentServices
 from kneo.agents.turn import Turn
 from kneo.errors import Invalid
-from kneo.spec.models.agent import ASK_QUESTION, Agent
+from kneo.spec.models.agent import Agent
 from kneo.spec.models.providers import DUMMY
 from kneo.spec.models.spec import Tool
 from kneo.spec.policy import ToolRules
+from kneo.spec.tool_kinds import ASK_QUESTION
 
 
 def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool], bool]:

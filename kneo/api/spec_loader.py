@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from kneo.agents.providers import model_check
-from kneo.agents.start_check import has_a2a, has_mcp
+from kneo.agents.start_check import missing_libraries
 from kneo.api.operation import MAX_NAMES, Body, EnvironmentName, Name, check_size
 from kneo.errors import Invalid, Usage
 from kneo.project import read_config
@@ -138,8 +138,7 @@ class SpecLoader:
             environment=environment,
             models=model_check(settings, read_config(settings)),
             mcp_commands=settings.mcp.commands,
-            mcp_installed=has_mcp(),
-            a2a_installed=has_a2a(),
+            missing_libraries=missing_libraries(),
         )
 
     def _document(self, path: str | None) -> Document:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kneo.agents.providers import model_check
-from kneo.agents.start_check import has_a2a, has_mcp
+from kneo.agents.start_check import missing_libraries
 from kneo.cli.files import read_bytes
 from kneo.errors import NotFound, Usage
 from kneo.project import read_config
@@ -162,8 +162,7 @@ class Project:
             rules=declared.spec if declared else None,
             models=model_check(settings, self.config),
             mcp_commands=settings.mcp.commands,
-            mcp_installed=has_mcp(),
-            a2a_installed=has_a2a(),
+            missing_libraries=missing_libraries(),
         )
 
     def declared(self, spec: Path) -> Environment | None:

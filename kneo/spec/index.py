@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias, TypeVar
 
 from kneo.spec.base import suggest
 from kneo.spec.documents import Diagnostic, Path, error
-from kneo.spec.models.agent import ASK_QUESTION, Agent
-from kneo.spec.models.spec import Capability, Spec
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.spec import Spec
 from kneo.spec.models.workflow import (
     ConditionStep,
     GraphWorkflow,
@@ -24,6 +24,7 @@ from kneo.spec.models.workflow import (
     Workflow,
 )
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
+from kneo.spec.tool_kinds import ASK_QUESTION, Capability
 
 Role: TypeAlias = Literal["step", "node", "participant"]
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from kneo.errors import Invalid
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.environment import EnvironmentSpec
+from kneo.spec.tool_kinds import Library
 
 ModelCheck: TypeAlias = Callable[[str, Agent, EnvironmentSpec | None], Invalid | None]
 """From an agent's name, the agent and the rules of an environment to the reason why its models cannot be asked."""
@@ -50,8 +51,7 @@ class RuleContext:
         rules: The declaration of that environment, where there is one.
         models: Tells whether this machine can ask the models of an agent. None means that it is not known.
         mcp_commands: The programs that MCP servers may be where no environment is declared. None means not known.
-        mcp_installed: Whether this machine has the library of MCP servers. None means that it is not known.
-        a2a_installed: Whether it has the library of Agent2Agent.
+        missing_libraries: The libraries of tools that this machine is known to lack.
     """
 
     modules: Mapping[str, Module] | None = None
@@ -62,8 +62,7 @@ class RuleContext:
     rules: EnvironmentSpec | None = None
     models: ModelCheck | None = None
     mcp_commands: tuple[str, ...] | None = None
-    mcp_installed: bool | None = None
-    a2a_installed: bool | None = None
+    missing_libraries: frozenset[Library] = frozenset()
     middleware: frozenset[str] | None = None
 
 

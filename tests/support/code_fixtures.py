@@ -26,6 +26,7 @@ from kneo.spec.policy import PolicyFlags
 from kneo.spec.reading.load import load_tree, resolve
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import InvalidDeclaration, parse_model
+from kneo.spec.tool_kinds import TOOL_KINDS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SPEC_SOURCE = Path(__file__).parents[2] / "kneo" / "spec"
@@ -107,8 +108,11 @@ def _context(given: dict) -> RuleContext:
         rules=EnvironmentSpec.model_validate({**REQUIRED, **given["rules"]}) if "rules" in given else None,
         models=_model_check(given["machine"]) if "machine" in given else None,
         mcp_commands=None if commands is None else tuple(commands),
-        mcp_installed=given.get("mcp_installed"),
-        a2a_installed=given.get("a2a_installed"),
+        missing_libraries=frozenset(
+            kind.library
+            for kind in TOOL_KINDS.values()
+            if kind.library and kind.name in given.get("missing_libraries", ())
+        ),
         middleware=frozenset(given["middleware"]) if "middleware" in given else None,
     )
 

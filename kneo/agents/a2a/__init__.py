@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 from collections.abc import Callable
 
@@ -11,9 +10,8 @@ from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient
 from kneo.agents.secrets import Secrets
 from kneo.agents.services import RulesNow, unrestricted
-from kneo.agents.start_check import A2A_HINT
 from kneo.agents.turn import ToolCall
-from kneo.errors import Invalid
+from kneo.extension_points import import_with_extra
 
 # The SDK logs agent cards and requests that it cannot parse, with their content.
 logging.getLogger("a2a").setLevel(logging.CRITICAL)
@@ -46,14 +44,8 @@ class RemoteAgents:
             Invalid: ``a2a_not_installed``.
             Forbidden: a secret is refused.
         """
-        try:
-            # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
-            module = await asyncio.to_thread(importlib.import_module, "kneo.agents.a2a.calls")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] == "kneo":
-                raise
-            msg = "Remote agents need a package that is not installed here."
-            raise Invalid(msg, code="a2a_not_installed", hint=A2A_HINT) from None
+        # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
+        module = await asyncio.to_thread(import_with_extra, "kneo.agents.a2a.calls", "a2a", "A remote agent")
         assert call.tool.a2a is not None
         secrets = {
             name: call.secrets.fill(value, self._secrets) for name, value in call.tool.a2a.secret_headers.items()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from kneo.agents.services import RulesNow
-from kneo.agents.start_check import MCP_HINT
 from kneo.agents.turn import ToolCall
-from kneo.errors import Invalid
+from kneo.extension_points import import_with_extra
 from kneo.settings import McpSettings
 
 if TYPE_CHECKING:
@@ -53,20 +51,8 @@ class McpTools:
             await self._servers.close()
 
     async def _loaded(self) -> McpServers:
-        try:
-            # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
-            module = await asyncio.to_thread(importlib.import_module, "kneo.agents.mcp.servers")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] not in {
-                "anyio",
-                "httpcore2",
-                "httpx2",
-                "mcp",
-                "mcp_types",
-            }:
-                raise
-            msg = "MCP servers need a package that is not installed here."
-            raise Invalid(msg, code="mcp_not_installed", hint=MCP_HINT) from None
+        # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
+        module = await asyncio.to_thread(import_with_extra, "kneo.agents.mcp.servers", "mcp", "A tool of an MCP server")
         if self._servers is None:
             self._servers = module.McpServers(self._rules, self._secrets, self._settings)
         return self._servers

@@ -18,7 +18,7 @@ from kneo.agents.mcp import McpTools
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
 from kneo.agents.secret_filter import SecretFilter
-from kneo.agents.services import AgentServices, BackendKind, operator_rules
+from kneo.agents.services import AgentServices, operator_rules
 from kneo.agents.turn import PeopleRequired, Postponed, ToolBackend
 from kneo.errors import NotFound
 from kneo.project import read_config
@@ -63,7 +63,7 @@ def open_services(
     client, seconds = partial(HttpClient, max_bytes=settings.agents.fetch_bytes), settings.agents.tool_seconds
     http = HttpTools(settings.secret, rules.tools, seconds=seconds, client=client)
     a2a = RemoteAgents(settings.secret, rules.tools, seconds=seconds, client=client)
-    backends: Mapping[BackendKind, ToolBackend] = {"python": python, "http": http, "mcp": mcp, "a2a": a2a}
+    backends: Mapping[str, ToolBackend] = {"python": python, "http": http, "mcp": mcp, "a2a": a2a}
     around = registry.middleware if registry is not None else {}
     services = AgentServices(
         models=models,

@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 from kneo.spec.coverage.exposure import agent_needs, callable_tools, declared_tools, granted, helpers
 from kneo.spec.index import LocatedStep, Part, SpecIndex, reachable
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
-from kneo.spec.models.spec import Capability, Tool
+from kneo.spec.models.spec import Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep
 from kneo.spec.policy import ToolNames
+from kneo.spec.tool_kinds import Capability
 
 
 @dataclass(frozen=True, slots=True)

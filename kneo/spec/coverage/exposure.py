@@ -11,8 +11,9 @@ from kneo.spec.gates import default_rejection
 from kneo.spec.index import Node, Part, SpecIndex
 from kneo.spec.models.agent import Agent, ToolPermissions, ToolSelection
 from kneo.spec.models.human import Gate
-from kneo.spec.models.spec import Capability, Tool
+from kneo.spec.models.spec import Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep, Step
+from kneo.spec.tool_kinds import Capability
 
 
 def dependencies(index: SpecIndex) -> dict[Part, tuple[Part, ...]]:

@@ -25,6 +25,7 @@ from kneo.spec.diff.locations import (
 from kneo.spec.diff.texts import NOT_SHOWN
 from kneo.spec.models.human import Receipt, strongest
 from kneo.spec.models.spec import Tool
+from kneo.spec.tool_kinds import TOOL_KINDS
 
 
 def tool(change: ChangeContext) -> Sentence:
@@ -36,7 +37,7 @@ def tool(change: ChangeContext) -> Sentence:
             words = text(change, MEDIUM, "prompts", "description")
         case ("mcp", "pin", *_):
             words = _pin(change)
-        case (("implementation" | "http" | "agent" | "a2a" | "mcp"), *_):
+        case (backing, *_) if backing in TOOL_KINDS:
             words = value_change(change, HIGH, "tools", f"{'.'.join(change.location.rest)} of {change.name}")
         case ("capabilities", name):
             words = _capability(change, name)

@@ -16,11 +16,12 @@ from kneo.spec.diff.locations import HIGH, LOW, MEDIUM, Owner, Sentence
 from kneo.spec.diff.texts import count
 from kneo.spec.gates import Position, gate_position
 from kneo.spec.index import LocatedStep, Part, SpecIndex
-from kneo.spec.models.agent import ASK_QUESTION, READ_SKILL, Agent, Guardrail, ModelChoice
+from kneo.spec.models.agent import Agent, Guardrail, ModelChoice
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.models.human import Candidates, Condition, Gate, Human, Quorum
 from kneo.spec.models.spec import FunctionComponent, McpServer, Spec, Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep
+from kneo.spec.tool_kinds import BUILTIN_TOOLS
 
 SHOWN = 12
 """Names of one kind that a line lists; gates and what no gate covers are never left out."""
@@ -96,12 +97,12 @@ def _calls(index: SpecIndex, open_steps: Sequence[LocatedStep]) -> Iterator[_Cal
     seen: dict[str, _Call] = {}
     for at in index.agents:
         for name in callable_tools(at.agent):
-            if name in {ASK_QUESTION, READ_SKILL}:
+            if name in BUILTIN_TOOLS:
                 continue
             tool = index.spec.tools.get(name)
             added = gates_at_call(index, at.name or index.spec.agent.name, name)
             gates = [*(tool_gates(tool, index.spec.components.humans) if tool else ()), *map(_added_words, added)]
-            kind = tool_kind(tool) if tool is not None else "registered by the program"
+            kind = call_words(tool) if tool is not None else "registered by the program"
             known = seen.get(name)
             if known is None or len(gates) < len(known[3]):
                 seen[name] = (name, kind, bool(tool and set(tool.all_capabilities) & PRIVILEGED), gates)
@@ -134,7 +135,7 @@ def _gated_functions(index: SpecIndex, open_steps: Sequence[LocatedStep]) -> dic
     }
 
 
-def tool_kind(tool: Tool) -> str:
+def call_words(tool: Tool) -> str:
     """Return what a call of a tool may do, in words."""
     capabilities = [each.replace("_", " ") for each in tool.all_capabilities]
     if "privileged" in capabilities:
@@ -238,7 +239,7 @@ def _not_asked(index: SpecIndex, open_steps: Sequence[LocatedStep], entered: fro
         for name in callable_tools(at.agent):
             tool = index.spec.tools.get(name)
             added = [each.before for each in gates_at_call(index, agent, name) if each.before is not None]
-            if name in {ASK_QUESTION, READ_SKILL} or (tool is not None and tool_gate(index, tool, added)[0]):
+            if name in BUILTIN_TOOLS or (tool is not None and tool_gate(index, tool, added)[0]):
                 continue
             found[name] = found.get(name, False) or tool is None or tool.has_effects
     for at_step in open_steps:
@@ -269,9 +270,7 @@ def _may(agent: Agent) -> Iterator[Sentence]:
 def hosts(spec: Spec) -> Iterator[str]:
     """Yield the hosts that a spec names, and the programs that it starts."""
     for tool in spec.tools.values():
-        for url in (tool.http and tool.http.url, tool.a2a and tool.a2a.url):
-            if url:
-                yield _host(url)
+        yield from map(_host, tool.addresses)
     for server in spec.mcp_servers.values():
         yield server_words(server)
     for agent in (spec.agent, *spec.components.agents.values()):
@@ -379,7 +378,7 @@ def new_words(owner: Owner, value: object, humans: Mapping[str, Human]) -> str |
         case "tool":
             tool = Tool.model_validate(value)
             gates = list(tool_gates(tool, humans)) or (["no gate asks about a call"] if tool.has_effects else [])
-            parts = [tool_kind(tool), *(text for text in (tool.implementation,) if text), *gates]
+            parts = [call_words(tool), *(text for text in (tool.implementation,) if text), *gates]
         case "function":
             function = FunctionComponent.model_validate(value)
             parts = [function.implementation, *function.capabilities]

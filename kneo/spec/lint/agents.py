@@ -10,7 +10,6 @@ from kneo.spec.documents import Diagnostic, Path, Severity, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.lint.gates import pattern_findings, schema_findings
 from kneo.spec.models.agent import (
-    ASK_QUESTION,
     UNNAMED,
     Agent,
     Guardrail,
@@ -21,6 +20,7 @@ from kneo.spec.models.agent import (
     RuntimePreferences,
 )
 from kneo.spec.models.providers import DUMMY, KNOWN_PROVIDERS
+from kneo.spec.tool_kinds import ASK_QUESTION
 
 
 def runtime_preferences(index: SpecIndex) -> Iterator[Diagnostic]:

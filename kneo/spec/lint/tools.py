@@ -13,9 +13,10 @@ from kneo.spec.coverage.policy import asks_person
 from kneo.spec.documents import Diagnostic, Path, Severity, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.lint.implementations import parameters_of, unsafe_imports
-from kneo.spec.models.agent import ASK_QUESTION, RESERVED, model_name
+from kneo.spec.models.agent import RESERVED, model_name
 from kneo.spec.models.spec import SECRET_REFERENCE, HttpTool, McpServer, RemoteAgent, Tool, Verify
 from kneo.spec.policy import ToolNames
+from kneo.spec.tool_kinds import ASK_QUESTION, TOOL_KINDS, Backing
 
 
 def host_of(url: str) -> str | None:
@@ -114,8 +115,7 @@ def requests(index: SpecIndex) -> Iterator[Diagnostic]:
         permissions = at.agent.tools.permissions if at.agent.tools else None
         for name in callable_tools(at.agent):
             called = index.spec.tools.get(name)
-            to = (called.http or called.a2a) if called is not None else None
-            host = host_of(to.url) if to is not None else None
+            host = next(map(host_of, called.addresses), None) if called is not None else None
             allowed = permissions.allowed_domains if permissions else ()
             if host is None or (
                 within(host, allowed) and not within(host, permissions.denied_domains if permissions else ())
@@ -148,9 +148,14 @@ def _remote_agent(index: SpecIndex, agent: RemoteAgent, name: str) -> Iterator[D
             message = f"Key {number + 1} of {name} is no public key."
             hint = "Copy it from the JSON Web Key Set of the service: kty is OKP, EC or RSA, and d is private."
             yield error("E_TOOL_A2A", message, (*path, "keys", number), suggestion=hint)
-    if index.context.a2a_installed is False:
-        message = f"The library of Agent2Agent is not installed here: a run that needs the tool {name} is refused."
-        yield Diagnostic("I_A2A_EXTRA", Severity.INFO, message, path, "Install it: pip install 'kneo[a2a]'.")
+    yield from _library(index, "I_A2A_EXTRA", "a2a", f"the tool {name}", path)
+
+
+def _library(index: SpecIndex, code: str, backing: Backing, what: str, path: Path) -> Iterator[Diagnostic]:
+    library = TOOL_KINDS[backing].library
+    if library is not None and library in index.context.missing_libraries:
+        message = f"The library of {library.title} is not installed here: a run that needs {what} is refused."
+        yield Diagnostic(code, Severity.INFO, message, path, library.hint)
 
 
 def _secret_headers(code: str, headers: Mapping[str, str], path: Path) -> Iterator[Diagnostic]:
@@ -225,12 +230,7 @@ def refused_servers(index: SpecIndex) -> Iterator[Diagnostic]:
     for name, server in index.spec.mcp_servers.items():
         if name not in used:
             continue
-        if index.context.mcp_installed is False:
-            message = (
-                f"The library of MCP servers is not installed here: a run that needs the server {name} is refused."
-            )
-            hint = "Install it: pip install 'kneo[mcp]'."
-            yield Diagnostic("I_MCP_EXTRA", Severity.INFO, message, ("mcp_servers", name), hint)
+        yield from _library(index, "I_MCP_EXTRA", "mcp", f"the server {name}", ("mcp_servers", name))
         if server.transport == "stdio":
             yield from _command(index, name, server)
         else:
@@ -319,7 +319,8 @@ def tool_backings(index: SpecIndex) -> Iterator[Diagnostic]:
         external = tool.review is not None and tool.review.external is not None
         registered = index.context.tools
         if not backings and not external and registered is not None and name not in registered:
-            hint = "Give it one of implementation, http, mcp, agent and a2a."
+            *others, last = TOOL_KINDS
+            hint = f"Give it one of {', '.join(others)} and {last}."
             yield error("E_TOOL_NO_BACKING", f"The tool {name} has no implementation.", path, suggestion=hint)
         if len(backings) > 1:
             message = f"The tool {name} has {' and '.join(backings)}; a call can only go to one of them."

@@ -10,18 +10,13 @@ from pydantic import BeforeValidator, Field
 
 from kneo.spec.base import FindingCode, JsonObject, ListOf, Shorthand, SpecModel, Text, refused
 from kneo.spec.models import shorthand
+from kneo.spec.tool_kinds import BUILTIN_TOOLS
 
 UNNAMED = "default"
 """What the short form of a model (``model: NAME``) has for its provider."""
 
 
 MAX_FALLBACKS = 5
-
-ASK_QUESTION = "ask_question"
-"""The built-in tool with which an agent that includes it asks a person."""
-
-READ_SKILL = "read_skill"
-"""The built-in tool with which an agent reads the skills whose content is not in its system prompt."""
 
 RuntimeMode: TypeAlias = Literal["bridge", "native", "adapter"]
 
@@ -267,7 +262,7 @@ MAX_NAME = 64
 OUTPUT_TOOL = "final_result"
 """The tool with which a model gives a structured answer."""
 
-RESERVED = frozenset({ASK_QUESTION, READ_SKILL, OUTPUT_TOOL})
+RESERVED = BUILTIN_TOOLS | {OUTPUT_TOOL}
 
 _OTHER = re.compile(r"[^A-Za-z0-9_-]")
 

@@ -17,8 +17,9 @@ from kneo.digest import Digest
 from kneo.errors import Invalid
 from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, Pattern, SpecModel
 from kneo.spec.models.human import AnyGate, AnyHuman, Gate
-from kneo.spec.models.spec import Capability, Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.policy import ModelRules, PolicyFlags, ProtocolRules, ToolRules, Window, parse_window
+from kneo.spec.tool_kinds import Capability
 
 EnvironmentGatePosition: TypeAlias = Literal["before", "after"]
 

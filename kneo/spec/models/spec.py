@@ -15,9 +15,7 @@ from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
 from kneo.spec.models.workflow import AnyWorkflow
 from kneo.spec.policy import ToolNames
-
-Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write", "shell", "privileged"]
-"""What a call may do beyond computing its result; ``privileged`` is anything that should not happen unseen."""
+from kneo.spec.tool_kinds import REGISTERED, TOOL_KINDS, Backing, Capability, ToolKind
 
 
 class McpPin(SpecModel):
@@ -111,8 +109,6 @@ OnInterrupted: TypeAlias = Annotated[
     Discriminator(_verify_tag),
 ]
 
-Backing: TypeAlias = Literal["implementation", "http", "mcp", "agent", "a2a"]
-
 _WITH_EFFECTS: frozenset[Capability] = frozenset({"filesystem_write", "shell", "privileged"})
 
 
@@ -196,14 +192,22 @@ class Tool(SpecModel):
     @property
     def backings(self) -> tuple[Backing, ...]:
         """The backings that the tool names; more or fewer than one is a finding of the linter. An empty one names nothing."""
-        named: dict[Backing, object] = {
-            "implementation": self.implementation,
-            "http": self.http,
-            "mcp": self.mcp,
-            "agent": self.agent,
-            "a2a": self.a2a,
-        }
-        return tuple(name for name, value in named.items() if value not in (None, "", McpToolRef()))
+        return tuple(name for name in TOOL_KINDS if getattr(self, name) not in (None, "", McpToolRef()))
+
+    @property
+    def kinds(self) -> tuple[ToolKind, ...]:
+        """The kinds whose fields the tool has."""
+        return tuple(kind for name, kind in TOOL_KINDS.items() if getattr(self, name) is not None)
+
+    @property
+    def kind(self) -> ToolKind:
+        """The kind of the tool; one without a backing is a Python function that the process registered."""
+        return next(iter(self.kinds), REGISTERED)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses that calls reach."""
+        return tuple(part.url for part in (self.http, self.a2a) if part is not None)
 
     def names(self, own: str) -> ToolNames:
         """Return the names by which rules of an environment know the tool.
@@ -218,14 +222,12 @@ class Tool(SpecModel):
         if self.implementation is not None:
             parts = self.implementation.split(".")
             called += [".".join(parts[start:]) for start in range(len(parts))]
-        addresses = (part.url for part in (self.http, self.a2a) if part is not None)
-        return ToolNames(own, tuple(called), (*addresses, *([self.agent] if self.agent is not None else [])))
+        return ToolNames(own, tuple(called), (*self.addresses, *([self.agent] if self.agent is not None else [])))
 
     @property
     def all_capabilities(self) -> tuple[Capability, ...]:
-        """The declared capabilities; an HTTP tool and a remote agent also have ``network``."""
-        implied: tuple[Capability, ...] = ("network",) if self.http is not None or self.a2a is not None else ()
-        return tuple(dict.fromkeys((*self.capabilities, *implied)))
+        """The declared capabilities, and those of the kind."""
+        return tuple(dict.fromkeys((*self.capabilities, *(each for kind in self.kinds for each in kind.capabilities))))
 
     @property
     def has_effects(self) -> bool:

@@ -10,6 +10,7 @@ from kneo.agents.providers import OperatorConnections
 from kneo.agents.start_check import check_agents
 from kneo.errors import Invalid
 from kneo.spec.models.spec import Spec
+from kneo.spec.tool_kinds import TOOL_KINDS, Backing, Library
 
 OPERATOR = OperatorConnections(secret={"OPENAI_API_KEY": "k"}.get)
 DUMMY = {"provider": "dummy", "name": "dummy"}
@@ -31,8 +32,15 @@ def spec(*included: str, **behind: Any) -> Spec:
     )
 
 
+def library_of(backing: Backing) -> Library:
+    library = TOOL_KINDS[backing].library
+    assert library is not None
+    return library
+
+
 def check(checked: Spec, operator: OperatorConnections | None = OPERATOR, *, installed: bool = False) -> None:
-    check_agents(checked, {"root": checked.agent}, operator, None, mcp_installed=lambda: installed)
+    missing = frozenset() if installed else frozenset({library_of("mcp")})
+    check_agents(checked, {"root": checked.agent}, operator, None, missing=lambda: missing)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +59,8 @@ def test_a_tool_of_an_mcp_server_needs_the_library(checked: Spec, agent: str) ->
 
 def test_a_remote_agent_needs_the_library() -> None:
     checked = spec("paint")
-    with pytest.raises(Invalid, match="The agent root needs the remote agent paint") as caught:
-        check_agents(checked, {"root": checked.agent}, OPERATOR, None, a2a_installed=lambda: False)
+    with pytest.raises(Invalid, match="The agent root needs the tool paint") as caught:
+        check_agents(checked, {"root": checked.agent}, OPERATOR, None, missing=lambda: frozenset({library_of("a2a")}))
     assert caught.value.code == "a2a_not_installed"
     assert "pip install 'kneo[a2a]'" in str(caught.value.hint)
     check(checked)

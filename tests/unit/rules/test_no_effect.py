@@ -127,9 +127,12 @@ READ: dict[str, dict[str, str]] = {
     "Tool": {
         "kneo/agents/guard.py": "parameters title",
         "kneo/api/task_calls.py": "shows",
-        "kneo/agents/execution.py": "http mcp a2a agent returns timeout_seconds max_result_chars keep retries on_interrupted output",
+        "kneo/agents/execution.py": "agent returns timeout_seconds max_result_chars keep retries on_interrupted output",
         "kneo/agents/loop.py": "description transfer",
         "kneo/runtime/steps/python_tools.py": "implementation",
+        "kneo/agents/http_tools.py": "http",
+        "kneo/agents/mcp/servers.py": "mcp",
+        "kneo/agents/a2a/__init__.py": "a2a",
         "kneo/spec/models/spec.py": "capabilities effects",
         "kneo/runtime/program/gates.py": "review",
     },

@@ -17,6 +17,7 @@ from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.policy import PolicyFlags
 from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.validate import InvalidDeclaration
+from kneo.spec.tool_kinds import REGISTERED, TOOL_KINDS
 
 GET = {"url": "https://crm.example/{id}"}
 AGENT = {"url": "https://agents.example/painter"}
@@ -48,6 +49,23 @@ def tool(**fields: object) -> Tool:
 )
 def test_effects_follow_from_capabilities_and_method(fields: dict[str, object], effects: bool) -> None:
     assert tool(**fields).has_effects is effects
+
+
+BACKINGS: dict[str, object] = {
+    "implementation": "acme.look",
+    "http": GET,
+    "mcp": {"server": "s"},
+    "agent": "a",
+    "a2a": AGENT,
+}
+
+
+def test_every_field_for_what_is_behind_a_tool_has_its_kind() -> None:
+    assert [*BACKINGS] == [*TOOL_KINDS]
+    assert [tool(**{name: value}).kind for name, value in BACKINGS.items()] == [*TOOL_KINDS.values()]
+    assert len({kind.name for kind in TOOL_KINDS.values()}) == len(TOOL_KINDS)
+    assert tool().kind is REGISTERED
+    assert tool(**BACKINGS).backings == tuple(TOOL_KINDS)
 
 
 def test_an_http_tool_uses_the_network_whatever_it_declares() -> None:
