@@ -123,7 +123,10 @@ ARGUMENT_LIST = "\n\n- "
 """Where the arguments begin in the prompt of a call."""
 
 FIELDS = frozenset({"request_id", "expect_digest", "decision", "content", "option", "reason"})
-"""The fields of the form, besides those of a schema."""
+"""The fields of the form, besides those of a schema and of an edited call."""
+
+VALUES, ARGUMENTS = "values.", "arguments."
+"""The beginnings of the names of fields of a schema, and of arguments of an edited call."""
 
 
 def form_values(task: HumanTaskView, typed: Form, *, edit_limit: int, shown_chars: int) -> dict[str, object]:
@@ -192,7 +195,7 @@ def _edit(name: str, value: object, typed: Form) -> Control:
         label=name,
         hint="",
         required=True,
-        value=typed.get(f"arguments.{name}", _plain(value)),
+        value=typed.get(f"{ARGUMENTS}{name}", _plain(value)),
         choices=choices,
         limits=(("step", "any"),) if kind == "number" else (),
     )
@@ -200,7 +203,7 @@ def _edit(name: str, value: object, typed: Form) -> Control:
 
 def _content(task: HumanTaskView, form: Form) -> str:
     """Return the text that was written; of an edit the arguments that the controls have."""
-    call, sent = _call(task), {name: values[-1] for name, values in form.below("arguments.").items()}
+    call, sent = _call(task), {name: values[-1] for name, values in form.below(ARGUMENTS).items()}
     arguments = call["arguments"] if call is not None and sent and form.get("decision") == "edited" else None
     if not isinstance(arguments, Mapping):
         return form.get("content")
@@ -332,7 +335,7 @@ def _values(schema: Mapping[str, object], form: Form) -> dict[str, object]:
     """Return the values of the filled-in fields, in the types of their properties."""
     properties = schema.get("properties")
     rules = properties if isinstance(properties, Mapping) else {}
-    sent = {name: values[-1] for name, values in form.below("values.").items()}
+    sent = {name: values[-1] for name, values in form.below(VALUES).items()}
     return {name: _value(rules.get(name), text) for name, text in sent.items() if text != ""}
 
 

@@ -10,18 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from kneo.api.decisions import TaskDecision
+from kneo.api.task_calls import with_calls
 from kneo.api.task_views import HumanTaskView
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.json_text import parse_json
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
 from kneo.runtime.engine.questions import as_it_stands
-from kneo.service.console.answer_form import FIELDS, decision_of
+from kneo.service.console.answer_form import ARGUMENTS, FIELDS, VALUES, decision_of
 from kneo.service.console.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.console.page import Form
 from kneo.service.context import Service, ServiceDep
 from kneo.service.limits import Rate, network_of, peer_address
 from kneo.service.problems import refusal, retry_after
 from kneo.service.routing import JsonResponse
+from kneo.store import runs
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
 
@@ -94,7 +96,9 @@ def _question(
 def _look(service: Service, token: str) -> tuple[HumanTask, TaskLink]:
     with service.store.read() as tx:
         link, task = links.look(tx, token)
-        return as_it_stands(tx, task), link
+        run = runs.get(tx, task.run_id)
+        # The person of a link is a candidate of its task.
+        return with_calls(tx, as_it_stands(tx, task), run, may_read_content=False, is_candidate=True), link
 
 
 def _count(service: Service, request: Request, token: str) -> None:
@@ -132,7 +136,7 @@ def _form(body: bytes) -> Form:
     except UnicodeDecodeError as error:
         msg = "This body is not the form of the page."
         raise Invalid(msg) from error
-    unknown = [name for name, _ in form.fields if name not in FIELDS and not name.startswith("values.")]
+    unknown = [name for name, _ in form.fields if name not in FIELDS and not name.startswith((VALUES, ARGUMENTS))]
     if unknown:
         msg = f"The form of the page has no field {unknown[0][:40]!r}."
         raise Invalid(msg, code="invalid_form")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import httpx
 import pytest
-from console_pages import signed_in
+from console_pages import HtmlPage, signed_in
+from kneo_process import eventually
 from model_server import Call, ModelServer, Reply, model_server
 from service_bench import Bench, Json
 
@@ -155,3 +157,21 @@ def test_after_an_edit_everybody_reads_the_call_that_was_made(bench: Bench, serv
     assert [call["edited_by"] for call in calls if call["name"] == "lookup_order"] == [None]
     trace = bench.get(f"/runs/{run['run_id']}/trace", role="auditor")
     assert "edited_by" in json.dumps(trace)
+
+
+def test_the_person_of_a_link_reads_the_same_and_edits_the_arguments(bench: Bench, server: ModelServer) -> None:
+    run = paused(bench)
+    made = bench.post(f"/human-tasks/{run['continuation_id']}/links", {"person": "reviewer"}, role="service")
+    with httpx.Client(base_url=bench.url, timeout=240) as client:
+        page = HtmlPage(client.get(made["path"]).text)
+        assert "Refund 20 EUR for order 7" in page.text
+        assert "lookup_order(order: 7)" in page.text
+        assert "hunter2" not in page.html
+        [form] = page.forms
+        sent = form.values(decision="edited", **{"arguments.euros": "15"})
+        answered = client.post(made["path"], data=sent)
+        assert "edited by reviewer" in HtmlPage(answered.text).text, answered.text[-500:]
+    eventually(lambda: bench.get(f"/runs/{run['run_id']}")["status"] == "succeeded")
+    asked = json.loads(server.requests[-1].text)["messages"]
+    [refund] = [call for each in asked for call in each.get("tool_calls", ()) if call["function"]["name"] == "refund"]
+    assert json.loads(refund["function"]["arguments"]) == {"order": 7, "euros": 15}
