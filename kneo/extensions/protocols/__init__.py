@@ -1,4 +1,4 @@
-"""Protocols over which released agents are served: Agent2Agent and MCP, each with the extra of its SDK."""
+"""Agent2Agent and MCP: released agents are served over both, and remote agents called over the first."""
 
 from kneo.cli.commands import SERVERS, Entry
 from kneo.service.mounts import Mount

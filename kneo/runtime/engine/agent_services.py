@@ -11,7 +11,6 @@ from datetime import timedelta
 from functools import partial
 
 from kneo import registry
-from kneo.agents.a2a import RemoteAgents
 from kneo.agents.http import HttpClient
 from kneo.agents.http_tools import HttpTools
 from kneo.agents.mcp import McpTools
@@ -19,6 +18,7 @@ from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
 from kneo.agents.secret_filter import SecretFilter
 from kneo.agents.services import AgentServices, operator_rules
+from kneo.agents.tool_kinds import ToolKindContext, open_backends
 from kneo.agents.turn import PeopleRequired, Postponed, ToolBackend
 from kneo.errors import NotFound
 from kneo.project import read_config
@@ -62,8 +62,8 @@ def open_services(
     mcp = McpTools(rules.tools, settings.secret, settings.mcp)
     client, seconds = partial(HttpClient, max_bytes=settings.agents.fetch_bytes), settings.agents.tool_seconds
     http = HttpTools(settings.secret, rules.tools, seconds=seconds, client=client)
-    a2a = RemoteAgents(settings.secret, rules.tools, seconds=seconds, client=client)
-    backends: Mapping[str, ToolBackend] = {"python": python, "http": http, "mcp": mcp, "a2a": a2a}
+    added = open_backends(ToolKindContext(secrets=settings.secret, rules=rules.tools, seconds=seconds, client=client))
+    backends: Mapping[str, ToolBackend] = {"python": python, "http": http, "mcp": mcp, **added}
     around = registry.middleware if registry is not None else {}
     services = AgentServices(
         models=models,

@@ -35,9 +35,9 @@ from served_agents import lab_announcement, served_agents, without_library
 from service_bench import Bench
 from tool_calls import KEY, tool_call
 
-from kneo.agents.a2a import RemoteAgents
 from kneo.agents.turn import AnswerRequired
 from kneo.extensions.protocols.a2a.tasks import ENDED
+from kneo.extensions.protocols.remote_agents import RemoteAgents
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision, DecisionKind
 

@@ -90,7 +90,7 @@ READ: dict[str, dict[str, str]] = {
     },
     "MemoryRef": {"kneo/agents/memory.py": "ref"},
     "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
-    "RemoteAgent": {"kneo/agents/a2a/calls.py": "url secret_headers keys"},
+    "RemoteAgent": {"kneo/extensions/protocols/remote_agents/calls.py": "url secret_headers keys"},
     "Quorum": {"kneo/tasks/decisions.py": "approvals each order reject"},
     "Review": {
         "kneo/runtime/interpreter/step.py": "before after error",
@@ -132,7 +132,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/runtime/steps/python_tools.py": "implementation",
         "kneo/agents/http_tools.py": "http",
         "kneo/agents/mcp/servers.py": "mcp",
-        "kneo/agents/a2a/__init__.py": "a2a",
+        "kneo/extensions/protocols/remote_agents/__init__.py": "a2a",
         "kneo/spec/models/spec.py": "capabilities effects",
         "kneo/runtime/program/gates.py": "review",
     },

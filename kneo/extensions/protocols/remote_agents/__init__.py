@@ -10,6 +10,7 @@ from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient
 from kneo.agents.secrets import Secrets
 from kneo.agents.services import RulesNow, unrestricted
+from kneo.agents.tool_kinds import ToolKind, ToolKindContext
 from kneo.agents.turn import ToolCall
 from kneo.extension_points import import_with_extra
 
@@ -45,7 +46,9 @@ class RemoteAgents:
             Forbidden: a secret is refused.
         """
         # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
-        module = await asyncio.to_thread(import_with_extra, "kneo.agents.a2a.calls", "a2a", "A remote agent")
+        module = await asyncio.to_thread(
+            import_with_extra, "kneo.extensions.protocols.remote_agents.calls", "a2a", "A remote agent"
+        )
         assert call.tool.a2a is not None
         secrets = {
             name: call.secrets.fill(value, self._secrets) for name, value in call.tool.a2a.secret_headers.items()
@@ -54,3 +57,11 @@ class RemoteAgents:
         client = self._client(HostRules.of(call.turn.agent, rules.inside))
         called: object = await module.call_agent(call, client, secrets, call.tool.timeout_seconds or self._seconds)
         return called
+
+
+def open_backend(context: ToolKindContext) -> RemoteAgents:
+    """Return the backend of remote agents."""
+    return RemoteAgents(context.secrets, context.rules, seconds=context.seconds, client=context.client)
+
+
+KIND = ToolKind(open_backend)

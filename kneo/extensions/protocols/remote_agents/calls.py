@@ -27,13 +27,13 @@ from a2a.types import (
 from a2a.utils.constants import TransportProtocol
 from a2a.utils.errors import A2AError
 
-from kneo.agents.a2a.card import fetch_card
-from kneo.agents.a2a.parts import IN_REPLY_TO, value_of
-from kneo.agents.a2a.transport import CheckedTransport
 from kneo.agents.http import HttpClient, HttpFailed
 from kneo.agents.questions import answer_of
 from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolCall
 from kneo.errors import KneoError
+from kneo.extensions.protocols.remote_agents.card import fetch_card
+from kneo.extensions.protocols.remote_agents.parts import IN_REPLY_TO, value_of
+from kneo.extensions.protocols.remote_agents.transport import CheckedTransport
 from kneo.records.task import DecisionKind
 from kneo.spec.models.spec import RemoteAgent
 
