@@ -14,7 +14,7 @@ from kneo.extension_points import Point
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolKindContext:
+class BackendContext:
     """What the calls of a kind of tools are made with.
 
     Attributes:
@@ -31,19 +31,19 @@ class ToolKindContext:
 
 
 @dataclass(frozen=True)
-class ToolKind:
+class BackendKind:
     """A kind of tools: how its calls are made. The spec language names the kinds that there are."""
 
-    open: Callable[[ToolKindContext], ToolBackend]
+    open: Callable[[BackendContext], ToolBackend]
 
 
 ADDED: tuple[str, ...] = ("a2a",)
 """The kinds of the spec language whose calls extensions make."""
 
-TOOL_KINDS = Point("tool_kinds", ToolKind, own={"http", "mcp", "python"})
+TOOL_KINDS = Point("tool_kinds", BackendKind, own={"http", "mcp", "python"})
 
 
-def open_backends(context: ToolKindContext) -> Mapping[str, ToolBackend]:
+def open_backends(context: BackendContext) -> Mapping[str, ToolBackend]:
     """Return what makes the calls of the kinds whose extensions are installed.
 
     Raises:

@@ -99,18 +99,23 @@ def raised(trees: Mapping[Path, ast.Module], known: Mapping[str, Kind]) -> Itera
                 if not is_error(name, known):
                     continue
                 given = next((word.value for word in call.keywords if word.arg == "code"), None)
-                code = (
-                    given.value
-                    if isinstance(given, ast.Constant)
-                    else None
-                    if given
-                    else inherited(name, "default_code", known)
-                )
+                code = _code(given) if given is not None else inherited(name, "default_code", known)
                 message = text_of(call.args[0]) if call.args else ""
                 if not message and call.args and isinstance(call.args[0], ast.Name):
                     message = next((text for line, text in reversed(assigned) if line <= call.lineno), "")
                 if isinstance(code, str):
                     yield code, name, message
+
+
+def _code(given: ast.expr) -> str | None:
+    """Return a code that is written out, or with EXTRA for the name of an extra; None for any other."""
+    if isinstance(given, ast.BoolOp):
+        given = given.values[-1]
+    if isinstance(given, ast.JoinedStr):
+        return (
+            text_of(given).replace("…", "EXTRA") if ast.unparse(given).startswith(("f'{extra}", 'f"{extra}')) else None
+        )
+    return given.value if isinstance(given, ast.Constant) and isinstance(given.value, str) else None
 
 
 def errors_page(generated: str) -> str:

@@ -18,7 +18,7 @@ from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
 from kneo.agents.secret_filter import SecretFilter
 from kneo.agents.services import AgentServices, operator_rules
-from kneo.agents.tool_kinds import ToolKindContext, open_backends
+from kneo.agents.tool_kinds import BackendContext, open_backends
 from kneo.agents.turn import PeopleRequired, Postponed, ToolBackend
 from kneo.errors import NotFound
 from kneo.project import read_config
@@ -62,7 +62,7 @@ def open_services(
     mcp = McpTools(rules.tools, settings.secret, settings.mcp)
     client, seconds = partial(HttpClient, max_bytes=settings.agents.fetch_bytes), settings.agents.tool_seconds
     http = HttpTools(settings.secret, rules.tools, seconds=seconds, client=client)
-    added = open_backends(ToolKindContext(secrets=settings.secret, rules=rules.tools, seconds=seconds, client=client))
+    added = open_backends(BackendContext(secrets=settings.secret, rules=rules.tools, seconds=seconds, client=client))
     backends: Mapping[str, ToolBackend] = {"python": python, "http": http, "mcp": mcp, **added}
     around = registry.middleware if registry is not None else {}
     services = AgentServices(

@@ -10,7 +10,7 @@ from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient
 from kneo.agents.secrets import Secrets
 from kneo.agents.services import RulesNow, unrestricted
-from kneo.agents.tool_kinds import ToolKind, ToolKindContext
+from kneo.agents.tool_kinds import BackendKind, BackendContext
 from kneo.agents.turn import ToolCall
 from kneo.extension_points import import_with_extra
 
@@ -59,9 +59,9 @@ class RemoteAgents:
         return called
 
 
-def open_backend(context: ToolKindContext) -> RemoteAgents:
+def open_backend(context: BackendContext) -> RemoteAgents:
     """Return the backend of remote agents."""
     return RemoteAgents(context.secrets, context.rules, seconds=context.seconds, client=context.client)
 
 
-KIND = ToolKind(open_backend)
+KIND = BackendKind(open_backend)
