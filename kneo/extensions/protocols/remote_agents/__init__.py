@@ -10,7 +10,7 @@ from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient
 from kneo.agents.secrets import Secrets
 from kneo.agents.services import RulesNow, unrestricted
-from kneo.agents.tool_kinds import BackendKind, BackendContext
+from kneo.agents.tool_kinds import BackendContext, BackendKind
 from kneo.agents.turn import ToolCall
 from kneo.extension_points import import_with_extra
 
