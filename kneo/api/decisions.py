@@ -11,7 +11,8 @@ from pydantic import Field, WithJsonSchema
 from kneo import registry
 from kneo.api.may_answer import may_decide_task
 from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, operation, run_operation
-from kneo.api.run_views import RunResumedView, wait_after_answer
+from kneo.api.run_answers import wait_after_answer
+from kneo.api.run_views import RunResumedView
 from kneo.api.task_calls import with_calls
 from kneo.api.task_views import HumanTaskDetailView
 from kneo.clock import isoformat, parse_duration

@@ -70,6 +70,10 @@ class Principal:
             raise Forbidden(msg, required_scope=scope)
 
 
+DEFAULT_WAIT = 120.0
+"""Seconds that a request waits for its run by default."""
+
+
 @dataclass(frozen=True)
 class Waiting(Generic[V_co]):
     """Work in progress on a run, and the view of its result. The caller waits; the operation does not.
@@ -84,7 +88,7 @@ class Waiting(Generic[V_co]):
 
     settling: RunSettled
     view: Callable[[SettledRun], V_co]
-    seconds: float
+    seconds: float = DEFAULT_WAIT
     settled: SettledRun | None = None
     notified: bool = True
 

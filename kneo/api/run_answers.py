@@ -7,7 +7,7 @@ accepted answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -15,17 +15,31 @@ from typing import cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, run_operation
-from kneo.api.run_views import RunResumedView, wait_after_answer
+from kneo.api.run_views import RunResumedView
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
-from kneo.runtime.engine.wait import SettledRun, find_run, read_settled_run
-from kneo.store import tasks
+from kneo.runtime.engine.wait import RunSettled, SettledRun, find_run, read_settled_run
+from kneo.store import idempotency, tasks
+from kneo.store.engine import Store
 from kneo.store.idempotency import AlreadyExecuted
 from kneo.tasks import inbox
 from kneo.tasks.decisions import DecisionRequest, check_unnamed, decision_from_value, find_pending, rejection
 
 MAX_REQUIREMENTS = 100
 """Most requirements of one request."""
+
+
+def wait_after_answer(store: Store, answer: Callable[[], HumanTask]) -> Waiting[RunResumedView]:
+    """Answer a task, unless an earlier execution of the same request has done so; then wait for the task's run."""
+    task_id = idempotency.made()
+    task = answer() if task_id is None else _answered_before(store, task_id)
+    settling = RunSettled(task.run_id, answered=task.id)
+    return Waiting(settling, partial(RunResumedView.after, task), notified=task.status not in UNRESOLVED)
+
+
+def _answered_before(store: Store, task_id: str) -> HumanTask:
+    with store.read() as tx:
+        return inbox.find(tx, task_id)
 
 
 class RunInput(Body):

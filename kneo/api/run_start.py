@@ -9,8 +9,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.operation import AsNumber, Body, Context, Flag, Name, Waiting, check_size, operation, run_operation
-from kneo.api.run_views import DEFAULT_WAIT, RunStartedView, RunView, wait_for_run
+from kneo.api.operation import (
+    DEFAULT_WAIT,
+    AsNumber,
+    Body,
+    Context,
+    Flag,
+    Name,
+    Waiting,
+    check_size,
+    operation,
+    run_operation,
+)
+from kneo.api.run_views import RunStartedView, RunView
 from kneo.api.spec_loader import SkillsChange, SpecLoader, SpecRequest, usable
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
@@ -22,9 +33,10 @@ from kneo.runtime.engine.recover import cancel_run as cancel
 from kneo.runtime.engine.recover import continue_run as continue_failed_run
 from kneo.runtime.engine.recover import fork as fork_from
 from kneo.runtime.engine.start import StartRequest, no_extra_writes
-from kneo.store import audit
+from kneo.runtime.engine.wait import RunSettled, SettledRun, find_run
+from kneo.store import audit, idempotency
 from kneo.store.change_feed import announce_reader
-from kneo.store.engine import Tx
+from kneo.store.engine import Store, Tx
 
 MAX_SECONDS = 10 * 365 * 86_400
 """The longest timeout of a run."""
@@ -90,6 +102,13 @@ class RunFork(Body):
     ask: list[str] = Field(
         default_factory=list, max_length=100, description="Keys of questions to ask again, or `all`."
     )
+
+
+def wait_for_run(store: Store, begin: Callable[[], Run], seconds: float) -> Waiting[RunStartedView]:
+    """Start work on a run, unless an earlier execution of the same request has done so; then wait for that run."""
+    run_id = idempotency.made()
+    run = begin() if run_id is None else find_run(store, run_id)
+    return Waiting(RunSettled(run.id, epoch=run.epoch), RunStartedView.of, seconds, SettledRun(run))
 
 
 @run_operation("POST", "/runs", scope="runs:write", errors=(404,), key_scope="runs:create")

@@ -1,4 +1,4 @@
-"""Views of runs, their traces and checkpoints, in both vocabularies of statuses: supersets of what the published clients parse.
+"""Views of runs, their traces and checkpoints.
 
 Texts of a run leave without secrets. Texts that people review keep names and addresses; metadata, traces and checkpoints leave
 without those too. Stored data stays whole, because the next step works on it.
@@ -6,88 +6,32 @@ without those too. Stored data stays whole, because the next step works on it.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
-from kneo.api.operation import Json, Waiting
+from kneo.api.operation import Json
 from kneo.api.page import PageView, SearchPeriod
 from kneo.api.task_views import epoch, human_request, votes_of
-from kneo.errors import InvalidValue
 from kneo.records.run import AgentUsage, Checkpoint, Run, RunError, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.redaction import hide_paths, redact, redact_text
 from kneo.runtime.engine.views import RunPosition
-from kneo.runtime.engine.wait import RunSettled, SettledRun, find_run
-from kneo.store import idempotency
-from kneo.store.engine import Store
-from kneo.tasks.inbox import find
-
-V = TypeVar("V")
-
-PUBLISHED = {RunStatus.PAUSED: "blocked", RunStatus.SUCCEEDED: "completed"}
-PUBLISHED_CLIENT = "kneo-client/"
+from kneo.runtime.engine.wait import SettledRun
 
 
-def speaks_published(setting: str, user_agent: str) -> bool:
-    """Return whether a request gets the published statuses.
-
-    Args:
-        setting: ``auto``, ``documented`` or ``published``.
-        user_agent: The request's ``User-Agent``; with ``auto``, published clients get the published words.
-    """
-    return setting == "published" or (setting == "auto" and user_agent.startswith(PUBLISHED_CLIENT))
-
-
-def say(status: RunStatus, *, published: bool) -> str:
-    return PUBLISHED.get(status, status.value) if published else status.value
-
-
-def parse_status(word: str) -> RunStatus | None:
-    """Parse a status of either vocabulary; ``None`` where there is no such status."""
-    for status, other in PUBLISHED.items():
-        if word == other:
-            return status
-    return RunStatus(word) if word in RunStatus.__members__.values() else None
-
-
-def check_status(word: str) -> RunStatus:
-    """Parse a status of either vocabulary.
-
-    Raises:
-        Invalid: there is no such status.
-    """
-    status = parse_status(word)
-    if status is None:
-        known = ", ".join([*RunStatus, *PUBLISHED.values()])
-        msg = f"{word[:40]!r} is not a run status; known: {known}."
-        raise InvalidValue(msg)
-    return status
-
-
-def in_published_words(view: V) -> V:
-    """Return a view with run statuses of the published vocabulary; data of runs stays as it is."""
-    translated: object = view
-    if isinstance(view, RunStatus):
-        translated = PUBLISHED.get(view, view.value)
-    elif isinstance(view, list):
-        translated = [in_published_words(item) for item in view]
-    elif dataclasses.is_dataclass(view) and not isinstance(view, type):
-        values = {item.name: in_published_words(getattr(view, item.name)) for item in dataclasses.fields(view)}
-        translated = dataclasses.replace(view, **values)
-    return translated  # type: ignore[return-value]  # a status is written as its word
+def _translate(word: object, info: ValidationInfo) -> object:
+    return info.context(word) if info.context is not None and isinstance(word, str) else word
 
 
 StatusWord = Annotated[
     RunStatus,
-    BeforeValidator(lambda word: check_status(word) if isinstance(word, str) else word),
+    BeforeValidator(_translate),
     WithJsonSchema({"type": "string", "examples": ["succeeded"]}),
 ]
-"""The status of a run in a view: read in either vocabulary."""
+"""The status of a run in a view. A reader of another vocabulary passes its translation as the context of validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,10 +288,6 @@ class CheckpointPageView(PageView):
     checkpoints: list[CheckpointView]
 
 
-DEFAULT_WAIT = 120.0
-"""Seconds that a request waits for its run by default."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunStartedView:
     """The state of a run after its start or continuation."""
@@ -389,27 +329,3 @@ class RunResumedView(RunStartedView):
         votes = dict(votes_of(answered)) if answered.status in UNRESOLVED else {}
         metadata = {**started.metadata, "resumed_from_continuation_id": answered.id}
         return cls(**{**vars(started), "metadata": metadata, **votes})
-
-
-def wait_for_run(store: Store, begin: Callable[[], Run], seconds: float) -> Waiting[RunStartedView]:
-    """Start work on a run, unless an earlier execution of the same request has done so; then wait for that run."""
-    run_id = idempotency.made()
-    run = begin() if run_id is None else find_run(store, run_id)
-    return Waiting(RunSettled(run.id, epoch=run.epoch), RunStartedView.of, seconds, SettledRun(run))
-
-
-def wait_after_answer(store: Store, answer: Callable[[], HumanTask]) -> Waiting[RunResumedView]:
-    """Answer a task, unless an earlier execution of the same request has done so; then wait for the task's run."""
-    task_id = idempotency.made()
-    task = answer() if task_id is None else _find(store, task_id)
-    return Waiting(
-        RunSettled(task.run_id, answered=task.id),
-        partial(RunResumedView.after, task),
-        DEFAULT_WAIT,
-        notified=task.status not in UNRESOLVED,
-    )
-
-
-def _find(store: Store, task_id: str) -> HumanTask:
-    with store.read() as tx:
-        return find(tx, task_id)

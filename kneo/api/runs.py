@@ -16,7 +16,6 @@ from kneo.api.run_views import (
     RunView,
     TraceEventView,
     TraceView,
-    check_status,
 )
 from kneo.api.search_limit import limit_search
 from kneo.api.tasks import ME
@@ -44,6 +43,20 @@ RunSortField = Literal[
     "environment",
     "session_id",
 ]
+
+
+def parse_statuses(text: str) -> frozenset[RunStatus]:
+    """Parse statuses of runs, separated by commas.
+
+    Raises:
+        InvalidValue: a word is no status.
+    """
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in RunStatus.__members__.values():
+            msg = f"{word[:40]!r} is not a run status; known: {', '.join(RunStatus)}."
+            raise InvalidValue(msg)
+    return frozenset(map(RunStatus, words))
 
 
 @operation("GET", "/runs", scope="runs:read")
@@ -93,7 +106,7 @@ def list_runs(
         raise InvalidValue(msg, field="after", hint=hint)
     searched = search_period(context.store.clock.now(), created_after, created_before) if q else None
     where = RunFilter(
-        statuses={check_status(word.strip()) for word in status.split(",")} if status is not None else (),
+        statuses=parse_statuses(status) if status is not None else (),
         environment=environment,
         bundle=bundle,
         target=workflow_kind if workflow_kind in TARGETS else None,
@@ -164,7 +177,7 @@ def get_run_trace(
 def list_run_checkpoints(
     context: Context,
     run_id: str,
-    type: Word | None = None,  # noqa: A002 - the published name of the parameter
+    type: Word | None = None,  # noqa: A002 - the name that clients use
     limit: Limit = 100,
     offset: Offset = 0,
     sort_by: Literal["sequence", "created_at"] = "sequence",

@@ -1,4 +1,4 @@
-"""Views of human tasks: the fields of the published clients, and every other field of a task."""
+"""Views of human tasks."""
 
 from __future__ import annotations
 
@@ -266,5 +266,5 @@ def _diff(task: HumanTask) -> str | None:
 
 
 def epoch(at: str | None) -> float | None:
-    """Return a time in seconds since 1970, as the published clients read deadlines."""
+    """Return a time in seconds since 1970, the unit of deadlines in views."""
     return parse_time(at).timestamp() if at is not None else None

@@ -17,6 +17,7 @@ from kneo.cli.watch import POLL_SECONDS, is_last, poll, read_stream
 from kneo.clock import sleep
 from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized, Untrusted
 from kneo.names import shown
+from kneo.service.published import own_word
 from kneo.settings import Settings
 
 RETRY_STATUS = frozenset({408, 425, 429, 502, 503, 504})
@@ -72,7 +73,7 @@ class ServiceBackend:
         key = self.rules.client_idempotency_key if operation.key_scope in NAMED_KEYS else ""
         answer = self._send(request.method, request.path, query=cast("Query", request.query), body=body, key=key)
         try:
-            return TypeAdapter(operation.view).validate_python(answer)
+            return TypeAdapter(operation.view).validate_python(answer, context=own_word)
         except ValidationError as error:
             msg = f"{self.url} answered {operation.id} in an unexpected format: {error.error_count()} fields are not valid."
             hint = "Compare the versions of this command and of the service: kneo --version, GET /v1/healthz."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from kneo import registry
 from kneo.api.operation import EVERYTHING, Context, Operation, Principal, Waiting
-from kneo.api.run_views import TraceEventView, in_published_words, speaks_published
+from kneo.api.run_views import TraceEventView
 from kneo.api.runs import get_run
 from kneo.api.task_views import TaskEventView
 from kneo.cli import compose
@@ -23,6 +23,7 @@ from kneo.project import read_config
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run
 from kneo.runtime.engine.wait import SettledRun
+from kneo.service.published import expects_published_words, in_published_words
 from kneo.settings import Settings
 from kneo.store import history, task_feed
 from kneo.trust.keys import KeyId
@@ -45,7 +46,7 @@ class LocalBackend:
         self.store = compose.find_store(settings) if existing else compose.make_store(settings)
         self.actor = getpass.getuser()
         self.on_behalf: str | None = None
-        self.published = speaks_published(settings.status_words, "")
+        self.published = expects_published_words(settings.status_words)
 
     def close(self) -> None:
         self.store.close()

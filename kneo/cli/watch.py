@@ -9,11 +9,13 @@ from typing import cast
 from kneo.cli import render
 from kneo.cli.backend import Json
 from kneo.clock import sleep
+from kneo.records.run import RunStatus
+from kneo.service.published import both_words
 
 POLL_SECONDS = 0.2
 
-FINAL = frozenset({"succeeded", "completed", "failed", "cancelled", "expired", "timed_out"})
-PAUSED = frozenset({"paused", "blocked"})
+FINAL = both_words(*(status for status in RunStatus if status.is_final))
+PAUSED = both_words(RunStatus.PAUSED)
 
 
 def _pause() -> Iterable[Json]:

@@ -13,7 +13,6 @@ from fastapi import Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from kneo.api.operation import Context, Operation, Principal, Waiting, bound_lists, operations_of
-from kneo.api.run_views import in_published_words, speaks_published
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.start import Starter
 from kneo.runtime.engine.wait import SettledRun, read_settled_run, wait_until_settled
@@ -21,6 +20,7 @@ from kneo.service.auth import Keyring, Require, principal_of
 from kneo.service.callers import Callers
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
+from kneo.service.published import expects_published_words, in_published_words, own_parameters
 from kneo.service.readiness import Readiness
 from kneo.service.routing import ApiRouter, JsonResponse, Responses
 from kneo.service.shared_reads import SharedReads
@@ -91,7 +91,9 @@ async def _service(request: Request) -> Service:
 
 async def _published(request: Request) -> bool:
     # Coroutines, because the framework would run anything else in a thread.
-    return speaks_published((await _service(request)).settings.status_words, request.headers.get("user-agent", ""))
+    return expects_published_words(
+        (await _service(request)).settings.status_words, request.headers.get("user-agent", "")
+    )
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
@@ -192,7 +194,7 @@ def _call(operation: Operation[..., object]) -> Callable[..., JsonResponse]:
     status = next(iter(operation.statuses))
 
     def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonResponse:
-        values = bound_lists(values, service.settings.limits.page_items)
+        values = own_parameters(operation.id, bound_lists(values, service.settings.limits.page_items))
         view = operation.function(service.context(principal), **values)
         return JsonResponse(in_published_words(view) if published else view, status)
 

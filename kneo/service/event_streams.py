@@ -11,12 +11,13 @@ from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
-from kneo.api.run_views import TraceEventView, say
+from kneo.api.run_views import TraceEventView
 from kneo.api.task_views import TaskEventView
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import RunStatus
 from kneo.service.context import next_change
 from kneo.service.events import Event, Events
+from kneo.service.published import published_word
 from kneo.service.shared_reads import EVENTS_PER_READ, EventBuffer, Positioned, SharedReads
 from kneo.store import history, runs, task_feed
 from kneo.store.change_feed import ChangeFeed, Subscription, announce_reader
@@ -184,7 +185,7 @@ async def run_events(
             if progress is not None and progress.status is not status and progress.trace_count >= since:
                 status = progress.status
                 ended = status not in {RunStatus.RUNNING, RunStatus.PAUSED}
-                data = {"run_id": run_id, "status": say(status, published=published)}
+                data = {"run_id": run_id, "status": published_word(status) if published else status.value}
                 yield Event(name="end" if ended else "status", data=data)
                 if ended:
                     return

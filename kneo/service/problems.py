@@ -9,9 +9,9 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from kneo.api.run_views import say, speaks_published
 from kneo.errors import KneoError, Transient, Unauthorized
 from kneo.records.run import RunStatus
+from kneo.service.published import expects_published_words, published_word
 from kneo.service.routing import JsonResponse
 from kneo.settings import Settings
 
@@ -69,10 +69,9 @@ async def _refusal(request: Request, error: Exception) -> JsonResponse:
     assert isinstance(error, KneoError)
     request.scope[RECORDED] = error.recorded
     settings: Settings = request.app.state.service.settings
-    published = speaks_published(settings.status_words, request.headers.get("user-agent", ""))
-    for name, value in error.details.items():
-        if isinstance(value, RunStatus):
-            error.details[name] = say(value, published=published)
+    if expects_published_words(settings.status_words, request.headers.get("user-agent", "")):
+        statuses = {name: value for name, value in error.details.items() if isinstance(value, RunStatus)}
+        error.details.update({name: published_word(status) for name, status in statuses.items()})
     return refusal(error)
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from kneo.api.run_views import CheckpointPageView, RunPageView, RunView, TraceView, check_status
-from kneo.api.runs import get_run_trace, list_run_checkpoints
+from kneo.api.run_views import CheckpointPageView, RunPageView, RunView, TraceView
+from kneo.api.runs import get_run_trace, list_run_checkpoints, parse_statuses
 from kneo.api.runs import list_runs as list_runs_
 from kneo.api.usage import ModelUsageView, UsageReportView, get_usage
 from kneo.cli import render
@@ -19,6 +19,7 @@ from kneo.cli.options import Period
 from kneo.cli.watch import details, indent, show_event
 from kneo.errors import Usage
 from kneo.records.run import dollars
+from kneo.service.published import own_words
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -55,8 +56,9 @@ def list_runs(
     options: ServiceOptions,
 ) -> None:
     """List runs, most recently changed first."""
-    for word in status.split(",") if status is not None else ():
-        check_status(word.strip())
+    if status is not None:
+        status = own_words(status)
+        parse_statuses(status)
     options.show(
         list_runs_,
         lambda page: _show_list(page, period),

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from builders import build_run, build_task
 
-from kneo.api.run_views import wait_for_run
+from kneo.api.run_start import wait_for_run
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.wait import RunSettled, SettledRun
 from kneo.service.context import next_change, settled_after

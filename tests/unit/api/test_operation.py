@@ -10,7 +10,6 @@ from pydantic import BaseModel
 
 from kneo.api import runs
 from kneo.api.operation import Context, operation, operations_of
-from kneo.api.run_views import in_published_words
 from kneo.api.runs import RunSortField, get_run, list_runs
 from kneo.records.run import RunStatus
 from kneo.service.app import routers
@@ -58,11 +57,6 @@ def test_a_request_that_lacks_a_parameter_cannot_be_made() -> None:
 def test_an_operation_is_called_like_its_function() -> None:
     assert remark(None, "x", Remark(text="y"), loud=False).said == "x: y False"  # type: ignore[arg-type]
     assert (remark.id, remark.view, remark.body) == ("remark", Echo, "body")
-
-
-def test_published_words_replace_statuses_and_nothing_else() -> None:
-    view = Echo(said="paused", status=RunStatus.PAUSED)
-    assert in_published_words(view) == Echo(said="paused", status="blocked")  # type: ignore[arg-type]
 
 
 def test_each_operation_is_served_once_with_its_scope_and_parameters() -> None:
