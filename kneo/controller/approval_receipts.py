@@ -8,69 +8,33 @@ service's public key and the environment file whose rules the decision names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from kneo.clock import isoformat
 from kneo.controller.stages.approvals import ApprovalVote, may_decide, verify_decision, vote_of
 from kneo.controller.stages.verify import TrustContext
-from kneo.digest import canonical_json
-from kneo.errors import Invalid, KneoError
+from kneo.errors import KneoError
 from kneo.spec.models.environment import Approvals, Environment
-from kneo.spec.reading.reader import read_json
 from kneo.trust.approvals import approval_id
-from kneo.trust.dsse import Envelope, TrustedKey, find_signers, read_envelope, serialise
-from kneo.trust.keys import KeyId, PublicKey
-from kneo.trust.receipt import LIMITS
+from kneo.trust.dsse import Envelope, find_signers, serialise
+from kneo.trust.keys import PublicKey
+from kneo.trust.receipt import PresentedReceipt
+from kneo.trust.receipt_check import (
+    SIGNATURE,
+    Deviation,
+    ReceiptProblem,
+    misread,
+    other_key,
+    problems_of,
+    service_keys,
+    verdict_of,
+)
 from kneo.trust.root import ROOT_ROLE, TrustRoot
 from kneo.trust.statement import ApprovalDecision, ApprovalStatement, approval_content, parse_approval
 
-RECEIPTS = 1_000
+MOST_RECEIPTS = 1_000
 """Most receipts in one file."""
-
-SIGNATURE = "signature"
-
-Json = Mapping[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PresentedApproval:
-    """A receipt of a decision as presented, before verification.
-
-    Attributes:
-        envelope: The signed decision.
-        content: The claimed content of the payload; None for an envelope alone.
-        unsigned: The claims about the decision that no key signed.
-    """
-
-    envelope: Envelope
-    content: object = None
-    unsigned: Json
-
-
-def read_approval_receipts(data: bytes, *, file: str) -> tuple[PresentedApproval, ...]:
-    """Parse a file of receipts: an envelope, ``{"envelope", "receipt"}``, or ``{"receipts": [...]}``.
-
-    Raises:
-        Invalid: it is not JSON, too large, or holds no receipts.
-    """
-    value = read_json(data, file=file, limits=LIMITS).value
-    if isinstance(value, dict) and isinstance(listed := value.get("receipts"), list):
-        if not 0 < len(listed) <= RECEIPTS:
-            msg = f"{file}: {len(listed)} receipts; from 1 to {RECEIPTS} are read at once."
-            raise Invalid(msg, code="Malformed")
-        return tuple(_presented(item, f"{file}: receipts[{index}]") for index, item in enumerate(listed))
-    return (_presented(value, file),)
-
-
-def _presented(value: object, where: str) -> PresentedApproval:
-    if not isinstance(value, dict) or not isinstance(unsigned := value.get("unsigned", {}), dict):
-        msg = f"{where}: a receipt is a JSON object, and so is its field unsigned."
-        raise Invalid(msg, code="Malformed", hint="kneo promotion receipt show --output FILE writes one.")
-    if "envelope" not in value:
-        return PresentedApproval(envelope=read_envelope(value, file=where), unsigned={})
-    envelope = read_envelope(value["envelope"], file=f"{where}: envelope")
-    return PresentedApproval(envelope=envelope, content=value.get("receipt"), unsigned=unsigned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +57,6 @@ class ReceiptTerms:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApprovalProblem:
-    """A reason why a receipt is refused.
-
-    Attributes:
-        receipt: The id or digest of the receipt.
-        field: The field that is wrong, or ``signature``, or ``approver``.
-        message: One sentence about it.
-    """
-
-    receipt: str
-    field: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckedApproval:
     """The result of verifying one receipt; ``statement`` and ``votes`` are set only without problems.
 
@@ -123,7 +72,7 @@ class CheckedApproval:
     digest: str
     statement: ApprovalStatement | None = None
     votes: tuple[ApprovalVote, ...] = ()
-    problems: tuple[ApprovalProblem, ...] = ()
+    problems: tuple[ReceiptProblem, ...] = ()
 
     def sentences(self) -> Iterator[str]:
         """Yield who approved or rejected which digest for which environment, and when; nothing for a refused receipt."""
@@ -140,7 +89,7 @@ class CheckedApproval:
             )
 
 
-def check_approval_receipt(presented: PresentedApproval, terms: ReceiptTerms) -> CheckedApproval:
+def check_approval_receipt(presented: PresentedReceipt, terms: ReceiptTerms) -> CheckedApproval:
     """Verify one receipt.
 
     1. The envelope carries a decision about a change of an environment.
@@ -148,31 +97,32 @@ def check_approval_receipt(presented: PresentedApproval, terms: ReceiptTerms) ->
     3. It is about this environment under these rules, and the person is an approver by them.
     4. The claimed content is that of the signed bytes, and the claimed id and person belong to it.
     """
-    digest = presented.envelope.digest
+    envelope, digest = presented.envelope, presented.envelope.digest
     name = str(presented.unsigned.get("id") or digest)[:80]
+
+    def refuse(*deviations: Deviation) -> CheckedApproval:
+        return CheckedApproval(receipt=name, digest=digest, problems=problems_of(name, deviations))
+
     try:
-        statement = parse_approval(presented.envelope.payload, file=name)
+        statement = parse_approval(envelope.payload, file=name)
     except KneoError as error:
-        return _refused(name, digest, [("envelope.payload", error.message)])
+        return refuse(("envelope.payload", error.message))
     file = terms.file_of(statement.predicate.environment)
     try:
-        problems = [*_misstated(presented, statement), *_other_rules(statement, file)]
-        votes = _votes(presented.envelope, statement, terms)
-        problems += [*_other_key(presented.envelope, terms), *_misattributed(presented, votes)]
-        problems += _no_approver(statement, votes, file, terms.before)
+        votes = _votes(envelope, statement, terms)
+        signers = find_signers(envelope, {**terms.root.keys, **service_keys(terms.service_keys)})
+        problems = [
+            *misread(presented.view, approval_content(statement)),
+            *_other_rules(statement, file),
+            *other_key(envelope, signers),
+            *_misattributed(presented, votes),
+            *_no_approver(statement, votes, file, terms.before),
+        ]
     except KneoError as error:
-        return _refused(name, digest, [(SIGNATURE, error.message)])
+        return refuse((SIGNATURE, error.message))
     if problems:
-        return _refused(name, digest, problems)
+        return refuse(*problems)
     return CheckedApproval(receipt=name, digest=digest, statement=statement, votes=votes)
-
-
-def _refused(name: str, digest: str, problems: Sequence[tuple[str, str]]) -> CheckedApproval:
-    found = tuple(ApprovalProblem(receipt=name, field=where, message=message) for where, message in problems)
-    return CheckedApproval(receipt=name, digest=digest, problems=found)
-
-
-Problems = Iterator[tuple[str, str]]
 
 
 def _votes(envelope: Envelope, statement: ApprovalStatement, terms: ReceiptTerms) -> tuple[ApprovalVote, ...]:
@@ -211,29 +161,11 @@ def _votes(envelope: Envelope, statement: ApprovalStatement, terms: ReceiptTerms
 
 def _service_key(envelope: Envelope, keys: Sequence[PublicKey]) -> PublicKey | None:
     """Return the key that signed an envelope; where none did, any of them, which then refuses it."""
-    signers = {signer.keyid for signer in find_signers(envelope, _by_id(keys))}
+    signers = {signer.keyid for signer in find_signers(envelope, service_keys(keys))}
     return next((key for key in keys if key.keyid in signers), keys[0] if keys else None)
 
 
-def _by_id(keys: Sequence[PublicKey]) -> dict[KeyId, TrustedKey]:
-    return {key.keyid: TrustedKey(key, "service") for key in keys}
-
-
-def _misstated(presented: PresentedApproval, statement: ApprovalStatement) -> Problems:
-    """Compare the claimed content with the signed one."""
-    claimed, signed = presented.content, approval_content(statement)
-    if claimed is None:
-        return
-    if not isinstance(claimed, dict):
-        yield "receipt", "The content is no JSON object."
-        return
-    for key in dict.fromkeys([*signed, *claimed]):
-        # In canonical form, because Python considers false and 0 equal.
-        if key not in claimed or key not in signed or canonical_json(claimed[key]) != canonical_json(signed[key]):
-            yield key[:80], f"{key[:80]} is shown as something else than what the envelope says."
-
-
-def _misattributed(presented: PresentedApproval, votes: Sequence[ApprovalVote]) -> Problems:
+def _misattributed(presented: PresentedReceipt, votes: Sequence[ApprovalVote]) -> Iterator[Deviation]:
     """Compare the claimed id, person and digest with those of the verified decision."""
     known: Mapping[str, set[str]] = {
         "id": {vote.id for vote in votes},
@@ -249,15 +181,7 @@ def _misattributed(presented: PresentedApproval, votes: Sequence[ApprovalVote]) 
             )
 
 
-def _other_key(envelope: Envelope, terms: ReceiptTerms) -> Problems:
-    """Refuse an envelope that names other keys than those that signed it."""
-    signers = find_signers(envelope, {**terms.root.keys, **_by_id(terms.service_keys)})
-    hints = {signature.keyid for signature in envelope.signatures}
-    if "" not in hints and hints.isdisjoint(signer.keyid for signer in signers):
-        yield "envelope.signatures.keyid", f"{signers[0].keyid} made the signature, and the envelope names another key."
-
-
-def _other_rules(statement: ApprovalStatement, environment: Environment) -> Problems:
+def _other_rules(statement: ApprovalStatement, environment: Environment) -> Iterator[Deviation]:
     predicate = statement.predicate
     if predicate.environment != environment.name:
         yield "environment", f"It is about {predicate.environment}, and {environment.file} is of {environment.name}."
@@ -271,7 +195,7 @@ def _other_rules(statement: ApprovalStatement, environment: Environment) -> Prob
 
 def _no_approver(
     statement: ApprovalStatement, votes: Sequence[ApprovalVote], file: Environment, before: Environment | None
-) -> Problems:
+) -> Iterator[Deviation]:
     """Refuse a decision by a person who is no approver by the rules."""
     if statement.predicate.about is not None and statement.predicate.about.prune is None:
         yield "about", "It is a decision about the history of the repository, which is no promotion."
@@ -316,8 +240,8 @@ def _deciding_file(after: Environment, before: Environment) -> tuple[Environment
 
 def verdict_json(checked: Sequence[CheckedApproval]) -> dict[str, object]:
     """Return the result of verifying a file of receipts as JSON."""
-    problems = [asdict(problem) for item in checked for problem in item.problems]
-    return {"valid": not problems, "problems": problems, "receipts": [_checked_json(item) for item in checked]}
+    problems = [problem for item in checked for problem in item.problems]
+    return verdict_of(problems, [_checked_json(item) for item in checked])
 
 
 def _checked_json(item: CheckedApproval) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Receipts: the statement that a service signs about one decision of a person, a deadline or a replay.
+"""Receipts: the statement that a service signs about one decision of a person, a deadline or a replay, and files of receipts.
 
 The format is on ``docs/reference/receipts.md``. A receipt holds digests of the subject and the answer, never their
 texts. It names the previous receipt of the run, so that none can be removed or inserted, and the head of the audit log
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, JsonValue
@@ -174,6 +174,9 @@ LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)
 """Size of the receipts of some thousand decisions."""
 
 RECEIPTS = 5_000
+"""Most receipts in one file."""
+
+HINT = "kneo task receipt show --json and kneo promotion receipt show --output FILE write one."
 
 STATEMENTS = 1_000
 """Most statements of reviewers with one receipt."""
@@ -181,17 +184,19 @@ STATEMENTS = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class PresentedReceipt:
-    """A receipt to verify.
+    """A receipt to verify: of a human task, or of a decision about a change of an environment.
 
     Attributes:
         envelope: The signed envelope.
         view: The claimed content, for people to read; None for an envelope alone.
         statements: The claimed statements of reviewers; None without any.
+        unsigned: The claims that no key signed.
     """
 
     envelope: dsse.Envelope
     view: Mapping[str, JsonValue] | None = None
     statements: tuple[dsse.Envelope, ...] | None = None
+    unsigned: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,31 +205,31 @@ class ReceiptFile:
 
     Attributes:
         receipts: The receipts in the order of the file.
-        is_chain: Whether they claim to be the receipts of a run, from the first on.
+        is_chain: Whether they are listed: those of human tasks are then the receipts of a run, from the first on.
     """
 
     receipts: tuple[PresentedReceipt, ...]
     is_chain: bool
 
 
-def read_receipts(data: bytes, *, file: str) -> ReceiptFile:
+def read_receipts(data: bytes, *, file: str, most: int = RECEIPTS) -> ReceiptFile:
     """Parse a file of receipts without verification.
 
     Raises:
         Invalid: it is not JSON, too large, or holds no receipts.
     """
-    return find_receipts(read_json(data, file=file, limits=LIMITS).value, file=file)
+    return find_receipts(read_json(data, file=file, limits=LIMITS).value, file=file, most=most)
 
 
-def find_receipts(value: object, *, file: str) -> ReceiptFile:
+def find_receipts(value: object, *, file: str, most: int = RECEIPTS) -> ReceiptFile:
     """Parse the receipts in a JSON value: an envelope, ``{"envelope", "receipt"}`` or ``{"receipts": [...]}``.
 
     Raises:
         Invalid: it holds none, or too many.
     """
     if isinstance(value, dict) and isinstance(listed := value.get("receipts"), list):
-        if not 0 < len(listed) <= RECEIPTS:
-            msg = f"{file}: {len(listed)} receipts; from 1 to {RECEIPTS} are read at once."
+        if not 0 < len(listed) <= most:
+            msg = f"{file}: {len(listed)} receipts; from 1 to {most} are read at once."
             raise Invalid(msg, code="Malformed")
         receipts = tuple(_one(item, f"{file}: receipts[{index}]") for index, item in enumerate(listed))
         return ReceiptFile(receipts, is_chain=True)
@@ -239,22 +244,23 @@ def wrap_envelope(value: object) -> dict[str, object]:
     """
     if not isinstance(value, dict):
         msg = "A receipt is a JSON object."
-        raise Invalid(msg, code="Malformed", hint="kneo task receipt show --json writes one.")
+        raise Invalid(msg, code="Malformed", hint=HINT)
     return {"envelope": value} if "payloadType" in value else value
 
 
 def _one(value: object, where: str) -> PresentedReceipt:
     if not isinstance(value, dict):
         msg = f"{where}: a receipt is a JSON object."
-        raise Invalid(msg, code="Malformed", hint="kneo task receipt show --json writes one.")
+        raise Invalid(msg, code="Malformed", hint=HINT)
     if "envelope" not in value:
         return PresentedReceipt(envelope=dsse.read_envelope(value, file=where))
     envelope = dsse.read_envelope(value["envelope"], file=f"{where}: envelope")
-    view, statements = value.get("receipt"), value.get("statements")
+    statements = value.get("statements")
     return PresentedReceipt(
         envelope=envelope,
-        view=_view(view, where) if view is not None else None,
+        view=_object(value, "receipt", where),
         statements=_statements(statements, where) if statements is not None else None,
+        unsigned=_object(value, "unsigned", where) or {},
     )
 
 
@@ -265,8 +271,9 @@ def _statements(value: object, where: str) -> tuple[dsse.Envelope, ...]:
     return tuple(dsse.read_envelope(item, file=f"{where}: statements[{index}]") for index, item in enumerate(value))
 
 
-def _view(value: object, where: str) -> Mapping[str, JsonValue]:
-    if not isinstance(value, dict):
-        msg = f"{where}: receipt must be a JSON object."
-        raise Invalid(msg, code="Malformed")
-    return value
+def _object(value: Mapping[str, JsonValue], name: str, where: str) -> Mapping[str, JsonValue] | None:
+    part = value.get(name)
+    if part is not None and not isinstance(part, dict):
+        msg = f"{where}: {name} must be a JSON object."
+        raise Invalid(msg, code="Malformed", hint=HINT)
+    return part

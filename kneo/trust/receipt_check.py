@@ -5,7 +5,7 @@ Needs public keys only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
@@ -16,16 +16,19 @@ from kneo.errors import Invalid, KneoError
 from kneo.names import is_same_person, person_key
 from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import AnswerStatement, ReviewerKeys, SignedAnswer, check_signer, open_answer
-from kneo.trust.dsse import CLOCK_TOLERANCE, Envelope, TrustedKey, find_signers
-from kneo.trust.keys import PublicKey
+from kneo.trust.dsse import CLOCK_TOLERANCE, Envelope, Signer, TrustedKey, find_signers
+from kneo.trust.keys import KeyId, PublicKey
 from kneo.trust.receipt import RECEIPT_TYPE, PresentedReceipt, Receipt, ReceiptFile, Voter, mark_of, parse_receipt
 from kneo.trust.statement import PAYLOAD_TYPE, STATEMENT_TYPE
 
 POLICY = "policy:timeout"
 
+Deviation = tuple[str, str]
+"""The name of a field in the file, and one sentence about it."""
 
-def broken_rules(receipt: Receipt) -> Iterator[tuple[str, str]]:
-    """Find fields that contradict each other; yield the field's name in the file, and a message."""
+
+def broken_rules(receipt: Receipt) -> Iterator[Deviation]:
+    """Find fields that contradict each other."""
     if receipt.by == "person":
         yield from _of_people(receipt)
     else:
@@ -43,7 +46,7 @@ def broken_rules(receipt: Receipt) -> Iterator[tuple[str, str]]:
         yield "previous", f"Only a run's first receipt follows none, and this is number {receipt.sequence}."
 
 
-def _of_people(receipt: Receipt) -> Iterator[tuple[str, str]]:
+def _of_people(receipt: Receipt) -> Iterator[Deviation]:
     if not receipt.voters:
         yield "voters", "A person decided, but no voter is listed."
         return
@@ -86,25 +89,24 @@ class ReceiptProblem:
     message: str
 
 
-def statement_problems(
-    receipt: Receipt, statements: Sequence[Envelope] | None, reviewers: ReviewerKeys | None
-) -> list[ReceiptProblem]:
+def problems_of(receipt: str, deviations: Iterable[Deviation]) -> tuple[ReceiptProblem, ...]:
+    """Return deviations as the problems of a receipt with this id."""
+    return tuple(ReceiptProblem(receipt=receipt, field=where, message=message) for where, message in deviations)
+
+
+def _other_statements(
+    receipt: Receipt, presented: Sequence[Envelope] | None, reviewers: ReviewerKeys | None
+) -> Iterator[Deviation]:
     """Find deviations of the statements that a receipt names.
 
     Args:
         receipt: A receipt that its service signed.
-        statements: The statements; None for a receipt alone.
+        presented: The statements; None for a receipt alone.
         reviewers: The keys of reviewers; None leaves signatures unverified.
     """
-    if statements is None and reviewers is None:
-        return []
-    problems = [*_all_of(receipt, tuple(statements or ()), reviewers)]
-    return [ReceiptProblem(receipt=receipt.id, field=where, message=message) for where, message in problems]
-
-
-def _all_of(
-    receipt: Receipt, statements: tuple[Envelope, ...], reviewers: ReviewerKeys | None
-) -> Iterator[tuple[str, str]]:
+    if presented is None and reviewers is None:
+        return
+    statements = tuple(presented or ())
     by_digest = {envelope.digest: envelope for envelope in statements}
     named = {voter.statement for voter in receipt.voters}
     strangers = [envelope for envelope in statements if envelope.digest not in named]
@@ -134,7 +136,7 @@ def _all_of(
         yield "statements", "There is a statement here that no voter of the receipt gave."
 
 
-def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], where: str) -> Iterator[tuple[str, str]]:
+def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], where: str) -> Iterator[Deviation]:
     """Yield the changed fields of a statement that differs from the receipt's, or that it is missing."""
     for envelope in strangers:
         try:
@@ -196,34 +198,42 @@ def check_receipt(
        keys of reviewers, their signatures are not looked at.
     """
     envelope, digest = presented.envelope, digest_of(presented.envelope.payload)
-    trusted = {key.keyid: TrustedKey(key, "service") for key in keys}
     fields = _predicate(envelope)
     name = str(fields.get("id", "?"))[:80]
+
+    def refuse(*deviations: Deviation) -> CheckedReceipt:
+        return CheckedReceipt(digest=digest, receipt=None, problems=problems_of(name, deviations))
+
     if envelope.payload_type != PAYLOAD_TYPE:
         message = f"The envelope says it carries {envelope.payload_type}, expected {PAYLOAD_TYPE}."
-        return _refused(digest, ReceiptProblem(receipt=name, field="envelope.payloadType", message=message))
-    signers = find_signers(envelope, trusted)
+        return refuse(("envelope.payloadType", message))
+    changed = [*_changed(envelope, fields), *misread(presented.view, fields)]
+    signers = find_signers(envelope, service_keys(keys))
     if not signers:
-        changed = [*_changed(envelope, fields, name), *_misread(presented.view, fields, name)]
-        message = "None of the keys given signed it."
-        return _refused(
-            digest, *changed, *([] if changed else [ReceiptProblem(receipt=name, field=SIGNATURE, message=message)])
-        )
-    hints = {signature.keyid for signature in envelope.signatures}
-    if "" not in hints and hints.isdisjoint(signer.keyid for signer in signers):
-        message = f"The signature was made by {signers[0].keyid}, and the envelope names another key."
-        return _refused(digest, ReceiptProblem(receipt=name, field="envelope.signatures.keyid", message=message))
+        return refuse(*(changed or [(SIGNATURE, "None of the keys given signed it.")]))
+    if other := [*other_key(envelope, signers)]:
+        return refuse(*other)
     try:
         receipt = parse_receipt(envelope.payload).receipt
     except KneoError as error:
-        where = str(error.details.get("field", "receipt"))
-        return _refused(digest, ReceiptProblem(receipt=name, field=where, message=error.message))
-    wrong = [*_changed(envelope, fields, name), *_misread(presented.view, fields, name)]
-    wrong += [ReceiptProblem(receipt=name, field=where, message=message) for where, message in broken_rules(receipt)]
-    wrong += statement_problems(receipt, presented.statements, reviewers)
+        return refuse((str(error.details.get("field", "receipt")), error.message))
+    wrong = [*changed, *broken_rules(receipt), *_other_statements(receipt, presented.statements, reviewers)]
     if wrong:
-        return _refused(digest, *wrong)
+        return refuse(*wrong)
     return CheckedReceipt(digest=digest, receipt=receipt, signed_by=_signed_by(receipt) if reviewers else ())
+
+
+def service_keys(keys: Sequence[PublicKey]) -> dict[KeyId, TrustedKey]:
+    """Return the public keys of services by their id."""
+    return {key.keyid: TrustedKey(key, "service") for key in keys}
+
+
+def other_key(envelope: Envelope, signers: Sequence[Signer]) -> Iterator[Deviation]:
+    """Refuse an envelope that names other keys than those that signed it."""
+    hints = {signature.keyid for signature in envelope.signatures}
+    if "" not in hints and hints.isdisjoint(signer.keyid for signer in signers):
+        message = f"The signature was made by {signers[0].keyid}, and the envelope names another key."
+        yield "envelope.signatures.keyid", message
 
 
 def _signed_by(receipt: Receipt) -> tuple[str, ...]:
@@ -235,10 +245,6 @@ def _signed_by(receipt: Receipt) -> tuple[str, ...]:
     if receipt.decision != "rejected" and receipt.voters and receipt.voters[-1].statement is None:
         return ()
     return tuple(voter.actor for voter in receipt.voters if voter.statement is not None)
-
-
-def _refused(digest: Digest, *problems: ReceiptProblem) -> CheckedReceipt:
-    return CheckedReceipt(digest=digest, receipt=None, problems=problems)
 
 
 def _statement(envelope: Envelope) -> Mapping[str, JsonValue]:
@@ -254,15 +260,14 @@ def _predicate(envelope: Envelope) -> Mapping[str, JsonValue]:
     return value if isinstance(value, dict) else {}
 
 
-def _changed(envelope: Envelope, receipt: Mapping[str, JsonValue], name: str) -> Iterator[ReceiptProblem]:
+def _changed(envelope: Envelope, receipt: Mapping[str, JsonValue]) -> Iterator[Deviation]:
     """Compare every field with its mark, and the statement with its required form."""
     marked = receipt.get("marks")
     marks = marked if isinstance(marked, dict) else {}
     fields = {key: value for key, value in receipt.items() if key != "marks"}
     for key in [*fields, *(key for key in marks if key not in fields)]:
         if key not in fields or _mark(fields[key]) != marks.get(key):
-            message = f"{key} is not what was signed: it and its mark disagree."
-            yield ReceiptProblem(receipt=name, field=key[:80], message=message)
+            yield key[:80], f"{key} is not what was signed: it and its mark disagree."
     subject = str(receipt.get("subjectDigest")).removeprefix("sha256:")
     fixed: Mapping[str, JsonValue] = {
         "_type": STATEMENT_TYPE,
@@ -272,23 +277,20 @@ def _changed(envelope: Envelope, receipt: Mapping[str, JsonValue], name: str) ->
     statement = _statement(envelope)
     for key, value in fixed.items():
         if statement.get(key) != value:
-            yield ReceiptProblem(receipt=name, field=key, message=f"{key} is not that of a receipt about this task.")
+            yield key, f"{key} is not that of a receipt about this task."
 
 
-def _misread(
-    view: Mapping[str, JsonValue] | None, receipt: Mapping[str, JsonValue], name: str
-) -> Iterator[ReceiptProblem]:
+def misread(view: Mapping[str, object] | None, signed: Mapping[str, object]) -> Iterator[Deviation]:
     """Compare the claimed content with the signed one."""
     if view is None:
         return
-    for key in [*receipt, *(key for key in view if key not in receipt)]:
+    for key in dict.fromkeys([*signed, *view]):
         # In canonical form, because Python considers false and 0 equal.
-        if key not in view or key not in receipt or _canonical(view[key]) != _canonical(receipt[key]):
-            message = f"{key} is shown as something else than what the envelope says."
-            yield ReceiptProblem(receipt=name, field=key[:80], message=message)
+        if key not in view or key not in signed or _canonical(view[key]) != _canonical(signed[key]):
+            yield key[:80], f"{key[:80]} is shown as something else than what the envelope says."
 
 
-def _canonical(value: JsonValue) -> object:
+def _canonical(value: object) -> object:
     """Return the canonical form of a value; one without such a form equals nothing."""
     try:
         return canonical_json(value)
@@ -358,11 +360,12 @@ def check_chain(checked: Sequence[CheckedReceipt]) -> tuple[ReceiptProblem, ...]
 
 def verdict_json(verdict: ReceiptVerdict) -> dict[str, object]:
     """Return a verdict as JSON."""
-    return {
-        "valid": verdict.valid,
-        "problems": [asdict(problem) for problem in verdict.problems],
-        "receipts": [_checked_json(item) for item in verdict.checked],
-    }
+    return verdict_of(verdict.problems, [_checked_json(item) for item in verdict.checked])
+
+
+def verdict_of(problems: Sequence[ReceiptProblem], receipts: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Return the result of checking a file of receipts as JSON."""
+    return {"valid": not problems, "problems": [asdict(problem) for problem in problems], "receipts": [*receipts]}
 
 
 def _checked_json(item: CheckedReceipt) -> dict[str, object]:

@@ -145,16 +145,11 @@ def verify(
     """
     # The verification of decisions imports the language of specs and the gates of the controller.
     from kneo.cli.specs.bundle_check import choose_root
-    from kneo.controller.approval_receipts import (
-        ReceiptTerms,
-        check_approval_receipt,
-        read_approval_receipts,
-        verdict_json,
-    )
-    from kneo.trust.receipt import LIMITS
+    from kneo.controller.approval_receipts import MOST_RECEIPTS, ReceiptTerms, check_approval_receipt, verdict_json
+    from kneo.trust.receipt import LIMITS, read_receipts
 
     data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
-    presented = read_approval_receipts(data, file=str(file))
+    presented = read_receipts(data, file=str(file), most=MOST_RECEIPTS).receipts
     at = parse_time(seen_at) if seen_at is not None else SystemClock().now()
     chosen = choose_root(file, trust, trust_root, at)
     if chosen.pinned_by is None:

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kneo.controller.approval_receipts import (
+    MOST_RECEIPTS,
     CheckedApproval,
     ReceiptTerms,
     check_approval_receipt,
-    read_approval_receipts,
     verdict_json,
 )
 from kneo.digest import Digest
@@ -23,6 +23,7 @@ from kneo.spec.models.environment import Environment
 from kneo.trust.approvals import approval_id
 from kneo.trust.dsse import TrustedKey, parse_envelope, serialise, sign
 from kneo.trust.keys import PrivateKey
+from kneo.trust.receipt import PresentedReceipt, read_receipts
 from kneo.trust.root import TRUST_ROOT_TYPE, TrustRoot, root_payload, verify_chain
 from kneo.trust.root_edit import first_root, next_root, revoke_key
 from kneo.trust.statement import (
@@ -110,9 +111,13 @@ def receipt(key: PrivateKey = BOB, person: str = "bob", **changes: object) -> Js
     }
 
 
+def presented(data: bytes) -> tuple[PresentedReceipt, ...]:
+    return read_receipts(data, file="receipts.json", most=MOST_RECEIPTS).receipts
+
+
 def check(value: object, **changes: object) -> CheckedApproval:
-    (presented,) = read_approval_receipts(json.dumps(value).encode(), file="receipt.json")
-    return check_approval_receipt(presented, terms(**changes))
+    (one,) = presented(json.dumps(value).encode())
+    return check_approval_receipt(one, terms(**changes))
 
 
 def fields_of(checked: CheckedApproval) -> list[str]:
@@ -137,7 +142,7 @@ def test_the_receipts_of_a_promotion_are_verified_one_by_one() -> None:
     changed = receipt(SERVICE, "ann")
     changed["receipt"] = {**changed["receipt"], "reason": "Read it twice"}  # type: ignore[dict-item]
     data = json.dumps({"promotion_id": "prom_1", "receipts": [receipt(), changed], "count": 2}).encode()
-    checked = [check_approval_receipt(item, terms()) for item in read_approval_receipts(data, file="receipts.json")]
+    checked = [check_approval_receipt(item, terms()) for item in presented(data)]
     verdict = verdict_json(checked)
     assert verdict["valid"] is False
     assert [one.statement is not None for one in checked] == [True, False]
@@ -240,13 +245,19 @@ def test_a_removal_has_receipts_and_a_rewritten_history_is_no_promotion() -> Non
 @pytest.mark.parametrize("value", [[], {}, {"receipts": []}, {"receipts": [1]}, {"envelope": {}}, {"unsigned": 1}])
 def test_a_file_without_receipts_is_refused(value: object) -> None:
     with pytest.raises(Invalid):
-        read_approval_receipts(json.dumps(value).encode(), file="receipt.json")
+        presented(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("field", ["receipt", "unsigned"])
+def test_a_claim_that_is_no_object_is_refused(field: str) -> None:
+    with pytest.raises(Invalid, match=f"{field} must be a JSON object"):
+        check({**receipt(), field: ["x"]})
 
 
 def test_a_file_has_a_bounded_number_of_receipts() -> None:
     data = json.dumps({"receipts": [receipt()["envelope"]] * 1_001}).encode()
     with pytest.raises(Invalid, match="1001 receipts"):
-        read_approval_receipts(data, file="receipts.json")
+        presented(data)
 
 
 def test_the_payload_of_an_envelope_is_that_of_the_decision() -> None:

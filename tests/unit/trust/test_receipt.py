@@ -202,7 +202,7 @@ def test_receipts_are_read_alone_with_their_view_or_as_a_run() -> None:
     assert alone.receipts == (PresentedReceipt(envelope=envelope),)
     assert not alone.is_chain
     assert read_receipts(json.dumps(shown).encode(), file="r").receipts == (
-        PresentedReceipt(envelope=envelope, view=predicate(envelope)),
+        PresentedReceipt(envelope=envelope, view=predicate(envelope), unsigned={"audit_seq": 3}),
     )
     several = find_receipts({"run_id": "run_1", "receipts": [shown]}, file="r")
     assert several.is_chain
