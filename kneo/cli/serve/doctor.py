@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from kneo.agents.tool_kinds import TOOL_KINDS
+from kneo.agents.tools.kinds import BACKEND_KINDS
 from kneo.cli import render
 from kneo.cli.commands import EXTENSIONS, examples
 from kneo.cli.options import JsonOption
@@ -167,7 +167,7 @@ def check_extras(settings: Settings) -> Diagnosis:
     return ok("All packages that the settings need are installed.")
 
 
-POINTS = (EXTENSIONS, DISPATCHERS, MOUNTS, CHANNEL_KINDS, SIGN_IN_PROVIDERS, TOOL_KINDS)
+POINTS = (EXTENSIONS, DISPATCHERS, MOUNTS, CHANNEL_KINDS, SIGN_IN_PROVIDERS, BACKEND_KINDS)
 """The extension points of Kneo."""
 
 

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from kneo.agents.mcp import McpTools
-from kneo.agents.mcp.pins import OfferedTool
 from kneo.agents.services import operator_rules
+from kneo.agents.tools.mcp import McpTools
+from kneo.agents.tools.mcp.pins import OfferedTool
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.files import write_whole

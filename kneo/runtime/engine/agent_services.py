@@ -6,20 +6,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 
 from kneo import registry
 from kneo.agents.http import HttpClient
-from kneo.agents.http_tools import HttpTools
-from kneo.agents.mcp import McpTools
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
 from kneo.agents.secret_filter import SecretFilter
 from kneo.agents.services import AgentServices, operator_rules
-from kneo.agents.tool_kinds import BackendContext, open_backends
-from kneo.agents.turn import PeopleRequired, Postponed, ToolBackend
+from kneo.agents.tools.backends import Backends
+from kneo.agents.tools.kinds import BackendContext
+from kneo.agents.turn import PeopleRequired, Postponed
 from kneo.errors import NotFound
 from kneo.project import read_config
 from kneo.records.run import AgentUsage
@@ -59,15 +59,18 @@ def open_services(
     )
     children = ChildProcesses(code)
     python = PythonTools(code, children, registry)
-    mcp = McpTools(rules.tools, settings.secret, settings.mcp)
-    client, seconds = partial(HttpClient, max_bytes=settings.agents.fetch_bytes), settings.agents.tool_seconds
-    http = HttpTools(settings.secret, rules.tools, seconds=seconds, client=client)
-    added = open_backends(BackendContext(secrets=settings.secret, rules=rules.tools, seconds=seconds, client=client))
-    backends: Mapping[str, ToolBackend] = {"python": python, "http": http, "mcp": mcp, **added}
+    closing = AsyncExitStack()
+    context = BackendContext(
+        settings=settings,
+        secrets=settings.secret,
+        rules=rules.tools,
+        client=partial(HttpClient, max_bytes=settings.agents.fetch_bytes),
+        on_close=closing.push_async_callback,
+    )
     around = registry.middleware if registry is not None else {}
     services = AgentServices(
         models=models,
-        tools={kind: MiddlewareTools(SecretFilter(backend), around) for kind, backend in backends.items()},
+        tools=Backends(context, {"python": python}, lambda backend: MiddlewareTools(SecretFilter(backend), around)),
         middleware=frozenset(around),
         turn_middleware=registry.turn_middleware if registry is not None else {},
         rules=rules.tools,
@@ -78,7 +81,7 @@ def open_services(
 
     async def close() -> None:
         await models.close()
-        await mcp.close()
+        await closing.aclose()
         await children.close()
 
     return OpenServices(services=services, close=close)

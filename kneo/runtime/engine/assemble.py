@@ -233,7 +233,7 @@ def only_worker(store: Store) -> Iterator[Lock]:
 MAX_SPECS = 50
 """Released bundles, and as many specs of runs, that are looked at."""
 
-SERVICES, MCP_SERVERS = "kneo.runtime.engine.agent_services", "kneo.agents.mcp.servers"
+SERVICES, MCP_SERVERS = "kneo.runtime.engine.agent_services", "kneo.agents.tools.mcp.servers"
 
 
 def start_warm_up(store: Store) -> threading.Thread | None:

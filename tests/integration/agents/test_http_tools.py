@@ -16,7 +16,7 @@ from rules_now import always, inside_prod
 from tool_calls import KEY, filtered, tool_call
 
 from kneo.agents.http import HttpFailed
-from kneo.agents.http_tools import HttpTools
+from kneo.agents.tools.http import HttpTools
 from kneo.errors import Forbidden, KneoError
 from kneo.redaction import REDACTED
 from kneo.spec.policy import ToolRules

@@ -30,8 +30,8 @@ from raw_web import RawWeb, WebCall, page, raw_web
 from rules_now import always
 from tool_calls import filtered
 
-from kneo.agents.mcp.failures import McpRefused, McpServerFailed, McpToolFailed, McpUnreachable
-from kneo.agents.mcp.servers import McpServers
+from kneo.agents.tools.mcp.failures import McpRefused, McpServerFailed, McpToolFailed, McpUnreachable
+from kneo.agents.tools.mcp.servers import McpServers
 from kneo.agents.turn import AnswerRequired, ToolCall, Turn
 from kneo.clock import SystemClock
 from kneo.errors import Forbidden, Invalid, KneoError
@@ -718,8 +718,8 @@ def test_a_tool_that_differs_from_its_pin_is_not_called(tmp_path: Path) -> None:
 
 def test_the_sdk_is_imported_at_the_first_call() -> None:
     program = (
-        "import sys, kneo.agents.mcp; from kneo.settings import McpSettings; "
-        "kneo.agents.mcp.McpTools(None, None, McpSettings()); "
+        "import sys, kneo.agents.tools.mcp; from kneo.settings import McpSettings; "
+        "kneo.agents.tools.mcp.McpTools(None, None, McpSettings()); "
         "assert not {'mcp', 'httpx2', 'anyio'} & set(sys.modules), sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -729,7 +729,7 @@ def test_without_the_extra_a_call_names_it() -> None:
     program = """
 import asyncio, sys
 sys.modules["mcp_types"] = None
-from kneo.agents.mcp import McpTools
+from kneo.agents.tools.mcp import McpTools
 from kneo.settings import McpSettings
 try:
     asyncio.run(McpTools(None, None, McpSettings()).call(None))

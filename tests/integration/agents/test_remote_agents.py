@@ -19,7 +19,7 @@ from tool_calls import KEY, filtered, tool_call
 
 from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolBackend, ToolCall
 from kneo.errors import KneoError
-from kneo.extensions.protocols.remote_agents import RemoteAgents
+from kneo.extensions.protocols.a2a.client import RemoteAgents
 from kneo.records.task import Decision, DecisionKind
 from kneo.redaction import REDACTED
 from kneo.trust.keys import PrivateKey
@@ -374,7 +374,7 @@ def test_without_the_extra_a_call_names_it() -> None:
     program = """
 import asyncio, sys
 sys.modules["a2a"] = None
-from kneo.extensions.protocols.remote_agents import RemoteAgents
+from kneo.extensions.protocols.a2a.client import RemoteAgents
 try:
     asyncio.run(RemoteAgents(None).call(None))
 except Exception as error:

@@ -36,8 +36,8 @@ from service_bench import Bench
 from tool_calls import KEY, tool_call
 
 from kneo.agents.turn import AnswerRequired
+from kneo.extensions.protocols.a2a.client import RemoteAgents
 from kneo.extensions.protocols.a2a.tasks import ENDED
-from kneo.extensions.protocols.remote_agents import RemoteAgents
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision, DecisionKind
 

@@ -38,9 +38,9 @@ from starlette.responses import Response
 from kneo.api.agents import AgentView
 from kneo.clock import isoformat
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
+from kneo.extensions.protocols.a2a.parts import IN_REPLY_TO, data_of
 from kneo.extensions.protocols.a2a.tasks import STATES, context_of, output_of, status_of, task_of
 from kneo.extensions.protocols.calls import AgentCalls, AgentMessage
-from kneo.extensions.protocols.remote_agents.parts import IN_REPLY_TO, data_of
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.events import LimitedResponse

@@ -27,8 +27,8 @@ from mcp_types import (
 from pydantic import TypeAdapter
 
 from kneo import __version__
-from kneo.agents.mcp.failures import McpServerFailed, McpSessionEnded, McpUnreachable
-from kneo.agents.mcp.http import NOT_SENT, SESSION_ENDED
+from kneo.agents.tools.mcp.failures import McpServerFailed, McpSessionEnded, McpUnreachable
+from kneo.agents.tools.mcp.http import NOT_SENT, SESSION_ENDED
 from kneo.errors import KneoError
 
 # The SDK logs its failures with what servers and authorization servers wrote, which may hold secrets; the call's error reports them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kneo.agents.mcp.failures import McpRefused
+from kneo.agents.tools.mcp.failures import McpRefused
 from kneo.digest import digest_of_json
 from kneo.spec.models.spec import McpPin, Tool
 

@@ -18,8 +18,8 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR
 
 from kneo.agents.addresses import HostRules, Resolve, first_connection, resolve
-from kneo.agents.mcp.failures import McpRefused
-from kneo.agents.mcp.oauth import ClientCredentials, ConnectionTokens
+from kneo.agents.tools.mcp.failures import McpRefused
+from kneo.agents.tools.mcp.oauth import ClientCredentials, ConnectionTokens
 from kneo.errors import Invalid
 
 S = TypeVar("S")

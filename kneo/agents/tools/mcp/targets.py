@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from kneo.agents.addresses import HostRules
-from kneo.agents.mcp.failures import McpRefused
-from kneo.agents.mcp.http import READ_SECONDS, Endpoint, Tls
-from kneo.agents.mcp.oauth import ClientCredentials
-from kneo.agents.mcp.stdio import ServerCommand
 from kneo.agents.secrets import CallSecrets, Secrets
+from kneo.agents.tools.mcp.failures import McpRefused
+from kneo.agents.tools.mcp.http import READ_SECONDS, Endpoint, Tls
+from kneo.agents.tools.mcp.oauth import ClientCredentials
+from kneo.agents.tools.mcp.stdio import ServerCommand
 from kneo.errors import Forbidden
 from kneo.settings import process_environment
 from kneo.spec.models.spec import McpOAuth, McpServer

@@ -20,16 +20,16 @@ from mcp_types import (
 )
 
 from kneo.agents.addresses import Resolve, resolve
-from kneo.agents.mcp.connection import Connection, ServerTransport
-from kneo.agents.mcp.elicitation import Elicitation
-from kneo.agents.mcp.failures import McpServerFailed, McpSessionEnded, McpToolFailed, McpUnreachable
-from kneo.agents.mcp.http import HttpTransport
-from kneo.agents.mcp.pins import OfferedTool, changed_parts, check_pin
-from kneo.agents.mcp.stdio import ServerCommand, ServerProcess
-from kneo.agents.mcp.targets import ConnectionTarget, target_of
 from kneo.agents.secret_filter import hide_in_error
 from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.agents.services import RulesNow
+from kneo.agents.tools.mcp.connection import Connection, ServerTransport
+from kneo.agents.tools.mcp.elicitation import Elicitation
+from kneo.agents.tools.mcp.failures import McpServerFailed, McpSessionEnded, McpToolFailed, McpUnreachable
+from kneo.agents.tools.mcp.http import HttpTransport
+from kneo.agents.tools.mcp.pins import OfferedTool, changed_parts, check_pin
+from kneo.agents.tools.mcp.stdio import ServerCommand, ServerProcess
+from kneo.agents.tools.mcp.targets import ConnectionTarget, target_of
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
 from kneo.records.run import NewTrace

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from kneo.agents.services import RulesNow
+from kneo.agents.tools.kinds import BackendContext, BackendKind
 from kneo.agents.turn import ToolCall
 from kneo.extension_points import import_with_extra
 from kneo.settings import McpSettings
 
 if TYPE_CHECKING:
-    from kneo.agents.mcp.pins import OfferedTool
-    from kneo.agents.mcp.servers import McpServers
+    from kneo.agents.tools.mcp.pins import OfferedTool
+    from kneo.agents.tools.mcp.servers import McpServers
     from kneo.spec.models.spec import McpServer
 
 
@@ -52,7 +53,18 @@ class McpTools:
 
     async def _loaded(self) -> McpServers:
         # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
-        module = await asyncio.to_thread(import_with_extra, "kneo.agents.mcp.servers", "mcp", "A tool of an MCP server")
+        module = await asyncio.to_thread(
+            import_with_extra, "kneo.agents.tools.mcp.servers", "mcp", "A tool of an MCP server"
+        )
         if self._servers is None:
             self._servers = module.McpServers(self._rules, self._secrets, self._settings)
         return self._servers
+
+
+def _open(context: BackendContext) -> McpTools:
+    tools = McpTools(context.rules, context.secrets, context.settings.mcp)
+    context.on_close(tools.close)
+    return tools
+
+
+KIND = BackendKind(open=_open)

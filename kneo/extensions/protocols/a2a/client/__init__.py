@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient
 from kneo.agents.secrets import Secrets
 from kneo.agents.services import RulesNow, unrestricted
-from kneo.agents.tool_kinds import BackendContext, BackendKind
+from kneo.agents.tools.kinds import BackendContext, BackendKind
 from kneo.agents.turn import ToolCall
 from kneo.extension_points import import_with_extra
-
-# The SDK logs agent cards and requests that it cannot parse, with their content.
-logging.getLogger("a2a").setLevel(logging.CRITICAL)
 
 
 class RemoteAgents:
@@ -47,7 +43,7 @@ class RemoteAgents:
         """
         # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
         module = await asyncio.to_thread(
-            import_with_extra, "kneo.extensions.protocols.remote_agents.calls", "a2a", "A remote agent"
+            import_with_extra, "kneo.extensions.protocols.a2a.client.calls", "a2a", "A remote agent"
         )
         assert call.tool.a2a is not None
         secrets = {
@@ -59,9 +55,9 @@ class RemoteAgents:
         return called
 
 
-def open_backend(context: BackendContext) -> RemoteAgents:
-    """Return the backend of remote agents."""
-    return RemoteAgents(context.secrets, context.rules, seconds=context.seconds, client=context.client)
+def _open(context: BackendContext) -> RemoteAgents:
+    seconds = context.settings.agents.tool_seconds
+    return RemoteAgents(context.secrets, context.rules, seconds=seconds, client=context.client)
 
 
-KIND = BackendKind(open_backend)
+KIND = BackendKind(open=_open)

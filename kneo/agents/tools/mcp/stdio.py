@@ -21,7 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
-from kneo.agents.mcp.failures import McpUnreachable
+from kneo.agents.tools.mcp.failures import McpUnreachable
 
 GRACE_SECONDS = 2.0
 """Time for a server to end after its input closes, and again after SIGTERM."""

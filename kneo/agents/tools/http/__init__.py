@@ -12,6 +12,7 @@ from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient, HttpFailed, WebRequest, WebResponse
 from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.agents.services import RulesNow, unrestricted
+from kneo.agents.tools.kinds import BackendContext, BackendKind
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
 from kneo.spec.models.spec import HttpTool
@@ -226,3 +227,11 @@ def _filled_in(value: object, template: Template) -> object:
 
 def _no_constant(name: str) -> object:
     raise ValueError(name)
+
+
+def _open(context: BackendContext) -> HttpTools:
+    seconds = context.settings.agents.tool_seconds
+    return HttpTools(context.secrets, context.rules, seconds=seconds, client=context.client)
+
+
+KIND = BackendKind(open=_open)

@@ -31,9 +31,9 @@ from kneo.agents.http import HttpClient, HttpFailed
 from kneo.agents.questions import answer_of
 from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolCall
 from kneo.errors import KneoError
-from kneo.extensions.protocols.remote_agents.card import fetch_card
-from kneo.extensions.protocols.remote_agents.parts import IN_REPLY_TO, value_of
-from kneo.extensions.protocols.remote_agents.transport import CheckedTransport
+from kneo.extensions.protocols.a2a.client.card import fetch_card
+from kneo.extensions.protocols.a2a.client.transport import CheckedTransport
+from kneo.extensions.protocols.a2a.parts import IN_REPLY_TO, value_of
 from kneo.records.task import DecisionKind
 from kneo.spec.models.spec import RemoteAgent
 
