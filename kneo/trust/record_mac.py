@@ -46,8 +46,16 @@ class _Secret:
         self.key = key.derive(PURPOSE)
         self.head = FORMAT + hashlib.sha256(b"kneo record key\0" + self.key).digest()[:ID_BYTES]
 
+        self._begun: dict[str, hmac.HMAC] = {}
+        """The code of each kind before its body: a copy takes 1.6 µs, a code from the key 2.7 µs, and a run makes dozens."""
+
     def mac(self, kind: str, body: bytes) -> bytes:
-        return self.head + hmac.digest(self.key, kind.encode() + b"\0" + body, "sha256")
+        begun = self._begun.get(kind)
+        if begun is None:
+            begun = self._begun[kind] = hmac.new(self.key, kind.encode() + b"\0", "sha256")
+        code = begun.copy()
+        code.update(body)
+        return self.head + code.digest()
 
 
 class RecordMacs:
