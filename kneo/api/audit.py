@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit, Moment, Offset, Order, PageView, Word, page_fields, stored_time, total_of
+from kneo.api.view import view_of
 from kneo.errors import Invalid, NotFound
 from kneo.records.audit import SealedEvent, leaf_of
 from kneo.redaction import redact
@@ -43,15 +44,11 @@ class AuditEventView:
         event = item.event
         metadata = redact(event.metadata, personal=False)
         assert isinstance(metadata, dict)
-        return cls(
-            id=event.id,
+        return view_of(
+            cls,
+            event,
             seq=item.seq,
             leaf=item.leaf,
-            event_type=event.event_type,
-            run_id=event.run_id,
-            continuation_id=event.continuation_id,
-            environment=event.environment,
-            actor=event.actor,
             metadata=metadata,
             payload=metadata,
             created_at=event.at,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import Field
@@ -11,6 +11,7 @@ from pydantic import Field
 from kneo import registry
 from kneo.api.operation import Context, Json, operation
 from kneo.api.release_views import SpecChangeView
+from kneo.api.view import view_of
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
 from kneo.spec.diff import bounded_changes, compare_specs, whole_command
@@ -37,8 +38,8 @@ class BundleView:
 
     @classmethod
     def of(cls, item: BundleRecord, released: tuple[Release, ...]) -> Self:
-        values = {one.name: getattr(item, one.name) for one in fields(BundleView) if one.name != "served_in"}
-        return cls(**values, served_in=[release.environment for release in released if release.digest == item.digest])
+        served_in = [release.environment for release in released if release.digest == item.digest]
+        return view_of(cls, item, served_in=served_in)
 
 
 @dataclass(frozen=True, kw_only=True)

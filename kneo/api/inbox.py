@@ -17,6 +17,7 @@ from kneo.api.may_answer import (
 )
 from kneo.api.operation import ANY_KEY, Context, Json, Principal, operation
 from kneo.api.task_views import votes_of
+from kneo.api.view import view_of
 from kneo.records.release import Pending
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.store import releases, tasks
@@ -77,28 +78,17 @@ class InboxTaskView:
     @classmethod
     def of(cls, task: HumanTask, may_answer: MayAnswerView) -> InboxTaskView:
         """Build the view of a task."""
-        return cls(
-            id=task.id,
+        return view_of(
+            cls,
+            task,
+            kind="task",
             title=one_line(task.title),
             headline=one_line(task.headline),
             prompt=one_line(task.prompt),
             excerpt="" if task.is_about_a_call else one_line(task.subject),
             type=task.kind,
             status=task.status.value,
-            run_id=task.run_id,
-            workflow_name=task.workflow_name,
-            environment=task.environment,
-            step_path=task.step_path,
-            requester=task.requester,
-            claimed_by=task.claimed_by,
-            snoozed_until=task.snoozed_until,
-            escalation=task.escalation,
-            due_at=task.due_at,
-            deadline_at=task.deadline_at,
-            on_timeout=task.on_timeout,
             quorum=votes_of(task)["quorum"],
-            created_at=task.created_at,
-            resolved_at=task.resolved_at,
             decision=task.decision.kind.value if task.decision is not None else None,
             decided_by=task.decision.actor if task.decision is not None else None,
             may_answer=may_answer,
@@ -125,17 +115,13 @@ class InboxChangeView:
     @classmethod
     def of(cls, environment: str, item: Pending, may_answer: MayAnswerView) -> InboxChangeView:
         """Build the view of a pending change."""
-        return cls(
-            id=item.id,
+        return view_of(
+            cls,
+            item,
+            kind="promotion",
             environment=environment,
-            bundle=item.bundle,
-            version=item.version,
             change=item.kind,
-            gate=item.gate,
-            reason=item.reason,
-            message=item.message,
             who=list(dict.fromkeys(name for gate in approval_gates(item) for name in gate.who)),
-            since=item.since,
             may_answer=may_answer,
         )
 

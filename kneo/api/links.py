@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kneo.api.operation import Body, Context, OneTimeSecret, operation
+from kneo.api.view import view_of
 from kneo.clock import parse_duration, parse_time
 from kneo.records.task import TaskLink
 from kneo.store import tasks
@@ -51,16 +52,11 @@ class LinkView:
     @classmethod
     def of(cls, link: TaskLink, now: datetime) -> LinkView:
         """Build the view of a link at a time."""
-        return cls(
-            id=link.id,
+        return view_of(
+            cls,
+            link,
             continuation_id=link.task_id,
-            person=link.person,
-            subject_digest=link.subject_digest,
             state="used" if link.used_at is not None else "expired" if parse_time(link.expires_at) <= now else "open",
-            created_by=link.created_by,
-            created_at=link.created_at,
-            expires_at=link.expires_at,
-            used_at=link.used_at,
         )
 
 

@@ -1,16 +1,23 @@
-"""Pages of lists: the parameters of a page, the fields of every page, and the period of a text search."""
+"""Pages of lists: the parameters of a page, the fields of every page, and the limits of a text search.
+
+Texts have no index, so a search reads every row of its period.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
+from kneo.api.operation import Context
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, InvalidValue
+from kneo.store.engine import Tx
+from kneo.store.time_limit import StatementTooSlow, limit_statements
 
 WINDOW = 10_000
 """The deepest offset."""
@@ -117,3 +124,27 @@ def search_period(now: datetime, created_after: str | None, created_before: str 
         hint = "Set created_after, and created_before for an earlier period."
         raise InvalidValue(msg, field="created_after", hint=hint)
     return SearchPeriod(created_after=after, created_before=before)
+
+
+@contextlib.contextmanager
+def limit_search(context: Context, tx: Tx, text: str | None, searched: SearchPeriod | None) -> Iterator[None]:
+    """End the statements of a text search that take too long; without a text nothing is limited.
+
+    Raises:
+        InvalidValue: ``search_too_slow``: the search was ended. The hint names a shorter period.
+    """
+    if not text:
+        yield
+        return
+    seconds = context.settings.http.search_seconds
+    try:
+        with limit_statements(tx, seconds):
+            yield
+    except StatementTooSlow as error:
+        if searched is None:
+            period, hint = "", "Search for another text, or name the environment."
+        else:
+            period = f" from {searched.created_after} to {searched.created_before or 'now'}"
+            hint = f"Search a shorter period: set created_after to {searched.half(context.store.clock.now())}."
+        msg = f"The text search{period} took longer than {seconds:g} s and was ended."
+        raise InvalidValue(msg, code="search_too_slow", field="created_after", hint=hint) from error

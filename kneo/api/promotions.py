@@ -24,6 +24,7 @@ from kneo.api.release_views import (
     ReleaseView,
     SpecChangeView,
 )
+from kneo.api.view import view_of
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.release import ApprovalRecord, Pending, Promotion
 from kneo.settings import Settings
@@ -110,7 +111,7 @@ def _pending_detail(context: Context, tx: Tx, environment: str, item: Pending, *
         plan = kept_plan(kept.base, kept.content, command, whole=whole)
     return PromotionDetailView(
         promotion=_pending_views(tx, environment, [item])[0],
-        serving=ReleaseView.of(serving) if serving is not None else None,
+        serving=view_of(ReleaseView, serving) if serving is not None else None,
         plan=plan,
         decisions=[ApprovalView.of(record) for record in registry.decisions_about(tx, environment, item)],
         may_answer=may_decide_change(tx, context.settings, environment, item, context.principal),
@@ -133,7 +134,7 @@ def _done_detail(tx: Tx, item: Promotion, *, whole: bool) -> PromotionDetailView
     reason = f"This change was applied at {item.at}."
     return PromotionDetailView(
         promotion=DonePromotionView(**vars(item)),
-        serving=ReleaseView.of(serving) if serving is not None else None,
+        serving=view_of(ReleaseView, serving) if serving is not None else None,
         plan=_applied_plan(tx, item, whole=whole),
         decisions=[ApprovalView.of(record) for record in releases.approvals_by_id(tx, item.approvals)],
         may_answer=MayAnswerView(ok=False, reason=reason, code="nothing_waits"),

@@ -13,16 +13,15 @@ from kneo import registry
 from kneo.api.audit import AuditEventView
 from kneo.api.may_answer import MayAnswerView
 from kneo.api.operation import Json
+from kneo.api.view import view_of
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.release import (
     ApprovalRecord,
-    BundleRecord,
     Condition,
     Hold,
     Pending,
     Promotion,
-    Release,
     SourceRecord,
     Suspension,
 )
@@ -45,12 +44,6 @@ class ReleaseView:
     digest: str
     since: str
     revision: str
-
-    @classmethod
-    def of(cls, item: Release) -> Self:
-        return cls(
-            bundle=item.bundle, version=item.version, digest=item.digest, since=item.since, revision=item.revision
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,16 +133,13 @@ class EnvironmentView(EnvironmentRulesView):
 
     @classmethod
     def of_status(cls, status: EnvironmentStatus, rules: EnvironmentRulesView) -> Self:
-        return cls(
+        return view_of(
+            cls,
+            status,
             **vars(rules),
-            name=status.name,
             revision=status.record.revision if status.record else None,
             policy_digest=status.record.policy_digest if status.record else None,
-            conditions=status.conditions,
-            releases=[ReleaseView.of(item) for item in status.releases],
-            pending=status.pending,
-            holds=status.holds,
-            suspension=status.suspension,
+            releases=[view_of(ReleaseView, item) for item in status.releases],
         )
 
 
@@ -173,14 +163,7 @@ class DecisionView:
 
     @classmethod
     def of(cls, item: ApprovalRecord) -> Self:
-        return cls(
-            id=item.id,
-            principal=item.principal,
-            decision=item.decision,
-            signed=item.signed,
-            at=item.first_seen_at,
-            reason=registry.decision_reason(item),
-        )
+        return view_of(cls, item, at=item.first_seen_at, reason=registry.decision_reason(item))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,8 +273,7 @@ class ApprovalView:
 
     @classmethod
     def of(cls, record: ApprovalRecord) -> Self:
-        values = {item.name: getattr(record, item.name) for item in fields(cls) if item.name != "reason"}
-        return cls(**values, reason=registry.decision_reason(record))
+        return view_of(cls, record, reason=registry.decision_reason(record))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,9 +339,9 @@ class WhyView:
         gates = found.gates
         first = gates[0] if gates else None
         up_to_date = f"Up to date: {found.environment} is at the version that Git declares."
-        return cls(
-            environment=found.environment,
-            bundle=found.bundle,
+        return view_of(
+            cls,
+            found,
             blocked=first is not None,
             gate=first.gate if first else None,
             reason=first.reason if first else None,
@@ -370,10 +352,7 @@ class WhyView:
             gates=gates,
             way_back=found.way_back,
             waiting=found.pending,
-            serving=ReleaseView.of(found.serving) if found.serving else None,
-            hold=found.hold,
-            suspension=found.suspension,
-            conditions=found.conditions,
+            serving=view_of(ReleaseView, found.serving) if found.serving else None,
         )
 
 
@@ -416,10 +395,6 @@ class TracedBundleView:
     first_seen_at: str
     spec_digest: str
 
-    @classmethod
-    def of(cls, item: BundleRecord) -> Self:
-        return cls(**{one.name: getattr(item, one.name) for one in fields(cls)})
-
 
 @dataclass(frozen=True, kw_only=True)
 class TracedPromotionView:
@@ -444,9 +419,14 @@ class TracedPromotionView:
     @classmethod
     def of(cls, item: Promotion, found: Trace) -> Self:
         event = found.events.get(item.id)
-        values = vars(item) | {"approvals": [ApprovalView.of(record) for record in found.approvals.get(item.id, ())]}
-        audit = AuditEventView.of(event) if event is not None else None
-        return cls(**values, commit=item.revision.rpartition(":")[2], audit=audit)
+        return view_of(
+            cls,
+            item,
+            kind=item.kind,
+            approvals=[ApprovalView.of(record) for record in found.approvals.get(item.id, ())],
+            commit=item.revision.rpartition(":")[2],
+            audit=AuditEventView.of(event) if event is not None else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -487,7 +467,7 @@ class ProvenanceView:
         return cls(
             digest=found.digest,
             run=TracedRunView(id=run.id, status=run.status.value, requester=run.requester) if run else None,
-            bundle=TracedBundleView.of(bundle) if bundle else None,
+            bundle=view_of(TracedBundleView, bundle) if bundle else None,
             promotions=[TracedPromotionView.of(item, found) for item in found.promotions],
             receipts=[TracedReceiptView.of(record) for record in found.receipts],
         )

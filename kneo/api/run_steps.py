@@ -14,6 +14,7 @@ from pydantic import Field
 from kneo.api.operation import Context, operation
 from kneo.api.page import Limit, Offset, PageView, page_fields
 from kneo.api.run_views import RunErrorView, UsageView, readable
+from kneo.api.view import view_of
 from kneo.clock import parse_time
 from kneo.errors import Invalid, Untrusted
 from kneo.records.conversation import ConversationEntry, EntryKind
@@ -122,18 +123,15 @@ class StepGateView:
         """Build the view of a task, without its subject."""
         decision = task.decision
         comment = (decision.comment or decision.feedback) if decision is not None else None
-        return cls(
+        return view_of(
+            cls,
+            task,
             continuation_id=task.id,
             path=task.step_path or task.step_id,
-            key=task.key,
-            kind=task.kind,
-            position=task.position,
-            attempt=task.attempt,
             status=task.status.value,
             headline=readable(task.headline) or "",
             prompt=readable(task.prompt or task.title) or "",
             opened_at=task.created_at,
-            resolved_at=task.resolved_at,
             decision=decision.kind.value if decision is not None else None,
             actor=decision.actor if decision is not None else None,
             comment=readable(comment),

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
 from kneo.api.operation import Json
 from kneo.api.page import PageView, SearchPeriod
 from kneo.api.task_views import epoch, human_request, votes_of
+from kneo.api.view import view_of
 from kneo.records.run import AgentUsage, Checkpoint, Run, RunError, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.redaction import hide_paths, redact, redact_text
@@ -112,12 +113,11 @@ class RunView:
         """Build the view of a run and of its first open task."""
         session_id = run.metadata.get("session_id")
         request = request_for_callers(task) if task else None
-        return cls(
-            id=run.id,
+        return view_of(
+            cls,
+            run,
             run_id=run.id,
-            status=run.status,
             agent_name=run.agent_name,
-            workflow_name=run.workflow_name,
             workflow_kind=run.workflow_kind,
             input_text=redact_text(run.input_text, personal=False),
             output_text=readable(run.output_text),
@@ -129,10 +129,6 @@ class RunView:
             usage=_usage(run),
             metadata=run_metadata(run, task, request),
             error=RunErrorView.of(run),
-            created_at=run.created_at,
-            updated_at=run.updated_at,
-            started_at=run.started_at,
-            completed_at=run.completed_at,
             deadline_at=epoch(run.deadline_at),
         )
 
@@ -229,15 +225,11 @@ class TraceEventView:
         """Build the view of an event."""
         data = {_FACTS.get(name, name): value for name, value in clean(event.data).items()}
         top = {name: data.pop(name) for name in _TRACE_FIELDS if name in data}
-        return cls(
-            type=event.type,
-            run_id=event.run_id,
-            event_id=event.event_id,
-            sequence=event.sequence,
-            timestamp=event.timestamp,
-            step_id=event.step_id,
+        return view_of(
+            cls,
+            event,
             metadata=data,
-            **top,  # type: ignore[arg-type]  # what the runtime writes under these names
+            **top,
         )
 
 
@@ -268,15 +260,11 @@ class CheckpointView:
     @classmethod
     def of(cls, item: Checkpoint) -> CheckpointView:
         """Build the view of a checkpoint."""
-        return cls(
-            id=item.id,
-            run_id=item.run_id,
-            sequence=item.sequence,
-            type=item.type,
-            step_id=item.step_id,
+        return view_of(
+            cls,
+            item,
             state=clean(item.state),
             metadata=clean(item.metadata),
-            created_at=item.created_at,
         )
 
 

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kneo.api.operation import Context, operation
-from kneo.api.page import Limit, Moment, Offset, Order, Word, page_fields, search_period, stored_time, total_of
+from kneo.api.page import (
+    Limit,
+    Moment,
+    Offset,
+    Order,
+    Word,
+    limit_search,
+    page_fields,
+    search_period,
+    stored_time,
+    total_of,
+)
 from kneo.api.run_views import (
     CheckpointPageView,
     CheckpointView,
@@ -17,7 +28,6 @@ from kneo.api.run_views import (
     TraceEventView,
     TraceView,
 )
-from kneo.api.search_limit import limit_search
 from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus

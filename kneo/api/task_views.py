@@ -12,6 +12,7 @@ from pydantic import Field
 from kneo.api.may_answer import MayAnswerView
 from kneo.api.operation import Json
 from kneo.api.page import PageView, SearchPeriod
+from kneo.api.view import view_of
 from kneo.clock import parse_time
 from kneo.records.run import Run
 from kneo.records.task import HumanTask, TaskEvent
@@ -72,21 +73,13 @@ class HumanTaskView:
     def of(cls, task: HumanTask) -> HumanTaskView:
         """Build the view of a task."""
         request = human_request(task)
-        return HumanTaskView(
-            id=task.id,
+        return view_of(
+            HumanTaskView,
+            task,
             continuation_id=task.id,
-            run_id=task.run_id,
-            environment=task.environment,
-            workflow_name=task.workflow_name,
             workflow_kind=task.workflow_type,
             status=task.status.value,
-            kind=task.kind,
-            position=task.position,
-            step_path=task.step_path,
-            key=task.key,
             headline=task.headline,
-            attempt=task.attempt,
-            step_id=task.step_id,
             current_input=task.subject,
             request=request,
             pending_human_request=request,
@@ -95,23 +88,11 @@ class HumanTaskView:
             **votes_of(task),
             consequences=dict(task.consequences),
             timeout=_timeout(task),
-            assignee=task.assignee,
-            claimed_by=task.claimed_by,
-            snoozed_until=task.snoozed_until,
-            priority=task.priority,
-            due_at=task.due_at,
-            next_at=task.next_at,
             next=[{"what": one.what, "at": one.at} for one in scheduled_events(task)] if task.next_at else [],
-            requester=task.requester,
-            bundle_digest=task.bundle_digest,
             receipt=task.plan.receipt,
             expires_at=epoch(task.deadline_at),
             escalated_at=epoch(task.escalated_at),
-            escalation=task.escalation,
             decision=_decision(task),
-            created_at=task.created_at,
-            updated_at=task.updated_at,
-            resolved_at=task.resolved_at,
             links={"resume": f"/v1/human-tasks/{task.id}/resume", "run": f"/v1/runs/{task.run_id}"},
             metadata={"step_id": task.step_id, **task.metadata},
         )
@@ -165,13 +146,11 @@ class TaskEventView:
     @classmethod
     def of(cls, event: TaskEvent) -> TaskEventView:
         """Build the view of an event."""
-        return cls(
-            id=event.id,
+        return view_of(
+            cls,
+            event,
             continuation_id=event.task_id,
-            run_id=event.run_id,
             type=f"human.{event.type}",
-            actor=event.actor,
-            at=event.at,
             data=dict(event.data),
         )
 

@@ -10,8 +10,17 @@ from typing import Annotated, Literal, TypedDict
 from pydantic import Field
 
 from kneo.api.operation import Body, Context, operation
-from kneo.api.page import Limit, Moment, Offset, Order, page_fields, search_period, stored_time, total_of
-from kneo.api.search_limit import limit_search
+from kneo.api.page import (
+    Limit,
+    Moment,
+    Offset,
+    Order,
+    limit_search,
+    page_fields,
+    search_period,
+    stored_time,
+    total_of,
+)
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
 from kneo.clock import first_id, isoformat, parse_duration
 from kneo.errors import InvalidValue
