@@ -262,9 +262,9 @@ class CallExecution:
 
     async def _attempts(self, tool: Tool, made: ToolCall) -> object:
         kind = tool.kind
-        backend = self._services.tools.get(kind.name)
+        backend = self._services.tools.get(tool.backend)
         if backend is None:
-            msg = f"This process cannot call tools of the kind {kind.name}."
+            msg = f"This process cannot call tools of the kind {tool.backend}."
             raise Invalid(msg, code="tool_not_found")
         limits = {
             "tool or process": tool.timeout_seconds or self._services.limits.tool_seconds,

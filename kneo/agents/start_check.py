@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 
 from kneo.agents.providers import OperatorConnections, check_models
+from kneo.agents.tools.kinds import check_kind
 from kneo.errors import Invalid
 from kneo.spec.coverage.exposure import callable_tools
 from kneo.spec.models.agent import Agent
@@ -68,17 +69,20 @@ def check_libraries(
     *,
     missing: Callable[[], frozenset[Library]] = missing_libraries,
 ) -> None:
-    """Refuse an agent with tools whose library is not installed.
+    """Refuse an agent with tools whose library or kind is not installed.
 
     Raises:
         Invalid: ``mcp_not_installed`` or ``a2a_not_installed``.
     """
     for tool in callable_tools(agent):
         declared = spec.tools.get(tool)
-        library = declared.kind.library if declared is not None else None
+        if declared is None:
+            continue
+        library = declared.kind.library
         if library is not None and library in missing():
             msg = f"The agent {name} needs the tool {tool}, and the library of {library.title} is not installed here."
             raise Invalid(msg, code=library.code, hint=library.hint, lacking="library")
+        check_kind(name, tool, declared)
 
 
 def _reached(spec: Spec, used: Mapping[str, Agent]) -> Iterator[tuple[str, Agent]]:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write", "shell", "privileged"]
 """What a call may do beyond computing its result; ``privileged`` is anything that should not happen unseen."""
 
-Backing: TypeAlias = Literal["implementation", "http", "mcp", "agent", "a2a"]
+Backing: TypeAlias = Literal["implementation", "http", "mcp", "agent", "a2a", "extension"]
 """A field of a tool that says what is behind it."""
 
 ASK_QUESTION = "ask_question"
@@ -98,8 +98,13 @@ TOOL_KINDS = _table(
         takes="parameters or text",
         time_limit="none",
     ),
+    # Kneo does not know what a package does: the spec can only declare more than the network.
+    ToolKind(name="extension", backing="extension", capabilities=("network",), span_type="extension"),
 )
 """Every kind by its field, in the order of the fields."""
+
+KIND_NAMES = frozenset(kind.name for kind in TOOL_KINDS.values())
+"""The names of all kinds, which no package can add."""
 
 REGISTERED = TOOL_KINDS["implementation"]
 """The kind of a tool that declares no backing: the process registered it."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kneo.errors import Invalid
 from kneo.extension_points import Point
 from kneo.spec.models.spec import Tool
+from kneo.spec.tool_kinds import KIND_NAMES
 
 if TYPE_CHECKING:
     from kneo.agents.addresses import HostRules
     from kneo.agents.http import HttpClient
     from kneo.agents.secrets import Secrets
     from kneo.agents.services import RulesNow
-    from kneo.agents.turn import ToolBackend
+    from kneo.agents.turn import ToolBackend, ToolCall
     from kneo.settings import Settings
 
 
@@ -24,8 +26,7 @@ class BackendContext:
 
     Attributes:
         settings: The settings of the process.
-        secrets: The secrets of the process. A backend reads them with ``call.secrets.fill(TEXT, secrets)``, which hides them in
-            everything that the call leads to.
+        secrets: The secrets of the process.
         rules: The tool rules of an environment as they are now.
         client: Makes an HTTP client that reaches the hosts of some rules alone: ``HostRules.of(call.turn.agent, rules.inside)``.
         on_close: Registers what is done when the process ends.
@@ -36,6 +37,15 @@ class BackendContext:
     rules: RulesNow
     client: Callable[[HostRules], HttpClient]
     on_close: Callable[[Callable[[], Awaitable[None]]], object]
+
+    def secrets_of(self, call: ToolCall) -> Mapping[str, str]:
+        """Return the secrets that the tool of a call declares, which everything that the call leads to is without.
+
+        Raises:
+            Forbidden: ``secret_denied`` or ``secret_missing``.
+        """
+        declared = call.tool.extension.secrets if call.tool.extension is not None else {}
+        return {name: call.secrets.fill(text, self.secrets) for name, text in declared.items()}
 
 
 def accept(_tool: Tool) -> None:
@@ -55,4 +65,20 @@ class BackendKind:
     check: Callable[[Tool], None] = accept
 
 
-BACKEND_KINDS = Point("tool_kinds", BackendKind, own={"python", "http", "mcp", "agent", "extension"})
+BACKEND_KINDS = Point("tool_kinds", BackendKind, own=KIND_NAMES - {"a2a"})
+
+
+def check_kind(agent: str, name: str, tool: Tool) -> None:
+    """Refuse a tool of a kind that is not installed, and one whose declaration its kind refuses.
+
+    Raises:
+        Invalid: ``tool_kind_not_installed``, or as the kind says.
+        ExtensionFailed: the extension that adds the kind cannot be loaded.
+    """
+    if tool.backend in BACKEND_KINDS.own:
+        return
+    if not BACKEND_KINDS.has(tool.backend):
+        msg = f"The agent {agent} needs the tool {name}, and no package that is installed here adds its kind {tool.backend}."
+        hint = "Install the package, or name another kind."
+        raise Invalid(msg, code="tool_kind_not_installed", hint=hint, lacking="library")
+    BACKEND_KINDS.load(tool.backend).check(tool)

@@ -15,7 +15,7 @@ from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
 from kneo.spec.models.workflow import AnyWorkflow
 from kneo.spec.policy import ToolNames
-from kneo.spec.tool_kinds import REGISTERED, TOOL_KINDS, Backing, Capability, ToolKind
+from kneo.spec.tool_kinds import KIND_NAMES, REGISTERED, TOOL_KINDS, Backing, Capability, ToolKind
 
 
 class McpPin(SpecModel):
@@ -91,6 +91,33 @@ class RemoteAgent(SpecModel):
     )
 
 
+class ExtensionTool(SpecModel):
+    """A tool of a kind that an installed package adds."""
+
+    kind: str = Field(
+        max_length=60,
+        pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$",
+        description="The name of the kind. A run is refused where no installed package adds it.",
+        examples=["sqlite"],
+    )
+    url: str | None = Field(
+        default=None, max_length=2_000, description="The address that calls reach, for kinds that have one."
+    )
+    secrets: dict[str, str] = Field(
+        default_factory=dict,
+        description="Texts with ${NAME} for a secret of the process that runs steps; the kind names them.",
+        examples=[{"password": "${DATABASE_PASSWORD}"}],
+    )
+    config: JsonObject = Field(default_factory=dict, description="What else the kind needs.")
+
+    @model_validator(mode="after")
+    def _is_no_kind_of_kneo(self) -> Self:
+        if self.kind in KIND_NAMES:
+            message = f"{self.kind} is a kind of Kneo, which no package adds."
+            raise refused("E_SCHEMA", message, "kind")
+        return self
+
+
 class Verify(SpecModel):
     """A function that finds out whether an interrupted call took effect."""
 
@@ -113,7 +140,7 @@ _WITH_EFFECTS: frozenset[Capability] = frozenset({"filesystem_write", "shell", "
 
 
 class Tool(SpecModel):
-    """Something an agent can call, backed by exactly one of implementation, http, mcp, agent and a2a."""
+    """Something an agent can call, backed by exactly one of implementation, http, mcp, agent, a2a and extension."""
 
     description: Text = Field(description="The purpose of the tool, for the model.")
     parameters: JsonObject = Field(default_factory=dict, description="JSON Schema of its arguments.")
@@ -141,6 +168,7 @@ class Tool(SpecModel):
         default=None,
         description="An agent of another service. Without parameters it is given a text, else the arguments as data.",
     )
+    extension: ExtensionTool | None = None
     transfer: bool = Field(
         default=False,
         description="With agent: the call hands the task over. The agent's answer is the answer of the step, and the caller is "
@@ -207,7 +235,13 @@ class Tool(SpecModel):
     @property
     def addresses(self) -> tuple[str, ...]:
         """The addresses that calls reach."""
-        return tuple(part.url for part in (self.http, self.a2a) if part is not None)
+        parts = (self.http, self.a2a, self.extension)
+        return tuple(part.url for part in parts if part is not None and part.url is not None)
+
+    @property
+    def backend(self) -> str:
+        """The name of the kind that calls the tool, also of one that a package adds."""
+        return self.extension.kind if self.extension is not None else self.kind.name
 
     def names(self, own: str) -> ToolNames:
         """Return the names by which rules of an environment know the tool.
@@ -222,6 +256,8 @@ class Tool(SpecModel):
         if self.implementation is not None:
             parts = self.implementation.split(".")
             called += [".".join(parts[start:]) for start in range(len(parts))]
+        if self.extension is not None:
+            called.append(self.extension.kind)
         return ToolNames(own, tuple(called), (*self.addresses, *([self.agent] if self.agent is not None else [])))
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine
+from example_extension import install_example, on_path
 
 from kneo import extension_points
 from kneo.errors import Invalid
@@ -21,29 +22,16 @@ from kneo.store.engine import Store
 from kneo.store.outbox import Message
 from kneo.tasks.lifecycle import is_asked
 
-ROOT = Path(__file__).parents[3]
-PIP = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check", "--no-input", "install"]
-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the package is installed in."""
-    folder = tmp_path_factory.mktemp("installed")
-    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(folder)]
-    done = subprocess.run(
-        [*PIP, *offline, str(ROOT / "examples" / "extension")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+    return install_example(tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture
 def _on_path(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(str(installed))
-    monkeypatch.setattr(extension_points, "PATH", tuple(sys.path))
-    extension_points._scan.cache_clear()
-    yield
-    extension_points._scan.cache_clear()
+    with on_path(installed, monkeypatch):
+        yield
 
 
 def settings_of(folder: Path, address: str) -> Settings:
@@ -115,4 +103,4 @@ def test_the_doctor_lists_the_package_with_its_version(installed: Path, tmp_path
         text=True,
         check=False,
     )
-    assert "kneo-file-channel 1.0.0: file (notification_channels)" in done.stdout
+    assert "kneo-example-extension 1.0.0: file (notification_channels), sqlite (tool_kinds)" in done.stdout

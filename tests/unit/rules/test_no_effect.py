@@ -72,6 +72,11 @@ READ: dict[str, dict[str, str]] = {
         "kneo/spec/coverage/gates.py": "timeout_seconds",
     },
     "LoopStep": {PROGRAM: f"{STEP} kind steps max_iterations until timeout_seconds"},
+    "ExtensionTool": {
+        "kneo/spec/models/spec.py": "kind url",
+        "kneo/agents/tools/kinds.py": "secrets",
+        "examples/extension/kneo_sqlite_tools.py": "config",
+    },
     "HttpTool": {"kneo/agents/tools/http/__init__.py": "method url headers query body secret_headers"},
     "McpOAuth": {"kneo/agents/tools/mcp/targets.py": "issuer client_id client_secret_ref"},
     "McpToolRef": {"kneo/agents/tools/mcp/servers.py": "server name pin"},
@@ -131,9 +136,9 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/loop.py": "description transfer",
         "kneo/runtime/steps/python_tools.py": "implementation",
         "kneo/agents/tools/http/__init__.py": "http",
+        "kneo/spec/models/spec.py": "capabilities effects extension",
         "kneo/agents/tools/mcp/servers.py": "mcp",
         "kneo/extensions/protocols/a2a/client/__init__.py": "a2a",
-        "kneo/spec/models/spec.py": "capabilities effects",
         "kneo/runtime/program/gates.py": "review",
     },
     "ToolPermissions": {

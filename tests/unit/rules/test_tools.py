@@ -44,6 +44,8 @@ def tool(**fields: object) -> Tool:
         ({"http": GET, "effects": True}, True),
         ({"a2a": AGENT}, True),
         ({"a2a": AGENT, "effects": False}, False),
+        ({"extension": {"kind": "sqlite"}}, True),
+        ({"extension": {"kind": "sqlite"}, "effects": False}, False),
         ({"effects": True}, True),
     ],
 )
@@ -57,6 +59,7 @@ BACKINGS: dict[str, object] = {
     "mcp": {"server": "s"},
     "agent": "a",
     "a2a": AGENT,
+    "extension": {"kind": "sqlite"},
 }
 
 
