@@ -466,7 +466,7 @@ class ProvenanceView:
         run, bundle = found.run, found.bundle
         return cls(
             digest=found.digest,
-            run=TracedRunView(id=run.id, status=run.status.value, requester=run.requester) if run else None,
+            run=view_of(TracedRunView, run, status=run.status.value) if run else None,
             bundle=view_of(TracedBundleView, bundle) if bundle else None,
             promotions=[TracedPromotionView.of(item, found) for item in found.promotions],
             receipts=[TracedReceiptView.of(record) for record in found.receipts],

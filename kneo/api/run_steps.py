@@ -137,7 +137,7 @@ class StepGateView:
             comment=readable(comment),
             approvals=task.quorum.approvals,
             votes=[
-                GateVoteView(actor=vote.actor, decision=vote.decision.value, at=vote.at, comment=readable(vote.comment))
+                view_of(GateVoteView, vote, decision=vote.decision.value, comment=readable(vote.comment))
                 for vote in task.votes
             ],
         )
@@ -168,21 +168,17 @@ class StepView:
         """Build the view of a finished step and of the journal entries that it wrote."""
         step = stored.record
         agent = step.facts.get("agent_name")
-        return cls(
+        return view_of(
+            cls,
+            step,
             path=step.step_id,
-            kind=step.kind,
-            attempt=step.attempt,
-            status=step.status,
             agent_name=str(agent) if agent is not None else None,
-            started_at=step.started_at,
-            completed_at=step.completed_at,
             milliseconds=_milliseconds(step.started_at, step.completed_at),
             input=_shown(step.input_text, stored.input_chars, text_chars),
             output=_shown(step.output_text, stored.output_chars, text_chars),
             error=RunErrorView.of_error(step.error),
             model=StepModelView.of(step.facts, entries),
             usage=_usage(entries),
-            code_digest=step.code_digest,
             tool_calls=StepCallView.list_of(entries),
         )
 

@@ -117,7 +117,6 @@ class RunView:
             cls,
             run,
             run_id=run.id,
-            agent_name=run.agent_name,
             workflow_kind=run.workflow_kind,
             input_text=redact_text(run.input_text, personal=False),
             output_text=readable(run.output_text),

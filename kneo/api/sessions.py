@@ -11,6 +11,7 @@ from pydantic import Field
 from kneo.api.conversation_messages import ContentTexts
 from kneo.api.operation import EVERYTHING, Context, operation
 from kneo.api.page import Limit, Offset, Word
+from kneo.api.view import view_of
 from kneo.errors import InvalidValue, NotFound
 from kneo.records.agent_session import AgentSession, SessionKey
 from kneo.store import agent_sessions, audit
@@ -135,15 +136,7 @@ def list_session_messages(
         messages, total = agent_sessions.list_messages(tx, key, agent=agent, limit=limit, offset=offset)
     texts = ContentTexts(personal=not whole)
     views = [
-        SessionMessageView(
-            number=message.number,
-            agent=message.agent,
-            role=message.role,
-            text=texts.shown(message.text),
-            run_id=message.run_id,
-            created_at=message.created_at,
-        )
-        for message in messages
+        view_of(SessionMessageView, message, role=message.role, text=texts.shown(message.text)) for message in messages
     ]
     return SessionMessagesView(
         session_id=session_id,

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from kneo.api.operation import Context, operation
 from kneo.api.page import Word
+from kneo.api.view import view_of
 from kneo.errors import InvalidValue
 from kneo.records.run import AgentUsage
 from kneo.store.usage import UsageGroup, UsageRow, day_of, list_usage
@@ -42,19 +43,9 @@ class ModelUsageView:
 
     @classmethod
     def of(cls, row: UsageRow) -> ModelUsageView:
-        group, usage = row.group, row.usage
-        return cls(
-            day=group.get("day"),
-            provider=group.get("provider"),
-            model=group.get("model"),
-            agent=group.get("agent"),
-            requests=usage.requests,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            total_tokens=usage.total_tokens,
-            cost_micros=usage.known_cost,
-            unpriced_requests=usage.unpriced_requests,
-        )
+        usage = row.usage
+        columns = {name: row.group.get(name) for name in ("day", "provider", "model", "agent")}
+        return view_of(cls, usage, **columns, total_tokens=usage.total_tokens, cost_micros=usage.known_cost)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""The fields that a view repeats of a record: copied by name, and only where the types are equal."""
+"""The fields that a view repeats of a record: copied by name, and only where the view's type includes the record's."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TypeVar, get_type_hints
+from types import UnionType
+from typing import TypeVar, Union, get_args, get_origin, get_type_hints
 
 V = TypeVar("V")
 
@@ -13,11 +14,16 @@ def _shared_fields(view: type, record: type, others: frozenset[str]) -> tuple[st
     """Return the names of the fields that a view shares with a record, without those that are passed."""
     wanted, stored = get_type_hints(view), get_type_hints(record)
     names = tuple(name for name in wanted if name in stored and name not in others)
-    different = [name for name in names if wanted[name] != stored[name]]
+    different = [name for name in names if not _members(stored[name]) <= _members(wanted[name])]
     if different:
         msg = f"{view.__name__} and {record.__name__} have fields of different types: {', '.join(different)}."
         raise TypeError(msg)
     return names
+
+
+def _members(kind: object) -> frozenset[object]:
+    """Return the types of a union; a type that is no union is its only member."""
+    return frozenset(get_args(kind)) if get_origin(kind) in {Union, UnionType} else frozenset({kind})
 
 
 def view_of(view: type[V], record: object, **others: object) -> V:

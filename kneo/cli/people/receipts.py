@@ -189,14 +189,10 @@ def _reviewers(file: Path, options: list[str], trust: Path | None, pin: str | No
         raise Usage(msg)
     if trust is not None:
         # The verification of bundles imports Git and the language of specs.
-        from kneo.cli.specs.bundle_check import choose_root
+        from kneo.cli.specs.bundle_check import choose_root_or_warn
 
-        chosen = choose_root(file, trust, pin, SystemClock().now())
-        if chosen.pinned_by is None:
-            render.warning(
-                f"{chosen.file} is not pinned. Check its first version, {chosen.pin}, and pass it with --trust-root."
-            )
-        return ReviewerKeys(keys=chosen.root.keys, void=chosen.root.void)
+        root = choose_root_or_warn(file, trust, pin, SystemClock().now())
+        return ReviewerKeys(keys=root.keys, void=root.void)
     keys = {}
     for text in options:
         name, equals, path = text.partition("=")

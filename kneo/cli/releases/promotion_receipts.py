@@ -144,19 +144,15 @@ def verify(
     verified like in a reconciliation, at the time that they state; a key that was revoked before --seen-at does not count.
     """
     # The verification of decisions imports the language of specs and the gates of the controller.
-    from kneo.cli.specs.bundle_check import choose_root
+    from kneo.cli.specs.bundle_check import choose_root_or_warn
     from kneo.controller.approval_receipts import MOST_RECEIPTS, ReceiptTerms, check_approval_receipt, verdict_json
     from kneo.trust.receipt import LIMITS, read_receipts
 
     data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
     presented = read_receipts(data, file=str(file), most=MOST_RECEIPTS).receipts
     at = parse_time(seen_at) if seen_at is not None else SystemClock().now()
-    chosen = choose_root(file, trust, trust_root, at)
-    if chosen.pinned_by is None:
-        hint = f"Check its first version, {chosen.pin}, and pass it with --trust-root."
-        render.warning(f"{chosen.file} is not pinned.", hint)
     terms = ReceiptTerms(
-        root=chosen.root,
+        root=choose_root_or_warn(file, trust, trust_root, at),
         service_keys=tuple(load_public(path) for path in keys or ()),
         file_of=_file_of(environment),
         before=_read(before) if before is not None else None,

@@ -93,7 +93,7 @@ def choose_root(bundle: Path, trust: Path | None, pin: str | None, now: datetime
     """Return the trust root for a bundle, verified from the pinned one.
 
     The pin is the argument, else that of the settings, else the recorded one of this machine. Without a pin the first root
-    in the file is used, which proves nothing; the caller has to warn.
+    in the file is used, which proves nothing; the caller has to warn, as ``choose_root_or_warn`` does.
 
     Raises:
         NotFound: there is no trust root.
@@ -108,6 +108,15 @@ def choose_root(bundle: Path, trust: Path | None, pin: str | None, now: datetime
     pinned_by, chosen = _pin(file, pin)
     pinned = chosen or chain.first
     return PinnedRoot(chain.verify(pinned, now), file, pinned, pinned_by)
+
+
+def choose_root_or_warn(file: Path, trust: Path | None, pin: str | None, now: datetime) -> TrustRoot:
+    """Return the trust root for a file as ``choose_root`` does; print a warning where it is not pinned."""
+    chosen = choose_root(file, trust, pin, now)
+    if chosen.pinned_by is None:
+        hint = f"Check its first version, {chosen.pin}, and pass it with --trust-root."
+        render.warning(f"{chosen.file} is not pinned.", hint)
+    return chosen.root
 
 
 def _pin(file: Path, given: str | None) -> tuple[str | None, Digest | None]:

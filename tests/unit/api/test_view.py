@@ -23,7 +23,13 @@ class Record:
 class PlainView:
     id: str
     note: Annotated[str | None, Field(description="A note.")] = None
+    count: int | None = None
     link: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoteView:
+    note: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +41,18 @@ RECORD = Record(id="one", secret="s", count=3, note="n")
 
 
 def test_a_view_has_the_fields_of_its_record_and_those_that_are_passed() -> None:
-    assert view_of(PlainView, RECORD, link="/one") == PlainView(id="one", note="n", link="/one")
-    assert view_of(PlainView, RECORD, link="/one", note=None) == PlainView(id="one", link="/one")
+    assert view_of(PlainView, RECORD, link="/one") == PlainView(id="one", note="n", count=3, link="/one")
+    assert view_of(PlainView, RECORD, link="/one", note=None) == PlainView(id="one", count=3, link="/one")
 
 
 def test_a_field_that_neither_the_record_nor_the_caller_has_is_an_error() -> None:
     with pytest.raises(TypeError, match="link"):
         view_of(PlainView, RECORD)
+
+
+def test_a_field_that_may_be_null_is_not_copied_into_one_that_may_not() -> None:
+    with pytest.raises(TypeError, match="note"):
+        view_of(NoteView, RECORD)
 
 
 def test_a_field_of_another_type_is_never_copied_and_never_left_at_its_default() -> None:
