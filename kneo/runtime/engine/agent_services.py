@@ -19,6 +19,8 @@ from kneo.agents.secret_filter import SecretFilter
 from kneo.agents.services import AgentServices, operator_rules
 from kneo.agents.tools.backends import Backends
 from kneo.agents.tools.kinds import BackendContext
+from kneo.agents.tools.middleware import MiddlewareTools
+from kneo.agents.tools.python.backend import PythonTools
 from kneo.agents.turn import PeopleRequired, Postponed
 from kneo.errors import NotFound
 from kneo.project import read_config
@@ -26,8 +28,8 @@ from kneo.records.run import AgentUsage
 from kneo.runtime.steps.agents import OpenServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.steps.python_tools import MiddlewareTools, PythonTools
 from kneo.runtime.steps.threads import in_thread
+from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.settings import Settings
 from kneo.spec.models.environment import EnvironmentSpec
 from kneo.spec.policy import ModelRules, ToolRules
@@ -58,7 +60,7 @@ def open_services(
         clients=requests.ModelClients(settings.models.reply_bytes),
     )
     children = ChildProcesses(code)
-    python = PythonTools(code, children, registry)
+    python = PythonTools(ToolFunctions(code, children), registry)
     closing = AsyncExitStack()
     context = BackendContext(
         settings=settings,

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO, TypeAlias
 
+from kneo.agents.tools.python.functions import await_tool, bounded_result, call_tool
 from kneo.clock import sleep
 from kneo.errors import KneoError
 from kneo.runtime.interpreter.gate import read_wait_answers, read_wait_request
@@ -31,10 +32,7 @@ from kneo.runtime.steps.functions import (
     StepContext,
     StepOutput,
     WaitForAnswer,
-    await_tool,
-    bounded_result,
     call,
-    call_tool,
 )
 from kneo.settings import function_environment
 from kneo.tools import ToolContext

@@ -1,13 +1,12 @@
-"""Python functions of steps and tools: their context; calls with checked input, checked output and bounded size."""
+"""Python functions of steps: their context; calls with checked input, checked output and bounded size."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 
 from kneo.errors import Invalid
@@ -16,7 +15,6 @@ from kneo.runtime.interpreter.values import ChatMessage
 from kneo.runtime.steps.code import Code
 from kneo.spec.json_schema import Schema, SchemaInvalid, Uncheckable, compile_schema
 from kneo.tasks.forms import check_schema
-from kneo.tools import ToolContext, ToolResult, bind_arguments
 
 
 class Cancelled(Exception):
@@ -292,83 +290,3 @@ def _check(value: object, schema: Schema, what: str, code: str) -> None:
     for wrong in errors:
         msg = f"The function's {what} does not fit its schema at {wrong.json_path}: {wrong.message[:300]}"
         raise Invalid(msg, code=code)
-
-
-# ---- calls of tools ---------------------------------------------------------------------------------------------
-
-MAX_RESULT_CHARS = 1_000_000
-"""Characters of a result; the rest is cut."""
-
-
-def is_async_tool(function: Callable[..., object]) -> bool:
-    """Return whether a call of a function, or of an object, is a coroutine."""
-    called = function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
-    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(called)
-
-
-def call_tool(function: Callable[..., object], arguments: Mapping[str, object], context: ToolContext) -> object:
-    """Call a tool, and return what it returns.
-
-    Raises:
-        Invalid: ``tool_exited``: the tool tried to end more than its call.
-        Exception: the tool raised it.
-    """
-    positional, named = bind_arguments(function, arguments, context)
-    try:
-        return function(*positional, **named)
-    except Exception:
-        raise
-    except BaseException as error:  # noqa: BLE001 - of the tool, not of this process
-        raise _exited(error) from None
-
-
-async def await_tool(pending: Awaitable[object]) -> object:
-    """Await the result of an asynchronous tool.
-
-    Raises:
-        Invalid: ``tool_exited``: the tool tried to end more than its call.
-        asyncio.CancelledError: the call is cancelled.
-        Exception: the tool raised it.
-    """
-    try:
-        return await pending
-    except Exception:
-        raise
-    except BaseException as error:
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            raise
-        raise _exited(error) from None
-
-
-def bounded_result(result: object) -> object:
-    """Return a tool's result as a JSON value; one that is too long becomes a text that is cut.
-
-    Raises:
-        Invalid: ``tool_result_invalid``: JSON cannot represent it.
-    """
-    if isinstance(result, ToolResult):
-        result = result.output
-    if isinstance(result, str):
-        return _cut(result)
-    try:
-        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        msg = f"The tool returned {type(result).__name__}, which JSON cannot represent: {str(error)[:300]}"
-        hint = "Return a text, or values that JSON can represent."
-        raise Invalid(msg, code="tool_result_invalid", hint=hint) from None
-    if len(text) > MAX_RESULT_CHARS:
-        return _cut(text)
-    value: object = json.loads(text)
-    return value
-
-
-def _cut(text: str) -> str:
-    if len(text) <= MAX_RESULT_CHARS:
-        return text
-    return f"{text[:MAX_RESULT_CHARS]} [cut: {len(text)} characters in all]"
-
-
-def _exited(error: BaseException) -> Invalid:
-    msg = f"The tool tried to end its process: {type(error).__name__}({str(error)[:200]})."
-    return Invalid(msg, code="tool_exited", hint="Return a result, or raise an Exception.")

@@ -14,11 +14,12 @@ from kneo_process import eventually
 from processes import is_executing
 from tool_calls import KEY, tool_call
 
+from kneo.agents.tools.python.backend import PythonTools
+from kneo.agents.tools.python.functions import MAX_RESULT_CHARS
 from kneo.errors import KneoError
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.steps.functions import MAX_RESULT_CHARS
-from kneo.runtime.steps.python_tools import PythonTools
+from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.tools import ToolContext, ToolDefinition, ToolRegistry, ToolResult
 
 PATIENCE = 240
@@ -92,7 +93,7 @@ async def python_tools(folder: Path, registry: ToolRegistry | None = None) -> As
     code = CodeLoader((folder,), ())
     children = ChildProcesses(code)
     try:
-        yield PythonTools(code, children, registry)
+        yield PythonTools(ToolFunctions(code, children), registry)
     finally:
         await children.close()
 

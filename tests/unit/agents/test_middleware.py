@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from agent_turns import Backend, House, house, scripted_model, spec_of
 
+from kneo.agents.tools.middleware import MiddlewareTools
 from kneo.agents.turn import AnswerRequired, PeopleRequired, ToolCall, ToolGate
 from kneo.clock import ManualClock
 from kneo.errors import Conflict, Invalid
-from kneo.runtime.steps.python_tools import MiddlewareTools
 from kneo.spec.lint import check
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.load import load_tree

@@ -134,7 +134,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/api/task_calls.py": "shows",
         "kneo/agents/execution.py": "agent returns timeout_seconds max_result_chars keep retries on_interrupted output",
         "kneo/agents/loop.py": "description transfer",
-        "kneo/runtime/steps/python_tools.py": "implementation",
+        "kneo/agents/tools/python/backend.py": "implementation",
         "kneo/agents/tools/http/__init__.py": "http",
         "kneo/spec/models/spec.py": "capabilities effects extension",
         "kneo/agents/tools/mcp/servers.py": "mcp",

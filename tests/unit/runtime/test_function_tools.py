@@ -10,10 +10,11 @@ import pytest
 from pydantic import BaseModel, Field
 from tool_calls import KEY, tool_call
 
+from kneo.agents.tools.python.backend import PythonTools
 from kneo.errors import Conflict, Forbidden
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.steps.python_tools import PythonTools
+from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.sdk.tools import tool
 from kneo.spec.models.human import Review
 from kneo.spec.models.spec import Tool
@@ -34,7 +35,7 @@ def called(registered: FunctionTool, arguments: dict[str, object], **declared: o
     registry = ToolRegistry()
     registry.add(registered)
     code = CodeLoader((), ())
-    tools = PythonTools(code, ChildProcesses(code), registry)
+    tools = PythonTools(ToolFunctions(code, ChildProcesses(code)), registry)
     return asyncio.run(tools.call(tool_call(arguments, name=registered.definition.name, **declared)))
 
 

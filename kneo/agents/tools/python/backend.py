@@ -1,0 +1,106 @@
+"""The backend of tools that are Python functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from kneo.agents.tools.middleware import context_of
+from kneo.agents.tools.python.functions import await_tool, bounded_result, call_tool, is_async_tool
+from kneo.agents.turn import ToolCall
+from kneo.errors import Forbidden
+from kneo.spec.models.spec import Tool
+from kneo.tools import FunctionTool, Handler, ToolContext, ToolRegistry
+
+
+class Functions(Protocol):
+    """The functions of the modules that specs may name, and where they are called."""
+
+    def load(self, implementation: str, pins: Mapping[str, str]) -> Handler:
+        """Load a function by its dotted name; raises why this process may not call it."""
+        ...
+
+    async def in_thread(self, work: Callable[[], object]) -> object:
+        """Do work in a thread; a cancellation abandons it."""
+        ...
+
+    async def call_in_child(
+        self, implementation: str, arguments: Mapping[str, object], context: ToolContext, pins: Mapping[str, str]
+    ) -> object:
+        """Call a function in a child process and return its bounded result; a cancellation kills the process.
+
+        Raises:
+            KneoError: the function raised, or took the process down with it.
+        """
+        ...
+
+
+class PythonTools:
+    """Calls Python functions for agents.
+
+    An asynchronous function runs on the event loop, any other one in a thread. With ``timeout_seconds`` a function of a module
+    runs in a child process, which can be killed; a thread cannot.
+
+    Args:
+        functions: The functions of modules.
+        registry: The tools that the program registered.
+    """
+
+    def __init__(self, functions: Functions, registry: ToolRegistry | None = None) -> None:
+        self._functions = functions
+        self._registry = registry or ToolRegistry()
+
+    def registered(self, name: str) -> Tool | None:
+        """Return a tool of the registry as a spec would declare it."""
+        if name not in self._registry.names:
+            return None
+        definition = self._registry.get(name).definition
+        return Tool(description=definition.description, parameters=dict(definition.parameters))
+
+    async def call(self, call: ToolCall) -> object:
+        """Call the function of a tool; a cancellation kills its child process, or abandons its thread.
+
+        Raises:
+            NotFound: ``tool_not_found``: the tool names no function, and the registry has none of its name.
+            Forbidden: the module may not be named, is not the pinned one, or the tool lacks a gate that its function declares.
+            Exception: the function raised it.
+        """
+        context = context_of(call)
+        implementation = call.tool.implementation
+        if implementation is None:
+            function: Handler = self._registry.get(call.name).handler
+            check_review(function, call)
+            return await self._call(function, call, context)
+        pins = call.turn.implementations
+        function = self._functions.load(implementation, pins)
+        check_review(function, call)
+        if call.tool.timeout_seconds is None or is_async_tool(function):
+            return await self._call(function, call, context)
+        return await self._functions.call_in_child(implementation, call.arguments, context, pins)
+
+    async def _call(self, function: Handler, call: ToolCall, context: ToolContext) -> object:
+        if is_async_tool(function):
+            result = call_tool(function, call.arguments, context)
+        else:
+            result = await self._functions.in_thread(partial(call_tool, function, call.arguments, context))
+        if inspect.isawaitable(result):
+            result = await await_tool(result)
+        return bounded_result(result)
+
+
+def check_review(function: Handler, call: ToolCall) -> None:
+    """Refuse a function that declares gates which the tool of the spec does not have.
+
+    Raises:
+        Forbidden: ``tool_review_missing``.
+    """
+    declared = call.tool.review.gates() if call.tool.review is not None else {}
+    missing = [
+        place for place in (function.review if isinstance(function, FunctionTool) else ()) if place not in declared
+    ]
+    if missing:
+        msg = f"The function of the tool {call.name} requires a person ({', '.join(missing)}), and the spec has no such gate."
+        hint = f"Declare tools.{call.name}.review.{missing[0]} in the spec."
+        raise Forbidden(msg, code="tool_review_missing", hint=hint)

@@ -1,0 +1,44 @@
+"""The functions that tools name, in this process and in child processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kneo.errors import KneoError
+from kneo.runtime.steps.child_process import ChildFailed, ChildProcesses
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.threads import in_thread
+from kneo.tools import Handler, ToolContext
+
+
+class ToolFunctions:
+    """Loads functions, and calls them in threads and in child processes.
+
+    Args:
+        code: The modules that specs may name.
+        children: The child processes.
+    """
+
+    def __init__(self, code: CodeLoader, children: ChildProcesses) -> None:
+        self._code, self._children = code, children
+
+    def load(self, implementation: str, pins: Mapping[str, str]) -> Handler:
+        """Load a function; raises what ``CodeLoader.load`` raises."""
+        return self._code.load(implementation, pins).function
+
+    async def in_thread(self, work: Callable[[], object]) -> object:
+        """Do work in a thread of its own."""
+        return await in_thread(work)
+
+    async def call_in_child(
+        self, implementation: str, arguments: Mapping[str, object], context: ToolContext, pins: Mapping[str, str]
+    ) -> object:
+        """Call a function in a child process.
+
+        Raises:
+            KneoError: the function raised, or took the process down with it.
+        """
+        try:
+            return await self._children.call_tool(implementation, arguments, context, pins)
+        except ChildFailed as error:
+            raise KneoError(str(error), code=error.kind) from None
