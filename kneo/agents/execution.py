@@ -12,11 +12,12 @@ from kneo.agents.agent_spans import note_call, tool_span
 from kneo.agents.arguments import Arguments
 from kneo.agents.calls import CallJournal, CallResult, RequestedCall, count, cut_text, marked_untrusted
 from kneo.agents.guardrails import Refused, TurnGuardrails
-from kneo.agents.nested import NestedTurn, nested_turn, take_nested
+from kneo.agents.nested import NestedTurn
 from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question
-from kneo.agents.services import AgentServices, Progress
+from kneo.agents.services import AgentServices
 from kneo.agents.text_checks import text_of
 from kneo.agents.texts import sound_text, sound_value
+from kneo.agents.tools.agent import call_agent
 from kneo.agents.turn import AnswerRequired, PeopleRequired, Stopped, ToolCall, Turn
 from kneo.digest import is_deeper
 from kneo.errors import Invalid, KneoError
@@ -48,9 +49,6 @@ CODE_ERRORS = frozenset(
     }
 )
 """Errors of code that this process may not call, which was checked when the step began: the step ends, and no model reads it."""
-
-_RESULTS = frozenset({"max_iterations", "model_empty_reply", "output_invalid", "conversation_too_long", "tool_failed"})
-"""Errors of an agent behind a tool that are the call's result; every other one ends the turn of the caller as well."""
 
 
 def tool_failed(call: RequestedCall) -> Invalid:
@@ -299,29 +297,17 @@ class CallExecution:
         raise PeopleRequired([form_question(self._turn, call, arguments, forms, prompt, required.schema)])
 
     async def _call_agent(self, permitted: PermittedCall) -> CallResult:
-        """Take the turn of an agent behind a tool. Its questions come up with the call's key before their own."""
-        call, tool, arguments = permitted.call, permitted.tool, permitted.arguments
-        # An agent that takes over answers for this one: what is withheld here is withheld there.
-        is_hidden = tool.transfer and self._turn.withheld is not None
-        below = nested_turn(
+        answer, tokens = await call_agent(
             self._turn,
-            str(tool.agent),
-            str(arguments["input"]),
-            key=call.key,
+            permitted.call,
+            permitted.tool,
+            permitted.arguments,
+            take=self._nested,
             limit=self._services.limits.depth,
-            is_hidden=is_hidden,
+            announce=partial(self._journal.announce, permitted.call),
         )
-        if not below.journal.load():
-            await self._journal.announce(call)
-        try:
-            result = await take_nested(self._nested, below, key=call.key, task_key=call.task_key)
-        except KneoError as error:
-            if error.code not in _RESULTS:
-                raise
-            spent = Progress.of(below.journal.load(), token_budget=None).tokens
-            return await self._fail(replace(permitted, facts={**permitted.facts, "total_tokens": spent}), error)
-        facts = {**permitted.facts, "total_tokens": result.facts["total_tokens"]}
-        return await self.keep(replace(permitted, facts=facts), result.text)
+        permitted = replace(permitted, facts={**permitted.facts, "total_tokens": tokens})
+        return await (self._fail(permitted, answer) if isinstance(answer, KneoError) else self.keep(permitted, answer))
 
     # ---- interruptions ---------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from kneo.agents.questions import (
 )
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
+from kneo.agents.tools.kinds import schema_of
 from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
@@ -45,24 +46,8 @@ from kneo.spec.tool_kinds import ASK_QUESTION, READ_SKILL
 MAX_REVIEWS = 20
 """Answers of gates about one call; edits that undo each other end there."""
 
-TEXT_SCHEMA: Arguments = {
-    "type": "object",
-    "properties": {"input": {"type": "string", "description": "The task, with everything that is needed for it."}},
-    "required": ["input"],
-    "additionalProperties": False,
-}
-"""The arguments of a tool that takes a text."""
-
-
 ASK_TOOL = Tool(description="Ask a person a question.")
 """The built-in tool with which an agent asks a person."""
-
-
-def schema_of(tool: Tool) -> Arguments:
-    """Return the JSON Schema of a tool's arguments."""
-    takes = tool.kind.takes
-    takes_text = takes == "text" or (takes == "parameters or text" and not tool.parameters)
-    return TEXT_SCHEMA if takes_text else {"type": "object", **tool.parameters}
 
 
 def builtin_tools(*, asks: bool, skills: AgentSkills) -> Mapping[str, Arguments]:

@@ -1,4 +1,4 @@
-"""What a kind of tools has in the engine: the opening of its backend, and its check at the start of a run."""
+"""What a kind of tools has in the engine: the opening of its backend, its check at the start of a run, and its arguments."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kneo.agents.arguments import Arguments
 from kneo.errors import Invalid
 from kneo.extension_points import Point
 from kneo.spec.models.spec import Tool
@@ -82,3 +83,19 @@ def check_kind(agent: str, name: str, tool: Tool) -> None:
         hint = "Install the package, or name another kind."
         raise Invalid(msg, code="tool_kind_not_installed", hint=hint, lacking="library")
     BACKEND_KINDS.load(tool.backend).check(tool)
+
+
+TEXT_SCHEMA: Arguments = {
+    "type": "object",
+    "properties": {"input": {"type": "string", "description": "The task, with everything that is needed for it."}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+"""The arguments of a tool that takes a text."""
+
+
+def schema_of(tool: Tool) -> Arguments:
+    """Return the JSON Schema of a tool's arguments."""
+    takes = tool.kind.takes
+    takes_text = takes == "text" or (takes == "parameters or text" and not tool.parameters)
+    return TEXT_SCHEMA if takes_text else {"type": "object", **tool.parameters}
