@@ -8,16 +8,28 @@ from kneo.records.task import ReceiptRecord
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import receipts
+from kneo.trust.record_mac import RecordTampered
 
 _INSERT = Prepared(insert(receipts))
 
 
 def insert_receipt(tx: Tx, record: ReceiptRecord) -> None:
-    _INSERT.change(tx, record.__dict__ | {"statements": list(record.statements)})
+    """Store the receipt of a task, which has one at most.
+
+    Raises:
+        RecordTampered: the task has a receipt, so that it was decided before, and an earlier state of it was put back.
+    """
+    if of_task(tx, record.task_id) is not None:
+        msg = f"The task {record.task_id} has a receipt, and an earlier state of the task was put back in the database."
+        raise RecordTampered(msg, hint=f"Read the decision: kneo task receipt show {record.task_id}.")
+    _INSERT.change(tx, vars(record) | {"statements": list(record.statements)})
+
+
+_OF_TASK = Prepared(select(receipts).where(receipts.c.task_id == bindparam("of_task")))
 
 
 def of_task(tx: Tx, task_id: str) -> ReceiptRecord | None:
-    row = tx.connection.execute(select(receipts).where(receipts.c.task_id == task_id)).first()
+    row = _OF_TASK.first(tx, {"of_task": task_id})
     return _record(row) if row else None
 
 

@@ -244,6 +244,20 @@ def approved(decision: dict[str, Any]) -> dict[str, Any]:
     return {**decision, "kind": "approved", "effect": None}
 
 
+def test_a_task_that_was_put_back_is_not_decided_a_second_time(engine: Engine) -> None:
+    run = engine.run([GATE, step("pay")], "100")
+    (task,) = engine.open(run)
+    before = row(engine.store, "tasks", id=task.id), row(engine.store, "runs", id=run.id)
+    engine.answer(task, "approved")
+    engine.drive(run)
+    assert engine.notes() == ["paid 100"]
+    write(engine.store, "tasks", {"id": task.id}, **before[0])
+    write(engine.store, "runs", {"id": run.id}, **before[1])
+    with pytest.raises(KneoError) as caught:
+        engine.answer(task, "approved")
+    assert (caught.value.code, engine.notes()) == ("record_tampered", ["paid 100"])
+
+
 @pytest.mark.parametrize(("said", "change"), [("approved", edited), ("rejected", approved)])
 def test_a_recorded_decision_is_applied_as_it_was_made(
     engine: Engine, said: str, change: Callable[[dict[str, Any]], dict[str, Any]]
