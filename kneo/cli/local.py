@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import getpass
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from kneo import registry
 from kneo.api.operation import EVERYTHING, Context, Operation, Principal, Waiting
@@ -22,15 +23,12 @@ from kneo.names import person_name
 from kneo.project import read_config
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run
-from kneo.runtime.engine.wait import SettledRun
+from kneo.runtime.engine.wait import SettledRun, read_settled_run
 from kneo.service.published import expects_published_words, in_published_words
 from kneo.settings import Settings
 from kneo.store import history, task_feed
+from kneo.store.engine import Store
 from kneo.trust.keys import KeyId
-
-if TYPE_CHECKING:
-    from kneo.cli.runs.local_runs import LocalDriver
-
 
 LOOK_SECONDS = 0.5
 """Seconds between two polls for new events."""
@@ -53,10 +51,8 @@ class LocalBackend:
 
     @cached_property
     def driver(self) -> LocalDriver:
-        """The driver of runs. It is imported on first use, because commands that read do without the engine."""
-        from kneo.cli.runs.local_runs import LocalDriver
-
-        return LocalDriver(self.settings, self.store, self.actor)
+        """The driver of runs."""
+        return LocalDriver(self.settings, self.store)
 
     @cached_property
     def context(self) -> Context:
@@ -75,7 +71,7 @@ class LocalBackend:
         )
 
     def _drive(self, run_id: str) -> Run:
-        return self.driver.drive(run_id)
+        return self.driver.settle(run_id).run
 
     def _settle(self, waiting: Waiting[object]) -> SettledRun:
         run_id = waiting.settling.run_id
@@ -129,6 +125,37 @@ class LocalBackend:
                 yield vars(TaskEventView.of(item))
             if not events:
                 sleep(LOOK_SECONDS)
+
+
+class LocalDriver:
+    """Executes the steps of runs, unless another process does; otherwise it waits for that process."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self.settings = settings
+        self.store = store
+        self._driving = threading.Lock()
+        """Held while a run is driven: two runs of one process follow each other, because one process executes steps."""
+
+    def drive_aside(self, run_id: str) -> None:
+        """Drive a run in a thread of its own. The thread ends with this process, as it would in a crash."""
+        threading.Thread(target=self.settle, args=(run_id,), daemon=True).start()
+
+    def settle(self, run_id: str) -> SettledRun:
+        """Drive a run to its next pause or end, or wait for the process that executes steps on this database to do it.
+
+        A run whose code is in a Python program stays running: that program continues it.
+        """
+        # The engine is imported on first use, because commands that read do without it.
+        from kneo.cli.project import registered_tools
+        from kneo.runtime.engine.assemble import drive_or_wait
+        from kneo.runtime.steps.code import CodeUnavailable
+
+        tools = registered_tools(self.settings)
+        try:
+            with self._driving:
+                return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds, tools)
+        except CodeUnavailable:
+            return read_settled_run(self.store, run_id)
 
 
 class ArrivedDeltas:

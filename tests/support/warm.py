@@ -35,7 +35,7 @@ LONGEST_REQUEST = 1_048_576
 
 ALSO = (
     "alembic.command",
-    "kneo.cli.runs.local_runs",
+    "kneo.runtime.engine.assemble",
     "kneo.cli.local",
     "kneo.notify.delivery",
     "kneo.runtime.dispatch.postgres",
