@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kneo import settings
-from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, MAX_RESULT_CHARS
+from kneo.agents.tools.python.functions import MAX_RESULT_CHARS
+from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS
 from kneo.sdk.db import MAX_CHARS
 
 TITLES = {

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, MAX_RESULT_CHARS
+from kneo.agents.tools.python.functions import MAX_RESULT_CHARS
+from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = re.compile(r'"(KNEO_[A-Z0-9_]+[A-Z0-9])"')
