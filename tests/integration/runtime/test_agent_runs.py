@@ -380,7 +380,7 @@ def test_an_agent_is_not_asked_where_the_library_of_its_mcp_servers_is_missing(
         pin=None,
         operator=lambda: OperatorConnections.of(agents.settings, None),
     )
-    with pytest.raises(Invalid, match="needs the tool echo of an MCP server"):
+    with pytest.raises(Invalid, match="needs the tool echo, and the library of MCP servers is not installed here"):
         agents.begin(tree)
 
 
