@@ -10,7 +10,7 @@ from kneo.controller.registry_cache import served_by
 from kneo.controller.stages.apply import apply
 from kneo.controller.stages.approvals import ApprovalVote
 from kneo.controller.stages.evidence import gather_evidence
-from kneo.controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence, evaluate_gates, rules_of
+from kneo.controller.stages.gates import FORWARD_GATES, ROLLBACK_GATES, Allowed, Evidence, evaluate_gates, rules_of
 from kneo.controller.stages.plan import ReleasePlan, Rollback
 from kneo.controller.stages.report import notices_of_changes
 from kneo.controller.stages.verify import TrustConfig, TrustContext, candidate_of, check_spec
@@ -85,7 +85,8 @@ def roll_back(
         evidence = gather_evidence(tx, (environment,), (), trust, served_by(registry.list_served(tx)))
         evidence = _with_requester(evidence, environment, bundle.name, bundle.digest, request.actor)
         plan = ReleasePlan(name, current.revision, (Rollback(candidate_of(bundle, current.revision), current),), {})
-        ((action, verdict),) = evaluate_gates(plan, rules_of(environment, None), evidence, gates=ROLLBACK_GATES)
+        gates = ROLLBACK_GATES if found.goes_back else FORWARD_GATES
+        ((action, verdict),) = evaluate_gates(plan, rules_of(environment, None), evidence, gates=gates)
         if not isinstance(verdict, Allowed):
             who = f" It can be unblocked by {', '.join(verdict.who)}." if verdict.who else ""
             raise Conflict(f"{verdict.message}{who}", code=verdict.reason, who=list(verdict.who))

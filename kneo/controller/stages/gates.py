@@ -244,6 +244,12 @@ def approved(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidenc
     return count_approvals(bundle.digest, bundle.name, rule, rules, evidence, what, involved=involved)
 
 
+def not_rejected(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Let a bundle pass that no approver rejected, also where its approvals do not count any more."""
+    verdict = approved(action, plan, rules, evidence)
+    return Allowed() if isinstance(verdict, Blocked) and verdict.reason == "AwaitingApproval" else verdict
+
+
 def _involved(bundle: Candidate, requester: str | None, environment: Environment) -> frozenset[str]:
     """Return the people whose decision does not count under a file, because of their part in the change."""
     rule, people = environment.spec.approvals, set[str]()
@@ -389,8 +395,11 @@ GATES: Sequence[Gate] = (
     approved,
 )
 
-ROLLBACK_GATES: Sequence[Gate] = (not_suspended, approved)
-"""Gates of a requested rollback: an earlier release of this environment needs no window and no soak."""
+ROLLBACK_GATES: Sequence[Gate] = (not_suspended, not_rejected)
+"""Gates of a requested rollback to an earlier version, which was released here before: an emergency stop needs an operator alone."""
+
+FORWARD_GATES: Sequence[Gate] = (not_suspended, approved)
+"""Gates of a requested rollback to a later version: it was released here before, and needs no window and no soak."""
 
 
 NEXT_COMMIT = "the next commit is evaluated without it"
