@@ -22,6 +22,7 @@ from kneo.clock import parse_duration
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Invalid
 from kneo.extension_points import is_name
+from kneo.process_protection import protect_process
 
 T = TypeVar("T")
 
@@ -883,6 +884,11 @@ def _variables() -> frozenset[str]:
     return frozenset([name for name, _ in names] + [name + FILE_END for name, secret in names if secret])
 
 
+def is_secret_variable(name: str) -> bool:
+    """Return whether a variable holds a secret of Kneo's settings."""
+    return name in _secret_variables({}) or (name.startswith(CHANNEL_PREFIX) and not name.endswith(FILE_END))
+
+
 def _is_service_link(name: str, env: Mapping[str, str]) -> bool:
     """Return whether Kubernetes made a variable: for a service kneo-serv it sets KNEO_SERV_SERVICE_HOST and KNEO_SERV_PORT."""
     host = "_SERVICE_HOST"
@@ -905,17 +911,23 @@ _hidden: dict[str, str] = {}
 
 
 def hide_settings() -> None:
-    """Remove Kneo's settings from the environment, which functions of specs and their child processes can read.
+    """Remove Kneo's settings from the environment that functions of specs read, and protect the process from its children.
 
     :func:`from_env` still reads them. Code in the same process can find them in memory.
     """
+    protect_process()
     for name in [name for name in os.environ if name.startswith(OWN_PREFIX)]:  # noqa: TID251 - this is that one reader
         _hidden[name] = os.environ.pop(name)  # noqa: TID251
 
 
-def function_environment() -> dict[str, str]:
-    """Return the environment of a process that executes functions of specs: all variables but Kneo's settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}  # noqa: TID251
+def function_environment(*without: str) -> dict[str, str]:
+    """Return the environment of a program that Kneo starts for its user: all variables but Kneo's settings and those named."""
+    named = {each + end for each in without for end in ("", FILE_END)}
+    return {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251 - this is that one reader
+        if not name.startswith(OWN_PREFIX) and name not in named
+    }
 
 
 def _environment() -> Mapping[str, str]:

@@ -21,6 +21,7 @@ from kneo.cli import render
 from kneo.cli.commands import COMMANDS, EXTENSIONS, Entry, aliases_of, examples_of, list_extensions_of
 from kneo.errors import KneoError, NotFound
 from kneo.extension_points import ExtensionFailed
+from kneo.process_protection import protect_process
 from kneo.settings import debug_wanted
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def _root(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and end the process with its exit status."""
+    protect_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without ✓ shows ? rather than an error about itself

@@ -36,6 +36,7 @@ from kneo.errors import Invalid, KneoError
 from kneo.extension_points import list_extensions, list_points
 from kneo.maintenance import RetentionPolicy
 from kneo.notify.channel_kinds import CHANNEL_KINDS
+from kneo.process_protection import find_weaknesses, protect_process
 from kneo.project import read_config
 from kneo.project.secrets import secret_inventory
 from kneo.runtime.engine.dispatchers import DISPATCHERS, find_dispatcher
@@ -43,7 +44,8 @@ from kneo.service.auth import configured, hash_keys
 from kneo.service.callers import check_reachable, is_loopback
 from kneo.service.mounts import MOUNTS
 from kneo.service.sign_in_providers import SIGN_IN_PROVIDERS, find_provider
-from kneo.settings import Settings, from_env, unknown_variables
+from kneo.settings import Settings, from_env, is_secret_variable, unknown_variables
+from kneo.spec.models.providers import PROVIDER_VARIABLES
 from kneo.store.migrate import open_store
 from kneo.store.service_key import find_service_key
 from kneo.trust.sealing import DataKeys
@@ -125,6 +127,7 @@ def process_checks(settings: Settings, host: str) -> Checks:
     checks: Mapping[str, Callable[[Settings], Diagnosis]] = {
         "settings": check_settings,
         "variables": check_variables,
+        "process": check_process,
         "extras": check_extras,
         "extensions": check_extensions,
         "authentication": partial(check_authentication, host=host),
@@ -153,6 +156,19 @@ def check_variables(_settings: Settings) -> Diagnosis:
     if unknown:
         return warning(" ".join(unknown), "Correct or unset them.")
     return ok("A setting reads every KNEO_SERV_ variable.")
+
+
+def check_process(_settings: Settings) -> Diagnosis:
+    """Check that no program which a process of Kneo starts can read the secrets of that process."""
+    protect_process()  # as every process of Kneo does when it starts
+    weaknesses = tuple(find_weaknesses(_is_secret))
+    if weaknesses:
+        return warning(" ".join(weaknesses), "See docs/operations/secrets.md for what to change.")
+    return ok("Programs that Kneo starts cannot read its memory, its environment or its open files.")
+
+
+def _is_secret(variable: str) -> bool:
+    return is_secret_variable(variable) or variable in PROVIDER_VARIABLES.values()
 
 
 def check_extras(settings: Settings) -> Diagnosis:

@@ -158,7 +158,14 @@ class CommandKey:
     def _run(self, data: bytes) -> bytes:
         try:
             words = shlex.split(self.command)
-            done = subprocess.run(words, input=data, capture_output=True, timeout=SIGNER_SECONDS, check=False)  # noqa: S603 - the operator's own
+            done = subprocess.run(  # noqa: S603 - the operator's own
+                words,
+                input=data,
+                capture_output=True,
+                timeout=SIGNER_SECONDS,
+                check=False,
+                env=settings.function_environment(),
+            )
         except (OSError, ValueError, IndexError) as error:
             msg = f"The signer {self.command[:100]!r} cannot be started: {error}."
             raise Usage(msg) from error

@@ -35,6 +35,7 @@ from kneo.runtime.steps.functions import (
     call,
 )
 from kneo.settings import function_environment
+from kneo.spec.models.providers import PROVIDER_VARIABLES
 from kneo.tools import ToolContext
 
 MAX_IDLE = 4
@@ -131,7 +132,7 @@ class ChildProcesses:
             stdin=pipe,
             stdout=pipe,
             stderr=None,
-            env=function_environment(),
+            env=function_environment(*PROVIDER_VARIABLES.values()),
             start_new_session=True,
         )
         process = Process(transport, protocol, loop)
