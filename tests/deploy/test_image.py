@@ -52,6 +52,7 @@ def test_the_process_has_no_rights_and_gets_signals() -> None:
     assert instructions("USER") == ["10001:10001"]
     assert instructions("STOPSIGNAL") == ["SIGTERM"]
     assert instructions("ENTRYPOINT") == ['["tini", "--", "kneo"]']
+    assert "chmod 0711 /usr/bin/tini" in instructions("RUN")[-1], "functions could read the environment of process 1"
     assert not instructions("ADD")
     assert not instructions("EXPOSE")
     secret = re.compile(r"key|token|password|secret|KNEO_SERV", re.IGNORECASE)
