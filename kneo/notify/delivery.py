@@ -155,9 +155,14 @@ class Courier:
         return post(url, body, headers, self.seconds).problem
 
     def _mail(self, channel: Mail, message: Message) -> Outcome:
-        """Mail one person; a message to several becomes one for each, so that a failure for one repeats no other."""
-        to = message.payload.get("to")
+        """Mail one person; a message to several becomes one for each, so that a failure for one repeats no other.
+
+        An address of the message is used where the settings give it too: a link in the mail decides for its person.
+        """
+        to, person = message.payload.get("to"), message.payload.get("person")
         if isinstance(to, str):
+            if to not in (channel.addresses((person,)) if isinstance(person, str) else channel.to):
+                return Outcome(problem="the settings give another address", status="failed")
             return Outcome(problem=send_mail(channel, self._written(channel, to, message)))
         people = message.payload.get("people")
         recipients = tuple(str(name) for name in people) if isinstance(people, list) else ()

@@ -43,7 +43,9 @@ def _find(tx: Tx, key: str) -> OidcPerson | None:
     person = OidcPerson(
         name=first.name, issuer=first.issuer, subject=first.subject, groups=groups, issued_at=first.issued_at
     )
-    return person if tx.macs.is_valid(oidc_people.name, _body(person), first.mac) else None
+    # The MAC covers the name, not its key: the row of one person, under the key of another one, is not theirs.
+    is_own = person_key(person.name) == key
+    return person if is_own and tx.macs.is_valid(oidc_people.name, _body(person), first.mac) else None
 
 
 def body_of_row(tx: Tx, row: Row) -> bytes:

@@ -10,6 +10,8 @@ from datetime import timedelta
 import pytest
 from builders import build_run
 from gates.asking import answer, ask, declare
+from installation_key import find_key
+from sqlalchemy import text
 
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
@@ -225,3 +227,29 @@ def test_people_of_another_issuer_are_forgotten(store: Store) -> None:
         assert oidc_people.names_in(tx, ["editors"], 10) == ["eve"]
         oidc_people.keep_issuer(tx, "")
         assert oidc_people.names_in(tx, ["editors"], 10) == []
+
+
+def test_a_row_that_is_copied_to_another_person_gives_neither_groups_nor_a_name(
+    migrated_url: str, clock: ManualClock
+) -> None:
+    """A person who can write to the database copies the row of an editor, with its groups and its code."""
+    with contextlib.closing(open_store(migrated_url, clock, find_key)) as store:
+        declare(store)
+        record(store, "eve", ["painters"])
+        record(store, "fay", ["editors"])
+        task = ask(store, **EDITORS)
+        with store.write() as tx:
+            copied = (
+                "SELECT 'eve', name, issuer, subject, issued_at, seen_at, mac FROM oidc_people WHERE person_key = 'fay'"
+            )
+            for statement in (
+                "DELETE FROM oidc_people WHERE person_key = 'eve'",
+                "DELETE FROM oidc_groups WHERE person_key = 'eve'",
+                f"INSERT INTO oidc_people {copied}",
+                "INSERT INTO oidc_groups VALUES ('eve', 'editors')",
+            ):
+                assert tx.connection.execute(text(statement)).rowcount
+        assert refusal(store, task, "eve") == "not_a_candidate"
+        with store.read() as tx:
+            assert known_name(tx, "prod", "eve") is None
+        assert answer(store, task, "fay").status is TaskStatus.DECIDED

@@ -17,7 +17,7 @@ import pytest
 from engine import Engine
 from kneo_process import eventually
 from receivers import MailReceiver, Received, WebReceiver, dripping_receiver, mail_receiver, web_receiver
-from sqlalchemy import text
+from sqlalchemy import insert, select, text, update
 
 from kneo.clock import ManualClock
 from kneo.errors import Forbidden
@@ -30,6 +30,7 @@ from kneo.runtime.engine.timers import tick
 from kneo.settings import Settings, from_env
 from kneo.store import metrics, prune
 from kneo.store.engine import Store, Tx
+from kneo.store.tables import metadata
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.notifications import deliver_notifications
@@ -211,6 +212,31 @@ def test_a_link_from_a_mail_answers_as_whoever_got_it(engine: Engine, courier, p
     token = post.received[0][1].get_payload(decode=True).decode().rpartition("/h/")[2].strip()
     said = DecisionRequest(request_id=task.request_id, decision=DecisionKind.APPROVED)
     assert links.answer(engine.store, token, said).decision.actor == "ann@example.com"
+
+
+def test_a_link_is_mailed_to_no_address_but_the_persons_own(engine: Engine, courier, post: MailReceiver) -> None:
+    """A person who can write to the database changes the address of a mail that waits, and adds one."""
+
+    def make_link(tx: Tx, task: str, person: str) -> str:
+        return links.make_link(tx, task, person, actor="notifications")[1]
+
+    ask(engine, links=True)
+    mail = courier("https://kneo.example", make_link, ops=mail_at(post))
+    assert mail.deliver_due() == 1, "the message is split into one for each person"
+    with engine.store.write() as tx:
+        outbox = metadata.tables["outbox"]
+        (row,) = tx.connection.execute(select(outbox).where(outbox.c.status == "waiting")).mappings()
+        forged = {**row["payload"], "to": "eve@example.com"}
+        tx.connection.execute(update(outbox).where(outbox.c.id == row["id"]).values(payload=forged))
+        tx.connection.execute(
+            insert(outbox).values(**{**row, "id": "msg_forged", "dedupe_key": "forged", "payload": forged})
+        )
+    while mail.deliver_due():
+        pass
+    assert [to for to, _ in post.received] == []
+    assert {(status, error) for _, status, _, error in rows(engine.store)[1:]} == {
+        ("failed", "the settings give another address")
+    }
 
 
 def test_who_may_not_answer_is_told_without_a_link(engine: Engine, courier, post: MailReceiver) -> None:
