@@ -8,6 +8,7 @@ import than a local command takes to start. Variables keep the ``KNEO_SERV_`` pr
 from __future__ import annotations
 
 import base64
+import getpass
 import ipaddress
 import os
 import re
@@ -820,6 +821,14 @@ def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
     """Return whether output is coloured: not with ``NO_COLOR`` (no-color.org), not on a dumb terminal."""
     env = _environment() if env is None else env
     return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
+
+
+def user_name() -> str:
+    """Return the name of the user of this process; ``uid-N`` for one without a name, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError since Python 3.13
+        return f"uid-{os.getuid()}"
 
 
 def process_environment(*names: str) -> dict[str, str]:

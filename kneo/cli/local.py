@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import getpass
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -25,7 +24,7 @@ from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run
 from kneo.runtime.engine.wait import SettledRun, read_settled_run
 from kneo.service.published import expects_published_words, in_published_words
-from kneo.settings import Settings
+from kneo.settings import Settings, user_name
 from kneo.store import history, task_feed
 from kneo.store.engine import Store
 from kneo.trust.keys import KeyId
@@ -42,7 +41,7 @@ class LocalBackend:
     def __init__(self, settings: Settings, *, existing: bool = False) -> None:
         self.settings = settings
         self.store = compose.find_store(settings) if existing else compose.make_store(settings)
-        self.actor = getpass.getuser()
+        self.actor = user_name()
         self.on_behalf: str | None = None
         self.published = expects_published_words(settings.status_words)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import re
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.sdk.db import RunDatabase
 from kneo.sdk.waits import INSIDE, in_step
-from kneo.settings import from_env
+from kneo.settings import from_env, user_name
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
@@ -341,7 +340,7 @@ def _checkpoints_before(run_id: str, recorded: Sequence[JournalEntry], before: s
 
 def actor() -> str:
     """Return the name of the operating system's user."""
-    return getpass.getuser()
+    return user_name()
 
 
 def run_sync(work: Coroutine[object, object, T]) -> T:

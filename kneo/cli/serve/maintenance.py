@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +14,7 @@ from kneo.cli.compose import find_store, make_store
 from kneo.cli.options import JsonOption
 from kneo.maintenance import adopt, backup, make_retention, migrate, restore, vacuum
 from kneo.runtime.engine.timers import end_overdue_runs
-from kneo.settings import from_env
+from kneo.settings import from_env, user_name
 from kneo.tasks.lifecycle import process_due
 from kneo.trust.keys import PrivateKey
 
@@ -132,7 +131,7 @@ def adopt_records(
     settings = from_env()
     keys = [PrivateKey.load(path.read_bytes(), settings.key_passphrase or None) for path in former_keys or ()]
     with closing(find_store(settings)) as store:
-        answer = adopt(store, actor=getpass.getuser(), former_keys=keys, changed=changed, dry_run=dry_run)
+        answer = adopt(store, actor=user_name(), former_keys=keys, changed=changed, dry_run=dry_run)
     render.emit(answer, as_json=as_json, text=lambda: _show_adoption(answer))
     if answer["refused"]:
         raise typer.Exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import signal
 import socket
 import threading
@@ -25,7 +24,7 @@ from kneo.service.app import App, create_app, drain, reload_keys
 from kneo.service.auth import configured, keyring
 from kneo.service.callers import check_reachable
 from kneo.service.console.session import make_link
-from kneo.settings import HttpSettings, Settings, from_env
+from kneo.settings import HttpSettings, Settings, from_env, user_name
 from kneo.store.engine import Store
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
@@ -86,7 +85,7 @@ def sign_in_link(
 
 def console_link(settings: Settings, store: Store, address: str, person: str | None = None) -> str | None:
     """Create a one-time sign-in link of the console at an address; ``None`` where no API key fits."""
-    path = make_link(store, keyring(configured(settings)), person, operator=getpass.getuser())
+    path = make_link(store, keyring(configured(settings)), person, operator=user_name())
     return f"{address.rstrip('/')}{path}" if path is not None else None
 
 

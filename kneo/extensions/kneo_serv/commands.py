@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from kneo.cli.compose import find_store
 from kneo.cli.options import JsonOption
 from kneo.extensions.kneo_serv.import_database import import_published
 from kneo.extensions.kneo_serv.importer import list_imported_events
-from kneo.settings import from_env
+from kneo.settings import from_env, user_name
 
 
 def import_database(
@@ -31,7 +30,7 @@ def import_database(
 
     Example: kneo maintenance import old/kneo_runs.sqlite --dry-run
     """
-    answer = import_published(from_env(), source, actor=getpass.getuser(), dry_run=dry_run, progress=_show_progress())
+    answer = import_published(from_env(), source, actor=user_name(), dry_run=dry_run, progress=_show_progress())
     render.emit(answer, as_json=as_json, text=lambda: _show_import(answer))
     refused = answer["refused"]
     assert isinstance(refused, dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 from typing import Annotated
 from urllib.parse import quote
 
@@ -24,7 +23,7 @@ from kneo.runtime.engine.worker import Worker
 from kneo.service.app import make_service
 from kneo.service.auth import Keyring
 from kneo.service.callers import Callers
-from kneo.settings import Settings
+from kneo.settings import Settings, user_name
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -81,7 +80,7 @@ def _serve(environment: str) -> None:
         callers = Callers(Keyring({}, required=False))
         service = make_service(settings, store, starter, callers, spec_compiler(settings).tools)
         stack.callback(service.changes.stop)
-        owner = Principal(getpass.getuser(), frozenset({EVERYTHING}))
+        owner = Principal(user_name(), frozenset({EVERYTHING}))
         list_agents(service.context(owner), environment, "mcp")
         tools_of = server.AgentTools(service, owner, environment, _address(settings))
         asyncio.run(stdio.serve_stdio(tools_of))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import os
+import pwd
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from kneo.settings import (
     read_secret,
     settings_of,
     unknown_variables,
+    user_name,
     variables_set,
 )
 
@@ -570,3 +572,11 @@ def test_the_page_about_moving_has_the_settings_that_kneo_serv_alone_reads() -> 
     for name in named:
         assert "a setting of kneo-serv" in str(unknown_variables({name: ""})), name
     assert {name.removeprefix("KNEO_SERV_") for name in named} == _ELSEWHERE
+
+
+def test_a_user_without_a_name_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert user_name() == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(os, "getuid", lambda: 10_001_001)
+    assert user_name() == "uid-10001001"
