@@ -96,7 +96,7 @@ def notify_people(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Ite
     """
     channels = [*task.plan.notify, *more]
     if channels:
-        post_task(tx, channels, TaskNotice(task=task, what=what, number=number, people=tuple(_asked(tx, task))))
+        post_task(tx, channels, TaskNotice(task=task, what=what, number=number, people=tuple(people_asked(tx, task))))
     if push_subscriptions.exist(tx):
         post_task(tx, [WEB_PUSH], TaskNotice(task=task, what=what, number=number))
 
@@ -111,7 +111,7 @@ def is_asked(tx: Tx, task_id: str, person: str) -> bool:
     return not is_another and may_still_answer(tx, task, person)
 
 
-def _asked(tx: Tx, task: HumanTask) -> list[str]:
+def people_asked(tx: Tx, task: HumanTask) -> list[str]:
     """Return the known people who are asked and may answer."""
     found: dict[str, None] = {}
     for name in _named(tx, task):

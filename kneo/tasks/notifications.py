@@ -8,12 +8,14 @@ import threading
 from collections.abc import Iterator
 
 from kneo.background import background
+from kneo.errors import Forbidden
 from kneo.notify.channel_kinds import open_channels
 from kneo.notify.channels import known_channels
 from kneo.settings import Settings
 from kneo.store.engine import Store, Tx
 from kneo.tasks import links
-from kneo.tasks.lifecycle import is_asked
+from kneo.tasks.inbox import find
+from kneo.tasks.lifecycle import is_asked, people_asked
 
 
 @contextlib.contextmanager
@@ -36,6 +38,14 @@ def deliver_notifications(settings: Settings, store: Store) -> Iterator[None]:
 
 
 def _token(tx: Tx, task_id: str, person: str) -> str:
-    """Return the token of a link for the recipient of a message."""
+    """Return the token of a link for the recipient of a message.
+
+    Raises:
+        Forbidden: ``not_asked``: the message names a person whom the task does not ask.
+        KneoError: as ``make_link`` says.
+    """
+    if person not in people_asked(tx, find(tx, task_id)):
+        msg = f"{task_id} does not ask {person}."
+        raise Forbidden(msg, code="not_asked")
     _, token = links.make_link(tx, task_id, person, actor="notifications")
     return token

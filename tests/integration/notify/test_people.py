@@ -224,12 +224,12 @@ def test_a_link_is_mailed_to_no_address_but_the_persons_own(engine: Engine, cour
     mail = courier("https://kneo.example", make_link, ops=mail_at(post))
     assert mail.deliver_due() == 1, "the message is split into one for each person"
     with engine.store.write() as tx:
-        outbox = metadata.tables["outbox"]
-        (row,) = tx.connection.execute(select(outbox).where(outbox.c.status == "waiting")).mappings()
+        messages = metadata.tables["outbox"]
+        (row,) = tx.connection.execute(select(messages).where(messages.c.status == "waiting")).mappings()
         forged = {**row["payload"], "to": "eve@example.com"}
-        tx.connection.execute(update(outbox).where(outbox.c.id == row["id"]).values(payload=forged))
+        tx.connection.execute(update(messages).where(messages.c.id == row["id"]).values(payload=forged))
         tx.connection.execute(
-            insert(outbox).values(**{**row, "id": "msg_forged", "dedupe_key": "forged", "payload": forged})
+            insert(messages).values(**{**row, "id": "msg_forged", "dedupe_key": "forged", "payload": forged})
         )
     while mail.deliver_due():
         pass
@@ -237,6 +237,23 @@ def test_a_link_is_mailed_to_no_address_but_the_persons_own(engine: Engine, cour
     assert {(status, error) for _, status, _, error in rows(engine.store)[1:]} == {
         ("failed", "the settings give another address")
     }
+
+
+def test_a_link_is_mailed_to_no_person_but_those_whom_the_task_asks(
+    engine: Engine, store: Store, tmp_path: Path, post: MailReceiver
+) -> None:
+    """A person who can write to the database names another person in a message, who may answer as everyone may."""
+    ask(engine, links=True, assignee=None)
+    with store.write() as tx:
+        messages = metadata.tables["outbox"]
+        (row,) = tx.connection.execute(select(messages)).mappings()
+        forged = {**row["payload"], "people": ["eve@example.com"]}
+        tx.connection.execute(update(messages).values(payload=forged))
+    env = {"KNEO_SERV_CHANNEL_OPS": mail_at(post), "KNEO_SERV_PUBLIC_URL": "https://kneo.example"}
+    with deliver_notifications(from_env(env, cwd=tmp_path), store):
+        eventually(lambda: post.received, seconds=20)
+    [(to, mail)] = post.received
+    assert (to, "/h/" in mail.get_payload()) == ("eve@example.com", False)
 
 
 def test_who_may_not_answer_is_told_without_a_link(engine: Engine, courier, post: MailReceiver) -> None:
