@@ -41,11 +41,11 @@ def _token(tx: Tx, task_id: str, person: str) -> str:
     """Return the token of a link for the recipient of a message.
 
     Raises:
-        Forbidden: ``not_asked``: the message names a person whom the task does not ask.
+        Forbidden: ``not_a_candidate``: the message names a person whom the task does not ask.
         KneoError: as ``make_link`` says.
     """
     if person not in people_asked(tx, find(tx, task_id)):
         msg = f"{task_id} does not ask {person}."
-        raise Forbidden(msg, code="not_asked")
+        raise Forbidden(msg, code="not_a_candidate")
     _, token = links.make_link(tx, task_id, person, actor="notifications")
     return token
