@@ -1,4 +1,4 @@
-"""``kneo maintenance adopt``: on both databases, twice, beside a worker, killed half way, and after a rolling upgrade."""
+"""``kneo maintenance adopt``: on both databases, twice, with a worker that runs, killed half way, and after a rolling upgrade."""
 
 from __future__ import annotations
 

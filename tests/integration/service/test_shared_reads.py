@@ -1,4 +1,4 @@
-"""Streams of one feed share its reads, on both databases: fifty cost the reads of one, and nobody gets more than the scope permits."""
+"""Streams of one feed share its reads, on both databases: fifty cost the reads of one, and no caller gets more than its scope permits."""
 
 from __future__ import annotations
 

@@ -336,7 +336,7 @@ def test_consequences_say_what_happens_next() -> None:
 
 
 def _asked_first(steps: list[dict[str, object]], **parts: object) -> dict[str, object]:
-    """What a person is told who is asked before anything runs."""
+    """The consequences that a person reads who is asked before anything runs."""
     program = program_of(steps, **parts)
     state = begin(program, "in", MOMENT)
     return consequences(program, state, next(iter(actions(program, state))), MOMENT)
