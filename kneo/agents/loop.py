@@ -30,9 +30,7 @@ from pydantic_ai.tools import ToolDefinition
 from kneo.agents import dummy
 from kneo.agents.agent_spans import agent_span
 from kneo.agents.arguments import Arguments, read_arguments
-from kneo.agents.calls import CallJournal, CallResult, RequestedCall
-from kneo.agents.execution import CallExecution
-from kneo.agents.guard import Guard, builtin_tools
+from kneo.agents.calls import CallResult, RequestedCall
 from kneo.agents.guardrails import Refused, TurnGuardrails, json_value
 from kneo.agents.memory import NOTHING, Recollection, recall
 from kneo.agents.providers import provider_name
@@ -49,6 +47,9 @@ from kneo.agents.structured import (
     read_answer,
     structured_answer,
 )
+from kneo.agents.tool_calls.calls import Guard, builtin_tools
+from kneo.agents.tool_calls.execution import CallExecution
+from kneo.agents.tool_calls.journal import CallJournal
 from kneo.agents.tools.kinds import schema_of
 from kneo.agents.turn import GuardrailViolation, Turn, TurnResult
 from kneo.agents.turn_middleware import take_inside

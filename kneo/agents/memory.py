@@ -21,14 +21,15 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from kneo.agents.calls import CallJournal, RequestedCall, marked_untrusted
-from kneo.agents.execution import CallExecution
-from kneo.agents.guard import Guard
+from kneo.agents.calls import RequestedCall
 from kneo.agents.guardrails import TurnGuardrails
 from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
-from kneo.agents.texts import sound_text
+from kneo.agents.texts import marked_untrusted, sound_text
+from kneo.agents.tool_calls.calls import Guard
+from kneo.agents.tool_calls.execution import CallExecution
+from kneo.agents.tool_calls.journal import CallJournal
 from kneo.agents.turn import GuardrailViolation, PeopleRequired, Postponed, SessionHistory, Stopped, ToolCall, Turn
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, KneoError

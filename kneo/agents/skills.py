@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kneo.agents.arguments import Arguments
-from kneo.agents.calls import CallResult, cut_text
+from kneo.agents.calls import CallResult
 from kneo.agents.start_check import check_skills
+from kneo.agents.texts import cut_text
 from kneo.agents.turn import Turn
 from kneo.spec.models.spec import Skill
 from kneo.spec.tool_kinds import READ_SKILL

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kneo.agents.guard import find_denial
 from kneo.agents.named_code import agents_of_helpers, code_of_helpers, code_of_tool
 from kneo.agents.services import AgentServices
+from kneo.agents.tool_calls.calls import find_denial
 from kneo.agents.turn import Turn
 from kneo.errors import Invalid
 from kneo.spec.models.agent import Agent

@@ -13,7 +13,7 @@ from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
 from kneo.agents.arguments import MAX_DEPTH
-from kneo.agents.questions import find_misfits
+from kneo.agents.tool_calls.questions import find_misfits
 from kneo.digest import canonical_json, find_uncanonical
 from kneo.spec.models.agent import OUTPUT_TOOL
 

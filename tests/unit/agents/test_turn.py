@@ -158,7 +158,7 @@ def test_a_call_has_a_time_limit(clock: ManualClock) -> None:
 def test_a_call_that_takes_its_time_is_in_the_trace_before_its_result(
     clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kneo.agents.execution.ANNOUNCED_AFTER", 0)
+    monkeypatch.setattr("kneo.agents.tool_calls.execution.ANNOUNCED_AFTER", 0)
 
     async def waits(_call: ToolCall) -> object:
         async with asyncio.timeout(60):

@@ -31,7 +31,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/step_tools.py": "tools middleware",
         "kneo/agents/memory.py": "memory defaults",
         "kneo/spec/lint/agents.py": "history",
-        "kneo/agents/questions.py": "ask_question",
+        "kneo/agents/tool_calls/questions.py": "ask_question",
         "kneo/agents/skills.py": "skills",
         "kneo/agents/guardrails.py": "guardrails",
     },
@@ -126,14 +126,14 @@ READ: dict[str, dict[str, str]] = {
     },
     "Strategy": {
         "kneo/agents/loop.py": "type max_iterations parallel_tool_calls",
-        "kneo/agents/execution.py": "stop_on_tool_error",
+        "kneo/agents/tool_calls/execution.py": "stop_on_tool_error",
     },
     "StepsStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "Tool": {
-        "kneo/agents/guard.py": "title",
+        "kneo/agents/tool_calls/calls.py": "title",
         "kneo/agents/tools/kinds.py": "parameters",
         "kneo/api/task_calls.py": "shows",
-        "kneo/agents/execution.py": "returns timeout_seconds max_result_chars keep retries on_interrupted output",
+        "kneo/agents/tool_calls/execution.py": "returns timeout_seconds max_result_chars keep retries on_interrupted output",
         "kneo/agents/loop.py": "description transfer",
         "kneo/agents/tools/python/backend.py": "implementation",
         "kneo/agents/tools/agent/__init__.py": "agent",
@@ -144,12 +144,12 @@ READ: dict[str, dict[str, str]] = {
         "kneo/runtime/program/gates.py": "review",
     },
     "ToolPermissions": {
-        "kneo/agents/guard.py": "allowed_tools denied_tools",
+        "kneo/agents/tool_calls/calls.py": "allowed_tools denied_tools",
         "kneo/spec/coverage/exposure.py": "allow_network allow_filesystem_read allow_filesystem_write allow_shell",
         "kneo/agents/addresses.py": "allowed_domains denied_domains",
     },
     "ToolSelection": {"kneo/agents/step_tools.py": "include exclude", "kneo/spec/coverage/exposure.py": "permissions"},
-    "Verify": {"kneo/agents/execution.py": "verify"},
+    "Verify": {"kneo/agents/tool_calls/execution.py": "verify"},
 }
 """Where a field is read."""
 

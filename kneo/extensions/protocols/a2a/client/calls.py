@@ -28,7 +28,7 @@ from a2a.utils.constants import TransportProtocol
 from a2a.utils.errors import A2AError
 
 from kneo.agents.http import HttpClient, HttpFailed
-from kneo.agents.questions import answer_of
+from kneo.agents.tool_calls.questions import answer_of
 from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolCall
 from kneo.errors import KneoError
 from kneo.extensions.protocols.a2a.client.card import fetch_card

@@ -14,10 +14,13 @@ from dataclasses import replace
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.arguments import Arguments, find_flaw
-from kneo.agents.calls import FINISHED, CallJournal, CallResult, RequestedCall, known_result
-from kneo.agents.execution import CallExecution, PermittedCall, tool_failed
+from kneo.agents.calls import CallResult, RequestedCall
 from kneo.agents.guardrails import Refused, TurnGuardrails
-from kneo.agents.questions import (
+from kneo.agents.services import AgentServices
+from kneo.agents.skills import AgentSkills
+from kneo.agents.tool_calls.execution import CallExecution, PermittedCall, tool_failed
+from kneo.agents.tool_calls.journal import FINISHED, CallJournal, known_result
+from kneo.agents.tool_calls.questions import (
     ASK_QUESTION_SCHEMA,
     REFUSING,
     answer_of,
@@ -28,8 +31,6 @@ from kneo.agents.questions import (
     reason_of,
     schema_misfit,
 )
-from kneo.agents.services import AgentServices
-from kneo.agents.skills import AgentSkills
 from kneo.agents.tools.kinds import schema_of
 from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
 from kneo.digest import Digest, digest_of_json
