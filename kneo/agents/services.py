@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from kneo.agents.function_tools import TurnMiddleware
 from kneo.agents.turn import ToolBackend
 from kneo.clock import Clock, SystemClock
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.settings import AgentSettings, Settings
 from kneo.spec.models.spec import Tool
 from kneo.spec.policy import McpRules, ToolRules
-from kneo.tools import TurnMiddleware
 
 RulesNow: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
 """From an environment to its tool rules as they are now; for ``None`` those of the operator. Waits without blocking the event loop."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
+from kneo.agents.function_tools import TurnContext, TurnMiddleware
 from kneo.agents.turn import Turn, TurnResult
 from kneo.errors import Invalid
-from kneo.tools import TurnContext, TurnMiddleware
 
 
 async def take_inside(

@@ -26,9 +26,9 @@ from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec
 from kneo.spec.reading.normalize import NO_DEFAULTS
 
 if TYPE_CHECKING:
+    from kneo.agents.function_tools import ToolRegistry
     from kneo.cli.repository import ConfigRepository
-    from kneo.platform import PlatformManager
-    from kneo.tools import ToolRegistry
+    from kneo.embed.platform import PlatformManager
 
 
 def spec_compiler(settings: Settings) -> SpecCompiler:
@@ -55,7 +55,7 @@ def _platform(settings: Settings) -> PlatformManager | None:
     if not settings.execution.platform:
         return None
     # The import takes a good part of a second, and is rarely needed.
-    platform: PlatformManager = importlib.import_module("kneo.platform").load_platform(settings)
+    platform: PlatformManager = importlib.import_module("kneo.embed.platform").load_platform(settings)
     return platform
 
 

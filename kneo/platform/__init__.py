@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kneo.platform.manager import PlatformManager, RunResult, load_platform
-from kneo.store.migrate import Database
+from kneo.embed.database import Database
+from kneo.embed.platform import PlatformManager, RunResult, load_platform
 
 __all__ = ["Database", "PlatformManager", "RunResult", "load_platform"]

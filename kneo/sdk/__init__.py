@@ -1,6 +1,6 @@
 """Workflows written in Python, executed by the engine that executes every spec."""
 
-from kneo.sdk.host import run_sync
+from kneo.embed.runs import run_sync
 from kneo.sdk.messages import (
     HumanInterventionRequest,
     HumanInterventionRequiredError,

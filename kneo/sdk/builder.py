@@ -10,12 +10,10 @@ from hashlib import sha256
 from inspect import isawaitable, iscoroutinefunction
 from typing import TypeAlias, cast
 
+from kneo.embed.database import RunDatabase
+from kneo.embed.runs import Began, RunHost, RunSnapshot, Work, no_listener
+from kneo.embed.steps import INPROCESS, StepContext, in_thread
 from kneo.errors import Conflict, Usage
-from kneo.runtime.steps.code import INPROCESS
-from kneo.runtime.steps.functions import StepContext
-from kneo.runtime.steps.threads import in_thread
-from kneo.sdk.db import RunDatabase
-from kneo.sdk.host import Began, RunHost, RunSnapshot, Work, no_listener
 from kneo.spec.models.agent import Agent
 from kneo.tools import FunctionTool, Middleware, RegisteredTool, ToolRegistry
 

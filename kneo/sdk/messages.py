@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from typing import Literal, Self, TypeAlias
 
+from kneo.embed.database import encode_value
 from kneo.errors import KneoError
-from kneo.sdk.db import encode_value
 
 
 @dataclass(frozen=True)

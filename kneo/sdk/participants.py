@@ -11,12 +11,11 @@ from functools import partial
 from importlib import import_module
 from typing import Protocol, TypeAlias
 
+from kneo.embed.runs import RunSnapshot
+from kneo.embed.steps import StepContext, StepOutput, below, check_output
 from kneo.errors import Usage
 from kneo.records.run import StepRecord
-from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.functions import StepContext, StepOutput, check_output
 from kneo.sdk.builder import Json, SpecBuilder, call, check_parameters, identifier
-from kneo.sdk.host import RunSnapshot
 from kneo.sdk.messages import Message, Prompt, Resolver, Response, RunConfig, as_text
 from kneo.sdk.people import QuestionPeople
 from kneo.spec.models.agent import Agent

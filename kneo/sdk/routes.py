@@ -11,11 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from kneo.embed.runs import RunSnapshot, Work
+from kneo.embed.steps import StepContext, StepOutput, below
 from kneo.records.run import StepRecord
-from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.functions import StepContext, StepOutput
 from kneo.sdk.builder import Json, call, check_parameters
-from kneo.sdk.host import RunSnapshot, Work
 from kneo.sdk.messages import Message, RunConfig, RunResult
 from kneo.sdk.participants import ConversationBuilder, WorkflowPart, as_one_step, output_of
 

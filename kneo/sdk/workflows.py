@@ -9,13 +9,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
+from kneo.embed.answers import DecisionRequest
+from kneo.embed.database import RunDatabase, scratch
+from kneo.embed.runs import RunSnapshot, WorkflowFailed, run_sync
 from kneo.errors import NotFound, Usage
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.sdk.builder import call
-from kneo.sdk.db import RunDatabase, scratch
-from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_sync
 from kneo.sdk.messages import (
     HumanInterventionRequest,
     HumanInterventionRequiredError,
@@ -46,7 +47,6 @@ from kneo.sdk.routes import (
     SuperstepGraph,
     WorkflowEdge,
 )
-from kneo.tasks.decisions import DecisionRequest
 
 __all__ = [
     "ConcurrentWorkflow",
@@ -167,7 +167,7 @@ class Workflow:
                 loop.call_soon_threadsafe(pieces.put_nowait, chunk)
 
         builder, run_id = await self._start(messages, config or RunConfig(), None)
-        with builder.host.store.deltas.listen(run_id, receive):
+        with builder.host.listen(run_id, receive):
             running = asyncio.ensure_future(_drive(builder, run_id))
             running.add_done_callback(lambda _: pieces.put_nowait(None))
             try:

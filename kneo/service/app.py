@@ -40,8 +40,8 @@ from kneo.api import (
 from kneo.api import links as links_api
 from kneo.api import runs as runs_api
 from kneo.api import tasks as tasks_api
+from kneo.embed.platform import PlatformManager
 from kneo.errors import KneoError, Usage
-from kneo.platform import PlatformManager
 from kneo.runtime.engine.start import Starter
 from kneo.service import problems
 from kneo.service.access_log import AccessLog, RequestMetrics

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kneo.embed.platform import PlatformManager
 from kneo.errors import Usage
-from kneo.platform import PlatformManager
 from kneo.service.factory import create_default_platform_manager
 from kneo.telemetry import log_unknown_variables
 

@@ -8,11 +8,12 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from kneo.platform import Database, PlatformManager
+from kneo.agents.function_tools import ToolDefinition, ToolRegistry
+from kneo.embed.database import Database
+from kneo.embed.platform import PlatformManager
 from kneo.settings import from_env
 from kneo.spec.compiler import SpecCompiler
 from kneo.store.service_key import find_service_key
-from kneo.tools import ToolDefinition, ToolRegistry
 from kneo.trust.sealing import DataKeys
 
 EXAMPLES = {"web_search": "query", "webpage_reader": "url"}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kneo import settings
 from kneo.agents.tools.python.functions import MAX_RESULT_CHARS
+from kneo.embed.database import MAX_CHARS
 from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS
-from kneo.sdk.db import MAX_CHARS
 
 TITLES = {
     settings.Settings: "Process",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from kneo.agents.function_tools import CallNext, Middleware, ToolContext
 from kneo.agents.turn import AnswerRequired, ToolBackend, ToolCall
-from kneo.tools import CallNext, Middleware, ToolContext
 
 
 def context_of(call: ToolCall) -> ToolContext:

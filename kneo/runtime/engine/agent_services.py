@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 
 from kneo import registry
+from kneo.agents.function_tools import ToolRegistry
 from kneo.agents.http import HttpClient
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
@@ -35,7 +36,6 @@ from kneo.spec.models.environment import EnvironmentSpec
 from kneo.spec.policy import ModelRules, ToolRules
 from kneo.store import runs, usage
 from kneo.store.engine import Store, Tx
-from kneo.tools import ToolRegistry
 
 
 def open_services(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 
+from kneo.agents.function_tools import ToolRegistry
 from kneo.background import background
 from kneo.clock import monotonic
 from kneo.errors import Conflict
@@ -36,7 +37,6 @@ from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock
 from kneo.tasks.notifications import deliver_notifications
-from kneo.tools import ToolRegistry
 
 log = logging.getLogger("kneo.runtime")
 

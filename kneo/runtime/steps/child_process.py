@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO, TypeAlias
 
+from kneo.agents.function_tools import ToolContext
 from kneo.agents.tools.python.functions import await_tool, bounded_result, call_tool
 from kneo.clock import sleep
 from kneo.errors import KneoError
@@ -36,7 +37,6 @@ from kneo.runtime.steps.functions import (
 )
 from kneo.settings import function_environment
 from kneo.spec.models.providers import PROVIDER_VARIABLES
-from kneo.tools import ToolContext
 
 MAX_IDLE = 4
 """Idle processes that are kept; each holds some 20 MB."""

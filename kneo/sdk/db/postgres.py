@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kneo.clock import Clock
+from kneo.embed.database import RunDatabase
 from kneo.errors import Usage
-from kneo.sdk.db import RunDatabase
 
 
 class PostgresDb(RunDatabase):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kneo.clock import Clock
+from kneo.embed.database import RunDatabase
 from kneo.errors import Usage
-from kneo.sdk.db import RunDatabase
 
 SQLITE = "sqlite:///"
 

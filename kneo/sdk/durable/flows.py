@@ -11,21 +11,15 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from kneo.clock import monotonic
+from kneo.embed.answers import REPLAY, decision_from_value, find_pending
+from kneo.embed.database import RunDatabase, encode_value, scratch
+from kneo.embed.runs import ForkRequest, RunHost, RunSnapshot, run_in_background, run_sync
+from kneo.embed.steps import INSIDE, POLL_SECONDS, StepContext, StepOutput, WaitForAnswer, active_step
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
-from kneo.runtime.engine.recover import ForkRequest, cancel_run
-from kneo.runtime.engine.wait import find_run
-from kneo.runtime.steps.functions import StepContext, StepOutput, WaitForAnswer
 from kneo.sdk.builder import SpecBuilder, call
-from kneo.sdk.db import RunDatabase, encode_value, scratch
 from kneo.sdk.durable.terminal import WaitPrompt
-from kneo.sdk.host import RunHost, RunSnapshot, actor, run_in_background, run_sync
-from kneo.sdk.waits import INSIDE, POLL_SECONDS, active_step
-from kneo.store import history, runs
-from kneo.store.run_filter import RunFilter
-from kneo.tasks.decisions import decision_from_value, find_pending
-from kneo.tasks.reuse import REPLAY
 
 LOOK_SECONDS = 0.05
 """The interval in which a program looks for the answer that its flow waits for."""
@@ -268,7 +262,7 @@ class Flow:
         with WaitPrompt(host, paused.open_tasks, seconds) as prompt:
             while monotonic() < until:
                 prompt.look(LOOK_SECONDS)
-                if find_run(host.store, paused.run.id).status is not RunStatus.PAUSED:
+                if host.status(paused.run.id) is not RunStatus.PAUSED:
                     return True  # answered, continued or ended, perhaps by another program
         return False
 
@@ -354,10 +348,8 @@ class Executions:
         executions = []
         for each in self.flows:
             host = each.host()
-            where = RunFilter(workflow_name=each.name, statuses=statuses)
-            with host.store.read() as tx:
-                rows = runs.list_runs(tx, where, sort_by="created_at", limit=LIST_LIMIT, offset=0)
-            executions += [Execution.of(host.snapshot(run.id)) for run in rows]
+            found = host.list_runs(each.name, statuses=statuses, limit=LIST_LIMIT)
+            executions += [Execution.of(host.snapshot(run_id)) for run_id in found]
         return sorted(executions, key=lambda each: each.id, reverse=True)
 
     def get(self, execution_id: str) -> Execution:
@@ -372,8 +364,7 @@ class Executions:
     def logs(self, execution_id: str) -> Sequence[str]:
         """List the trace events of an execution, one line each."""
         _, host = self._find(execution_id)
-        with host.store.read() as tx:
-            events = history.list_trace(tx, execution_id)
+        events = host.list_trace(execution_id)
         return [f"{event.timestamp} {event.type} {event.step_id or ''}".rstrip() for event in events]
 
     def input(self, execution_id: str, *, value: object, wait: str | None = None) -> Execution:
@@ -397,7 +388,7 @@ class Executions:
         """Cancel an execution that waits."""
         _, host = self._find(execution_id)
         find_pending(execution_id, host.snapshot(execution_id).open_tasks[:1], None)
-        cancel_run(host.store, execution_id, actor=actor())
+        host.cancel(execution_id)
         return Execution.of(host.snapshot(execution_id))
 
     def resume(self, execution_id: str) -> Execution:
@@ -418,9 +409,7 @@ class Executions:
     def _find(self, execution_id: str) -> tuple[Flow, RunHost]:
         for each in self.flows:
             host = each.host()
-            with host.store.read() as tx:
-                run = runs.get(tx, execution_id)
-            if run is not None and run.workflow_name == each.name:
+            if host.has(execution_id, each.name):
                 return each, host
         names = ", ".join(each.name for each in self.flows)
         msg = f"The execution {execution_id[:80]} does not exist. Flows searched: {names}."

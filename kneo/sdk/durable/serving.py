@@ -12,8 +12,6 @@ from kneo.clock import monotonic
 from kneo.errors import KneoError
 from kneo.records.run import RunStatus
 from kneo.sdk.durable.flows import Flow
-from kneo.store import runs
-from kneo.store.run_filter import RunFilter
 
 LOOK_SECONDS = 0.2
 """The interval in which the database is read for executions that may continue."""
@@ -55,14 +53,12 @@ class FlowServer:
         host = flow.host()
         try:
             host.apply_timers()
-            with host.store.read() as tx:
-                of_flow = RunFilter(workflow_name=flow.name, statuses={RunStatus.RUNNING})
-                found = runs.list_runs(tx, of_flow, sort_by="created_at", descending=False, limit=LIST_LIMIT)
+            found = host.list_runs(flow.name, statuses={RunStatus.RUNNING}, newest=False, limit=LIST_LIMIT)
         except KneoError as error:
             _log.warning("%s: the executions of %s cannot be read.", error.message, flow.name)
             return ()
         now = monotonic()
-        return [run.id for run in found if self._not_before.get(run.id, 0) <= now]
+        return [run_id for run_id in found if self._not_before.get(run_id, 0) <= now]
 
     def _continue(self, flow: Flow, run_id: str) -> None:
         try:

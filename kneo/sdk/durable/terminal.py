@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Self
 
 from kneo.clock import sleep
+from kneo.embed.answers import decision_from_value
+from kneo.embed.runs import RunHost
 from kneo.errors import KneoError
 from kneo.json_text import RepeatedMember, parse_json
 from kneo.names import plain
 from kneo.records.task import HumanTask
-from kneo.sdk.host import RunHost
-from kneo.tasks.decisions import decision_from_value
 
 _terminal = threading.Lock()
 """Held by the prompt that shows its question: a typed line answers the question above it, whichever threads wait."""

@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.functions import StepContext
-from kneo.runtime.steps.functions import StepOutput as ActivityOutput
+from kneo.embed.steps import StepContext, below
+from kneo.embed.steps import StepOutput as ActivityOutput
 from kneo.sdk.builder import Json, call
 from kneo.sdk.workflow.step import Primitive, Step, StepBuilder, review_metadata
 from kneo.sdk.workflow.types import HumanReview, StepInput, StepOutput

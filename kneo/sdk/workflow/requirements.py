@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
+from kneo.embed.answers import DecisionRequest, check_decision, decision_from_value, filled, problems
+from kneo.embed.runs import RunSnapshot
 from kneo.records import run as records
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
-from kneo.sdk.host import RunSnapshot
 from kneo.sdk.run.workflow import EXECUTOR_POSITIONS
 from kneo.sdk.workflow.step import PrimitiveLocation, StepBuilder
 from kneo.sdk.workflow.types import HumanReview, StepOutput, UserInputField, encode_content
 from kneo.spec.gates import positions_of
-from kneo.tasks.decisions import DecisionRequest, check_decision, decision_from_value
-from kneo.tasks.forms import filled, problems
 
 NO_REVIEW = HumanReview()
 

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, TypeAlias
 
-from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.functions import FunctionSchemas, StepContext, as_text
-from kneo.runtime.steps.functions import StepOutput as ActivityOutput
+from kneo.embed.database import encode_value
+from kneo.embed.runs import JournalEntry, RunHost, RunSnapshot, Work
+from kneo.embed.steps import FunctionSchemas, StepContext, as_text, below
+from kneo.embed.steps import StepOutput as ActivityOutput
 from kneo.sdk.builder import Json, SpecBuilder, call
-from kneo.sdk.db import encode_value
-from kneo.sdk.host import RunHost, RunSnapshot, Work
 from kneo.sdk.workflow import types
 from kneo.spec.models.agent import Agent
-from kneo.store.history import JournalEntry
 
 OutputMetadata: TypeAlias = Callable[[str, StepContext], Awaitable[dict[str, str]]]
 """A function that returns the metadata of an output."""

@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 from pydantic import BaseModel
 
+from kneo.embed.answers import TYPES
 from kneo.sdk.builder import Json
 from kneo.sdk.people import OnTimeout, QuestionPeople, member_of
-from kneo.tasks.forms import TYPES
 
 
 class OnReject(StrEnum):

@@ -11,22 +11,18 @@ from typing import Any
 from uuid import uuid4
 
 from kneo.clock import isoformat
+from kneo.embed.database import RunDatabase, scratch
+from kneo.embed.runs import ForkRequest, RunSnapshot, WorkflowFailed, run_in_background, run_sync
+from kneo.embed.steps import Activity, StepContext
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run, RunStatus, TraceEvent
-from kneo.runtime.engine.recover import ForkRequest, cancel_run
-from kneo.runtime.interpreter.node import Activity
-from kneo.runtime.steps.functions import StepContext
 from kneo.sdk.builder import Json
-from kneo.sdk.db import RunDatabase, scratch
-from kneo.sdk.host import RunSnapshot, WorkflowFailed, actor, run_in_background, run_sync
 from kneo.sdk.run import workflow as events
 from kneo.sdk.run.workflow import EXECUTOR_POSITIONS, WorkflowEvent
 from kneo.sdk.workflow.containers import Member, Steps, as_primitives
 from kneo.sdk.workflow.requirements import Requirement, WorkflowRunOutput
 from kneo.sdk.workflow.step import STATE, StepBuilder, encode_state, read_state
 from kneo.sdk.workflow.types import encode_content
-from kneo.store import history, runs
-from kneo.store.run_filter import RunFilter
 
 MAX_SESSION_RUNS = 1_000
 LOOK_SECONDS = 0.02
@@ -184,7 +180,7 @@ class Workflow:
             NotFound: this workflow has no such run.
         """
         execution, _ = self._find(run_id)
-        cancel_run(execution.builder.host.store, run_id, actor=actor())
+        execution.builder.host.cancel(run_id)
         return self.get_run(run_id)
 
     def replay(
@@ -228,10 +224,8 @@ class Workflow:
 
     def _snapshots(self, builder: StepBuilder, session_id: str, limit: int) -> Sequence[RunSnapshot]:
         """Read the newest runs of a session, oldest first."""
-        where = RunFilter(workflow_name=self.name, session_id=session_id)
-        with builder.host.store.read() as tx:
-            rows = runs.list_runs(tx, where, sort_by="created_at", limit=limit, offset=0)
-        return [builder.host.snapshot(run_id) for run_id in sorted(run.id for run in rows)]
+        found = builder.host.list_runs(self.name, session_id=session_id, limit=limit)
+        return [builder.host.snapshot(run_id) for run_id in sorted(found)]
 
     def _build(self) -> StepBuilder:
         builder = StepBuilder()
@@ -335,7 +329,7 @@ class _Execution:
 
         Starts of steps and content of agents come from this process, all other events from the trace of the run.
         """
-        with self.builder.host.store.deltas.listen(self.run_id, self._received):
+        with self.builder.host.listen(self.run_id, self._received):
             yield from self._follow()
 
     def _follow(self) -> Iterator[WorkflowEvent]:
@@ -346,8 +340,7 @@ class _Execution:
             found = []
             while not self._arrived.empty():
                 found.append(self._arrived.get())
-            with self.builder.host.store.read() as tx:
-                trace = history.list_trace(tx, self.run_id, after=self.trace_count)
+            trace = self.builder.host.list_trace(self.run_id, after=self.trace_count)
             self.trace_count = max([self.trace_count, *(entry.sequence for entry in trace)])
             traced = [event for entry in trace if (event := self._event(entry)) is not None]
             yield from sorted([*traced, *found], key=lambda event: event.at)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kneo.clock import ManualClock
+from kneo.embed.runs import InProcessExecutor, RunHost, worker_lock
 from kneo.errors import Conflict, NotFound, Usage
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.worker import Driver
@@ -24,7 +25,6 @@ from kneo.sdk import Workflow as Conversation
 from kneo.sdk.db import RunDatabase
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import Executions, Flow, wait
-from kneo.sdk.host import InProcessExecutor, RunHost, worker_lock
 from kneo.sdk.workflow import (
     Condition,
     HumanReview,
@@ -158,7 +158,7 @@ CRASHED = textwrap.dedent(
     """
     import os, signal, sys
     from kneo.sdk.db import RunDatabase
-    from kneo.sdk.host import RunHost
+    from kneo.embed.runs import RunHost
     from kneo.sdk.workflow import HumanReview, Step, Workflow
 
     def pay(given):
@@ -320,7 +320,7 @@ def test_two_programs_on_one_file(
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "begun\n"
-        monkeypatch.setattr("kneo.sdk.host.LOCK_WAIT_SECONDS", 0.05)
+        monkeypatch.setattr("kneo.embed.runs.LOCK_WAIT_SECONDS", 0.05)
         with pytest.raises(Conflict, match=rf"Another process executes steps on {path}.*use one database in turns"):
             workflow.run("in")
         assert log == []

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from model_server import Call, ModelServer, Reply, model_server
 
+from kneo.embed.runs import WorkflowFailed
 from kneo.errors import Conflict, KneoError
 from kneo.sdk.db.sqlite import SqliteDb
-from kneo.sdk.host import WorkflowFailed
 from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPausedEvent, WorkflowCompletedEvent
 from kneo.sdk.tools import tool
 from kneo.sdk.workflow import Condition, HumanReview, Loop, Parallel, Router, Step, Steps, ToolRequirement, Workflow

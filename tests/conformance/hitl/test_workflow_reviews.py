@@ -16,10 +16,10 @@ import pytest
 from warm import run_python
 
 from kneo.clock import ManualClock
+from kneo.embed.runs import WorkflowFailed
 from kneo.errors import Conflict, KneoError, Usage
 from kneo.sdk.db.postgres import PostgresDb
 from kneo.sdk.db.sqlite import SqliteDb
-from kneo.sdk.host import WorkflowFailed
 from kneo.sdk.run.workflow import (
     RouterContinuedEvent,
     RouterPausedEvent,

@@ -8,8 +8,9 @@ from typing import Any
 from langgraph.types import Command, Interrupt
 from pydantic_core import to_jsonable_python
 
+from kneo.embed.steps import POLL_SECONDS, CheckpointCall, active_step
 from kneo.errors import Usage
-from kneo.sdk.waits import POLL_SECONDS, CheckpointCall, active_step, wait
+from kneo.sdk.waits import wait
 
 __all__ = ["run_graph"]
 

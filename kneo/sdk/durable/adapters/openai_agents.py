@@ -10,7 +10,8 @@ from typing import Any
 from agents import Agent, Runner, RunState
 from pydantic_core import to_jsonable_python
 
-from kneo.sdk.waits import POLL_SECONDS, CheckpointCall, wait
+from kneo.embed.steps import POLL_SECONDS, CheckpointCall
+from kneo.sdk.waits import wait
 
 __all__ = ["run_agent"]
 

@@ -34,9 +34,10 @@ from pydantic_ai.toolsets import AbstractToolset, ToolsetTool, WrapperToolset
 from pydantic_ai.usage import UsageLimits
 from pydantic_core import to_jsonable_python
 
+from kneo.embed.steps import CheckpointCall, is_in_step
 from kneo.errors import Usage
 from kneo.sdk.messages import Message, RunConfig
-from kneo.sdk.waits import CheckpointCall, hitl_tool, is_in_step, wait, wait_for_input
+from kneo.sdk.waits import hitl_tool, wait, wait_for_input
 
 __all__ = ["DurableAgent", "KitaruAgent", "answer_deferred", "answer_messages", "hitl_tool", "wait_for_input"]
 

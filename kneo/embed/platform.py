@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self, TypedDict, TypeVar, Unpack
 
 from kneo import registry
+from kneo.agents.function_tools import ToolRegistry
 from kneo.agents.providers import OperatorConnections
 from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError, RetentionManager, RetentionPolicy, RetentionReport, make_retention
@@ -50,7 +51,6 @@ from kneo.store.task_filter import TaskFilter
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide, find
 from kneo.tasks.lifecycle import process_due
-from kneo.tools import ToolRegistry
 from kneo.trust.sealing import DataKeys
 
 E = TypeVar("E", bound=StrEnum)

@@ -1,4 +1,4 @@
-"""Runs of workflows written in Python: their start, execution and state in one database."""
+"""Runs of workflows whose steps are functions of this program: their start, execution and state in one database."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import asyncio
 import contextlib
 import re
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
+from kneo.agents.function_tools import ToolRegistry
 from kneo.clock import monotonic, sleep
 from kneo.digest import digest_of
+from kneo.embed.database import RunDatabase
+from kneo.embed.steps import INSIDE, in_step
 from kneo.errors import Conflict, Invalid, NotFound
-from kneo.records.run import Run, RunStatus, StepRecord
+from kneo.records.conversation import ModelDelta
+from kneo.records.run import Run, RunStatus, StepRecord, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.assemble import services_of
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkRequest, fork
+from kneo.runtime.engine.recover import ForkRequest, cancel_run, fork
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import tick
 from kneo.runtime.engine.wait import RunSettled, find_run, wait_until_settled
@@ -30,8 +34,6 @@ from kneo.runtime.steps.agents import Conversation
 from kneo.runtime.steps.code import INPROCESS, CodeLoader, CodeUnavailable
 from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.functions import StepContext, StepOutput
-from kneo.sdk.db import RunDatabase
-from kneo.sdk.waits import INSIDE, in_step
 from kneo.settings import from_env, user_name
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
@@ -41,9 +43,23 @@ from kneo.store import history, runs, tasks
 from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import JournalEntry
 from kneo.store.locks import Lock
+from kneo.store.run_filter import RunFilter
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
-from kneo.tools import ToolRegistry
+
+__all__ = [
+    "Began",
+    "ForkRequest",
+    "JournalEntry",
+    "RunHost",
+    "RunSnapshot",
+    "Work",
+    "WorkflowFailed",
+    "actor",
+    "no_listener",
+    "run_in_background",
+    "run_sync",
+]
 
 T = TypeVar("T")
 
@@ -258,6 +274,48 @@ class RunHost:
                 tasks=tasks.of_run(tx, run_id, tuple(TaskStatus)),
                 journal=history.list_entries(tx, run_id),
             )
+
+    def status(self, run_id: str) -> RunStatus:
+        """Return the status of a run.
+
+        Raises:
+            NotFound: the run does not exist.
+        """
+        return find_run(self.store, run_id).status
+
+    def has(self, run_id: str, workflow_name: str) -> bool:
+        """Return whether a workflow has a run."""
+        with self.store.read() as tx:
+            run = runs.get(tx, run_id)
+        return run is not None and run.workflow_name == workflow_name
+
+    def list_runs(
+        self,
+        workflow_name: str,
+        *,
+        limit: int,
+        statuses: Collection[RunStatus] = (),
+        session_id: str | None = None,
+        newest: bool = True,
+    ) -> Sequence[str]:
+        """List the ids of the newest or the oldest runs of a workflow, in that order."""
+        where = RunFilter(workflow_name=workflow_name, statuses=statuses, session_id=session_id)
+        with self.store.read() as tx:
+            rows = runs.list_runs(tx, where, sort_by="created_at", descending=newest, limit=limit)
+        return [run.id for run in rows]
+
+    def list_trace(self, run_id: str, after: int = 0) -> Sequence[TraceEvent]:
+        """List the trace events of a run after one with a sequence number."""
+        with self.store.read() as tx:
+            return history.list_trace(tx, run_id, after=after)
+
+    def listen(self, run_id: str, receive: Callable[[ModelDelta], None]) -> contextlib.AbstractContextManager[None]:
+        """Receive what models of a run write, until the block ends."""
+        return self.store.deltas.listen(run_id, receive)
+
+    def cancel(self, run_id: str) -> None:
+        """Cancel a run and withdraw its questions; a run that has ended stays as it is."""
+        cancel_run(self.store, run_id, actor=actor())
 
     def find(self, run_id: str, workflow_name: str) -> RunSnapshot:
         """Read the state of a run of one workflow.
