@@ -156,12 +156,13 @@ def checkpoint(store: Store, key: PrivateKey) -> Checkpoint:
         newest, size = audit_tree.newest_checkpoint(tx), audit_tree.size(tx)
         if newest is not None and newest.size == size:
             return newest
-        created = _signed(tx, size, key)
+        created = checkpoint_of(tx, size, key)
         audit_tree.keep_checkpoint(tx, created)
     return created
 
 
-def _signed(tx: Tx, size: int, key: PrivateKey) -> Checkpoint:
+def checkpoint_of(tx: Tx, size: int, key: PrivateKey) -> Checkpoint:
+    """Sign the root over the first events."""
     root = audit_tree.root(tx, size)
     return Checkpoint(size=size, root=root, note=make_checkpoint(ORIGIN, size, root, key), created_at=tx.at)
 
@@ -184,7 +185,7 @@ def prove(store: Store, key: PrivateKey, seq: int, size: int | None) -> AuditPro
             if size > current.size:
                 msg = f"The audit log has {current.size} events, and was never {size} long."
                 raise NotFound(msg, code="audit_size_not_found")
-            current = audit_tree.newest_checkpoint(tx, size) or _signed(tx, size, key)
+            current = audit_tree.newest_checkpoint(tx, size) or checkpoint_of(tx, size, key)
         proof = audit_tree.prove(tx, seq, current.size)
         event = audit.event_at(tx, seq)
     event, canonical = _unchanged(event, proof)

@@ -12,8 +12,9 @@ from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit
 from kneo.api.promotions import promotion_not_found
 from kneo.errors import NotFound
-from kneo.records.release import ApprovalRecord
+from kneo.records.release import ApprovalRecord, Promotion
 from kneo.store import audit, releases
+from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope, serialise
 from kneo.trust.statement import approval_content, parse_approval
 
@@ -62,6 +63,21 @@ class PromotionReceiptsView:
     receipts: list[ApprovalReceiptView]
     count: int
 
+    @classmethod
+    def applied(cls, tx: Tx, done: Promotion, limit: int) -> PromotionReceiptsView:
+        """Build the view of a promotion with the decisions that allowed it."""
+        receipts = [ApprovalReceiptView.of(record) for record in releases.approvals_by_id(tx, done.approvals)[:limit]]
+        return cls(
+            promotion_id=done.id,
+            environment=done.environment,
+            bundle=done.bundle,
+            version=done.version,
+            revision=done.revision,
+            audit_seq=audit.seq_of(tx, done.audit_event_id),
+            receipts=receipts,
+            count=len(receipts),
+        )
+
 
 @operation("GET", "/approvals/{approval_id}/receipt", scope=("releases:read", "receipts:read"))
 def get_approval_receipt(context: Context, approval_id: str) -> ApprovalReceiptView:
@@ -81,25 +97,20 @@ def list_promotion_receipts(context: Context, promotion_id: str, limit: Limit = 
     with context.store.read() as tx:
         done = releases.promotion(tx, promotion_id)
         if done is not None:
-            records = releases.approvals_by_id(tx, done.approvals)[:limit]
-            environment, bundle, version, revision = done.environment, done.bundle, done.version, done.revision
-            audit_seq = audit.seq_of(tx, done.audit_event_id)
-        else:
-            found = releases.find_pending(tx, promotion_id)
-            if found is None:
-                raise promotion_not_found(promotion_id)
-            environment, item = found
-            bundle, version, revision, audit_seq = item.bundle, item.version, None, None
-            newest = releases.newest_approvals(tx, environment, limit, item.subject) if item.subject else ()
-            records = tuple(reversed(newest))
-    receipts = [ApprovalReceiptView.of(record) for record in records]
+            return PromotionReceiptsView.applied(tx, done, limit)
+        found = releases.find_pending(tx, promotion_id)
+        if found is None:
+            raise promotion_not_found(promotion_id)
+        environment, item = found
+        newest = releases.newest_approvals(tx, environment, limit, item.subject) if item.subject else ()
+    receipts = [ApprovalReceiptView.of(record) for record in reversed(newest)]
     return PromotionReceiptsView(
         promotion_id=promotion_id,
         environment=environment,
-        bundle=bundle,
-        version=version,
-        revision=revision,
-        audit_seq=audit_seq,
+        bundle=item.bundle,
+        version=item.version,
+        revision=None,
+        audit_seq=None,
         receipts=receipts,
         count=len(receipts),
     )

@@ -14,6 +14,7 @@ from kneo.api import audit as api
 from kneo.api.environments import trace as trace_reference
 from kneo.api.release_views import ProvenanceView
 from kneo.cli import render
+from kneo.cli.audit_pack import pack, show_verdict, verify_pack
 from kneo.cli.backend import Json
 from kneo.cli.commands import examples
 from kneo.cli.compose import find_store
@@ -23,6 +24,7 @@ from kneo.cli.options import JsonOption
 from kneo.cli.serve.database_checks import ADOPT_HINT, describe_unauthenticated
 from kneo.cli.specs.keys import load_public
 from kneo.clock import SystemClock
+from kneo.digest import parse_digest
 from kneo.errors import Invalid, Untrusted, Usage
 from kneo.records.audit import Kept, leaf_of, verify_inclusion
 from kneo.settings import from_env
@@ -34,6 +36,7 @@ from kneo.trust.checkpoint import NOTE_BYTES, SignedCheckpoint, read_checkpoint
 from kneo.trust.keys import PublicKey
 
 app = typer.Typer(no_args_is_help=True)
+app.command("pack")(pack)
 
 TypeOption = Annotated[str | None, typer.Option("--type", help="Only events of this type.")]
 
@@ -144,30 +147,35 @@ def verify(
         typer.Option("--head", metavar="SEQ:HASH", help="A head that an earlier verification printed; repeatable."),
     ] = None,
     notes: Annotated[list[Path] | None, typer.Option("--checkpoint", help="A saved checkpoint; repeatable.")] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--pack", help="Verify this audit pack, without a database. Needs --key.")
+    ] = None,
+    trust_root: Annotated[
+        str | None,
+        typer.Option("--trust-root", help="With --pack: digest of the first trust root, from another source."),
+    ] = None,
     service_url: Annotated[str | None, typer.Option("--service-url", hidden=True)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify the audit log of the local database, and compare it with saved heads and checkpoints.
+    """Verify the audit log of the local database, and compare it with saved heads and checkpoints; or verify an audit pack.
 
-    Exit status 3 if the log was changed. Other records without a code of the service key are counted.
+    Exit status 3 if the log or the pack was changed. Other records without a code of the service key are counted.
     """
     if service_url is not None:
         msg = "kneo audit verify reads the local database, not a service."
         raise Usage(
             msg, hint="Run it on the machine of the service; or check one event: kneo audit prove SEQ --service-url URL"
         )
+    given = [*map(load_public, keys or [])]
+    if archive is not None:
+        _verify_pack(archive, given, _kept(heads, notes, given), trust_root, as_json=as_json)
+        return
     settings = from_env()
     store = find_store(settings)
     try:
         mine = find_service_key(settings)
-        public = [*map(load_public, keys or []), *([mine.public] if mine is not None else [])]
-        if notes and not public:
-            msg = "A checkpoint is verified with the public key of the service, and no key is given."
-            raise Usage(msg, hint="Pass --key FILE; kneo task receipt key writes the key.")
-        saved = Kept(
-            heads=_heads(heads or []),
-            roots={note.size: note.root for note in (read_checkpoint(_note(path), *public) for path in notes or [])},
-        )
+        public = [*given, *([mine.public] if mine is not None else [])]
+        saved = _kept(heads, notes, public)
         audit.seal(store)
         verdict = audit.verify(store, keys=public, kept=saved)
         with store.read() as tx:
@@ -199,6 +207,28 @@ def verify(
 
     render.emit({**asdict(verdict), "unauthenticated_records": unauthenticated}, as_json=as_json, text=show)
     if not verdict.valid:
+        raise typer.Exit(3)
+
+
+def _kept(heads: list[str] | None, notes: list[Path] | None, public: Sequence[PublicKey]) -> Kept:
+    if notes and not public:
+        msg = "A checkpoint is verified with the public key of the service, and no key is given."
+        raise Usage(msg, hint="Pass --key FILE; kneo task receipt key writes the key.")
+    roots = {note.size: note.root for note in (read_checkpoint(_note(path), *public) for path in notes or [])}
+    return Kept(heads=_heads(heads or []), roots=roots)
+
+
+def _verify_pack(path: Path, keys: Sequence[PublicKey], kept: Kept, trust_root: str | None, *, as_json: bool) -> None:
+    """Verify an audit pack, and end with status 3 where it has a problem."""
+    if not keys or kept.heads:
+        msg = "A pack is verified with the public key of the service; it has no heads." if keys else "No key is given."
+        raise Usage(
+            msg, hint="Pass --key FILE (kneo task receipt key writes it), and --checkpoint FILE in place of --head."
+        )
+    verdict = verify_pack(path, keys, kept, parse_digest(trust_root) if trust_root is not None else None)
+    answer = {"valid": not verdict.problems, **asdict(verdict)}
+    render.emit(answer, as_json=as_json, text=lambda: show_verdict(verdict, pinned=trust_root is not None))
+    if verdict.problems:
         raise typer.Exit(3)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.digest import canonical_json
+from kneo.errors import Invalid
 
 EMPTY_HEAD = "0" * 64
 """The head of a chain without events."""
@@ -105,6 +106,12 @@ def root_of(size: int, node: Node) -> str:
     return _range(0, size, node) if size else EMPTY_ROOT
 
 
+def edge_of(size: int, node: Node) -> tuple[str, ...]:
+    """Return the roots of the complete subtrees that make up the first ``size`` leaves, the largest first."""
+    levels = [level for level in reversed(range(size.bit_length())) if size >> level & 1]
+    return tuple(node(level, (size >> level) - 1) for level in levels)
+
+
 def inclusion_proof(index: int, size: int, node: Node) -> tuple[str, ...]:
     """Collect the hashes that lead from a leaf to the root over ``size`` leaves (RFC 6962, 2.1.1)."""
     path: list[str] = []
@@ -158,6 +165,18 @@ class Frontier:
 
     size: int = 0
     _edge: list[str] = field(default_factory=list)
+
+    @classmethod
+    def after(cls, size: int, edge: Sequence[str]) -> Frontier:
+        """Return the edge of a tree that has leaves already; see ``edge_of``.
+
+        Raises:
+            Invalid: ``Malformed``: a tree of this size has another number of subtrees.
+        """
+        if size.bit_count() != len(edge):
+            msg = f"The edge of a tree of {size} events has {size.bit_count()} hashes, not {len(edge)}."
+            raise Invalid(msg, code="Malformed")
+        return cls(size, [*edge])
 
     def add(self, leaf: str) -> tuple[tuple[int, int, str], ...]:
         """Append a leaf; return the inner nodes that it completes, each with its level and position."""

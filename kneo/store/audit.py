@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
 
 from kneo.clock import first_id, isoformat, new_id, parse_time
-from kneo.errors import Invalid, Untrusted
+from kneo.errors import Invalid, NotFound, Untrusted
 from kneo.records.audit import (
     EMPTY_HEAD,
     EMPTY_ROOT,
@@ -307,12 +307,14 @@ def find_waiting_problem(tx: Tx, most: timedelta) -> str | None:
     return f"the event {late} has waited for more than {seconds} to be sealed" if late is not None else None
 
 
-def _walk(tx: Tx) -> Iterator[AnyRow]:
+def _walk(tx: Tx, last: int = 0, end: int | None = None) -> Iterator[AnyRow]:
+    """Yield the links of the chain, with their events, after the number ``last`` up to ``end``."""
     joined = audit_chain.outerjoin(audit_events, audit_chain.c.event_id == audit_events.c.id)
     statement = select(
         audit_chain.c.seq, audit_chain.c.leaf, audit_chain.c.head, audit_chain.c.event_id, audit_events
     ).select_from(joined)
-    last = 0
+    if end is not None:
+        statement = statement.where(audit_chain.c.seq <= end)
     while True:
         rows = tx.connection.execute(
             statement.where(audit_chain.c.seq > last).order_by(audit_chain.c.seq).limit(WALK_BATCH)
@@ -454,6 +456,32 @@ def events(
 def count(tx: Tx, **where: Unpack[AuditConditions]) -> int:
     statement = select(func.count()).select_from(audit_events).where(*_conditions(where))
     return tx.connection.execute(statement).scalar_one()
+
+
+def sealed_range(tx: Tx, created_after: str | None, created_before: str | None) -> tuple[int, int]:
+    """Return the numbers of the first and the last sealed event of a period; the last is below the first where it has none."""
+    joined = audit_chain.join(audit_events, audit_chain.c.event_id == audit_events.c.id)
+    where = _conditions({"created_after": created_after, "created_before": created_before})
+    numbers = select(func.min(audit_chain.c.seq), func.max(audit_chain.c.seq)).select_from(joined).where(*where)
+    first, last = tx.connection.execute(numbers).one()
+    if first is not None:
+        return first, last
+    size, _ = chain_head(tx)
+    return size + 1, size
+
+
+def sealed_events(tx: Tx, first: int, last: int) -> Iterator[AuditEvent]:
+    """Yield the sealed events with these numbers, in order.
+
+    Raises:
+        NotFound: ``audit_event_changed``: an event was removed, or is not what was sealed.
+    """
+    for row in _walk(tx, first - 1, last):
+        if row.id is None or _leaf(row) != row.leaf:
+            msg = f"Audit event {row.seq} is not the event that was sealed: the database was changed."
+            hint = "Run kneo audit verify to find the place; keep the database as it is."
+            raise NotFound(msg, code="audit_event_changed", hint=hint)
+        yield _event(row)
 
 
 def seq_of(tx: Tx, event_id: str) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, insert, select
 
 from kneo.errors import NotFound
-from kneo.records.audit import inclusion_proof, parent_of, root_of
+from kneo.records.audit import edge_of, inclusion_proof, parent_of, root_of
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.prepared import Prepared
 from kneo.store.tables import audit_chain, audit_checkpoints, audit_nodes
@@ -104,6 +104,11 @@ def size(tx: Tx) -> int:
 def root(tx: Tx, at: int) -> str:
     """Compute the root over the first events."""
     return root_of(at, lambda level, position: _node(tx, level, position))
+
+
+def edge(tx: Tx, at: int) -> tuple[str, ...]:
+    """Return the edge of the tree over the first events; see ``kneo.records.audit.edge_of``."""
+    return edge_of(at, lambda level, position: _node(tx, level, position))
 
 
 def prove(tx: Tx, seq: int, at: int | None = None) -> Proof:
