@@ -17,11 +17,10 @@ from hashlib import sha256
 from typing import Literal, TypeAlias
 
 from kneo.agents.arguments import Arguments
-from kneo.agents.calls import CallResult, Outcome, RequestedCall
 from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.text_checks import finds_in, redacted_value, text_check, text_of
 from kneo.agents.texts import sound_value
-from kneo.agents.turn import CallQuestion, GuardrailViolation, PeopleRequired, Turn
+from kneo.agents.turn import CallQuestion, GuardrailViolation, ToolCall, Turn
 from kneo.clock import Clock, isoformat
 from kneo.digest import Digest, DigestLabel, digest_of_json
 from kneo.errors import KneoError
@@ -194,24 +193,18 @@ class TurnGuardrails:
         if self.of("output") or self.of("workflow"):
             await self._record(f"output:{number}", number, {"text": text}, {"outcome": "passed"})
 
-    async def arguments(
-        self, call: RequestedCall, arguments: Arguments, *, edited: bool = False
-    ) -> Arguments | Refused:
+    async def arguments(self, call: ToolCall) -> Arguments | Refused:
         """Return the arguments of a call as the guardrails of tools pass them on.
-
-        Args:
-            call: The call.
-            arguments: Its arguments.
-            edited: Whether a person changed them.
 
         Raises:
             GuardrailViolation: they are blocked, or are no map any more.
             PeopleRequired: a person has to review them, or a question of a check waits.
         """
         if not self.of("tool", call.name):
-            return arguments
-        at = _at_call(call, "arguments", f"a call of {call.name}", digest_of_json(arguments) if edited else None)
-        passed = await self._checked(at, dict(arguments))
+            return call.arguments
+        edited = digest_of_json(call.arguments) if call.is_edited else None
+        at = _at_call(call, "arguments", f"a call of {call.name}", edited)
+        passed = await self._checked(at, dict(call.arguments))
         if isinstance(passed, Refused):
             return passed
         if isinstance(passed, str):
@@ -220,24 +213,28 @@ class TurnGuardrails:
             raise self.violation(at, self.of("tool", call.name)[0][1], "the arguments that it passes on are not a map")
         return passed
 
-    async def result(self, call: RequestedCall, content: object) -> object | Refused:
+    async def result(self, call: ToolCall) -> object | Refused:
         """Return the result of a call as the guardrails of tools pass it on.
 
         Raises:
             GuardrailViolation: it is blocked.
             PeopleRequired: a person has to review it, or a question of a check waits.
         """
-        return await self._checked(_at_call(call, "result", f"the result of {call.name}"), content)
+        return await self._checked(_at_call(call, "result", f"the result of {call.name}"), call.result)
 
-    async def hold(
-        self, call: RequestedCall, arguments: Arguments, result: CallResult, facts: Mapping[str, object]
-    ) -> None:
+    async def hold(self, call: ToolCall) -> None:
         """Record durably the result of a call that was made, before it is checked: a call is not made twice for a check."""
-        body = {"arguments": dict(arguments), "result": result.content, "outcome": result.outcome, "facts": dict(facts)}
+        begun = {"started_at": call.started_at} if call.started_at is not None else {}
+        body = {
+            "arguments": dict(call.arguments),
+            "result": call.result,
+            "outcome": call.outcome,
+            "facts": {**call.facts, **begun},
+        }
         await self._record(f"held:{call.key}", call.number, body, {"tool": call.name}, durable=True)
 
-    def held(self, call: RequestedCall) -> tuple[Arguments, CallResult, Mapping[str, object]] | None:
-        """Return the arguments, the result and the facts of a call that was made and is not checked yet."""
+    def held(self, call: ToolCall) -> ToolCall | None:
+        """Return a call that was made, with its result, which is not checked yet."""
         entry = self._rows.get(f"held:{call.key}")
         if entry is None:
             return None
@@ -245,8 +242,15 @@ class TurnGuardrails:
         arguments, facts = body["arguments"], body["facts"]
         assert isinstance(arguments, Mapping)
         assert isinstance(facts, Mapping)
-        outcome: Outcome = "failed" if body["outcome"] == "failed" else "success"
-        return arguments, CallResult(body["result"], outcome), facts
+        return replace(
+            call,
+            arguments=arguments,
+            original=call.asked,
+            status=EntryStatus.FAILED if body["outcome"] == "failed" else EntryStatus.DONE,
+            result=body["result"],
+            facts={name: value for name, value in facts.items() if name != "started_at"},
+            started_at=facts.get("started_at"),
+        )
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
@@ -387,9 +391,7 @@ class TurnGuardrails:
             human=human if isinstance(human, str) else None,
             facts={"stage": at.stage, **({"tool": at.tool} if at.tool is not None else {})},
         )
-        decision = self._turn.answers.get(question.key)
-        if decision is None:
-            raise PeopleRequired([question])
+        decision = self._turn.answer_to(question)
         match decision.kind:
             case DecisionKind.APPROVED:
                 return None
@@ -456,7 +458,7 @@ def passed_input(entries: Sequence[ConversationEntry]) -> PassedInput | None:
     return PassedInput(str(entry.body["text"]), bool(entry.body["changed"])) if entry is not None else None
 
 
-def _at_call(call: RequestedCall, side: str, what: str, edited: Digest | None = None) -> CheckedText:
+def _at_call(call: ToolCall, side: str, what: str, edited: Digest | None = None) -> CheckedText:
     """Return a side of a call; arguments that a person edited are found by their whole digest."""
     return CheckedText(
         stage="tool",

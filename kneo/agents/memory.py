@@ -21,15 +21,10 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from kneo.agents.calls import RequestedCall
-from kneo.agents.guardrails import TurnGuardrails
 from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
-from kneo.agents.skills import AgentSkills
 from kneo.agents.texts import marked_untrusted, sound_text
-from kneo.agents.tool_calls.calls import Guard
-from kneo.agents.tool_calls.execution import CallExecution
-from kneo.agents.tool_calls.journal import CallJournal
+from kneo.agents.tool_calls.calls import ToolCalls
 from kneo.agents.turn import GuardrailViolation, PeopleRequired, Postponed, SessionHistory, Stopped, ToolCall, Turn
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, KneoError
@@ -287,36 +282,30 @@ class _Recalling:
     async def _call(self, name: str, function: FunctionComponent, arguments: Mapping[str, object]) -> object:
         """Call a function of the spec with one map of arguments."""
         backend = self._services.tools["python"]
-        call = ToolCall(
-            name=name,
-            tool=Tool(description="Memory.", implementation=function.implementation),
-            arguments=arguments,
-            idempotency_key=f"{self._turn.run_id}:{self._turn.conversation}:{MEMORY_ENTRY}",
-            turn=self._turn,
-        )
+        tool = Tool(description="Memory.", implementation=function.implementation)
+        call = ToolCall(key=MEMORY_ENTRY, name=name, tool=tool, arguments=arguments, turn=self._turn)
         async with asyncio.timeout(self._services.limits.tool_seconds):
             return await backend.call(call)
 
     async def _call_tool(self, part: MemoryRef | None, arguments: Mapping[str, object]) -> object:
-        """Call a tool behind the guard, as the agent itself would."""
+        """Call a tool as the agent itself would."""
         tool = self._find_tool(part.ref) if part is not None else None
         if tool is None or part is None:
             msg = f"The agent {self._turn.agent_name} has no retriever."
             raise Invalid(msg, code="memory_part_missing")
-        journal = CallJournal(self._turn, self._services.clock, self._entries)
-        clock, limits = self._services.clock, self._services.limits
-        guardrails = TurnGuardrails(self._turn, self._entries, clock=clock, limits=limits, take=self._nested)
-        execution = CallExecution(self._turn, self._services, journal, guardrails, self._nested)
-        execution.stops_on_error = False
-        none = AgentSkills.of(self._turn, reads=False)
-        tools = {part.ref: tool}
-        guard = Guard(self._turn, self._services, journal, execution, guardrails, tools=tools, asks=False, skills=none)
-        call = RequestedCall(key="0.memory", number=0, name=part.ref, arguments=arguments, nth=1)
-        [result] = await guard.results([call])
-        if result.outcome != "success":
+        calls = ToolCalls(
+            self._turn,
+            self._services,
+            {part.ref: tool},
+            nested=self._nested,
+            entries=self._entries,
+            stops_on_error=False,
+        )
+        call = await calls.take(calls.open(part.ref, arguments, key="0.memory"))
+        if call.outcome != "success":
             msg = f"The retriever {part.ref} returned no texts."
-            raise Invalid(msg, code=f"retriever_{result.outcome}")
-        return result.content
+            raise Invalid(msg, code=f"retriever_{call.outcome}")
+        return call.result
 
 
 def _texts(found: object) -> list[str]:

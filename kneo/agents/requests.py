@@ -285,7 +285,7 @@ class RecordedModel(WrapperModel):
         if candidate.choice.temperature is not None:
             settings["temperature"] = candidate.choice.temperature
         if candidate.connection.wire == "gemini":
-            settings.pop("parallel_tool_calls", None)  # it has no such setting; the guard makes the calls one by one
+            settings.pop("parallel_tool_calls", None)  # it has no such setting; tool calls are taken one by one
         deltas = self._turn.deltas
         if deltas is None or not deltas.is_read():
             return await model_request(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from kneo.agents.arguments import Arguments
-from kneo.agents.calls import CallResult
 from kneo.agents.start_check import check_skills
 from kneo.agents.texts import cut_text
-from kneo.agents.turn import Turn
-from kneo.spec.models.spec import Skill
+from kneo.agents.turn import ToolCall, Turn
+from kneo.records.conversation import EntryStatus
+from kneo.spec.models.spec import Skill, Tool
 from kneo.spec.tool_kinds import READ_SKILL
 
 INLINE_CHARS = 4_000
 """The longest content of a skill that stands in the system prompt; longer content is read with ``read_skill``."""
-
-READ_DESCRIPTION = "Read the instructions of a skill, or one of its resources."
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class AgentSkills:
             content and resource.
     """
 
-    skills: Mapping[str, Skill]
-    reads: bool
+    skills: Mapping[str, Skill] = field(default_factory=dict)
+    reads: bool = False
 
     @classmethod
     def of(cls, turn: Turn, *, reads: bool) -> AgentSkills:
@@ -47,10 +45,10 @@ class AgentSkills:
         """The skills with a content or a resource that is not in the system prompt."""
         return tuple(name for name, skill in self.skills.items() if self.reads and (_is_long(skill) or skill.resources))
 
-    @property
-    def schema(self) -> Arguments:
-        """The JSON Schema of the arguments of ``read_skill``."""
-        return {
+    @cached_property
+    def tool(self) -> Tool:
+        """The built-in tool ``read_skill``."""
+        parameters = {
             "type": "object",
             "properties": {
                 "name": {"type": "string", "enum": list(self.readable)},
@@ -59,6 +57,7 @@ class AgentSkills:
             "required": ["name"],
             "additionalProperties": False,
         }
+        return Tool(description="Read the instructions of a skill, or one of its resources.", parameters=parameters)
 
     def instructions(self) -> str | None:
         """Return the skills' part of the system prompt."""
@@ -83,17 +82,17 @@ class AgentSkills:
         elif skill.resources:
             yield from (f"### {name}\n\n{text}" for name, text in skill.resources.items())
 
-    def read(self, arguments: Arguments, limit: int) -> CallResult:
-        """Return the result of a call of ``read_skill`` whose arguments fit ``schema``."""
-        name, resource = str(arguments["name"]), arguments.get("resource")
+    def read(self, call: ToolCall, limit: int) -> ToolCall:
+        """Return a call of ``read_skill`` whose arguments fit, with its result."""
+        name, resource = str(call.arguments["name"]), call.arguments.get("resource")
         skill = self.skills[name]
         text = skill.content if resource is None else skill.resources.get(str(resource))
         if text is None:
             message = (
                 f"The skill {name} has no resource {str(resource)[:200]!r}. Resources: {_listed(skill.resources)}."
             )
-            return CallResult({"error": "not_found", "message": message}, "failed")
-        return CallResult(cut_text(text, limit))
+            return replace(call, status=EntryStatus.FAILED, result={"error": "not_found", "message": message})
+        return replace(call, status=EntryStatus.DONE, result=cut_text(text, limit))
 
 
 def _is_long(skill: Skill) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from kneo.agents.named_code import agents_of_helpers, code_of_helpers, code_of_tool
 from kneo.agents.services import AgentServices
 from kneo.agents.tool_calls.calls import find_denial
+from kneo.agents.tool_calls.questions import ASK_TOOL
 from kneo.agents.turn import Turn
 from kneo.errors import Invalid
 from kneo.spec.models.agent import Agent
@@ -20,8 +21,8 @@ from kneo.spec.policy import ToolRules
 from kneo.spec.tool_kinds import ASK_QUESTION
 
 
-def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool], bool]:
-    """Return the tools that an agent is offered, by name, and whether ``ask_question`` is among them.
+def offered_tools(turn: Turn, services: AgentServices) -> dict[str, Tool]:
+    """Return the tools that an agent is offered, by name, the built-in ``ask_question`` last.
 
     A tool that the agent's permissions or its environment deny is offered all the same: the denial is the call's result, and
     it is in the trace.
@@ -36,7 +37,7 @@ def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool],
         raise Invalid(msg, code="middleware_not_found", hint="Register it: ToolRegistry.use or use_around_turns.")
     selection = turn.agent.tools
     included = [name for name in selection.include if name not in selection.exclude] if selection is not None else []
-    tools = {}
+    tools: dict[str, Tool] = {}
     for name in included:
         tool = find_tool(turn, services, name)
         if tool is not None:
@@ -44,7 +45,9 @@ def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool],
         elif name != ASK_QUESTION:
             msg = f"The agent {turn.agent_name} includes the tool {name}, which is not in the spec and not registered."
             raise Invalid(msg, code="tool_not_found", hint="Declare it under tools, or register it in this process.")
-    return tools, ASK_QUESTION in included and ASK_QUESTION not in tools
+    if ASK_QUESTION in included:
+        tools.setdefault(ASK_QUESTION, ASK_TOOL)
+    return tools
 
 
 def find_tool(turn: Turn, services: AgentServices, name: str) -> Tool | None:
@@ -92,7 +95,7 @@ def _callable(turn: Turn, services: AgentServices, rules: ToolRules) -> Iterator
     agent = turn.agent
     if not _calls_tools(agent):
         return
-    tools, _ = offered_tools(turn, services)
+    tools = offered_tools(turn, services)
     retriever = agent.memory.retriever if agent.memory is not None else None
     found = find_tool(turn, services, retriever.ref) if retriever is not None else None
     if retriever is not None and found is not None:

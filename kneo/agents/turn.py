@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha1
 from typing import Literal, Protocol, TypeAlias
 
 from kneo.agents.named_code import LoadCode, load_nothing
 from kneo.agents.secrets import CallSecrets
+from kneo.digest import DigestLabel, digest_of_json
 from kneo.errors import Invalid
 from kneo.records.agent_session import SessionMessage, SessionSummary
-from kneo.records.conversation import ConversationEntry
+from kneo.records.conversation import ConversationEntry, EntryStatus
 from kneo.records.run import NewTrace
 from kneo.records.task import Decision
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import Spec, Tool
+from kneo.spec.tool_kinds import ASK_QUESTION
 
 QuestionKind: TypeAlias = Literal["approval", "external", "question", "elicitation", "interrupted", "guardrail"]
 
@@ -212,20 +215,44 @@ async def keep_nothing(_state: Mapping[str, object]) -> None:
     """Keep no state, where a call has no journal."""
 
 
+Outcome: TypeAlias = Literal["success", "failed", "denied"]
+
+FINISHED = frozenset({EntryStatus.DONE, EntryStatus.FAILED, EntryStatus.DENIED})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ToolCall:
-    """One call that the guard has let pass.
+    """One tool call, from its request to its result; ``status`` is how far it is. A backend makes one that was checked and approved.
 
-    ``state`` and ``answer`` are set when a call that raised ``AnswerRequired`` is called again. ``state`` alone is set when a call
-    that kept a state was interrupted afterwards.
+    Attributes:
+        key: Unique in the conversation: ``<number of the reply>.<call id>``.
+        number: The number of the reply that requests it.
+        nth: The calls of this tool so far in the conversation, this one included.
+        name: The tool's name in the spec.
+        arguments: The arguments, as guardrails and people passed them on.
+        original: The arguments before a person edited them; ``None`` where no person did.
+        misfit: Why the call cannot be made as it was requested.
+        status: The status of its journal entry; ``None`` where it has none.
+        result: The result of a finished call, as the model is shown it.
+        facts: Facts of the entry of a finished call: who decided and who edited it, tokens, why it was refused.
+        started_at: When it began; ``None`` where nothing was called.
+        state: The state of a call that is made again: with ``answer`` one that raised ``AnswerRequired``, without it one that kept
+            a state and was interrupted afterwards.
     """
 
+    key: str
+    number: int = 0
+    nth: int = 1
     name: str
     tool: Tool
     arguments: Mapping[str, object]
-    idempotency_key: str
-    """Equal whenever the same call is repeated after a crash: ``<run>:<conversation>:<call key>``."""
+    original: Mapping[str, object] | None = None
     turn: Turn
+    misfit: str | None = None
+    status: EntryStatus | None = None
+    result: object = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+    started_at: str | None = None
     state: Mapping[str, object] | None = None
     answer: Decision | None = None
     secrets: CallSecrets = field(default_factory=CallSecrets, repr=False)
@@ -233,6 +260,43 @@ class ToolCall:
     keep: Callable[[Mapping[str, object]], Awaitable[None]] = keep_nothing
     """Records a state durably. A call that is interrupted afterwards is made again with it, and no person is asked whether it took
     effect."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """Equal whenever the same call is repeated after a crash: ``<run>:<conversation>:<call key>``."""
+        return f"{self.turn.run_id}:{self.turn.conversation}:{self.key}"
+
+    @property
+    def asked(self) -> Mapping[str, object]:
+        """The arguments that people were asked about first."""
+        return self.arguments if self.original is None else self.original
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether a person changed the arguments."""
+        return self.original is not None and digest_of_json(self.arguments) != digest_of_json(self.original)
+
+    @property
+    def task_key(self) -> str:
+        """The name of the call's question in recorded answers; see ``CallQuestion.task_key``."""
+        if self.name == ASK_QUESTION:
+            question = str(self.asked.get("question", ""))
+            digest = sha1(question.encode(), usedforsecurity=False).hexdigest()
+        else:
+            digest = digest_of_json(self.asked)
+        return f"{self.name}:{self.nth}:{DigestLabel(digest)}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the call has a result."""
+        return self.status in FINISHED
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of a finished call; one with wrong arguments has failed."""
+        if self.status is EntryStatus.DENIED and self.facts.get("reason") != "arguments":
+            return "denied"
+        return "success" if self.status is EntryStatus.DONE else "failed"
 
 
 class ToolBackend(Protocol):
@@ -297,6 +361,17 @@ class Turn:
     def prompt(self) -> str:
         """What the model is asked: the text and the feedback."""
         return f"{self.text}\n\n{self.feedback}" if self.feedback else self.text
+
+    def answer_to(self, question: CallQuestion) -> Decision:
+        """Return the answer to a question of the turn.
+
+        Raises:
+            PeopleRequired: there is none yet.
+        """
+        decision = self.answers.get(question.key)
+        if decision is None:
+            raise PeopleRequired([question])
+        return decision
 
     @property
     def withheld(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Calls of tools as the guard makes them, without a run."""
+"""Calls of tools as backends receive them, without a run."""
 
 from __future__ import annotations
 
@@ -56,4 +56,4 @@ def tool_call(
         environment=environment,
     )
     declared = Tool.model_validate({"description": "A tool.", **tool})
-    return ToolCall(name=name, tool=declared, arguments=arguments or {}, idempotency_key=KEY, turn=turn)
+    return ToolCall(key="1.call_1", name=name, tool=declared, arguments=arguments or {}, turn=turn)

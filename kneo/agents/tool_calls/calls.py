@@ -1,8 +1,8 @@
-"""The guard: every tool call passes it, whatever is behind the tool.
+"""The tool calls of a turn: the one way to what is behind a tool, for models and for other callers.
 
-In this order: a known result, the arguments, denials, guardrails, the agent's own question, gates, the call. Denials are checked
-at each entry of the turn, so also after an approval; guardrails check arguments before any question to a person, and again where a person
-edited them.
+In this order: a known result, the arguments, denials, guardrails, gates or the agent's own question, the call, its result. Denials
+are checked at each entry of the turn, so also after an approval; guardrails check arguments before any question to a person, and again
+where a person edited them.
 """
 
 from __future__ import annotations
@@ -14,47 +14,37 @@ from dataclasses import replace
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.arguments import Arguments, find_flaw
-from kneo.agents.calls import CallResult, RequestedCall
 from kneo.agents.guardrails import Refused, TurnGuardrails
+from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
-from kneo.agents.tool_calls.execution import CallExecution, PermittedCall, tool_failed
-from kneo.agents.tool_calls.journal import FINISHED, CallJournal, known_result
+from kneo.agents.tool_calls.execution import CallExecution, tool_failed
+from kneo.agents.tool_calls.journal import CallJournal
 from kneo.agents.tool_calls.questions import (
-    ASK_QUESTION_SCHEMA,
+    ASK_TOOL,
     REFUSING,
     answer_of,
     argument_misfits,
     asked_question,
     edited_arguments,
     gate_question,
+    gates_of,
     reason_of,
     schema_misfit,
 )
 from kneo.agents.tools.kinds import schema_of
-from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
+from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolCall, ToolGate, Turn
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
-from kneo.records.conversation import DECISIONS, EDITED_BY, EntryStatus
+from kneo.records.conversation import DECISIONS, EDITED_BY, ConversationEntry, EntryStatus
 from kneo.records.task import Decision, DecisionKind
-from kneo.spec.call_title import call_title
 from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of
 from kneo.spec.models.agent import Agent, ToolPermissions
 from kneo.spec.models.spec import Tool
 from kneo.spec.policy import ToolNames, ToolRules
-from kneo.spec.tool_kinds import ASK_QUESTION, READ_SKILL
 
 MAX_REVIEWS = 20
 """Answers of gates about one call; edits that undo each other end there."""
-
-ASK_TOOL = Tool(description="Ask a person a question.")
-"""The built-in tool with which an agent asks a person."""
-
-
-def builtin_tools(*, asks: bool, skills: AgentSkills) -> Mapping[str, Arguments]:
-    """Return the JSON Schemas of the arguments of the built-in tools that an agent is offered, by name."""
-    offered = {ASK_QUESTION: ASK_QUESTION_SCHEMA} if asks else {}
-    return {**offered, READ_SKILL: skills.schema} if skills.readable else offered
 
 
 def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, environment: str | None) -> str | None:
@@ -87,48 +77,68 @@ def _what(name: str, matched: str) -> str:
     return f"the tool {name}" if matched == name else f"what the tool {name} calls"
 
 
-def find_host_denial(tool: Tool, arguments: Arguments, agent: Agent) -> str | None:
-    """Return why the hosts in a call's arguments are denied, for kinds of tools that do not check hosts themselves."""
-    if tool.kind.checks_hosts:
-        return None
-    try:
-        HostRules.of(agent).check_arguments(arguments)
-    except Forbidden as error:
-        return error.message
-    return None
+class ToolCalls:
+    """The tool calls of one turn: each is opened, checked, asked about, made and recorded.
 
-
-class Guard:
-    """The guard of one turn.
+    A caller that is no model opens a call and takes it as well; whatever is behind a tool, no other way leads there.
 
     Args:
-        tools: The tools that the agent is offered, by name, without ``ask_question``.
-        asks: Whether the agent is offered ``ask_question``.
+        turn: The turn.
+        services: The services of the process.
+        tools: The tools that can be called, by name, the built-in ones included.
+        nested: Takes the turn of an agent behind a tool or a guardrail.
+        entries: The journal of the turn's conversation.
+        guardrails: The guardrails of the turn, where the caller has them.
         skills: The agent's skills, which ``read_skill`` returns.
+        stops_on_error: Whether a call that fails ends the step; left out: as the strategy of the agent says.
     """
 
     def __init__(
         self,
         turn: Turn,
         services: AgentServices,
-        journal: CallJournal,
-        execution: CallExecution,
-        guardrails: TurnGuardrails,
-        *,
         tools: Mapping[str, Tool],
-        asks: bool,
-        skills: AgentSkills,
+        *,
+        nested: NestedTurn,
+        entries: Sequence[ConversationEntry],
+        guardrails: TurnGuardrails | None = None,
+        skills: AgentSkills | None = None,
+        stops_on_error: bool | None = None,
     ) -> None:
-        self._turn, self._services, self._journal, self._execution = turn, services, journal, execution
-        self._guardrails = guardrails
-        self._tools, self._skills = tools, skills
-        self._builtin = builtin_tools(asks=asks, skills=skills)
-        strategy = turn.agent.strategy
+        self._turn, self._services, self._tools, self._skills = turn, services, tools, skills or AgentSkills()
+        clock, limits, strategy = services.clock, services.limits, turn.agent.strategy
+        self._guardrails = guardrails or TurnGuardrails(turn, entries, clock=clock, limits=limits, take=nested)
+        if stops_on_error is None:
+            stops_on_error = strategy is not None and bool(strategy.stop_on_tool_error)
+        self._stops_on_error = stops_on_error
+        self.journal = CallJournal(turn, clock, entries)
+        self._execution = CallExecution(
+            turn, services, self.journal, self._guardrails, nested, stops_on_error=stops_on_error
+        )
         one_by_one = strategy is not None and strategy.parallel_tool_calls is False
         self._turnstile: AbstractAsyncContextManager[object] = asyncio.Lock() if one_by_one else nullcontext()
 
-    async def results(self, calls: Sequence[RequestedCall]) -> list[CallResult]:
-        """Return the results of the calls of one reply.
+    def open(
+        self, name: str, arguments: Arguments, *, key: str, number: int = 0, nth: int = 1, misfit: str | None = None
+    ) -> ToolCall:
+        """Return a call, with the result that its journal has; see ``ToolCall``."""
+        tool = self._tools.get(name, _NO_TOOL)
+        if misfit is None and tool is _NO_TOOL:
+            misfit = f"There is no tool {name[:100]!r}. Tools: {', '.join(self._tools)[:1_000] or 'none'}."
+        call = ToolCall(
+            key=key,
+            number=number,
+            nth=nth,
+            name=name,
+            tool=tool,
+            arguments=arguments,
+            turn=self._turn,
+            misfit=misfit,
+        )
+        return self.journal.recorded(call)
+
+    async def take_all(self, calls: Sequence[ToolCall]) -> list[ToolCall]:
+        """Take the calls of one reply.
 
         Calls that are under way are finished, and recorded, before this raises.
 
@@ -138,7 +148,7 @@ class Guard:
             Stopped: an answer ends the run.
             Exception: a call ends the step.
         """
-        ended = await asyncio.gather(*(self._result(call) for call in calls), return_exceptions=True)
+        ended = await asyncio.gather(*(self.take(call) for call in calls), return_exceptions=True)
         raised = [result for result in ended if isinstance(result, BaseException)]
         questions: list[CallQuestion] = []
         for error in raised:
@@ -153,146 +163,166 @@ class Guard:
             raise PeopleRequired(questions)
         if raised:
             raise raised[0]
-        return [result for result in ended if isinstance(result, CallResult)]
+        return [result for result in ended if isinstance(result, ToolCall)]
 
-    async def _result(self, call: RequestedCall) -> CallResult:
+    async def take(self, call: ToolCall) -> ToolCall:
+        """Check a call, ask people about it, make it and record its result; each unless the call is finished before.
+
+        Raises:
+            PeopleRequired, Postponed, Stopped, Exception: see ``take_all``.
+        """
         async with self._turnstile:
-            known = self._journal.find(call)
-            if known is not None and known.status in FINISHED:
-                if known.status is EntryStatus.FAILED and self._execution.stops_on_error:
-                    raise tool_failed(call)
-                return known_result(known)
-            tool = self._tools.get(call.name)
-            misfit = call.misfit or self._misfit(call, tool)
-            if misfit is not None:
-                return await self._misfits(call, misfit)
-            denial = await self._denial(call, tool)
-            if denial is not None:
-                begun = known is not None and known.status is EntryStatus.BEGUN
-                note = " The call was interrupted before; it may have taken effect." if begun else ""
-                return await self._journal.refuse(call, "policy", {"denied": denial + note})
-            checked = await self._checked(call, tool, call.arguments)
-            if isinstance(checked, CallResult):
-                return checked
-            call = replace(call, arguments=checked)
-            if tool is None:
-                return await (self._read_skill(call) if call.name == READ_SKILL else self._ask(call))
-            return await self._review(call, tool)
+            if call.status is EntryStatus.FAILED and self._stops_on_error:
+                raise tool_failed(call)
+            for stage in (self.check, self.ask, self.make):
+                if not call.is_finished:
+                    call = await stage(call)
+            return call
 
-    async def _checked(
-        self, call: RequestedCall, tool: Tool | None, arguments: Arguments, *, edited: bool = False
-    ) -> Arguments | CallResult:
-        """Return arguments as the guardrails pass them on, or the result of a call that is not made with them."""
-        passed = await self._guardrails.arguments(call, arguments, edited=edited)
-        if isinstance(passed, Refused):
-            return await self._journal.refuse(
-                call, "guardrail", {"error": "guardrail_violation", "message": passed.message}
-            )
-        flaw = find_flaw(passed)
-        if flaw is None and not edited and digest_of_json(passed) == digest_of_json(arguments):
-            return passed
-        changed = replace(call, arguments=passed if flaw is None else {})
-        misfit = flaw or self._misfit(changed, tool)
+    # ---- check -----------------------------------------------------------------------------------------------------
+
+    async def check(self, call: ToolCall) -> ToolCall:
+        """Return a call that schema, denials and guardrails let pass, or one that is refused."""
+        misfit = call.misfit or self._find_misfit(call)
         if misfit is not None:
-            return await self._misfits(changed, f"A guardrail changed the arguments, and they do not fit: {misfit}")
-        denial = find_host_denial(tool, passed, self._turn.agent) if tool is not None else None
-        return passed if denial is None else await self._journal.refuse(changed, "policy", {"denied": denial})
+            return await self._misfits(call, misfit)
+        denial = await self._find_denial(call)
+        if denial is not None:
+            begun = call.status is EntryStatus.BEGUN
+            note = " The call was interrupted before; it may have taken effect." if begun else ""
+            return await self.journal.refuse(call, "policy", {"denied": denial + note})
+        return await self._guarded(call)
 
-    async def _denial(self, call: RequestedCall, tool: Tool | None) -> str | None:
+    async def _guarded(self, call: ToolCall) -> ToolCall:
+        """Return a call with the arguments as the guardrails pass them on, or one that is refused."""
+        passed = await self._guardrails.arguments(call)
+        if isinstance(passed, Refused):
+            result = {"error": "guardrail_violation", "message": passed.message}
+            return await self.journal.refuse(call, "guardrail", result)
+        flaw = find_flaw(passed)
+        if flaw is None and not call.is_edited and digest_of_json(passed) == digest_of_json(call.arguments):
+            return replace(call, arguments=passed)
+        changed = replace(call, arguments=passed if flaw is None else {})
+        refused = replace(changed, original=None)
+        misfit = flaw or self._find_misfit(changed)
+        if misfit is not None:
+            return await self._misfits(refused, f"A guardrail changed the arguments, and they do not fit: {misfit}")
+        denial = self._find_host_denial(changed)
+        return changed if denial is None else await self.journal.refuse(refused, "policy", {"denied": denial})
+
+    async def _find_denial(self, call: ToolCall) -> str | None:
         turn = self._turn
         rules = await self._services.rules(turn.environment)
-        denial = find_denial(call.name, tool, turn.agent, rules, turn.environment)
-        return denial or (find_host_denial(tool, call.arguments, turn.agent) if tool is not None else None)
+        declared = None if self._is_builtin(call) else call.tool
+        denial = find_denial(call.name, declared, turn.agent, rules, turn.environment)
+        return denial or self._find_host_denial(call)
 
-    def _misfit(self, call: RequestedCall, tool: Tool | None) -> str | None:
-        if tool is not None:
-            return argument_misfits(schema_of(tool), call.arguments)
-        if call.name in self._builtin:
-            return argument_misfits(self._builtin[call.name], call.arguments) or schema_misfit(call)
-        offered = ", ".join((*self._tools, *self._builtin))
-        return f"There is no tool {call.name[:100]!r}. Tools: {offered[:1_000] or 'none'}."
+    def _find_misfit(self, call: ToolCall) -> str | None:
+        misfit = argument_misfits(schema_of(call.tool), call.arguments)
+        return misfit or (schema_misfit(call) if call.tool is ASK_TOOL else None)
 
-    async def _misfits(self, call: RequestedCall, message: str) -> CallResult:
-        return await self._journal.refuse(call, "arguments", {"error": "invalid_arguments", "message": message})
+    def _find_host_denial(self, call: ToolCall) -> str | None:
+        """Return why the hosts in a call's arguments are denied, for kinds of tools that do not check hosts themselves."""
+        if call.tool.kind.checks_hosts or self._is_builtin(call):
+            return None
+        try:
+            HostRules.of(self._turn.agent).check_arguments(call.arguments)
+        except Forbidden as error:
+            return error.message
+        return None
 
-    def _answer(self, question: CallQuestion) -> Decision:
-        decision = self._turn.answers.get(question.key)
-        if decision is None:
-            raise PeopleRequired([question])
-        return decision
+    def _is_builtin(self, call: ToolCall) -> bool:
+        return call.tool is ASK_TOOL or call.tool is self._skills.tool
 
-    async def _ask(self, call: RequestedCall) -> CallResult:
-        decision = self._answer(asked_question(self._turn, call))
-        if decision.kind is DecisionKind.REJECTED:
-            result: object = f"A person declined to answer: {reason_of(decision)}."
-        else:
-            result = answer_of(decision)
-        permitted = PermittedCall(call=call, tool=ASK_TOOL, arguments=call.arguments, facts=_decided([decision]))
-        return await self._execution.keep(permitted, result)
+    async def _misfits(self, call: ToolCall, message: str) -> ToolCall:
+        return await self.journal.refuse(call, "arguments", {"error": "invalid_arguments", "message": message})
 
-    async def _read_skill(self, call: RequestedCall) -> CallResult:
-        result = self._skills.read(call.arguments, self._services.limits.result_chars)
-        return await self._journal.finish(call, call.arguments, result)
+    # ---- ask -------------------------------------------------------------------------------------------------------
 
-    async def _review(self, call: RequestedCall, tool: Tool) -> CallResult:
-        """Ask the gates of a call, one after the other, until all agree to the same arguments."""
-        arguments, agreed = call.arguments, dict[str, Digest]()
-        edited: dict[str, object] = {}
+    async def ask(self, call: ToolCall) -> ToolCall:
+        """Ask the gates of a call, one after the other, until all agree to the same arguments.
+
+        Returns:
+            The call with these arguments; or one that is finished: a person rejected it or provided its result.
+
+        Raises:
+            PeopleRequired: a gate asks.
+            Stopped: an answer ends the run.
+        """
+        if self._is_builtin(call):
+            return call
+        agreed, edited = dict[str, Digest](), dict[str, object]()
         decisions: list[Decision] = []
         for _ in range(MAX_REVIEWS):
-            gate = self._next_gate(call, arguments, agreed)
+            gate = _next_gate(call, agreed)
             if gate is None:
-                facts = {**edited, **_decided(decisions)}
-                permitted = PermittedCall(call=call, tool=tool, arguments=arguments, facts=facts)
-                return await self._execution.make(permitted)
-            schema = tool.returns or {} if gate.position == "external" else schema_of(tool)
-            title = call_title(call.name, tool.title, arguments) if tool.title is not None else None
-            question = gate_question(self._turn, call, gate, arguments, schema, title)
-            decision = self._answer(question)
+                return replace(call, facts={**edited, **_decided(decisions)})
+            question = gate_question(call, gate)
+            decision = self._turn.answer_to(question)
             decisions.append(decision)
+            if decision.kind is DecisionKind.REJECTED and (decision.effect or gate.on_reject) in REFUSING:
+                raise Stopped(question, decision)
             if decision.kind is DecisionKind.REJECTED:
-                return await self._rejected(call, gate, question, decisions)
+                return await self._rejected(call, f"A person rejected this call: {reason_of(decision)}.", decisions)
             if gate.position == "external":
-                permitted = PermittedCall(call=call, tool=tool, arguments=arguments, facts=_decided(decisions))
-                return await self._execution.keep(permitted, answer_of(decision))
-            try:
-                arguments = edited_arguments(arguments, decision)
-                misfit = argument_misfits(schema_of(tool), arguments)
-            except Invalid as error:
-                misfit = error.message
-            if misfit is not None:
-                return await self._misfits(call, f"A person edited the arguments, and they do not fit: {misfit}")
-            agreed[gate.id] = digest_of_json(arguments)
-            is_changed = agreed[gate.id] != digest_of_json(call.arguments)
+                return await self.record(replace(call, facts=_decided(decisions)), answer_of(decision))
+            call = await self._edited(call, decision)
+            agreed[gate.id] = digest_of_json(call.arguments)
             if decision.kind is DecisionKind.EDITED:
-                edited = {EDITED_BY: decision.actor} if is_changed else {}
-            if is_changed:
-                checked = await self._checked(call, tool, arguments, edited=True)
-                if isinstance(checked, CallResult):
-                    return checked
-                arguments = checked
-        message = "The people who were asked did not agree to the same arguments. This is final."
-        return await self._journal.refuse(call, "rejected", {"rejected": message}, facts=_decided(decisions))
+                edited = {EDITED_BY: decision.actor} if call.is_edited else {}
+            call = await self._guarded(call) if call.is_edited and not call.is_finished else call
+            if call.is_finished:
+                return call
+        return await self._rejected(call, "The people who were asked did not agree to the same arguments.", decisions)
 
-    def _next_gate(self, call: RequestedCall, arguments: Arguments, agreed: Mapping[str, Digest]) -> ToolGate | None:
-        shown = digest_of_json(arguments)
-        return next((gate for gate in self._gates(call, arguments) if agreed.get(gate.id) != shown), None)
+    async def _edited(self, call: ToolCall, decision: Decision) -> ToolCall:
+        """Return a call with the arguments that a person approved, or one that is refused because they do not fit."""
+        try:
+            arguments = edited_arguments(call.arguments, decision)
+            misfit = argument_misfits(schema_of(call.tool), arguments)
+        except Invalid as error:
+            misfit = error.message
+        if misfit is not None:
+            return await self._misfits(call, f"A person edited the arguments, and they do not fit: {misfit}")
+        return replace(call, arguments=arguments, original=call.asked)
 
-    def _gates(self, call: RequestedCall, arguments: Arguments) -> Sequence[ToolGate]:
-        return self._turn.gates(self._turn.agent_name, call.name, arguments)
+    async def _rejected(self, call: ToolCall, reason: str, decisions: Sequence[Decision]) -> ToolCall:
+        call = replace(call, facts=_decided(decisions))
+        return await self.journal.refuse(call, "rejected", {"rejected": f"{reason} This is final."})
 
-    async def _rejected(
-        self,
-        call: RequestedCall,
-        gate: ToolGate,
-        question: CallQuestion,
-        decisions: Sequence[Decision],
-    ) -> CallResult:
-        decision = decisions[-1]
-        if (decision.effect or gate.on_reject) in REFUSING:
-            raise Stopped(question, decision)
-        message = f"A person rejected this call: {reason_of(decision)}. This is final."
-        return await self._journal.refuse(call, "rejected", {"rejected": message}, facts=_decided(decisions))
+    # ---- make and record -------------------------------------------------------------------------------------------
+
+    async def begin(self, call: ToolCall) -> ToolCall:
+        """Return a call that begins now; the beginning of one that must not be repeated unseen is recorded first."""
+        return await self._execution.begin(call)
+
+    async def make(self, call: ToolCall) -> ToolCall:
+        """Make a call that was checked and approved, and record its result.
+
+        Raises:
+            PeopleRequired, Stopped, Invalid, GuardrailViolation: see ``CallExecution.make``.
+        """
+        if not self._is_builtin(call):
+            return await self._execution.make(call)
+        if call.tool is not ASK_TOOL:
+            return await self.journal.finish(self._skills.read(call, self._services.limits.result_chars))
+        decision = self._turn.answer_to(asked_question(call))
+        is_rejected = decision.kind is DecisionKind.REJECTED
+        declined = f"A person declined to answer: {reason_of(decision)}."
+        answered = replace(call, facts=_decided([decision]))
+        return await self.record(answered, declined if is_rejected else answer_of(decision))
+
+    async def record(self, call: ToolCall, result: object) -> ToolCall:
+        """Check, bound and record the result of a call, which a caller or a person made."""
+        return await self._execution.record(call, result)
+
+
+_NO_TOOL = Tool(description="No tool.")
+
+
+def _next_gate(call: ToolCall, agreed: Mapping[str, Digest]) -> ToolGate | None:
+    shown = digest_of_json(call.arguments)
+    return next((gate for gate in gates_of(call) if agreed.get(gate.id) != shown), None)
 
 
 def _decided(decisions: Sequence[Decision]) -> dict[str, object]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kneo.agents.arguments import Arguments, find_flaw
-from kneo.agents.calls import RequestedCall
-from kneo.agents.turn import CallQuestion, ToolGate, Turn
+from kneo.agents.tools.kinds import schema_of
+from kneo.agents.turn import CallQuestion, ToolCall, ToolGate
 from kneo.digest import DigestLabel, digest_of_json
 from kneo.errors import Invalid
 from kneo.records.task import Decision, DecisionKind
+from kneo.spec.call_title import call_title
 from kneo.spec.json_schema import SchemaInvalid, Uncheckable, compile_schema, find_flaws
+from kneo.spec.models.spec import Tool
 from kneo.spec.tool_kinds import ASK_QUESTION
 
 MAX_OPTIONS = 50
@@ -39,6 +41,9 @@ ASK_QUESTION_SCHEMA: Mapping[str, object] = {
     "additionalProperties": False,
 }
 
+ASK_TOOL = Tool(description="Ask a person a question. The answer is the result.", parameters=dict(ASK_QUESTION_SCHEMA))
+"""The built-in tool with which an agent asks a person."""
+
 AFTER_INTERRUPTION = ("repeat", "done", "stop")
 """The options for a call that was under way when its process ended."""
 
@@ -46,69 +51,70 @@ REFUSING = frozenset({"stop", "fail", "cancel"})
 """Effects of a rejection that end the run; after every other one, the model gets the rejection as the call's result."""
 
 
-def gate_question(
-    turn: Turn, call: RequestedCall, gate: ToolGate, arguments: Arguments, schema: Arguments, title: str | None = None
-) -> CallQuestion:
+def gates_of(call: ToolCall) -> Sequence[ToolGate]:
+    """Return the gates that ask about a call with its arguments, in their order."""
+    return call.turn.gates(call.turn.agent_name, call.name, call.arguments)
+
+
+def gate_question(call: ToolCall, gate: ToolGate) -> CallQuestion:
     """Return a gate's question about a call.
 
     The first gate has the call's task key; each further gate, and a gate that is asked again because another person edited the
     arguments, has a key of its own: an answer is valid for the arguments that were shown. It is found by their whole digest;
     the task key, which people read, has a label of it.
     """
-    digest = digest_of_json(arguments)
-    is_edited = digest != digest_of_json(call.arguments)
-    edited = f"@{digest}" if is_edited else ""
-    label = f"@{DigestLabel(digest)}" if is_edited else ""
-    is_first = not is_edited and turn.gates(turn.agent_name, call.name, call.arguments)[0].id == gate.id
+    digest = digest_of_json(call.arguments)
+    edited = f"@{digest}" if call.is_edited else ""
+    label = f"@{DigestLabel(digest)}" if call.is_edited else ""
+    is_first = not call.is_edited and gates_of(call)[0].id == gate.id
+    is_external = gate.position == "external"
+    schema = call.tool.returns if is_external else schema_of(call.tool)
+    title = call.tool.title
     return CallQuestion(
         key=f"{call.key}:{gate.id}{edited}",
         task_key=call.task_key if is_first else f"{call.task_key}+{gate.id}{label}",
-        kind="external" if gate.position == "external" else "approval",
+        kind="external" if is_external else "approval",
         gate=gate.id,
-        agent=turn.agent_name,
+        agent=call.turn.agent_name,
         tool=call.name,
-        arguments=arguments,
+        arguments=call.arguments,
         answer_schema=schema or None,
-        title=title,
+        title=call_title(call.name, title, call.arguments) if title is not None else None,
     )
 
 
-def asked_question(turn: Turn, call: RequestedCall) -> CallQuestion:
+def asked_question(call: ToolCall) -> CallQuestion:
     """Return the question of an agent that calls ``ask_question``."""
     options, schema = call.arguments.get("options"), call.arguments.get("schema")
     return CallQuestion(
         key=f"{call.key}:question",
         task_key=call.task_key,
         kind="question",
-        agent=turn.agent_name,
+        agent=call.turn.agent_name,
         tool=ASK_QUESTION,
         arguments=call.arguments,
         answer_schema=schema if isinstance(schema, Mapping) else None,
         prompt=str(call.arguments["question"]),
         options=tuple(str(option) for option in options) if isinstance(options, list) else (),
-        human=turn.agent.ask_question,
+        human=call.turn.agent.ask_question,
     )
 
 
-def form_question(
-    turn: Turn, call: RequestedCall, arguments: Arguments, number: int, prompt: str, schema: Arguments
-) -> CallQuestion:
+def form_question(call: ToolCall, number: int, prompt: str, schema: Arguments) -> CallQuestion:
     """Return a tool's own question (MCP elicitation), the nth of its call."""
     return CallQuestion(
         key=f"{call.key}:elicitation.{number}",
         task_key=f"{call.task_key}:elicitation.{number}",
         kind="elicitation",
-        agent=turn.agent_name,
+        agent=call.turn.agent_name,
         tool=call.name,
-        arguments=arguments,
+        arguments=call.arguments,
         answer_schema=schema,
         prompt=prompt,
     )
 
 
-def interrupted_question(
-    turn: Turn, call: RequestedCall, arguments: Arguments, number: int, facts: Arguments
-) -> CallQuestion:
+def interrupted_question(call: ToolCall, number: int, facts: Arguments) -> CallQuestion:
     """Return the question whether a call took effect that was under way when its process ended.
 
     A repeated call that is interrupted again is another question: ``number`` counts its beginnings.
@@ -117,9 +123,9 @@ def interrupted_question(
         key=f"{call.key}:interrupted.{number}",
         task_key=f"{call.task_key}:interrupted.{number}",
         kind="interrupted",
-        agent=turn.agent_name,
+        agent=call.turn.agent_name,
         tool=call.name,
-        arguments=arguments,
+        arguments=call.arguments,
         prompt=f"The call of {call.name} was under way when its process ended. It began at {facts['begun_at']} with the "
         f"idempotency key {facts['idempotency_key']}. Find out whether it took effect, then choose: repeat (it did not), "
         "done (it did) or stop (cancel the run).",
@@ -182,7 +188,7 @@ def find_misfits(schema: Arguments, value: object) -> str | None:
     return "; ".join(f"{error.json_path}: {error.message[:300]}" for error in errors) or None
 
 
-def schema_misfit(call: RequestedCall) -> str | None:
+def schema_misfit(call: ToolCall) -> str | None:
     """Return why the schema of a call of ``ask_question`` cannot be used."""
     schema = call.arguments.get("schema")
     flaws = find_flaws(schema) if isinstance(schema, Mapping) else ()

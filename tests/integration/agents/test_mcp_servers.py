@@ -74,9 +74,7 @@ def call_of(
         conversation="a~0",
         journal=None,
     )
-    return ToolCall(
-        name=tool, tool=spec.tools[tool], arguments=arguments or {}, idempotency_key="run_1:a~0:1.c1", turn=turn
-    )
+    return ToolCall(key="1.c1", name=tool, tool=spec.tools[tool], arguments=arguments or {}, turn=turn)
 
 
 class FilteredServers:

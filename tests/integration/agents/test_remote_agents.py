@@ -202,7 +202,7 @@ def test_a_question_of_the_agent_goes_to_a_person_and_the_answer_to_the_same_tas
         assert agent.received == ["ask", "red"]
         assert agent.message_ids == [KEY, f"{KEY}:answer-1"]
         with pytest.raises(AnswerRequired) as again:
-            await backend(agent.url).call(replace(call, idempotency_key=f"{KEY}-2"))
+            await backend(agent.url).call(replace(call, key=f"{call.key}-2"))
         assert again.value.state["task_id"] != asked.value.state["task_id"]
         error = await refused(replace(declined, state=again.value.state), agent.url)
         assert "declined" in error.message

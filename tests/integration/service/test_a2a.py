@@ -433,7 +433,7 @@ def test_a_served_agent_is_a_tool_of_agents_elsewhere(house: Bench) -> None:
     async def call(bundle: str, key: str, **more: Any) -> object:
         declared = {"url": f"{house.url}/v1/a2a/prod/{bundle}", **headers}
         made = tool_call({"input": "told from afar"}, agent=agent, environment="prod", a2a=declared)
-        return await remote.call(replace(made, idempotency_key=key, **more))
+        return await remote.call(replace(made, key=key, **more))
 
     async def work() -> None:
         assert "told from afar" in str(await call("plain", KEY))

@@ -26,7 +26,7 @@ from kneo.tools import CallNext, Middleware, TakeNext, ToolContext, ToolRegistry
 def called(backend: Backend, clock: ManualClock, **middleware: Middleware) -> object:
     spec = spec_of(agent={"middleware": list(middleware)})
     turn = house("Done.", spec=spec, clock=clock).turn
-    call = ToolCall(name="look", tool=spec.tools["look"], arguments={"x": 1}, idempotency_key="k", turn=turn)
+    call = ToolCall(key="1.c1", name="look", tool=spec.tools["look"], arguments={"x": 1}, turn=turn)
     return asyncio.run(MiddlewareTools(backend, middleware).call(call))
 
 

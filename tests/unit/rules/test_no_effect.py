@@ -126,11 +126,11 @@ READ: dict[str, dict[str, str]] = {
     },
     "Strategy": {
         "kneo/agents/loop.py": "type max_iterations parallel_tool_calls",
-        "kneo/agents/tool_calls/execution.py": "stop_on_tool_error",
+        "kneo/agents/tool_calls/calls.py": "stop_on_tool_error",
     },
     "StepsStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "Tool": {
-        "kneo/agents/tool_calls/calls.py": "title",
+        "kneo/agents/tool_calls/questions.py": "title",
         "kneo/agents/tools/kinds.py": "parameters",
         "kneo/api/task_calls.py": "shows",
         "kneo/agents/tool_calls/execution.py": "returns timeout_seconds max_result_chars keep retries on_interrupted output",

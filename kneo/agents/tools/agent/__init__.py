@@ -4,35 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from kneo.agents.arguments import Arguments
-from kneo.agents.calls import RequestedCall
 from kneo.agents.nested import NestedTurn, nested_turn, take_nested
 from kneo.agents.services import Progress
-from kneo.agents.turn import Turn
+from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
-from kneo.spec.models.spec import Tool
 
 _RESULTS = frozenset({"max_iterations", "model_empty_reply", "output_invalid", "conversation_too_long", "tool_failed"})
 """Errors of an agent behind a tool that are the call's result; every other one ends the turn of the caller as well."""
 
 
 async def call_agent(
-    turn: Turn,
-    call: RequestedCall,
-    tool: Tool,
-    arguments: Arguments,
-    *,
-    take: NestedTurn,
-    limit: int,
-    announce: Callable[[], Awaitable[None]],
+    call: ToolCall, *, take: NestedTurn, limit: int, announce: Callable[[], Awaitable[None]]
 ) -> tuple[str | KneoError, object]:
     """Take the turn of an agent behind a tool. Its questions come up with the call's key before their own.
 
     Args:
-        turn: The turn of the caller.
         call: The call.
-        tool: Its tool.
-        arguments: Its arguments, as guardrails and people passed them on.
         take: Takes a turn.
         limit: How deep agents may be behind each other.
         announce: Records that the call is under way, where the agent has not begun.
@@ -45,8 +32,9 @@ async def call_agent(
         KneoError: the turn of the caller ends.
     """
     # An agent that takes over answers for this one: what is withheld here is withheld there.
-    is_hidden = tool.transfer and turn.withheld is not None
-    below = nested_turn(turn, str(tool.agent), str(arguments["input"]), key=call.key, limit=limit, is_hidden=is_hidden)
+    is_hidden = call.tool.transfer and call.turn.withheld is not None
+    text = str(call.arguments["input"])
+    below = nested_turn(call.turn, str(call.tool.agent), text, key=call.key, limit=limit, is_hidden=is_hidden)
     if not below.journal.load():
         await announce()
     try:
