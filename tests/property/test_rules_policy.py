@@ -1,9 +1,10 @@
 """Policies add up: combining them is a join, and nothing that was asked for is lost in it."""
 
+from environment_policies import environment_with
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kneo.spec.diff.weakening import flag_weakenings
+from kneo.spec.diff.weakening import weakenings
 from kneo.spec.policy import NO_POLICY, PolicyFlags, strictest
 
 CODES = st.lists(st.sampled_from(["E_A", "E_B", "W_C"]), unique=True).map(lambda codes: tuple(sorted(codes)))
@@ -17,6 +18,10 @@ FLAGS = st.builds(
     deny_unrestricted_tools=st.booleans(),
     require_guardrails=st.booleans(),
 )
+
+
+def flag_weakenings(before: PolicyFlags, after: PolicyFlags) -> tuple[str, ...]:
+    return weakenings(environment_with(before), environment_with(after))
 
 
 @given(FLAGS, FLAGS, FLAGS)

@@ -99,11 +99,6 @@ def find_weakenings(before: Environment, after: Environment) -> tuple[Weakening,
     )
 
 
-def flag_weakenings(before: PolicyFlags, after: PolicyFlags) -> tuple[str, ...]:
-    """Describe the requirements that a policy drops; none when it has at least those of before."""
-    return tuple(found.text for found in _flags(before, after))
-
-
 def _flags(before: PolicyFlags, after: PolicyFlags) -> Iterator[Weakening]:
     if not before.enabled:
         return

@@ -1,9 +1,10 @@
 from typing import Any
 
 import pytest
+from environment_policies import environment_with
 
 from kneo.spec.coverage.policy import check_policy, policy_report
-from kneo.spec.diff.weakening import flag_weakenings
+from kneo.spec.diff.weakening import weakenings
 from kneo.spec.documents import error, warning
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
@@ -104,13 +105,14 @@ def test_blocked_codes_also_by_the_name_others_use() -> None:
 def test_weakenings_in_words() -> None:
     strong = PolicyFlags(require_guardrails=True, blocked_diagnostic_codes=("E_A", "E_B"))
     weak = PolicyFlags(fail_on_warnings=True, blocked_diagnostic_codes=("E_B",))
-    assert flag_weakenings(strong, strong) == ()
-    assert flag_weakenings(strong, weak) == (
+    before, after, off = (environment_with(each) for each in (strong, weak, NO_POLICY))
+    assert weakenings(before, before) == ()
+    assert weakenings(before, after) == (
         "require_guardrails is switched off: no longer, a guardrail must run.",
         "E_A is no longer blocked.",
     )
-    assert flag_weakenings(strong, NO_POLICY) == ("The policy is switched off.",)
-    assert flag_weakenings(NO_POLICY, strong) == ()
+    assert weakenings(before, off) == ("The policy is switched off.",)
+    assert weakenings(off, before) == ()
     assert strictest() == NO_POLICY
 
 
