@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from kneo.agents.http import HttpClient
 from kneo.agents.secret_filter import SecretFilter
+from kneo.agents.secrets import Secrets
+from kneo.agents.services import RulesNow, unrestricted
+from kneo.agents.tools.kinds import BackendContext
 from kneo.agents.turn import Journal, ToolBackend, ToolCall, Turn
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace
+from kneo.settings import AgentSettings, from_env
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import Spec, Tool
 
@@ -25,6 +31,14 @@ class NoJournal:
 
     async def append(self, *entries: ConversationEntry, trace: Sequence[NewTrace] = (), durable: bool = True) -> None:
         raise AssertionError(entries, trace, durable)
+
+
+def backend_context(
+    secrets: Secrets = {}.get, rules: RulesNow = unrestricted, *, seconds: float = 60
+) -> BackendContext:
+    """Return what a process opens backends with."""
+    settings = replace(from_env({}), agents=AgentSettings(tool_seconds=seconds))
+    return BackendContext(settings=settings, secrets=secrets, rules=rules, client=HttpClient, on_close=print)
 
 
 def filtered(backend: ToolBackend) -> ToolBackend:

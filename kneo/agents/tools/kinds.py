@@ -45,8 +45,15 @@ class BackendContext:
         Raises:
             Forbidden: ``secret_denied`` or ``secret_missing``.
         """
-        declared = call.tool.extension.secrets if call.tool.extension is not None else {}
-        return {name: call.secrets.fill(text, self.secrets) for name, text in declared.items()}
+        return self.fill(call, call.tool.extension.secrets if call.tool.extension is not None else {})
+
+    def fill(self, call: ToolCall, texts: Mapping[str, str]) -> dict[str, str]:
+        """Return texts with the values of their secrets, which everything that the call leads to is without.
+
+        Raises:
+            Forbidden: ``secret_denied`` or ``secret_missing``.
+        """
+        return {name: call.secrets.fill(text, self.secrets) for name, text in texts.items()}
 
 
 def accept(_tool: Tool) -> None:

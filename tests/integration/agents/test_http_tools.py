@@ -13,7 +13,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 import pytest
 from raw_web import RawWeb, WebCall, page, raw_web
 from rules_now import always, inside_prod
-from tool_calls import KEY, filtered, tool_call
+from tool_calls import KEY, backend_context, filtered, tool_call
 
 from kneo.agents.http import HttpFailed
 from kneo.agents.tools.http import HttpTools
@@ -37,7 +37,7 @@ def request(
 
     async def main() -> tuple[object, RawWeb]:
         async with raw_web(answer) as web:
-            tools = HttpTools(secrets.get, inside_prod(web.port), seconds=60)
+            tools = HttpTools(backend_context(secrets.get, inside_prod(web.port)))
             declared = {**http, "url": f"http://127.0.0.1:{web.port}{http['url']}"}
             made = tool_call(
                 arguments,
@@ -140,7 +140,7 @@ def test_an_argument_never_changes_what_is_asked(
 def test_no_argument_stands_in_scheme_or_host(url: str) -> None:
     made = tool_call({"id": "https"}, agent=HERE, http={"url": url}, parameters={"properties": {"id": {}}})
     with pytest.raises(KneoError) as found:
-        asyncio.run(HttpTools(SECRETS.get).call(made))
+        asyncio.run(HttpTools(backend_context(SECRETS.get)).call(made))
     assert found.value.code == "url_invalid"
 
 
@@ -154,7 +154,7 @@ def test_only_domains_of_the_agent_and_services_of_the_environment_are_reached()
 
     async def main() -> None:
         async with raw_web(lambda _: page(b"ok")) as web:
-            tools = HttpTools(SECRETS.get, inside_prod(web.port))
+            tools = HttpTools(backend_context(SECRETS.get, inside_prod(web.port)))
             for url, code in (
                 (f"http://127.0.0.1:{web.port}/", "url_denied"),
                 (f"https://127.0.0.1:{web.port}/", "address_denied"),
@@ -287,7 +287,8 @@ def test_a_secret_does_not_follow_a_redirect_to_another_origin() -> None:
                 inside = [f"127.0.0.1:{each.port}" for each in (web, other)]
                 http = {"url": f"http://127.0.0.1:{web.port}/", "secret_headers": {"X-Token": "${CRM_TOKEN}"}}
                 made = tool_call(agent=HERE, http=http)
-                assert await HttpTools(SECRETS.get, always(ToolRules(inside=inside))).call(made) == "there"
+                context = backend_context(SECRETS.get, always(ToolRules(inside=inside)))
+                assert await HttpTools(context).call(made) == "there"
                 assert web.calls[0].headers["x-token"] == "hunter2hunter2"
                 assert "x-token" not in other.calls[0].headers
 

@@ -15,7 +15,7 @@ from a2a.utils.signing import create_agent_card_signer
 from foreign_agent import ForeignAgent, foreign_agent
 from raw_web import WebCall, page, raw_web
 from rules_now import inside_prod
-from tool_calls import KEY, filtered, tool_call
+from tool_calls import KEY, backend_context, filtered, tool_call
 
 from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolBackend, ToolCall
 from kneo.errors import KneoError
@@ -37,7 +37,8 @@ def make(
 
 
 def backend(url: str) -> ToolBackend:
-    return filtered(RemoteAgents(SECRETS.get, inside_prod(int(url.rpartition(":")[2])), seconds=120))
+    rules = inside_prod(int(url.rpartition(":")[2]))
+    return filtered(RemoteAgents(backend_context(SECRETS.get, rules, seconds=120)))
 
 
 def with_agent(work: Callable[[ForeignAgent], Awaitable[None]], version: str = "1.0") -> None:
@@ -243,13 +244,13 @@ def test_secrets_go_to_the_host_of_the_url_alone_and_never_come_back() -> None:
             made = make(agent.url, {"input": "x"}, a2a={"secret_headers": {"Authorization": "Bearer ${PAINTER_KEY}"}})
             agent.card.supported_interfaces[0].url = f"http://127.0.0.1:{other.port}/rpc"
             with pytest.raises(KneoError):
-                await RemoteAgents(SECRETS.get, rules).call(made)
+                await RemoteAgents(backend_context(SECRETS.get, rules)).call(made)
             assert [call.headers.get("authorization") for call in other.calls] == [None]
             echo = make(
                 f"http://127.0.0.1:{other.port}", {"input": "x"}, a2a={"secret_headers": {"X-Key": "${PAINTER_KEY}"}}
             )
             with pytest.raises(KneoError) as found:
-                await filtered(RemoteAgents(SECRETS.get, rules)).call(echo)
+                await filtered(RemoteAgents(backend_context(SECRETS.get, rules))).call(echo)
             assert other.calls[-1].headers["x-key"] == "hunter2hunter2"
             assert "hunter2hunter2" not in str(found.value)
             assert "REDACTED" in str(found.value)

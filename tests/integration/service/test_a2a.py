@@ -33,7 +33,7 @@ from jwt import PyJWK
 from rules_now import inside_prod
 from served_agents import lab_announcement, served_agents, without_library
 from service_bench import Bench
-from tool_calls import KEY, tool_call
+from tool_calls import KEY, backend_context, tool_call
 
 from kneo.agents.turn import AnswerRequired
 from kneo.extensions.protocols.a2a.client import RemoteAgents
@@ -428,7 +428,8 @@ def test_a_served_agent_is_a_tool_of_agents_elsewhere(house: Bench) -> None:
     agent = {"tools": {"permissions": {"allow_network": True, "allowed_domains": ["127.0.0.1"]}}}
     (key,) = house.get("/.well-known/jwks.json")["keys"]
     headers = {"secret_headers": {"Authorization": "Bearer ${AGENT_KEY}"}, "keys": [key]}
-    remote = RemoteAgents({"AGENT_KEY": "service-key"}.get, inside_prod(int(house.url.rpartition(":")[2])), seconds=240)
+    rules = inside_prod(int(house.url.rpartition(":")[2]))
+    remote = RemoteAgents(backend_context({"AGENT_KEY": "service-key"}.get, rules, seconds=240))
 
     async def call(bundle: str, key: str, **more: Any) -> object:
         declared = {"url": f"{house.url}/v1/a2a/prod/{bundle}", **headers}

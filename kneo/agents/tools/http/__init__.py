@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode
 
 from kneo.agents.addresses import HostRules
-from kneo.agents.http import HttpClient, HttpFailed, WebRequest, WebResponse
-from kneo.agents.secrets import CallSecrets, Secrets
-from kneo.agents.services import RulesNow, unrestricted
+from kneo.agents.http import HttpFailed, WebRequest, WebResponse
+from kneo.agents.secrets import CallSecrets
 from kneo.agents.tools.kinds import BackendContext, BackendKind
 from kneo.agents.turn import ToolCall
 from kneo.errors import Invalid
@@ -24,24 +23,10 @@ _MISSING = object()
 
 
 class HttpTools:
-    """Makes the requests of HTTP tools.
+    """Makes the requests of HTTP tools."""
 
-    Args:
-        secrets: The secrets of this process.
-        rules: The rules in force, with the services inside the network that tools may reach.
-        seconds: Time for a request whose tool states none.
-        client: Makes the client for the rules of an agent.
-    """
-
-    def __init__(
-        self,
-        secrets: Secrets,
-        rules: RulesNow = unrestricted,
-        *,
-        seconds: float = 60,
-        client: Callable[[HostRules], HttpClient] = HttpClient,
-    ) -> None:
-        self._secrets, self._rules, self._seconds, self._client = secrets, rules, seconds, client
+    def __init__(self, context: BackendContext) -> None:
+        self._context = context
 
     async def call(self, call: ToolCall) -> object:
         """Make the request of a call.
@@ -56,11 +41,11 @@ class HttpTools:
         declared = call.tool.parameters.get("properties")
         names = frozenset(declared if isinstance(declared, Mapping) else ()) | call.arguments.keys()
         request = make_request(http, Template(names, call.arguments), call.idempotency_key)
-        secrets = {name: call.secrets.fill(value, self._secrets) for name, value in http.secret_headers.items()}
-        request = replace(request, secret_headers=secrets)
-        rules = await self._rules(call.turn.environment)
+        request = replace(request, secret_headers=self._context.fill(call, http.secret_headers))
+        rules = await self._context.rules(call.turn.environment)
         hosts = HostRules.of(call.turn.agent, rules.inside)
-        response = await self._client(hosts).send(request, call.tool.timeout_seconds or self._seconds)
+        seconds = call.tool.timeout_seconds or self._context.settings.agents.tool_seconds
+        response = await self._context.client(hosts).send(request, seconds)
         return read_response(request.method, response, call.secrets)
 
 
@@ -229,9 +214,4 @@ def _no_constant(name: str) -> object:
     raise ValueError(name)
 
 
-def _open(context: BackendContext) -> HttpTools:
-    seconds = context.settings.agents.tool_seconds
-    return HttpTools(context.secrets, context.rules, seconds=seconds, client=context.client)
-
-
-KIND = BackendKind(open=_open)
+KIND = BackendKind(open=HttpTools)
