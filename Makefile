@@ -129,7 +129,7 @@ sizes: $(VENV)/.ready ## Report code size, repeated class names and large module
 	@$(BIN)/python tests/guards/sizes.py
 
 .PHONY: walks
-walks: $(VENV)/.ready-dev ## Report the files that one commit, one agent step and one decision enter
+walks: $(VENV)/.ready-dev ## Report the files that a commit, an agent step, a gated call and a decision enter
 	@$(BIN)/python tests/guards/walks.py
 
 check: lint types imports fresh test-all ## Run all checks and tests of a change

@@ -1,4 +1,4 @@
-"""Print the files of the project that one commit, one agent step and one decision enter: ``make walks``.
+"""Print the files of the project that a commit, an agent step, a gated tool call and a decision enter: ``make walks``.
 
 Guidance, not a gate. After a warm-up on SQLite a profiler records the file of every function that is called, in all threads of
 this process: from a commit with a new bundle to its release, and from a request to its response.
@@ -14,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from controller_bench import Bench as Controller  # noqa: E402
-from service_bench import APPROVE, DRAFT, PUBLISH, serving, spec_of  # noqa: E402
+from model_server import Call, Reply, model_server  # noqa: E402
+from service_bench import APPROVE, DRAFT, PUBLISH, Json, serving, spec_of  # noqa: E402
 
 from kneo.clock import ManualClock, SystemClock  # noqa: E402
 from kneo.store.migrate import open_store  # noqa: E402
@@ -83,9 +86,49 @@ def walk_requests(profiler: Profiler, folder: Path) -> None:
         report("decision", profiler.measure(lambda: bench.answer(paused)))
 
 
+PAYING: Json = {
+    "version": "v1",
+    "agent": {
+        "name": "teller",
+        "model": {"provider": "openai", "name": "m", "extra": {"api": "chat"}},
+        "strategy": "react",
+        "tools": ["pay"],
+    },
+    "workflow": {"type": "sequential", "name": "pay", "steps": [{"id": "work", "kind": "agent", "ref": "teller"}]},
+    "tools": {
+        "pay": {
+            "description": "Pay.",
+            "implementation": "lab_functions.pay",
+            "parameters": {"type": "object", "properties": {"amount": {"type": "integer"}}},
+            "capabilities": ["privileged"],
+            "review": {"before": {"human": "editor"}},
+        }
+    },
+    "components": {"humans": {"editor": {"description": "Pay this?"}}},
+}
+
+
+def walk_call(profiler: Profiler, folder: Path) -> None:
+    """Report a step whose agent calls a tool behind a gate: up to the question, and from the decision to the answer."""
+    script = [Reply(calls=[Call("pay", {"amount": 20})]), Reply("Paid.")]
+    with model_server(script) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "key")
+        patch.setenv("OPENAI_BASE_URL", server.openai_url)
+        with serving(folder, f"sqlite:///{folder}/k.sqlite") as bench:
+            bench.answer(bench.start(PAYING))
+            asking: list[Json] = []
+            asked = profiler.measure(lambda: asking.append(bench.start(PAYING)))
+            decided = profiler.measure(lambda: bench.answer(asking[0]))
+            run = bench.get(f"/runs/{asking[0]['run_id']}")
+            assert run["status"] == "succeeded", run
+    report("agent step, to the question about its call", asked)
+    report("decision about the call, to the agent's answer", decided)
+    report("agent step with a gated call", asked + decided)
+
+
 def main() -> None:
     profiler = Profiler()
-    for walk in (walk_commit, walk_requests):
+    for walk in (walk_commit, walk_requests, walk_call):
         with tempfile.TemporaryDirectory() as folder:
             walk(profiler, Path(folder))
 
