@@ -76,7 +76,6 @@ COMMANDS: dict[str, Entry] = {
             "api-key": Entry(
                 "kneo.cli.serve.service_keys:api_key", "Generate an API key and its entry for the settings"
             ),
-            "vapid": Entry("kneo.cli.serve.service_keys:vapid", "Generate the key of notifications in browsers"),
         },
     ),
     "trust": Entry("kneo.cli.specs.trust:app", "Manage the trust root: keys, roles and thresholds", SPECS),

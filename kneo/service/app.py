@@ -49,7 +49,7 @@ from kneo.service.admission import Admission
 from kneo.service.auth import AuthConfig, configured, hash_keys, keyring
 from kneo.service.callers import Callers, HeadCheck, make_callers
 from kneo.service.console.app import Console, show_console
-from kneo.service.console.push import keep_subscriptions
+from kneo.service.console.parts import load_parts
 from kneo.service.context import Service, mount
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
@@ -64,14 +64,13 @@ from kneo.service.routes import (
     links,
     streams,
 )
-from kneo.service.routing import VERSION, DirectRoute, RouteTable
+from kneo.service.routing import VERSION, ApiRouter, DirectRoute, RouteTable
 from kneo.service.shared_reads import SharedReads
-from kneo.settings import PushSettings, Settings, from_env
+from kneo.settings import Settings, from_env
 from kneo.store import audit as audit_log
 from kneo.store import oidc_people, project_metadata
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx
-from kneo.trust.web_push import VapidKey
 
 log = logging.getLogger("kneo.service")
 
@@ -81,7 +80,7 @@ App = FastAPI
 SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
 """No telemetry by the framework: it would record messages of exceptions, which hold texts of people, and a second span."""
 
-ROUTERS: tuple[APIRouter, ...] = (
+ROUTERS: tuple[ApiRouter, ...] = (
     health.router,
     mount(identity, "identity"),
     mount(inbox, "inbox"),
@@ -114,7 +113,7 @@ ROUTERS: tuple[APIRouter, ...] = (
 
 
 @functools.cache
-def routers() -> tuple[APIRouter, ...]:
+def routers() -> tuple[ApiRouter, ...]:
     """Return everything under the version: the routes of Kneo, then those of extensions.
 
     Raises:
@@ -211,9 +210,9 @@ def _furnish(
     settings, auth = app.instead.applied(settings)
     ring = keyring(auth)
     callers = make_callers(settings.oidc, store, ring)
-    if settings.push.private_key:
-        VapidKey.load(settings.push.private_key)  # A service with a key that cannot be used does not start.
-    store.transact(lambda tx: _record_callers(tx, callers, settings.push))
+    for part in load_parts():
+        part.check(settings)
+    store.transact(lambda tx: _record_callers(tx, callers, settings))
     routes = _route(app, metrics_too=settings.http.metrics)
     app.state.service = service = make_service(settings, store, starter, callers, tools, alive)
     app.mount("/console", Console(app.state.service).application())
@@ -226,11 +225,12 @@ def _furnish(
     )
 
 
-def _record_callers(tx: Tx, callers: Callers, push: PushSettings) -> None:
+def _record_callers(tx: Tx, callers: Callers, settings: Settings) -> None:
     """Store whose credentials the service accepts, for processes without these settings, and end what needs others."""
     project_metadata.put_key_names(tx, callers.keyring.names, callers.issuer)
     oidc_people.keep_issuer(tx, callers.issuer)
-    keep_subscriptions(tx, push, callers.keyring)
+    for part in load_parts():
+        part.keep(tx, settings, callers.keyring)
 
 
 def make_service(
@@ -319,7 +319,7 @@ def reload_keys(app: FastAPI) -> None:
             )
 
         def work(tx: Tx) -> None:
-            _record_callers(tx, service.callers, service.settings.push)
+            _record_callers(tx, service.callers, service.settings)
             audit_log.record(tx, "api_keys.reloaded", actor=None, metadata=facts)
 
         try:

@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
@@ -82,12 +82,21 @@ class ApiRouter(APIRouter):
     FastAPI would validate and copy each response by its model first, which takes longer than the rest of a request; tests check
     that responses match their models.
 
+    Args:
+        tags: The area of the routes.
+        errors: Statuses of errors of routes that are not operations, by id.
+        own_keys: Ids of routes whose messages carry idempotency keys of their own.
+
     Attributes:
         operations: The operations behind the routes, by id.
     """
 
-    def __init__(self, *, tags: list[str | Enum]) -> None:
+    def __init__(
+        self, *, tags: list[str | Enum], errors: Mapping[str, tuple[int, ...]] = {}, own_keys: Collection[str] = ()
+    ) -> None:
         super().__init__(tags=tags, route_class=_StrictRoute)
+        self.errors = errors
+        self.own_keys = own_keys
         self.operations: dict[str, Operation[..., object]] = {}
 
     def add_api_route(self, path: str, endpoint: Callable[..., object], **more: object) -> None:
@@ -114,18 +123,8 @@ def responds(model: object, status: int = 200, description: str = "Done.") -> Re
 
 VERSION = "/v1"
 
-ERRORS: Mapping[str, tuple[int, ...]] = {
-    "receive_hook": (401, 429),
-    "get_only_agent_card": (400, 404),
-    "get_signing_keys": (400,),
-}
-"""Statuses of errors of routes that are not operations."""
-
 WITH_SLASHES = frozenset({"session_id"})
 """Parameters of paths whose values may contain slashes."""
-
-OWN_KEYS = frozenset({"send_to_agent", "send_to_mcp_server"})
-"""Routes of protocols, whose messages carry their own idempotency keys."""
 
 MATCHED = "kneo.matched"
 """The key of the match in the ASGI scope of a request."""
@@ -175,7 +174,7 @@ class RouteMatch:
 class RouteTable:
     """Matches requests with routes."""
 
-    def __init__(self, routers: Iterable[APIRouter]) -> None:
+    def __init__(self, routers: Iterable[ApiRouter]) -> None:
         self._by_length: dict[tuple[str, int], list[tuple[re.Pattern[str], RouteEntry]]] = {}
         self._of_any_length: list[tuple[re.Pattern[str], RouteEntry]] = []
         for operation in _listed(routers):
@@ -259,15 +258,14 @@ def _wide(name: re.Match[str]) -> str:
     return f"(?P<{name[1]}>{'.+' if name[1] in WITH_SLASHES else '[^/]+'})"
 
 
-def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:
+def _listed(routers: Iterable[ApiRouter]) -> Iterator[RouteEntry]:
     for router in routers:
-        operations = router.operations if isinstance(router, ApiRouter) else {}
         for route in router.routes:
             assert isinstance(route, APIRoute)
             for method in sorted(route.methods or ()):
                 parts = list(_tree(route.dependant))
                 name = route.operation_id or route.name
-                operation = operations.get(name)
+                operation = router.operations.get(name)
                 yield RouteEntry(
                     id=name,
                     method=method,
@@ -276,8 +274,8 @@ def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:
                     query=frozenset(field.alias for part in parts for field in part.query_params),
                     route=route,
                     key_scope=(operation.key_scope if operation else None) or name,
-                    errors=operation.errors if operation else ERRORS.get(name, ()),
-                    takes_key=method in {"POST", "PUT"} and name not in OWN_KEYS,
+                    errors=operation.errors if operation else router.errors.get(name, ()),
+                    takes_key=method in {"POST", "PUT"} and name not in router.own_keys,
                     shows_secret=operation is not None and operation.shows_secret,
                 )
 

@@ -13,9 +13,9 @@ from kneo_process import eventually
 from push_service import PushBrowser
 from service_bench import Bench, serving
 
+from kneo.extensions.push.keys import VapidKey
 from kneo.settings import Limits
 from kneo.store import push_subscriptions
-from kneo.trust.web_push import VapidKey
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

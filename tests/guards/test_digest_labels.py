@@ -31,7 +31,7 @@ SHORTENED: Mapping[str, str] = {
     "registry/record.py _dated": "160 bits, which an id has room for",
     "sdk/builder.py identifier": "the name of a function of the program itself",
     "sdk/waits.py ask_question": "a key that people read; answers are found by whole digests",
-    "service/console/render.py <module>": "the address of files that are cached",
+    "service/console/render.py version_of": "the address of files that are cached",
     "service/console/search.py _bundles": "a search",
     "service/console/words.py short": "a page",
     "spec/conditions.py draw": "a random number",

@@ -8,32 +8,21 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 from urllib.parse import urlsplit
 
 import typer
 
 from kneo.agents.tools.kinds import BACKEND_KINDS
 from kneo.cli import render
+from kneo.cli.checks import CHECKS, Checks, Diagnosis, Level, Result, error, ok, run_checks, warning, worst
+from kneo.cli.checks import as_json as report_as_json
 from kneo.cli.commands import EXTENSIONS, examples
 from kneo.cli.options import JsonOption
-from kneo.cli.serve.database_checks import (
-    Checks,
-    Diagnosis,
-    Level,
-    Result,
-    check_schema,
-    database_checks,
-    error,
-    ok,
-    run_checks,
-    warning,
-    worst,
-)
-from kneo.cli.serve.database_checks import as_json as report_as_json
+from kneo.cli.serve.database_checks import check_schema, database_checks
 from kneo.clock import Clock, SystemClock
 from kneo.errors import Invalid, KneoError
-from kneo.extension_points import list_extensions, list_points
+from kneo.extension_points import import_target, list_extensions, list_points
 from kneo.maintenance import RetentionPolicy
 from kneo.notify.channel_kinds import CHANNEL_KINDS
 from kneo.process_protection import find_weaknesses, protect_process
@@ -42,6 +31,7 @@ from kneo.project.secrets import secret_inventory
 from kneo.runtime.engine.dispatchers import DISPATCHERS, find_dispatcher
 from kneo.service.auth import configured, hash_keys
 from kneo.service.callers import check_reachable, is_loopback
+from kneo.service.console.parts import CONSOLE_PARTS
 from kneo.service.mounts import MOUNTS
 from kneo.service.sign_in_providers import SIGN_IN_PROVIDERS, find_provider
 from kneo.settings import Settings, from_env, is_secret_variable, unknown_variables
@@ -49,7 +39,6 @@ from kneo.spec.models.providers import PROVIDER_VARIABLES
 from kneo.store.migrate import open_store
 from kneo.store.service_key import find_service_key
 from kneo.trust.sealing import DataKeys
-from kneo.trust.web_push import VapidKey
 
 
 @examples("kneo doctor", "kneo doctor --host 0.0.0.0 --processes 6 --json")
@@ -133,11 +122,20 @@ def process_checks(settings: Settings, host: str) -> Checks:
         "authentication": partial(check_authentication, host=host),
         "api_keys": check_api_keys,
         "issuer": check_issuer,
-        "web_push": check_web_push,
+        **_added_checks(),
         "model_keys": check_model_keys,
         "disk": check_disk,
     }
     return {name: partial(check, settings) for name, check in checks.items()}
+
+
+def _added_checks() -> Mapping[str, Callable[[Settings], Diagnosis]]:
+    """Return the checks of extensions; ``extensions`` reports those that cannot be loaded."""
+    usable = {each.name for each, problem in CHECKS.check().items() if not problem}
+    found = {name: import_target(CHECKS.load(name).function) for name in CHECKS.names() if name in usable}
+    return {
+        name.replace("-", "_"): cast("Callable[[Settings], Diagnosis]", function) for name, function in found.items()
+    }
 
 
 def check_settings(settings: Settings) -> Diagnosis:
@@ -183,7 +181,7 @@ def check_extras(settings: Settings) -> Diagnosis:
     return ok("All packages that the settings need are installed.")
 
 
-POINTS = (EXTENSIONS, DISPATCHERS, MOUNTS, CHANNEL_KINDS, SIGN_IN_PROVIDERS, BACKEND_KINDS)
+POINTS = (EXTENSIONS, DISPATCHERS, MOUNTS, CHANNEL_KINDS, CHECKS, CONSOLE_PARTS, SIGN_IN_PROVIDERS, BACKEND_KINDS)
 """The extension points of Kneo."""
 
 
@@ -250,18 +248,6 @@ def check_issuer(settings: Settings) -> Diagnosis:
         return ok(provider.check(settings.oidc))
     except KneoError as problem:
         return error(problem.message, problem.hint or "Correct KNEO_SERV_OIDC_ISSUER, or let this machine reach it.")
-
-
-def check_web_push(settings: Settings) -> Diagnosis:
-    """Check that the key of notifications in browsers can be used."""
-    if not settings.push.private_key:
-        return ok("There is no key for notifications in browsers.")
-    key = VapidKey.load(settings.push.private_key)
-    public = urlsplit(settings.public_url)
-    if public.scheme != "https" and not is_loopback(public.hostname or "localhost"):
-        hint = "Serve the console over https:// and set KNEO_SERV_PUBLIC_URL."
-        return warning("Browsers subscribe only over https://, and KNEO_SERV_PUBLIC_URL is not such an address.", hint)
-    return ok(f"Browsers can subscribe to notifications; the public key is {key.public}.")
 
 
 def check_model_keys(settings: Settings) -> Diagnosis:

@@ -21,7 +21,11 @@ from kneo.service.routing import VERSION, ApiRouter, JsonResponse, Responses
 from kneo.store.service_key import missing_key
 from kneo.trust.keys import PrivateKey
 
-router = ApiRouter(tags=["protocols"])
+router = ApiRouter(
+    tags=["protocols"],
+    errors={"get_only_agent_card": (400, 404), "get_signing_keys": (400,)},
+    own_keys={"send_to_agent", "send_to_mcp_server"},
+)
 
 CARD = ".well-known/agent-card.json"
 

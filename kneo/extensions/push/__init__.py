@@ -1,21 +1,15 @@
-"""Web Push, a notification channel: notifications of tasks in the browsers of people who subscribed."""
+"""Web Push: a notification channel to the browsers of people, their switch in the console, its key and its check."""
 
 from __future__ import annotations
 
-import importlib
+from kneo.cli.checks import Check
+from kneo.cli.commands import Entry
+from kneo.service.console.parts import ConsoleExtension
 
-from kneo.notify.channel_kinds import ChannelContext, ChannelKind, OpenedChannel
+CONSOLE = ConsoleExtension("kneo.extensions.push.console:PART")
 
+_COMMANDS = "kneo.extensions.push.commands"
 
-def open_channel(context: ChannelContext) -> OpenedChannel:
-    """Return the delivery to browsers.
+VAPID = Entry(f"{_COMMANDS}:vapid", "Generate the key of notifications in browsers")
 
-    Raises:
-        Invalid: ``invalid_setting``: the key is not valid.
-    """
-    module = importlib.import_module("kneo.extensions.push.delivery")
-    push: OpenedChannel = module.open_web_push(context)
-    return push
-
-
-KIND = ChannelKind(open_channel)
+CHECK = Check(f"{_COMMANDS}:check_web_push")

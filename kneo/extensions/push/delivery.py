@@ -11,15 +11,16 @@ from datetime import timedelta
 import jwt
 
 from kneo.errors import Invalid
+from kneo.extensions.push.addresses import push_service
+from kneo.extensions.push.keys import ReceiverKeys, VapidKey, encrypt
 from kneo.notify.channel_kinds import ChannelContext, IsAsked
 from kneo.notify.http import Reply, post
 from kneo.notify.outbox import ATTEMPTS, DONE, Outcome, split
-from kneo.records.sign_in import PushSubscription, push_service
+from kneo.records.sign_in import PushSubscription
 from kneo.settings import PushSettings
 from kneo.store import audit, push_subscriptions
 from kneo.store.engine import Store, Tx
 from kneo.store.outbox import Message
-from kneo.trust.web_push import ReceiverKeys, VapidKey, encrypt
 
 MAX_PEOPLE = 2_000
 """People with a subscription who are considered for one task."""

@@ -26,7 +26,6 @@ from kneo.service.console import (
     environments,
     identity,
     inbox,
-    push,
     release_acts,
     run_acts,
     run_page,
@@ -37,7 +36,8 @@ from kneo.service.console import (
 )
 from kneo.service.console.live import live_events
 from kneo.service.console.page import Form, MenuEntry, Page, PageRequest, PageRoute, Pages, SeeOther, Shown
-from kneo.service.console.render import STATIC, STATIC_HASH, STATIC_TYPES, render
+from kneo.service.console.parts import load_parts
+from kneo.service.console.render import STATIC, STATIC_HASH, STATIC_TYPES, render, version_of
 from kneo.service.console.security import HEADERS, HOME, check_same_origin
 from kneo.service.console.session import Sessions, SignedIn
 from kneo.service.console.sign_in import SignIn, is_secure, login_url
@@ -55,7 +55,6 @@ AREAS: tuple[Pages, ...] = (
     environments.pages,
     bundles.pages,
     identity.pages,
-    push.pages,
     runs.pages,
     run_page.pages,
     run_acts.pages,
@@ -81,6 +80,11 @@ class Console:
 
     def __init__(self, service: Service, areas: Sequence[Pages] = AREAS) -> None:
         self.service = service
+        self.parts = load_parts()
+        areas = (*areas, *(part.pages for part in self.parts))
+        added = {name: content for part in self.parts for name, content in part.files.items()}
+        self.files = {name: (content, version_of(content)) for name, content in added.items()}
+        self.files |= {name: (content, STATIC_HASH) for name, content in STATIC.items()}
         self.sessions = Sessions(service.store, service.callers)
         self.rate = Rate(service.settings.http.rate_per_minute)
         self.refusals = Refusals(service.store)
@@ -94,8 +98,8 @@ class Console:
         return Starlette(
             routes=[
                 *entry.routes(),
-                Route("/static/{name}", _static),
-                Route("/push.js", self._push_script),
+                Route("/static/{name}", self._static),
+                *(route for part in self.parts for route in part.routes(self.service.settings)),
                 Route("/live", self._live),
                 *(Route(route.path, self._endpoint(route), methods=[route.method]) for route in self.routes),
             ],
@@ -125,9 +129,14 @@ class Console:
         )
         return self.service.streams.answer(events, signed_in.principal.name)
 
-    async def _push_script(self, _request: Request) -> Response:
-        """Serve the script that shows notifications, which a browser keeps without a session."""
-        return push.worker_script(self.service.settings.push)
+    async def _static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.files:
+            raise HTTPException(404)
+        content, version = self.files[name]
+        kept = f"public, max-age={YEAR_SECONDS}, immutable" if request.url.query == version else "no-cache"
+        headers = {**HEADERS, "cache-control": kept}
+        return Response(content, media_type=STATIC_TYPES[Path(name).suffix], headers=headers)
 
     def _is_secure(self, request: Request) -> bool:
         return is_secure(request, self.service.settings.public_url)
@@ -272,15 +281,6 @@ class Console:
 def _request_id(request: Request) -> str:
     """Return the id under which the log of the service has a request."""
     return str(request.scope.get("kneo.request_id", ""))
-
-
-async def _static(request: Request) -> Response:
-    name = request.path_params["name"]
-    if name not in STATIC:
-        raise HTTPException(404)
-    kept = f"public, max-age={YEAR_SECONDS}, immutable" if request.url.query == STATIC_HASH else "no-cache"
-    headers = {**HEADERS, "cache-control": kept}
-    return Response(STATIC[name], media_type=STATIC_TYPES[Path(name).suffix], headers=headers)
 
 
 async def show_console(request: Request) -> Response:

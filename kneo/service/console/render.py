@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jinja2
@@ -29,8 +29,14 @@ STATIC_TYPES: Mapping[str, str] = {
     ".webmanifest": "application/manifest+json",
 }
 
-STATIC_HASH = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]
-"""Part of the address of static files, so that a browser keeps each version for ever."""
+
+def version_of(content: bytes) -> str:
+    """Return the query of a static file's address, so that a browser keeps each version for ever."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+STATIC_HASH = version_of(b"".join(STATIC.values()))
+"""The version of the static files."""
 
 ICONS: Mapping[str, str] = {
     "ok": "M4 12.5l5 5L20 6.5",
@@ -85,6 +91,12 @@ _environment.filters.update(
     dollars=_dollars,
     shell=shlex.quote,
 )
+
+
+def compile_template(text: str) -> Callable[[Mapping[str, object]], Markup]:
+    """Return the function that fills in a template of an extension."""
+    template = _environment.from_string(text)
+    return lambda values: Markup(template.render(values))  # noqa: S704 - the template escapes its values
 
 
 def render(template: str, values: Mapping[str, object]) -> str:

@@ -11,17 +11,17 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from kneo.errors import NotFound, Unauthorized
 from kneo.service.context import ServiceDep
 from kneo.service.limits import Rate
 from kneo.service.problems import problem, too_large
-from kneo.service.routing import JsonResponse, responds
+from kneo.service.routing import ApiRouter, JsonResponse, responds
 from kneo.store import requests
 
-router = APIRouter(tags=["hooks"])
+router = ApiRouter(tags=["hooks"], errors={"receive_hook": (401, 429)})
 
 ID_CHARS = 200
 """Characters of a delivery's id that are stored."""

@@ -17,17 +17,17 @@ from databases import Server
 from oidc_issuer import OidcIssuer, running
 from sqlalchemy import text
 
-from kneo.cli.serve.database_checks import Diagnosis, Level, Result, ok, run_checks
+from kneo.cli.checks import Diagnosis, Level, Result, ok, run_checks
 from kneo.cli.serve.doctor import examine
 from kneo.clock import Clock, ManualClock, SystemClock
 from kneo.digest import digest_of
+from kneo.extensions.push.keys import VapidKey
 from kneo.records.run import RunStatus
 from kneo.service.auth import key_digest
 from kneo.store import audit, requests, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import HEAD, open_store
 from kneo.trust.keys import PrivateKey
-from kneo.trust.web_push import VapidKey
 
 OK, WARNING, ERROR = Level.OK, Level.WARNING, Level.ERROR
 LONG = "k" * 24

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from kneo.extensions.push.keys import VapidKey
 from kneo.service.auth import configured, key_digest, keyring
 from kneo.settings import from_env
 from kneo.trust.keys import PrivateKey
-from kneo.trust.web_push import VapidKey
 
 Kneo = Callable[..., Any]
 

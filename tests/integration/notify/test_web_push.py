@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from kneo.clock import ManualClock, new_id
 from kneo.extensions.push.delivery import WebPush
+from kneo.extensions.push.keys import VapidKey
 from kneo.notify import http
 from kneo.notify.delivery import Courier
 from kneo.notify.outbox import ATTEMPTS
@@ -23,7 +24,6 @@ from kneo.settings import WEB_PUSH, from_env
 from kneo.store import audit, project_metadata, push_subscriptions
 from kneo.store.engine import Store
 from kneo.tasks.lifecycle import is_asked
-from kneo.trust.web_push import VapidKey
 
 KEY = VapidKey.generate()
 

@@ -13,13 +13,13 @@ from console_pages import Browser
 from push_service import PushBrowser
 from service_bench import Bench, serving
 
+from kneo.extensions.push.keys import VapidKey
 from kneo.service.app import _record_callers
 from kneo.service.auth import APIKeyRecord, AuthConfig, hash_keys, keyring
 from kneo.service.callers import Callers
 from kneo.settings import PushSettings
 from kneo.store import push_subscriptions
 from kneo.store.engine import Store
-from kneo.trust.web_push import VapidKey
 
 KEY = VapidKey.generate()
 VARIABLES = {
@@ -192,7 +192,7 @@ def test_a_subscription_ends_with_its_key_with_the_scope_and_with_the_key_of_the
 
     def record(settings: PushSettings = enabled) -> None:
         with bench.store.write() as tx:
-            _record_callers(tx, callers, settings)
+            _record_callers(tx, callers, replace(bench.settings, push=settings))
 
     try:
         for role in ("reviewer", "approver"):
@@ -207,7 +207,7 @@ def test_a_subscription_ends_with_its_key_with_the_scope_and_with_the_key_of_the
         assert mine(bench.store, "approver") == 0
     finally:
         with bench.store.write() as tx:
-            _record_callers(tx, Callers(keyring(AuthConfig(True, _records()))), enabled)
+            _record_callers(tx, Callers(keyring(AuthConfig(True, _records()))), replace(bench.settings, push=enabled))
 
 
 def _records() -> tuple[APIKeyRecord, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kneo.records.sign_in import MAX_ENDPOINT_CHARS, PushSubscription, push_service
+from kneo.extensions.push.addresses import MAX_ENDPOINT_CHARS, push_service
+from kneo.records.sign_in import PushSubscription
 from kneo.settings import PUSH_HOSTS
 
 TESTED = ("push.example.org:8443", "*.example.net", *PUSH_HOSTS)

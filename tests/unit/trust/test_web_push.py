@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from push_service import PushBrowser, decoded
 
 from kneo.errors import Invalid
+from kneo.extensions.push.keys import MAX_TEXT_BYTES, ReceiverKeys, VapidKey, decode_base64url, encrypt
 from kneo.trust.keys import Algorithm, PrivateKey
-from kneo.trust.web_push import MAX_TEXT_BYTES, ReceiverKeys, VapidKey, decode_base64url, encrypt
 
 # The example of RFC 8291, section 5 and appendix A.
 TEXT = b"When I grow up, I want to be a watermelon"

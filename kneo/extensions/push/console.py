@@ -7,25 +7,30 @@ without a request is no reason to stop notifications, and it ends when the perso
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
 
 from kneo.clock import new_id
 from kneo.digest import hash_text
 from kneo.errors import Forbidden, Invalid, NotFound, Unauthorized
-from kneo.records.sign_in import PushSubscription, push_service
+from kneo.extensions.push.addresses import push_service
+from kneo.extensions.push.keys import ReceiverKeys, VapidKey
+from kneo.records.sign_in import PushSubscription
 from kneo.service.auth import Keyring
 from kneo.service.console.cookies import PUSH, set_cookie
 from kneo.service.console.page import PageRequest, Pages
-from kneo.service.console.render import STATIC, STATIC_TYPES
+from kneo.service.console.render import STATIC_TYPES, compile_template, version_of
 from kneo.service.console.security import HEADERS, HOME
 from kneo.service.console.session import NOTIFICATIONS_ENDED, TOKEN_BYTES, push_browser
-from kneo.settings import PushSettings
+from kneo.settings import PushSettings, Settings
 from kneo.store import audit, browser_sessions, push_subscriptions
 from kneo.store.engine import Tx
-from kneo.trust.web_push import ReceiverKeys, VapidKey
 
 SCOPE = "human:write"
 """The scope that a person needs to subscribe; without it no task waits for the person."""
@@ -33,6 +38,14 @@ SCOPE = "human:write"
 ME = "/console/me"
 
 YEAR = timedelta(days=365)
+
+_FOLDER = Path(__file__).parent
+
+_WORKER = (_FOLDER / "static" / "push.js").read_bytes()
+
+_SWITCH = (_FOLDER / "static" / "notifications.js").read_bytes()
+
+_section = compile_template((_FOLDER / "templates" / "section.html").read_text())
 
 pages = Pages()
 
@@ -139,28 +152,51 @@ def unsubscribe(request: PageRequest) -> Response:
     return response
 
 
-def keep_subscriptions(tx: Tx, settings: PushSettings, keyring: Keyring) -> None:
-    """End the subscriptions of removed API keys, of keys without the scope, and without a key of the service all."""
-    if settings.private_key:
-        reason, ended = "key_removed", push_subscriptions.keep_keys(tx, keyring.digests_with(SCOPE))
-    else:
-        reason, ended = "disabled", push_subscriptions.end_all(tx)
-    if ended:
-        audit.record(tx, NOTIFICATIONS_ENDED, actor=None, metadata={"reason": reason, "count": ended})
-
-
-def worker_script(settings: PushSettings) -> Response:
-    """Return the script that shows notifications; the service that sends none has none.
-
-    Raises:
-        NotFound: the service sends no notifications.
-    """
-    _check_enabled(settings)
-    headers = {**HEADERS, "cache-control": "no-cache", "service-worker-allowed": HOME}
-    return Response(STATIC["push.js"], media_type=STATIC_TYPES[".js"], headers=headers)
-
-
 def _check_enabled(settings: PushSettings) -> None:
     if not settings.private_key:
         msg = "This service sends no notifications to browsers."
         raise NotFound(msg, hint="Its operator sets KNEO_SERV_VAPID_PRIVATE_KEY.")
+
+
+class WebPushConsole:
+    """The part of Web Push in the console: the switch of a person, and the script that shows notifications."""
+
+    pages = pages
+    files: Mapping[str, bytes] = {"notifications.js": _SWITCH}
+
+    def routes(self, settings: Settings) -> Sequence[Route]:
+        """Return the route of the script, which a browser keeps without a session; a service that sends nothing has none."""
+
+        async def respond(_request: Request) -> Response:
+            _check_enabled(settings.push)
+            headers = {**HEADERS, "cache-control": "no-cache", "service-worker-allowed": HOME}
+            return Response(_WORKER, media_type=STATIC_TYPES[".js"], headers=headers)
+
+        return [Route("/push.js", respond)]
+
+    def section(self, request: PageRequest) -> str:
+        """Return the switch of notifications; empty where the person cannot subscribe."""
+        state = push_state(request)
+        version = version_of(_SWITCH)
+        return _section({"push": state, "version": version}) if state is not None else ""
+
+    def check(self, settings: Settings) -> None:
+        """Check the key: a service with one that cannot be used does not start.
+
+        Raises:
+            Invalid: ``invalid_setting``.
+        """
+        if settings.push.private_key:
+            VapidKey.load(settings.push.private_key)
+
+    def keep(self, tx: Tx, settings: Settings, keyring: Keyring) -> None:
+        """End the subscriptions of removed API keys, of keys without the scope, and without a key of the service all."""
+        if settings.push.private_key:
+            reason, ended = "key_removed", push_subscriptions.keep_keys(tx, keyring.digests_with(SCOPE))
+        else:
+            reason, ended = "disabled", push_subscriptions.end_all(tx)
+        if ended:
+            audit.record(tx, NOTIFICATIONS_ENDED, actor=None, metadata={"reason": reason, "count": ended})
+
+
+PART = WebPushConsole()
