@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -15,6 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.message import EmailMessage
+from functools import cache
+
+import httpx
 
 from kneo.clock import new_id
 from kneo.errors import Invalid, KneoError, Transient
@@ -32,7 +36,6 @@ from kneo.notify.channels import (
     task_subject,
     task_words,
 )
-from kneo.notify.http import post
 from kneo.notify.outbox import DONE, Outcome, settle, split
 from kneo.records.task import UNRESOLVED
 from kneo.redaction import redact
@@ -277,3 +280,39 @@ def send_mail(channel: Mail, mail: EmailMessage) -> str | None:
     except (smtplib.SMTPException, OSError) as error:
         return f"no answer: {type(error).__name__}"
     return None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of a request: the status of the response, and without success the problem, without the address."""
+
+    status: int | None
+    problem: str | None
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float) -> Reply:
+    """Send one request, and follow no redirect."""
+    try:
+        status = asyncio.run(_send(url, body, headers, seconds))
+    except TimeoutError:
+        return Reply(None, f"no answer in {seconds:g} s")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Reply(None, f"no answer: {type(error).__name__}")
+    return Reply(status, None if 200 <= status < 300 else f"answered {status}")
+
+
+async def _send(url: str, body: bytes, headers: Mapping[str, str], seconds: float) -> int:
+    """Send one request. Cancellation bounds all of it: the timeouts of the client start again with each byte of a head."""
+    async with (
+        asyncio.timeout(seconds),
+        httpx.AsyncClient(verify=_tls(), timeout=seconds, follow_redirects=False) as http,
+        # The body of the response is not read: it may be large, or never end.
+        http.stream("POST", url, content=body, headers=headers) as response,
+    ):
+        return response.status_code
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the trusted authorities, which take tens of milliseconds to read."""
+    return httpx.create_ssl_context()

@@ -4,7 +4,6 @@ The controller writes the registry and the runtime reads it; they share nothing 
 one transaction, which the caller opens.
 """
 
-from kneo.registry.accepted import check_accepted, released_spec
 from kneo.registry.controls import find_lost_rejection, holds_in_force, list_accepted_rules, suspension_in_force
 from kneo.registry.decisions import (
     UnsignedDecision,
@@ -41,25 +40,28 @@ from kneo.registry.record import (
 from kneo.registry.resolve import (
     ResolvedRelease,
     change_policy,
+    check_accepted,
     check_not_retired,
     check_served,
     declared,
     find_declared,
     is_followed,
     policy_in_force,
+    released_spec,
     resolve,
     spec_in,
     trust_root,
 )
-from kneo.registry.rollback import RollbackTarget, rollback_target
 from kneo.registry.served import (
     NOT_PROMOTED,
     PROMOTIONS_LOST,
+    RollbackTarget,
     check_promoted,
     find_lost_promotions,
     find_served,
     list_served,
     read_releases,
+    rollback_target,
 )
 
 __all__ = [

@@ -34,8 +34,7 @@ from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
 from kneo.spec.models.environment import with_gates
 from kneo.spec.models.spec import Spec
 from kneo.spec.policy import PolicyFlags, strictest
-from kneo.spec.reading.load import LoadedSpec, resolve
-from kneo.spec.reading.other_kinds import is_environment
+from kneo.spec.reading.load import LoadedSpec, is_environment, resolve
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import InvalidDeclaration
 

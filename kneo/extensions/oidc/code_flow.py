@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from urllib.parse import quote, urlencode
 
 from starlette.concurrency import run_in_threadpool
@@ -14,7 +16,6 @@ from starlette.concurrency import run_in_threadpool
 from kneo.clock import isoformat, parse_time
 from kneo.digest import hash_text
 from kneo.errors import Unauthorized
-from kneo.extensions.oidc import waiting_sign_ins
 from kneo.extensions.oidc.discovery import IssuerClient, IssuerMetadata, IssuerUnavailable
 from kneo.extensions.oidc.people import InvalidToken, OidcPeople, identity_of
 from kneo.records.sign_in import SIGN_IN_LIFETIME, OidcSignIn
@@ -97,9 +98,9 @@ class CodeFlow:
         at = isoformat(self.people.store.clock.now())
         sign_in = OidcSignIn(state=state, nonce=nonce, code_verifier=verifier, target=target, created_at=at)
         seal = await run_in_threadpool(self._seal)
-        cookie = waiting_sign_ins.add(seal, waiting, sign_in)
+        cookie = add_waiting(seal, waiting, sign_in)
         if cookie is None:
-            cookie = waiting_sign_ins.add(seal, waiting, replace(sign_in, target="")) or ""
+            cookie = add_waiting(seal, waiting, replace(sign_in, target="")) or ""
         query = {
             "response_type": "code",
             "client_id": self.settings.client_id,
@@ -134,7 +135,7 @@ class CodeFlow:
             InvalidToken: the ID token is not accepted.
             IssuerUnavailable: the issuer is away.
         """
-        sign_in, others = waiting_sign_ins.take(await run_in_threadpool(self._seal), waiting, response.state)
+        sign_in, others = take_waiting(await run_in_threadpool(self._seal), waiting, response.state)
         if sign_in is None or parse_time(sign_in.created_at) + SIGN_IN_LIFETIME <= self.people.store.clock.now():
             raise _not_waiting()
         if await run_in_threadpool(self._is_used, sign_in):
@@ -216,3 +217,53 @@ def _not_waiting() -> SignInRefused:
 
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
+
+
+MAX_COOKIE_CHARS = 3_800
+"""Longest value of the cookie; browsers keep 4,096 bytes with its name and attributes. One more sign-in ends the oldest."""
+
+SEPARATOR = "."
+
+
+def add_waiting(seal: Seal, cookie: str, sign_in: OidcSignIn) -> str | None:
+    """Return the cookie with one more sign-in; ``None`` where this one alone is too long for a cookie."""
+    sealed = seal.close(json.dumps(asdict(sign_in), ensure_ascii=False))
+    if len(sealed) > MAX_COOKIE_CHARS:
+        return None
+    return _bounded([sealed, *cookie.split(SEPARATOR)])
+
+
+def take_waiting(seal: Seal, cookie: str, state: str) -> tuple[OidcSignIn | None, str]:
+    """Return the sign-in with a state, and the cookie without it."""
+    found: OidcSignIn | None = None
+    others: list[str] = []
+    for sealed in cookie[:MAX_COOKIE_CHARS].split(SEPARATOR):
+        sign_in = _open(seal, sealed)
+        if sign_in is not None and hmac.compare_digest(sign_in.state.encode(), state.encode()):
+            found = sign_in
+        elif sign_in is not None:
+            others.append(sealed)
+    return found, _bounded(others)
+
+
+def _open(seal: Seal, sealed: str) -> OidcSignIn | None:
+    text = seal.open(sealed)
+    if text is None:
+        return None
+    try:
+        sign_in = OidcSignIn(**json.loads(text))
+        parse_time(sign_in.created_at)
+    except (TypeError, ValueError):
+        # Another version of this service sealed it.
+        return None
+    return sign_in
+
+
+def _bounded(sealed: Iterable[str]) -> str:
+    cookie = ""
+    for each in sealed:
+        longer = f"{cookie}{SEPARATOR}{each}" if cookie else each
+        if len(longer) > MAX_COOKIE_CHARS:
+            break
+        cookie = longer
+    return cookie

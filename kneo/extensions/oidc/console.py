@@ -14,12 +14,10 @@ from kneo.extensions.oidc.code_flow import CodeFlow, CodeResponse, SignInRefused
 from kneo.extensions.oidc.discovery import IssuerUnavailable
 from kneo.extensions.oidc.people import OidcPeople
 from kneo.records.sign_in import SIGN_IN_LIFETIME
-from kneo.service.console.cookies import SIGN_INS, read_cookie, set_cookie
 from kneo.service.console.page import Form
-from kneo.service.console.security import HEADERS, HOME, safe_next
+from kneo.service.console.security import HEADERS, HOME, SIGN_INS, read_cookie, refuse_too_many, safe_next, set_cookie
 from kneo.service.console.session import Sessions, push_browser
 from kneo.service.console.sign_in import SignInPages
-from kneo.service.console.tries import refuse_too_many
 from kneo.service.limits import Rate, peer_address
 from kneo.service.problems import retry_after
 from kneo.settings import Settings

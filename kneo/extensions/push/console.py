@@ -23,10 +23,9 @@ from kneo.extensions.push.addresses import push_service
 from kneo.extensions.push.keys import ReceiverKeys, VapidKey
 from kneo.records.sign_in import PushSubscription
 from kneo.service.auth import Keyring
-from kneo.service.console.cookies import PUSH, set_cookie
 from kneo.service.console.page import PageRequest, Pages
 from kneo.service.console.render import STATIC_TYPES, compile_template, version_of
-from kneo.service.console.security import HEADERS, HOME
+from kneo.service.console.security import HEADERS, HOME, PUSH, set_cookie
 from kneo.service.console.session import NOTIFICATIONS_ENDED, TOKEN_BYTES, push_browser
 from kneo.settings import PushSettings, Settings
 from kneo.store import audit, browser_sessions, push_subscriptions

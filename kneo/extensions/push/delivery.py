@@ -14,7 +14,7 @@ from kneo.errors import Invalid
 from kneo.extensions.push.addresses import push_service
 from kneo.extensions.push.keys import ReceiverKeys, VapidKey, encrypt
 from kneo.notify.channel_kinds import ChannelContext, IsAsked
-from kneo.notify.http import Reply, post
+from kneo.notify.delivery import Reply, post
 from kneo.notify.outbox import ATTEMPTS, DONE, Outcome, split
 from kneo.records.sign_in import PushSubscription
 from kneo.settings import PushSettings

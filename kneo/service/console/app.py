@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -24,7 +25,6 @@ from kneo.service.console import (
     audit_log,
     bundles,
     environments,
-    identity,
     inbox,
     release_acts,
     run_acts,
@@ -34,17 +34,20 @@ from kneo.service.console import (
     sign_in,
     task,
 )
-from kneo.service.console.live import live_events
 from kneo.service.console.page import Form, MenuEntry, Page, PageRequest, PageRoute, Pages, SeeOther, Shown
 from kneo.service.console.parts import load_parts
 from kneo.service.console.render import STATIC, STATIC_HASH, STATIC_TYPES, render, version_of
 from kneo.service.console.security import HEADERS, HOME, check_same_origin
 from kneo.service.console.session import Sessions, SignedIn
 from kneo.service.console.sign_in import SignIn, is_secure, login_url
-from kneo.service.context import Service
+from kneo.service.context import Service, next_change
+from kneo.service.events import Event, Events
 from kneo.service.limits import Rate, peer_address
 from kneo.service.problems import retry_after
+from kneo.service.shared_reads import SharedRead, SharedReads
 from kneo.store import marks
+from kneo.store.change_feed import ChangeFeed
+from kneo.store.marks import Marks, MarksChanged, numbered
 
 log = logging.getLogger("kneo.service")
 
@@ -54,7 +57,6 @@ AREAS: tuple[Pages, ...] = (
     release_acts.pages,
     environments.pages,
     bundles.pages,
-    identity.pages,
     runs.pages,
     run_page.pages,
     run_acts.pages,
@@ -288,3 +290,52 @@ async def show_console(request: Request) -> Response:
     if "text/html" not in request.headers.get("accept", ""):
         raise HTTPException(404, "Not Found")
     return RedirectResponse(HOME, 303)
+
+
+PAUSE_SECONDS = 0.5
+"""The shortest time between two events, which bounds how often pages are asked for."""
+
+
+class MarksFeed(SharedRead):
+    """The present marks.
+
+    Args:
+        changes: The change feed of the database.
+    """
+
+    def __init__(self, changes: ChangeFeed) -> None:
+        super().__init__()
+        self.marks: Marks | None = None
+        """The marks; ``None`` before the first read."""
+        self._changes = changes
+
+    async def _read(self) -> bool:
+        if await next_change(self._changes, MarksChanged(self.marks)) is None:
+            return False
+        self.marks = await run_in_threadpool(numbered, self._changes.store)
+        return True
+
+
+async def live_events(reads: SharedReads, *, heartbeat: float, is_signed_in: Callable[[], bool]) -> Events:
+    """Stream the marks, first the present ones, until the session ends.
+
+    Args:
+        reads: The shared reads.
+        heartbeat: Seconds after which the connection is kept open with a comment.
+        is_signed_in: Returns whether the session still exists; asked before each event and comment.
+    """
+    known: Marks | None = None
+    version = 0
+    with reads.follow("marks", lambda: MarksFeed(reads.changes)) as feed:
+        while not reads.stopping:
+            is_changed = await feed.wait(version, heartbeat)
+            if not await run_in_threadpool(is_signed_in):
+                return
+            if not is_changed:
+                yield None
+                continue
+            version, now = feed.version, feed.marks
+            if now is not None and now != known:
+                known = now
+                yield Event(name="marks", data=vars(now))
+            await asyncio.sleep(PAUSE_SECONDS)

@@ -12,7 +12,7 @@ from kneo.digest import hash_text
 from kneo.records.sign_in import LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
 from kneo.service.auth import ANONYMOUS, Keyring
 from kneo.service.callers import Callers
-from kneo.service.console.cookies import PUSH, SESSION, read_cookie
+from kneo.service.console.security import PUSH, SESSION, read_cookie
 from kneo.service.limits import Rate, network_of
 from kneo.service.sign_in_providers import Identity, IssuedPeople
 from kneo.store import audit, browser_sessions, oidc_people, push_subscriptions

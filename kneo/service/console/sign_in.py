@@ -1,4 +1,4 @@
-"""Signing in and out, and the settings that a browser keeps: theme and keys."""
+"""Signing in and out, the page of the person who is signed in, and the settings that a browser keeps: theme and keys."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from kneo.api.identity import get_me
 from kneo.errors import Forbidden, Invalid
 from kneo.extension_points import import_target
 from kneo.records.sign_in import LIFETIME
+from kneo.service.auth import SCOPES
 from kneo.service.callers import is_loopback
-from kneo.service.console.cookies import PUSH, SESSION, set_cookie
-from kneo.service.console.page import Form, PageRequest, Pages
-from kneo.service.console.security import HEADERS, HOME, check_same_origin, safe_next
+from kneo.service.console.page import Form, Page, PageRequest, Pages
+from kneo.service.console.parts import load_parts
+from kneo.service.console.security import (
+    HEADERS,
+    HOME,
+    PUSH,
+    SESSION,
+    check_same_origin,
+    refuse_too_many,
+    safe_next,
+    set_cookie,
+)
 from kneo.service.console.session import Sessions, end, push_browser
-from kneo.service.console.tries import refuse_too_many
 from kneo.service.context import Service
 from kneo.service.limits import Rate, peer_address
 from kneo.service.sign_in_providers import IssuedPeople, find_provider
@@ -239,3 +249,12 @@ def _keep(request: PageRequest, cookie: str, value: str) -> Response:
         cookie, value, max_age=YEAR_SECONDS if value else 0, path="/console", secure=request.secure, samesite="lax"
     )
     return response
+
+
+@pages.get("/me")
+def show_me(request: PageRequest) -> Page:
+    """Show who the person is to Kneo."""
+    me = request.call(get_me)
+    scopes = [(name, SCOPES.get(name, "")) for name in me.scopes]
+    sections = [part.section(request) for part in load_parts()]
+    return Page("me.html", {"caller": me, "scopes": scopes, "sections": sections})

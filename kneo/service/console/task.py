@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from itertools import zip_longest
 
+from markupsafe import Markup, escape
 from starlette.responses import PlainTextResponse, Response
 
 from kneo.api.decisions import get_human_task, resume_human_task
@@ -26,11 +30,10 @@ from kneo.api.tasks import (
 )
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
-from kneo.names import person_key
+from kneo.names import person_key, reveal
 from kneo.records.task import UNRESOLVED
 from kneo.service.console import inbox, task_words
 from kneo.service.console.answer_form import decision_of, form_values
-from kneo.service.console.diffs import diff_rows
 from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther, download
 from kneo.service.console.runs import CHIPS
 from kneo.service.routing import JsonResponse
@@ -187,3 +190,56 @@ def _sent_back(request: PageRequest, task: HumanTaskDetailView) -> Mapping[str, 
         each.decision for each in earlier if each.attempt < task.attempt and each.decision and each.decision["feedback"]
     ]
     return decisions[-1] if decisions else None
+
+
+MAX_LINES = 2_000
+"""Lines that are compared; comparing more would cost too much."""
+
+MAX_LINE_CHARS = 2_000
+"""Characters of a line whose words are compared."""
+
+DiffRow = tuple[str, str]
+"""The kind of a line, ``" "``, ``"-"`` or ``"+"``, and its text or markup."""
+
+_WORD = re.compile(r"\w+|\W")
+
+
+def diff_rows(before: str, now: str) -> list[DiffRow] | None:
+    """Return the lines of two texts; ``None`` where they have too many lines to compare."""
+    old, new = before.splitlines(), now.splitlines()
+    if len(old) + len(new) > MAX_LINES:
+        return None
+    rows: list[DiffRow] = []
+    for kind, old_from, old_to, new_from, new_to in _changes(old, new):
+        if kind == "equal":
+            rows += [(" ", line) for line in old[old_from:old_to]]
+        else:
+            rows += _changed(old[old_from:old_to], new[new_from:new_to])
+    return rows
+
+
+def _changed(old: list[str], new: list[str]) -> Iterator[DiffRow]:
+    pairs = [_mark(first, second) for first, second in zip_longest(old, new)]
+    yield from (("-", removed) for removed, _ in pairs if removed is not None)
+    yield from (("+", added) for _, added in pairs if added is not None)
+
+
+def _mark(old: str | None, new: str | None) -> tuple[str | None, str | None]:
+    """Return two lines with the words that differ marked."""
+    if old is None or new is None or len(old) + len(new) > MAX_LINE_CHARS:
+        return old, new
+    before, after = _WORD.findall(old), _WORD.findall(new)
+    removed, added = Markup(), Markup()
+    for kind, old_from, old_to, new_from, new_to in _changes(before, after):
+        gone, come = _text(before[old_from:old_to]), _text(after[new_from:new_to])
+        removed += gone if kind == "equal" or not gone else Markup("<del>{}</del>").format(gone)
+        added += come if kind == "equal" or not come else Markup("<ins>{}</ins>").format(come)
+    return removed, added
+
+
+def _text(words: list[str]) -> Markup:
+    return escape(reveal("".join(words)))
+
+
+def _changes(before: list[str], after: list[str]) -> Sequence[tuple[str, int, int, int, int]]:
+    return difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()

@@ -31,7 +31,6 @@ from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 from kneo.spec.reading.inline import Files, Inlined, fill_prompts, inline_skills, inline_texts
 from kneo.spec.reading.migrate import Migration, UnsupportedVersion, migrate
 from kneo.spec.reading.normalize import NO_DEFAULTS, SpecDefaults, apply_defaults, merge_all, normalize
-from kneo.spec.reading.other_kinds import find_other_kind
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import check_model, readable_part
 
@@ -262,3 +261,35 @@ def _follow(path: Path, location: SourceLocation) -> tuple[Path, Path]:
 
 def _spelling(part: str | int, location: SourceLocation) -> str | None:
     return next((word for word in _SPELLINGS.get(str(part), ()) if word in location.children), None)
+
+
+ENVIRONMENT = "Environment"
+
+_SIGNED = (
+    "This is a signed bundle or decision, and not a spec.",
+    "Verify a bundle: kneo spec bundle verify FILE; verify a decision: kneo promotion receipt verify FILE.",
+)
+_KINDS: dict[tuple[str, str], tuple[str, str]] = {
+    ("kind", ENVIRONMENT): ("This is an environment file, and not a spec.", "Check it: kneo spec lint FILE."),
+    ("kind", "kneo.spec.bundle"): _SIGNED,
+    ("payloadType", "application/vnd.in-toto+json"): _SIGNED,
+    ("payloadType", "application/vnd.kneo.trust-root+json"): (
+        "This is a signed trust root, and not a spec.",
+        "Show it: kneo trust show.",
+    ),
+}
+"""Message and hint by the key that names the kind, and its value. A spec has neither of the keys."""
+
+
+def is_environment(value: object) -> bool:
+    """Return whether a value is an environment file by its kind."""
+    return isinstance(value, dict) and value.get("kind") == ENVIRONMENT
+
+
+def find_other_kind(value: dict[str, object]) -> Diagnostic | None:
+    """Return the finding about a file of another kind; ``None`` for a spec."""
+    for (key, kind), (message, hint) in _KINDS.items():
+        if value.get(key) == kind:
+            path: Path = (key,)
+            return error("E_SCHEMA", message, path, suggestion=hint)
+    return None

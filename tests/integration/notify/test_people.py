@@ -22,8 +22,7 @@ from sqlalchemy import insert, select, text, update
 from kneo.clock import ManualClock
 from kneo.errors import Forbidden
 from kneo.notify import delivery
-from kneo.notify.delivery import Courier
-from kneo.notify.http import Reply
+from kneo.notify.delivery import Courier, Reply
 from kneo.notify.outbox import ATTEMPTS
 from kneo.records.task import DecisionKind
 from kneo.runtime.engine.timers import tick

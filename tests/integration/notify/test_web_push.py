@@ -14,7 +14,7 @@ from sqlalchemy import text
 from kneo.clock import ManualClock, new_id
 from kneo.extensions.push.delivery import WebPush
 from kneo.extensions.push.keys import VapidKey
-from kneo.notify import http
+from kneo.notify import delivery as http
 from kneo.notify.delivery import Courier
 from kneo.notify.outbox import ATTEMPTS
 from kneo.records.sign_in import MAX_FAILURES, PushSubscription

@@ -21,7 +21,7 @@ from kneo.records.release import Hold
 from kneo.service import access_log
 from kneo.service.auth import APIKeyRecord, AuthConfig, configured, keyring
 from kneo.service.callers import Callers
-from kneo.service.console import identity
+from kneo.service.console import sign_in
 from kneo.service.console.app import AREAS
 from kneo.service.console.render import STATIC
 from kneo.service.console.session import Sessions, make_link
@@ -195,7 +195,7 @@ def test_an_error_in_a_page_is_logged_under_the_request_id_that_the_page_shows(
     def fail(*_: object) -> None:
         raise RuntimeError("the cause, for the log alone")
 
-    monkeypatch.setattr(identity, "get_me", replace(identity.get_me, function=fail))
+    monkeypatch.setattr(sign_in, "get_me", replace(sign_in.get_me, function=fail))
     monkeypatch.setattr(access_log.log, "handlers", [logged := Causes("look-for-me-1")])
     page = browse("viewer").get("/console/me", expect=500, **{"x-request-id": "look-for-me-1"})
     assert "look-for-me-1" in page.text

@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Forbidden, Invalid
-from kneo.extensions.oidc import waiting_sign_ins
+from kneo.extensions.oidc import code_flow
 from kneo.extensions.oidc.code_flow import BegunSignIn, CodeFlow, CodeResponse, CompletedSignIn, SignInRefused
 from kneo.extensions.oidc.console import OidcRoutes
 from kneo.extensions.oidc.people import identity_of
@@ -437,7 +437,7 @@ def test_a_browser_keeps_as_many_waiting_sign_ins_as_a_cookie_holds(
     tabs = [begin(flow, "", "/console/")]
     for number in range(40):
         tabs.append(begin(flow, tabs[-1].waiting, f"/console/runs/{number}"))
-        assert len(tabs[-1].waiting) <= waiting_sign_ins.MAX_COOKIE_CHARS
+        assert len(tabs[-1].waiting) <= code_flow.MAX_COOKIE_CHARS
     with pytest.raises(SignInRefused):
         complete(flow, tabs[-1].waiting, response_of(tabs[0].url))
     completed = complete(flow, tabs[-1].waiting, response_of(tabs[-3].url))

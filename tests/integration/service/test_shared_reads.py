@@ -15,7 +15,7 @@ from sqlalchemy import event as engine_event
 from kneo.errors import Transient
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import HumanTask
-from kneo.service.console.live import live_events
+from kneo.service.console.app import live_events
 from kneo.service.event_streams import run_events, task_events
 from kneo.service.events import Event, Events
 from kneo.service.shared_reads import EVENTS_PER_READ, SharedReads

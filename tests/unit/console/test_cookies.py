@@ -8,7 +8,7 @@ import pytest
 from starlette.responses import Response
 
 from kneo.digest import hash_text
-from kneo.service.console.cookies import PUSH, SESSION, SIGN_INS, cookie_name, read_cookie, set_cookie
+from kneo.service.console.security import PUSH, SESSION, SIGN_INS, cookie_name, read_cookie, set_cookie
 from kneo.service.console.session import push_browser
 
 

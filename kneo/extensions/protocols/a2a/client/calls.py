@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import httpx
-from a2a.client import Client, ClientConfig, ClientFactory
+import jwt
+from a2a.client import A2ACardResolver, Client, ClientConfig, ClientFactory
 from a2a.helpers import get_text_parts, new_data_part, new_text_part
 from a2a.types import (
+    AgentCard,
     CancelTaskRequest,
     GetTaskRequest,
     Message,
@@ -26,13 +29,12 @@ from a2a.types import (
 )
 from a2a.utils.constants import TransportProtocol
 from a2a.utils.errors import A2AError
+from a2a.utils.signing import SignatureVerificationError, create_signature_verifier
 
-from kneo.agents.http import HttpClient, HttpFailed
+from kneo.agents.http import HttpClient, HttpFailed, WebRequest
 from kneo.agents.tool_calls.questions import answer_of
 from kneo.agents.turn import GIVEN_UP, AnswerRequired, ToolCall
-from kneo.errors import KneoError
-from kneo.extensions.protocols.a2a.client.card import fetch_card
-from kneo.extensions.protocols.a2a.client.transport import CheckedTransport
+from kneo.errors import KneoError, Untrusted
 from kneo.extensions.protocols.a2a.parts import IN_REPLY_TO, value_of
 from kneo.records.task import DecisionKind
 from kneo.spec.models.spec import RemoteAgent
@@ -257,3 +259,93 @@ def _text(error: Exception) -> str:
 
 def _may_pass(error: HttpFailed) -> bool:
     return error.code == "http_failed" or error.details.get("status") in _TRY_AGAIN
+
+
+_ALGORITHMS = frozenset({"EdDSA", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512"})
+"""Signatures by a key pair; with a shared secret, each party that can check a card could sign one."""
+
+
+async def fetch_card(http: httpx.AsyncClient, url: str, keys: Sequence[Mapping[str, object]]) -> AgentCard:
+    """Fetch the card of an agent, and check its signature where keys are named.
+
+    Raises:
+        Untrusted: ``card_untrusted``: none of the keys has signed the card.
+    """
+    card = await A2ACardResolver(http, url).get_agent_card()
+    if keys:
+        check_signature(card, keys)
+    return card
+
+
+def check_signature(card: AgentCard, keys: Sequence[Mapping[str, object]]) -> None:
+    """Refuse a card that none of the keys has signed. The addresses of keys in a signature are not read.
+
+    Raises:
+        Untrusted: ``card_untrusted``.
+    """
+    for key in keys:
+        try:
+            public = jwt.PyJWK(dict(key))
+            if public.algorithm_name not in _ALGORITHMS:
+                continue
+            create_signature_verifier(partial(_always, public), [public.algorithm_name])(card)
+        except (SignatureVerificationError, jwt.PyJWTError):
+            continue
+        return
+    msg = f"No key of the spec has signed the card of the agent {card.name[:100]!r}."
+    hint = "Compare tools.NAME.a2a.keys with the JSON Web Key Set of the service."
+    raise Untrusted(msg, code="card_untrusted", hint=hint)
+
+
+def _always(key: jwt.PyJWK, _kid: str | None, _jku: str | None) -> jwt.PyJWK:
+    return key
+
+
+_KEPT_HEADERS = frozenset({"accept", "content-type", "a2a-version", "a2a-extensions"})
+"""Headers of the SDK's requests that are sent; the client writes its own."""
+
+
+class CheckedTransport(httpx.AsyncBaseTransport):
+    """Sends the requests of the SDK with the client of tools.
+
+    Args:
+        client: Checks hosts and addresses, follows redirects and bounds responses.
+        url: The address of the agent; only its origin receives secrets.
+        secret_headers: The headers with secrets.
+        seconds: Time for one request.
+    """
+
+    def __init__(self, client: HttpClient, url: str, secret_headers: Mapping[str, str], seconds: float) -> None:
+        self._client, self._secret_headers, self._seconds = client, secret_headers, seconds
+        self._origin = _origin(httpx.URL(url))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and return its whole response.
+
+        Raises:
+            Forbidden: the host, an address or a header is refused.
+            HttpFailed: no response came, one that is too long, or one of status 300 and above.
+        """
+        response = await self._client.send(
+            WebRequest(
+                url=str(request.url),
+                method=request.method,
+                headers={name: value for name, value in request.headers.items() if name.lower() in _KEPT_HEADERS},
+                secret_headers=self._secret_headers if _origin(request.url) == self._origin else {},
+                body=await request.aread() or None,
+            ),
+            self._seconds,
+        )
+        text = response.body.decode("utf-8", errors="replace")
+        if response.is_cut:
+            msg = f"The response of {request.url.host} has more than {len(response.body)} bytes."
+            raise HttpFailed(msg, code="response_too_large")
+        if response.status >= 300:
+            msg = f"{request.url.host} answers {request.method} with the status {response.status}: {text}"
+            raise HttpFailed(msg, code="http_status", status=response.status)
+        headers = {"content-type": response.media_type or "application/json"}
+        return httpx.Response(response.status, headers=headers, content=text.encode(), request=request)
+
+
+def _origin(url: httpx.URL) -> tuple[str, bytes, int | None]:
+    return url.scheme, url.raw_host, url.port
