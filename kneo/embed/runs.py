@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import re
 import threading
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 from kneo.agents.function_tools import ToolRegistry
-from kneo.clock import monotonic, sleep
 from kneo.digest import digest_of
 from kneo.embed.database import RunDatabase
 from kneo.embed.steps import INSIDE, in_step
-from kneo.errors import Conflict, Invalid, NotFound
+from kneo.embed.worker_lock import worker_lock
+from kneo.errors import Invalid, NotFound
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run, RunStatus, StepRecord, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
@@ -40,9 +40,8 @@ from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.load import load_tree
 from kneo.store import history, runs, tasks
-from kneo.store.engine import WORKER_LOCK, Store, Tx
+from kneo.store.engine import Store, Tx
 from kneo.store.history import JournalEntry
-from kneo.store.locks import Lock
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
@@ -71,11 +70,6 @@ Began: TypeAlias = Callable[[Activity, StepContext], None]
 
 SETTLE_SECONDS = 0.2
 """The interval in which a run that another thread drives is tried again."""
-
-LOCK_WAIT_SECONDS = 30.0
-"""How long a program waits for another process to release the worker lock."""
-
-LOCK_POLL_SECONDS = 0.02
 
 
 class WorkflowFailed(RuntimeError):
@@ -422,71 +416,3 @@ def run_in_background(work: Coroutine[object, object, T]) -> Future[T]:
 
     threading.Thread(target=run, name="kneo-sdk", daemon=True).start()
     return future
-
-
-_locks: dict[str, _SharedLock] = {}
-"""The worker locks that this process holds, by database."""
-
-_locks_guard = threading.Lock()
-
-
-@dataclass
-class _SharedLock:
-    """The worker lock of one database, and the number of this process's threads that share it."""
-
-    lock: Lock
-    end: contextlib.ExitStack
-    count: int = 1
-
-
-@contextlib.contextmanager
-def worker_lock(store: Store) -> Iterator[Lock]:
-    """Hold the worker lock of a database, shared by the threads of this process.
-
-    A database server that restarts ends the lock: code that executes steps for long calls ``renew``.
-
-    Raises:
-        Conflict: ``worker_running``: another process holds the lock for longer than ``LOCK_WAIT_SECONDS``.
-    """
-    key = str(store.engine.url)
-    deadline = monotonic() + LOCK_WAIT_SECONDS
-    while (lock := _acquire(store, key)) is None:
-        if monotonic() >= deadline:
-            name = store.engine.url.database or "this database"
-            msg = f"Another process executes steps on {name}; this program waited {LOCK_WAIT_SECONDS:g} s for it."
-            hint = (
-                "Two programs use one database in turns: wait until the other one has finished or paused, or stop it. Or give this "
-                "program a database of its own. Nothing was executed, and what people answered is kept."
-            )
-            raise Conflict(msg, code="worker_running", hint=hint)
-        sleep(LOCK_POLL_SECONDS)
-    try:
-        yield lock
-    finally:
-        _release(key)
-
-
-def _acquire(store: Store, key: str) -> Lock | None:
-    with _locks_guard:
-        shared = _locks.get(key)
-        if shared is not None:
-            if not shared.lock.renew():
-                return None
-            shared.count += 1
-            return shared.lock
-        with contextlib.ExitStack() as end:
-            lock = end.enter_context(store.exclusive(WORKER_LOCK))
-            if not lock:
-                return None
-            store.transact(runs.clear_owners)
-            _locks[key] = _SharedLock(lock, end.pop_all())
-            return lock
-
-
-def _release(key: str) -> None:
-    with _locks_guard:
-        shared = _locks[key]
-        shared.count -= 1
-        if not shared.count:
-            del _locks[key]
-            shared.end.close()

@@ -310,7 +310,7 @@ def test_a_run_of_another_workflow_is_left_alone(database: SqliteDb) -> None:
 
 
 def test_whoever_executes_steps_elsewhere_is_not_disturbed(database: SqliteDb, monkeypatch) -> None:
-    monkeypatch.setattr("kneo.embed.runs.LOCK_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("kneo.embed.worker_lock.LOCK_WAIT_SECONDS", 0.05)
     with database.store.exclusive("worker") as held:
         assert held
         with pytest.raises(Conflict, match="Another process"):

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from kneo.clock import ManualClock
-from kneo.embed.runs import InProcessExecutor, RunHost, worker_lock
+from kneo.embed.runs import InProcessExecutor, RunHost
+from kneo.embed.worker_lock import worker_lock
 from kneo.errors import Conflict, NotFound, Usage
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.worker import Driver
@@ -320,7 +321,7 @@ def test_two_programs_on_one_file(
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "begun\n"
-        monkeypatch.setattr("kneo.embed.runs.LOCK_WAIT_SECONDS", 0.05)
+        monkeypatch.setattr("kneo.embed.worker_lock.LOCK_WAIT_SECONDS", 0.05)
         with pytest.raises(Conflict, match=rf"Another process executes steps on {path}.*use one database in turns"):
             workflow.run("in")
         assert log == []
