@@ -10,17 +10,7 @@ from typing import Annotated, Literal, TypedDict
 from pydantic import Field
 
 from kneo.api.operation import Body, Context, operation
-from kneo.api.page import (
-    Limit,
-    Moment,
-    Offset,
-    Order,
-    limit_search,
-    page_fields,
-    search_period,
-    stored_time,
-    total_of,
-)
+from kneo.api.page import Limit, Moment, Offset, Order, limit_search, page_fields, search_period, stored_time, total_of
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
 from kneo.clock import first_id, isoformat, parse_duration
 from kneo.errors import InvalidValue
@@ -28,6 +18,7 @@ from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.store import task_statistics, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
+from kneo.store.task_statistics import TaskSummary
 from kneo.tasks import inbox
 from kneo.tasks.people import identities_of
 from kneo.tasks.review import GateStatistics, edits_to_compare, review_gates
@@ -145,31 +136,11 @@ def _status_filter(tx: Tx, status: str | None) -> StatusFilter:
     raise InvalidValue(msg, code="validation_error", field="status")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskSummaryView:
-    """The numbers of open tasks."""
-
-    waiting: int
-    escalated: int
-    overdue: int
-    by_status: dict[str, int]
-    by_kind: dict[str, int]
-    by_environment: dict[str, int]
-
-
 @operation("GET", "/human-tasks/summary", scope="human:read")
-def summarise_human_tasks(context: Context) -> TaskSummaryView:
+def summarise_human_tasks(context: Context) -> TaskSummary:
     """Count open tasks by status, kind and environment."""
     with context.store.read() as tx:
-        counts = task_statistics.summary(tx)
-    return TaskSummaryView(
-        waiting=counts.waiting,
-        escalated=counts.escalated,
-        overdue=counts.overdue,
-        by_status=dict(counts.by_status),
-        by_kind=dict(counts.by_kind),
-        by_environment=dict(counts.by_environment),
-    )
+        return task_statistics.summary(tx)
 
 
 @dataclass(frozen=True, kw_only=True)

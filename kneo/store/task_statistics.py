@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from heapq import merge
 from itertools import islice
@@ -110,14 +110,14 @@ FOLD_AT_MOST = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSummary:
-    """Counts of unresolved tasks."""
+    """The numbers of open tasks."""
 
-    waiting: int = 0
-    escalated: int = 0
-    overdue: int = 0
-    by_status: Mapping[str, int] = field(default_factory=dict)
-    by_kind: Mapping[str, int] = field(default_factory=dict)
-    by_environment: Mapping[str, int] = field(default_factory=dict)
+    waiting: int
+    escalated: int
+    overdue: int
+    by_status: Mapping[str, int]
+    by_kind: Mapping[str, int]
+    by_environment: Mapping[str, int]
 
 
 _INSERT = Prepared(insert(task_count_changes))

@@ -18,6 +18,7 @@ from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.options import Period, time_after
 from kneo.clock import isoformat
 from kneo.errors import Usage
+from kneo.store.task_statistics import TaskSummary
 
 
 @examples("kneo inbox", "kneo inbox --show overdue --json")
@@ -263,7 +264,7 @@ def summary(*, options: ServiceOptions) -> None:
     options.show(api.summarise_human_tasks, _show_summary)
 
 
-def _show_summary(view: api.TaskSummaryView) -> None:
+def _show_summary(view: TaskSummary) -> None:
     lines = [("waiting", view.waiting), ("escalated", view.escalated), ("overdue", view.overdue)]
     for name, counts in (("status", view.by_status), ("kind", view.by_kind), ("environment", view.by_environment)):
         lines += [(f"{name} {word or '(none)'}", count) for word, count in counts.items()]
