@@ -8,13 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.may_answer import (
-    MayAnswerView,
-    approval_gates,
-    may_decide_change,
-    may_decide_task,
-    waits_for,
-)
+from kneo.api.may_answer import MayAnswerView, approval_gates, may_decide_change, may_decide_task, waits_for
 from kneo.api.operation import ANY_KEY, Context, Json, Principal, operation
 from kneo.api.task_views import votes_of
 from kneo.api.view import view_of

@@ -16,15 +16,7 @@ from kneo.api.operation import Json
 from kneo.api.view import view_of
 from kneo.clock import isoformat
 from kneo.digest import Digest
-from kneo.records.release import (
-    ApprovalRecord,
-    Condition,
-    Hold,
-    Pending,
-    Promotion,
-    SourceRecord,
-    Suspension,
-)
+from kneo.records.release import ApprovalRecord, Condition, Hold, Pending, Promotion, SourceRecord, Suspension
 from kneo.records.task import ReceiptRecord
 from kneo.registry import EnvironmentStatus
 from kneo.registry.explain import ClosedGate, Explanation, Trace

@@ -20,14 +20,7 @@ from kneo.api.page import (
     stored_time,
     total_of,
 )
-from kneo.api.run_views import (
-    CheckpointPageView,
-    CheckpointView,
-    RunPageView,
-    RunView,
-    TraceEventView,
-    TraceView,
-)
+from kneo.api.run_views import CheckpointPageView, CheckpointView, RunPageView, RunView, TraceEventView, TraceView
 from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus

@@ -10,8 +10,7 @@ from itertools import chain
 from kneo import registry
 from kneo.controller import metrics
 from kneo.controller.differences import plan_of_action, plan_of_rules
-from kneo.controller.file_in_force import pending_bundles, rules_before
-from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
+from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate, pending_bundles, rules_before
 from kneo.controller.registry_cache import RegistryCache, RegistryState, Served
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report, verify

@@ -13,8 +13,14 @@ from datetime import datetime
 
 from kneo.clock import isoformat
 from kneo.controller.differences import policy_difference, window_state
-from kneo.controller.file_in_force import is_retired, pending_bundles, rules_before
-from kneo.controller.policy_gate import environment_files, evaluate_policy_gate, root_threshold
+from kneo.controller.policy_gate import (
+    environment_files,
+    evaluate_policy_gate,
+    is_retired,
+    pending_bundles,
+    root_threshold,
+    rules_before,
+)
 from kneo.controller.registry_cache import RegistryState, Served, read_registry
 from kneo.controller.source.mirror import Mirror
 from kneo.controller.source.snapshot import Commit, SourceSnapshot

@@ -11,8 +11,7 @@ from typing import TypeVar
 from kneo import registry
 from kneo.controller import metrics
 from kneo.controller.environment import EnvironmentReconciler, ReconcileContext
-from kneo.controller.file_in_force import is_retired
-from kneo.controller.policy_gate import environment_files, root_threshold
+from kneo.controller.policy_gate import environment_files, is_retired, root_threshold
 from kneo.controller.preview import preview
 from kneo.controller.registry_cache import RegistryCache, Served, read_registry
 from kneo.controller.rollback import parse_rollback, roll_back

@@ -58,12 +58,7 @@ from kneo.service.metrics import Metrics
 from kneo.service.mounts import load_routers
 from kneo.service.openapi import describe
 from kneo.service.readiness import Readiness
-from kneo.service.routes import (
-    health,
-    hooks,
-    links,
-    streams,
-)
+from kneo.service.routes import health, hooks, links, streams
 from kneo.service.routing import VERSION, ApiRouter, DirectRoute, RouteTable
 from kneo.service.shared_reads import SharedReads
 from kneo.settings import Settings, from_env

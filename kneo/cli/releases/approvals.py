@@ -35,11 +35,7 @@ from kneo.clock import SystemClock
 from kneo.digest import Digest
 from kneo.errors import KneoError, NotFound, Untrusted, Usage
 from kneo.trust.dsse import read_record
-from kneo.trust.statement import (
-    ApprovalDecision,
-    DecisionSubject,
-    rewrite_subject,
-)
+from kneo.trust.statement import ApprovalDecision, DecisionSubject, rewrite_subject
 
 REJECTION_LIFE = "366d"
 """The expiry of a rejection: the format requires one, and nothing reads it."""

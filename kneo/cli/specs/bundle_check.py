@@ -9,13 +9,7 @@ from pathlib import Path
 
 from kneo.cli import render
 from kneo.cli.project import read_environment
-from kneo.cli.repository import (
-    ConfigRepository,
-    KnownRoots,
-    find_repository,
-    read_bundle,
-    repository_of,
-)
+from kneo.cli.repository import ConfigRepository, KnownRoots, find_repository, read_bundle, repository_of
 from kneo.cli.specs.signing import read_statement
 from kneo.cli.specs.trust_roots import TrustFiles
 from kneo.clock import SystemClock, isoformat

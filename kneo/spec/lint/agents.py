@@ -9,16 +9,7 @@ from kneo.spec.base import quote
 from kneo.spec.documents import Diagnostic, Path, Severity, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.lint.gates import pattern_findings, schema_findings
-from kneo.spec.models.agent import (
-    UNNAMED,
-    Agent,
-    Guardrail,
-    Memory,
-    MemoryRef,
-    Model,
-    ModelChoice,
-    RuntimePreferences,
-)
+from kneo.spec.models.agent import UNNAMED, Agent, Guardrail, Memory, MemoryRef, Model, ModelChoice, RuntimePreferences
 from kneo.spec.models.providers import DUMMY, KNOWN_PROVIDERS
 from kneo.spec.tool_kinds import ASK_QUESTION
 

@@ -12,7 +12,7 @@ from gates.asking import ask
 
 from kneo import registry
 from kneo.cli.releases.plan_render import as_text
-from kneo.controller.file_in_force import is_retired
+from kneo.controller.policy_gate import is_retired
 from kneo.controller.preview import preview
 from kneo.controller.stages.report import Ready
 from kneo.controller.stages.verify import TrustConfig
