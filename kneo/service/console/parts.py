@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Protocol, cast
 
 from kneo.extension_points import Point, import_target
@@ -35,7 +34,10 @@ class ConsolePart(Protocol):
         ...
 
     def section(self, request: PageRequest) -> str:
-        """Return the HTML of a section of the page of the person who is signed in; empty for none."""
+        """Return a section of the page of the person who is signed in, made by ``render.compile_template``; empty for none.
+
+        Another text is escaped.
+        """
         ...
 
     def check(self, settings: Settings) -> None:
@@ -61,7 +63,6 @@ class ConsoleExtension:
 CONSOLE_PARTS = Point("console_parts", ConsoleExtension)
 
 
-@cache
 def load_parts() -> Sequence[ConsolePart]:
     """Import the parts of all extensions, in the order of their names.
 
