@@ -47,6 +47,11 @@ class ModelUsageView:
         columns = {name: row.group.get(name) for name in ("day", "provider", "model", "agent")}
         return view_of(cls, usage, **columns, total_tokens=usage.total_tokens, cost_micros=usage.known_cost)
 
+    @property
+    def group(self) -> str:
+        """The name of the day, the agent or the model."""
+        return self.day or self.agent or f"{self.provider}/{self.model}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class UsageReportView:

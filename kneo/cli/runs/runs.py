@@ -200,7 +200,7 @@ def _show_usage_report(report: UsageReportView) -> None:
     if not report.usage:
         render.text(f"No usage from {report.since} to {report.until}.")
         return
-    rows = [[_usage_name(row), *_usage_cells(row)] for row in report.usage]
+    rows = [[row.group, *_usage_cells(row)] for row in report.usage]
     rows.append(["Total", *_usage_cells(report.total)])
     heads = [report.by.capitalize(), "Requests", "Input tokens", "Output tokens", "Cost"]
     render.table(f"Usage from {report.since} to {report.until}", heads, rows)
@@ -210,10 +210,6 @@ def _show_usage_report(report: UsageReportView) -> None:
         )
     if report.truncated:
         render.warning(f"The first {report.count} rows are shown.", "Narrow the days with --since and --until.")
-
-
-def _usage_name(row: ModelUsageView) -> str:
-    return row.day or row.agent or f"{row.provider}/{row.model}"
 
 
 def _usage_cells(row: ModelUsageView) -> list[object]:

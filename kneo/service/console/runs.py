@@ -171,13 +171,8 @@ def show_usage(request: PageRequest) -> Page:
         "usage.html",
         {
             "report": report,
-            "rows": [(_group(row.day, row.provider, row.model, row.agent), row) for row in report.usage],
             "groups": get_args(By),
             "environment": environment,
             "is_filtered": any(value for _, value in request.query.fields),
         },
     )
-
-
-def _group(day: str | None, provider: str | None, model: str | None, agent: str | None) -> str:
-    return day or agent or f"{provider}/{model}"
