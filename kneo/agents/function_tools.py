@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from kneo.errors import Conflict, Invalid, NotFound
+from kneo.function_context import BY_NAME, BindsArguments, ToolContext, ToolResult, bind_arguments, named_arguments
 from kneo.spec.json_schema import find_flaws
 
 __all__ = [
@@ -37,38 +38,11 @@ __all__ = [
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToolResult:
-    """The result of a tool call. A tool may return one in place of its output."""
-
-    name: str
-    output: str
-    metadata: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToolContext:
-    """The argument of a tool's parameter ``context``.
-
-    ``idempotency_key`` is the same whenever a call is repeated after a crash: pass it to the services that the tool calls, so
-    that an effect happens once. A parameter ``key`` receives it alone.
-    """
-
-    run_id: str
-    step_id: str
-    agent: str
-    tool: str
-    idempotency_key: str
-
-
 Handler = Callable[..., object]
 """A function from a map of arguments to a text or any JSON value, sync or async; or a ``FunctionTool``.
 
 Parameters named ``key`` and ``context`` receive the idempotency key and the ``ToolContext`` of the call.
 """
-
-BY_NAME = ("key", "context")
-"""Parameters that do not take the arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +54,7 @@ class ToolDefinition:
     parameters: Mapping[str, object] = field(default_factory=lambda: {"type": "object", "properties": {}})
 
 
-class FunctionTool:
+class FunctionTool(BindsArguments):
     """A function whose parameters are the arguments of a tool. Called, it is the function itself.
 
     Args:
@@ -123,47 +97,7 @@ class FunctionTool:
         """
         values = self._arguments.model_validate(dict(arguments))
         found = {name: getattr(values, name) for name in values.model_fields_set}
-        return found | _named(self.function, context)
-
-
-def bind_arguments(
-    function: Callable[..., object], arguments: Mapping[str, object], context: ToolContext
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return the positional and the named arguments with which a tool is called.
-
-    Raises:
-        Invalid: ``tool_signature_invalid``: the function does not take one map of arguments.
-        ValueError: an argument of a ``FunctionTool`` does not fit.
-    """
-    if isinstance(function, FunctionTool):
-        return (), function.bind(arguments, context)
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some callables of C have no signature
-        return (dict(arguments),), {}
-    named = _named(function, context)
-    others = [each for each in parameters if each.name not in BY_NAME]
-    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    required = [each.name for each in others if each.default is each.empty and each.kind not in variadic]
-    if len(required) > 1:
-        msg = (
-            f"The tool {context.tool} is a function of {', '.join(required)[:200]}; a tool takes one map of arguments."
-        )
-        hint = "Write it as def tool(arguments): …, or decorate it with @tool of kneo.sdk.tools."
-        raise Invalid(msg, code="tool_signature_invalid", hint=hint)
-    if not others:
-        return (), named
-    first = others[0]
-    if first.kind in {first.POSITIONAL_ONLY, first.VAR_POSITIONAL}:
-        return (dict(arguments),), named
-    if first.kind is first.VAR_KEYWORD:
-        return (), {**arguments, **named}
-    return (), {first.name: dict(arguments), **named}
-
-
-def _named(function: Callable[..., object], context: ToolContext) -> dict[str, object]:
-    given = {"key": context.idempotency_key, "context": context}
-    return {name: given[name] for name in inspect.signature(function).parameters if name in given}
+        return found | named_arguments(self.function, context)
 
 
 def _arguments_model(function: Callable[..., object]) -> type[BaseModel]:

@@ -18,6 +18,7 @@ from kneo.embed.database import RunDatabase
 from kneo.embed.steps import INSIDE, in_step
 from kneo.embed.worker_lock import worker_lock
 from kneo.errors import Invalid, NotFound
+from kneo.function_context import StepContext
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run, RunStatus, StepRecord, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
@@ -33,7 +34,7 @@ from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
 from kneo.runtime.steps.code import INPROCESS, CodeLoader, CodeUnavailable
 from kneo.runtime.steps.executor import Executor
-from kneo.runtime.steps.functions import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepOutput
 from kneo.settings import from_env, user_name
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec

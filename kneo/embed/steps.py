@@ -14,9 +14,10 @@ from typing import Any
 from kneo.digest import Digest, digest_of
 from kneo.embed.database import encode_value
 from kneo.errors import Usage
+from kneo.function_context import StepContext, WaitForAnswer
 from kneo.runtime.interpreter.node import Activity, below
 from kneo.runtime.steps.code import INPROCESS
-from kneo.runtime.steps.functions import FunctionSchemas, StepContext, StepOutput, WaitForAnswer, as_text, check_output
+from kneo.runtime.steps.functions import FunctionSchemas, StepOutput, as_text, check_output
 from kneo.runtime.steps.threads import in_thread
 from kneo.store.engine import Store, Tx
 from kneo.store.history import find_entry, record_entry

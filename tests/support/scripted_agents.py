@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from kneo.agents.turn import CallQuestion
+from kneo.function_context import StepContext
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
 from kneo.runtime.engine.programs import ProgramLoader
@@ -20,7 +21,7 @@ from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
-from kneo.runtime.steps.functions import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepOutput
 from kneo.spec.models.spec import Spec
 from kneo.store.engine import Store
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from kneo.agents.function_tools import CallNext, Middleware, ToolContext
+from kneo.agents.function_tools import CallNext, Middleware
 from kneo.agents.turn import AnswerRequired, ToolBackend, ToolCall
+from kneo.function_context import ToolContext
 
 
 def context_of(call: ToolCall) -> ToolContext:

@@ -14,7 +14,8 @@ from functools import partial
 from kneo.agents.guardrails import PassedInput
 from kneo.agents.turn import GuardrailViolation, PeopleRequired, Postponed, Stopped
 from kneo.clock import Clock, isoformat
-from kneo.errors import KneoError
+from kneo.errors import Invalid, KneoError
+from kneo.function_context import StepContext, WaitForAnswer
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run, RunError, RunStatus
 from kneo.redaction import redact_text
@@ -32,13 +33,14 @@ from kneo.runtime.interpreter.node import (
     Succeeded,
 )
 from kneo.runtime.interpreter.program import Program
-from kneo.runtime.steps.child_process import ChildFailed
 from kneo.runtime.steps.code import CodeUnavailable
-from kneo.runtime.steps.functions import StepContext, StepOutput, WaitForAnswer
+from kneo.runtime.steps.functions import StepOutput
+from kneo.sandbox.processes import ChildFailed
 from kneo.settings import ExecutionSettings
 from kneo.spec.gates import positions_of
 from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store
+from kneo.tasks.forms import check_schema
 from kneo.telemetry import span
 
 log = logging.getLogger("kneo.runtime")
@@ -188,8 +190,13 @@ def _failed(error: BaseException) -> StepFailed | RunStopped:
 def _paused(path: str, pause: WaitForAnswer | PeopleRequired | Postponed | Stopped) -> AttemptOutcome:
     """Return the outcome of a step that ended without a result and has not failed."""
     match pause:
-        case WaitForAnswer():
-            return StepWaiting(request=pause.request)
+        case WaitForAnswer(request=request):
+            try:
+                if request.schema is not None:
+                    check_schema(request.schema, f"The schema of the answer to {request.prompt[:200]!r}")
+            except Invalid as unusable:
+                return _failed(unusable)
+            return StepWaiting(request=request)
         case PeopleRequired():
             return CallsWaiting(questions=pause.questions)
         case Postponed():

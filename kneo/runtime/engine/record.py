@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from kneo.clock import isoformat
+from kneo.function_context import StepContext
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace, Run, RunError, RunStatus, StepRecord, ending
 from kneo.records.task import HumanTask, TaskStatus
@@ -36,7 +37,7 @@ from kneo.runtime.interpreter.node import (
     TaskOpened,
 )
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
-from kneo.runtime.steps.functions import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepOutput
 from kneo.store import agent_journal, audit, history, runs, tasks, usage
 from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint

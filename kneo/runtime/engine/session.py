@@ -25,6 +25,7 @@ from kneo.agents.guardrails import passed_input
 from kneo.agents.turn import GIVEN_UP
 from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
+from kneo.function_context import CancelToken
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.runtime.engine import record
 from kneo.runtime.engine.attempt import Attempt, open_deltas, pins_of
@@ -36,7 +37,6 @@ from kneo.runtime.interpreter.program import Program, actions, waiting
 from kneo.runtime.steps.agents import Conversation, checks_input
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.executor import Call, Executor
-from kneo.runtime.steps.functions import CancelToken
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask
 from kneo.spec.models.spec import tracing_policy
 from kneo.store import runs

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from kneo.digest import digest_of_json
+from kneo.function_context import WaitAnswer, WaitRequest
 from kneo.records.run import RunError
 from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpreter.values import Value
@@ -79,79 +79,6 @@ def rejection(location: str, decision: Decision) -> RunError:
     return RunError(type=REJECTED, message=f"{decision.actor} rejected {location}{tail}")
 
 
-# ---- requests of functions --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class WaitRequest:
-    """A question of a function in the middle of its work. ``index`` counts the questions of one step."""
-
-    prompt: str
-    index: int
-    name: str | None = None
-    """The name in recorded answers, below the step's location."""
-    key: str | None = None
-    """The whole name, where it is not below the step's location."""
-    human: str | None = None
-    show: str | None = None
-    """Material to read before answering."""
-    schema: Mapping[str, object] | None = None
-    options: tuple[str, ...] | None = None
-
-    @property
-    def digest(self) -> str:
-        """The identity of the question: an answer counts for an equal question only."""
-        schema = dict(self.schema) if self.schema is not None else None
-        return digest_of_json([self.prompt, self.show, schema, list(self.options or ())])
-
-    @property
-    def subject(self) -> str:
-        return self.prompt if self.show is None else f"{self.prompt}\n\n{self.show}"
-
-    def key_at(self, location: str) -> str:
-        if self.key is not None:
-            return self.key
-        last = self.name or ("wait" if self.index == 0 else f"wait:{self.index}")
-        return f"{location}.{last}"
-
-    def gate(self, gates: Mapping[str, CompiledGate]) -> CompiledGate | None:
-        """Return the declared human's gate with the request's options and schema; ``None`` for an unknown human."""
-        declared = gates.get(self.human or DEFAULT_HUMAN)
-        if declared is None:
-            return None
-        first = DecisionKind.SELECTED if self.options else DecisionKind.PROVIDED
-        schema = dict(self.schema) if self.schema else None
-        human = declared.human.model_copy(update={"answer_schema": schema, "fields": (), "options": self.options})
-        return replace(declared, human=human, decisions=(first, DecisionKind.REJECTED))
-
-    def as_json(self) -> dict[str, object]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def read_wait_request(content: object) -> WaitRequest:
-    """Read the JSON of ``as_json``."""
-    assert isinstance(content, Mapping)
-    options = content.get("options")
-    return WaitRequest(**{**content, "options": tuple(options) if options is not None else None})
-
-
-@dataclass(frozen=True, kw_only=True)
-class WaitAnswer:
-    """A person's answer to a waiting function, or their refusal."""
-
-    question: str
-    """The digest of the question."""
-    value: object = None
-    declined: bool = False
-    reason: str | None = None
-
-
-def read_wait_answers(content: object) -> tuple[WaitAnswer, ...]:
-    """Read the answers of a frame."""
-    assert isinstance(content, list | tuple)
-    return tuple(WaitAnswer(**answer) for answer in content)
-
-
 def wait_answer(request: WaitRequest, decision: Decision) -> WaitAnswer:
     """Return the answer that a decision gives to a waiting function."""
     match decision.kind:
@@ -166,3 +93,14 @@ def wait_answer(request: WaitRequest, decision: Decision) -> WaitAnswer:
         case _:
             value = decision.data if decision.data is not None else decision.content
     return WaitAnswer(question=request.digest, value=value)
+
+
+def gate_of(request: WaitRequest, gates: Mapping[str, CompiledGate]) -> CompiledGate | None:
+    """Return the declared human's gate with a request's options and schema; ``None`` for an unknown human."""
+    declared = gates.get(request.human or DEFAULT_HUMAN)
+    if declared is None:
+        return None
+    first = DecisionKind.SELECTED if request.options else DecisionKind.PROVIDED
+    schema = dict(request.schema) if request.schema else None
+    human = declared.human.model_copy(update={"answer_schema": schema, "fields": (), "options": request.options})
+    return replace(declared, human=human, decisions=(first, DecisionKind.REJECTED))

@@ -13,9 +13,10 @@ from typing import Any
 
 from kneo.agents.turn import CallQuestion
 from kneo.errors import Invalid
+from kneo.function_context import WaitAnswer, WaitRequest
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.interpreter.gate import CompiledGate, WaitAnswer, WaitRequest, effect_of, feedback_of, rejection
+from kneo.runtime.interpreter.gate import CompiledGate, effect_of, feedback_of, rejection
 from kneo.runtime.interpreter.values import Value, read_value
 
 Frame = Mapping[str, object]

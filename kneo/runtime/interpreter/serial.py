@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from kneo.errors import Invalid
+from kneo.function_context import ChatMessage, messages_as_json, read_messages
 from kneo.records.run import RunError
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpreter.gate import CompiledGate, effect_of, feedback_of, rejection
@@ -44,14 +45,7 @@ from kneo.runtime.interpreter.node import (
     stopped,
     with_child,
 )
-from kneo.runtime.interpreter.values import (
-    ChatMessage,
-    ReviewFeedback,
-    Value,
-    messages_as_json,
-    read_messages,
-    read_value,
-)
+from kneo.runtime.interpreter.values import ReviewFeedback, Value, read_value
 from kneo.spec.conditions import holds
 from kneo.spec.models.human import Condition
 

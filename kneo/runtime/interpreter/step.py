@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 from kneo.clock import isoformat
+from kneo.function_context import WaitRequest, read_wait_answers, read_wait_request
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpreter.branch import ELSE, THEN, BranchNode
@@ -35,11 +36,9 @@ from kneo.runtime.interpreter.gate import (
     DEFAULT_HUMAN,
     NOTIFY_STEP,
     CompiledGate,
-    WaitRequest,
     effect_of,
     feedback_of,
-    read_wait_answers,
-    read_wait_request,
+    gate_of,
     rejection,
     wait_answer,
 )
@@ -235,7 +234,7 @@ class StepNode(ProgramNode):
 
     def _wait(self, frame: Frame, value: Value, location: str, attempt: int) -> Ask:
         request = read_wait_request(frame["wanted"])
-        gate = request.gate(self.humans)
+        gate = gate_of(request, self.humans)
         assert gate is not None
         return Ask(
             ticket=f"{location}:wait{request.index}:{attempt}",
@@ -316,7 +315,7 @@ class StepNode(ProgramNode):
                 return end
 
     def _waits(self, context: DecisionContext, frame: Frame, request: WaitRequest, location: str) -> Progress:
-        if request.gate(self.humans) is None:
+        if gate_of(request, self.humans) is None:
             known = ", ".join(self.humans)
             message = f"{self.path} asks {request.human}, who is not in components.humans: {known}."
             error = RunError(type="unknown_human", message=message)
@@ -457,7 +456,7 @@ class StepNode(ProgramNode):
     def _wait_decided(self, frame: Frame, decision: Decision, location: str) -> Progress:
         """Begin the body again, with the answer."""
         request = read_wait_request(frame["wanted"])
-        gate = request.gate(self.humans)
+        gate = gate_of(request, self.humans)
         assert gate is not None
         if decision.kind is DecisionKind.REJECTED and effect_of(gate, decision) not in {NOTIFY_STEP, CONTINUE}:
             return rejected(gate, decision, replace(read_value(frame["input"]), review=None), location)

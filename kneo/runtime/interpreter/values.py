@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from kneo.function_context import ChatMessage, messages_as_json, read_messages
 from kneo.spec.conditions import Facts
 
 
@@ -14,14 +15,6 @@ class ReviewFeedback:
 
     previous_output: str
     feedback: str
-
-
-@dataclass(frozen=True)
-class ChatMessage:
-    """A text of a participant of a group chat or handoff; the task itself has no participant."""
-
-    participant: str
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +85,3 @@ def read_value(content: object) -> Value:
         return Value(**content)
     read = {"messages": read_messages(messages or ()), "review": ReviewFeedback(**review) if review else None}
     return Value(**content | read)
-
-
-def messages_as_json(messages: Iterable[ChatMessage]) -> list[list[str]]:
-    """Return messages as a part of a frame."""
-    return [[each.participant, each.text] for each in messages]
-
-
-def read_messages(content: object) -> tuple[ChatMessage, ...]:
-    """Read the JSON of ``messages_as_json``."""
-    assert isinstance(content, list | tuple)
-    return tuple(ChatMessage(participant, text) for participant, text in content)

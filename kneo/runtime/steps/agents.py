@@ -26,11 +26,12 @@ from kneo.agents.turn import (
 )
 from kneo.clock import Clock, SystemClock
 from kneo.errors import Invalid
+from kneo.function_context import StepContext
 from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.interpreter.values import text_of_outputs, titled
-from kneo.runtime.steps.functions import StepContext, StepOutput
+from kneo.runtime.steps.functions import StepOutput
 from kneo.runtime.steps.threads import in_thread
 from kneo.settings import AgentSettings
 from kneo.spec.models.providers import DUMMY

@@ -20,21 +20,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO, TypeAlias
 
-from kneo.agents.function_tools import ToolContext
 from kneo.agents.tools.python.functions import await_tool, bounded_result, call_tool
 from kneo.clock import sleep
 from kneo.errors import KneoError
-from kneo.runtime.interpreter.gate import read_wait_answers, read_wait_request
-from kneo.runtime.interpreter.values import messages_as_json, read_messages
-from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.steps.functions import (
-    MAX_OUTPUT_CHARS,
-    FunctionSchemas,
+from kneo.function_context import (
     StepContext,
-    StepOutput,
+    ToolContext,
     WaitForAnswer,
-    call,
+    messages_as_json,
+    read_messages,
+    read_wait_answers,
+    read_wait_request,
 )
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, FunctionSchemas, StepOutput, call
+from kneo.sandbox.processes import ChildFailed
 from kneo.settings import function_environment
 from kneo.spec.models.providers import PROVIDER_VARIABLES
 
@@ -48,14 +48,6 @@ MAX_ERROR_CHARS = 100_000
 
 
 Message: TypeAlias = Mapping[str, object]
-
-
-class ChildFailed(Exception):
-    """The exception of a function in a child process."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 @dataclass(frozen=True)

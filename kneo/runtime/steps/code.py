@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import ModuleType
 
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, Transient
 from kneo.runtime.steps import modules
 from kneo.runtime.steps.modules import ModuleSource
+from kneo.sandbox.functions import import_function
 from kneo.spec.modules import OWN_PACKAGES
 
 INPROCESS = "inprocess."
 """The prefix of implementations whose code is an object of the program that started the run."""
-
-MAX_WRAPPERS = 50
-"""Decorators around one function, and callables inside callables."""
 
 
 class CodeUnavailable(Transient):
@@ -78,13 +75,13 @@ class CodeLoader:
             CodeUnavailable: it is an object of another process.
             Forbidden: the module may not be named, is not the pinned one, or does not own the function.
         """
-        module_name, attribute = _split(implementation)
+        module_name, _ = _split(implementation)
         if implementation.startswith(INPROCESS):
             msg = f"The code of {implementation} is in the program that started the run."
             raise CodeUnavailable(msg, hint="Go on with the run there; what people have answered is kept.")
         known = self._loaded.get(implementation)
         if known is None:
-            known = self._loaded[implementation] = self._load(implementation, module_name, attribute, pins or {})
+            known = self._loaded[implementation] = self._load(implementation, module_name, pins or {})
         else:
             _check_pins(module_name, known.sources, pins or {})
         return known.code
@@ -115,27 +112,13 @@ class CodeLoader:
         """Return whether the function behind a dotted name was imported."""
         return implementation in self._loaded
 
-    def _load(self, implementation: str, module_name: str, attribute: str, pins: Mapping[str, str]) -> _Loaded:
+    def _load(self, implementation: str, module_name: str, pins: Mapping[str, str]) -> _Loaded:
         self._check_allowed(module_name)
         with modules.lock:
             sources = modules.closure(module_name, self.roots, self._home(module_name))
             _check_pins(module_name, sources, pins)
             modules.accept(sources)
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:
-            msg = f"The module {module_name} of {implementation} failed to import: {type(error).__name__}: {error}"
-            raise Invalid(msg, code="implementation_invalid") from error
-        self._check_place(module_name, module)
-        function = getattr(module, attribute, None)
-        if not callable(function):
-            msg = f"The module {module_name} has no function {attribute}."
-            raise Invalid(msg, code="implementation_invalid")
-        foreign = next(self._foreign(function), None)
-        if foreign is not None:
-            msg = f"{implementation} is {foreign}, which a spec may not name: {module_name} only imports or wraps it."
-            hint = f"Define a function in {module_name} that does exactly what is needed, and name that."
-            raise Forbidden(msg, code="implementation_forbidden", hint=hint)
+        function = import_function(implementation, self._owns, partial(self._check_place, module_name))
         return _Loaded(Code(function, sources[0].digest if sources else None), sources)
 
     # ---- modules ------------------------------------------------------------------------------------------------
@@ -176,44 +159,6 @@ class CodeLoader:
         place = Path(spec.origin)
         return place.parent.parent if place.name == "__init__.py" else place.parent
 
-    # ---- functions ----------------------------------------------------------------------------------------------
-
-    def _foreign(self, thing: object, depth: int = 0) -> Iterator[str]:
-        """Yield the foreign parts of a callable: those that no allowed module defines.
-
-        What an object says of its own module (``__module__``) is copied by decorators, so it has to be allowed but is not
-        believed: the namespace that a function's code was made in is what counts.
-        """
-        if depth > MAX_WRAPPERS:
-            yield "wrapped too many times"
-        elif isinstance(thing, partial):
-            yield from self._foreign(thing.func, depth + 1)
-        elif not self._says_ours(thing):
-            yield f"{getattr(thing, '__module__', None) or 'an object of'} {_name(thing)}"
-        elif hasattr(thing, "__wrapped__"):
-            yield from self._foreign(thing.__wrapped__, depth + 1)
-        elif isinstance(thing, MethodType):
-            yield from self._foreign(thing.__func__, depth + 1)
-        elif isinstance(thing, FunctionType | BuiltinFunctionType):
-            if not self._defines(thing):
-                yield f"{thing.__module__} {_name(thing)}"
-        else:
-            for part in _called(thing):
-                yield from self._foreign(part, depth + 1)
-
-    def _defines(self, function: FunctionType | BuiltinFunctionType) -> bool:
-        """Return whether an allowed module defines a function."""
-        if isinstance(function, BuiltinFunctionType):
-            place = function.__self__
-            return isinstance(place, ModuleType) and self._owns(place.__name__)
-        stated = function.__globals__.get("__name__")
-        module = sys.modules.get(stated) if isinstance(stated, str) else None
-        return module is not None and module.__dict__ is function.__globals__ and self._owns(module.__name__)
-
-    def _says_ours(self, thing: object) -> bool:
-        stated = getattr(thing, "__module__", None)
-        return isinstance(stated, str) and stated in sys.modules and self._owns(stated)
-
 
 def _split(implementation: str) -> tuple[str, str]:
     """Return the module and the attribute of a dotted name.
@@ -226,23 +171,6 @@ def _split(implementation: str) -> tuple[str, str]:
         msg = f"{implementation!r} is not a dotted name such as package.module.function."
         raise Invalid(msg, code="implementation_invalid")
     return module_name, attribute
-
-
-def _called(thing: object) -> Iterator[object]:
-    """Yield the functions that a call of a class or an object executes."""
-    made = thing if isinstance(thing, type) else None
-    names = ("__new__", "__init__") if made else ("__call__",)
-    for name in names:
-        owner = next((each for each in (made or type(thing)).__mro__ if name in each.__dict__), object)
-        if owner is not object:
-            part = owner.__dict__[name]
-            yield part.__func__ if isinstance(part, staticmethod | classmethod) else part
-    if made and type(made) is not type:
-        yield from (part for part in (vars(type(made)).get("__call__"),) if part is not None)
-
-
-def _name(thing: object) -> str:
-    return str(getattr(thing, "__qualname__", None) or f"an object of {type(thing).__qualname__}")[:200]
 
 
 def _check_pins(module: str, sources: tuple[ModuleSource, ...], pins: Mapping[str, str]) -> None:

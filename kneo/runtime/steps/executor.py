@@ -9,17 +9,15 @@ from dataclasses import replace
 from functools import partial
 
 from kneo.errors import Invalid
+from kneo.function_context import CancelToken, StepContext, WaitForAnswer
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Agents, Conversation, MakeServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import Code, CodeLoader
 from kneo.runtime.steps.functions import (
-    CancelToken,
     FunctionSchemas,
-    StepContext,
     StepOutput,
-    WaitForAnswer,
     as_text,
     call,
     call_for_value,

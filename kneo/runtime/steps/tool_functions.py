@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kneo.agents.function_tools import Handler, ToolContext
+from kneo.agents.function_tools import Handler
 from kneo.errors import KneoError
-from kneo.runtime.steps.child_process import ChildFailed, ChildProcesses
+from kneo.function_context import ToolContext
+from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.threads import in_thread
+from kneo.sandbox.processes import ChildFailed
 
 
 class ToolFunctions:

@@ -22,11 +22,11 @@ from kneo_process import PATIENCE_SECONDS, Machine, eventually, run_python
 from kneo.cli.main import run as kneo
 from kneo.embed import runs as host
 from kneo.errors import Conflict, Invalid, NotFound, Transient, Usage
+from kneo.function_context import Declined
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import continue_run
 from kneo.runtime.engine.wait import RunSettled
-from kneo.runtime.steps.functions import Declined
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import (
     Client,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from run_simulator import MOMENT, Boom, Story, decision, fn, human, play, program_of, spec_of
 
+from kneo.function_context import WaitRequest
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.interpreter.gate import WaitRequest
 from kneo.runtime.interpreter.node import Ask, Execute, RunEnded, StepWaiting, Succeeded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kneo.errors import Invalid
+from kneo.function_context import StepContext, WaitForAnswer
+from kneo.runtime.engine.attempt import _paused
+from kneo.runtime.interpreter.node import StepFailed, StepWaiting
 from kneo.runtime.program.compiler import compile_program
-from kneo.runtime.steps.functions import StepContext, WaitForAnswer
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
@@ -45,10 +47,14 @@ def context() -> StepContext:
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"pattern": "(?=a)"}, {"$ref": "https://a.test/"}])
 def test_a_function_cannot_ask_for_what_could_not_be_checked(schema: dict) -> None:
-    with pytest.raises(Invalid, match="cannot be used"):
+    with pytest.raises(WaitForAnswer) as asked:
         context().wait("Which?", schema=schema)
-    with pytest.raises(WaitForAnswer):
+    failed = _paused("s", asked.value)
+    assert isinstance(failed, StepFailed)
+    assert "cannot be used" in failed.error.message
+    with pytest.raises(WaitForAnswer) as asked:
         context().wait("Which?", schema={"type": "string", "pattern": "^(a+)+$"})
+    assert isinstance(_paused("s", asked.value), StepWaiting)
 
 
 def test_findings_have_the_line_and_column_of_the_pattern() -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
-from kneo.agents.function_tools import FunctionTool, Handler, ToolContext, ToolRegistry
+from kneo.agents.function_tools import FunctionTool, Handler, ToolRegistry
 from kneo.agents.tools.middleware import context_of
 from kneo.agents.tools.python.functions import await_tool, bounded_result, call_tool, is_async_tool
 from kneo.agents.turn import ToolCall
 from kneo.errors import Forbidden
+from kneo.function_context import ToolContext
 from kneo.spec.models.spec import Tool
 
 

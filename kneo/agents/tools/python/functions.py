@@ -7,8 +7,8 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping
 
-from kneo.agents.function_tools import ToolContext, ToolResult, bind_arguments
 from kneo.errors import Invalid
+from kneo.function_context import ToolContext, ToolResult, bind_arguments
 
 MAX_RESULT_CHARS = 1_000_000
 """Characters of a result; the rest is cut."""

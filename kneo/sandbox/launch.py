@@ -1,0 +1,315 @@
+"""The launcher of a sandbox: a program that confines itself, and then serves calls of one function or becomes another program.
+
+Run by its path, with the descriptor of a control socket and a scratch folder. It splits into a supervisor, which is outside the
+sandbox, ends everything with the worker and removes the folder, and the process that is confined. The control socket carries JSON
+lines and descriptors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # an isolated interpreter has no folder of this file
+
+from kneo.errors import KneoError
+from kneo.sandbox import confine
+from kneo.sandbox.functions import Function, error_of
+
+_IS_LINUX = sys.platform == "linux"
+
+_EXPLAINED = {
+    "Landlock: Operation not supported": "Landlock is off (lsm= lacks landlock)",
+    "Landlock: Function not implemented": "this kernel has no Landlock; Linux 6.2 has what is needed",
+    "Landlock: Operation not permitted": "a filter of system calls around this process denies Landlock",
+    "seccomp: Operation not permitted": "a filter of system calls around this process denies seccomp",
+    "seccomp: Device or resource busy": "a filter of system calls around this process has a listener, and there can be one",
+}
+
+
+def main(control: socket.socket, scratch: str) -> int:
+    """Start the confined process, wait for its end or the worker's, and end all that is left of it."""
+    changed, changes = os.pipe()
+    os.set_blocking(changes, False)
+    signal.set_wakeup_fd(changes)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    if _IS_LINUX:
+        confine.adopt_orphans()
+    confined = os.fork()
+    if not confined:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(changed)
+        os.close(changes)
+        _begin(control, scratch)
+    # A program that is asked to end gets its time from the worker.
+    signal.signal(signal.SIGTERM, lambda *_: _signal_group(confined, signal.SIGTERM))
+    for stream in (0, 1):
+        os.close(stream)  # the program's own copies remain, so their ends mean its end
+    status = _wait(confined, control, changed)
+    _signal_group(confined, signal.SIGKILL)
+    end_children()
+    remove_folder(scratch)
+    return status
+
+
+def _wait(confined: int, control: socket.socket, changed: int) -> int:
+    """Return the exit status of a process once it ends; return earlier when the worker ends."""
+    poll = select.poll()
+    poll.register(control, 0)  # its end alone
+    poll.register(changed, select.POLLIN)
+    while True:
+        found, status = os.waitpid(confined, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        for descriptor, _ in poll.poll():
+            if descriptor != changed:
+                return 0
+            os.read(changed, 4096)
+
+
+def _signal_group(leader: int, number: int) -> None:
+    for send in (os.killpg, os.kill):
+        with suppress(ProcessLookupError, PermissionError):
+            send(leader, number)
+
+
+def end_children() -> None:
+    """Kill the processes below this one, which their orphans become too, until none is left."""
+    listing = Path(f"/proc/self/task/{os.getpid()}/children")
+    known = listing.exists()
+    with suppress(ChildProcessError):
+        while True:
+            for pid in listing.read_text().split() if known else ():
+                _signal_group(int(pid), signal.SIGKILL)
+            found, _ = os.waitpid(-1, 0 if known else os.WNOHANG)
+            if not found:
+                return
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder and all in it, also where permissions hide a part of it."""
+    for folder, names, _ in os.walk(path):
+        for place in (Path(folder, name) for name in names):
+            if not place.is_symlink():
+                place.chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+# ---- the confined process ---------------------------------------------------------------------------------------
+
+
+def _begin(control: socket.socket, scratch: str) -> None:
+    os.setsid()
+    os.umask(0o077)
+    try:
+        task = json.loads(_line(control))
+        sandbox = Sandbox(control, scratch, task)
+        if "command" in task:
+            sandbox.run_program(task["command"], task["folder"])
+        else:
+            sandbox.serve_calls()
+        os._exit(0)
+    except (KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
+        pass
+    except BaseException as error:  # noqa: BLE001 - reported to the worker
+        with suppress(OSError):
+            _send(control, error_of(error))
+    os._exit(1)
+
+
+class Sandbox:
+    """The rights of this process, and of those that serve its calls.
+
+    Args:
+        control: The socket of the worker.
+        scratch: The folder of the sandbox.
+        task: The rights and the work, as ``kneo.sandbox.processes`` sends them.
+    """
+
+    def __init__(self, control: socket.socket, scratch: str, task: dict[str, object]) -> None:
+        self._control, self._scratch, self._task = control, Path(scratch), task
+        self._is_kernel = task["level"] == "kernel"
+        self._processes, self._runs = int(str(task["processes"])), "command" in task
+        os.environ.clear()
+        environment = task["environment"]
+        assert isinstance(environment, dict)
+        os.environ.update(environment)
+        self._enter(self._scratch)
+
+    def run_program(self, command: list[str], folder: str | None) -> None:
+        """Become a program."""
+        if folder is not None:
+            os.chdir(folder)
+        self._restrict()
+        self._restrict_last(self._scratch)
+        _send(self._control, {"ready": True})
+        self._control.set_inheritable(False)
+        try:
+            os.execvp(command[0], command)  # noqa: S606 - the worker has compared it with the allowed commands
+        except OSError as error:
+            sys.stderr.write(f"{command[0]} cannot be started: {error.strerror}\n")
+            sys.stderr.flush()
+            os._exit(127)
+
+    def serve_calls(self) -> None:
+        """Import the function, and make each call in a process of its own until the worker closes the socket."""
+        self._redirect()
+        self._restrict()
+        function = Function(self._task)
+        _send(self._control, {"ready": True, **function.facts})
+        number = 0
+        while True:
+            _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
+            if not descriptors:
+                return
+            number += 1
+            call = os.fork()
+            if not call:
+                self._serve(function, socket.socket(fileno=descriptors[0]), self._scratch / str(number))
+            os.close(descriptors[0])
+            _, status, used = os.wait4(call, 0)
+            if not self._is_kernel:
+                _signal_group(call, signal.SIGKILL)
+                end_children()
+            remove_folder(str(self._scratch / str(number)))
+            _send(self._control, {"status": os.waitstatus_to_exitcode(status), "cpu": used.ru_utime + used.ru_stime})
+
+    def _serve(self, function: Function, call: socket.socket, folder: Path) -> None:
+        """Make one call, answer it, and end this process."""
+        request = _all(call)
+        try:
+            self._control.close()
+            if _IS_LINUX:
+                confine.end_with_parent()
+            if self._processes == 1 or not self._is_kernel:
+                os.setsid()
+            folder.mkdir()
+            self._enter(folder)
+            self._restrict_last(folder)
+            answer = function.call(json.loads(request))
+        except BaseException as error:  # noqa: BLE001 - reported to the worker
+            answer = error_of(error)
+        with suppress(OSError):
+            call.sendall(json.dumps(answer).encode())
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(0)
+
+    def _enter(self, folder: Path) -> None:
+        os.environ.update(HOME=str(folder), TMPDIR=str(folder))
+        if "tempfile" in sys.modules:
+            vars(sys.modules["tempfile"])["tempdir"] = None
+        if not self._runs or self._is_kernel:
+            os.chdir(folder)
+
+    def _redirect(self) -> None:
+        """Give this process no input, and its errors as the only output."""
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(2, 1)
+        os.close(nothing)
+
+    def _restrict(self) -> None:
+        """Give up every right that the work does not need; all of them, or this process ends.
+
+        Raises:
+            KneoError: ``sandbox_unavailable`` or ``sandbox_path_denied``.
+        """
+        try:
+            self._give_up()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise KneoError(_EXPLAINED.get(reason, reason), code="sandbox_unavailable") from None
+
+    def _give_up(self) -> None:
+        if self._task["level"] == "none":
+            return
+        if _IS_LINUX:
+            confine.drop_privileges()
+            confine.end_with_parent()
+            if not self._runs:
+                confine.adopt_orphans()
+        if self._is_kernel:
+            self._restrict_files(self._scratch)
+            net = bool(self._task["net"])
+            rules = [*confine.call_rules(net=net, scoped=confine.landlock_abi() >= confine.SCOPES_ABI)]
+            forks = not self._runs and self._processes == 1
+            if forks:
+                rules += confine.fork_rules()
+            listener = confine.restrict_calls(rules, listener=net or forks)
+            if net or forks:
+                socket.send_fds(self._control, [b'{"listener": true}\n'], [listener])
+                os.close(listener)
+        confine.limit(memory=int(str(self._task["memory"])))
+
+    def _restrict_last(self, folder: Path) -> None:
+        if self._task["level"] == "none":
+            return
+        confine.limit(cpu_seconds=int(str(self._task["cpu_seconds"])))
+        if self._is_kernel:
+            if folder != self._scratch:
+                self._restrict_files(folder)
+            several = self._processes > 1
+            confine.restrict_calls(confine.last_rules(starts_processes=several, runs_programs=several or self._runs))
+
+    def _restrict_files(self, folder: Path) -> None:
+        system = [*self._rules("system"), *self._rules("own"), (str(folder), confine.WRITE)]
+        try:
+            confine.restrict_files(system, self._rules("declared"))
+        except confine.PathRefused as error:
+            raise KneoError(f"reads {error.strerror}.", code="sandbox_path_denied") from None
+
+    def _rules(self, part: str) -> list[confine.FileRule]:
+        rules = self._task.get(part, [])
+        assert isinstance(rules, list)
+        return [(path, rights) for path, rights in rules]
+
+
+def _send(control: socket.socket, message: dict[str, object]) -> None:
+    control.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _line(control: socket.socket) -> bytes:
+    """Return the first line of a socket, which the worker sends alone."""
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        received = control.recv(1 << 20)
+        if not received:
+            raise BrokenPipeError
+        data += received
+    return bytes(data)
+
+
+def _all(call: socket.socket) -> bytes:
+    return b"".join(iter(lambda: call.recv(1 << 20), b""))
+
+
+def probe() -> dict[str, object]:
+    """Confine this process in every way, and return what is there or what is missing."""
+    try:
+        confine.drop_privileges()
+        abi = confine.landlock_abi()
+        confine.restrict_files([])
+        confine.restrict_calls(confine.call_rules(net=True, scoped=abi >= confine.SCOPES_ABI), listener=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return {"missing": _EXPLAINED.get(reason, reason)}
+    return {"abi": abi}
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["probe"]:
+    sys.stdout.write(json.dumps(probe()))
+elif __name__ == "__main__":
+    exit_status = main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
+    if exit_status:
+        with suppress(OSError):
+            os.write(2, f"exit status {exit_status}\n".encode())
