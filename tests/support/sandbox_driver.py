@@ -65,7 +65,7 @@ async def main(folder: str) -> dict[str, object]:
     shm = ctypes.CDLL(None).shmget(0, 100, 0o1600)
     target = {
         "worker": os.getpid(), "secret": str(secret), "dir": folder, "port": listener.getsockname()[1],
-        "home": str(Path.home() / "evil"), "unix": f"{folder}/unix", "shm": shm, "safe": True,
+        "home": str(Path(os.sep, "root", "evil")), "unix": f"{folder}/unix", "shm": shm, "safe": True,
     }  # fmt: skip
     processes = SandboxProcesses()
     results: dict[str, object] = {}

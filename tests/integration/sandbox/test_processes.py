@@ -115,12 +115,12 @@ async def caller(folder: Path) -> AsyncIterator[Caller]:
 
 
 @pytest.fixture
-def left() -> Iterator[None]:
+def left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Check that no process and no folder is left."""
-    before = {*Path(tempfile.gettempdir()).glob("kneo-sandbox-*")}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
     descriptors = len([*Path("/proc/self/fd").iterdir()]) if sys.platform == "linux" else 0
     yield
-    assert {*Path(tempfile.gettempdir()).glob("kneo-sandbox-*")} <= before
+    assert not [*Path(tempfile.gettempdir()).iterdir()]
     if sys.platform == "linux":
         assert len([*Path("/proc/self/fd").iterdir()]) <= descriptors
         assert not [each for each in processes._below(os.getpid()) if _command(each).find("launch.py") >= 0]
