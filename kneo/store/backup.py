@@ -257,9 +257,12 @@ def _remove_logs(database: Path) -> None:
 def _finish(draft: Path) -> None:
     """Check a copy and make it one file on disk."""
     with closing(sqlite3.connect(draft)) as copy:
-        # A database in WAL mode has further files.
-        copy.execute("PRAGMA journal_mode=DELETE")
-        verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
+        try:
+            # A database in WAL mode has further files.
+            copy.execute("PRAGMA journal_mode=DELETE")
+            verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            verdict = error
     if verdict != "ok":
         msg = f"The copy is damaged: {str(verdict)[:200]}"
         raise Invalid(msg, code="backup_damaged")

@@ -271,6 +271,18 @@ def test_what_is_no_whole_backup_changes_nothing(sqlite_url: str, elsewhere: Set
         assert not any(there.parent.glob("*"))
 
 
+@pytest.mark.parametrize("at", [100, 3 * 4096, 40 * 4096])
+def test_a_backup_with_a_damaged_page_is_refused(sqlite_url: str, elsewhere: Settings, tmp_path: Path, at: int) -> None:
+    with closing(open_store(sqlite_url, SystemClock())) as store:
+        backup(store, tmp_path / "copy")
+    with (tmp_path / "copy").open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * 3000)
+    with pytest.raises(Invalid) as refused:
+        restore(elsewhere, tmp_path / "copy")
+    assert refused.value.code == "backup_damaged"
+
+
 CRAFTED = {
     "a trigger that swallows approvals": (
         """CREATE TRIGGER t BEFORE INSERT ON audit_events WHEN NEW.event_type = 'release.approved'
