@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Self, TypeVar
 
 from kneo.errors import Conflict
@@ -35,6 +35,20 @@ MOST_MINUTES = 10
 """The longest time after which a request that a limit per minute refused comes again."""
 
 FINISHED_ENTRIES = frozenset({EntryStatus.DONE, EntryStatus.FAILED})
+
+
+class Suspicion(IntEnum):
+    """How far a run is suspected of ending its workers. The next result of a step of the run ends the suspicion."""
+
+    NONE = 0
+    ONE = 1
+    """A driver of the run died, which may have many causes."""
+    SUSPECT = 2
+    """Another one died: the worker executes the next step of the run while it executes nothing else."""
+    ALONE = 3
+    """That step has begun."""
+    CONFIRMED = 4
+    """The driver died meanwhile; the run ends."""
 
 
 def dollars(micros: int) -> str:
@@ -234,6 +248,7 @@ class Run:
     trace_count: int = 0
     usage: AgentUsage = field(default_factory=AgentUsage)
     """The sum over the journals of the run's agents."""
+    suspicion: Suspicion = Suspicion.NONE
     mac: bytes | None = field(default=None, repr=False, compare=False)
     """The message authentication code of the row; see ``kneo.store.runs.check``."""
 

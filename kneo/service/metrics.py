@@ -15,7 +15,7 @@ from kneo.clock import monotonic, parse_time
 from kneo.errors import KneoError
 from kneo.records.run import AgentUsage
 from kneo.service.events import Streams
-from kneo.store import audit, metrics, project_metadata, requests, usage
+from kneo.store import audit, metrics, project_metadata, requests, runs, usage
 from kneo.store.engine import Store, Tx
 
 COUNT_SHARE = 100
@@ -79,6 +79,7 @@ class _DatabaseMetrics(Collector):
             active, ended = metrics.active_by_status(tx), self._count_ended(tx)
             waiting, oldest = metrics.queue(tx)
             pending = metrics.unsealed_events(tx)
+            suspects = runs.count_suspects(tx)
             unsent = metrics.unsent_messages(tx)
             controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
             sealed, _ = audit.chain_head(tx)
@@ -93,6 +94,9 @@ class _DatabaseMetrics(Collector):
         yield GaugeMetricFamily("kneo_queue_depth", "Runs in the queue.", value=waiting)
         age = (now - parse_time(oldest)) / timedelta(seconds=1) if oldest is not None else 0.0
         yield GaugeMetricFamily("kneo_queue_oldest_seconds", "Age of the oldest run in the queue.", value=age)
+        yield GaugeMetricFamily(
+            "kneo_suspected_runs", "Runs during each of which workers died, running or ended for it.", value=suspects
+        )
         yield from _usage(used)
         yield GaugeMetricFamily("kneo_audit_unsealed_events", "Audit events not yet in the chain.", value=pending)
         yield GaugeMetricFamily("kneo_audit_tree_size", "Audit events in the chain.", value=sealed)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from kneo.clock import isoformat
-from kneo.records.run import STATE_VERSION
+from kneo.records.run import STATE_VERSION, Suspicion
 from kneo.store.engine import Tx
 
 DUE = "due"
@@ -41,7 +41,9 @@ _LOST = text(f"""
 """)  # noqa: S608 - our own names
 
 _ORPHANED = text(f"""
-    UPDATE runs SET owner = NULL
+    UPDATE runs SET owner = NULL,
+        suspicion = CASE WHEN suspicion >= {Suspicion.ALONE:d} THEN {Suspicion.CONFIRMED:d}
+                         WHEN suspicion >= {Suspicion.ONE:d} THEN {Suspicion.SUSPECT:d} ELSE {Suspicion.ONE:d} END
     WHERE status = 'running' AND owner IS NOT NULL AND updated_at < :before
       AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.procrastinate_jobs j
                       WHERE j.status IN ('todo', 'doing') AND '{CLAIM_PREFIX}' || j.id = runs.owner)

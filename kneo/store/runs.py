@@ -7,10 +7,20 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from operator import attrgetter
 
-from sqlalchemy import Row, bindparam, insert, or_, select, update
+from sqlalchemy import Boolean, Row, bindparam, case, func, insert, or_, select, update
 
 from kneo.clock import isoformat
-from kneo.records.run import STATE_VERSION, AgentUsage, ReleaseRef, Run, RunError, RunStatus, check_transition, ending
+from kneo.records.run import (
+    STATE_VERSION,
+    AgentUsage,
+    ReleaseRef,
+    Run,
+    RunError,
+    RunStatus,
+    Suspicion,
+    check_transition,
+    ending,
+)
 from kneo.store.authenticated import body_of
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import add_trace, read_error, visited
@@ -201,6 +211,15 @@ def lock_own(tx: Tx, run: Run) -> None:
     tx.locked.add(run.id)
 
 
+_IS_ALONE = runs.c.suspicion == Suspicion.ALONE.value
+
+AFTER_DEATH = case(
+    (runs.c.suspicion >= Suspicion.ALONE.value, Suspicion.CONFIRMED.value),
+    (runs.c.suspicion >= Suspicion.ONE.value, Suspicion.SUSPECT.value),
+    else_=Suspicion.ONE.value,
+)
+"""The suspicion of a run whose driver died."""
+
 _ACQUIRE = Prepared(
     update(runs)
     .where(
@@ -210,21 +229,37 @@ _ACQUIRE = Prepared(
         runs.c.state_version <= STATE_VERSION,
         (runs.c.owner.is_(None)) | (runs.c.owner == bindparam("claim")),
     )
-    .values(owner=bindparam("claim"), epoch=runs.c.epoch + 1, resume_at=None)
+    .values(
+        owner=bindparam("claim"),
+        epoch=runs.c.epoch + 1,
+        resume_at=None,
+        suspicion=case(
+            # A driver that released the run had not died.
+            (runs.c.owner.is_(None), case((_IS_ALONE, Suspicion.SUSPECT.value), else_=runs.c.suspicion)),
+            (bindparam("again", type_=Boolean), runs.c.suspicion),
+            else_=AFTER_DEATH,
+        ),
+    )
     .returning(runs)
 )
 
 
-def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
+def acquire(tx: Tx, run_id: str, claim: str, *, again: bool = False) -> Run | None:
     """Claim a running run for a driver; return ``None`` when another driver has it or it no longer runs.
 
     A driver that crashed and restarts with the same claim takes the run over; others wait until the owner is cleared. The epoch
     rises, so that later commits of an earlier owner are refused.
 
+    Args:
+        tx: The transaction.
+        run_id: The run.
+        claim: The driver's claim.
+        again: Whether this driver may have acquired the run in a transaction whose end it does not know: the run is not suspected for it.
+
     Raises:
         Untrusted, Invalid: as ``check``.
     """
-    row = _ACQUIRE.first(tx, {"of_run": run_id, "claim": claim})
+    row = _ACQUIRE.first(tx, {"of_run": run_id, "claim": claim, "again": again})
     if row is None:
         return None
     tx.locked.add(run_id)
@@ -258,6 +293,7 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
         "step_count": run.step_count,
         "checkpoint_count": run.checkpoint_count,
         "trace_count": run.trace_count,
+        "suspicion": int(run.suspicion),
         **changes,
     }
     if not _CHANGE_MAC.isdisjoint(changes):
@@ -380,6 +416,7 @@ def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int)
             state_version=state_version,
             error=None,
             owner=None,
+            suspicion=Suspicion.NONE.value,
             epoch=runs.c.epoch + 1,
             signal_seq=runs.c.signal_seq + 1,
             updated_at=tx.at,
@@ -395,7 +432,20 @@ def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int)
 def clear_owners(tx: Tx) -> int:
     """Release the runs of dead processes. Only the one process that may execute steps calls this, at its start."""
     held = runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_not(None)
-    return tx.connection.execute(update(runs).where(*held).values(owner=None)).rowcount
+    return tx.connection.execute(update(runs).where(*held).values(owner=None, suspicion=AFTER_DEATH)).rowcount
+
+
+def list_suspects(tx: Tx, limit: int) -> tuple[tuple[str, RunStatus], ...]:
+    """List the runs that are suspected of ending their workers, and those that ended for it, the latest first."""
+    suspected = select(runs.c.id, runs.c.status).where(runs.c.suspicion >= Suspicion.SUSPECT.value)
+    rows = tx.connection.execute(suspected.order_by(runs.c.updated_at.desc()).limit(limit))
+    return tuple((row.id, RunStatus(row.status)) for row in rows)
+
+
+def count_suspects(tx: Tx) -> int:
+    """Count the runs that ``list_suspects`` lists."""
+    suspected = select(func.count()).select_from(runs).where(runs.c.suspicion >= Suspicion.SUSPECT.value)
+    return tx.connection.execute(suspected).scalar_one()
 
 
 _RUNNABLE = Prepared(
@@ -509,5 +559,6 @@ def _run(row: AnyRow | PreparedRow) -> Run:
         "state": row.state or {},
         "visited_steps": tuple(row.visited_steps),
         "usage": AgentUsage.of_counts(row.usage),
+        "suspicion": Suspicion(row.suspicion),
     }
     return Run(release=release, environment=row.environment, **values)

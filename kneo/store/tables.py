@@ -434,6 +434,7 @@ runs = Table(
     Column("usage", JSON, nullable=False),
     Column("resume_at", TIME),
     _mac(),
+    Column("suspicion", Integer, nullable=False, server_default="0"),
     Index(None, "status", "updated_at"),
     # Partial, because each step moves the run in every index with its time.
     _partial("session_id IS NOT NULL", "session_id", "updated_at"),
@@ -442,6 +443,7 @@ runs = Table(
     _partial("deadline_at IS NOT NULL", "status", "deadline_at"),
     _partial("resume_at IS NOT NULL", "resume_at"),
     _partial("bundle_digest IS NOT NULL", "bundle_digest"),
+    _partial("suspicion > 0", "suspicion"),
     Index(None, "spec_digest"),
     _partial("bundle IS NOT NULL", "bundle", "updated_at"),
     _partial("workflow_name IS NOT NULL", "workflow_name", "updated_at"),

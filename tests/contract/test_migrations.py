@@ -170,6 +170,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "runs_failed",
         "runs_requester",
         "runs_spec_digest",
+        "runs_suspicion",
         "runs_workflow_name_updated_at",
     ]
     with store.write() as tx:
@@ -184,6 +185,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
             ("outbox", "continuation_id"),
             ("outbox", "run_id"),
             ("pending_releases", "outdated_approvals"),
+            ("runs", "suspicion"),
         ]
         for table, column in columns:
             tx.connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
@@ -266,6 +268,8 @@ def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys
         for scope, response in stored.items():
             tx.connection.execute(insert(idempotency_keys).values(**row, scope=scope, key=scope, response=response))
     with store.write() as tx:
+        tx.connection.execute(text("DROP INDEX ix_runs_suspicion"))
+        tx.connection.execute(text("ALTER TABLE runs DROP COLUMN suspicion"))
         tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0016'"))
     migrate.migrate(store)
     with store.read() as tx:

@@ -47,6 +47,7 @@ LEFT_OUT = {
             "epoch",
             "owner",
             "signal_seq",
+            "suspicion",
             "created_at",
             "updated_at",
             "started_at",

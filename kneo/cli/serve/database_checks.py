@@ -79,6 +79,7 @@ def database_checks(settings: Settings, store: Store, processes: int) -> Checks:
         "clock": partial(check_clock, store),
         "service_key": partial(check_service_key, settings, store),
         "worker": partial(check_worker, store),
+        "suspects": partial(check_suspects, store),
         "audit": partial(check_audit, store),
         "records": partial(check_records, settings, store),
         "trust_root": partial(check_trust_root, settings, store),
@@ -166,6 +167,17 @@ def check_worker(store: Store) -> Diagnosis:
     if is_late:
         return warning(f"A worker is alive, and {waiting}.", "Start more workers, or look for steps that hang.")
     return ok(f"A worker is alive; {depth} runs wait.")
+
+
+def check_suspects(store: Store) -> Diagnosis:
+    """Check that no run is suspected of ending its workers, and that none ended for it."""
+    with store.read() as tx:
+        found = runs.list_suspects(tx, MAX_PROBLEMS)
+    if found:
+        each = ", ".join(f"{run_id} ({status})" for run_id, status in found)
+        hint = "See with kneo runs get which step it is, and in the system's log why the workers died, such as their limit of memory."
+        return warning(f"Workers died each time while they executed these runs: {each}.", hint)
+    return ok("No run is suspected of ending its workers.")
 
 
 def check_audit(store: Store) -> Diagnosis:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from kneo.clock import isoformat
 from kneo.function_context import StepContext
 from kneo.records.conversation import ConversationEntry
-from kneo.records.run import NewTrace, Run, RunError, RunStatus, StepRecord, ending
+from kneo.records.run import FINISHED_ENTRIES, NewTrace, Run, RunError, RunStatus, StepRecord, Suspicion, ending
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.redaction import redact_start
 from kneo.runtime.engine.journals import add_to_session
@@ -156,7 +156,9 @@ def record_entries(
 ) -> Run:
     """Write journal entries of a step that is under way, and their trace events."""
     new = History(trace=list(trace))
-    after = history.counted(run, new)
+    # An entry that only begins is no result: the next driver begins it again.
+    has_result = any(entry.status in FINISHED_ENTRIES for entry in entries)
+    after = history.counted(run, new, suspicion=Suspicion.NONE if has_result else run.suspicion)
     # The fence comes first: a driver without the lease must not wait for locks on the new owner's rows.
     runs.commit(tx, after)
     agent_journal.append(tx, run.id, entries)
@@ -213,6 +215,13 @@ def apply_decision(tx: Tx, context: RunContext, run: Run, *, busy: Collection[st
     return change.write((*busy, *(other.id for other in decided[1:])))
 
 
+def begin_alone(tx: Tx, run: Run) -> Run:
+    """Record that a suspected run begins a step while its worker executes nothing else."""
+    after = replace(run, suspicion=Suspicion.ALONE)
+    runs.commit(tx, after)
+    return after
+
+
 def fail_run(tx: Tx, context: RunContext | None, run: Run, error: RunError) -> None:
     """End a run that cannot continue for a reason outside its steps."""
     _Change(tx, context, run, RunEnded(status=RunStatus.FAILED, output=None, error=error, kept=run.state)).write(())
@@ -236,7 +245,9 @@ class _Change:
         self.context = context
         self.history = History()
         self.before = run
-        self.run = _ended(run, after) if isinstance(after, RunEnded) else replace(run, state=after)
+        self.run = (
+            _ended(run, after) if isinstance(after, RunEnded) else replace(run, state=after, suspicion=Suspicion.NONE)
+        )
 
     @classmethod
     def of(cls, tx: Tx, context: RunContext, run: Run, ticket: str, outcome: Outcome) -> _Change:

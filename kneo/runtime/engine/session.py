@@ -26,8 +26,9 @@ from kneo.agents.turn import GIVEN_UP
 from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.function_context import CancelToken
-from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
+from kneo.records.run import Run, RunError, RunStatus, STATE_VERSION, Suspicion
 from kneo.runtime.engine import record
+from kneo.runtime.engine.admission import StepAdmission
 from kneo.runtime.engine.attempt import Attempt, open_deltas, pins_of
 from kneo.runtime.engine.journals import JournalAppend, RunJournal, session_history
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
@@ -80,6 +81,8 @@ class SessionDeps:
     """The readers of replies while they arrive."""
     delta_batch: timedelta
     """The shortest time between two deltas of one reply."""
+    admission: StepAdmission = field(default_factory=StepAdmission)
+    """Admits sessions to executing steps."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when no further steps may begin."""
 
@@ -126,6 +129,8 @@ class RunSession:
         """The number of the last signal to the run that this session has handled."""
         self._is_checked = False
         """Whether the bundle of the run was checked when the run was acquired."""
+        self._tried = False
+        """Whether a transaction that acquires the run was begun; the database may have become unreachable at its end."""
         self._over = False
         """Whether the session was stopped; checked in every transaction."""
         self._busy: dict[str, LoopTask[record.AttemptResult]] = {}
@@ -209,8 +214,11 @@ class RunSession:
         return True
 
     def _drive(self) -> Iterator[_Pause]:
-        with log_fields(run_id=self.run_id):
-            yield from self._drive_leased()
+        try:
+            with log_fields(run_id=self.run_id):
+                yield from self._drive_leased()
+        finally:
+            self._deps.admission.remove(self)
 
     def _drive_leased(self) -> Iterator[_Pause]:
         try:
@@ -268,6 +276,7 @@ class RunSession:
 
     def _stop(self) -> None:
         self._over = True
+        self._deps.admission.remove(self)
         calling = self._calling
         if calling is not None:
             calling.cancel()
@@ -284,6 +293,7 @@ class RunSession:
         try:
             return self._write(lambda tx: self._acquired(tx, may_settle=False), durable=False)
         except _SettlesError:
+            self._tried = False
             return self._write(lambda tx: self._acquired(tx, may_settle=True))
         except (runs.Fenced, Transient, RecordTampered, RecordUnauthenticated):
             raise
@@ -294,7 +304,8 @@ class RunSession:
 
     def _acquired(self, tx: Tx, *, may_settle: bool) -> Run | None:
         self._is_checked = False
-        run = runs.acquire(tx, self.run_id, self._claim)
+        tried, self._tried = self._tried, True
+        run = runs.acquire(tx, self.run_id, self._claim, again=tried)
         program = self._deps.programs.cached(run) if run is not None and run.state_version == STATE_VERSION else None
         if run is None or program is None:
             return run
@@ -354,12 +365,27 @@ class RunSession:
             program = self._program = self._deps.programs.load(run, is_checked=self._is_checked)
             self._traces = tracing_policy(program.spec).messages
             self._run_context = record.RunContext(program=program, limits=self._deps.limits)
+            if run.suspicion is Suspicion.CONFIRMED:
+                self._end_suspect()
+                return
             yield from self._turns()
         except (runs.Fenced, Transient):
             raise
         except Exception as error:
             log.exception("the run cannot continue", extra={"run_id": run.id})
             self._fail(run, program, error)
+
+    def _end_suspect(self) -> None:
+        """End a run whose attempts ended several workers. It can be continued."""
+        run = self._run
+        due = (action.activity.path for action in actions(self._program, run.state) if isinstance(action, Execute))
+        steps = ", ".join(dict.fromkeys(due)) or "no step"
+        cause = RunError(
+            type="worker_lost",
+            message=f"Three workers died while they executed this run ({steps}), the last of them nothing else.",
+        )
+        log.error("%s", cause.message, extra={"event": "worker_lost", "run_id": run.id})
+        self._write(lambda tx: record.fail_run(tx, self._run_context, run, cause))
 
     def _fail(self, run: Run, program: Program | None, error: Exception) -> None:
         if isinstance(error, KneoError):
@@ -376,6 +402,8 @@ class RunSession:
         failure: Exception | None = None
         try:
             while (pause := self._turn()) is not False:
+                if not self._busy:
+                    self._deps.admission.leave(self)
                 if isinstance(pause, _Pause):
                     yield pause
         except Exception as error:  # noqa: BLE001 - raised again below
@@ -399,11 +427,22 @@ class RunSession:
         self._drop_stale(todo)
         if not todo or any(isinstance(action, Ask) for action in todo):
             return self._record(lambda tx, busy: record.open_questions(tx, self._run_context, self._run, busy=busy))
-        due = [action for action in todo if isinstance(action, Execute)]
+        due = self._admitted([action for action in todo if isinstance(action, Execute)])
+        if not due:
+            return _Pause(LOOK_SECONDS)
         call = self._plain(due[0]) if len(due) == 1 and not asks and not self._busy else None
-        if call is not None:
-            return self._finish(self._call(due[0], call))
-        return self._begin(due)
+        return self._finish(self._call(due[0], call)) if call is not None else self._begin(due)
+
+    def _admitted(self, due: Sequence[Execute]) -> Sequence[Execute]:
+        """Return the steps that may be executed now; of a suspected run one at a time, so that a death has one cause."""
+        is_suspect = self._run.suspicion >= Suspicion.SUSPECT
+        if not self._deps.admission.enter(self, self.wake, alone=is_suspect):
+            return ()
+        if not is_suspect:
+            return due
+        if self._run.suspicion is Suspicion.SUSPECT:
+            self._run = self._write(lambda tx: record.begin_alone(tx, self._run))
+        return [action for action in due if action.ticket in self._busy] or due[:1]
 
     def _handle_received(self) -> bool | None:
         """Write what running steps have to record, or the result of one that ended; ``None`` where there is nothing."""

@@ -88,7 +88,7 @@ def test_an_installation_that_works_has_no_error(served: Installation) -> None:
     results = examine("127.0.0.1", 1)
     assert levels(results, ERROR) == set()
     assert levels(results, WARNING) == {"worker"}
-    assert len(results) == 23
+    assert len(results) == 24
 
 
 def test_the_page_has_every_check_in_order_and_its_commands_run(local: Installation, kneo: Kneo) -> None:
@@ -324,6 +324,18 @@ def test_no_worker_and_runs_that_wait_for_one(served: Installation) -> None:
             assert lock
             assert served.level("worker", clock=ManualClock(datetime(2020, 1, 1, tzinfo=UTC))) is OK
             assert served.level("worker", clock=ManualClock(datetime(2050, 1, 1, tzinfo=UTC))) is WARNING
+
+
+def test_a_run_during_which_workers_died(served: Installation) -> None:
+    with closing(served.open()) as store:
+        run = build_run(status=RunStatus.RUNNING)
+        store.transact(lambda tx: runs.insert_run(tx, run))
+        assert served.level("suspects") is OK
+        for _ in range(2):
+            store.transact(lambda tx: runs.acquire(tx, run.id, "claim"))
+            store.transact(runs.clear_owners)
+    found = served.check("suspects")
+    assert (found.level, run.id in found.message) == (WARNING, True)
 
 
 def test_audit_events_that_are_not_sealed(served: Installation) -> None:
