@@ -461,6 +461,10 @@ class ExecutionSettings:
     """How runs reach a worker: `auto` needs only the database; `temporal` needs PostgreSQL and `pip install
     'kneo[temporal]'`; an installed package can add another. The same for every process of a database. Read by: service, worker."""
 
+    worker_stall_seconds: float = setting("KNEO_SERV_WORKER_STALL_SECONDS", 30.0, _seconds)
+    """Time without a sign of life after which a worker that is connected to PostgreSQL counts as dead, so that its steps are
+    executed elsewhere a second time. One that is killed loses its connection, and counts as dead within three seconds."""
+
     temporal_address: str = setting("KNEO_SERV_TEMPORAL_ADDRESS", "localhost:7233", _text)
     """`host:port` of the Temporal server."""
 

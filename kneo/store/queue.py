@@ -51,6 +51,30 @@ _ORPHANED = text(f"""
 """)  # noqa: S608 - our own names
 
 
+SIGN_OF_LIFE = 1_801_610_607
+"""The class of the advisory locks that workers hold, each for the id that Procrastinate gave it. A killed worker loses its lock."""
+
+_DEAD = f"""
+    SELECT j.id FROM {SCHEMA}.procrastinate_jobs j LEFT JOIN {SCHEMA}.procrastinate_workers w ON w.id = j.worker_id
+    WHERE j.status = 'doing' AND j.queue_name = '{QUEUE}' AND (
+        w.id IS NULL OR w.last_heartbeat < now() - %(stall)s OR (w.last_heartbeat < now() - %(gone)s AND NOT EXISTS (
+            SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+            WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.granted
+              AND l.classid = {SIGN_OF_LIFE} AND l.objid = w.id AND l.objsubid = 2)))
+"""  # noqa: S608 - our own names
+
+WATCH = f"""
+    SELECT 'alive' AS what, {SCHEMA}.procrastinate_update_heartbeat_v1(%(worker)s)::text AS id
+    UNION ALL SELECT 'dead', id::text FROM ({_DEAD}) AS dead
+    UNION ALL SELECT 'due', '' WHERE EXISTS (SELECT 1 FROM runs WHERE resume_at <= %(now)s AND owner IS NULL)
+"""  # noqa: S608 - our own names
+"""One turn of a worker: store its heartbeat, and find the jobs of dead workers, and whether a parked run is due.
+
+A worker is dead that was silent for ``stall``, or lost its lock and was silent for ``gone``. A worker of a version without these
+locks counts by its heartbeats.
+"""
+
+
 _DROP = text(f"DELETE FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'")  # noqa: S608 - our own name
 
 _PIN_SEARCH_PATH = f"""

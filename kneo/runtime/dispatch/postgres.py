@@ -1,4 +1,7 @@
-"""Workers that share a PostgreSQL database. Procrastinate queues jobs and detects dead workers; the fence keeps runs correct.
+"""Workers that share a PostgreSQL database. Procrastinate queues jobs; the fence keeps runs correct.
+
+A worker holds a lock of its session as its sign of life: a killed one loses it at once, and one that is slow or stopped for a
+while keeps it.
 
 A job announces work for a run. Its id is the driver's claim: a job that outlives its worker is handed to another one, which
 takes the run over. Every other job for the same run finds it driven and ends at once.
@@ -15,13 +18,17 @@ from datetime import timedelta
 from typing import Any
 
 from procrastinate import App, JobContext, PsycopgConnector
-from procrastinate.exceptions import ConnectorException, ProcrastinateException
+from procrastinate.connector import BaseConnector
+from procrastinate.exceptions import ProcrastinateException
 from procrastinate.manager import JobManager
 from psycopg import AsyncConnection
+from psycopg import Error as PsycopgError
 from psycopg_pool import AsyncConnectionPool
 
+from kneo.clock import isoformat
 from kneo.errors import Transient
 from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver, log_refused
+from kneo.settings import ExecutionSettings
 from kneo.store import queue, runs
 from kneo.store.connections import is_readable
 from kneo.store.engine import Store, Tx
@@ -29,14 +36,15 @@ from kneo.trust.record_mac import RecordUnauthenticated
 
 log = logging.getLogger("kneo.runtime")
 
-HEARTBEAT_SECONDS = 1.0
-STALLED_SECONDS = 3.0
-"""A worker without a heartbeat for this long counts as dead; at least three heartbeats."""
+TURN_SECONDS = 1.0
+"""The interval at which every worker gives a sign of life, and looks for jobs of dead ones."""
 
-SWEEP_SECONDS = 0.5
-"""The interval at which every worker looks for jobs of dead ones."""
+GONE = timedelta(seconds=2)
+"""A worker without a session and without a heartbeat for this long is dead; at least two turns."""
 
-POLL_SECONDS = 1.0
+STALL = timedelta(seconds=ExecutionSettings.worker_stall_seconds)
+
+POLL_SECONDS = 1.5
 """The polling interval: new jobs are announced, retried jobs are not."""
 
 RESTORE_SECONDS = 30.0
@@ -51,15 +59,30 @@ RESUMED = 1_000
 
 
 class QueueWorker:
-    """One of any number of processes that execute steps. ``run`` blocks; ``stop`` works from any thread."""
+    """One of any number of processes that execute steps. ``run`` blocks; ``stop`` works from any thread.
+
+    Args:
+        store: The database.
+        driver: Drives the runs.
+        concurrency: Runs that are driven at the same time.
+        beat: Called at each turn.
+        stall: The time without a sign of life after which a worker that is still connected counts as dead.
+    """
 
     def __init__(
-        self, store: Store, driver: Driver, *, concurrency: int, beat: Callable[[], None] = lambda: None
+        self,
+        store: Store,
+        driver: Driver,
+        *,
+        concurrency: int,
+        beat: Callable[[], None] = lambda: None,
+        stall: timedelta = STALL,
     ) -> None:
         self.store = store
         self.driver = driver
         self.concurrency = concurrency
         self._beat = beat
+        self._stall = max(stall, 2 * GONE)
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._working: asyncio.Task[None] | None = None
@@ -112,13 +135,13 @@ class QueueWorker:
                 pool_factory=_pool,
             )
         )
-        app.job_manager = _Jobs(app.connector)
+        app.job_manager = jobs = _Jobs(app.connector)
         app.task(name=queue.TASK, queue=queue.QUEUE, pass_context=True)(self._drive)
         async with contextlib.AsyncExitStack() as closing:
             # A stop during the connection closes the pool too: it would retry for ever.
             closing.push_async_callback(app.close_async)
             await app.open_async()
-            sweeping = asyncio.create_task(self._sweep(app))
+            sweeping = asyncio.create_task(self._watch(jobs))
             try:
                 await app.run_worker_async(
                     queues=[queue.QUEUE],
@@ -126,8 +149,7 @@ class QueueWorker:
                     install_signal_handlers=False,
                     delete_jobs="always",
                     shutdown_graceful_timeout=DRAIN_SECONDS,
-                    update_heartbeat_interval=HEARTBEAT_SECONDS,
-                    stalled_worker_timeout=10 * STALLED_SECONDS,
+                    stalled_worker_timeout=10 * self._stall.total_seconds(),
                     fetch_job_polling_interval=POLL_SECONDS,
                 )
             finally:
@@ -146,29 +168,43 @@ class QueueWorker:
         finally:
             self._ended[context.job.id] = asyncio.get_running_loop().time()
 
-    async def _sweep(self, app: App) -> None:
-        """Retry the jobs of dead workers, enqueue parked runs whose time has come, and restore lost ones."""
-        last_restore = 0.0
-        sweeping = asyncio.current_task()
+    async def _watch(self, jobs: _Jobs) -> None:
+        """Give signs of life on a session of this worker, and open another one where it breaks."""
+        watching = asyncio.current_task()
         # A statement whose connection breaks while it is cancelled raises an error of the database instead of the cancellation.
-        while sweeping is not None and not sweeping.cancelling():
-            self._beat()
+        while watching is not None and not watching.cancelling():
             try:
-                for job in await app.job_manager.get_stalled_jobs(
-                    queue=queue.QUEUE, seconds_since_heartbeat=STALLED_SECONDS
-                ):
-                    log.info("taking over the job of a worker that died", extra={"job_id": job.id})
-                    await app.job_manager.retry_job(job)
-                await self.driver.write(_resume)
+                await self._watch_session(jobs)
+            except (ProcrastinateException, PsycopgError, Transient) as error:
+                log.warning("could not look for jobs of dead workers: %s", error)
+                await asyncio.sleep(TURN_SECONDS)
+
+    async def _watch_session(self, jobs: _Jobs) -> None:
+        worker_id = await jobs.registered
+        last_restore = 0.0
+        async with await AsyncConnection.connect(self.store.conninfo, autocommit=True) as session:
+            await session.execute("SELECT pg_advisory_lock(%s, %s)", (queue.SIGN_OF_LIFE, worker_id))
+            while True:
+                self._beat()
+                await self._turn(jobs, session, worker_id)
                 if asyncio.get_running_loop().time() - last_restore > RESTORE_SECONDS:
                     last_restore = asyncio.get_running_loop().time()
                     await self.driver.write(lambda tx: queue.restore(tx, timedelta(seconds=RESTORE_SECONDS)))
-                    await self._retry_ended(app, last_restore - RESTORE_SECONDS)
-            except (ProcrastinateException, Transient) as error:
-                log.warning("could not look for jobs of dead workers: %s", error)
-            await asyncio.sleep(SWEEP_SECONDS)
+                    await self._retry_ended(jobs, last_restore - RESTORE_SECONDS)
+                await asyncio.sleep(TURN_SECONDS)
 
-    async def _retry_ended(self, app: App, before: float) -> None:
+    async def _turn(self, jobs: _Jobs, session: AsyncConnection, worker_id: int) -> None:
+        """Give a sign of life, retry the jobs of dead workers, and enqueue parked runs whose time has come."""
+        now = self.store.clock.now()
+        values = {"worker": worker_id, "stall": self._stall, "gone": GONE, "now": isoformat(now)}
+        for what, found in await (await session.execute(queue.WATCH, values)).fetchall():
+            if what == "dead":
+                log.info("taking over the job of a worker that died", extra={"job_id": int(found)})
+                await jobs.retry_job_by_id_async(int(found), now)
+            elif what == "due":
+                await self.driver.write(_resume)
+
+    async def _retry_ended(self, jobs: _Jobs, before: float) -> None:
         """Retry the jobs of this process that ended before a time and are still in progress in the queue.
 
         The database did not respond when their end was to be stored. Their worker is alive, so no other one would take them
@@ -177,31 +213,35 @@ class QueueWorker:
         ended = {job_id for job_id, at in self._ended.items() if at <= before}
         if not ended:
             return
-        for job in await app.job_manager.list_jobs_async(queue=queue.QUEUE, status="doing"):
+        for job in await jobs.list_jobs_async(queue=queue.QUEUE, status="doing"):
             if job.id in ended & self._ended.keys():
                 log.warning("retrying a job whose end could not be stored", extra={"job_id": job.id})
-                await app.job_manager.retry_job(job)
+                await jobs.retry_job(job)
         for job_id in ended:
             if self._ended.get(job_id, before + 1) <= before:
                 del self._ended[job_id]
 
 
 class _Jobs(JobManager):
-    """The jobs of the queue. A heartbeat that fails is not the last one.
+    """The jobs of the queue. The heartbeat of the worker is stored with its other signs of life.
 
-    The library's worker goes on without heartbeats after the first failure, because its watch over them ends with its search for
-    periodic jobs, which finds none. Other workers would then take over each of its jobs and execute its steps a second time.
+    The library's worker goes on without heartbeats after the first one that fails, because its watch over them ends with its
+    search for periodic jobs, which finds none. Other workers would then execute each of its steps a second time.
     """
 
+    def __init__(self, connector: BaseConnector) -> None:
+        super().__init__(connector)
+        self.registered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """The id of the worker."""
+
+    async def register_worker(self) -> int:
+        """Register the worker; return its id."""
+        worker_id = await super().register_worker()
+        self.registered.set_result(worker_id)
+        return worker_id
+
     async def update_heartbeat(self, worker_id: int) -> None:
-        """Store a heartbeat, or leave it to the next one."""
-        try:
-            await super().update_heartbeat(worker_id)
-        except ConnectorException as error:
-            beating = asyncio.current_task()
-            if beating is not None and beating.cancelling():
-                raise
-            log.warning("a heartbeat could not be stored, the next one follows: %s", error)
+        """Do nothing: each turn of the worker stores a heartbeat."""
 
 
 async def _commit_each(connection: AsyncConnection) -> None:

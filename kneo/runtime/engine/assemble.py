@@ -30,7 +30,7 @@ from kneo.runtime.engine.worker import Driver, Heartbeats, LockLost, Worker
 from kneo.runtime.steps.agents import CLIENTS, LOOP, MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
-from kneo.settings import Settings, hide_settings
+from kneo.settings import ExecutionSettings, Settings, hide_settings
 from kneo.spec.models.providers import PROVIDERS
 from kneo.store import releases, runs
 from kneo.store.engine import WORKER_LOCK, Store
@@ -39,6 +39,8 @@ from kneo.store.locks import Lock
 from kneo.tasks.notifications import deliver_notifications
 
 log = logging.getLogger("kneo.runtime")
+
+DEFAULT_STALL = timedelta(seconds=ExecutionSettings.worker_stall_seconds)
 
 
 def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = None) -> Driver:
@@ -84,16 +86,24 @@ def make_worker(
     driver = make_driver(settings, store, tools)
     if dispatcher is not None:
         return dispatcher.make_worker(settings, store, driver, concurrency=concurrency, beat=beat)
-    return worker_on(store, driver, concurrency=concurrency, beat=beat)
+    stall = timedelta(seconds=settings.execution.worker_stall_seconds)
+    return worker_on(store, driver, concurrency=concurrency, beat=beat, stall=stall)
 
 
-def worker_on(store: Store, driver: Driver, *, concurrency: int, beat: Callable[[], None] = lambda: None) -> StepWorker:
+def worker_on(
+    store: Store,
+    driver: Driver,
+    *,
+    concurrency: int,
+    beat: Callable[[], None] = lambda: None,
+    stall: timedelta = DEFAULT_STALL,
+) -> StepWorker:
     """Return a worker with a driver: the only one on a SQLite file, one of many on PostgreSQL."""
     if store.is_sqlite:
         return Worker(store, driver, concurrency=concurrency, beat=beat)
     # A quarter of a second to import, and needed on PostgreSQL only.
     module = importlib.import_module("kneo.runtime.dispatch.postgres")
-    worker: StepWorker = module.QueueWorker(store, driver, concurrency=concurrency, beat=beat)
+    worker: StepWorker = module.QueueWorker(store, driver, concurrency=concurrency, beat=beat, stall=stall)
     return worker
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import Connection, event
@@ -24,6 +25,7 @@ from kneo.runtime.engine.wait import find_run
 from kneo.runtime.engine.worker import Driver, Worker
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
+from kneo.settings import from_env
 from kneo.store.connections import WRITE
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
@@ -53,7 +55,8 @@ def worker_on(store: Store, folder: Path) -> StepWorker:
     if store.is_sqlite:
         return Worker(store, driver)
     dispatch = importlib.import_module("kneo.runtime.dispatch.postgres")
-    return dispatch.QueueWorker(store, driver, concurrency=4)
+    stall = timedelta(seconds=from_env().execution.worker_stall_seconds)
+    return dispatch.QueueWorker(store, driver, concurrency=4, stall=stall)
 
 
 def approve(store: Store, task_id: str) -> None:

@@ -22,6 +22,7 @@ from warm import start_python
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import TaskStatus
+from kneo.settings import process_environment
 from kneo.store import history, queue, tasks
 from kneo.store.migrate import open_store
 from kneo.tasks.decisions import decision_from_value
@@ -112,15 +113,16 @@ def engine(migrated_url: str, tmp_path: Path) -> Iterator[Engine]:
 class Processes:
     """The processes that execute steps."""
 
-    def __init__(self, engine: Engine, url: str, run: Run) -> None:
-        self.engine, self.url, self.run = engine, url, run
+    def __init__(self, engine: Engine, url: str, run: Run, **variables: str) -> None:
+        self.engine, self.url, self.run, self.variables = engine, url, run, variables
         self.alive: list[subprocess.Popen[bytes]] = []
         self.killed = 0
 
     def start(self, die_at: int = 0) -> subprocess.Popen[bytes]:
         folder = str(self.engine.log.parent)
         crashing = Path(__file__).with_name("crashing.py")
-        process = start_python([sys.executable, str(crashing), self.url, folder, self.run.id, str(die_at)])
+        command = [sys.executable, str(crashing), self.url, folder, self.run.id, str(die_at)]
+        process = start_python(command, env={**process_environment("PATH", "HOME", "TMPDIR"), **self.variables})
         self.alive.append(process)
         return process
 
@@ -220,11 +222,42 @@ def test_a_dead_workers_run_is_taken_over_in_time(postgres_url: str, tmp_path: P
         store.close()
 
 
+def silence(engine: Engine, worker_id: int) -> float:
+    """Return since when a worker has given no sign of life, in seconds."""
+    age = f"SELECT extract(epoch FROM now() - last_heartbeat) FROM {queue.SCHEMA}.procrastinate_workers WHERE id = :id"
+    with engine.store.read() as tx:
+        return float(tx.connection.execute(text(age), {"id": worker_id}).scalar_one())
+
+
+def test_a_worker_that_is_stopped_for_seconds_keeps_its_runs(postgres_url: str, tmp_path: Path) -> None:
+    store = open_store(postgres_url, SystemClock(), find_key)
+    engine = Engine(store, tmp_path / "code", SOURCE)
+    run = engine.start([step("long", "slow"), act("b")])
+    processes = Processes(engine, postgres_url, run)
+    try:
+        slow = processes.start()
+        eventually(engine.notes)
+        (slow_id,) = workers(engine)
+        slow.send_signal(signal.SIGSTOP)
+        processes.start()
+        (other_id,) = eventually(lambda: workers(engine) - {slow_id})
+        eventually(lambda: silence(engine, slow_id) > 6 and silence(engine, other_id) < 3)
+        assert engine.look(run).epoch == 1
+        slow.send_signal(signal.SIGCONT)
+        open_gate(engine)
+        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now)
+        check(engine, done, [])
+        assert done.epoch == 1, "no other worker executed the run"
+    finally:
+        processes.stop()
+        store.close()
+
+
 def test_what_a_stopped_worker_brings_late_is_discarded(postgres_url: str, tmp_path: Path) -> None:
     store = open_store(postgres_url, SystemClock(), find_key)
     engine = Engine(store, tmp_path / "code", SOURCE)
     run = engine.start([step("a", "slow"), act("b")])
-    processes = Processes(engine, postgres_url, run)
+    processes = Processes(engine, postgres_url, run, KNEO_SERV_WORKER_STALL_SECONDS="4")
     try:
         zombie = processes.start()
         eventually(engine.notes)

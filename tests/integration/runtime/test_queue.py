@@ -15,9 +15,7 @@ import pytest
 from engine import Engine, step
 from installation_key import find_key
 from kneo_process import eventually
-from procrastinate.exceptions import ConnectorException
-from procrastinate.jobs import Job
-from procrastinate.manager import JobManager
+from psycopg import OperationalError
 from sqlalchemy import text
 
 from kneo.clock import SystemClock
@@ -187,19 +185,22 @@ def test_a_worker_that_is_told_to_stop_while_it_connects_stops(engine: Engine) -
         away.close()
 
 
-def test_heartbeats_go_on_after_one_that_could_not_be_stored(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    beats, again = [], threading.Event()
+def sessions(engine: Engine) -> set[int]:
+    """Return the sessions of the server that are signs of life."""
+    held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = :sign"
+    with engine.store.read() as tx:
+        return set(tx.connection.execute(text(held), {"sign": queue.SIGN_OF_LIFE}).scalars())
 
-    async def beat(_manager: JobManager, worker_id: int) -> None:
-        beats.append(worker_id)
-        if len(beats) == 1:
-            raise ConnectorException
-        again.set()
 
-    monkeypatch.setattr(JobManager, "update_heartbeat", beat)
+def test_a_worker_whose_session_ended_gives_signs_of_life_on_another_one(engine: Engine) -> None:
     with working(engine):
-        assert again.wait(120)
-    assert len(set(beats)) == 1, "the same worker"
+        run = engine.start([step("long")])
+        (first,) = eventually(lambda: engine.notes() and sessions(engine))
+        with engine.store.write() as tx:
+            tx.connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": first})
+        eventually(lambda: sessions(engine) - {first})
+        engine.log.with_suffix(".go").touch()
+        assert status(engine, run, RunStatus.SUCCEEDED).epoch == 1
 
 
 def test_a_worker_stops_although_its_connection_breaks_meanwhile(
@@ -207,16 +208,15 @@ def test_a_worker_stops_although_its_connection_breaks_meanwhile(
 ) -> None:
     waiting = threading.Event()
 
-    async def breaks(_manager: JobManager, **_values: object) -> list[Job]:
+    async def breaks(_worker: QueueWorker, *_arguments: object) -> None:
         waiting.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             # What psycopg raises for a statement that is cancelled while its server ends.
-            raise ConnectorException from None
-        return []
+            raise OperationalError from None
 
-    monkeypatch.setattr(JobManager, "get_stalled_jobs", breaks)
+    monkeypatch.setattr(QueueWorker, "_turn", breaks)
     worker = QueueWorker(engine.store, engine.driver(), concurrency=1)
     thread = threading.Thread(target=worker.run, daemon=True)
     thread.start()
