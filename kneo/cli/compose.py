@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kneo import __version__
 from kneo.clock import SystemClock
-from kneo.errors import NotFound
+from kneo.errors import NotFound, Transient
 from kneo.settings import Settings
-from kneo.store.engine import WORKER_LOCK, Store
+from kneo.store.engine import TOO_MANY_CONNECTIONS, WORKER_LOCK, Store
 from kneo.store.migrate import open_store
 from kneo.telemetry import configure_tracing
 from kneo.trust.sealing import DataKeys
@@ -19,6 +20,12 @@ from kneo.trust.sealing import DataKeys
 if TYPE_CHECKING:
     from kneo.runtime.engine.start import Starter
     from kneo.trust.keys import PrivateKey
+
+
+log = logging.getLogger("kneo.store")
+
+CONNECT_SECONDS = 1.0
+"""The pause before a process connects again to a database that accepts no more connections."""
 
 
 def make_store(settings: Settings) -> Store:
@@ -32,6 +39,25 @@ def make_store(settings: Settings) -> Store:
     keys = DataKeys.read(settings.data_keys)
     migrates, checks = settings.migrate == "auto", settings.record_macs == "check"
     return open_store(settings.database_url, SystemClock(), find_key, keys, migrates=migrates, checks_macs=checks)
+
+
+def retry_connecting(work: Callable[[], None], wait: Callable[[float], object]) -> None:
+    """Do the work of a long-running process; begin it again while the database accepts no more connections.
+
+    Args:
+        work: The work.
+        wait: Waits this many seconds; true where the process is to stop.
+
+    Raises:
+        Transient: the database accepts no connection, and the process is to stop.
+    """
+    while True:
+        try:
+            return work()
+        except Transient as error:
+            if error.code != TOO_MANY_CONNECTIONS or wait(CONNECT_SECONDS):
+                raise
+            log.warning("%s", error)
 
 
 @contextlib.contextmanager

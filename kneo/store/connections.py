@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from kneo.clock import monotonic
-from kneo.errors import Transient
+from kneo.errors import Invalid, Transient
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno
@@ -97,6 +97,27 @@ def check_idle_connections(engine: Engine) -> None:
 
     event.listen(engine, "checkin", returned)
     event.listen(engine, "checkout", lent)
+
+
+def check_sessions(engine: Engine) -> None:
+    """Check that each connection has a session of the server to itself, as locks and notifications need it.
+
+    A proxy that pools transactions gives an idle session to the next transaction, also to that of another connection.
+
+    Raises:
+        Invalid: ``transaction_pooling``: it does not.
+    """
+    session = "SELECT pg_backend_pid()"
+    with engine.connect() as first, engine.connect() as second:
+        idle = first.execution_options(isolation_level="AUTOCOMMIT")
+        before = idle.exec_driver_sql(session).scalar_one()
+        with second.begin():
+            other = second.exec_driver_sql(session).scalar_one()
+            after = idle.exec_driver_sql(session).scalar_one()
+    if other == before or after != before:
+        msg = "KNEO_SERV_DATABASE_URL leads to a proxy that pools transactions: each may get another session of PostgreSQL."
+        hint = "Connect to PostgreSQL directly, or let the proxy pool sessions (PgBouncer: pool_mode = session)."
+        raise Invalid(msg, code="transaction_pooling", hint=hint)
 
 
 def is_readable(connection: HasFileno) -> bool:

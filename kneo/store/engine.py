@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import json
+import os
+import platform
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +26,13 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
-from kneo.store.connections import Connections, FileConnections, ServerConnections, check_idle_connections
+from kneo.store.connections import (
+    Connections,
+    FileConnections,
+    ServerConnections,
+    check_idle_connections,
+    check_sessions,
+)
 from kneo.store.deltas import DeltaHub
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
 from kneo.store.prepared import Parameters, Prepared
@@ -93,6 +102,12 @@ again.
 """
 
 _POOL: Final = {"pool_size": CONNECTIONS, "max_overflow": 0, "pool_use_lifo": True}
+
+APPLICATION = "kneo "
+"""The beginning of the name that each process gives its connections; its machine and its id follow."""
+
+TOO_MANY_CONNECTIONS = "too_many_connections"
+"""The code of the error that the server accepts no more connections."""
 
 WRITERS = 8
 """The most concurrent transactions of ``submit`` on PostgreSQL."""
@@ -260,6 +275,17 @@ class Store:
         with _translate(), self._connections.read() as connection:
             yield Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs, snapshot={})
 
+    def check_sessions(self) -> None:
+        """Check that each connection to a server has a session to itself.
+
+        Raises:
+            Invalid: ``transaction_pooling``: it does not.
+            Transient: the database cannot be reached.
+        """
+        if not self.is_sqlite:
+            with _translate():
+                check_sessions(self.engine)
+
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[Lock]:
         """Try to acquire a lock exclusively; it is true where that succeeded.
 
@@ -330,6 +356,10 @@ def _translate() -> Iterator[None]:
 def _unavailable(error: SQLAlchemyError) -> Transient:
     cause = error.orig if isinstance(error, DBAPIError) else error
     reason = str(cause).partition("\n")[0][:200]
+    # The driver passes on the words of a server that refuses a connection, without their code.
+    if re.search(r"too many (clients|connections)|remaining connection slots", str(cause)):
+        hint = "Raise max_connections, or run fewer processes: kneo doctor adds up their connections."
+        return Transient(f"The database accepts no more connections: {reason}.", code=TOO_MANY_CONNECTIONS, hint=hint)
     return Transient(f"The database did not answer: {reason}.", code="store_unavailable")
 
 
@@ -415,7 +445,8 @@ def open_engine(url: str) -> Engine:
         Invalid: ``invalid_setting``: the driver for PostgreSQL is not installed.
     """
     if not url.startswith("sqlite:///"):
-        options = {**_KEEPALIVE, "options": _POSTGRES_OPTIONS}
+        name = f"{APPLICATION}{platform.node()[:40]}:{os.getpid()}"
+        options = {**_KEEPALIVE, "options": _POSTGRES_OPTIONS, "application_name": name}
         options = {name: value for name, value in options.items() if name not in make_url(url).query}
         try:
             engine = create_engine(url, hide_parameters=True, connect_args=options, **_POOL, **_JSON)

@@ -10,7 +10,7 @@ from sqlalchemy import Column, Table, func, select, text
 
 from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
-from kneo.store.engine import WORKER_LOCK, Store, Tx
+from kneo.store.engine import APPLICATION, WORKER_LOCK, Store, Tx
 from kneo.store.prune import FINAL, RESOLVED
 from kneo.store.tables import audit_pending, outbox, runs, tasks
 
@@ -63,7 +63,10 @@ def unsealed_events(tx: Tx) -> int:
 
 
 CONNECTIONS_PER_PROCESS = 15
-"""The most connections that a process of Kneo opens."""
+"""The most connections that a process of Kneo opens for its transactions."""
+
+CONNECTIONS_PER_WORKER = 6
+"""Those that a worker opens besides: for its queue, its sign of life and what models write meanwhile."""
 
 _HELD = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
@@ -81,12 +84,16 @@ class ServerFacts:
         max_connections: The connections that it accepts.
         reserved: Those of them that ordinary users do not get.
         used: Those of them that are open.
+        processes: The processes of Kneo that are connected to this database.
+        workers: Those of them that execute steps.
     """
 
     now: datetime
     max_connections: int
     reserved: int
     used: int
+    processes: int
+    workers: int
 
 
 def read_server(store: Store) -> ServerFacts | None:
@@ -99,10 +106,15 @@ def read_server(store: Store) -> ServerFacts | None:
                 "SELECT clock_timestamp(), current_setting('max_connections')::int, "
                 "current_setting('superuser_reserved_connections')::int + "
                 "coalesce(current_setting('reserved_connections', true), '0')::int, "
-                "(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
-            )
+                "(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), "
+                "(SELECT count(DISTINCT application_name) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name LIKE :processes)"
+            ),
+            {"processes": f"{APPLICATION}%"},
         ).one()
-    return ServerFacts(now=row[0], max_connections=row[1], reserved=row[2], used=row[3])
+        workers = _count_workers(tx)
+    names = ("now", "max_connections", "reserved", "used", "processes")
+    return ServerFacts(**dict(zip(names, row, strict=True)), workers=workers)
 
 
 def has_worker(store: Store) -> bool:
@@ -111,5 +123,10 @@ def has_worker(store: Store) -> bool:
         with store.exclusive(WORKER_LOCK) as lock:
             return not lock
     with store.read() as tx:
-        held: int = tx.connection.execute(text(_HELD), {"name": f"kneo:{WORKER_LOCK}"}).scalar_one()
-    return held > 0
+        return _count_workers(tx) > 0
+
+
+def _count_workers(tx: Tx) -> int:
+    """Count the processes that execute steps on a PostgreSQL database."""
+    held: int = tx.connection.execute(text(_HELD), {"name": f"kneo:{WORKER_LOCK}"}).scalar_one()
+    return held

@@ -193,13 +193,14 @@ def open_store(
     Raises:
         Invalid: ``schema_too_new`` for the schema of a newer version on which this one does not work, ``schema_too_old`` where
             the schema would have to be migrated, ``schema_unsupported`` for that of a development version, ``store_not_ours``
-            for another program's database. Nothing was changed in it.
+            for another program's database, ``transaction_pooling`` where a proxy pools transactions. Nothing was changed in it.
         Transient: the database cannot be reached.
     """
     if url.startswith("sqlite:///"):
         _check_file(Path(url.removeprefix("sqlite:///")))
     store = Store(open_engine(url), clock, find_key, data_keys, checks_macs=checks_macs)
     try:
+        store.check_sessions()
         if current_version(store) != HEAD:
             _use_other_schema(store, migrates=migrates)
     except BaseException:
@@ -326,6 +327,7 @@ def migrate_database(url: str, clock: Clock, *, dry_run: bool = False) -> Schema
         if dry_run and not path.exists():  # Opening the database would create it.
             return SchemaChange(version=None, revisions={}, compatible_from=COMPATIBLE_FROM)
     with closing(Store(open_engine(url), clock)) as store:
+        store.check_sessions()
         change = plan_migration(store)
         if not dry_run and not change.is_empty:
             migrate(store)

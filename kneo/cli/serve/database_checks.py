@@ -23,7 +23,7 @@ from kneo.spec.models.spec import Spec
 from kneo.store import audit, audit_tree, metrics, releases, requests, runs
 from kneo.store.adoption import count_without
 from kneo.store.engine import Store
-from kneo.store.metrics import CONNECTIONS_PER_PROCESS, has_worker, read_server
+from kneo.store.metrics import CONNECTIONS_PER_PROCESS, CONNECTIONS_PER_WORKER, has_worker, read_server
 from kneo.store.migrate import HEAD, migrate_database
 from kneo.store.service_key import FILE
 from kneo.trust.checkpoint import read_checkpoint
@@ -95,11 +95,15 @@ def check_connections(store: Store, processes: int) -> Diagnosis:
     server = read_server(store)
     if server is None:
         return ok("SQLite has no limit of connections.")
-    needed, usable = processes * CONNECTIONS_PER_PROCESS, server.max_connections - server.reserved
+    # The processes that are connected, or those that are to be; this one is no process of the installation.
+    processes = max(processes, server.processes - 1)
+    needed = processes * CONNECTIONS_PER_PROCESS + server.workers * CONNECTIONS_PER_WORKER
+    usable = server.max_connections - server.reserved
     counts = f"max_connections is {server.max_connections}, of which {usable} are usable"
     if needed > usable:
         hint = f"Set max_connections to at least {needed + server.reserved}."
-        return error(f"{processes} processes need up to {needed} connections; {counts}.", hint)
+        workers = f", {server.workers} of them workers," if server.workers else ""
+        return error(f"{processes} processes{workers} need up to {needed} connections; {counts}.", hint)
     if server.used > usable * 0.9:
         return warning(
             f"{server.used} connections are open; {counts}.", "Raise max_connections, or find who uses them."

@@ -14,11 +14,12 @@ import uvicorn
 
 from kneo.cli import render
 from kneo.cli.commands import examples
-from kneo.cli.compose import find_store, make_starter, process_store
+from kneo.cli.compose import find_store, make_starter, process_store, retry_connecting
 from kneo.cli.project import spec_compiler
 from kneo.cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
 from kneo.cli.serve.listener import Listener
 from kneo.cli.serve.worker import executing, logged_settings
+from kneo.clock import sleep
 from kneo.errors import NotFound
 from kneo.service.app import App, create_app, drain, reload_keys
 from kneo.service.auth import configured, keyring
@@ -57,7 +58,11 @@ def serve(
     if reload:
         serve_with_reload(settings, host, port)
         return
-    run_service(settings, host, port, workers, lambda url: render.success(f"Kneo is up at {url}"))
+
+    def announce(url: str) -> None:
+        render.success(f"Kneo is up at {url}")
+
+    retry_connecting(lambda: run_service(settings, host, port, workers, announce), sleep)
 
 
 @service.command("sign-in-link")

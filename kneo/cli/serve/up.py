@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kneo.cli import render
-from kneo.cli.compose import process_store
+from kneo.cli.compose import process_store, retry_connecting
 from kneo.cli.serve.controller import (
     IntervalOption,
     RefOption,
@@ -20,6 +20,7 @@ from kneo.cli.serve.controller import (
 from kneo.cli.serve.listener import Listener
 from kneo.cli.serve.service import HostOption, PortOption, console_link, serve_http
 from kneo.cli.serve.worker import executing, logged_settings
+from kneo.clock import sleep
 from kneo.runtime.engine.worker import Worker
 from kneo.service.callers import check_reachable
 from kneo.settings import Settings
@@ -47,7 +48,7 @@ def up(
         followed = f", reconciling {repository.url} ({ref})" if repository else ""
         render.success(f"Kneo is up at {url}{followed}")
 
-    run_processes(settings, repository, host, port, announce)
+    retry_connecting(lambda: run_processes(settings, repository, host, port, announce), sleep)
 
 
 def offer_sign_in(settings: Settings, store: Store, url: str) -> None:

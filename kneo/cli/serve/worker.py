@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kneo.cli.compose import process_store
+from kneo.cli.compose import process_store, retry_connecting
 from kneo.cli.project import registered_tools, spec_compiler
 from kneo.cli.serve.listener import Listener
 from kneo.maintenance import make_retention
@@ -65,11 +65,11 @@ def logged_settings(level: str | None = None) -> Settings:
 
 
 def until_stopped(work: Callable[[threading.Event], None]) -> None:
-    """Call ``work`` with an event that SIGTERM and SIGINT set."""
+    """Call ``work`` with an event that SIGTERM and SIGINT set; again while the database accepts no more connections."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    work(stopping)
+    retry_connecting(lambda: work(stopping), stopping.wait)
 
 
 class WorkerMetrics(Collector):
