@@ -127,6 +127,25 @@ def test_every_pod_fits_the_restricted_profile_and_mounts_what_it_names(values: 
     assert templates["kneo-migrate"]["spec"]["serviceAccountName"] == "default"
 
 
+def test_each_process_gets_the_secrets_that_it_needs() -> None:
+    templates = dict(templates_of(render({**EVERYTHING, "worker": {"secrets": ["data-keys"]}})))
+    keys = {
+        name: {
+            item["key"] for volume in template["spec"]["volumes"] for item in volume.get("secret", {}).get("items", ())
+        }
+        for name, template in templates.items()
+    }
+    assert keys == {
+        "kneo-service": {"database-url", "service-key", "api-keys"},
+        "kneo-worker": {"database-url", "service-key", "data-keys"},
+        "kneo-controller": {"database-url", "service-key"},
+        "kneo-migrate": {"database-url"},
+    }
+    for name, template in templates.items():
+        files = {value for value in variables(template).values() if value.startswith("/run/kneo/")}
+        assert files <= {f"/run/kneo/{key}" for key in keys[name]}
+
+
 def test_probes_ports_selectors_and_budgets_match() -> None:
     objects = render(EVERYTHING)
     for name in PROCESSES:

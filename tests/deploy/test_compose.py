@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from deploy_files import DEPLOY, compose, program
@@ -28,6 +30,16 @@ def resolved(**env: str) -> dict[str, object]:
     return json.loads(done.stdout)
 
 
+def mounted(service: Mapping[str, Any]) -> set[str]:
+    return {f"/run/secrets/{secret['source']}" for secret in service["secrets"]}
+
+
+def unset(service: Mapping[str, Any]) -> set[str]:
+    """Return the files of secrets whose variable the operator sets."""
+    names = [name for name, value in service["environment"].items() if name.endswith("_FILE") and not value]
+    return {f"/run/secrets/{name.removeprefix('KNEO_SERV_').removesuffix('_FILE').lower()}" for name in names}
+
+
 def test_compose_reads_it_and_resolves_its_anchors() -> None:
     services = resolved(**ENV)["services"]
     assert set(services) == {*KNEO, "postgres", "caddy"}
@@ -36,9 +48,12 @@ def test_compose_reads_it_and_resolves_its_anchors() -> None:
         assert services[name]["cap_drop"] == ["ALL"]
         assert services[name]["environment"]["KNEO_SERV_DATABASE_URL_FILE"] == "/run/secrets/database_url"
         assert services[name]["environment"]["KNEO_SERV_MIGRATE"] == "never"
-        secrets = {f"/run/secrets/{secret['source']}" for secret in services[name]["secrets"]}
+        secrets = mounted(services[name])
         files = {value for key, value in services[name]["environment"].items() if key.endswith("_FILE") and value}
-        assert files <= secrets
+        # A secret without use can only leak.
+        assert files | unset(services[name]) == secrets
+    assert {name for name in KNEO if "/run/secrets/api_keys" in mounted(services[name])} == {"service"}
+    assert mounted(services["migrate"]) == {"/run/secrets/database_url"}
     for name in ("service", "worker"):
         assert services[name]["deploy"]["replicas"] == 2
     assert "ports" not in services["service"]

@@ -33,7 +33,6 @@ securityContext:
 
 {{- define "kneo.env" -}}
 - {name: KNEO_SERV_DATABASE_URL_FILE, value: /run/kneo/database-url}
-- {name: KNEO_SERV_SERVICE_KEY_FILE, value: /run/kneo/service-key}
 - {name: KNEO_SERV_TRUST_ROOT, value: {{ .Values.repository.trustRoot | quote }}}
 {{- with .Values.publicUrl }}
 - {name: KNEO_SERV_PUBLIC_URL, value: {{ . | quote }}}
@@ -49,11 +48,22 @@ securityContext:
 - {name: tmp, mountPath: /tmp}
 {{- end }}
 
+{{- define "kneo.serviceKey" -}}
+- {name: KNEO_SERV_SERVICE_KEY_FILE, value: /run/kneo/service-key}
+{{- end }}
+
+{{/* Each process gets the keys of the Secret that it needs: a program that a worker starts reads the files of the worker. */}}
 {{- define "kneo.volumes" -}}
 - name: secrets
-  secret: {secretName: {{ .Values.secrets.name }}, defaultMode: 0440}
+  secret:
+    secretName: {{ .root.Values.secrets.name }}
+    defaultMode: 0440
+    items:
+      {{- range .secrets }}
+      - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
 - name: state
-  emptyDir: {sizeLimit: {{ .Values.controller.mirrorSize }}}
+  emptyDir: {sizeLimit: {{ .root.Values.controller.mirrorSize }}}
 - name: tmp
   emptyDir: {sizeLimit: 256Mi}
 {{- end }}
