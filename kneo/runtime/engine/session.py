@@ -26,7 +26,7 @@ from kneo.agents.turn import GIVEN_UP
 from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.function_context import CancelToken
-from kneo.records.run import Run, RunError, RunStatus, STATE_VERSION, Suspicion
+from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus, Suspicion
 from kneo.runtime.engine import record
 from kneo.runtime.engine.admission import StepAdmission
 from kneo.runtime.engine.attempt import Attempt, open_deltas, pins_of
