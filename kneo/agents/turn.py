@@ -178,10 +178,15 @@ class ToolGate:
     position: str
     on_reject: str = "tell_agent"
     """``tell_agent``, ``stop`` or ``fail``."""
+    unless_unattended: bool = False
+    """Whether the gate's condition is definitely false: it asks about a privileged call that no rule of ``tools.unattended`` accepts."""
 
 
 ToolGates: TypeAlias = Callable[[str, str, Mapping[str, object]], Sequence[ToolGate]]
-"""From an agent, a tool and the arguments of a call to the call's gates, in the order in which they ask."""
+"""From an agent, a tool and the arguments of a call to the call's gates, in the order in which they ask.
+
+Where none asks and one has an expression as its condition, that one alone, with ``unless_unattended``.
+"""
 
 
 CallFunction: TypeAlias = Callable[[str, str], Awaitable[object]]
@@ -267,6 +272,11 @@ class ToolCall:
         return f"{self.turn.run_id}:{self.turn.conversation}:{self.key}"
 
     @property
+    def compared(self) -> Mapping[str, object]:
+        """What expressions compare at the call."""
+        return {**self.turn.facts, "args": self.arguments, "tool": self.name, "agent": self.turn.agent_name}
+
+    @property
     def asked(self) -> Mapping[str, object]:
         """The arguments that people were asked about first."""
         return self.arguments if self.original is None else self.original
@@ -325,6 +335,7 @@ class Turn:
         conversation: See ``ConversationEntry.conversation``; with the run's id it begins idempotency keys.
         answers: The decisions about earlier questions of this turn, by ``CallQuestion.key``.
         gates: The gates of tool calls, as frozen with the run.
+        facts: What expressions at calls compare besides the call: ``values`` and ``run``.
         implementations: The SHA-256 of Python modules that the run's environment pins.
         environment: The name of the run's environment; what it denies is read at each entry, so that a file that tightens its
             rules reaches runs that wait.
@@ -349,6 +360,7 @@ class Turn:
     session: SessionHistory | None = None
     answers: Mapping[str, Decision] = field(default_factory=dict)
     gates: ToolGates = lambda _agent, _tool, _arguments: ()
+    facts: Mapping[str, object] = field(default_factory=dict)
     implementations: Mapping[str, str] = field(default_factory=dict)
     environment: str | None = None
     functions: CallFunction = no_functions

@@ -21,6 +21,7 @@ from kneo.spec.documents import Diagnostic
 from kneo.spec.graph import compiled, explained, linted, names_of, spec_graph
 from kneo.spec.models.environment import with_gates
 from kneo.spec.models.spec import Spec
+from kneo.spec.policy import NO_TOOL_RULES
 from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.migrate import migrate
 from kneo.store import audit, releases
@@ -206,7 +207,10 @@ def graph_spec(context: Context, body: SpecRequest) -> SpecGraphView:
 def report_spec_policy(context: Context, body: SpecRequest) -> PolicyReportView:
     """Summarize tools, memory, guardrails and human gates for a reviewer."""
     loaded = _loader(context).load(body)
-    report = policy_report(loaded.spec, loaded.diagnostics)
+    with context.store.read() as tx:
+        rules = find_rules(tx, body.environment)
+    spec = with_gates(loaded.spec, rules.gates) if loaded.spec is not None and rules is not None else loaded.spec
+    report = policy_report(spec, loaded.diagnostics, rules.spec.tools if rules is not None else NO_TOOL_RULES)
     _record(context, "spec.policy_reported", body, valid=report.valid)
     return PolicyReportView(valid=report.valid, report=report.flat())
 

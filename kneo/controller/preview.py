@@ -46,6 +46,7 @@ from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
+from kneo.spec.coverage.calls import call_coverage, find_rule_flaws
 from kneo.spec.coverage.environment_gates import guarded_steps
 from kneo.spec.diff import compare_specs, whole_command
 from kneo.spec.index import SpecIndex
@@ -196,6 +197,7 @@ def _environment(
         "open_tasks": open_.as_json() if environment.spec.retired and (open_ := inputs.open_in(name)) else None,
         "new": record is None,
         "added_gates": [_added(gate, verified) for gate in environment.gates],
+        **_calls(environment, verified, inputs),
     }
 
 
@@ -251,10 +253,24 @@ def _added(gate: EnvironmentGate, verified: verify.Verified) -> Json:
     return {"gate": gate.name, "steps": steps}
 
 
-def _view(spec: Spec, gate: EnvironmentGate) -> SpecIndex:
+def _calls(environment: Environment, verified: verify.Verified, inputs: PlanInputs) -> Json:
+    """Describe the coverage of privileged calls, and the expressions of the environment that no call satisfies."""
+    calls: list[Json] = []
+    warnings: list[str] = []
+    for name, bundle in verified.desired.items():
+        spec = spec_in(bundle.record) if isinstance(bundle, verify.Candidate) else inputs.spec_of(bundle.digest)
+        if spec is None:
+            continue
+        index = _view(spec, *environment.gates)
+        calls += [{"bundle": name, **each.as_json()} for each in call_coverage(index, environment.spec.tools)]
+        warnings += [f"{name}: {flaw}" for flaw in find_rule_flaws(index, environment.spec)]
+    return {"calls": calls, "warnings": warnings}
+
+
+def _view(spec: Spec, *gates: EnvironmentGate) -> SpecIndex:
     loaded = load_tree(dict(spec)).spec
     assert loaded is not None, "the spec of a candidate was verified"
-    return SpecIndex.of(with_gates(loaded, (gate,)))
+    return SpecIndex.of(with_gates(loaded, gates))
 
 
 def _unchanged(name: str, problem: SourceProblem) -> Json:

@@ -7,24 +7,29 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from kneo.errors import Invalid
+from kneo.spec.expression import ExpressionInvalid, evaluate, parse
 from kneo.spec.models.human import Condition
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Facts of a run that conditions compare: the current text, status, metadata and variables."""
+    """Facts of a run that conditions compare: the current text, status, metadata and variables.
+
+    ``names`` has the values of expressions by the first names of their paths.
+    """
 
     text: str
     status: str = "completed"
     metadata: Mapping[str, object] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, object] = field(default_factory=dict)
 
 
 def holds(condition: Condition, facts: Facts) -> bool:
     """Tell whether a condition holds.
 
     Raises:
-        Invalid: ``condition_error``: a field that this type needs is missing.
+        Invalid: ``condition_error``: a field that this type needs is missing, or an expression is unknown.
     """
     match condition.type:
         case "always" | "never":
@@ -51,8 +56,20 @@ def _compares(condition: Condition, facts: Facts) -> bool:
             return _same(facts.variables.get(_key(condition)), condition.value)
         case "status_is":
             return facts.status == _needed(condition)
+        case "expression":
+            return _is_true(condition, facts)
         case _:
             raise _broken(condition, "has an unknown type")
+
+
+def _is_true(condition: Condition, facts: Facts) -> bool:
+    try:
+        result = evaluate(parse(_needed(condition)), facts.names)
+    except ExpressionInvalid as error:
+        raise Invalid(error.message, code="condition_error") from error
+    if result is None:
+        raise _broken(condition, "is unknown: a value that it compares is missing or has another type")
+    return result
 
 
 def _same(actual: object, expected: object) -> bool:

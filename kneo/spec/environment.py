@@ -17,7 +17,9 @@ from kneo.spec.coverage.gates import (
     unsigned_timeout,
 )
 from kneo.spec.documents import Diagnostic, Document, Path, ReadLimits, error, locate
+from kneo.spec.expression import STEP_FACTS, call_facts
 from kneo.spec.gates import POSITIONS
+from kneo.spec.lint.conditions import condition_findings, expression_findings
 from kneo.spec.lint.gates import form_findings
 from kneo.spec.lint.texts import environment_names, gate_names
 from kneo.spec.models import environment
@@ -104,11 +106,38 @@ def _findings(name: str, spec: environment.EnvironmentSpec, *, accepted: bool) -
         except Invalid as refusal:
             yield error(CODE, refusal.message, ("spec", "windows", index), suggestion=refusal.hint)
     yield from _humans_and_gates(spec)
+    yield from _expressions(spec)
     if spec.promote_from == name:
         yield error(CODE, "An environment cannot promote from itself.", ("spec", "promoteFrom"))
     if spec.soak and spec.promote_from is None:
         message = "soak says how long another environment must have served a bundle, and promoteFrom names none."
         yield error(CODE, message, ("spec", "soak"), suggestion="Add promoteFrom, or drop soak.")
+
+
+def _expressions(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
+    """Report the flaws of expressions. The arguments of tools are unknown here: they are those of each released bundle."""
+    rules: list[tuple[Path, str | None]] = [
+        *(
+            (("tools", "deny", at, "when"), each.when)
+            for at, each in enumerate(spec.tools.deny)
+            if not isinstance(each, str)
+        ),
+        *((("tools", "unattended", at, "when"), each.when) for at, each in enumerate(spec.tools.unattended)),
+        *((("grants", at, "when"), each.when) for at, each in enumerate(spec.grants)),
+    ]
+    found = [
+        flaw
+        for path, text in rules
+        if text is not None
+        for flaw in expression_findings(text, ("spec", *path), call_facts({}))
+    ]
+    for index, added in enumerate(spec.gates):
+        is_at_calls, is_at_steps = "tool" in added.match.kinds, set(added.match.kinds) != {"tool"}
+        # A gate at calls and at steps may compare the facts of either; the others are unknown there, so it asks.
+        facts = {} if is_at_calls and is_at_steps else call_facts({}) if is_at_calls else STEP_FACTS
+        for position, gate in added.gates().items():
+            found += condition_findings(gate.when, ("spec", "gates", index, position, "when"), facts)
+    yield from (error(CODE, each.message, each.path) for each in found)
 
 
 def _names(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:

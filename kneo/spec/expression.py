@@ -22,7 +22,7 @@ MAX_CHARS = 2_000
 MAX_COMPARISONS = 50
 MAX_DEPTH = 20
 
-SYNTAX, NAME, TYPE = "E_CONDITION_SYNTAX", "E_CONDITION_NAME", "E_CONDITION_TYPE"
+NAME, TYPE = "E_CONDITION_NAME", "E_CONDITION_TYPE"
 
 Literal_: TypeAlias = bool | int | float | str | None
 Kind: TypeAlias = Literal["number", "string", "boolean", "null", "array", "object"]
@@ -41,7 +41,7 @@ class ExpressionInvalid(ValueError):
         self.message = message
 
 
-class Flaw(NamedTuple):
+class ExpressionFlaw(NamedTuple):
     """A name or a comparison of an expression that is never definite."""
 
     code: str
@@ -452,7 +452,7 @@ STEP_FACTS: Schema = {
 """The JSON Schema of the facts at steps; ``input`` and ``output`` are both what the step or gate is about."""
 
 
-def find_type_errors(expression: Expression, schema: Schema, *, tool: str = "") -> Iterator[Flaw]:
+def find_type_errors(expression: Expression, schema: Schema, *, tool: str = "") -> Iterator[ExpressionFlaw]:
     """Yield the names that do not exist and the comparisons of different types, as far as a schema states them.
 
     Args:
@@ -490,7 +490,7 @@ def _below(schema: object, name: str) -> tuple[object, Sequence[str] | None]:
     return (None, tuple(names)) if others is False else (others, None)
 
 
-def _name_error(path: ValuePath, schema: object, tool: str) -> Flaw | None:
+def _name_error(path: ValuePath, schema: object, tool: str) -> ExpressionFlaw | None:
     for depth, name in enumerate(path.names):
         schema, known = _below(schema, name)
         if known is not None:
@@ -499,7 +499,7 @@ def _name_error(path: ValuePath, schema: object, tool: str) -> Flaw | None:
                 f"{tool} has no argument {below}" if path.names[0] == "args" and depth else f"There is no {path} here"
             )
             hint = suggest(name, known)
-            return Flaw(NAME, f"{named}.{f' {hint}' if hint else ''}")
+            return ExpressionFlaw(NAME, f"{named}.{f' {hint}' if hint else ''}")
     return None
 
 
@@ -515,7 +515,7 @@ def _kinds(path: ValuePath, schema: object) -> frozenset[str]:
 _SIZED = frozenset({"string", "array", "object"})
 
 
-def _type_errors(comparison: Comparison, schema: Schema) -> Iterator[Flaw]:
+def _type_errors(comparison: Comparison, schema: Schema) -> Iterator[ExpressionFlaw]:
     path, operand, sign = comparison.path, comparison.operand, comparison.operator
     if sign == "has":
         return
@@ -525,20 +525,20 @@ def _type_errors(comparison: Comparison, schema: Schema) -> Iterator[Flaw]:
         if isinstance(side, ValuePath) and side.is_size:
             if kinds and not kinds & _SIZED:
                 value = replace(side, is_size=False)
-                yield Flaw(TYPE, f"{side} has no value: {value} is {_in_words(kinds)}.")
+                yield ExpressionFlaw(TYPE, f"{side} has no value: {value} is {_in_words(kinds)}.")
                 return
             kinds = frozenset({"number"})
         sides.append(kinds)
     kinds = sides[0]
     if sign in _ORDER and kinds and not kinds & {"number", "string"}:
-        yield Flaw(TYPE, f"{path} is {_in_words(kinds)}, which has no order.")
+        yield ExpressionFlaw(TYPE, f"{path} is {_in_words(kinds)}, which has no order.")
         return
     values = operand if isinstance(operand, tuple) else (operand,)
     others = [frozenset([kind]) for each in values if (kind := kind_of(each)) is not None]
     for other in [sides[1]] if isinstance(operand, ValuePath) else others:
         # A comparison with null is definite for every value.
         if kinds and other and not other & kinds and not (other == {"null"} and sign in {*_EQUALITY, "in"}):
-            yield Flaw(TYPE, f"{path} is {_in_words(kinds)} and is compared with {_in_words(other)}.")
+            yield ExpressionFlaw(TYPE, f"{path} is {_in_words(kinds)} and is compared with {_in_words(other)}.")
             return
 
 

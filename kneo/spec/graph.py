@@ -207,6 +207,8 @@ def describe_condition(condition: Condition) -> str:
         return joint.join(f"({describe_condition(part)})" for part in condition.conditions)
     if kind == "not":
         return f"not ({describe_condition(condition.condition)})" if condition.condition else "not"
+    if kind == "expression":
+        return str(condition.value)[:80]
     subject = kind.replace("_", " ") if condition.key is None else f"{kind.split('_', 1)[0]} {condition.key} equals"
     return subject if condition.value is None else f"{subject} {str(condition.value)[:40]!r}"
 

@@ -15,17 +15,30 @@ shorter or longer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, NamedTuple, Self, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from kneo.errors import Invalid
-from kneo.spec.base import FullPath, Host, HostAndPort, ListOf, MapOf, Pattern, SecretName, SpecModel, refused
+from kneo.spec.base import (
+    CamelModel,
+    Duration,
+    FullPath,
+    Host,
+    HostAndPort,
+    ListOf,
+    MapOf,
+    Pattern,
+    SecretName,
+    SpecModel,
+    refused,
+)
+from kneo.spec.expression import MAX_CHARS, ExpressionInvalid, evaluate, parse
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -217,6 +230,12 @@ def strictest(*policies: PolicyFlags) -> PolicyFlags:
 
 MAX_RULES = 1_000
 
+MAX_USES = 10_000
+"""The most calls that a grant covers."""
+
+MAX_GRANT = timedelta(days=90)
+"""The longest time for which a grant counts."""
+
 Money: TypeAlias = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
@@ -359,15 +378,92 @@ class ToolNames(NamedTuple):
     """The address or the agent behind it."""
 
 
+ExpressionText: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_CHARS)]
+"""The text of an expression; see ``kneo.spec.expression``."""
+
+
+def evaluate_text(text: str, facts: Mapping[str, object]) -> bool | None:
+    """Evaluate the text of an expression; None where it is unknown."""
+    try:
+        return evaluate(parse(text), facts)
+    except ExpressionInvalid:
+        return None
+
+
+class CallPatterns(CamelModel):
+    """Calls of tools, by patterns of the tools and an expression about each call."""
+
+    tools: ListOf[Pattern] = Field(
+        min_length=1,
+        max_length=MAX_RULES,
+        description="Patterns of the name in the spec, or of what is behind it.",
+    )
+    when: ExpressionText | None = Field(
+        default=None, description="An expression about args, tool, agent, values and run. Left out: every call."
+    )
+
+    def matches(self, names: ToolNames) -> bool:
+        """Tell whether the rule is about a tool."""
+        return any(_matches(name, self.tools) for name in (names.own, *names.called, *names.reached))
+
+    def holds(self, facts: Mapping[str, object]) -> bool | None:
+        """Tell whether the rule is true for a call; None where that is unknown."""
+        return self.when is None or evaluate_text(self.when, facts)
+
+
+class CallRule(CallPatterns):
+    """Calls of tools that are denied, or that may happen without an approval."""
+
+    when: ExpressionText = Field(description="An expression about args, tool, agent, values and run.")
+
+
+class GrantRule(CallPatterns):
+    """Limits of the standing grants of people for calls of tools."""
+
+    uses: int = Field(ge=1, le=MAX_USES, description="The most calls that one grant covers.")
+    uses_per_day: int | None = Field(default=None, ge=1, le=MAX_USES, description="In a day (UTC).")
+    uses_per_run: int | None = Field(default=None, ge=1, le=MAX_USES, description="In one run.")
+    total: MapOf[Money] = Field(
+        default_factory=dict, description="The largest sum of an argument over all calls that one grant covers."
+    )
+    expires: Duration = Field(description="The longest time for which a grant counts, up to 90d.")
+    signed: bool = Field(default=True, description="Whether each voter signs with a key of their own.")
+    spot_checks: float = Field(
+        default=0.05, ge=0, le=1, description="The share of covered calls about which people are asked anyway."
+    )
+
+    @model_validator(mode="after")
+    def _ends_in_time(self) -> Self:
+        if not timedelta(0) < self.expires <= MAX_GRANT:
+            message = "A grant expires after 1 second to 90 days."
+            raise refused("E_ENVIRONMENT", message, "expires")
+        return self
+
+
+def _denial_tag(value: object) -> str:
+    return "deny=pattern" if isinstance(value, str) else "deny=calls"
+
+
+Denial: TypeAlias = Annotated[
+    Annotated[Pattern, Tag("deny=pattern")] | Annotated[CallRule, Tag("deny=calls")], Discriminator(_denial_tag)
+]
+
+
 class ToolRules(SpecModel):
     """Rules for tools, in addition to the permissions that specs state."""
 
-    deny: ListOf[Pattern] = Field(
+    deny: ListOf[Denial] = Field(
         default=(),
         max_length=MAX_RULES,
         description="Patterns of tools that are refused: of the name in the spec, or of what is behind it, a function, a tool of "
-        "an MCP server, an agent or an address.",
-        examples=[["shell", "*.delete_*"]],
+        "an MCP server, an agent or an address. With when only calls for which the expression is not false.",
+        examples=[["shell", "*.delete_*", {"tools": ["refund"], "when": "args.amount > 5000"}]],
+    )
+    unattended: ListOf[CallRule] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Privileged calls that happen without an approval where a gate has an expression as its condition, which is "
+        "false: one rule is true for the call. Left out: none.",
     )
     allow: ListOf[Pattern] | None = Field(
         default=None,
@@ -384,8 +480,18 @@ class ToolRules(SpecModel):
     mcp: McpRules = McpRules()
 
     def denied(self, names: ToolNames) -> str | None:
-        """Return the name by which a tool is denied: that of the spec, or of what is behind it."""
-        return next((name for name in (names.own, *names.called, *names.reached) if _matches(name, self.deny)), None)
+        """Return the name by which all calls of a tool are denied: that of the spec, or of what is behind it."""
+        patterns = [each for each in self.deny if isinstance(each, str)]
+        return next((name for name in (names.own, *names.called, *names.reached) if _matches(name, patterns)), None)
+
+    def denies_call(self, names: ToolNames, facts: Mapping[str, object]) -> bool:
+        """Tell whether a call is denied by its arguments: a rule about the tool is true or unknown."""
+        rules = (each for each in self.deny if isinstance(each, CallRule))
+        return any(rule.matches(names) and rule.holds(facts) is not False for rule in rules)
+
+    def accepts_unattended(self, names: ToolNames, facts: Mapping[str, object]) -> bool:
+        """Tell whether a privileged call may happen without an approval."""
+        return any(rule.matches(names) and rule.holds(facts) is True for rule in self.unattended)
 
     def not_allowed(self, names: ToolNames) -> str | None:
         """Return the name by which a tool is none of those that are allowed: no name in a spec allows what is behind it."""
@@ -396,6 +502,10 @@ class ToolRules(SpecModel):
         return (
             names.called[0] if names.called and not any(_matches(name, self.allow) for name in names.called) else None
         )
+
+
+NO_TOOL_RULES = ToolRules()
+"""The rules for tools where no environment has any."""
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

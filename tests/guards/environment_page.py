@@ -43,6 +43,8 @@ DENY, OTHER = {"deny": "Fri 16:00 - Mon 08:00"}, {"allow": "* 06:00 - 20:00"}
 PIN, GATE = "sha256:" + "0" * 64, {"name": "pay", "match": {"tools": ["pay"]}, "before": {"human": "cfo"}}
 PEOPLE = {"cfo": {"description": "May it pay?"}}
 
+CALLS = {"tools": ["refund"], "when": "args.amount > 100"}
+
 PAIRS: Mapping[str, Pair] = {
     "inlineSpecs": Pair(False, True),
     "people.<name>.groups": Pair([], ["editors"]),
@@ -80,7 +82,9 @@ PAIRS: Mapping[str, Pair] = {
     "models.limits": Pair([{"provider": "openai", "concurrency": 1}], [{"provider": "openai", "concurrency": 2}]),
     "models.budgets": Pair([{"per": "run", "tokens": 1}], [{"per": "run", "tokens": 2}]),
     "models.prices": Pair({"small": {"input": 2, "output": 2}}, {"small": {"input": 1, "output": 1}}),
-    "tools.deny": Pair(["shell*"], []),
+    "tools.deny": Pair(["shell*", CALLS], ["shell*"]),
+    "tools.unattended": Pair([], [CALLS]),
+    "grants": Pair([], [{"tools": ["refund"], "uses": 10, "expires": "30d"}]),
     "tools.allow": Pair(["mail"], None),
     "tools.inside": Pair([], ["crm.internal:443"]),
     "tools.mcp.commands": Pair([], ["/usr/bin/crm"]),

@@ -21,7 +21,7 @@ REJECTIONS = ["stop", "cancel", "fail", "retry", "skip", "continue"]
 def gate(effects: list[str]) -> st.SearchStrategy[dict]:
     return st.fixed_dictionaries(
         {"on_reject": st.sampled_from(effects)},
-        optional={"when": st.just({"type": "output_contains", "value": "x"})},
+        optional={"when": st.sampled_from([{"type": "output_contains", "value": "x"}, "output == 'x'"])},
     )
 
 

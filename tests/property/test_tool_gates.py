@@ -26,6 +26,9 @@ CHANCE = st.sampled_from(
         {"sample": 0.0},
         {"sample": 1.0},
         {"when": WHEN, "sample": 1.0},
+        {"when": {"type": "expression", "value": "args.amount == 5"}},
+        {"when": {"type": "expression", "value": "args.amount == 5"}, "sample": 0.0},
+        {"when": {"type": "not", "condition": {"type": "expression", "value": "args.amount == 5"}}},
     ]
 )
 REVIEW = st.one_of(
@@ -81,7 +84,7 @@ def spec_of(
 
 
 def silent_calls(spec: GatedSpec) -> Iterator[str]:
-    """Yield the steps in which a privileged call can be made about which the runtime asks nobody."""
+    """Yield the steps in which a privileged call can be made about which the runtime asks nobody, without rules of an environment."""
     index, gates = SpecIndex.of(spec), compile_tool_gates(spec)
     around = gates_of_calls(index)
     for at in index.steps:
@@ -91,11 +94,15 @@ def silent_calls(spec: GatedSpec) -> Iterator[str]:
             agent = pending.pop()
             included = spec.components.agents[agent].tools
             for name in included.include if included else ():
-                silent = any(not of_call(agent, name, arguments) for arguments in ARGUMENTS)
                 tool = spec.tools.get(name)
+                privileged = tool is not None and bool({"privileged", "shell", "network"} & set(tool.capabilities))
+                silent = any(
+                    all(gate.unless_unattended and not privileged for gate in of_call(agent, name, arguments))
+                    for arguments in ARGUMENTS
+                )
                 if tool is not None and silent and tool.agent:
                     pending.append(tool.agent)
-                elif tool is not None and silent and {"privileged", "shell", "network"} & set(tool.capabilities):
+                elif silent and privileged:
                     yield f"workflow.steps[{at.path[-1]}]"
 
 

@@ -107,6 +107,7 @@ def _context(given: dict) -> RuleContext:
         import_allow=None if allow is None else tuple(allow),
         rules=EnvironmentSpec.model_validate({**REQUIRED, **given["rules"]}) if "rules" in given else None,
         models=_model_check(given["machine"]) if "machine" in given else None,
+        environment=given.get("environment"),
         mcp_commands=None if commands is None else tuple(commands),
         missing_libraries=frozenset(
             kind.library

@@ -2,7 +2,8 @@
 
 In this order: a known result, the arguments, denials, guardrails, gates or the agent's own question, the call, its result. Denials
 are checked at each entry of the turn, so also after an approval; guardrails check arguments before any question to a person, and again
-where a person edited them.
+where a person edited them. Arguments that a guardrail or a person changed are checked for denials again. A privileged call about
+which an expression does not ask needs a rule of the environment that accepts it, read at the call.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import DECISIONS, EDITED_BY, ConversationEntry, EntryStatus
 from kneo.records.task import Decision, DecisionKind
-from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of
+from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of, privileged_capabilities
 from kneo.spec.models.agent import Agent, ToolPermissions
 from kneo.spec.models.spec import Tool
 from kneo.spec.policy import ToolNames, ToolRules
@@ -207,7 +208,7 @@ class ToolCalls:
         misfit = flaw or self._find_misfit(changed)
         if misfit is not None:
             return await self._misfits(refused, f"A guardrail changed the arguments, and they do not fit: {misfit}")
-        denial = self._find_host_denial(changed)
+        denial = await self._find_denial(changed)
         return changed if denial is None else await self.journal.refuse(refused, "policy", {"denied": denial})
 
     async def _find_denial(self, call: ToolCall) -> str | None:
@@ -215,6 +216,8 @@ class ToolCalls:
         rules = await self._services.rules(turn.environment)
         declared = None if self._is_builtin(call) else call.tool
         denial = find_denial(call.name, declared, turn.agent, rules, turn.environment)
+        if denial is None and declared is not None and rules.denies_call(declared.names(call.name), call.compared):
+            denial = f"The environment {turn.environment} denies this call of the tool {call.name} by its arguments."
         return denial or self._find_host_denial(call)
 
     def _find_misfit(self, call: ToolCall) -> str | None:
@@ -254,7 +257,7 @@ class ToolCalls:
         agreed, edited = dict[str, Digest](), dict[str, object]()
         decisions: list[Decision] = []
         for _ in range(MAX_REVIEWS):
-            gate = _next_gate(call, agreed)
+            gate = await self._next_gate(call, agreed)
             if gate is None:
                 return replace(call, facts={**edited, **_decided(decisions)})
             question = gate_question(call, gate)
@@ -274,6 +277,19 @@ class ToolCalls:
             if call.is_finished:
                 return call
         return await self._rejected(call, "The people who were asked did not agree to the same arguments.", decisions)
+
+    async def _next_gate(self, call: ToolCall, agreed: Mapping[str, Digest]) -> ToolGate | None:
+        shown = digest_of_json(call.arguments)
+        gate = next((gate for gate in gates_of(call) if agreed.get(gate.id) != shown), None)
+        is_accepted = gate is not None and gate.unless_unattended and await self._is_accepted(call)
+        return None if is_accepted else gate
+
+    async def _is_accepted(self, call: ToolCall) -> bool:
+        """Return whether a call may happen about which no gate asks: it is not privileged, or the environment accepts it now."""
+        if not privileged_capabilities(self._turn.agent, call.tool):
+            return True
+        rules = await self._services.rules(self._turn.environment)
+        return rules.accepts_unattended(call.tool.names(call.name), call.compared)
 
     async def _edited(self, call: ToolCall, decision: Decision) -> ToolCall:
         """Return a call with the arguments that a person approved, or one that is refused because they do not fit."""
@@ -318,11 +334,6 @@ class ToolCalls:
 
 
 _NO_TOOL = Tool(description="No tool.")
-
-
-def _next_gate(call: ToolCall, agreed: Mapping[str, Digest]) -> ToolGate | None:
-    shown = digest_of_json(call.arguments)
-    return next((gate for gate in gates_of(call) if agreed.get(gate.id) != shown), None)
 
 
 def _decided(decisions: Sequence[Decision]) -> dict[str, object]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from kneo.cli import render
 from kneo.cli.backend import Json
 from kneo.names import plain
+from kneo.spec.coverage.calls import call_words
 from kneo.spec.diff import COMMENTED_CHARS, change_lines, change_markdown, fact_lines, fenced, shortened
 from kneo.spec.diff.comments import bounded_comment
 from kneo.spec.diff.rules import WHOLE, shown_rule
@@ -128,6 +129,8 @@ def _environment_text(item: Json, *, whole: bool) -> Iterator[str]:
         yield f"  {render.CAREFUL} {gate['bundle']} pending: {gate['reason']}: {gate['message']}{_who(gate)}"
     for added in _rows(item.get("added_gates", [])):
         yield f"  {render.DONE if added['steps'] else render.CAREFUL} {_asked(added)}"
+    yield from (f"  {render.DONE} {_call(call)}" for call in _rows(item.get("calls", [])))
+    yield from (f"  {render.CAREFUL} {warning}" for warning in _texts(item.get("warnings", [])))
 
 
 def _unsigned(answer: Json) -> str | None:
@@ -146,6 +149,14 @@ def _asked(added: Json) -> str:
         return f"The gate {added['gate']} applies to no step of the releases here."
     steps_text = "; ".join(f"{bundle}: {', '.join(paths)}" for bundle, paths in steps.items())
     return f"The gate {added['gate']} asks at {steps_text}."
+
+
+def _call(call: Json) -> str:
+    return f"{call['bundle']}: {call_words(call)}"
+
+
+def _texts(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []
 
 
 def _problem(item: Json) -> str:
@@ -240,6 +251,8 @@ def _environment_markdown(item: Json, most: int) -> Iterator[str]:
         yield f"- ⏳ **{_escaped(gate['bundle'])}** {line}"
     for added in _rows(item.get("added_gates", [])):
         yield f"- {'✓' if added['steps'] else '⚠'} {_escaped(_asked(added))}"
+    yield from (f"- {_escaped(_call(call))}" for call in _rows(item.get("calls", [])))
+    yield from (f"- ⚠ {_escaped(warning)}" for warning in _texts(item.get("warnings", [])))
 
 
 def _table(item: Json) -> Iterator[str]:

@@ -22,6 +22,7 @@ from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
 from kneo.names import visible
 from kneo.spec.base import describe, suggest
+from kneo.spec.coverage.calls import call_words
 from kneo.spec.coverage.policy import policy_report
 from kneo.spec.diff import escaped
 from kneo.spec.documents import DEFAULT_LIMITS, Diagnostic, as_text
@@ -39,6 +40,7 @@ from kneo.spec.graph import (
 )
 from kneo.spec.models.spec import Spec
 from kneo.spec.models.workflow import LeafStep
+from kneo.spec.policy import NO_TOOL_RULES
 from kneo.spec.reading.migrate import migrate as migrate_tree
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.yaml import write_yaml
@@ -270,7 +272,9 @@ def report_policy(
     Exit status 1 if the spec does not match the schema or violates the environment's policy.
     """
     checked = check(spec, options.env)
-    report = policy_report(checked.spec, checked.findings)
+    declared = checked.file.declared
+    rules = declared.spec.tools if declared is not None else NO_TOOL_RULES
+    report = policy_report(checked.gated() if checked.spec is not None else None, checked.findings, rules)
     answer: Mapping[str, object] = report.flat()
     findings = checked.findings
     if options.is_remote:
@@ -372,6 +376,7 @@ def _sections(body: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
         for each in _list(body, "human_review", "gates")
     ]
     yield "Human gates", gates or ["none"]
+    yield "Privileged calls", [call_words(each) for each in _dicts(body["calls"])] or ["none"]
     reasons = _list(body, "human_review", "requirements")
     yield "Reasons for a review", [f"{each['code']}: {each['reason']}" for each in reasons]
 
@@ -388,8 +393,11 @@ _AGENT_PARTS = (("tools", "agent_policies"), ("memory", "agents"), ("guardrails"
 
 def _list(body: Mapping[str, object], part: str, key: str) -> list[dict[str, object]]:
     section = body[part]
-    listed = section[key] if isinstance(section, dict) else []
-    return [each for each in listed if isinstance(each, dict)]
+    return _dicts(section[key] if isinstance(section, dict) else [])
+
+
+def _dicts(value: object) -> list[dict[str, object]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _tools(policy: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ input; else each gate asks about the value that it passed on, and an earlier ans
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kneo.errors import Conflict, Invalid
 from kneo.records.run import Checkpoint, Run
@@ -173,6 +173,8 @@ class ForkPoint:
     input: str | None
     """The new input; None where the input is unchanged."""
     case: str
+    run: Mapping[str, object] = field(default_factory=dict)
+    """The facts of the fork that expressions compare."""
 
 
 def fork_gates(
@@ -229,14 +231,14 @@ def _newly_triggered(program: Program, visited: Collection[str], point: ForkPoin
             continue  # gates around the point itself are asked there
         position = gate.position
         done = location not in inside
-        if (position in ALWAYS_BEFORE or (done and position in WHEN_DONE)) and _asks(gate, value, location, point.case):
+        if (position in ALWAYS_BEFORE or (done and position in WHEN_DONE)) and _asks(gate, value, location, point):
             found.append(_of_gate(gate, location))
     return found
 
 
-def _asks(gate: CompiledGate, value: Value, location: str, case: str) -> bool:
+def _asks(gate: CompiledGate, value: Value, location: str, point: ForkPoint) -> bool:
     try:
-        return gate.asks(value, location, case)
+        return gate.asks(value, location, point.case, point.run)
     except Invalid:
         return True
 

@@ -184,6 +184,17 @@ def sampling_seed(spec_digest: str, environment: str | None, target: str, input_
     return digest_of_json(case)
 
 
+def run_facts(requester: str, environment: str | None, workflow: str | None) -> dict[str, object]:
+    """Return the facts of a run that expressions compare."""
+    return {"requester": requester, "environment": environment, "workflow": workflow}
+
+
+def decision_context(run: Run, tx: Tx) -> DecisionContext:
+    """Return the context of the interpreter for a run."""
+    facts = run_facts(run.requester, run.environment, run.workflow_name)
+    return DecisionContext(now=tx.now, seed=run.id, sampling_seed=sampling_seed_of(run), run=facts)
+
+
 def input_digest(text: str) -> str:
     return digest_of(text.encode())
 
@@ -265,9 +276,11 @@ def _with_call(
     decision = _decision_of(kind, None)
     after = settle(program, state, ask.ticket, TaskDecided(decision=decision), context)
     due = [] if isinstance(after, RunEnded) else actions(program, after)
-    steps = [each.activity for each in due if isinstance(each, Execute) and each.activity.path == ask.path]
-    asking = program.tool_gates.of_step(steps[0].call_gates if steps else (), context.sampling_seed)
-    gates = [each.id for each in asking(str(ask.facts["agent"]), str(ask.facts["tool"]), arguments)]
+    step = next((each for each in due if isinstance(each, Execute) and each.activity.path == ask.path), None)
+    added, filled = (step.activity.call_gates, step.filled) if step is not None else ((), {})
+    asking = program.tool_gates.of_step(added, context.sampling_seed, {"values": filled, "run": context.run})
+    found_gates = asking(str(ask.facts["agent"]), str(ask.facts["tool"]), arguments)
+    gates = [each.id for each in found_gates if not each.unless_unattended]
     own = str(ask.facts["gate"])
     others = gates[gates.index(own) + 1 :] if own in gates else []
     if kind is DecisionKind.EDITED:
@@ -422,7 +435,7 @@ def _found(tx: Tx, run: Run, task: HumanTask) -> Mapping[str, object]:
     if body is None or digest_of(body) != run.spec_digest:
         return {}
     program = _program(body, run.target)
-    context = DecisionContext(now=tx.now, seed=run.id, sampling_seed=sampling_seed_of(run))
+    context = decision_context(run, tx)
     state = _decided(tx, run, program, context)
     if isinstance(state, RunEnded):
         return {kind.value: {"next": [], "ends": state.status.value} for kind in task.decisions}

@@ -16,13 +16,12 @@ from kneo.records.run import FINISHED_ENTRIES, NewTrace, Run, RunError, RunStatu
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.redaction import redact_start
 from kneo.runtime.engine.journals import add_to_session
-from kneo.runtime.engine.questions import Message, consequences, question, sampling_seed_of
+from kneo.runtime.engine.questions import Message, consequences, decision_context, question
 from kneo.runtime.engine.wait import SettledRun
 from kneo.runtime.interpreter.node import (
     Ask,
     AttemptOutcome,
     CallsWaiting,
-    DecisionContext,
     Execute,
     Frame,
     Outcome,
@@ -380,10 +379,6 @@ def _ended(run: Run, ended: RunEnded) -> Run:
     metadata = {**run.metadata, "outputs": dict(ended.outputs)} if ended.outputs else run.metadata
     after = replace(run, status=ended.status, output_text=ended.output, error=ended.error, metadata=metadata)
     return replace(after, state=ended.kept or {}) if ended.status is RunStatus.FAILED else after
-
-
-def decision_context(run: Run, tx: Tx) -> DecisionContext:
-    return DecisionContext(now=tx.now, seed=run.id, sampling_seed=sampling_seed_of(run))
 
 
 def decided_tasks(tx: Tx, run: Run) -> tuple[HumanTask, ...]:

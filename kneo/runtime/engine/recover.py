@@ -12,7 +12,7 @@ from kneo.records.run import STATE_VERSION, AgentUsage, Checkpoint, NewTrace, Ru
 from kneo.records.task import UNRESOLVED
 from kneo.runtime.engine.passed_gates import FORK, ForkPoint, find_passed, fork_gates, lapsed_gates, questions_in
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
-from kneo.runtime.engine.questions import SAMPLING_INPUT, input_digest, sampling_seed_of
+from kneo.runtime.engine.questions import SAMPLING_INPUT, input_digest, run_facts, sampling_seed_of
 from kneo.runtime.engine.record import snapshot
 from kneo.runtime.engine.start import Starter, no_extra_writes
 from kneo.runtime.engine.views import RunRecord, can_continue
@@ -176,7 +176,13 @@ def fork(
         program,
         passed,
         [step.step_id for step in steps if step.sequence <= done],
-        ForkPoint(state=state, ticket=ticket, input=order.input, case=sampling_seed_of(parent, new_input=order.input)),
+        ForkPoint(
+            state=state,
+            ticket=ticket,
+            input=order.input,
+            case=sampling_seed_of(parent, new_input=order.input),
+            run=run_facts(order.requester, parent.environment, parent.workflow_name),
+        ),
     )
     past = ForkPast(
         point=point,

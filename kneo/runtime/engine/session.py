@@ -32,7 +32,7 @@ from kneo.runtime.engine.admission import StepAdmission
 from kneo.runtime.engine.attempt import Attempt, open_deltas, pins_of
 from kneo.runtime.engine.journals import JournalAppend, RunJournal, session_history
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
-from kneo.runtime.engine.questions import sampling_seed_of
+from kneo.runtime.engine.questions import run_facts, sampling_seed_of
 from kneo.runtime.interpreter.node import Action, Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
 from kneo.runtime.steps.agents import Conversation, checks_input
@@ -536,6 +536,10 @@ class RunSession:
             answers=action.call_answers,
             environment=self._run.environment,
             sampling_seed=f"{sampling_seed_of(self._run)}:{action.activity.path}",
+            facts={
+                "values": action.filled,
+                "run": run_facts(self._run.requester, self._run.environment, self._run.workflow_name),
+            },
             clock=self._store.clock,
             session=session_history(self._store, self._run),
             deltas=await open_deltas(

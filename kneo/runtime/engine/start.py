@@ -16,7 +16,7 @@ from kneo.names import check_environment_name, name_problem
 from kneo.records.run import STATE_VERSION, NewTrace, ReleaseRef, Run, RunStatus, ending
 from kneo.runtime.engine import record
 from kneo.runtime.engine.programs import CheckSpec, FrozenSpec, SpecFreezer
-from kneo.runtime.engine.questions import input_digest, sampling_seed
+from kneo.runtime.engine.questions import input_digest, run_facts, sampling_seed
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.settings import ExecutionSettings
@@ -169,7 +169,9 @@ class Starter:
         used = {ref or program.agent_name: program.agents[ref] for ref in program.used_agents}
         check_agents(program.spec, used, operator, models)
         case = sampling_seed(digest, order.environment, order.target, input_digest(order.input), tx.at)
-        state = begin(program, order.input, DecisionContext(now=tx.now, seed=run_id, sampling_seed=case))
+        facts = run_facts(order.requester, order.environment, program.workflow_name)
+        context = DecisionContext(now=tx.now, seed=run_id, sampling_seed=case, run=facts)
+        state = begin(program, order.input, context)
         ended = state if isinstance(state, RunEnded) else None
         deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None
         run = Run(
@@ -197,13 +199,13 @@ class Starter:
             completed_at=tx.at if ended else None,
         )
         runs.insert_spec(tx, digest, chosen.frozen.body)
-        facts = {
+        begun_with = {
             "target": order.target,
             "environment": order.environment,
             "timeout_seconds": order.timeout_seconds,
             "deadline_at": deadline,
         }
-        begun = NewCheckpoint(type="run_started", step_id=None, state=record.snapshot(run, tx), metadata=facts)
+        begun = NewCheckpoint(type="run_started", step_id=None, state=record.snapshot(run, tx), metadata=begun_with)
         started = NewTrace(type="workflow_started", data={"input_preview": record.preview(order.input)})
         first = History(checkpoints=[begun], trace=[started])
         if ended is not None:

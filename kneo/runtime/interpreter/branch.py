@@ -54,6 +54,8 @@ from kneo.spec.models.human import Condition
 THEN, ELSE = "then", "else"
 SELECT = "select"
 
+_MISSING = object()
+
 
 @dataclass(frozen=True, kw_only=True)
 class BranchNode(SerialNode):
@@ -74,7 +76,7 @@ class BranchNode(SerialNode):
             msg = "there is neither a decision nor a condition"
             return condition_failed(self.path, Invalid(msg, code="condition_error"))
         try:
-            chosen = THEN if holds(self.when, value.facts) else ELSE
+            chosen = THEN if holds(self.when, value.facts(context.run)) else ELSE
         except Invalid as error:
             return condition_failed(self.path, error)
         return self.enter_chosen(context, value, location, chosen)
@@ -127,7 +129,7 @@ class RouterNode(SerialNode):
 
     def enter(self, context: DecisionContext, value: Value, location: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json()}
-        is_asked = self.asks_first and self.route.asks(value, location, context.sampling_seed)
+        is_asked = self.asks_first and self.route.asks(value, location, context.sampling_seed, context.run)
         if is_asked or self.selector is None or value.review is not None:
             return {**frame, "phase": "route"}
         if self.selector.function is not None:
@@ -136,7 +138,8 @@ class RouterNode(SerialNode):
             return self.advance(context, Next({**frame, "phase": "select"}, SELECT, value), location)
         try:
             chosen = next(
-                (name for when, name in self.selector.conditions if holds(when, value.facts)), self.selector.default
+                (name for when, name in self.selector.conditions if holds(when, value.facts(context.run))),
+                self.selector.default,
             )
         except Invalid as error:
             return condition_failed(self.path, error)
@@ -275,11 +278,13 @@ class ParallelNode(ProgramNode):
 
     def _joined(self, value: Value, done: Mapping[str, object]) -> Value:
         """Merge the children's values in declaration order; the text is that of the last child that was not skipped."""
-        text, variables, outputs = value.text, dict(value.variables), {}
+        text, variables, filled, outputs = value.text, dict(value.variables), dict(value.filled), {}
         for index, node in enumerate(self.children):
             result = read_value(done[str(index)])
             variables |= {name: saved for name, saved in result.variables.items() if value.variables.get(name) != saved}
+            filled |= {name: each for name, each in result.filled.items() if value.filled.get(name, _MISSING) != each}
             if result.status != "skipped":
                 text = outputs[node.id] = result.text
         metadata = {"node_kind": "parallel", "node_id": self.id}
-        return replace(value, text=text, status="completed", metadata=metadata, variables=variables, outputs=outputs)
+        passed = replace(value, variables=variables, filled=filled, outputs=outputs)
+        return replace(passed, text=text, status="completed", metadata=metadata)

@@ -53,10 +53,17 @@ class CompiledGate:
         """The position, unique among the gates of one step."""
         return f"{self.position}+{self.added}" if self.added is not None else self.position
 
-    def asks(self, value: Value, location: str, sampling_seed: str) -> bool:
-        """Return whether a person is asked about a value. Attempts and restarted runs share one random draw."""
+    def asks(self, value: Value, location: str, sampling_seed: str, run: Mapping[str, object]) -> bool:
+        """Return whether a person is asked about a value. Attempts and restarted runs share one random draw.
+
+        Args:
+            value: The value.
+            location: The location of the step.
+            sampling_seed: See ``DecisionContext``.
+            run: The facts of the run.
+        """
         stable = _ATTEMPT.sub("", location)
-        return asks(self.when, self.sample, value.facts, seed=f"{sampling_seed}:{stable}.{self.position_id}")
+        return asks(self.when, self.sample, value.facts(run), seed=f"{sampling_seed}:{stable}.{self.position_id}")
 
     def key(self, location: str, repetition: int = 0) -> str:
         """Return the key of the question, equal over resume and replay."""

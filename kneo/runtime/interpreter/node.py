@@ -31,12 +31,14 @@ class DecisionContext:
     """Time and randomness for the interpreter, which has none of its own.
 
     ``seed`` is the run's id: retry delays differ from run to run. ``sampling_seed`` is equal for runs of the same spec on
-    the same input and day: a restarted run is sampled for review like the run before it.
+    the same input and day: a restarted run is sampled for review like the run before it. ``run`` has the facts of the run that
+    expressions compare: ``requester``, ``environment`` and ``workflow``.
     """
 
     now: datetime
     seed: str
     sampling_seed: str
+    run: Mapping[str, object] = field(default_factory=dict)
 
 
 # ---- actions: what the engine may do next ------------------------------------------------------------------------
@@ -73,6 +75,13 @@ class Execute:
     """Decisions about tool calls of this step, by the keys of their questions."""
     conversation: str = ""
     """The agent's conversation, which retries continue; a result that a reviewer rejected begins another one."""
+
+    @property
+    def filled(self) -> Mapping[str, object]:
+        """The form values of people since the run began, those about calls of this step among them."""
+        decided = sorted(self.call_answers.values(), key=lambda decision: decision.at)
+        answered = {name: value for each in decided for name, value in (each.values or {}).items()}
+        return {**self.value.filled, **answered}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,7 +469,8 @@ def filled_in(value: Value, decision: Decision, step_id: str) -> Value:
     if not decision.values:
         return value
     named = {f"{step_id}.{name}": _text(content) for name, content in decision.values.items()}
-    return replace(value, values=dict(decision.values), variables={**value.variables, **named})
+    filled = {**value.filled, **decision.values}
+    return replace(value, values=dict(decision.values), variables={**value.variables, **named}, filled=filled)
 
 
 def _text(content: object) -> str:

@@ -59,8 +59,14 @@ class CallGates(Protocol):
         """Return the ids of the gates of a tool that an agent calls; ``added`` as for ``of_step``."""
         ...
 
-    def of_step(self, added: Sequence[str], sampling_seed: str) -> ToolGates:
-        """Return the gates of the calls that a step makes; ``added`` has the ids of those of an environment."""
+    def of_step(self, added: Sequence[str], sampling_seed: str, known: Mapping[str, object]) -> ToolGates:
+        """Return the gates of the calls that a step makes.
+
+        Args:
+            added: The ids of the gates of an environment.
+            sampling_seed: Equal for steps of runs that share the random draws of ``sample``.
+            known: What expressions compare besides the call: ``values`` and ``run``.
+        """
         ...
 
 

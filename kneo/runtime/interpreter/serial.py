@@ -257,18 +257,20 @@ class LoopNode(SerialNode):
             case Completed():
                 turn, was_rejected = number(frame, "round"), number(frame, "reviews") > 0
                 here = f"{location}#{turn}"
-                if self.each is not None and (was_rejected or self.each.asks(end.value, here, context.sampling_seed)):
+                if self.each is not None and (
+                    was_rejected or self.each.asks(end.value, here, context.sampling_seed, context.run)
+                ):
                     return {**frame, "output": end.value.as_json()}
-                return self._after_round(frame, end.value)
+                return self._after_round(context, frame, end.value)
             case RepeatRequested():
                 return stopped(end.error)
             case Failed():
                 return end
 
-    def _after_round(self, frame: Frame, value: Value) -> Next | Completed | Failed:
+    def _after_round(self, context: DecisionContext, frame: Frame, value: Value) -> Next | Completed | Failed:
         turn = number(frame, "round")
         try:
-            done = self.until is not None and holds(self.until, value.facts)
+            done = self.until is not None and holds(self.until, value.facts(context.run))
         except Invalid as error:
             return condition_failed(self.path, error)
         return Completed(value=value) if done or turn >= self.max_iterations else self._round(frame, turn + 1, value)
@@ -298,7 +300,7 @@ class LoopNode(SerialNode):
             return Completed(value=edited(output, decision))
         effect = effect_of(self.each, decision)
         if effect == "continue":
-            return self.advance(context, self._after_round(frame, output), location)
+            return self.advance(context, self._after_round(context, frame, output), location)
         if effect != "retry":
             return rejected(self.each, decision, read_value(frame["input"]), here)
         reviews = number(frame, "reviews")
@@ -353,12 +355,12 @@ class GraphWorkflowNode(SerialNode):
         visit, inner = mapping(frame, "visits").get(child_key, 1), below(location, child_key)
         return self.nodes[child_key], (f"{inner}#{visit}" if visit > 1 else inner)
 
-    def following(self, _context: DecisionContext, frame: Frame, end: NodeEnd, _location: str) -> Next | Progress:
+    def following(self, context: DecisionContext, frame: Frame, end: NodeEnd, _location: str) -> Next | Progress:
         at = frame["at"]
         assert isinstance(at, str)
         match end:
             case Completed():
-                return self._after(frame, at, end.value)
+                return self._after(context, frame, at, end.value)
             case RepeatRequested() if mapping(frame, "before"):
                 before = mapping(frame, "before")
                 if mapping(frame, "visits").get(at, 1) > end.limit:
@@ -369,13 +371,13 @@ class GraphWorkflowNode(SerialNode):
             case _:
                 return end
 
-    def _after(self, frame: Frame, at: str, value: Value) -> Next | Completed | Failed:
+    def _after(self, context: DecisionContext, frame: Frame, at: str, value: Value) -> Next | Completed | Failed:
         try:
             target = next(
                 (
                     edge.target
                     for edge in self.edges.get(at, ())
-                    if not edge.condition or holds(edge.condition, value.facts)
+                    if not edge.condition or holds(edge.condition, value.facts(context.run))
                 ),
                 None,
             )

@@ -141,7 +141,7 @@ class StepNode(ProgramNode):
 
     def enter(self, context: DecisionContext, value: Value, location: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json(), "attempt": 0}
-        if self.before is not None and self.before.asks(value, location, context.sampling_seed):
+        if self.before is not None and self.before.asks(value, location, context.sampling_seed, context.run):
             return {**frame, "phase": "before"}
         return self._begin(context, frame, location)
 
@@ -286,9 +286,9 @@ class StepNode(ProgramNode):
     def _attempted(self, context: DecisionContext, frame: Frame, outcome: Outcome, location: str) -> Progress:
         match outcome:
             case Succeeded():
-                variables = read_value(frame["input"]).variables
+                before = read_value(frame["input"])
                 metadata = {"node_kind": self.kind, "node_id": self.id, **outcome.metadata}
-                value = Value(text=outcome.text, metadata=metadata, variables=variables)
+                value = Value(text=outcome.text, metadata=metadata, variables=before.variables, filled=before.filled)
                 return self._succeeded(context, frame, value, location)
             case StepWaiting():
                 return self._waits(context, frame, outcome.request, location)
@@ -344,7 +344,7 @@ class StepNode(ProgramNode):
     def _succeeded(self, context: DecisionContext, frame: Frame, value: Value, location: str) -> Progress:
         was_rejected = number(frame, "reviews") > 0
         if self.after is not None and (
-            was_rejected or self.after.asks(value, self._inner(frame, location), context.sampling_seed)
+            was_rejected or self.after.asks(value, self._inner(frame, location), context.sampling_seed, context.run)
         ):
             state = kept(frame, "node", "input", "attempt", "failures", "reviews", "asked", "chosen")
             return {**state, "phase": "after", "output": value.as_json()}
@@ -363,7 +363,7 @@ class StepNode(ProgramNode):
             delay = retry_delay(failures, draw(f"{context.seed}:{location}:{failures}"))
             until = isoformat(context.now + timedelta(seconds=delay))
             return self._repeat(context, {**frame, "failures": failures + 1, "not_before": until}, value, location)
-        if self.error is not None and self.error.asks(value, location, context.sampling_seed):
+        if self.error is not None and self.error.asks(value, location, context.sampling_seed, context.run):
             details = {"type": error.type, "message": error.message}
             return {**dropped(frame, "children", "not_before"), "phase": "error", "error": details}
         if self.on_error == "continue":

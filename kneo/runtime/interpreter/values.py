@@ -34,12 +34,23 @@ class Value:
     review: ReviewFeedback | None = None
     values: Mapping[str, object] = field(default_factory=dict)
     """Form values of people since the last step ran."""
+    filled: Mapping[str, object] = field(default_factory=dict)
+    """Form values of people since the run began, the newest of each name."""
     messages: tuple[ChatMessage, ...] = ()
     """The messages before the turn of a participant of a group chat or handoff."""
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(text=self.text, status=self.status, metadata=self.metadata, variables=self.variables)
+    def facts(self, run: Mapping[str, object]) -> Facts:
+        """Return the facts for conditions; ``run`` has those of the run."""
+        names = {
+            "input": self.text,
+            "output": self.text,
+            "status": self.status,
+            "metadata": self.metadata,
+            "variables": self.variables,
+            "values": self.filled,
+            "run": run,
+        }
+        return Facts(text=self.text, status=self.status, metadata=self.metadata, variables=self.variables, names=names)
 
     def as_subject(self) -> Value:
         """Return the value as people decide about it: its text is everything that the next agent is given."""
@@ -54,7 +65,7 @@ class Value:
         values: dict[str, object] = {"text": self.text}
         if self.status != "completed":
             values["status"] = self.status
-        for name in ("metadata", "variables", "outputs", "values"):
+        for name in ("metadata", "variables", "outputs", "values", "filled"):
             content = getattr(self, name)
             if content:
                 values[name] = dict(content)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from kneo.agents.turn import ToolGate, ToolGates
 from kneo.digest import canonical_json, digest_of
@@ -15,7 +17,7 @@ from kneo.spec.conditions import Facts, asks
 from kneo.spec.coverage.environment_gates import matches_call
 from kneo.spec.gates import POSITIONS, gate_position, rejection_effect
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
-from kneo.spec.models.human import NOT_HONOURED, Gate, Human
+from kneo.spec.models.human import NOT_HONOURED, Gate, Human, has_expression
 from kneo.spec.models.spec import Spec
 from kneo.tasks.forms import check_fields, check_schema
 
@@ -135,16 +137,25 @@ class ToolGateIndex:
     compiled: Mapping[str, CompiledGate]
     matches: Mapping[str, Match]
 
-    def of_step(self, added: Sequence[str], sampling_seed: str) -> ToolGates:
+    def of_step(
+        self, added: Sequence[str], sampling_seed: str, known: Mapping[str, object] = MappingProxyType({})
+    ) -> ToolGates:
         """Return the gates of the calls that a step makes.
 
         Args:
             added: The ids of the gates that an environment adds at this step.
             sampling_seed: Equal for steps of runs that share the random draws of ``sample``.
+            known: What expressions compare besides the call: ``values`` and ``run``.
         """
 
         def of_call(agent: str, tool: str, arguments: Mapping[str, object]) -> tuple[ToolGate, ...]:
-            return tuple(self._asking(self.ids_of(added, agent, tool), tool, arguments, sampling_seed))
+            keys = self.ids_of(added, agent, tool)
+            names = {**known, "args": arguments, "tool": tool, "agent": agent}
+            asking = tuple(self._asking(keys, names, sampling_seed))
+            conditional = (key for key in keys if has_expression(self.compiled[key].when))
+            return asking or tuple(
+                replace(self._gate(key), unless_unattended=True) for key in itertools.islice(conditional, 1)
+            )
 
         return of_call
 
@@ -160,13 +171,19 @@ class ToolGateIndex:
         matching = [key for key in added if matches_call(self.matches[key], agent, tool, declared)]
         return (*self._own(tool), *matching)
 
-    def _asking(self, keys: Sequence[str], tool: str, arguments: Mapping[str, object], seed: str) -> Iterator[ToolGate]:
+    def _asking(self, keys: Sequence[str], names: Mapping[str, object], seed: str) -> Iterator[ToolGate]:
+        arguments = names["args"]
+        assert isinstance(arguments, Mapping)
         text = canonical_json(dict(arguments)).decode()
-        facts = Facts(text=text, metadata=arguments)
+        facts = Facts(text=text, metadata=arguments, names=names)
         for key in keys:
             gate = self.compiled[key]
-            if asks(gate.when, gate.sample, facts, seed=f"{seed}:{digest_of(text.encode())}.{tool}.{key}"):
-                yield ToolGate(id=key, position=gate.position, on_reject=gate.on_reject)
+            if asks(gate.when, gate.sample, facts, seed=f"{seed}:{digest_of(text.encode())}.{names['tool']}.{key}"):
+                yield self._gate(key)
+
+    def _gate(self, key: str) -> ToolGate:
+        gate = self.compiled[key]
+        return ToolGate(id=key, position=gate.position, on_reject=gate.on_reject)
 
     def _own(self, tool: str) -> Iterator[str]:
         yield from (key for key in (f"tools.{tool}.before", f"tools.{tool}.external") if key in self.compiled)

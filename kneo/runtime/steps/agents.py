@@ -50,6 +50,8 @@ class Conversation:
     answers: Mapping[str, Decision] = field(default_factory=dict)
     environment: str | None = None
     sampling_seed: str = ""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What expressions at calls compare besides the call: ``values`` and ``run``."""
     deltas: DeltaStream | None = None
     session: SessionHistory | None = None
     functions: CallFunction = no_functions
@@ -119,7 +121,8 @@ class Agents:
             conversation=conversation.name,
             journal=conversation.journal,
             answers=conversation.answers,
-            gates=program.tool_gates.of_step(activity.call_gates, conversation.sampling_seed),
+            gates=program.tool_gates.of_step(activity.call_gates, conversation.sampling_seed, conversation.facts),
+            facts=conversation.facts,
             environment=conversation.environment,
             implementations=context.implementations,
             functions=conversation.functions,

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeAlias
 
 from kneo.spec.coverage.gates import chance, gate_strength, step_gates
+from kneo.spec.documents import Path
 from kneo.spec.gates import default_rejection
-from kneo.spec.index import Node, Part, SpecIndex
+from kneo.spec.index import LocatedStep, Node, Part, SpecIndex, reachable, reached_nodes
 from kneo.spec.models.agent import Agent, ToolPermissions, ToolSelection
 from kneo.spec.models.human import Gate
 from kneo.spec.models.spec import Tool
-from kneo.spec.models.workflow import LeafStep, RouterStep, Step
+from kneo.spec.models.workflow import GraphWorkflow, LeafStep, RouterStep, Step
 from kneo.spec.tool_kinds import Capability
 
 
@@ -47,6 +48,35 @@ def agent_needs(index: SpecIndex, agent: Agent, tools: Iterable[str]) -> Iterato
         if tool is not None and tool.agent:
             yield "agent", tool.agent
     yield from (part for _, part in helpers(index, agent) if part[0] == "agent")
+
+
+def reached_parts(index: SpecIndex, root: Part) -> Iterator[Part]:
+    """Yield an agent or a workflow, and every agent and workflow that its run can reach."""
+    steps = reached_steps(index)
+
+    def needs(part: Part) -> Iterator[Part]:
+        if part[0] == "workflow":
+            for at in steps.get(part[1], ()):
+                yield from step_needs(index, at.step)
+        elif (agent := index.agent_of(part)) is not None:
+            yield from agent_needs(index, agent, callable_tools(agent))
+
+    return reachable(root, needs)
+
+
+def reached_steps(index: SpecIndex) -> Mapping[str, Sequence[LocatedStep]]:
+    """Return the steps of each workflow, without disabled and unreachable ones and everything inside them."""
+    reached = {at.path: reached_nodes(at.workflow) for at in index.workflows if isinstance(at.workflow, GraphWorkflow)}
+    found: dict[str, list[LocatedStep]] = {}
+    left_out: set[Path] = set()
+    for at in index.steps:
+        unreachable = at.role == "node" and at.key is not None and at.key not in reached[at.workflow.path]
+        inside = any(at.path[:length] in left_out for length in range(len(at.path)))
+        if unreachable or inside or not at.step.enabled:
+            left_out.add(at.path)
+        else:
+            found.setdefault(at.workflow.name or "", []).append(at)
+    return found
 
 
 def helpers(index: SpecIndex, agent: Agent) -> Iterator[tuple[str, Part]]:
@@ -233,10 +263,10 @@ def exposure(index: SpecIndex, agent: Agent, known: Mapping[Part, Exposure], add
     calls: list[Call] = []
     agents: list[tuple[str, Part]] = []
     for name, tool in declared_tools(index, agent):
-        guarded, weakness = tool_gate(index, tool, added(name))
+        guarded, weakness = tool_gate(index, agent, tool, added(name))
         if guarded:
             continue
-        capabilities = _privileged(agent, tool)
+        capabilities = privileged_capabilities(agent, tool)
         if capabilities:
             calls.append(Call(f"tool {name}", capabilities, None, weakness))
         elif tool.agent:
@@ -251,24 +281,37 @@ def exposure(index: SpecIndex, agent: Agent, known: Mapping[Part, Exposure], add
     return Exposure(next(iter(calls), None) or next(indirect, None), tuple(part for _, part in agents))
 
 
-def tool_gate(index: SpecIndex, tool: Tool, added: Sequence[Gate]) -> tuple[bool, str | None]:
-    """Tell whether every call of a tool needs an approval; else the reason why the tool's gate does not count."""
+def tool_gate(
+    index: SpecIndex, agent: Agent, tool: Tool, added: Sequence[Gate], *, always: bool = False
+) -> tuple[bool, str | None]:
+    """Tell whether every call of a tool needs an approval; else the reason why the tool's gate does not count.
+
+    Args:
+        index: The spec.
+        agent: The agent that calls it.
+        tool: The tool.
+        added: The gates of the environment before its calls.
+        always: Whether only gates count that ask about every call. Else an expression counts too at a tool that is privileged
+            itself: the environment in force has to accept each call that is not asked about.
+    """
     weakness = None
+    is_checked = not always and tool.agent is None and bool(privileged_capabilities(agent, tool))
     for gate in added:
-        strength = gate_strength(gate, "before", {}, default_rejection("tool"))
+        strength = gate_strength(gate, "before", {}, default_rejection("tool"), is_checked=is_checked)
         if strength.guards:
             return True, None
         weakness = strength.weakness
     for position, gate in step_gates(tool).items():
-        strength = gate_strength(gate, position, index.spec.components.humans, default_rejection("tool"))
+        humans = index.spec.components.humans
+        strength = gate_strength(gate, position, humans, default_rejection("tool"), is_checked=is_checked)
         # A person carries out a call at external, so only a call without a question happens without a person.
-        if strength.guards or (position == "external" and chance(gate) is None):
+        if strength.guards or (position == "external" and chance(gate, is_checked=is_checked) is None):
             return True, None
         weakness = strength.weakness
     return False, weakness
 
 
-def _privileged(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
+def privileged_capabilities(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
     """Return the granted privileged capabilities, without network access that is limited to named hosts."""
     stated = permissions_of(agent)
     hosts_named = stated is not None and bool(stated.allowed_domains)

@@ -9,7 +9,7 @@ from kneo.spec.documents import Path
 from kneo.spec.gates import POSITIONS, GatePosition, Position, default_rejection, gate_position
 from kneo.spec.index import LocatedStep, SpecIndex
 from kneo.spec.models.environment import QuestionPolicy
-from kneo.spec.models.human import BY_REVIEWER, Candidates, Gate, Human, Quorum, strongest
+from kneo.spec.models.human import BY_REVIEWER, Candidates, Gate, Human, Quorum, has_expression, strongest
 from kneo.spec.models.spec import Tool
 from kneo.spec.models.workflow import ConditionStep, LeafStep, Step
 
@@ -119,7 +119,9 @@ class GateStrength:
         return self.guards and not self.continues
 
 
-def gate_strength(gate: Gate, position: Position, humans: Mapping[str, Human], default_reject: str) -> GateStrength:
+def gate_strength(
+    gate: Gate, position: Position, humans: Mapping[str, Human], default_reject: str, *, is_checked: bool = False
+) -> GateStrength:
     """Judge a gate.
 
     Args:
@@ -127,9 +129,10 @@ def gate_strength(gate: Gate, position: Position, humans: Mapping[str, Human], d
         position: Its position at the step or tool.
         humans: The spec's humans.
         default_reject: The effect of a rejection where neither the gate nor its human states one.
+        is_checked: See ``chance``.
     """
     strength = human_strength(effective_human(gate, humans), position, default_reject)
-    return GateStrength(chance(gate) or strength.weakness, strength.outcomes)
+    return GateStrength(chance(gate, is_checked=is_checked) or strength.weakness, strength.outcomes)
 
 
 def human_strength(human: Human, position: Position, default_reject: str) -> GateStrength:
@@ -170,8 +173,15 @@ def _timeout(human: Human, reject: str) -> frozenset[str]:
     return frozenset({reject if effect == "reject" else effect})
 
 
-def chance(gate: Gate) -> str | None:
-    """Return the reason why a gate does not always ask; None where it does."""
+def chance(gate: Gate, *, is_checked: bool = False) -> str | None:
+    """Return the reason why a gate does not always ask; None where it does.
+
+    Args:
+        gate: The gate.
+        is_checked: Whether a call about which an expression does not ask needs a rule of ``tools.unattended`` that accepts it.
+    """
+    if is_checked and has_expression(gate.when):
+        return None
     if gate.sample == 1 or (gate.when is not None and gate.when.type == "always"):
         return None
     if gate.when is not None:

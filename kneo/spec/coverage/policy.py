@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from kneo.spec.coverage.calls import call_coverage
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent, gates_at_call
-from kneo.spec.coverage.exposure import agent_needs, callable_tools, declared_tools, is_unrestricted, step_needs
+from kneo.spec.coverage.exposure import callable_tools, declared_tools, is_unrestricted, reached_parts, reached_steps
 from kneo.spec.coverage.gates import all_gates, step_gates
-from kneo.spec.documents import Diagnostic, Path, Severity, error, format_path
-from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedAgent, LocatedStep, Part, SpecIndex, reachable, reached_nodes
+from kneo.spec.documents import Diagnostic, Severity, error, format_path
+from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedAgent, Part, SpecIndex
 from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail
 from kneo.spec.models.providers import DUMMY
 from kneo.spec.models.spec import Spec, Tool
-from kneo.spec.models.workflow import GraphWorkflow, LeafStep, Step
-from kneo.spec.policy import PolicyFlags
+from kneo.spec.models.workflow import LeafStep, Step
+from kneo.spec.policy import NO_TOOL_RULES, PolicyFlags, ToolRules
 
 
 def check_policy(
@@ -125,12 +126,15 @@ class PolicyReport:
         return {"valid": self.valid, "report": self.flat()}
 
 
-def policy_report(spec: Spec | None, diagnostics: Sequence[Diagnostic]) -> PolicyReport:
+def policy_report(
+    spec: Spec | None, diagnostics: Sequence[Diagnostic], rules: ToolRules = NO_TOOL_RULES
+) -> PolicyReport:
     """Report on a spec.
 
     Args:
         spec: The spec in normal form; None where its shape is wrong, and the report holds the diagnostics only.
         diagnostics: Its findings.
+        rules: The rules for tools of the environment.
     """
     listed = [found.as_json() for found in diagnostics]
     if spec is None:
@@ -161,6 +165,7 @@ def policy_report(spec: Spec | None, diagnostics: Sequence[Diagnostic]) -> Polic
         },
         "guardrails": {"agents": [_guardrails(at) for at in index.agents]},
         "human_review": people,
+        "calls": [each.as_json() for each in call_coverage(index, rules)],
         "diagnostics": listed,
     }
     return PolicyReport(valid=True, body=body)
@@ -349,35 +354,6 @@ def _asks(index: SpecIndex, root: Part) -> bool:
         )
 
     return any(map(asks, reached_parts(index, root)))
-
-
-def reached_parts(index: SpecIndex, root: Part) -> Iterator[Part]:
-    """Yield an agent or a workflow, and every agent and workflow that its run can reach."""
-    steps = reached_steps(index)
-
-    def needs(part: Part) -> Iterator[Part]:
-        if part[0] == "workflow":
-            for at in steps.get(part[1], ()):
-                yield from step_needs(index, at.step)
-        elif (agent := index.agent_of(part)) is not None:
-            yield from agent_needs(index, agent, callable_tools(agent))
-
-    return reachable(root, needs)
-
-
-def reached_steps(index: SpecIndex) -> Mapping[str, Sequence[LocatedStep]]:
-    """Return the steps of each workflow, without disabled and unreachable ones and everything inside them."""
-    reached = {at.path: reached_nodes(at.workflow) for at in index.workflows if isinstance(at.workflow, GraphWorkflow)}
-    found: dict[str, list[LocatedStep]] = {}
-    left_out: set[Path] = set()
-    for at in index.steps:
-        unreachable = at.role == "node" and at.key is not None and at.key not in reached[at.workflow.path]
-        inside = any(at.path[:length] in left_out for length in range(len(at.path)))
-        if unreachable or inside or not at.step.enabled:
-            left_out.add(at.path)
-        else:
-            found.setdefault(at.workflow.name or "", []).append(at)
-    return found
 
 
 def _ask(part: Step | Tool) -> bool:

@@ -60,7 +60,7 @@ def describe_rule(field: str, before: object, after: object, humans: Mapping[str
         humans: The humans of the new file, whom gates ask.
     """
     keys = tuple(field.split("."))
-    old, new = (_nested(keys, _gates_by_name(field, value)) for value in (before, after))
+    old, new = (_nested(keys, _calls_as_text(_gates_by_name(field, value))) for value in (before, after))
     sentences, lines = [], Rows()
     covered: Keys | None = None
     for difference in compare(old, new, _SHAPE):
@@ -87,6 +87,18 @@ def _gates_by_name(field: str, value: object) -> object:
             if isinstance(each, dict)
         }
     return value
+
+
+def _calls_as_text(value: object) -> object:
+    """Return rules about calls as texts, which are compared as entries of a list."""
+    if not isinstance(value, list):
+        return value
+    return [
+        f"{', '.join(each['tools'])} when {each['when']}"
+        if isinstance(each, dict) and each.keys() == {"tools", "when"}
+        else each
+        for each in value
+    ]
 
 
 def _nested(keys: Keys, value: object) -> dict[str, object]:

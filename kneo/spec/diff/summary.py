@@ -198,6 +198,8 @@ def condition_words(condition: Condition, *, tool: bool = False) -> str:
             )
         case "always" | "never":
             return condition.type
+        case "expression":
+            return str(condition.value)
         case kind:
             subject = "the arguments" if tool and kind.startswith("output") else _SUBJECTS.get(kind)
             named = f"{'args' if tool else 'metadata'}.{condition.key}" if kind == "metadata_equals" else None
@@ -239,7 +241,7 @@ def _not_asked(index: SpecIndex, open_steps: Sequence[LocatedStep], entered: fro
         for name in callable_tools(at.agent):
             tool = index.spec.tools.get(name)
             added = [each.before for each in gates_at_call(index, agent, name) if each.before is not None]
-            if name in BUILTIN_TOOLS or (tool is not None and tool_gate(index, tool, added)[0]):
+            if name in BUILTIN_TOOLS or (tool is not None and tool_gate(index, at.agent, tool, added)[0]):
                 continue
             found[name] = found.get(name, False) or tool is None or tool.has_effects
     for at_step in open_steps:

@@ -53,12 +53,14 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "models.limits": "a limit is removed or raised",
     "models.budgets": "a budget is removed or raised, or asks instead of failing",
     "models.prices": "with a budget of costs: a price is lowered, added or removed",
-    "tools.deny": "a pattern is removed",
+    "tools.deny": "an entry is removed or changed",
+    "tools.unattended": "an entry is added or changed",
     "tools.allow": "removed, or a pattern is added",
     "tools.inside": "a host is added",
     "tools.mcp.commands": "a program is added",
     "tools.mcp.hosts": "removed, or a host is added",
     "tools.mcp.pinned": "set to `false`",
+    "grants": "a rule is added or changed",
     "protocols.a2a": "a pattern is added",
     "protocols.mcp": "a pattern is added",
     "implementations.<name>": "a digest is removed or changed",
@@ -95,6 +97,7 @@ def find_weakenings(before: Environment, after: Environment) -> tuple[Weakening,
         *_gates(old, new),
         *_models(old.models, new.models),
         *_tools(old.tools, new.tools),
+        *_grants(old.grants, new.grants),
         *_protocols(old.protocols, new.protocols),
     )
 
@@ -255,8 +258,7 @@ def _prices(old: Mapping[str, policy.ModelPrice], new: Mapping[str, policy.Model
 
 
 def _tools(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[Weakening]:
-    if gone := set(old.deny) - set(new.deny):
-        yield Weakening("tools.deny", f"the tools {', '.join(sorted(gone))} are no longer denied")
+    yield from _calls(old, new)
     if old.allow is not None and (new.allow is None or set(new.allow) - set(old.allow)):
         yield Weakening("tools.allow", "agents could call more tools")
     if more := set(new.inside) - set(old.inside):
@@ -267,6 +269,26 @@ def _tools(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[Weakening]:
         yield Weakening("tools.mcp.hosts", "MCP servers could be on other hosts")
     if old.mcp.pinned and not new.mcp.pinned:
         yield Weakening("tools.mcp.pinned", "the tools of MCP servers could change without a new release")
+
+
+def _calls(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[Weakening]:
+    gone = [each for each in old.deny if each not in new.deny]
+    if patterns := sorted(each for each in gone if isinstance(each, str)):
+        yield Weakening("tools.deny", f"the tools {', '.join(patterns)} are no longer denied")
+    for rule in gone:
+        if not isinstance(rule, str):
+            yield Weakening("tools.deny", f"calls of {', '.join(rule.tools)} are no longer denied when {rule.when}")
+    for rule in new.unattended:
+        if rule not in old.unattended:
+            text = f"calls of {', '.join(rule.tools)} could happen without an approval when {rule.when}"
+            yield Weakening("tools.unattended", text)
+
+
+def _grants(old: Sequence[policy.GrantRule], new: Sequence[policy.GrantRule]) -> Iterator[Weakening]:
+    for rule in new:
+        if rule not in old:
+            text = f"standing grants could cover up to {rule.uses} calls of {', '.join(rule.tools)}"
+            yield Weakening("grants", text)
 
 
 def _protocols(old: policy.ProtocolRules, new: policy.ProtocolRules) -> Iterator[Weakening]:

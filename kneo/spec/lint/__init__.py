@@ -12,7 +12,7 @@ from typing import TypeAlias
 from kneo.spec.coverage.privileged_calls import coverage
 from kneo.spec.documents import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint import agents, gates, implementations, no_effect, texts, tools, workflows
+from kneo.spec.lint import agents, conditions, gates, implementations, no_effect, texts, tools, workflows
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
@@ -31,7 +31,7 @@ RULES: tuple[Rule, ...] = (
     agents.unsupported_fields,
     no_effect.policies,
     workflows.families,
-    workflows.conditions,
+    conditions.conditions,
     agents.models,
     tools.governance,
     tools.capabilities,

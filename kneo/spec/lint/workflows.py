@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from kneo.spec.coverage.exposure import components, dependencies
-from kneo.spec.coverage.gates import all_gates
 from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.index import Block, LocatedStep, LocatedWorkflow, Part, SpecIndex, reached_nodes
-from kneo.spec.models.human import Condition
 from kneo.spec.models.workflow import (
     ConcurrentWorkflow,
     ConditionStep,
@@ -16,10 +14,8 @@ from kneo.spec.models.workflow import (
     GroupChatWorkflow,
     HandoffWorkflow,
     LeafStep,
-    LoopStep,
     RouterSelector,
     RouterStep,
-    Step,
 )
 
 MAX_NAMED = 12  # parts of a cycle that a message names
@@ -200,50 +196,6 @@ def timeouts(index: SpecIndex) -> Iterator[Diagnostic]:
         message = f"The step {at.step.id} is of kind {kind}: a run does not limit its time, and is refused."
         hint = "Set a timeout for the steps in it, or for the whole run."
         yield error("E_STEP_TIMEOUT", message, (*at.path, "timeout_seconds"), suggestion=hint)
-
-
-def conditions(index: SpecIndex) -> Iterator[Diagnostic]:
-    """Conditions have the fields that their type compares or joins."""
-    for workflow in index.workflows:
-        if isinstance(workflow.workflow, GraphWorkflow):
-            for at, edge in enumerate(workflow.workflow.edges):
-                yield from _complete(edge.condition, (*workflow.path, "edges", at, "condition"))
-    for step in index.steps:
-        for below, condition in _conditions(step.step):
-            yield from _complete(condition, (*step.path, *below))
-    for gate in all_gates(index):
-        yield from _complete(gate.gate.when, (*gate.path, "when"))
-
-
-def _conditions(step: Step) -> Iterator[tuple[Path, Condition | None]]:
-    if isinstance(step, ConditionStep):
-        yield ("when",), step.when
-    elif isinstance(step, LoopStep):
-        yield ("until",), step.until
-    elif isinstance(step, RouterStep) and step.selector is not None:
-        for at, route in enumerate(step.selector.conditions):
-            yield ("selector", "conditions", at, "when"), route.when
-
-
-_NEED_VALUE = frozenset({"output_contains", "output_equals", "metadata_equals", "variable_equals", "status_is"})
-_NEED_KEY = frozenset({"metadata_equals", "variable_equals"})
-
-
-def _complete(condition: Condition | None, path: Path) -> Iterator[Diagnostic]:
-    if condition is None:
-        return
-    kind = condition.type
-    if kind in _NEED_VALUE and condition.value is None:
-        yield error("E_CONDITION_VALUE", f"{kind} needs a value to compare with.", (*path, "value"))
-    if kind in _NEED_KEY and not condition.key:
-        yield error("E_CONDITION_KEY", f"{kind} needs the key to compare.", (*path, "key"))
-    if kind in {"all_of", "any_of"} and not condition.conditions:
-        yield error("E_CONDITION_CHILDREN", f"{kind} joins no conditions.", (*path, "conditions"))
-    if kind == "not" and condition.condition is None:
-        yield error("E_CONDITION_CHILD", "not has no condition to negate.", (*path, "condition"))
-    for at, child in enumerate(condition.conditions):
-        yield from _complete(child, (*path, "conditions", at))
-    yield from _complete(condition.condition, (*path, "condition"))
 
 
 def families(index: SpecIndex) -> Iterator[Diagnostic]:

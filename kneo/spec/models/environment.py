@@ -18,7 +18,7 @@ from kneo.errors import Invalid
 from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, Pattern, SpecModel
 from kneo.spec.models.human import AnyGate, AnyHuman, Gate
 from kneo.spec.models.spec import Spec
-from kneo.spec.policy import ModelRules, PolicyFlags, ProtocolRules, ToolRules, Window, parse_window
+from kneo.spec.policy import GrantRule, ModelRules, PolicyFlags, ProtocolRules, ToolRules, Window, parse_window
 from kneo.spec.tool_kinds import Capability
 
 EnvironmentGatePosition: TypeAlias = Literal["before", "after"]
@@ -223,6 +223,9 @@ class EnvironmentSpec(CamelModel):
     )
     models: ModelRules = ModelRules()
     tools: ToolRules = ToolRules()
+    grants: ListOf[GrantRule] = Field(
+        default=(), max_length=MAX_ADDED, description="Standing grants that people may create. Left out: none."
+    )
     protocols: ProtocolRules = ProtocolRules()
     implementations: MapOf[DigestText] = Field(
         default_factory=dict, description="The SHA-256 that a Python module behind an implementation must have here."

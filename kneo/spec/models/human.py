@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from kneo.spec.base import JsonObject, ListOf, Seconds, Shorthand, SpecModel, Text, TimeoutEffect, refused
+from kneo.spec.expression import MAX_CHARS
 from kneo.spec.gates import POSITIONS, Decision, Position, RejectEffect, gate_position
 from kneo.spec.models import shorthand
 
@@ -22,22 +23,35 @@ ConditionType: TypeAlias = Literal[
     "metadata_equals",
     "variable_equals",
     "status_is",
+    "expression",
     "all_of",
     "any_of",
     "not",
 ]
 
+_PART = {"type": ["object", "string"]}
+
 _SHORT = {
-    "type": "object",
-    "minProperties": 1,
-    "maxProperties": 1,
-    "properties": {"any_of": {"type": "array"}, "all_of": {"type": "array"}, "not": {"type": "object"}},
-    "additionalProperties": False,
+    "anyOf": [
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "properties": {"any_of": {"type": "array"}, "all_of": {"type": "array"}, "not": _PART},
+            "additionalProperties": False,
+        },
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_CHARS,
+            "description": "An expression, such as args.amount > 100 || args.currency != 'EUR'.",
+        },
+    ]
 }
 
 
 class Condition(SpecModel):
-    """One question, or several joined by ``all_of``, ``any_of`` or ``not``."""
+    """One question, or several joined by ``all_of``, ``any_of`` or ``not``; ``expression`` has its text as ``value``."""
 
     type: ConditionType
     value: object = Field(default=None, description="What to compare with.")
@@ -48,9 +62,14 @@ class Condition(SpecModel):
 
 
 AnyCondition: TypeAlias = Annotated[Condition, BeforeValidator(shorthand.condition), Shorthand(_SHORT)]
-"""A condition, or the short form ``{any_of: […]}``."""
+"""A condition, or a short form: ``{any_of: […]}``, or the text of an expression."""
 
 Condition.model_rebuild()
+
+
+def has_expression(when: Condition | None) -> bool:
+    """Tell whether a condition is the text of an expression; one inside an object counts as a part of the object."""
+    return when is not None and when.type == "expression"
 
 
 Receipt: TypeAlias = Literal["none", "signed", "signed_by_reviewer"]
@@ -174,10 +193,12 @@ class Human(SpecModel):
         description="What a rejection does. Left out: stop, at a condition else, at a tool tell_agent.",
     )
     max_retries: int | None = Field(default=None, ge=0, description="Repetitions after the first try; 0 means none.")
-    grants: JsonObject | None = Field(default=None, description="Further calls that an approval may cover.")
+    grants: Literal["allow", "never"] = Field(
+        default="allow", description="Whether standing grants may answer it, at a tool; never: people alone."
+    )
 
 
-NOT_HONOURED = ("calendar", "grants")
+NOT_HONOURED = ("calendar",)
 """Fields of humans without support in this version; a spec or an environment that uses them is refused."""
 
 

@@ -45,7 +45,9 @@ def workflow(value: object) -> object:
 
 
 def condition(value: object) -> object:
-    """``{any_of: […]}`` is the condition of that type; the same for ``all_of`` and ``not``."""
+    """``{any_of: […]}`` is the condition of that type, the same for ``all_of`` and ``not``; a text is an expression."""
+    if isinstance(value, str):
+        return {"type": "expression", "value": value}
     if isinstance(value, dict) and len(value) == 1:
         [(key, inner)] = value.items()
         if key in {"any_of", "all_of"}:

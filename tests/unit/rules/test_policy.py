@@ -154,6 +154,7 @@ def test_the_report_has_the_published_shape() -> None:
             ],
             "missing": False,
         },
+        "calls": [],
         "diagnostics": [],
     }
     assert policy_report(spec, check(spec)).nested() == {"valid": True, "report": report}

@@ -10,7 +10,7 @@ from kneo.controller.differences import policy_difference
 from kneo.spec.diff.weakening import WEAKER_CHANGES, find_weakenings, weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
-from kneo.spec.policy import McpRules, ModelRules, ProtocolRules, ToolRules
+from kneo.spec.policy import CallRule, McpRules, ModelRules, ProtocolRules, ToolRules
 
 DIGEST = "sha256:" + "1" * 64
 STRICT: dict[str, object] = {
@@ -39,11 +39,14 @@ STRICT: dict[str, object] = {
         "prices": {"my-model": {"input": 0.2, "output": 0.8}},
     },
     "tools": {
-        "deny": ["shell"],
+        "deny": ["shell", {"tools": ["refund"], "when": "args.amount > 5000"}],
+        "unattended": [{"tools": ["refund"], "when": "args.amount <= 100"}],
         "allow": ["crm_*"],
         "inside": ["crm.internal:8443"],
         "mcp": {"commands": ["/usr/bin/crm-mcp"], "hosts": ["mcp.example"], "pinned": True},
     },
+    "grants": [{"tools": ["refund"], "when": "args.amount <= 500", "uses": 100, "usesPerDay": 20, "usesPerRun": 5,
+                "total": {"amount": 5000}, "expires": "30d", "signed": True, "spotChecks": 0.1}],
     "protocols": {"a2a": ["research-*"], "mcp": ["research-*"]},
 }  # fmt: skip
 
@@ -58,6 +61,15 @@ def tools(**changes: object) -> dict[str, object]:
 
 def mcp(**changes: object) -> dict[str, object]:
     return tools(mcp={**dict(tools()["mcp"]), **changes})  # type: ignore[call-overload]
+
+
+UNATTENDED = {"tools": ["refund"], "when": "args.amount <= 100"}
+OVER = {"tools": ["refund"], "when": "args.amount > 5000"}
+
+
+def grant(**changes: object) -> list[object]:
+    [strict] = STRICT["grants"]  # type: ignore[misc]
+    return [{**strict, **changes}]
 
 
 def limit(**changes: object) -> dict[str, object]:
@@ -139,6 +151,12 @@ LOOSER: dict[str, list[object]] = {
     "tools": [
         {},
         tools(deny=[]),
+        tools(deny=["shell"]),
+        tools(deny=[OVER]),
+        tools(deny=["shell", {**OVER, "when": "args.amount > 6000"}]),
+        tools(unattended=[UNATTENDED, {"tools": ["mail"], "when": "has(args.to)"}]),
+        tools(unattended=[{**UNATTENDED, "when": "args.amount <= 50"}]),
+        tools(unattended=[{**UNATTENDED, "tools": ["refund", "mail"]}]),
         tools(allow=None),
         tools(allow=["crm_*", "mail"]),
         tools(inside=["crm.internal:8443", "crm.internal:22"]),
@@ -146,6 +164,17 @@ LOOSER: dict[str, list[object]] = {
         mcp(hosts=None),
         mcp(hosts=["mcp.example", "other.example"]),
         mcp(pinned=False),
+    ],
+    "grants": [
+        [*grant(), *grant(tools=["mail"])],
+        grant(uses=99),
+        grant(usesPerDay=None),
+        grant(usesPerRun=None),
+        grant(total={}),
+        grant(when=None),
+        grant(expires="31d"),
+        grant(signed=False),
+        grant(spotChecks=0),
     ],
     "protocols": [
         {"a2a": ["research-*", "pay"], "mcp": ["research-*"]},
@@ -191,6 +220,7 @@ def test_no_part_of_an_environment_is_forgotten() -> None:
         (ToolRules, tools()),
         (McpRules, mcp()["mcp"]),
         (ProtocolRules, protocols),
+        (CallRule, UNATTENDED),
     ):
         assert set(rules.model_fields) == set(said)  # type: ignore[call-overload]
     parts = {field.alias or name for name, field in EnvironmentSpec.model_fields.items()}
@@ -202,7 +232,7 @@ def test_no_part_of_an_environment_is_forgotten() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", tools(deny=["shell", "*.delete_*"])),
+        ("tools", tools(deny=["shell", OVER, "*.delete_*"])),
         ("tools", tools(allow=[], inside=[])),
         ("tools", mcp(commands=[], hosts=[])),
         ("models", models(hosts=[], allow=[])),
@@ -230,8 +260,8 @@ def changes(**after: object) -> list[tuple[object, object, object, object]]:
 
 
 def test_rules_for_models_and_tools_are_compared_field_by_field() -> None:
-    assert changes(tools=tools(deny=["shell", "mail"], inside=[])) == [
-        ("tools.deny", ["shell"], ["shell", "mail"], "tightened"),
+    assert changes(tools=tools(deny=["shell", OVER, "mail"], inside=[])) == [
+        ("tools.deny", ["shell", OVER], ["shell", OVER, "mail"], "tightened"),
         ("tools.inside", ["crm.internal:8443"], [], "tightened"),
     ]
     assert changes(tools=mcp(pinned=False, commands=[])) == [
@@ -263,7 +293,10 @@ MONEY = {"name": "money", "match": {"capabilities": ["network"]}, "before": {"hu
         ({"gates": [MONEY | {"match": {"tools": ["pay"]}}]}, "Match.capabilities.network of the gate money is no longer 'network'."),
         ({"people": {"ann": {"roles": ["editor", "approver"], "groups": ["editors"]}}}, "ann gets the role approver."),
         ({"people": {}}, "ann is no longer in people: group editors, role editor."),
-        ({"tools": tools(deny=[])}, "tools.deny loses shell."),
+        ({"tools": tools(deny=[OVER])}, "tools.deny loses shell."),
+        ({"tools": tools(deny=["shell"])}, "tools.deny loses refund when args.amount > 5000."),
+        ({"tools": tools(unattended=[])}, "tools.unattended loses refund when args.amount <= 100."),
+        ({"grants": grant(uses=200)}, "grants changes."),
         ({"atomic": False}, "atomic changes from true to false."),
         ({"soak": "1h"}, "soak changes from 'P1D' to 'PT1H'."),
         ({"windows": []}, "windows changes."),
@@ -278,3 +311,8 @@ def test_a_changed_rule_is_told_in_words(after: dict[str, object], message: str)
 def test_a_changed_rule_shows_what_looks_the_same() -> None:
     [found] = policy_difference(environment(), environment(humans=finance(description="Pay\u200b?")))
     assert found["lines"] == ["@@ -1,1 +1,1 @@", "-Pay?", "+Pay\\u200b?"]
+
+
+def test_a_removed_rule_of_unattended_calls_or_grants_and_a_further_denial_pass() -> None:
+    assert weakenings(environment(), environment(grants=[], tools=tools(unattended=[]))) == ()
+    assert weakenings(environment(), environment(tools=tools(deny=["shell", OVER, "mail", UNATTENDED]))) == ()
