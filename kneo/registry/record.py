@@ -22,8 +22,8 @@ from kneo.records.release import (
 )
 from kneo.registry.controls import CHANGED, DECLARED
 from kneo.registry.served import EVENTS, DoubtedRelease, facts_of, find_restorable, read_releases
-from kneo.store import audit, releases
-from kneo.store.engine import Tx
+from kneo.store import audit, grants, releases
+from kneo.store.engine import Tx, lock_table
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.root import parse_root
 
@@ -105,7 +105,14 @@ def promote(tx: Tx, environment: str, items: Sequence[BundlePromotion]) -> tuple
         for item, promotion in zip(items, promotions, strict=True)
     )
     releases.put_releases(tx, served)
+    _end_grants(tx, environment, {release.bundle: release.digest for release in served})
     return tuple(promotions)
+
+
+def _end_grants(tx: Tx, environment: str, released: Mapping[str, str | None]) -> None:
+    """End the standing grants for other digests of bundles, behind the lock under which grants are created."""
+    lock_table(tx, f"environment/{environment}")
+    grants.end_replaced(tx, environment, released, actor=CONTROLLER)
 
 
 def _promotion(
@@ -153,6 +160,7 @@ def retire(tx: Tx, current: Release, *, change: ReleaseChange) -> Promotion:
     promotion = _promotion(tx, current.environment, current.bundle, PromotionKind.RETIRE, change, current, None)
     _record(tx, [(promotion, {"policy_digest": change.policy_digest})])
     releases.retire_release(tx, current.environment, current.bundle)
+    _end_grants(tx, current.environment, {current.bundle: None})
     return promotion
 
 

@@ -37,6 +37,7 @@ from kneo.api import (
     specs,
     usage,
 )
+from kneo.api import grants as grants_api
 from kneo.api import links as links_api
 from kneo.api import runs as runs_api
 from kneo.api import tasks as tasks_api
@@ -87,6 +88,7 @@ ROUTERS: tuple[ApiRouter, ...] = (
     mount(tasks_api, "human tasks"),
     mount(decisions, "human tasks"),
     mount(links_api, "human tasks"),
+    mount(grants_api, "grants"),
     mount(receipts, "receipts"),
     mount(run_history, "runs"),
     mount(runs_api, "runs"),

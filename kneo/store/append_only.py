@@ -5,7 +5,7 @@ The owner of a database can add triggers, views or rules that drop or change wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from sqlalchemy import text
 
@@ -14,6 +14,7 @@ from kneo.store.tables import metadata
 
 _AUDIT = "the audit log is append-only"
 _RECEIPTS = "receipts are append-only"
+_USES = "uses of grants are append-only"
 
 APPEND_ONLY: Mapping[str, tuple[str, str]] = {
     "audit_events": ("id = NEW.id", _AUDIT),
@@ -24,10 +25,11 @@ APPEND_ONLY: Mapping[str, tuple[str, str]] = {
         "id = NEW.id OR task_id = NEW.task_id OR digest = NEW.digest OR (run_id = NEW.run_id AND sequence = NEW.sequence)",
         _RECEIPTS,
     ),
+    "grant_uses": ("task_id = NEW.task_id OR (grant_id = NEW.grant_id AND number = NEW.number)", _USES),
 }
 """Append-only tables: the condition for an existing row with the key of a new one, and the message of the triggers."""
 
-_FUNCTIONS = {_AUDIT: "kneo_append_only", _RECEIPTS: "kneo_receipts_stay"}
+_FUNCTIONS = {_AUDIT: "kneo_append_only", _RECEIPTS: "kneo_receipts_stay", _USES: "kneo_grant_uses_stay"}
 
 _SQLITE_FOUND = "SELECT type, name, sql FROM sqlite_master WHERE type IN ('trigger', 'view')"
 _SQLITE_TABLES = "SELECT name, sql FROM sqlite_master WHERE type = 'table'"
@@ -51,13 +53,17 @@ WHERE c.relnamespace = current_schema()::regnamespace AND c.relrowsecurity
 
 def create_triggers(tx: Tx) -> None:
     """Create the triggers that keep the tables append-only."""
-    if tx.dialect.name == "postgresql":
-        for message, function in _FUNCTIONS.items():
-            tx.connection.exec_driver_sql(
-                f"CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $${_body(message)}$$"
-            )
-    for definition, _ in triggers(tx.dialect.name).values():
+    for definition in definitions(tx.dialect.name):
         tx.connection.exec_driver_sql(definition)
+
+
+def definitions(dialect: str, only: str | None = None) -> Iterator[str]:
+    """Yield the statements that create the functions and triggers, of all tables or of one."""
+    wanted = {message for table, (_, message) in APPEND_ONLY.items() if only in {None, table}}
+    for message, function in _FUNCTIONS.items():
+        if dialect == "postgresql" and message in wanted:
+            yield f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $${_body(message)}$$"
+    yield from (definition for definition, message in triggers(dialect).values() if message in wanted)
 
 
 def find_problem(tx: Tx) -> str | None:

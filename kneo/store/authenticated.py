@@ -80,6 +80,7 @@ COVERED: Mapping[str, Covered] = dict(
         _all(tables.session_messages, "A message of the session", "session_id"),
         _all(tables.session_summaries, "A summary of the session", "session_id"),
         _all(tables.task_links, "The link", "id"),
+        _all(tables.grants, "The grant", "id"),
         _all(
             tables.browser_sessions, "The session of a browser of", "person", but={"seen_at": "written at each request"}
         ),

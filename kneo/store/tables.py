@@ -935,6 +935,47 @@ receipts = Table(
     UniqueConstraint("run_id", "sequence"),
 )
 
+grants = Table(
+    "grants",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("environment", NAME, nullable=False),
+    Column("bundle", NAME, nullable=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("tool", NAME, nullable=False),
+    Column("expression", Text),
+    Column("limits", JSON, nullable=False),
+    Column("status", Bounded(10), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ended", Bounded(10)),
+    Column("uses", Integer, nullable=False),
+    Column("totals", JSON, nullable=False),
+    Column("checks", JSON, nullable=False),
+    Column("votes", JSON, nullable=False),
+    Column("terms_digest", DIGEST, nullable=False),
+    Column("created_by", NAME, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    Column("expires_at", TIME, nullable=False),
+    Column("ended_at", TIME),
+    Column("ended_by", NAME),
+    _mac(),
+    _partial("ended_at IS NULL", "environment", "digest", "tool"),
+    Index(None, "environment", "bundle"),
+)
+
+grant_uses = Table(
+    "grant_uses",
+    metadata,
+    Column("task_id", ID, primary_key=True),
+    Column("grant_id", ID, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("run_id", ID, nullable=False),
+    Column("amounts", JSON, nullable=False),
+    Column("at", TIME, nullable=False),
+    UniqueConstraint("grant_id", "number"),
+    Index(None, "grant_id", "run_id"),
+)
+
 audit_events = Table(
     "audit_events",
     metadata,

@@ -6,7 +6,7 @@ neither asks again nor acts twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,12 +14,14 @@ from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
 from kneo.names import person_key
+from kneo.records.grant import GRANTED
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision, HumanTask, TaskStatus, Vote
 from kneo.store import idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import decisions, people
 from kneo.tasks.decisions import DecisionRequest, check_decision, check_storable, check_unresolved, decision_digest
+from kneo.tasks.grant_ends import end_after
 from kneo.tasks.lifecycle import apply_due, is_due, record_event
 from kneo.tasks.receipts import (
     UnsignedStatement,
@@ -211,8 +213,15 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
     }
     last = next((vote for vote in votes if vote.actor == decision.actor), None)
     facts |= signature_facts(last) | _carried(last)
+    about = task.metadata.get(GRANTED)
+    facts |= (
+        {"grant": about["id"], "number": about["number"]}
+        if decision.by == GRANTED and isinstance(about, Mapping)
+        else {}
+    )
     event = record_event(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
     write_receipt(tx, decided, decision, event)
+    end_after(tx, decided, decision)
     return decided
 
 

@@ -17,7 +17,7 @@ from kneo.store import tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people
 from kneo.tasks.forms import schema_of
-from kneo.tasks.lifecycle import notify_people, record_event
+from kneo.tasks.lifecycle import record_event
 from kneo.tasks.schedule import add_seconds, next_at
 
 DEFAULT_PROMPT = "Please approve or reject what is shown."
@@ -55,7 +55,7 @@ class Question:
 
 
 def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
-    """Ask a person on behalf of a run."""
+    """Open the task of a question of a run. People are not notified yet: an earlier answer or a grant may decide it."""
     task = _make(tx, run, question)
     refused = (name for _, name in people.excluded(tx, task)) if task.candidates.exclude else iter(())
     tasks.insert_task(tx, task, people.candidate_rows(task, refused))
@@ -67,7 +67,6 @@ def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
         "subject_digest": task.subject_digest,
     }
     record_event(tx, task, "requested", run.requester, facts)
-    notify_people(tx, task, "requested")
     return task
 
 
@@ -110,8 +109,8 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
         previous=question.previous,
         answer_schema=schema,
         multiple=bool(human.multiple),
-        candidates=_candidates(human),
-        quorum=_quorum(human),
+        candidates=candidates_of(human),
+        quorum=quorum_of(human),
         plan=_plan(human),
         consequences=question.consequences,
         priority=DEFAULT_PRIORITY if human.priority is None else human.priority,
@@ -129,14 +128,16 @@ def _least_asked(tx: Tx, environment: str | None) -> QuestionPolicy:
     return rules.spec.questions if rules is not None else QuestionPolicy()
 
 
-def _candidates(human: Human) -> Candidates:
+def candidates_of(human: Human) -> Candidates:
+    """Return the candidates of a task that asks a human."""
     declared = human.candidates
     if declared is None:
         return Candidates()
     return Candidates(users=declared.users, groups=declared.groups, roles=declared.roles, exclude=declared.exclude)
 
 
-def _quorum(human: Human) -> Quorum:
+def quorum_of(human: Human) -> Quorum:
+    """Return the quorum of a task that asks a human."""
     declared = human.quorum
     if declared is None:
         return Quorum()

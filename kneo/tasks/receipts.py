@@ -14,6 +14,7 @@ from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, InvalidValue, Untrusted
 from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
+from kneo.records.grant import GRANTED
 from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, ReceiptRecord, Vote
 from kneo.store import audit, oidc_people, receipts
 from kneo.store.engine import Tx
@@ -130,15 +131,22 @@ def _receipt(
             "allow_self": environment.spec.allow_self if environment else False,
             "bundle_digest": task.bundle_digest,
             "policy_digest": environment.policy_digest if environment else None,
-            "source": decision.source if decision else None,
+            "source": decision.source if decision and decision.by != GRANTED else None,
             "audit_event": event.id,
             "audit_leaf": leaf_of(event.canonical()),
             "audit_size": size,
             "audit_head": head,
             "sequence": before.sequence + 1 if before else 1,
             "previous": before.digest if before else None,
+            "grant": _grant(task) if decision is not None and decision.by == GRANTED else None,
         }
     )
+
+
+def _grant(task: HumanTask) -> dict[str, object]:
+    about = task.metadata[GRANTED]
+    assert isinstance(about, Mapping)
+    return {name: about[name] for name in ("id", "terms_digest", "number")}
 
 
 def _rules(tx: Tx, task: HumanTask, decision: Decision | None) -> Environment | None:
@@ -169,7 +177,7 @@ def _effect(task: HumanTask, decision: Decision | None) -> str | None:
 
 def _decisive(task: HumanTask, decision: Decision | None) -> tuple[Vote, ...]:
     """Return the deciding votes; none for a decision of a deadline or a replay."""
-    if decision is None or decision.by != "person":
+    if decision is None or decision.by not in {"person", GRANTED}:
         return ()
     return tuple(vote for vote in task.votes if vote.actor in decision.voters)
 

@@ -13,12 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from kneo.errors import KneoError
 from kneo.names import person_key
+from kneo.records.grant import GRANTED
 from kneo.records.run import Run
 from kneo.records.task import ARGUMENTS_DIGEST, REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import receipts, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import decisions, people
 from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest, decision_from_value
+from kneo.tasks.grants import is_active
 from kneo.tasks.inbox import decide_in, find, record
 from kneo.tasks.lifecycle import record_event
 from kneo.tasks.questions import FLOW_DIGEST, subject_digest
@@ -106,6 +108,8 @@ def why_invalid(tx: Tx, task: HumanTask) -> str | None:
     Decisions of deadlines follow the spec and hold; answers of people hold while those people may still answer.
     """
     decision = task.decision
+    if decision is not None and decision.by == GRANTED:
+        return "the grant that answered it has ended" if not is_active(tx, decision.source or "") else None
     if decision is None or decision.by not in {"person", REPLAY}:
         return None
     # Reviewers of later questions are no previous reviewers of this one.

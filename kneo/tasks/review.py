@@ -14,6 +14,7 @@ from statistics import median
 
 from kneo.clock import parse_time
 from kneo.records.task import REPLAYED, DecisionKind, Outcome
+from kneo.tasks.schedule import TIMEOUT_POLICY
 
 READ_CHARS_PER_SECOND = 48.0
 """Twice the 238 words (of six characters with their space) that adults read in a minute, silently, of non-fiction: the mean of
@@ -128,7 +129,7 @@ def _gate(
         position=position,
         decided=len(decided),
         by_people=len(people),
-        by_deadline=len(decided) - len(people) - replayed,
+        by_deadline=sum(one.by == TIMEOUT_POLICY for one in decided),
         by_replay=replayed,
         expired=len(all_of) - len(decided),
         decisions=dict(sorted(decisions.items())),
@@ -150,7 +151,12 @@ def is_quick(one: Outcome) -> bool:
 
     The time counts from the opening of the task, not of the page, so that no careful review counts as quick.
     """
-    return _seconds(one) < max(OPENED_SECONDS, one.shown_chars / READ_CHARS_PER_SECOND)
+    return is_unread(_seconds(one), one.shown_chars)
+
+
+def is_unread(seconds: float, shown_chars: int) -> bool:
+    """Return whether a subject of so many characters cannot be read in a time; see ``is_quick``."""
+    return seconds < max(OPENED_SECONDS, shown_chars / READ_CHARS_PER_SECOND)
 
 
 def is_rubber_stamp(decided: int, approved: int, quick: int) -> bool:

@@ -24,6 +24,9 @@ from kneo.trust.statement import PAYLOAD_TYPE, read_statement, write_statement
 
 RECEIPT_TYPE = "urn:kneo:attestation:decision:v1"
 
+GRANTED_TYPE = "urn:kneo:attestation:decision:v2"
+"""The type of receipts of decisions by standing grants: earlier verifiers refuse what they cannot judge."""
+
 MARK_CHARS = 8
 
 Text: TypeAlias = Annotated[str, Field(max_length=20_000)]
@@ -44,6 +47,14 @@ class Voter(dsse.SignedRecord):
 
     statement: dsse.DigestText | None = None
     """Digest of the person's signed statement, where the gate requires one."""
+
+
+class GrantReference(dsse.SignedRecord):
+    """The standing grant of a decision, its terms, and the number of its use."""
+
+    id: Text
+    terms_digest: dsse.DigestText
+    number: Annotated[int, Field(ge=1, le=dsse.SEQUENCE_LIMIT)]
 
 
 class Receipt(dsse.SignedRecord):
@@ -74,11 +85,11 @@ class Receipt(dsse.SignedRecord):
     content_digest: dsse.DigestText | None
     """Digest of the answer without the decision; null without one."""
 
-    by: Literal["person", "policy:timeout", "replay"]
+    by: Literal["person", "policy:timeout", "replay", "grant"]
     actor: Text
     decided_at: dsse.Time
     voters: dsse.Several[Voter]
-    """The people whose votes made the decision; empty for a deadline or a replay."""
+    """The people whose votes made the decision, of a grant those who approved it; empty for a deadline or a replay."""
 
     allow_self: bool
     """Whether the environment lets people answer for their own requests and bundles."""
@@ -105,6 +116,14 @@ class Receipt(dsse.SignedRecord):
 
     previous: dsse.DigestText | None
     """Digest of the previous receipt; null for a run's first."""
+
+    grant: GrantReference | None = None
+    """The standing grant that decided; only receipts of that type have it."""
+
+    @property
+    def predicate_type(self) -> str:
+        """The type of the statement."""
+        return RECEIPT_TYPE if self.grant is None else GRANTED_TYPE
 
 
 @dataclass(frozen=True)
@@ -136,9 +155,16 @@ def without_empty(answered: Mapping[str, object]) -> dict[str, object]:
 
 def build_receipt(receipt: Receipt) -> ReceiptStatement:
     """Return a receipt as a statement to sign."""
-    view = receipt.model_dump(mode="json", by_alias=True)
+    view = view_of(receipt)
     predicate: dict[str, JsonValue] = {**view, "marks": marks_of(view)}
-    return ReceiptStatement(write_statement(RECEIPT_TYPE, receipt.task, receipt.subject_digest, predicate), receipt)
+    payload = write_statement(receipt.predicate_type, receipt.task, receipt.subject_digest, predicate)
+    return ReceiptStatement(payload, receipt)
+
+
+def view_of(receipt: Receipt) -> dict[str, JsonValue]:
+    """Return the fields of a receipt as JSON; one that no grant decided has no field for it."""
+    left_out = {"grant"} if receipt.grant is None else set[str]()
+    return receipt.model_dump(mode="json", by_alias=True, exclude=left_out)
 
 
 def sign_receipt(statement: ReceiptStatement, key: PrivateKey) -> dsse.Envelope:
@@ -165,9 +191,19 @@ def parse_receipt(payload: bytes) -> ReceiptStatement:
     Raises:
         Invalid: ``Malformed``: not a statement with our predicate and nothing else.
     """
-    statement = read_statement(payload, RECEIPT_TYPE, file="receipt")
+    kind = GRANTED_TYPE if is_granted(dsse.read_strict(payload, file="receipt")) else RECEIPT_TYPE
+    statement = read_statement(payload, kind, file="receipt")
     fields = {name: value for name, value in statement.predicate.items() if name != "marks"}
-    return ReceiptStatement(payload, dsse.read_record(Receipt, fields, file="receipt: predicate"))
+    receipt = dsse.read_record(Receipt, fields, file="receipt: predicate")
+    if ("grant" in fields) != (kind == GRANTED_TYPE) or receipt.predicate_type != kind:
+        msg = f"receipt: a {kind} {'names' if kind == GRANTED_TYPE else 'does not name'} a grant."
+        raise Invalid(msg, code="Malformed", field="grant")
+    return ReceiptStatement(payload, receipt)
+
+
+def is_granted(statement: object) -> bool:
+    """Tell whether a statement is of the type of receipts of decisions by standing grants."""
+    return isinstance(statement, dict) and statement.get("predicateType") == GRANTED_TYPE
 
 
 LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)

@@ -17,11 +17,24 @@ from kneo.names import is_same_person, person_key
 from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import AnswerStatement, ReviewerKeys, SignedAnswer, check_signer, open_answer
 from kneo.trust.dsse import CLOCK_TOLERANCE, Envelope, Signer, TrustedKey, find_signers
+from kneo.trust.grant import TermsStatement, open_terms
 from kneo.trust.keys import KeyId, PublicKey
-from kneo.trust.receipt import RECEIPT_TYPE, PresentedReceipt, Receipt, ReceiptFile, Voter, mark_of, parse_receipt
+from kneo.trust.receipt import (
+    GRANTED_TYPE,
+    RECEIPT_TYPE,
+    PresentedReceipt,
+    Receipt,
+    ReceiptFile,
+    Voter,
+    mark_of,
+    parse_receipt,
+    view_of,
+)
 from kneo.trust.statement import PAYLOAD_TYPE, STATEMENT_TYPE
 
 POLICY = "policy:timeout"
+
+GRANT = "grant"
 
 Deviation = tuple[str, str]
 """The name of a field in the file, and one sentence about it."""
@@ -31,6 +44,8 @@ def broken_rules(receipt: Receipt) -> Iterator[Deviation]:
     """Find fields that contradict each other."""
     if receipt.by == "person":
         yield from _of_people(receipt)
+    elif receipt.by == GRANT:
+        yield from _of_grant(receipt)
     else:
         if receipt.voters:
             yield "voters", f"{receipt.by} decided, but {receipt.voters[0].actor} is listed as a voter."
@@ -38,6 +53,8 @@ def broken_rules(receipt: Receipt) -> Iterator[Deviation]:
             yield "actor", f"A deadline decided, but the actor is {receipt.actor}."
         if receipt.by == "replay" and (receipt.actor == POLICY or receipt.decision == "expired"):
             yield "by", "Only what a person decided is used again."
+    if receipt.by != GRANT and receipt.grant is not None:
+        yield "grant", f"{receipt.by} decided, but a grant is named."
     if receipt.by != "replay" and receipt.source is not None:
         yield "source", "Only a replay uses the decision of another receipt."
     if (receipt.effect is not None) != (receipt.decision in {"rejected", "expired"}):
@@ -46,7 +63,24 @@ def broken_rules(receipt: Receipt) -> Iterator[Deviation]:
         yield "previous", f"Only a run's first receipt follows none, and this is number {receipt.sequence}."
 
 
+def _of_grant(receipt: Receipt) -> Iterator[Deviation]:
+    if receipt.grant is None:
+        yield "grant", "A grant decided, but none is named."
+    if receipt.decision != "approved" or receipt.content_digest is not None:
+        yield "decision", "A grant approves a call as it is."
+    yield from _votes(receipt)
+    late = next((voter for voter in receipt.voters if voter.at > receipt.decided_at), None)
+    if late is not None:
+        yield "decidedAt", f"{late.actor} approved the grant later, at {late.at.isoformat()}."
+
+
 def _of_people(receipt: Receipt) -> Iterator[Deviation]:
+    yield from _votes(receipt)
+    if receipt.voters and (last := receipt.voters[-1]).at != receipt.decided_at:
+        yield "decidedAt", f"The last vote, which decided, was given at {last.at.isoformat()}."
+
+
+def _votes(receipt: Receipt) -> Iterator[Deviation]:
     if not receipt.voters:
         yield "voters", "A person decided, but no voter is listed."
         return
@@ -63,8 +97,6 @@ def _of_people(receipt: Receipt) -> Iterator[Deviation]:
             )
             yield "decision", message
             yield f"voters[{index}].decision", message
-    if last.at != receipt.decided_at:
-        yield "decidedAt", f"The last vote, which decided, was given at {last.at.isoformat()}."
 
 
 SHARED = ("task", "request", "run", "environment", "gate", "subject_digest", "bundle_digest")
@@ -120,9 +152,12 @@ def _other_statements(
             yield from _missing(receipt, voter, strangers, where)
             continue
         try:
-            statement = open_answer(envelope)
             if reviewers is not None:
                 check_signer(envelope, voter.actor, reviewers, voter.at)
+            if receipt.by == GRANT:
+                yield from _terms_differ(receipt, open_terms(envelope), where)
+                continue
+            statement = open_answer(envelope)
         except KneoError as error:
             yield f"{where}.{error.details.get('field', 'signature')}", error.message
             continue
@@ -134,6 +169,26 @@ def _other_statements(
     missing = sum(voter.statement is not None and voter.statement not in by_digest for voter in receipt.voters)
     if len(strangers) > missing:
         yield "statements", "There is a statement here that no voter of the receipt gave."
+
+
+def _terms_differ(receipt: Receipt, statement: TermsStatement, where: str) -> Iterator[Deviation]:
+    """Find what the terms of a grant do not allow of the use that a receipt is about."""
+    terms, grant = statement.terms, receipt.grant
+    if grant is None:
+        return
+    same = {
+        "grant": (terms.grant, grant.id),
+        "termsDigest": (statement.digest, grant.terms_digest),
+        "environment": (terms.environment, receipt.environment),
+        "bundleDigest": (terms.bundle_digest, receipt.bundle_digest),
+    }
+    for name, (stated, used) in same.items():
+        if stated != used:
+            yield f"{where}.{name}", f"{name} of the terms is {stated}, and the receipt has {used}."
+    if grant.number > terms.uses:
+        yield f"{where}.uses", f"The terms allow {terms.uses} uses, and this is number {grant.number}."
+    if receipt.decided_at >= terms.expires:
+        yield f"{where}.expires", f"The terms ended at {terms.expires.isoformat()}."
 
 
 def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], where: str) -> Iterator[Deviation]:
@@ -185,7 +240,10 @@ class CheckedReceipt:
 
 
 def check_receipt(
-    presented: PresentedReceipt, keys: Sequence[PublicKey], reviewers: ReviewerKeys | None = None
+    presented: PresentedReceipt,
+    keys: Sequence[PublicKey],
+    reviewers: ReviewerKeys | None = None,
+    terms: Mapping[str, TermsStatement] | None = None,
 ) -> CheckedReceipt:
     """Verify that one of these keys signed this receipt, and that the claimed content is its content.
 
@@ -196,6 +254,7 @@ def check_receipt(
     5. The claimed content is that of the signed bytes.
     6. What reviewers signed themselves is what the receipt names, says the same, and is signed with their keys; without
        keys of reviewers, their signatures are not looked at.
+    7. The use of a standing grant is within its terms, where they are among ``terms``, by the ids of grants.
     """
     envelope, digest = presented.envelope, digest_of(presented.envelope.payload)
     fields = _predicate(envelope)
@@ -218,6 +277,13 @@ def check_receipt(
     except KneoError as error:
         return refuse((str(error.details.get("field", "receipt")), error.message))
     wrong = [*changed, *broken_rules(receipt), *_other_statements(receipt, presented.statements, reviewers)]
+    if receipt.grant is not None and terms is not None:
+        known = terms.get(receipt.grant.id)
+        wrong += (
+            _terms_differ(receipt, known, "grant")
+            if known is not None
+            else [("grant.id", f"The terms of {receipt.grant.id} are not among those given.")]
+        )
     if wrong:
         return refuse(*wrong)
     return CheckedReceipt(digest=digest, receipt=receipt, signed_by=_signed_by(receipt) if reviewers else ())
@@ -272,7 +338,7 @@ def _changed(envelope: Envelope, receipt: Mapping[str, JsonValue]) -> Iterator[D
     fixed: Mapping[str, JsonValue] = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": receipt.get("task"), "digest": {"sha256": subject}}],
-        "predicateType": RECEIPT_TYPE,
+        "predicateType": GRANTED_TYPE if "grant" in receipt else RECEIPT_TYPE,
     }
     statement = _statement(envelope)
     for key, value in fixed.items():
@@ -318,7 +384,10 @@ class ReceiptVerdict:
 
 
 def check_receipts(
-    file: ReceiptFile, keys: Sequence[PublicKey], reviewers: ReviewerKeys | None = None
+    file: ReceiptFile,
+    keys: Sequence[PublicKey],
+    reviewers: ReviewerKeys | None = None,
+    terms: Mapping[str, TermsStatement] | None = None,
 ) -> ReceiptVerdict:
     """Check every receipt, and the receipts of a run as a chain.
 
@@ -326,8 +395,9 @@ def check_receipts(
         file: The receipts.
         keys: The services' public keys.
         reviewers: The keys of reviewers; without them their signatures are not verified.
+        terms: The terms of standing grants, by their ids; without them those of the receipts alone are verified.
     """
-    checked = tuple(check_receipt(presented, keys, reviewers) for presented in file.receipts)
+    checked = tuple(check_receipt(presented, keys, reviewers, terms) for presented in file.receipts)
     problems = [problem for item in checked for problem in item.problems]
     if file.is_chain and not problems:
         problems += check_chain(checked)
@@ -375,5 +445,5 @@ def _checked_json(item: CheckedReceipt) -> dict[str, object]:
         "digest": item.digest,
         "valid": receipt is not None,
         "signed_by": list(item.signed_by),
-        "said": receipt.model_dump(mode="json", by_alias=True) if receipt else None,
+        "said": view_of(receipt) if receipt else None,
     }

@@ -148,6 +148,8 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "agent_sessions",
         "browser_sessions",
         "environment_files",
+        "grant_uses",
+        "grants",
         "imported_audit_events",
         "oidc_groups",
         "oidc_people",
@@ -270,6 +272,8 @@ def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys
     with store.write() as tx:
         tx.connection.execute(text("DROP INDEX ix_runs_suspicion"))
         tx.connection.execute(text("ALTER TABLE runs DROP COLUMN suspicion"))
+        for table in ("grant_uses", "grants"):
+            tx.connection.execute(text(f"DROP TABLE {table}"))
         tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0016'"))
     migrate.migrate(store)
     with store.read() as tx:
@@ -284,7 +288,8 @@ def test_what_is_to_be_migrated_is_listed_oldest_first(store: Store) -> None:
     with store.write() as tx:
         tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0002'"))
     change = migrate.plan_migration(store)
-    assert list(change.revisions) == [f"kneo_{number:04}" for number in range(3, int(HEAD[-4:]) + 1)]
+    numbers = {path.name[:9] for path in (migrate.MIGRATIONS / "versions").glob("kneo_*.py")}
+    assert list(change.revisions) == sorted(numbers - {"kneo_0001", "kneo_0002"})
     assert change.revisions["kneo_0004"] == "The plans of pending changes."
     assert change.compatible_from == migrate.COMPATIBLE_FROM
     assert current_version(store) == "kneo_0002"

@@ -22,6 +22,7 @@ DIGESTS = {
     "bundles": "677082e6ab30",
     "checkpoints": "9cd8aad14251",
     "environments": "7c3ff7af19c1",
+    "grants": "27315ba5e943",
     "journal_entries": "3eba76f78c77",
     "pending_plans": "2e5490fd286f",
     "pending_releases": "b06fa15ab138",

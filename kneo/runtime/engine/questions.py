@@ -24,6 +24,7 @@ from kneo.spec.models.human import Human
 from kneo.spec.models.spec import Spec
 from kneo.store import runs, tasks
 from kneo.store.engine import Tx
+from kneo.tasks.grants import CallAsked
 from kneo.tasks.questions import Question
 
 
@@ -273,10 +274,7 @@ def _with_call(
     arguments = ask.facts.get("arguments")
     if "gate" not in ask.facts or not isinstance(arguments, Mapping):
         return found  # a question about an interrupted call, or of an earlier version
-    decision = _decision_of(kind, None)
-    after = settle(program, state, ask.ticket, TaskDecided(decision=decision), context)
-    due = [] if isinstance(after, RunEnded) else actions(program, after)
-    step = next((each for each in due if isinstance(each, Execute) and each.activity.path == ask.path), None)
+    step = _step_after(program, state, ask, kind, context)
     added, filled = (step.activity.call_gates, step.filled) if step is not None else ((), {})
     asking = program.tool_gates.of_step(added, context.sampling_seed, {"values": filled, "run": context.run})
     found_gates = asking(str(ask.facts["agent"]), str(ask.facts["tool"]), arguments)
@@ -289,6 +287,29 @@ def _with_call(
         return {**found, "calls": [ask.facts["tool"]]}
     asked = [_asked_by(each, program.tool_gates.compiled[each].human) for each in others]
     return {**found, "next": [], "asks": asked}
+
+
+def _step_after(
+    program: Program, state: Frame, ask: Ask, kind: DecisionKind, context: DecisionContext
+) -> Execute | None:
+    """Return the step that continues with an answer about one of its calls; ``None`` where it waits for others."""
+    after = settle(program, state, ask.ticket, TaskDecided(decision=_decision_of(kind, None)), context)
+    due = [] if isinstance(after, RunEnded) else actions(program, after)
+    return next((each for each in due if isinstance(each, Execute) and each.activity.path == ask.path), None)
+
+
+def call_asked(program: Program, state: Frame, ask: Ask, context: DecisionContext) -> CallAsked | None:
+    """Return the call that a gate asks about; ``None`` for any other question."""
+    arguments, tool = ask.facts.get("arguments"), program.spec.tools.get(str(ask.facts.get("tool")))
+    if not ask.of_call or "gate" not in ask.facts or tool is None or not isinstance(arguments, Mapping):
+        return None
+
+    def facts() -> dict[str, object]:
+        step = _step_after(program, state, ask, DecisionKind.APPROVED, context)
+        known = {"values": step.filled if step is not None else {}, "run": context.run}
+        return {**known, "args": arguments, "tool": ask.facts["tool"], "agent": ask.facts["agent"]}
+
+    return CallAsked(tool=tool, human=ask.gate.human, facts=facts)
 
 
 def _guarded(ask: Ask) -> str | None:

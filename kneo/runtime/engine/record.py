@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from kneo.clock import isoformat
 from kneo.function_context import StepContext
 from kneo.records.conversation import ConversationEntry
+from kneo.records.grant import GRANTED
 from kneo.records.run import FINISHED_ENTRIES, NewTrace, Run, RunError, RunStatus, StepRecord, Suspicion, ending
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.redaction import redact_start
 from kneo.runtime.engine.journals import add_to_session
-from kneo.runtime.engine.questions import Message, consequences, decision_context, question
+from kneo.runtime.engine.questions import Message, call_asked, consequences, decision_context, question
 from kneo.runtime.engine.wait import SettledRun
 from kneo.runtime.interpreter.node import (
     Ask,
@@ -33,6 +34,7 @@ from kneo.runtime.interpreter.node import (
     StepWaiting,
     Succeeded,
     TaskDecided,
+    TaskLapsed,
     TaskOpened,
 )
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
@@ -40,6 +42,7 @@ from kneo.runtime.steps.functions import StepOutput
 from kneo.store import agent_journal, audit, history, runs, tasks, usage
 from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint
+from kneo.tasks.grants import answer_by_grant, is_lapsed
 from kneo.tasks.lifecycle import cancel_tasks, mark_applied
 from kneo.tasks.questions import open_task
 from kneo.tasks.reuse import reuse_answer, reuse_passed
@@ -188,6 +191,10 @@ def apply_decision(tx: Tx, context: RunContext, run: Run, *, busy: Collection[st
         return run
     assert task.decision is not None
     decision = task.decision
+    if decision.by == GRANTED and is_lapsed(tx, decision.source or ""):
+        cancel_tasks(tx, run.id, reason="grant_ended", actor=decision.source or GRANTED, only={task.id})
+        lapsed = _Change.of(tx, context, run, ask.ticket, TaskLapsed())
+        return lapsed.write((*busy, *(other.id for other in decided[1:])))
     mark_applied(tx, task)
     change = _Change.of(tx, context, run, ask.ticket, TaskDecided(decision=decision))
     position = ask.gate.position
@@ -309,6 +316,7 @@ class _Change:
             reuse_answer(tx, run, task, of_call=ask.of_call)
         else:
             reuse_passed(tx, run, task, ask.recheck.source)
+        answer_by_grant(tx, run, task, call_asked(self.program, after, ask, context))
         facts = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
         self.trace("human_intervention_requested", ask.path, **facts)
         self.checkpoint("human_pause", ask.path, continuation_id=task.id)

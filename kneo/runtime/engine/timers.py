@@ -10,7 +10,7 @@ from typing import Protocol
 from kneo.clock import monotonic
 from kneo.errors import Transient
 from kneo.records.run import RunError, RunStatus
-from kneo.store import audit, runs, task_feed
+from kneo.store import audit, grants, runs, task_feed
 from kneo.store.engine import Store
 from kneo.store.locks import Lock
 from kneo.tasks.lifecycle import cancel_tasks, process_due
@@ -46,8 +46,23 @@ def end_overdue_runs(store: Store) -> int:
     return count
 
 
+def end_expired_grants(store: Store) -> None:
+    """End the standing grants whose time is over."""
+    with store.read() as tx:
+        if not grants.has_expired(tx):
+            return
+    with store.write() as tx:
+        grants.end_expired(tx)
+
+
 # Readers of the inbox feed number its events at once; the last duty keeps the unnumbered ones few without readers.
-DUTIES: Sequence[Callable[[Store], object]] = (process_due, end_overdue_runs, audit.seal, task_feed.number)
+DUTIES: Sequence[Callable[[Store], object]] = (
+    process_due,
+    end_overdue_runs,
+    end_expired_grants,
+    audit.seal,
+    task_feed.number,
+)
 
 
 def tick(store: Store) -> None:

@@ -23,8 +23,10 @@ from kneo.runtime.interpreter.node import (
     RunEnded,
     Stale,
     TaskDecided,
+    TaskLapsed,
     TaskOpened,
     children,
+    dropped,
     mismatch,
     stopped,
 )
@@ -143,6 +145,8 @@ class ForkGates:
         match outcome:
             case TaskOpened():
                 return {**frame, "task": outcome.task_id}
+            case TaskLapsed():
+                return dropped(frame, "task")
             case TaskDecided():
                 return self._decided(frame, ask, outcome.decision)
             case _:

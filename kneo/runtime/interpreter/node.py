@@ -178,12 +178,17 @@ class TaskOpened:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskLapsed:
+    """The decision of a task no longer counts, and has had no effect: the question is asked again."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskDecided:
     decision: Decision
 
 
 AttemptOutcome = Succeeded | StepFailed | StepWaiting | CallsWaiting | StepPostponed | RunStopped
-Outcome = AttemptOutcome | TaskOpened | TaskDecided
+Outcome = AttemptOutcome | TaskOpened | TaskLapsed | TaskDecided
 
 
 # ---- progress of nodes -------------------------------------------------------------------------------------------
@@ -270,7 +275,7 @@ class ProgramNode(ABC):
         return None
 
     def take(self, _context: DecisionContext, _frame: Frame, outcome: Outcome, location: str) -> Progress:
-        """Apply the outcome of the node's own action; ``TaskOpened`` never gets here."""
+        """Apply the outcome of the node's own action; ``TaskOpened`` and ``TaskLapsed`` never get here."""
         raise mismatch(location, outcome)
 
     def changed(self, _context: DecisionContext, frame: Frame, _location: str) -> Progress:
@@ -318,6 +323,8 @@ class ProgramNode(ABC):
         if own is not None and own.ticket == ticket:
             if isinstance(outcome, TaskOpened):
                 return {**frame, "task": outcome.task_id}
+            if isinstance(outcome, TaskLapsed):
+                return dropped(frame, "task")
             return self.take(context, dropped(frame, "task"), outcome, location)
         for child_key, child in children(frame).items():
             node, inner = self.locate(frame, child_key, location)

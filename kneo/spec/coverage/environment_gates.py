@@ -134,6 +134,15 @@ def gates_at_call(index: SpecIndex, agent: str, tool: str) -> tuple[EnvironmentG
     )
 
 
+def gates_at_calls_of(index: SpecIndex, tool: str) -> tuple[EnvironmentGate, ...]:
+    """Return the environment's gates at calls of a tool by any agent that can make them, wherever the agent runs."""
+    callers = [at.name or index.spec.agent.name for at in index.agents if tool in callable_tools(at.agent)]
+    declared = index.spec.tools.get(tool)
+    return tuple(
+        gate for gate in _call_gates(index) if any(matches_call(gate.match, agent, tool, declared) for agent in callers)
+    )
+
+
 def matches_call(match: Match, agent: str, name: str, tool: Tool | None) -> bool:
     """Tell whether a gate at tool calls matches the call of a tool by an agent, as far as it does not name places.
 
