@@ -140,6 +140,7 @@ COMMANDS: dict[str, Entry] = {
             ),
         },
     ),
+    "grant": Entry("kneo.cli.people.grants:app", "Approve future calls of a tool, within limits", RUNS),
     "status": Entry(
         "kneo.cli.releases.environments:status", "Show environments, conditions and pending changes", RELEASES
     ),

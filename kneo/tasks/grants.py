@@ -432,7 +432,7 @@ def _check_allowed(found: GrantedTool) -> list[tuple[int, GrantRule]]:
         raise Forbidden(why, code="grant_not_allowed")
     if found.tool.mcp is not None and found.tool.mcp.pin is None:
         msg = f"{name} is a tool of an MCP server without a pin."
-        raise Invalid(msg, code="grant_unpinned", hint="Sign the bundle with its tools pinned: --pin-tools.")
+        raise InvalidValue(msg, code="grant_unpinned", hint="Sign the bundle with its tools pinned: --pin-tools.")
     return rules
 
 
@@ -443,11 +443,11 @@ def _check_condition(found: GrantedTool, request: GrantRequest) -> None:
         if request.when is not None:
             flaws += find_type_errors(parse(request.when), facts, tool=found.name)
     except ExpressionInvalid as error:
-        raise Invalid(error.message, code="condition_invalid") from error
+        raise InvalidValue(error.message, code="condition_invalid") from error
     for argument in request.limits.total:
         flaws += find_type_errors(Comparison(">=", ValuePath(("args", argument)), 0), facts, tool=found.name)
     if flaws:
-        raise Invalid(flaws[0].message, code="condition_invalid")
+        raise InvalidValue(flaws[0].message, code="condition_invalid")
 
 
 def draft(tx: Tx, request: GrantRequest, *, statement: Mapping[str, object] | None = None) -> Grant:

@@ -100,3 +100,41 @@ def check_terms(envelope: dsse.Envelope, terms: GrantTerms) -> None:
             field = about.alias or name
             msg = f"The signed terms differ from those of the grant: {field}."
             raise Untrusted(msg, code="SubjectMismatch", field=field, hint="Read the grant again, and sign its terms.")
+
+
+_SHOWN = {
+    "id": "grant",
+    "environment": "environment",
+    "bundle": "bundle",
+    "digest": "bundleDigest",
+    "tool": "tool",
+    "when": "when",
+    "uses": "uses",
+    "uses_per_day": "usesPerDay",
+    "uses_per_run": "usesPerRun",
+    "total": "total",
+    "expires_at": "expires",
+}
+"""The fields of a grant as it is shown, and those of its terms."""
+
+
+def read_grant(value: object, *, file: str) -> tuple[str, TermsStatement]:
+    """Return the id and the terms of a grant as ``kneo grant show --json`` writes it.
+
+    Raises:
+        Invalid: ``Malformed``: it is none.
+        Untrusted: ``SubjectMismatch``: what it shows differs from its terms.
+    """
+    terms = value.get("terms") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(terms, dict):
+        msg = f"{file}: this is no grant."
+        raise Invalid(msg, code="Malformed", hint="kneo grant show ID --json writes one.")
+    for shown, field in _SHOWN.items():
+        if value.get(shown) != terms.get(field):
+            msg = f"{file}: {shown} differs from the terms of the grant."
+            raise Untrusted(msg, code="SubjectMismatch", field=shown)
+    statement = build_terms(dsse.read_record(GrantTerms, terms, file=f"{file}: terms"))
+    if value.get("terms_digest") != statement.digest:
+        msg = f"{file}: terms_digest is not that of the terms."
+        raise Untrusted(msg, code="SubjectMismatch", field="terms_digest")
+    return statement.terms.grant, statement

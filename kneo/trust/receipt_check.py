@@ -139,7 +139,7 @@ def _other_statements(
     if presented is None and reviewers is None:
         return
     statements = tuple(presented or ())
-    by_digest = {envelope.digest: envelope for envelope in statements}
+    known = {envelope.digest for envelope in statements}
     named = {voter.statement for voter in receipt.voters}
     strangers = [envelope for envelope in statements if envelope.digest not in named]
     answers: list[SignedAnswer] = []
@@ -147,10 +147,10 @@ def _other_statements(
         where = f"voters[{index}].statement"
         if voter.statement is None:
             continue
-        envelope = by_digest.get(voter.statement)
-        if envelope is None:
+        if voter.statement not in known:
             yield from _missing(receipt, voter, strangers, where)
             continue
+        envelope = _of_voter([each for each in statements if each.digest == voter.statement], voter, reviewers)
         try:
             if reviewers is not None:
                 check_signer(envelope, voter.actor, reviewers, voter.at)
@@ -166,9 +166,21 @@ def _other_statements(
         yield from ((f"{where}.{name}", f"{name} is not what the receipt says.") for name in changed)
     if receipt.decision != "rejected" and len({one.answer_digest for one in answers}) > 1:
         yield "voters.statement.answerDigest", "The voters signed different answers."
-    missing = sum(voter.statement is not None and voter.statement not in by_digest for voter in receipt.voters)
+    missing = sum(voter.statement is not None and voter.statement not in known for voter in receipt.voters)
     if len(strangers) > missing:
         yield "statements", "There is a statement here that no voter of the receipt gave."
+
+
+def _of_voter(statements: Sequence[Envelope], voter: Voter, reviewers: ReviewerKeys | None) -> Envelope:
+    """Return the statement that a voter signed, of equal ones: the voters of a grant sign the same terms."""
+    if reviewers is None:
+        return statements[0]
+    own = (
+        each
+        for each in statements
+        if any(is_same_person(one.principal, voter.actor) for one in find_signers(each, reviewers.keys))
+    )
+    return next(own, statements[0])
 
 
 def _terms_differ(receipt: Receipt, statement: TermsStatement, where: str) -> Iterator[Deviation]:

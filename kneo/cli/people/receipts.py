@@ -19,6 +19,7 @@ from kneo.errors import Usage
 from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import TrustedKey
+from kneo.trust.grant import TermsStatement, read_grant
 from kneo.trust.receipt import LIMITS, read_receipts, wrap_envelope
 from kneo.trust.receipt_check import check_receipts, verdict_json
 
@@ -119,6 +120,10 @@ def verify(
     trust_root: Annotated[
         str | None, typer.Option("--trust-root", help="Digest of the first trust root, from another source.")
     ] = None,
+    grants: Annotated[
+        list[Path] | None,
+        typer.Option("--grant", help="File that kneo grant show --json wrote; its terms are verified. Repeatable."),
+    ] = None,
     *,
     options: ServiceOptions,
 ) -> None:
@@ -130,9 +135,10 @@ def verify(
     data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
     if keys:
         reviewers = _reviewers(file, reviewer_keys or [], trust, trust_root)
-        verdict = check_receipts(read_receipts(data, file=str(file)), [load_public(path) for path in keys], reviewers)
-        result = verdict_json(verdict)
-    elif reviewer_keys or trust:
+        terms = dict(map(_read_grant, grants)) if grants else None
+        found = read_receipts(data, file=str(file))
+        result = verdict_json(check_receipts(found, [load_public(path) for path in keys], reviewers, terms))
+    elif reviewer_keys or trust or grants:
         msg = "Without --key the service verifies, with its own trust root."
         raise Usage(msg, hint="kneo task receipt key --output service.pem, and then --key service.pem.")
     else:
@@ -154,6 +160,16 @@ def verify(
     render.emit(result, as_json=options.as_json, text=text)
     if not result["valid"]:
         raise typer.Exit(3)
+
+
+def _read_grant(path: Path) -> tuple[str, TermsStatement]:
+    """Read the terms of a grant, by its id: those that its fields show, with the reason of its creator.
+
+    Raises:
+        Untrusted: ``SubjectMismatch``: the fields and the terms of the file differ.
+    """
+    data = read_bytes(path, max_bytes=LIMITS.max_bytes, what="file of a grant")
+    return read_grant(read_json(data, file=str(path), limits=LIMITS).value, file=str(path))
 
 
 def _show_signers(item: Json, *, reviewed: bool) -> None:
