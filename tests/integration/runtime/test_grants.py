@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -127,6 +128,20 @@ def test_a_run_and_a_day_have_limits(house: GrantHouse) -> None:
     house.store.clock.advance(timedelta(days=1))  # type: ignore[attr-defined]
     assert house.refunds(6).status is RunStatus.SUCCEEDED
     assert len(house.uses(grant)) == 4
+
+
+@pytest.mark.parametrize(("limits", "most"), [({"uses": 50}, 50), ({"uses": 50, "total": {"amount": 333}}, 33)])
+def test_runs_at_once_take_exactly_the_limit(house: GrantHouse, limits: dict, most: int) -> None:
+    grant = house.active(**limits)
+    runs = [house.refunds(10, drive=False) for _ in range(60)]
+    with ThreadPoolExecutor(8) as threads:
+        ended = list(threads.map(house.drive, runs))
+    assert sum(run.status is RunStatus.SUCCEEDED for run in ended) == most
+    assert sum(run.status is RunStatus.PAUSED for run in ended) == 60 - most
+    after = house.grant(grant)
+    assert (after.uses, after.totals.get("amount")) == (most, str(10 * most))
+    assert [number for number, _ in house.uses(grant)] == list(range(1, most + 1))
+    assert len(house.refunded()) == most
 
 
 # ---- whom the votes decide for --------------------------------------------------------------------------------------
