@@ -10,10 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 SHORTENED: Mapping[str, str] = {
-    "agents/calls.py task_key": "a key that people read; answers are found by whole digests",
+    "agents/turn.py task_key": "a key that people read; answers are found by whole digests",
     "agents/guardrails.py _at_call": "a key that people read",
     "agents/guardrails.py _reviewed": "a key that people read",
-    "agents/questions.py gate_question": "a key that people read; answers are found by whole digests",
+    "agents/tool_calls/questions.py gate_question": "a key that people read; answers are found by whole digests",
     "cli/clone.py read": "a message",
     "cli/releases/bundles.py _show_list": "a table",
     "cli/releases/environments.py _history_row": "a table",
