@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,7 @@ from kneo.spec.policy import MAX_GRANT, MAX_USES, Money
 from kneo.store import grants as rows
 from kneo.store.engine import Tx
 from kneo.tasks import grants
+from kneo.tasks.grant_proposal import propose
 from kneo.tasks.grants import GrantRequest
 from kneo.trust.statement import PAYLOAD_TYPE
 
@@ -246,6 +248,69 @@ def get_grant_to_sign(context: Context, name: str, body: GrantToSign) -> GrantSt
         terms=statement.terms.model_dump(mode="json", by_alias=True),
         terms_digest=statement.digest,
         expires_at=isoformat(statement.terms.expires),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrantProposalView:
+    """A draft of a grant from the answers of people for the present release, and the figures behind it. A person always ratifies."""
+
+    bundle: str
+    tool: str
+    when: Annotated[str | None, Field(description="The condition; null where nothing is drafted.")]
+    problem: Annotated[str | None, Field(description="Why nothing is drafted.")]
+    uses: int | None
+    total: dict[str, float]
+    expires_in: str | None
+    unbounded: Annotated[list[str], Field(description="Arguments that the condition does not limit.")]
+    answers: int
+    approvals: int
+    edited_share: float
+    quick_share: Annotated[float, Field(description="Approvals that came before the call could have been read.")]
+    reviewers: int
+    covered: Annotated[int, Field(description="The approved calls that it would have covered.")]
+    command: str | None
+
+
+DRAFTED = timedelta(days=14)
+"""The longest time for which a draft counts."""
+
+
+@operation("GET", "/environments/{name}/grants/proposal", scope="human:read")
+def propose_grant(
+    context: Context, name: str, bundle: Word, tool: Word, since: Annotated[str, Field(max_length=20)] = "30d"
+) -> GrantProposalView:
+    """Draft a grant from the answers of people for the present release since a time. Changes nothing."""
+    with context.store.read() as tx:
+        found = grants.find_tool(tx, name, bundle, tool)
+        _, rule = grants.check_allowed(found)[0]
+        begin = isoformat(tx.now - parse_duration(since))
+        draft = propose(grants.answered_calls(tx, found, since=begin))
+    is_drafted = draft.when is not None
+    uses = min(rule.uses, draft.covered)
+    total = {argument: min(most, draft.total.get(argument, most)) for argument, most in rule.total.items()}
+    expires = f"{int(min(rule.expires, DRAFTED).total_seconds())}s"
+    words = [
+        "kneo",
+        "grant",
+        "create",
+        f"{name}/{bundle}",
+        "--tool",
+        tool,
+        "--when",
+        draft.when or "",
+        "--uses",
+        str(uses),
+    ]
+    words += [word for argument, most in total.items() for word in ("--total", f"{argument}={most:g}")]
+    words += ["--expires", expires, "--reason", f"{draft.approvals} approvals, {draft.edited_share:.0%} edited"]
+    return GrantProposalView(
+        **vars(draft) | {"total": total if is_drafted else {}, "unbounded": list(draft.unbounded)},
+        bundle=bundle,
+        tool=tool,
+        uses=uses if is_drafted else None,
+        expires_in=expires if is_drafted else None,
+        command=shlex.join(words) if is_drafted else None,
     )
 
 

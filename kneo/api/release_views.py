@@ -122,6 +122,7 @@ class EnvironmentView(EnvironmentRulesView):
     pending: tuple[Pending, ...]
     holds: tuple[Hold, ...]
     suspension: Suspension | None
+    grants: Annotated[int, Field(description="Active standing grants.")]
 
     @classmethod
     def of_status(cls, status: EnvironmentStatus, rules: EnvironmentRulesView) -> Self:
@@ -306,6 +307,16 @@ class DecidedView(ChangedView):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActiveGrantView:
+    """An active standing grant, abridged."""
+
+    id: str
+    tool: str
+    uses_left: int
+    expires_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class WhyView:
     """The gates that block a bundle from following Git, and the people who can unblock them."""
 
@@ -325,6 +336,7 @@ class WhyView:
     hold: Hold | None
     suspension: Suspension | None
     conditions: tuple[Condition, ...]
+    grants: list[ActiveGrantView]
 
     @classmethod
     def of(cls, found: Explanation) -> Self:
@@ -345,6 +357,7 @@ class WhyView:
             way_back=found.way_back,
             waiting=found.pending,
             serving=view_of(ReleaseView, found.serving) if found.serving else None,
+            grants=[view_of(ActiveGrantView, grant, uses_left=grant.uses_left) for grant in found.grants],
         )
 
 
@@ -434,13 +447,31 @@ class TracedReceiptView:
     decidedAt: str  # noqa: N815 - the name in a receipt
     sequence: int | None
     digest: str
+    grant: Json | None
+    """The standing grant that decided, with the number of the use and those who approved it."""
 
     @classmethod
     def of(cls, record: ReceiptRecord) -> Self:
         predicate = json.loads(parse_envelope(record.envelope).payload)["predicate"]
+        grant = predicate.get("grant")
+        if grant is not None:
+            grant = {
+                "id": grant["id"],
+                "number": grant["number"],
+                "voters": [each["actor"] for each in predicate["voters"]],
+            }
         return cls(
-            **{one.name: predicate[one.name] for one in fields(cls) if one.name != "digest"}, digest=record.digest
+            **{one.name: predicate[one.name] for one in fields(cls) if one.name not in {"digest", "grant"}},
+            digest=record.digest,
+            grant=grant,
         )
+
+
+def granted_words(grant: Json) -> str:
+    """Return the standing grant of a decision in words."""
+    voters = grant["voters"]
+    assert isinstance(voters, list)
+    return f"grant {grant['id']} (number {grant['number']}) of {', '.join(map(str, voters))}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ from kneo.controller.stages.report import further_gates, outdated_approvals
 from kneo.controller.trust_difference import trust_difference
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Transient
+from kneo.records.grant import Grant
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.coverage.calls import call_coverage, find_rule_flaws
@@ -52,7 +53,7 @@ from kneo.spec.diff import compare_specs, whole_command
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.reading.load import load_tree
-from kneo.store import releases, requests
+from kneo.store import grants, releases, requests
 from kneo.store.engine import Tx
 
 Json = dict[str, object]
@@ -72,6 +73,7 @@ class PlanInputs:
         now: The time of the preview.
         commits: Reads the commits since the accepted one, where the trust root requires signed commits.
         open_in: Returns the open tasks of an environment; None where they are unknown.
+        active_grants: Returns the active standing grants for a bundle of an environment; none where they are unknown.
     """
 
     state: RegistryState
@@ -81,6 +83,7 @@ class PlanInputs:
     now: datetime
     commits: Callable[[], Iterable[Commit]] = tuple
     open_in: Callable[[str], OpenTasks | None] = lambda _: None
+    active_grants: Callable[[str, str], Sequence[Grant]] = lambda _environment, _bundle: ()
 
 
 def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: verify.TrustConfig, only: str | None) -> Json:
@@ -97,6 +100,9 @@ def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: verify.Tru
         now=tx.now,
         commits=lambda: mirror.since(accepted, snapshot.commit) if accepted else (),
         open_in=lambda name: open_tasks(tx, name),
+        active_grants=lambda name, bundle: grants.list_grants(
+            tx, environment=name, bundle=bundle, status="active", unexpired=True
+        ),
     )
     return describe_plan(snapshot, inputs, config, only)
 
@@ -295,6 +301,11 @@ def _action(action: Action, verdict: GateVerdict, environment: Environment, inpu
         "signers": list(bundle.record.signers) if bundle else [],
         "allowed": isinstance(verdict, Allowed),
         "diff": found.items(whole=True) if found is not None else [],
+        "ends_grants": [
+            grant.id
+            for grant in inputs.active_grants(environment.name, name_of(action))
+            if bundle is None or grant.digest != bundle.digest
+        ],
         "whole": command,
     }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kneo.errors import KneoError, NotFound
 from kneo.records.audit import SealedEvent
+from kneo.records.grant import Grant
 from kneo.records.release import (
     ApprovalRecord,
     BundleRecord,
@@ -27,7 +28,7 @@ from kneo.registry.decisions import check_declared, environment_not_found
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared
 from kneo.registry.served import DoubtedRelease, ReadReleases, read_releases
-from kneo.store import audit, receipts, releases, runs, tasks
+from kneo.store import audit, grants, receipts, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
 
@@ -74,6 +75,9 @@ class Explanation:
 
     origin: str | None = None
     """The environment that this one promotes from."""
+
+    grants: tuple[Grant, ...] = ()
+    """The active standing grants for its tools."""
 
     returns: bool = False
     """Whether the pending version was released here before, so that a rollback can release it again."""
@@ -155,6 +159,7 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
         suspension,
         bad,
         origin=_origin(tx, environment),
+        grants=grants.list_grants(tx, environment=environment, bundle=bundle, status="active", unexpired=True),
         returns=digest is not None and bool(releases.served_before(tx, environment, [digest])),
     )
 
@@ -248,6 +253,8 @@ class EnvironmentStatus:
     pending: tuple[Pending, ...] = ()
     holds: tuple[Hold, ...] = ()
     suspension: Suspension | None = None
+    grants: int = 0
+    """Active standing grants."""
 
 
 def status(tx: Tx, name: str) -> EnvironmentStatus | None:
@@ -270,6 +277,7 @@ def _status(tx: Tx, name: str, read: ReadReleases) -> EnvironmentStatus | None:
         releases.pending(tx, name),
         tuple(holds_in_force(tx, name).values()),
         suspension_in_force(tx, name),
+        grants.count_active(tx, name),
     )
 
 

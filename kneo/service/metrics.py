@@ -15,7 +15,7 @@ from kneo.clock import monotonic, parse_time
 from kneo.errors import KneoError
 from kneo.records.run import AgentUsage
 from kneo.service.events import Streams
-from kneo.store import audit, metrics, project_metadata, requests, runs, usage
+from kneo.store import audit, grants, metrics, project_metadata, requests, runs, usage
 from kneo.store.engine import Store, Tx
 
 COUNT_SHARE = 100
@@ -85,6 +85,7 @@ class _DatabaseMetrics(Collector):
             sealed, _ = audit.chain_head(tx)
             used = usage.total_by_model(tx)
             backup = project_metadata.last_backup(tx)
+            active_grants, covered = grants.count_active(tx), grants.total_uses(tx)
             now = tx.now
         yield GaugeMetricFamily("kneo_store_up", "Whether the database is reachable.", value=1)
         yield GaugeMetricFamily("kneo_service_key", "Whether this process can sign receipts.", value=self._signs())
@@ -105,6 +106,8 @@ class _DatabaseMetrics(Collector):
             "Time of the last backup by kneo maintenance backup, Unix time; 0 without one.",
             value=backup.timestamp() if backup is not None else 0,
         )
+        yield GaugeMetricFamily("kneo_grants_active", "Active standing grants.", value=active_grants)
+        yield CounterMetricFamily("kneo_grant_uses_total", "Calls that standing grants covered.", value=covered)
         yield GaugeMetricFamily("kneo_controller_running", "Whether a controller holds its lease.", value=controller)
 
 

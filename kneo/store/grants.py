@@ -73,6 +73,7 @@ def list_grants(
     bundle: str | None = None,
     tool: str | None = None,
     status: str | None = None,
+    unexpired: bool = False,
     limit: int = 100,
     after: str | None = None,
 ) -> tuple[Grant, ...]:
@@ -81,6 +82,8 @@ def list_grants(
     where: list[ColumnElement[bool]] = [grants.c[name] == value for name, value in wanted.items() if value is not None]
     if after is not None:
         where.append(grants.c.id < after)
+    if unexpired:
+        where.append(grants.c.expires_at > tx.at)
     rows = tx.connection.execute(select(grants).where(*where).order_by(grants.c.id.desc()).limit(limit))
     return tuple(_read(row) for row in rows if is_authentic(tx, grants, row))
 
@@ -242,6 +245,18 @@ def _end_where(
     # One that is not authentic covers nothing, and does not become authentic by its end.
     found = (_read(row) for row in rows if is_authentic(tx, grants, row))
     end(tx, filter(only, found), reason, actor=actor)
+
+
+def total_uses(tx: Tx) -> int:
+    """Count the calls that grants covered."""
+    return tx.connection.execute(select(func.count()).select_from(grant_uses)).scalar_one()
+
+
+def last_uses(tx: Tx, found: Iterable[Grant]) -> Mapping[str, str]:
+    """Return the time of the last use of each grant that was used."""
+    ids = [grant.id for grant in found]
+    query = select(grant_uses.c.grant_id, func.max(grant_uses.c.at)).where(grant_uses.c.grant_id.in_(ids))
+    return {row[0]: row[1] for row in tx.connection.execute(query.group_by(grant_uses.c.grant_id))}
 
 
 def count_active(tx: Tx, environment: str | None = None) -> int:

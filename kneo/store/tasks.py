@@ -208,6 +208,23 @@ def resolved_steps(tx: Tx, run_id: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset({row.step_path, row.step_id}) for row in _RESOLVED.rows(tx, {"of_run": run_id}))
 
 
+def resolved_calls(tx: Tx, environment: str, digest: str, *, since: str, limit: int) -> tuple[HumanTask, ...]:
+    """Read the newest questions before calls of a bundle that were decided since a time.
+
+    Raises:
+        Untrusted, Invalid: as ``check``.
+    """
+    query = TASK.where(
+        tasks.c.environment == environment,
+        tasks.c.bundle_digest == digest,
+        tasks.c.position == "tool",
+        tasks.c.decision.is_not(None),
+        tasks.c.resolved_at >= since,
+    )
+    rows = tx.connection.execute(query.order_by(tasks.c.resolved_at.desc()).limit(limit))
+    return tuple(check(tx, read_task(row)) for row in rows)
+
+
 _FIRST = TASK.where(
     tasks.c.id.in_(
         select(func.min(tasks.c.id))

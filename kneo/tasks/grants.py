@@ -41,9 +41,11 @@ from kneo.spec.reading.load import load_tree
 from kneo.store import audit, grants, releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import decisions, inbox, people
+from kneo.tasks.grant_proposal import AnsweredCall
 from kneo.tasks.lifecycle import notify_people
 from kneo.tasks.questions import candidates_of, quorum_of
 from kneo.tasks.receipts import can_sign
+from kneo.tasks.review import PERSON, is_unread
 from kneo.trust.answer import ReviewerKeys, answer_digest, check_signer
 from kneo.trust.dsse import Envelope, parse_envelope, read_envelope, serialise
 from kneo.trust.grant import GrantTerms, TermsStatement, build_terms, check_terms, open_terms
@@ -59,6 +61,10 @@ APPROVED = answer_digest("approved", None, (), None)
 
 TOLERANCE = timedelta(minutes=5)
 """The longest time by which a signed expiry may be earlier or later than the one of the request: signing takes a moment."""
+
+
+MAX_ANSWERS = 2_000
+"""The newest answers that a draft is made from."""
 
 
 # ---- answers ------------------------------------------------------------------------------------------------------
@@ -408,7 +414,7 @@ def _gates(index: SpecIndex, environment: Environment, name: str, tool: Tool) ->
         yield gate_id, strengthened(human, environment.spec.questions, default_rejection("tool"))
 
 
-def _check_allowed(found: GrantedTool) -> list[tuple[int, GrantRule]]:
+def check_allowed(found: GrantedTool) -> list[tuple[int, GrantRule]]:
     """Return the rules for a tool, with their numbers.
 
     Raises:
@@ -459,7 +465,7 @@ def draft(tx: Tx, request: GrantRequest, *, statement: Mapping[str, object] | No
         Untrusted: ``SubjectMismatch``: the signed terms are others.
     """
     found = find_tool(tx, request.environment, request.bundle, request.tool)
-    rules = _check_allowed(found)
+    rules = check_allowed(found)
     _check_condition(found, request)
     exceeded = [(number, _exceeded(rule, request.limits, request.expires_in)) for number, rule in rules]
     if all(what is not None for _, what in exceeded):
@@ -509,6 +515,28 @@ def _signed_expiry(signed: datetime, asked: datetime) -> datetime:
     return signed
 
 
+def answered_calls(tx: Tx, found: GrantedTool, *, since: str) -> list[AnsweredCall]:
+    """Return the answers of people to calls of a tool of the released bundle."""
+    calls = []
+    for task in tasks.resolved_calls(tx, found.environment.name, found.digest, since=since, limit=MAX_ANSWERS):
+        facts, decision = task.metadata.get("facts"), task.decision
+        arguments = facts.get("arguments") if isinstance(facts, Mapping) else None
+        if decision is None or decision.by != PERSON or _fact(task, "tool") != found.name:
+            continue
+        if not isinstance(arguments, Mapping) or task.resolved_at is None:
+            continue
+        seconds = (parse_time(task.resolved_at) - parse_time(task.created_at)).total_seconds()
+        calls.append(
+            AnsweredCall(
+                arguments=arguments,
+                decision=decision.kind,
+                is_quick=is_unread(seconds, len(task.subject)),
+                voters=decision.voters or (decision.actor,),
+            )
+        )
+    return calls
+
+
 def create(
     tx: Tx, request: GrantRequest, *, actor: str, statement: Mapping[str, object] | None, pin: Digest | None
 ) -> Grant:
@@ -540,7 +568,7 @@ def approve(tx: Tx, grant_id: str, *, actor: str, statement: Mapping[str, object
     registry.lock_environment(tx, seen.environment)
     grant = check_open(tx, find(tx, grant_id, lock=True))
     found = find_tool(tx, grant.environment, grant.bundle, grant.tool)
-    _check_allowed(found)
+    check_allowed(found)
     voted = grants.put(tx, _with_vote(tx, found, grant, actor, statement, pin))
     facts = {**grants.about(voted), "votes": len(voted.votes)}
     audit.record(tx, "grant.voted", actor=actor, environment=grant.environment, metadata=facts)

@@ -141,6 +141,38 @@ def _show_status(verb: str, view: api.GrantView) -> None:
     render.success(f"{verb} {view.id} ({view.status}{f': {about}' if about else ''})")
 
 
+@app.command("propose")
+@examples("kneo grant propose prod/refunds --tool refund", "kneo grant propose prod/refunds --tool refund --since 90d")
+def propose(
+    place: BundleArgument,
+    tool: ToolOption,
+    since: Annotated[str, typer.Option("--since", help="How far back answers count.")] = "30d",
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Draft a standing grant from the answers of people for the present release. Creates nothing."""
+    environment, bundle = _place(place)
+    view = options.call(api.propose_grant, environment, bundle, tool, since)
+
+    def text() -> None:
+        render.text(
+            f"Answers: {view.answers} of {render.count(view.reviewers, 'reviewer')}, {view.approvals} approvals"
+        )
+        render.text(
+            f"Edited: {view.edited_share:.0%}; approved before the call could have been read: {view.quick_share:.0%}"
+        )
+        if view.when is None:
+            render.line(render.CAREFUL, f"Nothing is drafted. {view.problem}")
+            return
+        render.text(f"When: {view.when}")
+        if view.unbounded:
+            render.line(render.CAREFUL, f"Not limited: {', '.join(view.unbounded)}")
+        render.text(f"It would have covered {render.count(view.covered, 'call')}. To create it, with your key:")
+        render.text(f"{view.command} --key FILE")
+
+    render.emit(view, as_json=options.as_json, text=text)
+
+
 @app.command("approve")
 @examples("kneo grant approve grt_01m0 --key ben.pem", "kneo grant approve grt_01m0 --key ben.pem --yes --json")
 def approve(grant: GrantArgument, key: KeyOption = None, yes: YesOption = False, *, options: ServiceOptions) -> None:

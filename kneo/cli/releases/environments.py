@@ -66,6 +66,8 @@ def show_environment(item: EnvironmentView, now: datetime) -> None:
     for release in item.releases:
         since = render.ago(release.since, now)
         render.text(f"    {release.bundle} {release.version}  {render.short_digest(release.digest)}  released {since}")
+    if item.grants:
+        render.text(f"    {render.count(item.grants, 'active grant')}: kneo grant list --env {item.name}")
     for hold in item.holds:
         until = f" until {hold.until}" if hold.until else ""
         render.text(f"    {hold.bundle}  held by {hold.actor}{until}: {hold.reason}")
@@ -153,6 +155,10 @@ def why(target: ReleaseArgument, *, options: ServiceOptions) -> None:
                 render.text(f"  Can be unblocked by: {', '.join(gate.who)}")
             if gate.command:
                 render.text(f"  {gate.command}")
+        for grant in answer.grants:
+            render.text(
+                f"  Grant {grant.id}: {grant.tool}, {render.count(grant.uses_left, 'use')} left, until {grant.expires_at}"
+            )
         if answer.way_back:
             render.text(f"  Released here before. To roll back to it now: {answer.way_back}")
 

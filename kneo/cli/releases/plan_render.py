@@ -124,6 +124,8 @@ def _environment_text(item: Json, *, whole: bool) -> Iterator[str]:
         mark = render.DONE if action["allowed"] else render.CAREFUL
         yield f"  {mark} {_said(action, item)}"
         yield from (f"    {line}" for line in review_lines(action, whole=whole))
+        if ended := _texts(action.get("ends_grants", [])):
+            yield f"    {render.CAREFUL} ends the grants {', '.join(ended)}"
     yield from (f"  {render.FAILED} {v['bundle']} {v['version']}: {v['reason']}: {v['message']}" for v in _bad(item))
     for gate in _rows(item["gates"]):
         yield f"  {render.CAREFUL} {gate['bundle']} pending: {gate['reason']}: {gate['message']}{_who(gate)}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from kneo import registry
 from kneo.agents.named_code import code_of_spec
 from kneo.cli.checks import Checks, Diagnosis, error, ok, warning
-from kneo.clock import Clock, parse_time
+from kneo.clock import Clock, isoformat, parse_time
 from kneo.controller.source.mirror import Mirror
 from kneo.digest import canonical_json
 from kneo.errors import Invalid, KneoError, Untrusted
@@ -20,12 +20,13 @@ from kneo.notify.channels import plain_name
 from kneo.runtime.steps.code import CodeLoader
 from kneo.settings import Settings
 from kneo.spec.models.spec import Spec
-from kneo.store import audit, audit_tree, metrics, releases, requests, runs
+from kneo.store import audit, audit_tree, grants, metrics, releases, requests, runs
 from kneo.store.adoption import count_without
 from kneo.store.engine import Store
 from kneo.store.metrics import CONNECTIONS_PER_PROCESS, CONNECTIONS_PER_WORKER, has_worker, read_server
 from kneo.store.migrate import HEAD, migrate_database
 from kneo.store.service_key import FILE
+from kneo.tasks import people
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.keys import PrivateKey
 from kneo.trust.record_mac import RecordMacs
@@ -80,6 +81,7 @@ def database_checks(settings: Settings, store: Store, processes: int) -> Checks:
         "service_key": partial(check_service_key, settings, store),
         "worker": partial(check_worker, store),
         "suspects": partial(check_suspects, store),
+        "grants": partial(check_grants, store),
         "audit": partial(check_audit, store),
         "records": partial(check_records, settings, store),
         "trust_root": partial(check_trust_root, settings, store),
@@ -182,6 +184,29 @@ def check_suspects(store: Store) -> Diagnosis:
         hint = "See with kneo runs get which step it is, and in the system's log why the workers died, such as their limit of memory."
         return warning(f"Workers died each time while they executed these runs: {each}.", hint)
     return ok("No run is suspected of ending its workers.")
+
+
+UNUSED = timedelta(days=14)
+"""The time after which a standing grant counts as unused."""
+
+
+def check_grants(store: Store) -> Diagnosis:
+    """Check that active standing grants are used, and that their voters may still answer."""
+    with store.read() as tx:
+        active = grants.list_grants(tx, status="active", unexpired=True, limit=1_000)
+        last, before = grants.last_uses(tx, active), isoformat(tx.now - UNUSED)
+        unused = [grant.id for grant in active if max(last.get(grant.id, ""), grant.created_at) < before]
+        known = {
+            grant.id: [people.known_name(tx, grant.environment, vote.actor) for vote in grant.votes] for grant in active
+        }
+    gone = [grant_id for grant_id, names in known.items() if None in names]
+    problems = [f"unused for 14 days: {', '.join(unused[:MAX_PROBLEMS])}"] if unused else []
+    problems += [f"voters are not known any more: {', '.join(gone[:MAX_PROBLEMS])}"] if gone else []
+    if problems:
+        return warning(
+            f"Standing grants: {'; '.join(problems)}.", "Revoke those that are not needed: kneo grant revoke ID."
+        )
+    return ok(f"{len(active)} standing grants are active.")
 
 
 def check_audit(store: Store) -> Diagnosis:

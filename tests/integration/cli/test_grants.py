@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from grant_house import GrantHouse, grant_house
-from installation_key import SERVICE_KEY
+from grant_house import GrantHouse
 from integration.cli.conftest import Answer, Kneo
 
-from kneo.clock import ManualClock
-from kneo.settings import from_env
-from kneo.store.migrate import open_store
-
 WHEN = "args.amount <= 100 && args.currency == 'EUR'"
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> Iterator[GrantHouse]:
-    monkeypatch.setenv("KNEO_SERV_SERVICE_KEY", SERVICE_KEY.dump().decode())
-    store = open_store(from_env().database_url, clock, lambda: SERVICE_KEY)
-    with grant_house(store, tmp_path, monkeypatch) as made:
-        made.release()
-        for name, key in made.keys.items():
-            (tmp_path / f"{name}.pem").write_bytes(key.dump())
-            (tmp_path / f"{name}.pub").write_text(key.public.pem)
-        (tmp_path / "service.pub").write_text(SERVICE_KEY.public.pem)
-        yield made
-    store.close()
 
 
 @pytest.fixture

@@ -1,0 +1,56 @@
+"""Drafts of grants from answers, and what plan, why, status, trace and doctor show of grants."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from grant_house import GrantHouse
+from integration.cli.conftest import Kneo
+
+PROPOSE = ("grant", "propose", "prod/refunds", "--tool", "refund")
+
+
+def answer(house: GrantHouse, amounts: list[float], kind: str = "approved", *, seconds: int = 60) -> None:
+    for amount in amounts:
+        [task] = house.open(house.refunds(amount))
+        house.store.clock.advance(timedelta(seconds=seconds))  # type: ignore[attr-defined]
+        house.say(task, kind, "ann")
+        if kind == "approved":
+            house.say(task, kind, "ben")
+
+
+def test_a_draft_has_the_range_of_what_people_approved(house: GrantHouse, kneo: Kneo) -> None:
+    answer(house, [5, *range(10, 28)])
+    assert "There are 19 answers; a draft needs 20." in kneo(*PROPOSE).out
+    answer(house, [42.5])
+    found = kneo(*PROPOSE, "--json").json
+    assert found["when"] == "args.amount >= 0 && args.amount <= 42.5 && args.currency in ['EUR']"
+    assert (found["answers"], found["approvals"], found["reviewers"], found["covered"]) == (20, 20, 2, 20)
+    assert (found["edited_share"], found["quick_share"]) == (0, 0)
+    assert (found["uses"], found["total"]) == (20, {"amount": pytest.approx(380.5)})
+    assert str(found["command"]).startswith("kneo grant create prod/refunds --tool refund --when ")
+
+
+def test_a_rejected_call_that_fits_drafts_nothing(house: GrantHouse, kneo: Kneo) -> None:
+    answer(house, [float(each) for each in range(1, 21)])
+    answer(house, [10.0], "rejected")
+    assert "A call that a person rejected fits the draft." in kneo(*PROPOSE).out
+
+
+def test_a_rubber_stamped_gate_drafts_nothing(house: GrantHouse, kneo: Kneo) -> None:
+    answer(house, [float(each) for each in range(1, 21)], seconds=0)
+    found = kneo(*PROPOSE, "--json").json
+    assert (found["when"], found["quick_share"]) == (None, 1)
+    assert "read the calls first" in str(found["problem"])
+
+
+def test_grants_are_shown_where_people_look(house: GrantHouse, kneo: Kneo) -> None:
+    grant = house.active()
+    run = house.refunds(20)
+    assert "1 active grant: kneo grant list --env prod" in kneo("status").out
+    assert f"Grant {grant.id}: refund, 49 uses left" in kneo("why", "prod/refunds").out
+    assert f"by grant {grant.id} (number 1) of ann, ben" in kneo("trace", run.id).out
+    shown = kneo("task", "get", house.all_tasks(run)[0].id, "--json").json
+    assert shown["decision"]["grant"] == {"id": grant.id, "number": 1, "terms_digest": grant.terms_digest}  # type: ignore[index]
+    assert "1 standing grants are active." in kneo("doctor").out
