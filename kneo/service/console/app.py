@@ -25,6 +25,7 @@ from kneo.service.console import (
     audit_log,
     bundles,
     environments,
+    grants,
     inbox,
     release_acts,
     run_acts,
@@ -54,6 +55,7 @@ log = logging.getLogger("kneo.service")
 AREAS: tuple[Pages, ...] = (
     inbox.pages,
     task.pages,
+    grants.pages,
     release_acts.pages,
     environments.pages,
     bundles.pages,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import zip_longest
+from urllib.parse import urlencode
 
 from markupsafe import Markup, escape
 from starlette.responses import PlainTextResponse, Response
@@ -14,6 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from kneo.api.decisions import get_human_task, resume_human_task
 from kneo.api.inbox import get_inbox
 from kneo.api.receipts import get_receipt
+from kneo.api.run_views import RunView
 from kneo.api.runs import get_run
 from kneo.api.task_views import HumanTaskDetailView
 from kneo.api.tasks import (
@@ -31,6 +33,7 @@ from kneo.api.tasks import (
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.names import person_key, reveal
+from kneo.records.grant import GRANTED
 from kneo.records.task import UNRESOLVED
 from kneo.service.console import inbox, task_words
 from kneo.service.console.answer_form import decision_of, form_values
@@ -38,6 +41,7 @@ from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther, 
 from kneo.service.console.runs import CHIPS
 from kneo.service.routing import JsonResponse
 from kneo.spec.gates import POSITIONS
+from kneo.tasks.decisions import CALL
 
 pages = Pages(inbox.pages.place)
 
@@ -148,6 +152,7 @@ def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | 
     mine = next((vote for vote in task.votes if person_key(str(vote["actor"])) == person_key(request.person)), None)
     events = request.call(get_human_task_history, task.id).events
     edit_limit = request.context.settings.limits.human_content_chars
+    run = request.call(get_run, task.run_id) if request.may("runs:read") else None
     values = {
         **form_values(task, typed, edit_limit=edit_limit, shown_chars=SHOWN_CHARS),
         **_difference(request, task),
@@ -163,14 +168,28 @@ def _page(request: PageRequest, typed: Form | None = None, problem: KneoError | 
         "may_act": is_open and task.may_answer.ok,
         "sent_back": _sent_back(request, task),
         "events": [(event, task_words.event(event.type, event.data)) for event in events],
-        "run": request.call(get_run, task.run_id) if request.may("runs:read") else None,
+        "run": run,
         "run_chips": CHIPS,
         "done": task_words.DONE,
         "snoozes": list(SNOOZES.items()),
         "message_chars": MESSAGE_CHARS,
         "may_read_content": request.may("runs:content"),
+        "grant": _grant(task, run),
     }
     return Page("task.html", values, problem=problem, live="inbox")
+
+
+def _grant(task: HumanTaskDetailView, run: RunView | None) -> Mapping[str, object] | None:
+    """Return the standing grant that decided a call or does not cover it, and the address of a draft; ``None`` for other tasks."""
+    facts, about = task.metadata.get("facts"), task.metadata.get(GRANTED)
+    if task.position != CALL or task.environment is None or not isinstance(facts, Mapping):
+        return None
+    release = run.metadata.get("release") if run is not None else None
+    bundle = release.get("bundle") if isinstance(release, Mapping) else None
+    query = urlencode({"environment": task.environment, "bundle": bundle, "tool": facts.get("tool")})
+    known = about if isinstance(about, Mapping) else {}
+    values = {name: known.get(name) for name in ("id", "not_covered", "number", "of")}
+    return {**values, "draft": f"/console/grants/proposal?{query}" if bundle else None}
 
 
 def _difference(request: PageRequest, task: HumanTaskDetailView) -> dict[str, object]:
