@@ -57,6 +57,10 @@ PAGES = {
     "audit checkpoint": "/audit/checkpoint",
     "task receipt show": "/inbox/{task}/receipt",
     "promotion receipt show": "/approvals/{approval}/receipt",
+    "grant list": "/grants",
+    "grant show": "/grants/{grant}",
+    "grant revoke": "/grants/{grant}/revoke",
+    "grant propose": "/grants/proposal",
 }
 """The page of each command that people decide or operate with."""
 
@@ -82,6 +86,8 @@ IN_TERMINALS = {
     "task assign": "A lead assigns by name over the API; in the console people claim and delegate.",
     "task stats": "Statistics are read by programs and in terminals.",
     "task summary": "The inbox counts what waits.",
+    "grant create": "Its terms are signed with a person's own key, which no browser holds; the console drafts it.",
+    "grant approve": "Its terms are signed with a person's own key, which no browser holds.",
     "task link": "A link is made for another person by the owner of the process.",
     "task receipt key": "The key of receipts is kept on another machine than the service, where they are verified.",
     "task receipt verify": "Verification belongs to another machine than the service.",
