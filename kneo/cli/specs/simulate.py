@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +18,13 @@ from kneo.cli.specs.spec import EnvOption, SpecArgument
 from kneo.names import visible
 from kneo.runtime.simulate.exploration import BranchOutcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
+from kneo.spec.coverage.calls import call_coverage, call_words, denied_calls
 from kneo.spec.coverage.policy import GuardrailPlace, guardrail_places
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.answers import AnswersFile
 from kneo.spec.models.environment import QuestionPolicy
+from kneo.spec.policy import NO_TOOL_RULES
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import parse_model
 
@@ -56,7 +58,9 @@ def simulate(
     simulator = Simulator.of(checked.gated(), least=least, limit=limit, rows=rows)
     everything = simulator.everything()
     scenarios = [simulator.following(name, written) for name, written in scripts]
-    places = list(guardrail_places(SpecIndex.of(checked.gated())))
+    index, tools = SpecIndex.of(checked.gated()), declared.spec.tools if declared else NO_TOOL_RULES
+    places = list(guardrail_places(index))
+    calls = [{**call.as_json(), "denied": denied_calls(index, call, tools)} for call in call_coverage(index, tools)]
     findings = [finding for simulation in (everything, *scenarios) for finding in simulation.findings]
     answer = {
         "ok": not findings,
@@ -64,6 +68,7 @@ def simulate(
         **{key: value for key, value in everything.as_json().items() if key not in {"file", "findings"}},
         "scenarios": [scenario.as_json() for scenario in scenarios],
         "guardrails": [place.as_json() for place in places],
+        "calls": calls,
         "findings": [finding.as_json() for finding in findings],
     }
 
@@ -72,6 +77,8 @@ def simulate(
             _matrix(checked, simulation)
         if places:
             _guardrails(places)
+        if calls:
+            _calls(calls)
         for finding in findings:
             render.line(render.FAILED, visible(f"{finding.file or checked.name}: {finding.message} ({finding.code})"))
         if not findings:
@@ -100,6 +107,14 @@ def _matrix(checked: Checked, simulation: Simulation) -> None:
     if simulation.cut:
         rest = f"{simulation.cut} states were not followed"
         render.warning(f"{rest}; there are at least {simulation.branches} branches. --limit follows more.")
+
+
+def _calls(calls: Sequence[Mapping[str, object]]) -> None:
+    render.text("Privileged calls")
+    for call in calls:
+        denied = call["denied"]
+        refused = f"; denied when {' or '.join(denied)}" if isinstance(denied, list) and denied else ""
+        render.text(f"     {visible(call_words(call) + refused)}")
 
 
 def _guardrails(places: Sequence[GuardrailPlace]) -> None:

@@ -12,7 +12,7 @@ from kneo.spec.coverage.privileged_calls import reached_ungated
 from kneo.spec.expression import ExpressionInvalid, call_facts, find_type_errors, parse
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, SpecIndex
 from kneo.spec.models.environment import EnvironmentSpec
-from kneo.spec.policy import ToolRules
+from kneo.spec.policy import CallRule, ToolRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,12 @@ def call_coverage(index: SpecIndex, rules: ToolRules) -> Iterator[CallCoverage]:
                 yield CallCoverage(name, agent, "unattended" if accepting else "asked", when or None)
             else:
                 yield CallCoverage(name, agent, "ungated" if at.part in entered else "asked")
+
+
+def denied_calls(index: SpecIndex, call: CallCoverage, rules: ToolRules) -> list[str]:
+    """Return the expressions for which the environment denies calls of a tool."""
+    tool = index.spec.tools[call.tool]
+    return [rule.when for rule in rules.deny if isinstance(rule, CallRule) and rule.matches(tool.names(call.tool))]
 
 
 def find_rule_flaws(index: SpecIndex, rules: EnvironmentSpec) -> Iterator[str]:
