@@ -244,7 +244,7 @@ def _status(view: api.GrantView) -> str:
 
 
 @app.command("show")
-@examples("kneo grant show grt_01m0", "kneo grant show grt_01m0 --uses", "kneo grant show grt_01m0 --json > grant.json")
+@examples("kneo grant show grt_01m0", "kneo grant show grt_01m0 --uses", "kneo grant show grt_01m0 --json")
 def show(
     grant: GrantArgument,
     uses: Annotated[bool, typer.Option("--uses", help="List the calls that it covered.")] = False,
