@@ -15,7 +15,7 @@ shorter or longer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -25,6 +25,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from kneo.errors import Invalid
+from kneo.names import person_key
 from kneo.spec.base import (
     CamelModel,
     Duration,
@@ -345,6 +346,59 @@ class McpRules(SpecModel):
     )
 
 
+MAX_SERVED = 100
+"""Entries of ``protocols.calls``."""
+
+
+class Callers(SpecModel):
+    """The programs and people that may make calls; each is named by the name of its API key, or by its groups and roles."""
+
+    users: ListOf[str] = ()
+    groups: ListOf[str] = ()
+    roles: ListOf[str] = ()
+
+    @model_validator(mode="after")
+    def _names_someone(self) -> Self:
+        if not (self.users or self.groups or self.roles):
+            message = "callers names no user, group or role; leave it out to admit every key with calls:make."
+            raise refused("E_ENVIRONMENT", message)
+        return self
+
+
+class ServedTools(SpecModel):
+    """The tools of a bundle that other programs may call."""
+
+    bundle: Pattern = Field(description="A pattern of bundles with the target call.", examples=["payments"])
+    callers: Callers | None = Field(
+        default=None, description="Who may call. Left out: every key with the scope calls:make."
+    )
+    tools: ListOf[Pattern] = Field(
+        default=("*",), min_length=1, max_length=MAX_RULES, description="Patterns of tools, by their names in the spec."
+    )
+
+    @property
+    def grants(self) -> frozenset[tuple[str, str]]:
+        """What the rule allows, in pairs of a tool pattern and a caller; ``*`` stands for every caller."""
+        named = self.callers
+        callers = (
+            {"*"}
+            if named is None
+            else {f"{kind} {name}" for kind in ("users", "groups", "roles") for name in getattr(named, kind)}
+        )
+        return frozenset((tool, caller) for tool in self.tools for caller in callers)
+
+    def names(self, user: str, groups: Collection[str], roles: Collection[str]) -> bool:
+        """Return whether the rule names a caller; names of users are compared as names of people are."""
+        if self.callers is None:
+            return True
+        users = {person_key(name) for name in self.callers.users}
+        return (
+            person_key(user) in users
+            or not frozenset(groups).isdisjoint(self.callers.groups)
+            or not frozenset(roles).isdisjoint(self.callers.roles)
+        )
+
+
 class ProtocolRules(SpecModel):
     """Bundles that other programs may call by a protocol, with the API keys of the service."""
 
@@ -359,6 +413,12 @@ class ProtocolRules(SpecModel):
         max_length=MAX_RULES,
         description="Patterns of bundles that are tools of the service's MCP server. Left out: none.",
         examples=[["*"]],
+    )
+    calls: ListOf[ServedTools] = Field(
+        default=(),
+        max_length=MAX_SERVED,
+        description="Tools of bundles that other programs may call, one by one. Left out: none. Entries add up.",
+        examples=[[{"bundle": "payments", "callers": {"groups": ["support"]}, "tools": ["lookup"]}]],
     )
 
     def serving(self, bundle: str) -> tuple[str, ...]:

@@ -19,6 +19,9 @@ ASK_QUESTION = "ask_question"
 READ_SKILL = "read_skill"
 """The built-in tool with which an agent reads the skills whose content is not in its system prompt."""
 
+GET_CALL = "get_call"
+"""The built-in MCP tool that returns the state of a call."""
+
 BUILTIN_TOOLS = frozenset({ASK_QUESTION, READ_SKILL})
 """The tools that no spec declares. They ask a person or read the spec, and do nothing else."""
 

@@ -11,7 +11,7 @@ from kneo.spec.documents import Path
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import LocatedStep, Node, Part, SpecIndex, reachable, reached_nodes
 from kneo.spec.models.agent import Agent, ToolPermissions, ToolSelection
-from kneo.spec.models.human import Gate
+from kneo.spec.models.human import CALLER, Gate
 from kneo.spec.models.spec import Tool
 from kneo.spec.models.workflow import GraphWorkflow, LeafStep, RouterStep, Step
 from kneo.spec.tool_kinds import Capability
@@ -302,12 +302,15 @@ def tool_gate(
             return True, None
         weakness = strength.weakness
     for position, gate in step_gates(tool).items():
+        if gate.human == CALLER:
+            weakness = "asks the program that makes the call, which approves nothing"
+            continue
         humans = index.spec.components.humans
         strength = gate_strength(gate, position, humans, default_rejection("tool"), is_checked=is_checked)
         # A person carries out a call at external, so only a call without a question happens without a person.
         if strength.guards or (position == "external" and chance(gate, is_checked=is_checked) is None):
             return True, None
-        weakness = strength.weakness
+        weakness = strength.weakness or weakness
     return False, weakness
 
 

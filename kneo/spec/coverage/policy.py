@@ -12,8 +12,9 @@ from kneo.spec.coverage.gates import all_gates, step_gates
 from kneo.spec.documents import Diagnostic, Severity, error, format_path
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedAgent, Part, SpecIndex
 from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail
+from kneo.spec.models.human import CALLER
 from kneo.spec.models.providers import DUMMY
-from kneo.spec.models.spec import Spec, Tool
+from kneo.spec.models.spec import CALL_TARGET, Spec, Tool
 from kneo.spec.models.workflow import LeafStep, Step
 from kneo.spec.policy import NO_TOOL_RULES, PolicyFlags, ToolRules
 
@@ -27,7 +28,7 @@ def check_policy(
         spec: The spec, in normal form.
         diagnostics: The findings of the rules.
         flags: The policy.
-        target: The target of the run: ``workflow`` or ``agent``; None for every target of a released bundle.
+        target: The target of the run: ``workflow``, ``agent`` or ``call``; None for every target of a released bundle.
 
     Returns:
         The violations, in the published order; all of them are errors.
@@ -53,12 +54,13 @@ def _violation(code: str, message: str, found: Diagnostic) -> Diagnostic:
 
 def _demands(index: SpecIndex, flags: PolicyFlags, target: str | None) -> Iterator[Diagnostic]:
     workflow = index.spec.workflow is not None
-    alone = not workflow or target == "agent" or (target is None and "agent" in index.spec.targets)
+    alone = _starts_at_agent(index, target)
     if flags.require_human_review and workflow and alone and not agent_asks_person(index):
-        message = "This environment requires human review, and a run with target agent asks no person."
+        by = target or ("agent" if "agent" in index.spec.targets else CALL_TARGET)
+        message = f"This environment requires human review, and a run with target {by} asks no person."
         hint = "Run the workflow, or write review.before at the tools of the root agent."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("agent",), suggestion=hint)
-    elif flags.require_human_review and not ((workflow and target == "agent") or asks_person(index)):
+    elif flags.require_human_review and not ((workflow and target in _OF_AGENT) or asks_person(index)):
         message = "This environment requires human review, and no workflow asks a person."
         hint = "Add a step of kind human, or a review at the step or tool that needs one."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("workflow",), suggestion=hint)
@@ -70,6 +72,15 @@ def _demands(index: SpecIndex, flags: PolicyFlags, target: str | None) -> Iterat
         message = "This environment requires guardrails, and none runs."
         hint = "Add a guardrail to an agent that runs, or a step of kind guardrail."
         yield error("E_ENV_POLICY_GUARDRAILS", message, ("agent", "guardrails"), suggestion=hint)
+
+
+_OF_AGENT = frozenset({"agent", CALL_TARGET})
+"""The targets of runs that begin at the root agent where the spec has a workflow too."""
+
+
+def _starts_at_agent(index: SpecIndex, target: str | None) -> bool:
+    """Tell whether a run begins at the root agent: one with the target or, without a target, any run of a released bundle."""
+    return index.spec.workflow is None or target in _OF_AGENT or (target is None and index.spec.runs_root_agent)
 
 
 def _unstated(index: SpecIndex) -> Iterator[Diagnostic]:
@@ -245,13 +256,13 @@ def is_guarded(index: SpecIndex, target: str | None = None) -> bool:
 
     Args:
         index: The spec.
-        target: What runs: ``workflow`` or ``agent``; None for everything that can run.
+        target: What runs: ``workflow``, ``agent`` or ``call``; None for everything that can run.
     """
     has_workflow = index.spec.workflow is not None
     roots = []
-    if has_workflow and target != "agent":
+    if has_workflow and target not in _OF_AGENT:
         roots.append(ROOT_WORKFLOW)
-    if not has_workflow or target == "agent" or (target is None and "agent" in index.spec.targets):
+    if _starts_at_agent(index, target):
         roots.append(ROOT)
     return all(any(_guards(index, part) for part in reached_parts(index, root)) for root in roots)
 
@@ -361,4 +372,5 @@ def _ask(part: Step | Tool) -> bool:
     return any(
         (gate.when is None and gate.sample is None) or (gate.when and gate.when.type != "never") or gate.sample
         for gate in step_gates(part).values()
+        if gate.human != CALLER
     )

@@ -92,7 +92,7 @@ def _search(index: SpecIndex) -> _Search:
     search = _Search(index)
     root = ROOT_WORKFLOW if index.spec.workflow is not None else ROOT
     search.follow(root)
-    if root != ROOT and "agent" in index.spec.targets:
+    if root != ROOT and index.spec.runs_root_agent:
         search.follow(ROOT)
     return search
 

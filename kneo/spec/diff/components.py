@@ -24,7 +24,7 @@ from kneo.spec.diff.locations import (
 )
 from kneo.spec.diff.texts import NOT_SHOWN
 from kneo.spec.models.human import Receipt, strongest
-from kneo.spec.models.spec import Tool
+from kneo.spec.models.spec import CALL_TARGET, Tool
 from kneo.spec.tool_kinds import TOOL_KINDS
 
 
@@ -266,6 +266,10 @@ def other(change: ChangeContext) -> Sentence:
     if change.difference.keys == ("targets", "agent"):
         may = "may no longer" if change.removed else "may"
         message = f"A run {may} execute the root agent alone, past the gates of the workflow."
+        return Sentence(LOW if change.removed else HIGH, "gates", message)
+    if change.difference.keys == ("targets", CALL_TARGET):
+        may = "may no longer" if change.removed else "may"
+        message = f"Other programs {may} call the tools of the root agent."
         return Sentence(LOW if change.removed else HIGH, "gates", message)
     return value_change(change, LOW, "other", ".".join(change.difference.keys))
 

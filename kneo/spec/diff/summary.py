@@ -19,7 +19,7 @@ from kneo.spec.index import LocatedStep, Part, SpecIndex
 from kneo.spec.models.agent import Agent, Guardrail, ModelChoice
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.models.human import Candidates, Condition, Gate, Human, Quorum
-from kneo.spec.models.spec import FunctionComponent, McpServer, Spec, Tool
+from kneo.spec.models.spec import CALL_TARGET, FunctionComponent, McpServer, Spec, Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep
 from kneo.spec.tool_kinds import BUILTIN_TOOLS
 
@@ -55,6 +55,8 @@ def summarize(spec: Spec, environment: Environment | None, command: str, lines: 
     yield from (Sentence(MEDIUM, "asks", line) for line in _asks(index))
     if spec.workflow is not None and "agent" in spec.targets:
         yield Sentence(HIGH, "asks", "a run may execute the root agent alone, past the gates of the workflow")
+    if CALL_TARGET in spec.targets:
+        yield Sentence(HIGH, "asks", "other programs may call the tools of the root agent")
     for at in index.agents:
         yield from _may(at.agent)
     guards = (guardrail_words(each, stage) for at in index.agents for stage, each in _guardrails(at.agent))

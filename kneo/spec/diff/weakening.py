@@ -63,6 +63,7 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "grants": "a rule is added or changed",
     "protocols.a2a": "a pattern is added",
     "protocols.mcp": "a pattern is added",
+    "protocols.calls": "an entry, a caller or a pattern is added, or `callers` is removed",
     "implementations.<name>": "a digest is removed or changed",
     "allowSelf": "set to `true`",
 }
@@ -295,3 +296,13 @@ def _protocols(old: policy.ProtocolRules, new: policy.ProtocolRules) -> Iterator
     for key, name, served, serves in (("a2a", "Agent2Agent", old.a2a, new.a2a), ("mcp", "MCP", old.mcp, new.mcp)):
         if more := set(serves) - set(served):
             yield Weakening(f"protocols.{key}", f"programs could call {', '.join(sorted(more))} over {name}")
+    allowed = {(rule.bundle, *grant) for rule in old.calls for grant in rule.grants}
+    more_calls = {
+        (rule.bundle, tool, caller)
+        for rule in new.calls
+        for tool, caller in rule.grants
+        if not {(rule.bundle, tool, caller), (rule.bundle, tool, "*")} & allowed
+    }
+    for bundle, tool, caller in sorted(more_calls):
+        who = "every key with the scope calls:make" if caller == "*" else caller
+        yield Weakening("protocols.calls", f"{who} could call {tool} of {bundle}")

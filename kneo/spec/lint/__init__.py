@@ -12,7 +12,7 @@ from typing import TypeAlias
 from kneo.spec.coverage.privileged_calls import coverage
 from kneo.spec.documents import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint import agents, conditions, gates, implementations, no_effect, texts, tools, workflows
+from kneo.spec.lint import agents, calls, conditions, gates, implementations, no_effect, texts, tools, workflows
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
@@ -46,6 +46,8 @@ RULES: tuple[Rule, ...] = (
     tools.requests,
     tools.tool_people,
     agents.workflow_agents,
+    calls.calls,
+    calls.caller,
     tools.mcp,
     tools.refused_servers,
     implementations.implementations,

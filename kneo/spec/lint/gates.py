@@ -17,7 +17,7 @@ from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.gates import ERROR_OPTIONS
 from kneo.spec.index import SpecIndex
 from kneo.spec.json_schema import Schema, find_flaws
-from kneo.spec.models.human import NOT_HONOURED, Gate, Human
+from kneo.spec.models.human import CALLER, NOT_HONOURED, Gate, Human
 from kneo.spec.models.workflow import LeafStep, RouterStep
 from kneo.spec.patterns import find_flaw
 
@@ -26,7 +26,7 @@ def gates(index: SpecIndex) -> Iterator[Diagnostic]:
     """Gates ask a declared human, and offer decisions that have an effect at their position."""
     humans = index.spec.components.humans
     for at in all_gates(index):
-        if isinstance(at.gate.human, str) and at.gate.human not in humans:
+        if isinstance(at.gate.human, str) and at.gate.human not in humans and at.gate.human != CALLER:
             message = f"The gate asks {at.gate.human}, which is not in components.humans."
             code, path = "E_REVIEW_HUMAN_REF", (*at.path, "human")
             yield index.undeclared(code, message, path, at.gate.human, humans, "components.humans")

@@ -202,6 +202,10 @@ NOT_HONOURED = ("calendar",)
 """Fields of humans without support in this version; a spec or an environment that uses them is refused."""
 
 
+CALLER = "caller"
+"""The built-in human at ``external``: the principal that made the call, which makes it itself and reports the result."""
+
+
 class Gate(Human):
     """One question at one position; fields that are left out come from the human it names, or from the default one."""
 

@@ -373,6 +373,10 @@ class Components(SpecModel):
     humans: MapOf[AnyHuman] = Field(default_factory=dict)
 
 
+CALL_TARGET = "call"
+"""The target of a run that makes one tool call, which another program states."""
+
+
 class Spec(SpecModel):
     """One agent or workflow with everything it needs."""
 
@@ -382,9 +386,10 @@ class Spec(SpecModel):
     metadata: JsonObject | None = Field(default=None, description="Anything worth noting.")
     agent: Agent = Field(description="The root agent.")
     workflow: AnyWorkflow | None = Field(default=None, description="Left out: the root agent answers by itself.")
-    targets: ListOf[Literal["workflow", "agent"]] = Field(
+    targets: ListOf[Literal["workflow", "agent", "call"]] = Field(
         default=(),
-        description="What a run of a released bundle may execute; left out: its workflow, where it has one, alone.",
+        description="What a run of a released bundle may execute; left out: its workflow, or its agent where it has none. call "
+        "lets other programs call the tools of the root agent, which then needs no model.",
     )
     variables: MapOf[Text] = Field(
         default_factory=dict, description="Texts that system prompts name as {{ variables.NAME }}."
@@ -405,7 +410,16 @@ class Spec(SpecModel):
 
     def allows(self, target: str) -> bool:
         """Tell whether a released bundle of this spec may be run with a target."""
-        return self.workflow is None or target in (self.targets or ("workflow",))
+        if target == CALL_TARGET:
+            return target in self.targets
+        named = self.targets or ("workflow",)
+        # Without a workflow both targets are the root agent.
+        return target in named or (self.workflow is None and named != (CALL_TARGET,))
+
+    @property
+    def runs_root_agent(self) -> bool:
+        """Whether a run of a released bundle may begin at the root agent: without a workflow, with its own target, or with a call."""
+        return self.workflow is None or bool({"agent", CALL_TARGET} & set(self.targets))
 
 
 PROJECT_DEFAULTS = "project_defaults"

@@ -359,3 +359,26 @@ def test_circles_end() -> None:
         "b": [{"id": "n", "kind": "workflow", "ref": "a"}],
     }
     assert ungated([{"id": "n", "kind": "workflow", "ref": "a"}], components={"workflows": workflows})
+
+
+def called(review: dict, **more: object) -> list[str]:
+    tool = {"description": "Delete a branch.", "capabilities": ["privileged"], "review": review}
+    spec = {
+        "targets": ["call"],
+        "agent": {"name": "root", "tools": {"include": ["delete"], "permissions": {}}},
+        "tools": {"delete": tool},
+        **more,
+    }
+    return [one.code for one in judge(**spec)]
+
+
+def test_a_call_that_its_caller_makes_needs_an_approval() -> None:
+    assert called({"external": {"human": "caller"}}) == ["E_PRIVILEGED_UNGATED"]
+    assert called({"before": True, "external": {"human": "caller"}}) == []
+    assert called({"external": True}) == []
+
+
+def test_a_target_call_begins_at_the_root_agent_past_the_workflow() -> None:
+    steps = [{"id": "ask", "kind": "human", "ref": "boss"}]
+    workflow = {"type": "sequential", "steps": steps}
+    assert called({"external": {"human": "caller"}}, workflow=workflow) == ["E_PRIVILEGED_UNGATED"]

@@ -47,7 +47,11 @@ STRICT: dict[str, object] = {
     },
     "grants": [{"tools": ["refund"], "when": "args.amount <= 500", "uses": 100, "usesPerDay": 20, "usesPerRun": 5,
                 "total": {"amount": 5000}, "expires": "30d", "signed": True, "spotChecks": 0.1}],
-    "protocols": {"a2a": ["research-*"], "mcp": ["research-*"]},
+    "protocols": {
+        "a2a": ["research-*"],
+        "mcp": ["research-*"],
+        "calls": [{"bundle": "pay", "callers": {"users": ["bot"]}, "tools": ["lookup"]}],
+    },
 }  # fmt: skip
 
 
@@ -75,6 +79,13 @@ def grant(**changes: object) -> list[object]:
 def limit(**changes: object) -> dict[str, object]:
     strict = {"provider": "openai", "concurrency": 4, "requests_per_minute": 10, "tokens_per_minute": 100}
     return models(limits=[{**strict, **changes}])
+
+
+def calls(**changes: object) -> dict[str, object]:
+    protocols = STRICT["protocols"]
+    (rule,) = protocols["calls"]
+    changed = {name: value for name, value in (rule | changes).items() if value is not None}
+    return {**protocols, "calls": [changed]}
 
 
 LOOSER: dict[str, list[object]] = {
@@ -177,8 +188,14 @@ LOOSER: dict[str, list[object]] = {
         grant(spotChecks=0),
     ],
     "protocols": [
-        {"a2a": ["research-*", "pay"], "mcp": ["research-*"]},
-        {"a2a": ["research-*"], "mcp": ["*"]},
+        {**STRICT["protocols"], "a2a": ["research-*", "pay"]},
+        {**STRICT["protocols"], "mcp": ["*"]},
+        calls(bundle="*"),
+        calls(callers={"users": ["bot", "ann"]}),
+        calls(callers={"groups": ["bot"]}),
+        calls(callers=None),
+        calls(tools=["lookup", "refund"]),
+        calls(tools=["*"]),
     ],
 }
 
@@ -248,6 +265,7 @@ def test_no_part_of_an_environment_is_forgotten() -> None:
             ),
         ),
         ("models", models(prices={"my-model": {"input": 2, "output": 8}})),
+        ("protocols", {"a2a": [], "mcp": [], "calls": []}),
     ],
 )
 def test_tightened_rules_of_models_and_tools_wait_for_nothing(name: str, value: object) -> None:
