@@ -106,6 +106,17 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _call_wait(text: str) -> float:
+    value = _seconds(text)
+    if not 1 <= value <= MAX_CALL_WAIT:
+        msg = f"be a number of seconds from 1 to {MAX_CALL_WAIT}"
+        raise ValueError(msg)
+    return value
+
+
+MAX_CALL_WAIT = 600
+
+
 def _duration(text: str) -> float:
     try:
         return _seconds(str(parse_duration(text).total_seconds()))
@@ -277,6 +288,10 @@ class HttpSettings:
 
     log_level: str = setting("KNEO_SERV_LOG_LEVEL", "INFO", _log_level)
     """The lowest level that is logged. Read by: all processes."""
+
+    call_wait_seconds: float = setting("KNEO_SERV_CALL_WAIT_SECONDS", 50.0, _call_wait)
+    """Seconds, 1 to 600, that a request which makes a call waits for people where it states no `wait`. Clients of MCP often give
+    up after 60."""
 
     metrics: bool = setting("KNEO_SERV_METRICS_ENABLED", True, _flag)
     """Serve `/metrics`."""

@@ -27,6 +27,7 @@ def check_agents(
     operator: OperatorConnections | None,
     rules: ModelRules | None,
     *,
+    asks_models: bool = True,
     missing: Callable[[], frozenset[Library]] = missing_libraries,
 ) -> None:
     """Refuse agents that cannot work on this machine, also those behind their tools.
@@ -36,6 +37,7 @@ def check_agents(
         used: The agents that the steps of the run use, by the names for messages.
         operator: The connections of this machine; ``None`` where another machine executes the run, which then checks them.
         rules: The rules for models of the run's environment; ``None`` where there is no environment.
+        asks_models: Whether the agents of the steps ask their models; a call of one of their tools does not.
         missing: Returns the libraries of tools that are not installed.
 
     Raises:
@@ -44,7 +46,7 @@ def check_agents(
     """
     for name, agent in _reached(spec, used):
         check_skills(name, agent, spec)
-        if name in used or agent.model is not None:
+        if asks_models if name in used else agent.model is not None:
             check_models(name, agent, operator, rules)
         if operator is not None:
             check_libraries(name, agent, spec, missing=missing)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from kneo.agents.named_code import agents_of_helpers, code_of_helpers, code_of_tool
 from kneo.agents.services import AgentServices
-from kneo.agents.tool_calls.calls import find_denial
+from kneo.agents.tool_calls.denials import find_denial
 from kneo.agents.tool_calls.questions import ASK_TOOL
 from kneo.agents.turn import Turn
 from kneo.errors import Invalid
@@ -58,10 +58,15 @@ def find_tool(turn: Turn, services: AgentServices, name: str) -> Tool | None:
     return registered.model_copy(update={name: getattr(declared, name) for name in declared.model_fields_set})
 
 
-async def load_code(turn: Turn, services: AgentServices) -> None:
+async def load_code(turn: Turn, services: AgentServices, called: str | None = None) -> None:
     """Load the code of the step that a turn begins: that of its agent, and of the agents behind it.
 
     What stands behind tools that are denied now is not needed.
+
+    Args:
+        turn: The turn.
+        services: The services of the process.
+        called: The only tool that the turn calls, where no model chooses.
 
     Raises:
         Invalid: ``tool_not_found``, ``middleware_not_found``; ``implementation_invalid``: the code is missing or cannot be imported.
@@ -69,30 +74,36 @@ async def load_code(turn: Turn, services: AgentServices) -> None:
     """
     rules = await services.rules(turn.environment)
     code: list[str] = []
-    for each in _reached(turn, services, rules):
+    for each in _reached(turn, services, rules, called):
         code += code_of_helpers(each.spec, each.agent)
-        for _, tool in _callable(each, services, rules):
+        for _, tool in _callable(each, services, rules, called if each is turn else None):
             code += code_of_tool(tool)
     await turn.load_code(code)
 
 
-def _reached(turn: Turn, services: AgentServices, rules: ToolRules) -> Iterator[Turn]:
+def _reached(turn: Turn, services: AgentServices, rules: ToolRules, called: str | None) -> Iterator[Turn]:
     """Yield the turn, and one for each agent behind it."""
     spec, waiting, known = turn.spec, [turn], {turn.agent_name}
     agents = {spec.agent.name: spec.agent, **spec.components.agents}
     while waiting:
         each = waiting.pop()
         yield each
-        below = [tool.agent for _, tool in _callable(each, services, rules) if tool.agent is not None]
+        reached = _callable(each, services, rules, called if each is turn else None)
+        below = [tool.agent for _, tool in reached if tool.agent is not None]
         for name in (*below, *agents_of_helpers(spec, each.agent)):
             if name in agents and name not in known:
                 known.add(name)
                 waiting.append(replace(each, agent_name=name, agent=agents[name]))
 
 
-def _callable(turn: Turn, services: AgentServices, rules: ToolRules) -> Iterator[tuple[str, Tool]]:
-    """Yield the tools that the agent of a turn can call now, and the retriever of its memory."""
+def _callable(turn: Turn, services: AgentServices, rules: ToolRules, called: str | None) -> Iterator[tuple[str, Tool]]:
+    """Yield the tools that the agent of a turn can call now, and the retriever of its memory; or the one that is called."""
     agent = turn.agent
+    if called is not None:
+        only = offered_tools(turn, services).get(called)
+        if only is not None and find_denial(called, only, agent, rules, turn.environment) is None:
+            yield called, only
+        return
     if not _calls_tools(agent):
         return
     tools = offered_tools(turn, services)

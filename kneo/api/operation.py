@@ -84,6 +84,8 @@ class Waiting(Generic[V_co]):
         seconds: The longest time to wait; with zero the view is built from ``settled``.
         settled: The present run, where the time to wait may be zero.
         notified: Whether the run's change notifies waiters. A vote below the quorum does not.
+        delivers: Whether the view records that its result was returned: it is built in a thread, and not for a caller that has
+            gone.
     """
 
     settling: RunSettled
@@ -91,6 +93,7 @@ class Waiting(Generic[V_co]):
     seconds: float = DEFAULT_WAIT
     settled: SettledRun | None = None
     notified: bool = True
+    delivers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +167,8 @@ class Operation(Generic[P, V]):
         key_scope: The scope of its idempotency keys, where that is not the operation's id.
         shows_secret: Whether its response holds a ``OneTimeSecret``. Such a response is stored nowhere, also not under an
             idempotency key: a repetition is refused.
+        is_live: Whether a repetition under an idempotency key gets the present state of what the first request made, instead of
+            the first response.
     """
 
     function: Callable[Concatenate[Context, P], V | Waiting[V]]
@@ -175,6 +180,7 @@ class Operation(Generic[P, V]):
     aliases: tuple[str, ...] = ()
     key_scope: str | None = None
     shows_secret: bool = False
+    is_live: bool = False
 
     def __call__(self, context: Context, /, *args: P.args, **kwargs: P.kwargs) -> V:
         result = self.function(context, *args, **kwargs)
@@ -253,9 +259,12 @@ def run_operation(
     errors: tuple[int, ...] = (),
     aliases: tuple[str, ...] = (),
     key_scope: str | None = None,
+    is_live: bool = False,
 ) -> Callable[[Callable[Concatenate[Context, P], Waiting[V]]], Operation[P, V]]:
     """Declare a function that starts work on a run as an operation; the parameters are the attributes of ``Operation``."""
-    return lambda function: Operation(function, method, path, (scope,), statuses, errors, aliases, key_scope)
+    return lambda function: Operation(
+        function, method, path, (scope,), statuses, errors, aliases, key_scope, is_live=is_live
+    )
 
 
 def operations_of(module: ModuleType) -> Iterator[Operation[..., object]]:

@@ -131,7 +131,7 @@ def run_spec(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[Ru
 def _start(
     context: Context, body: RunCreate, wait: str | None, also: Callable[[Tx, Run], None] = no_extra_writes
 ) -> Waiting[RunStartedView]:
-    seconds = _seconds(wait)
+    seconds = seconds_of(wait)
 
     def with_reader(tx: Tx, run: Run) -> None:
         also(tx, run)
@@ -190,14 +190,14 @@ def _check_sizes(context: Context, body: RunCreate) -> None:
     check_size("metadata", len(json.dumps(body.metadata)), limits.metadata_bytes)
 
 
-def _seconds(wait: str | None) -> float:
+def seconds_of(wait: str | None, default: float = DEFAULT_WAIT) -> float:
     """Return how long to wait for a run.
 
     Raises:
         WaitTooLong: it is more than ``MAX_WAIT``.
     """
     if wait is None:
-        return DEFAULT_WAIT
+        return default
     duration = parse_duration(wait)
     if duration > MAX_WAIT:
         msg = f"A request waits 10m at most, not {wait}."
@@ -208,7 +208,7 @@ def _seconds(wait: str | None) -> float:
 @run_operation("POST", "/runs/{run_id}/continue", scope="runs:write", key_scope="runs:continue")
 def continue_run(context: Context, run_id: str, wait: Wait = None) -> Waiting[RunStartedView]:
     """Retry a failed run from the step that failed, and wait until it pauses or ends."""
-    store, seconds = context.store, _seconds(wait)
+    store, seconds = context.store, seconds_of(wait)
     programs = ProgramLoader(store, context.settings.trust_root)
     return wait_for_run(store, lambda: continue_failed_run(store, programs, run_id, actor=context.actor), seconds)
 
@@ -216,7 +216,7 @@ def continue_run(context: Context, run_id: str, wait: Wait = None) -> Waiting[Ru
 @run_operation("POST", "/runs/{run_id}/fork", scope="runs:write")
 def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) -> Waiting[RunStartedView]:
     """Start a new run from a point in this run's past, and wait until it pauses or ends."""
-    seconds = _seconds(wait)
+    seconds = seconds_of(wait)
     if (body.step is None) == (body.checkpoint is None):
         msg = "The request names no point, or two, at which the new run begins."
         raise Usage(msg, hint="Pass either a step or a checkpoint.")

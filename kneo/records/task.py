@@ -26,6 +26,12 @@ UNRESOLVED = frozenset({TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.SNOOZED}
 ARGUMENTS_DIGEST = "arguments_digest"
 """The fact of a task with the digest of the arguments of its call, where the subject is another text: a tool's own question."""
 
+TAKES_OVER = "takes_over"
+"""The key of a task's metadata with the candidates who take over from a program that makes a call itself."""
+
+REPORTED = "reported"
+"""The effect of a decision that is such a program's report; its ``data`` has the result or the error."""
+
 REPLAYED = "replay"
 """The author of a reused decision; see ``Decision.by``."""
 
@@ -199,6 +205,11 @@ class HumanTask:
         """Whether a gate asks about one call of a tool."""
         facts = self.metadata.get("facts")
         return isinstance(facts, Mapping) and "gate" in facts
+
+    @property
+    def is_for_caller(self) -> bool:
+        """Whether a program is to make a call itself and report its result, and no person has taken over."""
+        return TAKES_OVER in self.metadata and self.escalation == 0
 
     @property
     def headline(self) -> str:

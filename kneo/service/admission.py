@@ -185,7 +185,7 @@ class Admission:
                 request = replace(request, subject=known.subject)
             await self._execute(request, scope, replay(body, receive), response)
             if 200 <= response.status < 300:
-                if not operation.shows_secret:
+                if not (operation.shows_secret or operation.is_live):
                     await self._keep(request, response)
                 return
             known = await self._other_execution(request)

@@ -19,6 +19,7 @@ from kneo.api import (
     agents,
     audit,
     bundles,
+    calls,
     credentials,
     decisions,
     environments,
@@ -104,6 +105,7 @@ ROUTERS: tuple[ApiRouter, ...] = (
     mount(promotion_receipts, "promotions"),
     mount(bundles, "bundles"),
     mount(agents, "protocols"),
+    mount(calls, "calls"),
     mount(audit, "audit"),
 )
 """The routes of Kneo under the version."""

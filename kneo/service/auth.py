@@ -23,6 +23,7 @@ SCOPES: Mapping[str, str] = {
     "runs:read": "read runs, their traces and what they left behind",
     "runs:content": "read what the agents of runs and their models wrote",
     "runs:write": "start, continue, fork and cancel runs",
+    "calls:make": "call the tools that environments serve to the key; read, begin, report and cancel these calls",
     "specs:read": "read bundles; check specs",
     "human:read": "read human tasks",
     "human:write": "answer human tasks; claim, assign, delegate and discuss them",
@@ -69,6 +70,7 @@ ROLES: Mapping[str, frozenset[str]] = {
     "service": _VIEWER
     | {"runs:write", "human:write", "human:link", "audit:write", "credentials:read", "policies:read"},
     "viewer": _VIEWER,
+    "caller": frozenset({"calls:make"}),
 }
 """The scopes of each role."""
 

@@ -163,6 +163,7 @@ def _responses(operation: Operation[..., object]) -> Responses:
 def _endpoint(operation: Operation[..., object]) -> Callable[..., object]:
     serve: Callable[..., object] = _wait_for(operation) if operation.waits else _call(operation)
     edge = {
+        **({"request": Request} if operation.waits else {}),
         "service": ServiceDep,
         "published": LegacyClient,
         "principal": Annotated[Principal, Depends(principal_of)],
@@ -204,13 +205,20 @@ def _call(operation: Operation[..., object]) -> Callable[..., JsonResponse]:
 def _wait_for(operation: Operation[..., object]) -> Callable[..., Coroutine[object, object, JsonResponse]]:
     """Serve an operation that starts work on a run without a thread per request: many requests may wait at once."""
 
-    async def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonResponse:
+    async def serve(
+        *, request: Request, service: Service, published: bool, principal: Principal, **values: object
+    ) -> JsonResponse:
         values = bound_lists(values, service.settings.limits.page_items)
         mark = service.changes.store.notifier.mark()
         waiting = await run_in_threadpool(operation.function, service.context(principal), **values)
         assert isinstance(waiting, Waiting)
         settled = await settled_after(service.changes, waiting, mark)
-        view = waiting.view(settled)
+        if not waiting.delivers:
+            view = waiting.view(settled)
+        elif await request.is_disconnected():
+            return JsonResponse(None)
+        else:
+            view = await run_in_threadpool(waiting.view, settled)
         status = 202 if 202 in operation.statuses and settled.run.status is RunStatus.RUNNING else 200
         return JsonResponse(in_published_words(view) if published else view, status)
 

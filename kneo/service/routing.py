@@ -145,6 +145,7 @@ class RouteEntry:
         errors: Statuses of errors in addition to those that follow from the method and the path.
         takes_key: Whether the header ``Idempotency-Key`` names a request.
         shows_secret: Whether its response holds a secret that is shown once.
+        is_live: Whether a repeated request gets the present state instead of the first response.
     """
 
     id: str
@@ -157,6 +158,7 @@ class RouteEntry:
     errors: tuple[int, ...]
     takes_key: bool
     shows_secret: bool
+    is_live: bool
 
 
 ALLOWED = "kneo.allowed"
@@ -277,6 +279,7 @@ def _listed(routers: Iterable[ApiRouter]) -> Iterator[RouteEntry]:
                     errors=operation.errors if operation else router.errors.get(name, ()),
                     takes_key=method in {"POST", "PUT"} and name not in router.own_keys,
                     shows_secret=operation is not None and operation.shows_secret,
+                    is_live=operation is not None and operation.is_live,
                 )
 
 

@@ -19,6 +19,7 @@ from kneo.errors import Conflict
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.prepared import Prepared
 from kneo.store.tables import idempotency_keys as keys
+from kneo.store.tables import runs
 
 FORGET_BATCH = 1_000
 """Old keys that one transaction deletes."""
@@ -176,10 +177,27 @@ def keep(tx: Tx, request: KeyedRequest, status: int, response: Mapping[str, obje
         _insert(tx, request, subject=request.subject, status=status, response=dict(response))
 
 
+JOINED_CALL = "call"
+"""The scope of the bindings by which the same call, sent again without a key, is found."""
+
+
+def release(tx: Tx, key: KeyOf, subject: str | None = None) -> None:
+    """Release a key; with ``subject`` only where it is bound to that."""
+    row = _LOCK.first(tx, _is(key))
+    if row is not None and subject in {None, row.subject}:
+        _FORGET.change(tx, _is(key))
+
+
 def forget(tx: Tx, older_than: timedelta) -> int:
-    """Delete a batch of old keys; return how many."""
+    """Delete a batch of old keys; return how many. The binding of a call stays until the call has ended."""
     before = isoformat(tx.now - older_than)
-    old = select(keys.c.principal, keys.c.scope, keys.c.key).where(keys.c.created_at < before).limit(FORGET_BATCH)
+    is_open = select(runs.c.id).where(runs.c.id == keys.c.subject, runs.c.completed_at.is_(None)).exists()
+    is_old = keys.c.created_at < before
+    old = (
+        select(keys.c.principal, keys.c.scope, keys.c.key)
+        .where(is_old, ~((keys.c.scope == JOINED_CALL) & is_open))
+        .limit(FORGET_BATCH)
+    )
     rows = tx.connection.execute(old).all()
     _FORGET.change_many(tx, [_is(KeyOf(principal=row.principal, scope=row.scope, key=row.key)) for row in rows])
     return len(rows)

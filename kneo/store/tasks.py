@@ -154,6 +154,8 @@ def _change(tx: Tx, task: HumanTask, changes: dict[str, object], *, is_checked: 
     changes |= {"version": task.version + 1, "updated_at": tx.at}
     after = replace(task, **changes)  # type: ignore[arg-type]
     changes["mac"] = _mac(tx, after) if is_checked else None
+    if "candidates" in changes:
+        changes["restricted"] = after.is_restricted
     if _CHANGE.change(tx, {"of_task": task.id, "seen_version": task.version} | changes) != 1:
         return None
     if resolves:

@@ -11,13 +11,13 @@ from dataclasses import replace
 from datetime import timedelta
 
 from kneo.clock import isoformat, parse_time
-from kneo.digest import Digest, digest_of_json
+from kneo.digest import Digest, canonical_json, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
 from kneo.names import person_key
 from kneo.records.grant import GRANTED
 from kneo.records.run import RunStatus
-from kneo.records.task import Decision, HumanTask, TaskStatus, Vote
-from kneo.store import idempotency, runs, tasks
+from kneo.records.task import REPORTED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
+from kneo.store import audit, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import decisions, people
 from kneo.tasks.decisions import DecisionRequest, check_decision, check_storable, check_unresolved, decision_digest
@@ -31,7 +31,7 @@ from kneo.tasks.receipts import (
     signature_facts,
     write_receipt,
 )
-from kneo.tasks.schedule import next_at
+from kneo.tasks.schedule import add_seconds, next_at
 from kneo.telemetry import span
 
 MAX_COMMENT_CHARS = 20_000
@@ -269,6 +269,76 @@ def claim(store: Store, task_id: str, *, actor: str) -> HumanTask:
     return _act(store, task_id, work)
 
 
+def begin_call(store: Store, task_id: str, *, actor: str, first: Callable[[Tx, HumanTask], None]) -> HumanTask:
+    """Claim the task of a program that makes a call itself, once; its time to report the result begins.
+
+    Args:
+        store: The database.
+        task_id: The task.
+        actor: The program.
+        first: A callback at the start of the transaction; its exception refuses the beginning.
+
+    Raises:
+        Conflict: ``call_begun``, or the task is resolved.
+    """
+
+    def work(tx: Tx, task: HumanTask) -> HumanTask:
+        check_unresolved(task)
+        if task.claimed_by is not None or not task.is_for_caller:
+            raise call_begun(task)
+        first(tx, task)
+        deadline = add_seconds(tx.at, task.timeout_seconds or 0)
+        begun = _change(tx, task, status=TaskStatus.CLAIMED, claimed_by=actor, deadline_at=deadline)
+        record_event(tx, task, "claimed", actor)
+        audit.record(tx, "call.begun", actor=actor, run_id=task.run_id, environment=task.environment)
+        return begun
+
+    return _act(store, task_id, work)
+
+
+def report_call(store: Store, task_id: str, report: Mapping[str, object], *, actor: str) -> HumanTask:
+    """Record what a program reports of a call that it began: ``result``, or ``error`` with a text.
+
+    Raises:
+        Conflict: ``call_not_allowed``: the call was not begun. ``call_begun``: people have taken over.
+    """
+
+    def work(tx: Tx, task: HumanTask) -> HumanTask:
+        check_unresolved(task)
+        if not task.is_for_caller:
+            raise call_begun(task)
+        if task.claimed_by is None:
+            msg = f"{task.run_id} was not begun."
+            raise Conflict(
+                msg, code="call_not_allowed", hint="POST /v1/calls/{id}/begin returns the decided arguments."
+            )
+        decision = Decision(
+            kind=DecisionKind.PROVIDED,
+            content=canonical_json(dict(report)).decode(),
+            data=dict(report),
+            selected_option=None,
+            comment=None,
+            actor=actor,
+            by="person",
+            at=tx.at,
+            effect=REPORTED,
+            voters=(actor,),
+        )
+        vote = Vote(actor=actor, decision=decision.kind, answer=decision_digest(decision), at=tx.at)
+        outcome = "failed" if "error" in report else "success"
+        facts = {"outcome": outcome}
+        audit.record(tx, "call.reported", actor=actor, run_id=task.run_id, environment=task.environment, metadata=facts)
+        return record(tx, task, decision, votes=(vote,))
+
+    return _act(store, task_id, work)
+
+
+def call_begun(task: HumanTask) -> Conflict:
+    """Return the refusal of a second beginning of a call."""
+    msg = f"{task.run_id} was begun at {task.updated_at}; its result was not reported."
+    return Conflict(msg, code="call_begun", run_id=task.run_id)
+
+
 def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
     """Release a claimed task.
 
@@ -278,6 +348,7 @@ def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
 
     def work(tx: Tx, task: HumanTask) -> HumanTask:
         check_unresolved(task)
+        people.check_not_of_caller(task)
         _check_free(task, actor)
         if task.claimed_by is None:
             return task

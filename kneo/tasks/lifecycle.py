@@ -12,7 +12,7 @@ from kneo.names import person_key
 from kneo.notify.outbox import TaskNotice, post_task
 from kneo.records.audit import AuditEvent
 from kneo.records.run import RunError, RunStatus
-from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
+from kneo.records.task import TAKES_OVER, UNRESOLVED, Candidates, HumanTask, TaskStatus
 from kneo.settings import WEB_PUSH
 from kneo.store import audit, oidc_people, push_subscriptions, runs, task_statistics, tasks
 from kneo.store.engine import Store, Tx
@@ -85,7 +85,7 @@ MAX_PEOPLE = 50
 
 
 def notify_people(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Iterable[str] = ()) -> None:
-    """Notify the channels of a task.
+    """Notify the channels of a task, unless it is for a program that makes a call itself.
 
     Args:
         tx: The transaction of the change.
@@ -94,6 +94,8 @@ def notify_people(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Ite
         number: Which reminder or escalation this is.
         more: Further channels.
     """
+    if task.is_for_caller:
+        return
     channels = [*task.plan.notify, *more]
     if channels:
         post_task(tx, channels, TaskNotice(task=task, what=what, number=number, people=tuple(people_asked(tx, task))))
@@ -209,6 +211,8 @@ def _apply_event(tx: Tx, task: HumanTask, event: ScheduledEvent) -> HumanTask | 
             return after
         case "escalate":
             return _escalated(tx, task)
+        case _ if task.is_for_caller:
+            return _taken_over(tx, task)
         case _ if task.on_timeout == "escalate":
             return _escalated(tx, task, by_deadline=True)
         case _:
@@ -240,6 +244,31 @@ def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTa
     if chain and task.is_restricted:
         tasks.add_candidates(tx, task.id, people.candidate_rows(after, iter(())))
     notify_people(tx, after, "escalated", after.escalation, chain[0].notify if chain else ())
+    return after
+
+
+def _taken_over(tx: Tx, task: HumanTask) -> HumanTask:
+    """Ask people what became of a call, because the program that began it has reported no result in time."""
+    named = task.metadata[TAKES_OVER]
+    assert isinstance(named, Mapping)
+    candidates = Candidates(**{name: tuple(values) for name, values in named.items()})
+    facts = _facts(tx, task) | {"assignee": None, "from": task.requester}
+    after = _changed(
+        tx,
+        task,
+        "escalated",
+        facts,
+        status=TaskStatus.OPEN,
+        claimed_by=None,
+        assignee=None,
+        candidates=candidates,
+        escalated_at=tx.at,
+        escalation=1,
+        deadline_at=None,
+    )
+    refused = (name for _, name in people.excluded(tx, after))
+    tasks.add_candidates(tx, task.id, people.candidate_rows(after, refused))
+    notify_people(tx, after, "escalated", after.escalation)
     return after
 
 

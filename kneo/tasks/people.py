@@ -181,6 +181,7 @@ def check_may_answer(tx: Tx, task: HumanTask, name: str) -> Person:
     Raises:
         Forbidden: ``not_a_candidate`` or ``separation_of_duties``.
     """
+    check_not_of_caller(task)
     person = find_person(tx, task.environment, name)
     if not _is_candidate(task, person):
         candidates = [*task.candidates.users, *task.candidates.groups, *task.candidates.roles]
@@ -189,6 +190,18 @@ def check_may_answer(tx: Tx, task: HumanTask, name: str) -> Person:
         raise Forbidden(msg, code="not_a_candidate", hint=f"Groups and roles of people stand under people: in {where}.")
     check_not_excluded(tx, task, name, "answer")
     return person
+
+
+def check_not_of_caller(task: HumanTask) -> None:
+    """Check that a task is for people, and not for the program that makes a call itself.
+
+    Raises:
+        Forbidden: ``not_a_candidate``.
+    """
+    if task.is_for_caller:
+        msg = f"{task.id} is for {task.requester}, which makes the call itself and reports its result."
+        hint = "POST /v1/calls/{id}/begin and /result answer it; people take over where no result is reported in time."
+        raise Forbidden(msg, code="not_a_candidate", hint=hint)
 
 
 def check_not_excluded(tx: Tx, task: HumanTask, name: str, what: str) -> None:

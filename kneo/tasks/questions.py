@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from kneo import registry
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
 from kneo.records.run import Run
-from kneo.records.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
+from kneo.records.task import TAKES_OVER, Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
 from kneo.spec.coverage.gates import strengthened
 from kneo.spec.models.environment import QuestionPolicy
 from kneo.spec.models.human import Human
+from kneo.spec.models.spec import CALL_TARGET
 from kneo.store import tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people
@@ -50,6 +51,8 @@ class Question:
     consequences: Mapping[str, object] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
     """Further information for the person."""
+    for_caller: bool = False
+    """Whether the program that makes a call is to make it itself; ``human`` takes over where it reports no result."""
     flow: Mapping[str, object] = field(default_factory=dict)
     """The context of an answer: the question, and the data that the run continues with."""
 
@@ -119,7 +122,29 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
         created_at=tx.at,
         updated_at=tx.at,
     )
+    if run.target == CALL_TARGET:
+        task = _of_call(task, question)
     return replace(task, next_at=next_at(task))
+
+
+def _of_call(task: HumanTask, question: Question) -> HumanTask:
+    """Return a task of a call: its requester decides nothing about it, and may have to make it itself.
+
+    The time to report begins when the requester begins the call.
+    """
+    others = replace(task.candidates, exclude=tuple(dict.fromkeys((*task.candidates.exclude, "requester"))))
+    if not question.for_caller:
+        return replace(task, candidates=others)
+    return replace(
+        task,
+        candidates=Candidates(users=(task.requester,)),
+        assignee=task.requester,
+        on_timeout="escalate",
+        deadline_at=None,
+        due_at=None,
+        plan=Plan(notify=task.plan.notify, receipt=task.plan.receipt),
+        metadata={**task.metadata, TAKES_OVER: {name: list(value) for name, value in asdict(others).items()}},
+    )
 
 
 def _least_asked(tx: Tx, environment: str | None) -> QuestionPolicy:

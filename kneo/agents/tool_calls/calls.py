@@ -19,6 +19,7 @@ from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
+from kneo.agents.tool_calls.denials import find_call_denial
 from kneo.agents.tool_calls.execution import CallExecution, tool_failed
 from kneo.agents.tool_calls.journal import CallJournal
 from kneo.agents.tool_calls.questions import (
@@ -38,44 +39,12 @@ from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, T
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import DECISIONS, EDITED_BY, ConversationEntry, EntryStatus
-from kneo.records.task import Decision, DecisionKind
-from kneo.spec.coverage.exposure import PERMISSIONS, permissions_of, privileged_capabilities
-from kneo.spec.models.agent import Agent, ToolPermissions
+from kneo.records.task import REPORTED, Decision, DecisionKind
+from kneo.spec.coverage.exposure import privileged_capabilities
 from kneo.spec.models.spec import Tool
-from kneo.spec.policy import ToolNames, ToolRules
 
 MAX_REVIEWS = 20
 """Answers of gates about one call; edits that undo each other end there."""
-
-
-def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, environment: str | None) -> str | None:
-    """Return why a tool may not be called: by the agent's permissions, or by the rules of the environment as they are now.
-
-    ``tool`` is ``None`` for the built-in tools, which lists of allowed tools need not name: they ask a person or read what the
-    spec has, and do nothing else.
-    """
-    permissions = permissions_of(agent) or ToolPermissions()
-    names = tool.names(name) if tool is not None else ToolNames(name)
-    denied = rules.denied(names)
-    if denied is not None:
-        return f"The environment {environment} denies {_what(name, denied)}."
-    if name in permissions.denied_tools:
-        return f"The agent's permissions deny the tool {name}."
-    if tool is None:
-        return None
-    unlisted = rules.not_allowed(names)
-    if unlisted is not None:
-        return f"The environment {environment} does not allow {_what(name, unlisted)}."
-    if permissions.allowed_tools is not None and name not in permissions.allowed_tools:
-        return f"The agent's permissions do not allow the tool {name}."
-    needed = [PERMISSIONS[capability] for capability in tool.all_capabilities if capability in PERMISSIONS]
-    refused = [f"{permission}: false" for permission in needed if getattr(permissions, permission) is False]
-    return f"The agent's permissions ({', '.join(refused)}) do not allow the tool {name}." if refused else None
-
-
-def _what(name: str, matched: str) -> str:
-    """Return a tool in words; what is behind it is not named, because the model reads this."""
-    return f"the tool {name}" if matched == name else f"what the tool {name} calls"
 
 
 class ToolCalls:
@@ -215,9 +184,7 @@ class ToolCalls:
         turn = self._turn
         rules = await self._services.rules(turn.environment)
         declared = None if self._is_builtin(call) else call.tool
-        denial = find_denial(call.name, declared, turn.agent, rules, turn.environment)
-        if denial is None and declared is not None and rules.denies_call(declared.names(call.name), call.compared):
-            denial = f"The environment {turn.environment} denies this call of the tool {call.name} by its arguments."
+        denial = find_call_denial(call.name, declared, turn.agent, rules, turn.environment, call.compared)
         return denial or self._find_host_denial(call)
 
     def _find_misfit(self, call: ToolCall) -> str | None:
@@ -268,7 +235,7 @@ class ToolCalls:
             if decision.kind is DecisionKind.REJECTED:
                 return await self._rejected(call, f"A person rejected this call: {reason_of(decision)}.", decisions)
             if gate.position == "external":
-                return await self.record(replace(call, facts=_decided(decisions)), answer_of(decision))
+                return await self._carried_out(replace(call, facts=_decided(decisions)), decision)
             call = await self._edited(call, decision)
             agreed[gate.id] = digest_of_json(call.arguments)
             if decision.kind is DecisionKind.EDITED:
@@ -280,9 +247,10 @@ class ToolCalls:
 
     async def _next_gate(self, call: ToolCall, agreed: Mapping[str, Digest]) -> ToolGate | None:
         shown = digest_of_json(call.arguments)
-        gate = next((gate for gate in gates_of(call) if agreed.get(gate.id) != shown), None)
-        is_accepted = gate is not None and gate.unless_unattended and await self._is_accepted(call)
-        return None if is_accepted else gate
+        for gate in gates_of(call):
+            if agreed.get(gate.id) != shown and not (gate.unless_unattended and await self._is_accepted(call)):
+                return gate
+        return None
 
     async def _is_accepted(self, call: ToolCall) -> bool:
         """Return whether a call may happen about which no gate asks: it is not privileged, or the environment accepts it now."""
@@ -301,6 +269,16 @@ class ToolCalls:
         if misfit is not None:
             return await self._misfits(call, f"A person edited the arguments, and they do not fit: {misfit}")
         return replace(call, arguments=arguments, original=call.asked)
+
+    async def _carried_out(self, call: ToolCall, decision: Decision) -> ToolCall:
+        """Record the result that a person provides, or what the program reports that made the call itself."""
+        if decision.effect != REPORTED:
+            return await self.record(call, answer_of(decision))
+        report = decision.data
+        assert isinstance(report, Mapping)
+        if "error" in report:
+            return await self._execution.fail(call, Invalid(str(report["error"]), code="call_failed"))
+        return await self.record(call, report["result"])
 
     async def _rejected(self, call: ToolCall, reason: str, decisions: Sequence[Decision]) -> ToolCall:
         call = replace(call, facts=_decided(decisions))

@@ -107,7 +107,7 @@ class CallExecution:
         except Exception as error:
             if isinstance(error, KneoError) and error.code in CODE_ERRORS:
                 raise
-            return await self._fail(call, error)  # the model gets it as the call's result
+            return await self.fail(call, error)  # the model gets it as the call's result
         return await self.record(call, returned)
 
     async def begin(self, call: ToolCall) -> ToolCall:
@@ -122,15 +122,15 @@ class CallExecution:
             json.dumps(result, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             error = Invalid(f"The result is not JSON: {type(result).__name__}.", code="invalid_result")
-            return await self._fail(call, error)
+            return await self.fail(call, error)
         if is_deeper(result, MAX_RESULT_DEPTH):
             msg = f"The result is nested more than {MAX_RESULT_DEPTH} deep."
-            return await self._fail(call, Invalid(msg, code="invalid_result"))
+            return await self.fail(call, Invalid(msg, code="invalid_result"))
         result = sound_value(result)
         misfit = find_misfits(returns, result) if returns is not None else None
         if misfit is not None:
             msg = f"The result does not fit the JSON Schema of the tool's results: {misfit}"
-            return await self._fail(call, Invalid(msg, code="invalid_result"))
+            return await self.fail(call, Invalid(msg, code="invalid_result"))
         return await self._finish_checked(replace(call, status=EntryStatus.DONE, result=result))
 
     async def _finish_checked(self, call: ToolCall) -> ToolCall:
@@ -164,7 +164,7 @@ class CallExecution:
             return marked_untrusted(text, call.idempotency_key, shown=shown)
         return call.result if shown == text else shown
 
-    async def _fail(self, call: ToolCall, error: Exception) -> ToolCall:
+    async def fail(self, call: ToolCall, error: Exception) -> ToolCall:
         """Record an error as the call's result, or end the step where the agent's strategy says so."""
         name = error.code if isinstance(error, KneoError) else type(error).__name__
         if self._stops_on_error and not _is_tracked(call.tool):
@@ -239,7 +239,7 @@ class CallExecution:
         forms, restarts = count(entry, "forms") + 1, count(entry, "restarts") + required.restarted
         if forms > MAX_FORMS or restarts > MAX_RESTARTS:
             msg = f"The tool asked {forms} questions during one call, and started again {restarts} times."
-            return await self._fail(call, Invalid(msg, code="too_many_questions"))
+            return await self.fail(call, Invalid(msg, code="too_many_questions"))
         form = {"prompt": prompt, "schema": required.schema, "state": required.state}
         await self._journal.wait(call, form, {"forms": forms, "restarts": restarts})
         raise PeopleRequired([form_question(call, forms, prompt, required.schema)])
@@ -249,7 +249,7 @@ class CallExecution:
         limit = self._services.limits.depth
         answer, tokens = await call_agent(call, take=self._nested, limit=limit, announce=announce)
         call = replace(call, facts={**call.facts, "total_tokens": tokens})
-        return await (self._fail(call, answer) if isinstance(answer, KneoError) else self.record(call, answer))
+        return await (self.fail(call, answer) if isinstance(answer, KneoError) else self.record(call, answer))
 
     # ---- interruptions ---------------------------------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ def gate_question(call: ToolCall, gate: ToolGate) -> CallQuestion:
         arguments=call.arguments,
         answer_schema=schema or None,
         title=call_title(call.name, title, call.arguments) if title is not None else None,
+        facts={"idempotency_key": call.idempotency_key} if is_external else {},
     )
 
 

@@ -50,6 +50,7 @@ def question(
         previous=ask.previous,
         consequences=consequences,
         facts=ask.facts,
+        for_caller=gate.for_caller,
         flow=_flow(ask, prompt_of(template, ask, replace(run, id=""), messages) if template else ask.prompt),
     )
 

@@ -20,6 +20,7 @@ from kneo.runtime.engine.wait import find_run
 from kneo.runtime.interpreter.fork_gates import with_fork_gates
 from kneo.runtime.interpreter.node import Action, Execute
 from kneo.runtime.interpreter.program import Program, actions, prepare_retry, replace_input, reset_questions
+from kneo.spec.models.spec import CALL_TARGET
 from kneo.store import agent_journal, audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint
@@ -96,6 +97,8 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
 
 def refusal_to_continue(run: Run) -> Conflict | None:
     """Return why a run cannot be continued; None for one that can."""
+    if run.target == CALL_TARGET:
+        return _not_repeatable(run)
     return None if can_continue(run) else _not_continuable(run)
 
 
@@ -105,6 +108,11 @@ def _not_continuable(run: Run) -> Conflict:
     msg = f"The run {run.id} is {run.status} and cannot be continued."
     hint = "Only a run that failed in a step can be continued. Start another run from any point of this one: kneo runs fork."
     return Conflict(msg, code="run_state_conflict", hint=hint, run_id=run.id, status=run.status)
+
+
+def _not_repeatable(run: Run) -> Conflict:
+    msg = "A call is not continued or forked. Make a new one."
+    return Conflict(msg, code="call_not_repeatable", run_id=run.id)
 
 
 def _imported(run: Run, what: str) -> Conflict:
@@ -158,6 +166,8 @@ def fork(
     parent = find_run(store, order.run_id)
     if parent.is_imported:
         raise _imported(parent, "forked")
+    if parent.target == CALL_TARGET:
+        raise _not_repeatable(parent)
     program = programs.load(parent)
     with store.read() as tx:
         checkpoints = history.list_checkpoints(tx, parent.id)

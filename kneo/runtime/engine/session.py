@@ -35,15 +35,16 @@ from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import run_facts, sampling_seed_of
 from kneo.runtime.interpreter.node import Action, Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
-from kneo.runtime.steps.agents import Conversation, checks_input
+from kneo.runtime.steps.agents import Conversation, checks_input, served_to_all
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.executor import Call, Executor
-from kneo.runtime.steps.threads import BoundedThreads, LoopTask
+from kneo.runtime.steps.threads import BoundedThreads, LoopTask, in_thread
 from kneo.spec.models.spec import tracing_policy
 from kneo.store import runs
 from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
+from kneo.tasks.served_calls import find_refusal
 from kneo.telemetry import log_fields, span
 from kneo.trust.record_mac import RecordTampered, RecordUnauthenticated
 
@@ -540,6 +541,7 @@ class RunSession:
                 "values": action.filled,
                 "run": run_facts(self._run.requester, self._run.environment, self._run.workflow_name),
             },
+            check_caller=self._check_caller if self._program.is_call else served_to_all,
             clock=self._store.clock,
             session=session_history(self._store, self._run),
             deltas=await open_deltas(
@@ -551,6 +553,9 @@ class RunSession:
                 batch=self._deps.delta_batch,
             ),
         )
+
+    async def _check_caller(self, tool: str) -> str | None:
+        return await in_thread(partial(find_refusal, self._store, self._run, tool))
 
     def _receive(self) -> None:
         """Sort the events that have arrived."""

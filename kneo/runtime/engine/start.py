@@ -23,7 +23,7 @@ from kneo.settings import ExecutionSettings
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check as check_rules
 from kneo.spec.models.environment import Environment, EnvironmentGate, GatedSpec, read_spec
-from kneo.spec.models.spec import Spec
+from kneo.spec.models.spec import CALL_TARGET, Spec
 from kneo.spec.modules import NOTHING_KNOWN
 from kneo.spec.policy import PolicyFlags
 from kneo.spec.project import ProjectConfig
@@ -52,7 +52,7 @@ class StartRequest:
     """Further metadata of the run alone: content does not belong into the audit log."""
 
 
-TARGETS = frozenset({"workflow", "agent"})
+TARGETS = frozenset({"workflow", "agent", CALL_TARGET})
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Starter:
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         models = rules.spec.models if rules is not None else None
         used = {ref or program.agent_name: program.agents[ref] for ref in program.used_agents}
-        check_agents(program.spec, used, operator, models)
+        check_agents(program.spec, used, operator, models, asks_models=not program.is_call)
         case = sampling_seed(digest, order.environment, order.target, input_digest(order.input), tx.at)
         facts = run_facts(order.requester, order.environment, program.workflow_name)
         context = DecisionContext(now=tx.now, seed=run_id, sampling_seed=case, run=facts)
@@ -379,7 +379,7 @@ def _check_target(spec: Spec, target: str, release: ReleaseRef | None) -> None:
         Forbidden: ``target_not_allowed``.
     """
     if target not in TARGETS:
-        msg = f"{target[:80]!r} is no target; it is workflow or agent."
+        msg = f"{target[:80]!r} is no target; it is workflow, agent or call."
         raise Usage(msg)
     if release is None or spec.allows(target):
         return

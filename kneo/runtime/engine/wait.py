@@ -63,6 +63,24 @@ class RunSettled(Subscription[SettledRun]):
         ]
 
 
+@dataclass(frozen=True)
+class CallSettled(RunSettled):
+    """A run with the target call has ended, or its caller is to make the call itself; people do not end the wait."""
+
+    def accept(self, change: object) -> SettledRun | None:
+        settled = super().accept(change)
+        return settled if settled is not None and _is_callers_turn(settled) else None
+
+    @classmethod
+    def read(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[SettledRun | None]:
+        found = super().read(tx, subscriptions)
+        return [each if each is not None and _is_callers_turn(each) else None for each in found]
+
+
+def _is_callers_turn(settled: SettledRun) -> bool:
+    return settled.run.status.is_final or any(task.is_for_caller for task in settled.tasks)
+
+
 def _settled(tx: Tx, run_id: str) -> SettledRun | None:
     run = runs.get(tx, run_id)
     return SettledRun(runs.check(tx, run), open_tasks(tx, run)) if run is not None else None

@@ -47,6 +47,8 @@ class CompiledGate:
     name: str | None = None
     """The name in recorded answers, instead of the location."""
     added: str | None = None
+    for_caller: bool = False
+    """Whether the program that makes a call is asked to make it itself; ``human`` takes over where it reports no result."""
 
     @property
     def position_id(self) -> str:

@@ -85,6 +85,8 @@ class Program:
     spec: Spec
     tool_gates: CallGates
     """The gates of tool calls."""
+    is_call: bool = False
+    """Whether a run makes one call of a tool, which its input states."""
 
     @cached_property
     def gates(self) -> GateIndex:

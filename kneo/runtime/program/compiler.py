@@ -34,7 +34,7 @@ from kneo.spec.index import SpecIndex
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.environment import EnvironmentGate
 from kneo.spec.models.human import Human
-from kneo.spec.models.spec import FunctionComponent, Spec
+from kneo.spec.models.spec import CALL_TARGET, FunctionComponent, Spec
 from kneo.spec.models.workflow import (
     ConcurrentWorkflow,
     ConditionStep,
@@ -65,7 +65,8 @@ def compile_program(spec: Spec, target: str) -> Program:
 
     Args:
         spec: The frozen spec.
-        target: ``workflow``, or ``agent`` to run the root agent alone; a spec without a workflow runs its root agent.
+        target: ``workflow``, or ``agent`` to run the root agent alone; a spec without a workflow runs its root agent. ``call``
+            makes one call of a tool of the root agent.
 
     Raises:
         Invalid: the spec uses a feature that this runtime cannot execute; nothing has run.
@@ -84,7 +85,10 @@ def compile_program(spec: Spec, target: str) -> Program:
             ref=ROOT_AGENT,
             call_gates=tuple(map(gate_id, gates_of_calls_of_agent(index))),
         )
-        body = compiler.agent(ROOT_AGENT, agent, activity, 0)
+        is_call = target == CALL_TARGET
+        if is_call:
+            compiler.used_agents[ROOT_AGENT] = None
+        body = activity if is_call else compiler.agent(ROOT_AGENT, agent, activity, 0)
         step = StepNode(
             path=agent.name,
             id=agent.name,
@@ -107,6 +111,7 @@ def compile_program(spec: Spec, target: str) -> Program:
         workflow_type=workflow.type if workflow else None,
         spec=spec,
         tool_gates=tool_gates,
+        is_call=target == CALL_TARGET,
     )
 
 

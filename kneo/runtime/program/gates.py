@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -17,9 +18,12 @@ from kneo.spec.conditions import Facts, asks
 from kneo.spec.coverage.environment_gates import matches_call
 from kneo.spec.gates import POSITIONS, gate_position, rejection_effect
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
-from kneo.spec.models.human import NOT_HONOURED, Gate, Human, has_expression
-from kneo.spec.models.spec import Spec
+from kneo.spec.models.human import CALLER, NOT_HONOURED, Gate, Human, has_expression
+from kneo.spec.models.spec import Spec, Tool
 from kneo.tasks.forms import check_fields, check_schema
+
+REPORT_SECONDS = 600
+"""The time that a program which makes a call itself has to report the result, where its tool states none."""
 
 
 def human_gate(human: Human, path: str, name: str) -> CompiledGate:
@@ -68,6 +72,22 @@ def tool_gate(position: str, name: str, declared: Gate, humans: Mapping[str, Hum
         Invalid: as above.
     """
     return review_gate(gate_position(position, at_tool=True).name, declared, humans, f"tools.{name}")
+
+
+def caller_gate(name: str, tool: Tool, humans: Mapping[str, Human]) -> CompiledGate:
+    """Compile the gate of a tool whose caller makes the call itself.
+
+    The human of ``before``, or else the default one, takes over from a caller that reports no result in time.
+
+    Raises:
+        Invalid: as above.
+    """
+    before = tool.review.before if tool.review is not None else None
+    asked = Gate() if before is None else Gate(human=before.human)
+    gate = tool_gate("external", name, asked, humans)
+    seconds = math.ceil(tool.timeout_seconds or REPORT_SECONDS)
+    human = gate.human.model_copy(update={"timeout_seconds": seconds, "on_timeout": "escalate", "on_reject": None})
+    return replace(gate, human=human, on_reject=rejection_effect("external", None), for_caller=True)
 
 
 def _human(declared: Gate, humans: Mapping[str, Human], path: str) -> Human:
@@ -153,9 +173,10 @@ class ToolGateIndex:
             names = {**known, "args": arguments, "tool": tool, "agent": agent}
             asking = tuple(self._asking(keys, names, sampling_seed))
             conditional = (key for key in keys if has_expression(self.compiled[key].when))
-            return asking or tuple(
-                replace(self._gate(key), unless_unattended=True) for key in itertools.islice(conditional, 1)
-            )
+            if any(not self.compiled[gate.id].for_caller for gate in asking):
+                return asking
+            unattended = (replace(self._gate(key), unless_unattended=True) for key in itertools.islice(conditional, 1))
+            return (*unattended, *asking)
 
         return of_call
 
@@ -203,7 +224,11 @@ def compile_tool_gates(spec: Spec) -> ToolGateIndex:
     compiled: dict[str, CompiledGate] = {}
     for name, tool in spec.tools.items():
         for position, declared in (tool.review.gates() if tool.review is not None else {}).items():
-            compiled[f"tools.{name}.{position}"] = tool_gate(position, name, declared, spec.components.humans)
+            humans = spec.components.humans
+            is_caller = position == "external" and declared.human == CALLER
+            compiled[f"tools.{name}.{position}"] = (
+                caller_gate(name, tool, humans) if is_caller else tool_gate(position, name, declared, humans)
+            )
     matches: dict[str, Match] = {}
     for gate in spec.environment_gates if isinstance(spec, GatedSpec) else ():
         if "tool" in gate.match.kinds and gate.before is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from kneo.agents import dummy
@@ -36,9 +36,14 @@ from kneo.runtime.steps.threads import in_thread
 from kneo.settings import AgentSettings
 from kneo.spec.models.providers import DUMMY
 
-LOOP, CLIENTS = "kneo.agents.loop", "kneo.agents.clients"
-"""The modules of the agents' loop and of the clients of providers, imported by name: they need libraries that only agents with a
+LOOP, CLIENTS, SINGLE_CALL = "kneo.agents.loop", "kneo.agents.clients", "kneo.agents.single_call"
+"""The modules of the agents' loop, of the clients of providers and of single calls, imported by name: they need libraries that only agents with a
 model need."""
+
+
+async def served_to_all(_tool: str) -> str | None:
+    """Return no refusal, where no environment restricts callers."""
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,8 @@ class Conversation:
     session: SessionHistory | None = None
     functions: CallFunction = no_functions
     load_code: LoadCode = load_nothing
+    check_caller: Callable[[str], Awaitable[str | None]] = served_to_all
+    """Returns why the environment does not serve a tool to the caller now; for runs with the target call."""
     clock: Clock = field(default_factory=SystemClock)
 
 
@@ -101,32 +108,22 @@ class Agents:
         """
         name = activity.ref or program.agent_name
         agent = program.agents[activity.ref]
+        if program.is_call:
+            return await self._call(program, activity, text, context, conversation)
         provider = provider_name(name, agent)
         assert agent.model is not None
         facts = {"agent_name": name, "model_provider": provider, "model_name": agent.model.name}
         message = input_of(text if provider == DUMMY else with_earlier(text, context), context)
         if activity.choices:
             agent, message = choosing(agent, activity.choices), choice_message(message, activity.choices)
-        turn = Turn(
-            run_id=context.run_id,
-            step_id=context.step_id,
-            agent_name=name,
+        turn = replace(
+            _turn(program, activity, context, conversation),
             agent=agent,
-            spec=program.spec,
             text=message,
             feedback=feedback_of(context),
             own_text=input_of(text, context),
             # A choice among steps is no message of a conversation.
             session=None if activity.choices else conversation.session,
-            conversation=conversation.name,
-            journal=conversation.journal,
-            answers=conversation.answers,
-            gates=program.tool_gates.of_step(activity.call_gates, conversation.sampling_seed, conversation.facts),
-            facts=conversation.facts,
-            environment=conversation.environment,
-            implementations=context.implementations,
-            functions=conversation.functions,
-            load_code=conversation.load_code,
             is_hidden=activity.kind == "guardrail",
             deltas=conversation.deltas,
         )
@@ -141,6 +138,16 @@ class Agents:
                 raise GuardrailViolation(msg, violation_type="agent")
             passed, metadata = given, {}
         return StepOutput(text=passed, facts={**facts, **result.facts}, metadata=metadata, input_text=given)
+
+    async def _call(
+        self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
+    ) -> StepOutput:
+        """Make the call that a step's input states."""
+        turn = replace(_turn(program, activity, context, conversation), text=text)
+        _, opened = await self._load(turn.agent_name, providers_of(program))
+        result = await importlib.import_module(SINGLE_CALL).take_call(turn, opened.services, conversation.check_caller)
+        facts = {"agent_name": turn.agent_name, **result.facts}
+        return StepOutput(text=result.text, facts=facts, metadata=result.metadata, input_text=text)
 
     async def _take(self, turn: Turn, provider: str, program: Program, clock: Clock) -> TurnResult:
         """Take a turn; an agent of the provider dummy needs no library, unless an agent of another provider checks for it."""
@@ -180,6 +187,27 @@ class Agents:
         except ImportError as error:
             msg = f"The agent {agent} needs the library of agents, which is not installed: {error}."
             raise Invalid(msg, code="provider_not_configured", hint="pip install 'kneo[agents]'") from error
+
+
+def _turn(program: Program, activity: Activity, context: StepContext, conversation: Conversation) -> Turn:
+    """Return a turn of a step's agent, without its text."""
+    return Turn(
+        run_id=context.run_id,
+        step_id=context.step_id,
+        agent_name=activity.ref or program.agent_name,
+        agent=program.agents[activity.ref],
+        spec=program.spec,
+        text="",
+        conversation=conversation.name,
+        journal=conversation.journal,
+        answers=conversation.answers,
+        gates=program.tool_gates.of_step(activity.call_gates, conversation.sampling_seed, conversation.facts),
+        facts=conversation.facts,
+        environment=conversation.environment,
+        implementations=context.implementations,
+        functions=conversation.functions,
+        load_code=conversation.load_code,
+    )
 
 
 async def _no_agents(turn: Turn) -> TurnResult:
