@@ -40,6 +40,14 @@ class Backend(Protocol):
         """Return the backend with the owner of a key as the caller, where no service authenticates the caller."""
         ...
 
+    def with_key(self, key: str | None) -> Backend:
+        """Return the backend with an idempotency key for the next call.
+
+        Raises:
+            Usage: the local database is used, where a command is not repeated.
+        """
+        ...
+
     def as_person(self, name: str) -> Backend:
         """Return the backend with another person as the caller, for a trial on the local database.
 

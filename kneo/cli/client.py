@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -29,8 +31,8 @@ IN_PROGRESS = "idempotency_key_in_progress"
 UNTRUSTED = frozenset({"untrusted", "spec_tampered", "no_trust_root"})
 """Codes of refusals because of missing trust. Further ones are reasons of conditions, which alone begin with a capital letter."""
 
-NAMED_KEYS = frozenset({"runs:create", "human:resume"})
-"""The operations that ``KNEO_SERV_IDEMPOTENCY_KEY`` is for, by the scope of their keys: a start and an answer."""
+NAMED_KEYS = frozenset({"runs:create", "human:resume", "create_call"})
+"""The operations that ``KNEO_SERV_IDEMPOTENCY_KEY`` is for, by the scope of their keys or their id: a start and an answer."""
 
 MAX_WAIT_SECONDS = 30.0
 """The longest ``Retry-After`` that a command waits for; a longer one is shown as an error at once."""
@@ -70,14 +72,21 @@ class ServiceBackend:
     def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
         request = operation.request(*args, **kwargs)
         body = request.body.model_dump(mode="json", exclude_unset=True) if request.body is not None else None
-        key = self.rules.client_idempotency_key if operation.key_scope in NAMED_KEYS else ""
-        answer = self._send(request.method, request.path, query=cast("Query", request.query), body=body, key=key)
+        key = self.rules.client_idempotency_key if (operation.key_scope or operation.id) in NAMED_KEYS else ""
+        # The service finds an earlier call without a key by its content.
+        named = key or ("" if operation.is_live else None)
+        answer = self._send(request.method, request.path, query=cast("Query", request.query), body=body, key=named)
         try:
             return TypeAdapter(operation.view).validate_python(answer, context=own_word)
         except ValidationError as error:
             msg = f"{self.url} answered {operation.id} in an unexpected format: {error.error_count()} fields are not valid."
             hint = "Compare the versions of this command and of the service: kneo --version, GET /v1/healthz."
             raise Invalid(msg, code="service_mismatch", hint=hint) from error
+
+    def with_key(self, key: str | None) -> ServiceBackend:
+        other = copy.copy(self)
+        other.rules = replace(self.rules, client_idempotency_key=key) if key is not None else self.rules
+        return other
 
     def follow(self, run_id: str, *, until_pause: bool, deltas: bool = False) -> Iterator[Json]:
         """Read the stream of events; poll a service that has no streams."""
@@ -151,17 +160,18 @@ class ServiceBackend:
         *,
         query: Query | None = None,
         body: Mapping[str, object] | None = None,
-        key: str = "",
+        key: str | None = None,
     ) -> Json:
         """Send a request, and repeat it where that has no effect: under one idempotency key the service executes it
-        once.
+        once. Without a ``key`` it has one of its own, with an empty one none.
 
         Raises:
             Transient: no response, or none in time.
             KneoError: the error that the service responds with.
         """
         params = {name: value for name, value in (query or {}).items() if value is not None}
-        headers = {"Idempotency-Key": key or f"kneo-cli-{uuid.uuid4()}"} if method in {"POST", "PUT"} else {}
+        key = f"kneo-cli-{uuid.uuid4()}" if key is None else key
+        headers = {"Idempotency-Key": key} if key and method in {"POST", "PUT"} else {}
         left = self.rules.client_retries
         while True:
             wait = self.rules.client_backoff_seconds * (self.rules.client_retries - left + 1)

@@ -140,6 +140,7 @@ COMMANDS: dict[str, Entry] = {
             ),
         },
     ),
+    "call": Entry("kneo.cli.calls:app", "Call tools of released bundles", RUNS),
     "grant": Entry("kneo.cli.people.grants:app", "Approve future calls of a tool, within limits", RUNS),
     "status": Entry(
         "kneo.cli.releases.environments:status", "Show environments, conditions and pending changes", RELEASES

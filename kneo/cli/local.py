@@ -18,6 +18,7 @@ from kneo.cli import compose
 from kneo.cli.backend import Json, P, V
 from kneo.cli.watch import POLL_SECONDS, poll
 from kneo.clock import monotonic, sleep
+from kneo.errors import Usage
 from kneo.names import person_name
 from kneo.project import read_config
 from kneo.records.conversation import ModelDelta
@@ -108,6 +109,12 @@ class LocalBackend:
         signer.__dict__.pop("context", None)
         signer.actor = key.principal if key is not None else self.actor
         return signer
+
+    def with_key(self, key: str | None) -> LocalBackend:
+        if key is not None:
+            msg = "--key needs a service, which requests may reach twice."
+            raise Usage(msg, hint="Add --service-url URL or --profile NAME.")
+        return self
 
     def as_person(self, name: str) -> LocalBackend:
         other = copy.copy(self)

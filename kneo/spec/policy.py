@@ -350,7 +350,7 @@ MAX_SERVED = 100
 """Entries of ``protocols.calls``."""
 
 
-class Callers(SpecModel):
+class CallerNames(SpecModel):
     """The programs and people that may make calls; each is named by the name of its API key, or by its groups and roles."""
 
     users: ListOf[str] = ()
@@ -369,7 +369,7 @@ class ServedTools(SpecModel):
     """The tools of a bundle that other programs may call."""
 
     bundle: Pattern = Field(description="A pattern of bundles with the target call.", examples=["payments"])
-    callers: Callers | None = Field(
+    callers: CallerNames | None = Field(
         default=None, description="Who may call. Left out: every key with the scope calls:make."
     )
     tools: ListOf[Pattern] = Field(

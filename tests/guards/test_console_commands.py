@@ -88,6 +88,7 @@ IN_TERMINALS = {
     "task summary": "The inbox counts what waits.",
     "grant create": "Its terms are signed with a person's own key, which no browser holds; the console drafts it.",
     "grant approve": "Its terms are signed with a person's own key, which no browser holds.",
+    "call": "Programs make calls; people decide them in the inbox.",
     "task link": "A link is made for another person by the owner of the process.",
     "task receipt key": "The key of receipts is kept on another machine than the service, where they are verified.",
     "task receipt verify": "Verification belongs to another machine than the service.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +13,9 @@ import pytest
 from config_repo import ConfigRepo
 from kneo_process import eventually
 from served_agents import served_agents
-from service_bench import Bench, Json
+from service_bench import Bench, Json, serving
 
+from kneo.cli.main import run
 from kneo.cli.serve.controller import Repository, make_controller
 from kneo.tasks import lifecycle
 
@@ -96,7 +97,9 @@ def make(house: Bench, tool: str, *, role: str = "caller", wait: str = "30s", **
     return post(house, tool, role=role, wait=wait, **arguments).json()
 
 
-def post(house: Bench, tool: str, *, role: str = "caller", wait: str = "30s", key: str = "", **arguments: object) -> httpx.Response:
+def post(
+    house: Bench, tool: str, *, role: str = "caller", wait: str = "30s", key: str = "", **arguments: object
+) -> httpx.Response:
     session = arguments.pop("session", None)
     body = {"environment": "prod", "bundle": "payments", "tool": tool, "arguments": arguments, "session_id": session}
     headers = {"Idempotency-Key": key} if key else {}
@@ -181,11 +184,15 @@ def test_the_same_call_at_once_is_one_call(house: Bench) -> None:
 
 
 def test_a_client_that_gives_up_gets_the_result_when_it_comes_again(house: Bench) -> None:
-    impatient = httpx.Client(base_url=house.client("caller").base_url, headers=house.client("caller").headers, timeout=0.7)
+    impatient = httpx.Client(
+        base_url=house.client("caller").base_url, headers=house.client("caller").headers, timeout=0.7
+    )
     body = {"environment": "prod", "bundle": "payments", "tool": "refund", "arguments": {"id": "10", "amount": 3}}
     with pytest.raises(httpx.ReadTimeout):
         impatient.post("/calls", json=body, params={"wait": "60s"})
-    (waiting,) = [each for each in house.get("/calls", role="caller", status="waiting")["calls"] if each["questions"]][:1]
+    (waiting,) = [each for each in house.get("/calls", role="caller", status="waiting")["calls"] if each["questions"]][
+        :1
+    ]
     decide(house, waiting, decision="approved")
     eventually(lambda: house.get(f"/runs/{waiting['id']}")["status"] == "succeeded")
     done = make(house, "refund", id="10", amount=3)
@@ -282,7 +289,8 @@ def test_the_caller_makes_the_call_itself_once(house: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("report", "outcome"), [({"error": "no such branch"}, "failed"), ({"result": 7}, "failed"), ({"result": "ok"}, "success")]
+    ("report", "outcome"),
+    [({"error": "no such branch"}, "failed"), ({"result": 7}, "failed"), ({"result": "ok"}, "success")],
 )
 def test_reports_are_checked_as_results_of_tools_are(house: Bench, report: Json, outcome: str) -> None:
     call = allowed(house, f"b-{json.dumps(report)}")
@@ -310,9 +318,41 @@ def test_people_do_not_answer_for_the_caller_who_does_not_release_the_call(house
     house.post(f"/calls/{call['id']}/cancel", role="admin")
 
 
-def test_a_begun_call_without_a_report_is_looked_up_by_people(
-    house: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"tools": {"deny": ["refund", "delete_branch"]}}, "denies the tool"),
+        ({"protocols": {"calls": []}}, "no longer serves"),
+    ],
+)
+def test_what_is_denied_meanwhile_is_not_made_though_people_approved_it(
+    tmp_path: Path, rules: Json, message: str
 ) -> None:
+    repo = ConfigRepo(tmp_path / "repo")
+    repo.bundle("payments", "1.0.0", spec())
+
+    def release(house: Bench, **rules: object) -> None:
+        repo.environment("prod", {"payments": "1.0.0"}, **{"protocols": {"calls": CALLS}, **rules})
+        repo.commit("Release")
+        make_controller(house.settings, house.store, source).run_once()
+
+    source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
+    with serving(tmp_path / "house", f"sqlite:///{tmp_path / 'kneo.sqlite'}") as house:
+        functions = house.folder / "lab_functions.py"
+        functions.write_text(functions.read_text() + ADDED)
+        release(house)
+        waiting = make(house, "refund", wait="1s", id="1", amount=1)
+        ready = allowed(house, "denied")
+        release(house, **rules)
+        decide(house, waiting, decision="approved")
+        denied = house.get(f"/calls/{waiting['id']}", role="caller", wait="30s")
+        assert (denied["outcome"], message in json.dumps(denied["result"])) == ("denied", True)
+        refused = house.post(f"/calls/{ready['id']}/begin", role="caller", expect=409)
+        assert (refused["error"], message in refused["message"]) == ("call_not_allowed", True)
+        assert refunds(house) == []
+
+
+def test_a_begun_call_without_a_report_is_looked_up_by_people(house: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     call = allowed(house, "lost")
     house.post(f"/calls/{call['id']}/begin", role="caller")
     monkeypatch.setattr(house.store, "clock", _Later(house.store.clock))
@@ -325,6 +365,37 @@ def test_a_begun_call_without_a_report_is_looked_up_by_people(
     decide(house, now, decision="provided", content="it was deleted")
     done = house.get(f"/calls/{call['id']}", role="caller", wait="30s")
     assert (done["outcome"], done["result"]) == ("success", "it was deleted")
+
+
+def test_the_command_makes_reads_and_cancels_calls(
+    house: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KNEO_SERV_API_KEY", "caller-key")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def kneo(*arguments: str) -> tuple[int, Json]:
+        capsys.readouterr()
+        status = run(["call", *arguments, "--service-url", house.url, "--json"])
+        out = capsys.readouterr()
+        return status, json.loads(out.out or out.err)
+
+    at = ("--env", "prod", "--bundle", "payments")
+    status, found = kneo("make", "lookup", *at, "--arguments", '{"id": "20"}')
+    assert (status, found["result"]) == (0, {"order": "20"})
+    assert kneo("make", "lookup", *at, "--arguments", '{"id": "none"}')[0] == 1
+    status, waiting = kneo("make", "refund", *at, "--arguments", '{"id": "20", "amount": 1}', "--wait", "1s")
+    assert (status, waiting["status"]) == (0, "waiting")
+    assert kneo("make", "refund", *at, "--arguments", '{"id": "20", "amount": 1}', "--wait", "1s")[1]["joined"] is True
+    keyed = kneo("make", "refund", *at, "--arguments", '{"id": "20", "amount": 1}', "--wait", "1s", "--key", "c1")[1]
+    assert keyed["id"] != waiting["id"]
+    assert waiting["id"] in [each["id"] for each in kneo("list", "--env", "prod", "--waiting")[1]["calls"]]
+    for each in (waiting, keyed):
+        assert kneo("cancel", each["id"])[1]["error"]["type"] == "cancelled"
+        assert kneo("get", each["id"])[0] == 1
+    assert kneo("cancel", waiting["id"])[0] == 5
+    assert kneo("get", "run_none")[0] == 4
+    assert [each["name"] for each in kneo("tools", *at)[1]["tools"]] == ["lookup", "refund", "delete_branch"]
 
 
 class _Later:

@@ -144,7 +144,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/runtime/program/gates.py": "review",
     },
     "ToolPermissions": {
-        "kneo/agents/tool_calls/calls.py": "allowed_tools denied_tools",
+        "kneo/agents/tool_calls/denials.py": "allowed_tools denied_tools",
         "kneo/spec/coverage/exposure.py": "allow_network allow_filesystem_read allow_filesystem_write allow_shell",
         "kneo/agents/addresses.py": "allowed_domains denied_domains",
     },
