@@ -191,6 +191,12 @@ def find_served(tx: Tx, context: Context, environment: str, bundle: str) -> Serv
     return ServedBundle(spec=spec, bundle=release.bundle, version=release.version, digest=release.digest, tools=tools)
 
 
+def read_served(context: Context, environment: str, bundle: str) -> ServedBundle:
+    """Do what ``find_served`` does, in a transaction of its own."""
+    with context.store.read() as tx:
+        return find_served(tx, context, environment, bundle)
+
+
 def _not_served(environment: str, bundle: str, caller: str) -> NotFound:
     msg = f"{environment[:80]} serves no tools of {bundle[:200]} to {caller}."
     hint = "An environment serves tools under spec.protocols.calls, of bundles whose targets name call."
@@ -207,8 +213,7 @@ def _tool_of(served: ServedBundle, environment: str, name: str, caller: str) -> 
 @operation("GET", "/calls/tools", scope="calls:make", errors=(404,))
 def list_call_tools(context: Context, environment: Word, bundle: Word) -> CallToolListView:
     """List the tools of a bundle that the caller may call."""
-    with context.store.read() as tx:
-        served = find_served(tx, context, environment, bundle)
+    served = read_served(context, environment, bundle)
     tools = [
         CallToolView(
             name=name,
@@ -239,7 +244,7 @@ def create_call(context: Context, body: CallCreate, wait: Wait = None) -> Waitin
     """
     seconds = seconds_of(wait, context.settings.http.call_wait_seconds)
     run, joined = start_call(context, body, protocol="http")
-    return _waiting(context, run, seconds, joined=joined)
+    return wait_for_call(context, run, seconds, joined=joined)
 
 
 def start_call(context: Context, body: CallCreate, *, protocol: str) -> tuple[Run, bool]:
@@ -283,8 +288,7 @@ def start_call(context: Context, body: CallCreate, *, protocol: str) -> tuple[Ru
 def _check(context: Context, body: CallCreate) -> tuple[ServedBundle, Tool]:
     """Check rule, caller, tool and arguments of a call; a refusal for lack of rights is audited."""
     try:
-        with context.store.read() as tx:
-            served = find_served(tx, context, body.environment, body.bundle)
+        served = read_served(context, body.environment, body.bundle)
         tool = _tool_of(served, body.environment, body.tool, context.actor)
     except NotFound as error:
         error.recorded = True
@@ -330,7 +334,7 @@ def _digest(environment: str, bundle: str, text: str, session: str | None) -> st
 def get_call(context: Context, call_id: str, wait: Wait = None) -> Waiting[CallView]:
     """Read a call of the caller; with `wait`, when it has ended or is allowed."""
     seconds = seconds_of(wait, 0)
-    return _waiting(context, _own_run(context, call_id), seconds)
+    return wait_for_call(context, find_own_call(context, call_id), seconds)
 
 
 @operation("GET", "/calls", scope="calls:make")
@@ -380,14 +384,14 @@ def report_call(context: Context, call_id: str, body: CallReport) -> Waiting[Cal
         run, task = _task_of(context, call_id)
         inbox.report_call(context.store, task.id, report, actor=context.actor)
     else:
-        run = _own_run(context, call_id)
-    return _waiting(context, run, context.settings.http.call_wait_seconds)
+        run = find_own_call(context, call_id)
+    return wait_for_call(context, run, context.settings.http.call_wait_seconds)
 
 
 @operation("POST", "/calls/{call_id}/cancel", scope="calls:make")
 def cancel_call(context: Context, call_id: str) -> CallView:
     """End a call now, and withdraw its questions."""
-    run = _own_run(context, call_id)
+    run = find_own_call(context, call_id)
     if run.status.is_final and idempotency.made() is None:
         raise _ended(run)
     end_run(context.store, run.id, actor=context.actor)
@@ -397,7 +401,12 @@ def cancel_call(context: Context, call_id: str) -> CallView:
 # ---- runs as calls -----------------------------------------------------------------------------------------------
 
 
-def _own_run(context: Context, call_id: str) -> Run:
+def find_own_call(context: Context, call_id: str) -> Run:
+    """Return a call of the caller.
+
+    Raises:
+        NotFound: ``call_not_found``; also for a call of another caller.
+    """
     with context.store.read() as tx:
         run = runs.get(tx, call_id)
         if run is None or run.target != CALL_TARGET or person_key(run.requester) != person_key(context.actor):
@@ -413,7 +422,7 @@ def _task_of(context: Context, call_id: str) -> tuple[Run, HumanTask]:
         NotFound: ``call_not_found``.
         Conflict: ``call_ended``; ``call_not_allowed``: it waits for people or is under way; ``call_begun``: people have taken over.
     """
-    run = _own_run(context, call_id)
+    run = find_own_call(context, call_id)
     if run.status.is_final:
         raise _ended(run)
     with context.store.read() as tx:
@@ -458,7 +467,8 @@ def _facts(task: HumanTask) -> Mapping[str, object]:
     return facts
 
 
-def _waiting(context: Context, run: Run, seconds: float, *, joined: bool = False) -> Waiting[CallView]:
+def wait_for_call(context: Context, run: Run, seconds: float, *, joined: bool = False) -> Waiting[CallView]:
+    """Return the wait for a call to end or to be allowed, at most this many seconds."""
     return Waiting(
         CallSettled(run.id),
         partial(_delivered, context, joined=joined),

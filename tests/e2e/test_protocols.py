@@ -171,3 +171,34 @@ def test_a_client_over_stdio_uses_a_service_with_the_rights_of_its_key(machine: 
     machine.env["KNEO_SERV_API_KEY"] = "a-stranger"
     refused = machine.kneo("mcp", "serve", "--env", "prod", "--service-url", service.url, expect=None)
     assert refused.returncode == 3, refused.stderr
+
+
+def test_the_tools_of_a_bundle_over_stdio_in_process_and_by_a_service(machine: Machine, tmp_path: Path) -> None:
+    repo = ConfigRepo(tmp_path / "tools")
+    (repo.folder / "shop.py").write_text("def find(arguments):\n    return {'order': arguments['id']}\n")
+    parameters = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+    lookup = {"description": "Find an order.", "implementation": "shop.find", "parameters": parameters}
+    agent = {"name": "shop", "tools": {"include": ["lookup"], "permissions": {}}}
+    spec = {"version": "v1", "targets": ["call"], "agent": agent, "tools": {"lookup": lookup}}
+    repo.bundle("shop", "1.0.0", spec)
+    repo.environment("prod", {"shop": "1.0.0"}, protocols={"calls": [{"bundle": "shop"}]})
+    repo.commit("Serve the shop")
+    process = machine.start("up", "--port", "0", "--repo", str(repo.folder), "--trust-root", repo.pin, cwd=repo.folder)
+    at = {"environment": "prod", "bundle": "shop"}
+    eventually(lambda: process.http.get("/calls/tools", params=at).status_code == 200)
+
+    async def call(*options: str) -> list[str]:
+        server = StdioServerParameters(
+            command=sys.executable,
+            args=["-m", "kneo.cli.main", "mcp", "serve", "--env", "prod", "--bundle", "shop", *options],
+            env={**machine.env, "KNEO_SERV_TRUST_ROOT": repo.pin},
+            cwd=repo.folder,
+        )
+        async with Client(server) as client:
+            names = [tool.name for tool in (await client.list_tools()).tools]
+            result = await client.call_tool("lookup", {"id": "7"})
+            return [*names, result.content[0].text]
+
+    assert asyncio.run(call("--service-url", process.url)) == ["lookup", "get_call", '{"order": "7"}']
+    process.terminate()
+    assert asyncio.run(call()) == ["lookup", "get_call", '{"order": "7"}']

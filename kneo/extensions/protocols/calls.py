@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -216,30 +217,52 @@ class AgentCalls:
         return result.view(await settled_after(self.service.changes, result, mark))
 
     async def _once(self, key: str | None, digest: str, execute: Callable[[], Awaitable[T]]) -> T:
-        """Execute a message, unless an execution of the same message has made its changes."""
-        if key is None:
-            return await execute()
-        if not 0 < len(key) <= MAX_KEY_CHARS:
-            msg = f"The id of a message has 1 to {MAX_KEY_CHARS} characters."
-            raise Invalid(msg, code="invalid_idempotency_key")
         scope = f"{self.protocol}:{self.agent.environment}/{self.agent.bundle}"
-        named = KeyOf(principal=self.principal.name, scope=scope, key=key)
-        attempt = new_id("req", self.service.store.clock.now())
-        request = KeyedRequest(key=named, request_digest=digest, attempt=attempt)
-        known = await run_in_threadpool(self._look, request)
-        if known is None:
-            try:
-                return await _execute(request, execute)
-            except KneoError:
-                known = await run_in_threadpool(self._look, request)
-                if known is None or known.attempt == attempt:
-                    raise
-        # Another execution of the same message came first.
-        return await _execute(replace(request, subject=known.subject), execute)
+        return await execute_once(self.service, self.principal, scope, key, digest, execute)
 
-    def _look(self, request: KeyedRequest) -> Known | None:
-        with self.service.store.read() as tx:
-            return idempotency.look(tx, request)
+
+async def execute_once(
+    service: Service,
+    principal: Principal,
+    scope: str,
+    key: str | None,
+    digest: str,
+    execute: Callable[[], Awaitable[T]],
+) -> T:
+    """Execute a message, unless an execution of the same message has made its changes.
+
+    Args:
+        service: The parts of the service.
+        principal: The caller.
+        scope: The scope of the key.
+        key: The name that the caller gave the message; ``None`` where it has none.
+        digest: The digest of the message.
+        execute: Executes it.
+    """
+    if key is None:
+        return await execute()
+    if not 0 < len(key) <= MAX_KEY_CHARS:
+        msg = f"The id of a message has 1 to {MAX_KEY_CHARS} characters."
+        raise Invalid(msg, code="invalid_idempotency_key")
+    named = KeyOf(principal=principal.name, scope=scope, key=key)
+    attempt = new_id("req", service.store.clock.now())
+    request = KeyedRequest(key=named, request_digest=digest, attempt=attempt)
+    look = partial(run_in_threadpool, _look, service, request)
+    known = await look()
+    if known is None:
+        try:
+            return await _execute(request, execute)
+        except KneoError:
+            known = await look()
+            if known is None or known.attempt == attempt:
+                raise
+    # Another execution of the same message came first.
+    return await _execute(replace(request, subject=known.subject), execute)
+
+
+def _look(service: Service, request: KeyedRequest) -> Known | None:
+    with service.store.read() as tx:
+        return idempotency.look(tx, request)
 
 
 async def _execute(request: KeyedRequest, execute: Callable[[], Awaitable[T]]) -> T:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import typer
 
 from kneo.api.agents import list_agents
+from kneo.api.calls import list_call_tools, read_served
 from kneo.api.operation import EVERYTHING, Principal
 from kneo.cli.commands import examples
 from kneo.cli.compose import executes_runs, make_starter, process_store
@@ -36,36 +37,43 @@ def mcp() -> None:
 @app.command("serve")
 @examples(
     "kneo mcp serve --env prod",
-    "kneo mcp serve --env prod --service-url https://kneo.example.com",
+    "kneo mcp serve --env prod --bundle payments --service-url https://kneo.example.com",
 )
 def serve(
     environment: Annotated[str, typer.Option("--env", help="The environment whose agents are tools.")],
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", help="Serve the tools of this bundle, instead of agents as tools.")
+    ] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
-    """Serve the agents of an environment as MCP tools over stdio.
+    """Serve the agents of an environment, or the tools of one bundle, as MCP tools over stdio.
 
     With --service-url or --profile the messages go to that service, with the rights of the API key. Otherwise works on the local
     database as the owner of this process, and executes runs unless another process does.
     """
     if service_url is not None or profile is not None:
-        _relay(environment, service_url, profile)
+        _relay(environment, bundle, service_url, profile)
     else:
-        _serve(environment)
+        _serve(environment, bundle)
 
 
-def _relay(environment: str, service_url: str | None, profile: str | None) -> None:
+def _relay(environment: str, bundle: str | None, service_url: str | None, profile: str | None) -> None:
     """Relay messages to a service, which has to serve the environment to the key."""
     relay = import_with_extra("kneo.extensions.protocols.mcp.stdio", "mcp", "This protocol")
     address = choose(logged_settings(), service_url, profile)
     assert address is not None
     with backend(service_url, profile) as opened:
-        opened.call(list_agents, environment, "mcp")
-    url = f"{address.url.rstrip('/')}/v1/mcp/{quote(environment, safe='')}"
+        if bundle is None:
+            opened.call(list_agents, environment, "mcp")
+        else:
+            opened.call(list_call_tools, environment, bundle)
+    path = "/".join(quote(each, safe="") for each in (environment, bundle) if each is not None)
+    url = f"{address.url.rstrip('/')}/v1/mcp/{path}"
     asyncio.run(relay.relay_stdio(url, address.key))
 
 
-def _serve(environment: str) -> None:
+def _serve(environment: str, bundle: str | None) -> None:
     server = import_with_extra("kneo.extensions.protocols.mcp.server", "mcp", "This protocol")
     stdio = import_with_extra("kneo.extensions.protocols.mcp.stdio", "mcp", "This protocol")
     settings = logged_settings()
@@ -81,8 +89,15 @@ def _serve(environment: str) -> None:
         service = make_service(settings, store, starter, callers, spec_compiler(settings).tools)
         stack.callback(service.changes.stop)
         owner = Principal(user_name(), frozenset({EVERYTHING}))
-        list_agents(service.context(owner), environment, "mcp")
-        tools_of = server.AgentTools(service, owner, environment, _address(settings))
+        address = _address(settings)
+        if bundle is None:
+            list_agents(service.context(owner), environment, "mcp")
+            tools_of = server.AgentTools(service, owner, environment, address)
+        else:
+            gateway = import_with_extra("kneo.extensions.protocols.mcp.gateway", "mcp", "This protocol")
+            served = read_served(service.context(owner), environment, bundle)
+            seconds = settings.http.call_wait_seconds
+            tools_of = gateway.BundleTools(service, owner, served, environment, address, seconds)
         asyncio.run(stdio.serve_stdio(tools_of))
 
 

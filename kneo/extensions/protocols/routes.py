@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 from urllib.parse import quote
 
@@ -10,7 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.api.agents import AgentView, find_agent, list_agents
+from kneo.api.calls import read_served
 from kneo.api.operation import Principal
+from kneo.api.run_start import Wait, seconds_of
 from kneo.errors import NotFound
 from kneo.extension_points import import_with_extra
 from kneo.extensions.protocols.calls import AgentCalls
@@ -23,8 +26,8 @@ from kneo.trust.keys import PrivateKey
 
 router = ApiRouter(
     tags=["protocols"],
-    errors={"get_only_agent_card": (400, 404), "get_signing_keys": (400,)},
-    own_keys={"send_to_agent", "send_to_mcp_server"},
+    errors={"get_only_agent_card": (400, 404), "get_signing_keys": (400,), "send_to_bundle_tools": (404,)},
+    own_keys={"send_to_agent", "send_to_mcp_server", "send_to_bundle_tools"},
 )
 
 CARD = ".well-known/agent-card.json"
@@ -112,6 +115,33 @@ async def send_to_mcp_server(
     module = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.mcp.server", "mcp", PURPOSE)
     tools = module.AgentTools(service, principal, environment, _address(request, service))
     response = module.McpResponse(tools, service.settings.limits.body_bytes)
+    return LimitedResponse(response, service.streams, principal.name)
+
+
+@router.post(
+    "/mcp/{environment}/{bundle}", operation_id="send_to_bundle_tools", response_class=Response, responses=MESSAGES
+)
+async def send_to_bundle_tools(
+    environment: str,
+    bundle: str,
+    request: Request,
+    service: ServiceDep,
+    principal: Annotated[Principal, Depends(Require("calls:make"))],
+    wait: Wait = None,
+) -> Response:
+    """Send a message of MCP over streamable HTTP to the tools of a bundle that the environment serves to the caller.
+
+    A call that people have to approve waits at most as long as `wait`, and then returns their link. `_meta.idempotencyKey` of a call
+    is its idempotency key, `_meta["kneo/session_id"]` groups the calls of a conversation.
+    """
+    seconds = seconds_of(wait, service.settings.http.call_wait_seconds)
+    served = await run_in_threadpool(read_served, service.context(principal), environment, bundle)
+    gateway = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.mcp.gateway", "mcp", PURPOSE)
+    server = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.mcp.server", "mcp", PURPOSE)
+    address = _address(request, service)
+    gone = asyncio.Event()
+    tools = gateway.BundleTools(service, principal, served, environment, address, seconds, gone.is_set)
+    response = server.McpResponse(tools, service.settings.limits.body_bytes, gone.set)
     return LimitedResponse(response, service.streams, principal.name)
 
 

@@ -10,10 +10,11 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from json import JSONDecodeError
+from typing import Protocol
 
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
@@ -35,7 +36,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from kneo import __version__
 from kneo.api.agents import AgentView, list_agents
@@ -315,13 +316,27 @@ class AgentTools:
         }
 
 
+class HasServer(Protocol):
+    """The tools of one caller."""
+
+    def server(self) -> Server[object]:
+        """Return the server."""
+        ...
+
+
+def ignore() -> None:
+    """Do nothing about a client that has gone."""
+
+
 class McpResponse(Response):
     """A response of the MCP server to one request of streamable HTTP, without a session."""
 
-    def __init__(self, tools: AgentTools, max_bytes: int) -> None:
+    def __init__(self, tools: HasServer, max_bytes: int, on_gone: Callable[[], None] = ignore) -> None:
         super().__init__()
         self.tools = tools
         self.max_bytes = max_bytes
+        self.on_gone = on_gone
+        """Called when the client closes the connection."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
@@ -335,8 +350,16 @@ class McpResponse(Response):
         manager = StreamableHTTPSessionManager(
             self.tools.server(), stateless=True, max_request_body_size=self.max_bytes
         )
+        received = replay(body, receive)
+
+        async def watch() -> Message:
+            message = await received()
+            if message["type"] == "http.disconnect":
+                self.on_gone()
+            return message
+
         async with manager.run():
-            await manager.handle_request(scope, replay(body, receive), send)
+            await manager.handle_request(scope, watch, send)
 
 
 def _may_answer(tx: Tx, task: HumanTask, name: str) -> bool:

@@ -18,10 +18,10 @@ from mcp.shared.inbound import (
 from mcp.shared.message import ClientMessageMetadata, SessionMessage
 from mcp_types import PROTOCOL_VERSION_META_KEY, JSONRPCRequest
 
-from kneo.extensions.protocols.mcp.server import AgentTools
+from kneo.extensions.protocols.mcp.server import HasServer
 
 
-async def serve_stdio(tools: AgentTools) -> None:
+async def serve_stdio(tools: HasServer) -> None:
     """Serve until the input ends."""
     server = tools.server()
     async with stdio_server() as (received, sent):
