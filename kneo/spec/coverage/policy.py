@@ -258,6 +258,12 @@ def is_guarded(index: SpecIndex, target: str | None = None) -> bool:
         index: The spec.
         target: What runs: ``workflow``, ``agent`` or ``call``; None for everything that can run.
     """
+    if target == CALL_TARGET or (target is None and CALL_TARGET in index.spec.targets):
+        stated = index.spec.agent.guardrails
+        if stated is None or not any(map(_checks, stated.stages().get("tool", ()))):
+            return False  # no other guardrail checks a call
+        if target == CALL_TARGET or index.spec.targets == (CALL_TARGET,):
+            return True
     has_workflow = index.spec.workflow is not None
     roots = []
     if has_workflow and target not in _OF_AGENT:
@@ -279,10 +285,13 @@ def running_guardrails(agent: Agent) -> Iterator[tuple[str, Guardrail]]:
     for stage, items in agent.guardrails.stages().items() if agent.guardrails is not None else ():
         if stage == "tool" and not calls_tools(agent):
             continue
-        for item in items:
-            key = MATCHED_BY.get(item.type)
-            if item.config.get(key) if key is not None else item.ref:
-                yield stage, item
+        yield from ((stage, item) for item in items if _checks(item))
+
+
+def _checks(item: Guardrail) -> bool:
+    """Tell whether a guardrail can match anything."""
+    key = MATCHED_BY.get(item.type)
+    return bool(item.config.get(key) if key is not None else item.ref)
 
 
 def calls_tools(agent: Agent) -> bool:

@@ -17,7 +17,7 @@ from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail, Memory, Model, Strategy
 from kneo.spec.models.providers import DUMMY
-from kneo.spec.models.spec import PROJECT_DEFAULTS, Tool
+from kneo.spec.models.spec import CALL_TARGET, PROJECT_DEFAULTS, Tool
 from kneo.spec.models.workflow import ConditionStep
 
 CODE = "W_FIELD_NO_EFFECT"
@@ -81,12 +81,13 @@ def no_effect(index: SpecIndex) -> Iterator[Diagnostic]:
 def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
     for at in index.agents:
         model, strategy = at.agent.model, at.agent.strategy
+        is_called = at.agent is index.spec.agent and CALL_TARGET in index.spec.targets
         if model is not None and model.provider == DUMMY:
             yield from _unread(at.agent, at.path, NO_EFFECT_WITH_DUMMY)
             yield from _unread(model, (*at.path, "model"), NO_EFFECT_WITH_DUMMY)
         elif strategy is None or strategy.type == "simple":
-            yield from _of_simple(at, strategy)
-        yield from _guardrails(at)
+            yield from _of_simple(at, strategy, is_called=is_called)
+        yield from _guardrails(at, is_called=is_called)
         if at.agent.memory is not None:
             yield from _memory(index, at, at.agent.memory)
         elif at.agent.defaults.get("append_mode", "auto") != "auto":
@@ -95,10 +96,10 @@ def _agents(index: SpecIndex) -> Iterator[Diagnostic]:
             yield warning(CODE, message, path, suggestion="Leave it out, or give the agent a memory.")
 
 
-def _of_simple(at: LocatedAgent, strategy: Strategy | None) -> Iterator[Diagnostic]:
+def _of_simple(at: LocatedAgent, strategy: Strategy | None, *, is_called: bool) -> Iterator[Diagnostic]:
     """An agent that is asked once calls no tools, and has no rounds, but for an output that it may have to write again."""
     hint = "Choose strategy: react or plan-act, or leave it out."
-    if at.agent.tools is not None and at.agent.tools.include:
+    if at.agent.tools is not None and at.agent.tools.include and not is_called:
         message = "tools has no effect: an agent with strategy: simple is not offered tools."
         yield warning(CODE, message, (*at.path, "tools"), suggestion="Choose strategy: react or plan-act.")
     if strategy is None:
@@ -145,11 +146,11 @@ def _of_tools(index: SpecIndex) -> Iterator[Diagnostic]:
 _REVIEWS = frozenset({"human_review", "escalate"})
 
 
-def _guardrails(at: LocatedAgent) -> Iterator[Diagnostic]:
+def _guardrails(at: LocatedAgent, *, is_called: bool) -> Iterator[Diagnostic]:
     """Every guardrail runs, and every field of it is read."""
     stages = at.agent.guardrails.stages() if at.agent.guardrails is not None else {}
     for stage, items in stages.items():
-        if items and stage == "tool" and not calls_tools(at.agent):
+        if items and stage == "tool" and not (is_called or calls_tools(at.agent)):
             message = "guardrails.tool has no effect: the agent calls no tools."
             yield warning(
                 CODE, message, (*at.path, "guardrails", stage), suggestion="Leave it out, or do not rely on it."

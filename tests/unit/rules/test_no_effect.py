@@ -423,3 +423,19 @@ def test_a_rejection_that_has_an_effect_is_none() -> None:
     for effect in ("stop", "cancel", "skip", "fail", "continue", "retry"):
         assert rejecting(effect, {"id": "ask", "kind": "human", "ref": "judge"}) == set()
         assert rejecting(effect, {**GROUP, "review": {"after": gate}}) == set()
+
+
+def test_the_tools_of_an_agent_without_a_model_have_an_effect_where_other_programs_call_them() -> None:
+    agent = {
+        "name": "root",
+        "tools": {"include": ["find"], "permissions": {}},
+        "guardrails": {"tool": [{"id": "words", "type": "keyword", "action": "block", "config": {"keywords": ["x"]}}]},
+    }
+    tree = {"agent": agent, "tools": {"find": {"description": "Find.", "implementation": "app.find"}}}
+
+    def codes(**more: object) -> list[str | None]:
+        found = check(spec.Spec.model_validate({**tree, **more}))
+        return [each.path_text for each in found if each.code == "W_FIELD_NO_EFFECT"]
+
+    assert {"agent.tools", "agent.guardrails.tool"} <= set(codes())
+    assert not {"agent.tools", "agent.guardrails.tool"} & set(codes(targets=["call"]))

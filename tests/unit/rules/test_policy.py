@@ -230,3 +230,16 @@ def test_a_question_that_no_run_can_ask_counts_for_nothing(part: dict[str, Any])
     spec = {**BARE, "workflow": [AGENT], **part}
     spec["components"] = {**HUMAN["components"], **part.get("components", {})}
     assert violations(spec, require_human_review=True) == [("E_ENV_POLICY_HUMAN_REVIEW", "workflow")]
+
+
+def test_a_call_meets_no_guardrail_but_those_of_the_tool_stage() -> None:
+    item = {"id": "words", "type": "keyword", "action": "block", "config": {"keywords": ["x"]}}
+
+    def violations(stage: str) -> list[str]:
+        agent = {"name": "root", "tools": {"include": ["find"], "permissions": {}}, "guardrails": {stage: [item]}}
+        tools = {"find": {"description": "Find.", "implementation": "app.find"}}
+        spec = Spec.model_validate({"targets": ["call"], "agent": agent, "tools": tools})
+        return [each.code for each in check_policy(spec, (), PolicyFlags(enabled=True, require_guardrails=True))]
+
+    assert violations("input") == ["E_ENV_POLICY_GUARDRAILS"]
+    assert violations("tool") == []
