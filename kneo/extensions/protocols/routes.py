@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import Depends, Request
+from fastapi import Body, Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -17,6 +17,7 @@ from kneo.api.run_start import Wait, seconds_of
 from kneo.errors import NotFound
 from kneo.extension_points import import_with_extra
 from kneo.extensions.protocols.calls import AgentCalls
+from kneo.extensions.protocols.claude_code import ToolUse
 from kneo.service.auth import Require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.events import LimitedResponse
@@ -26,8 +27,13 @@ from kneo.trust.keys import PrivateKey
 
 router = ApiRouter(
     tags=["protocols"],
-    errors={"get_only_agent_card": (400, 404), "get_signing_keys": (400,), "send_to_bundle_tools": (404,)},
-    own_keys={"send_to_agent", "send_to_mcp_server", "send_to_bundle_tools"},
+    errors={
+        "get_only_agent_card": (400, 404),
+        "get_signing_keys": (400,),
+        "send_to_bundle_tools": (404,),
+        "answer_claude_code_hook": (404,),
+    },
+    own_keys={"send_to_agent", "send_to_mcp_server", "send_to_bundle_tools", "answer_claude_code_hook"},
 )
 
 CARD = ".well-known/agent-card.json"
@@ -143,6 +149,31 @@ async def send_to_bundle_tools(
     tools = gateway.BundleTools(service, principal, served, environment, address, seconds, gone.is_set)
     response = server.McpResponse(tools, service.settings.limits.body_bytes, gone.set)
     return LimitedResponse(response, service.streams, principal.name)
+
+
+@router.post(
+    "/hooks/claude-code/{environment}/{bundle}",
+    operation_id="answer_claude_code_hook",
+    response_class=Response,
+    responses=JSON_OBJECT,
+)
+async def answer_claude_code_hook(
+    environment: str,
+    bundle: str,
+    request: Request,
+    event: Annotated[dict[str, object], Body()],
+    service: ServiceDep,
+    principal: Annotated[Principal, Depends(Require("calls:make"))],
+    wait: Wait = None,
+) -> JsonResponse:
+    """Decide a call of a tool of Claude Code before it is made, or take its result: the hooks PreToolUse, PostToolUse and PostToolUseFailure.
+
+    A call that is not approved within `wait` is denied, and so is one at which anything goes wrong.
+    """
+    seconds = seconds_of(wait, service.settings.http.call_wait_seconds)
+    served = await run_in_threadpool(read_served, service.context(principal), environment, bundle)
+    use = ToolUse(service, principal, environment, served, seconds, event, request.is_disconnected)
+    return JsonResponse(await use.answer())
 
 
 def _card(request: Request, service: Service, agent: AgentView) -> JsonResponse:
