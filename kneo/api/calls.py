@@ -16,33 +16,28 @@ from pydantic import Field, model_validator
 
 from kneo import registry
 from kneo.agents.tool_calls.denials import find_call_denial
-from kneo.agents.tool_calls.questions import argument_misfits
 from kneo.agents.tools.kinds import schema_of
 from kneo.api.operation import DONE, Body, Context, Json, Name, Waiting, check_size, operation, run_operation
 from kneo.api.page import Limit, Word
 from kneo.api.run_start import Wait, seconds_of
 from kneo.api.run_views import RunErrorView
-from kneo.clock import new_id
-from kneo.digest import canonical_json, digest_of_json
-from kneo.errors import Conflict, Forbidden, InvalidValue, KneoError, NotFound
+from kneo.errors import Conflict, KneoError, NotFound
 from kneo.names import person_key
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import TAKES_OVER, UNRESOLVED, HumanTask
+from kneo.runtime.engine.calls import ServedBundle, StatedCall, find_served, join_key, start
 from kneo.runtime.engine.questions import run_facts
 from kneo.runtime.engine.recover import cancel_run as end_run
-from kneo.runtime.engine.start import StartRequest
 from kneo.runtime.engine.wait import CallSettled, SettledRun, open_tasks, read_settled_run
-from kneo.spec.coverage.exposure import callable_tools
 from kneo.spec.models.environment import read_spec
 from kneo.spec.models.human import CALLER
-from kneo.spec.models.spec import CALL_TARGET, Spec, Tool
-from kneo.store import agent_journal, audit, idempotency, runs, tasks
+from kneo.spec.models.spec import CALL_TARGET, Tool
+from kneo.store import agent_journal, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
-from kneo.store.idempotency import AlreadyExecuted, KeyedRequest, KeyOf
 from kneo.store.run_filter import RunFilter
 from kneo.tasks import inbox
-from kneo.tasks.served_calls import find_refusal_in, served_tools
+from kneo.tasks.served_calls import find_refusal_in
 
 CallStatus: TypeAlias = Literal["running", "waiting", "allowed", "begun", "ended"]
 """``waiting`` for people; ``allowed``: all agree, and the caller makes the call itself; ``begun``: the caller has taken it."""
@@ -157,57 +152,14 @@ class CallToolListView:
     digest: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServedBundle:
-    """A release whose tools an environment serves to a caller."""
-
-    spec: Spec
-    bundle: str
-    version: str
-    digest: str
-    tools: Mapping[str, Tool]
-
-
-def find_served(tx: Tx, context: Context, environment: str, bundle: str) -> ServedBundle:
+def read_served(context: Context, environment: str, bundle: str) -> ServedBundle:
     """Return the release of a bundle with the tools that its environment serves to the caller.
 
     Raises:
-        NotFound: ``call_not_served``; also where there is no such environment or release.
-        Untrusted, Transient: as ``registry.resolve``.
+        NotFound, Untrusted, Transient: as ``find_served``.
     """
-    settings = context.settings
-    try:
-        rules = registry.declared(tx, environment)
-        found = registry.resolve(tx, bundle, environment, pin=settings.trust_root, hmac_key=settings.spec_signing_key)
-    except (NotFound, Forbidden):
-        raise _not_served(environment, bundle, context.actor) from None
-    release = found.release
-    spec = Spec.model_validate(found.bundle.spec)
-    declared = [name for name in callable_tools(spec.agent) if name in spec.tools]
-    names = served_tools(tx, rules, release.bundle, context.actor, declared) if spec.allows(CALL_TARGET) else ()
-    if not names:
-        raise _not_served(environment, bundle, context.actor)
-    tools = {name: spec.tools[name] for name in names}
-    return ServedBundle(spec=spec, bundle=release.bundle, version=release.version, digest=release.digest, tools=tools)
-
-
-def read_served(context: Context, environment: str, bundle: str) -> ServedBundle:
-    """Do what ``find_served`` does, in a transaction of its own."""
     with context.store.read() as tx:
-        return find_served(tx, context, environment, bundle)
-
-
-def _not_served(environment: str, bundle: str, caller: str) -> NotFound:
-    msg = f"{environment[:80]} serves no tools of {bundle[:200]} to {caller}."
-    hint = "An environment serves tools under spec.protocols.calls, of bundles whose targets name call."
-    return NotFound(msg, code="call_not_served", hint=hint)
-
-
-def _tool_of(served: ServedBundle, environment: str, name: str, caller: str) -> Tool:
-    if name not in served.tools:
-        msg = f"{served.bundle} in {environment} has no tool {name[:80]} for {caller}."
-        raise NotFound(msg, code="tool_not_found", hint="GET /v1/calls/tools lists the tools.")
-    return served.tools[name]
+        return find_served(tx, context.make_starter(), context.actor, environment, bundle)
 
 
 @operation("GET", "/calls/tools", scope="calls:make", errors=(404,))
@@ -248,86 +200,18 @@ def create_call(context: Context, body: CallCreate, wait: Wait = None) -> Waitin
 
 
 def start_call(context: Context, body: CallCreate, *, protocol: str) -> tuple[Run, bool]:
-    """Start the run of a call, or find the one that an earlier request has started.
-
-    Args:
-        context: The caller.
-        body: The call.
-        protocol: The way that the call came.
-
-    Returns:
-        The run, and whether the call joins one without an idempotency key.
-
-    Raises:
-        NotFound: ``call_not_served`` or ``tool_not_found``.
-        InvalidValue: ``invalid_arguments``.
-        KneoError: as ``Starter.start``.
-    """
-    made = idempotency.made()
-    if made is not None:
-        return read_settled_run(context.store, made).run, False
-    served, tool = _check(context, body)
-    text = canonical_json({"tool": body.tool, "arguments": body.arguments}).decode()
-    if context.over_http:
-        check_size("arguments", len(text), context.settings.limits.input_chars)
-    order = StartRequest(
-        input=text,
-        requester=context.actor,
-        target=CALL_TARGET,
+    """Start the run of a call, or find the one that an earlier request has started; see ``start``."""
+    stated = StatedCall(
         environment=body.environment,
-        bundle=served.digest,
-        metadata={"protocol": protocol},
-        origin={"tool": body.tool, "session_id": body.session_id},
+        bundle=body.bundle,
+        tool=body.tool,
+        arguments=body.arguments,
+        session_id=body.session_id,
+        protocol=protocol,
     )
-    if idempotency.current.get() is not None or not (tool.has_effects or tool.review is not None):
-        return context.make_starter().start(order), False
-    digest = _digest(body.environment, served.digest, text, body.session_id)
-    return _join(context, order, digest)
-
-
-def _check(context: Context, body: CallCreate) -> tuple[ServedBundle, Tool]:
-    """Check rule, caller, tool and arguments of a call; a refusal for lack of rights is audited."""
-    try:
-        served = read_served(context, body.environment, body.bundle)
-        tool = _tool_of(served, body.environment, body.tool, context.actor)
-    except NotFound as error:
-        error.recorded = True
-        facts = {"target": CALL_TARGET, "bundle": body.bundle[:200], "tool": body.tool[:200], "error": error.code}
-        with context.store.write() as tx:
-            audit.record(tx, "run.refused", actor=context.actor, metadata=facts | {"message": error.message})
-        raise
-    misfit = argument_misfits(schema_of(tool), body.arguments)
-    if misfit is not None:
-        raise InvalidValue(misfit, code="invalid_arguments", tool=body.tool)
-    return served, tool
-
-
-def _join(context: Context, order: StartRequest, digest: str) -> tuple[Run, bool]:
-    attempt = new_id("req", context.store.clock.now())
-    request = KeyedRequest(key=_join_key(context.actor, digest), request_digest=digest, attempt=attempt)
-    while True:
-        with context.store.read() as tx:
-            known = idempotency.look(tx, request)
-            run = runs.get(tx, known.subject) if known is not None and known.subject is not None else None
-        if run is not None:
-            return run, True
-        if known is not None:  # retention has deleted the run
-            context.store.transact(partial(idempotency.release, key=request.key))
-        token = idempotency.current.set(request)
-        try:
-            return context.make_starter().start(order), False
-        except AlreadyExecuted:
-            continue  # the same call came at the same time
-        finally:
-            idempotency.current.reset(token)
-
-
-def _join_key(caller: str, digest: str) -> KeyOf:
-    return KeyOf(principal=caller, scope=idempotency.JOINED_CALL, key=f"call:{digest}")
-
-
-def _digest(environment: str, bundle: str, text: str, session: str | None) -> str:
-    return digest_of_json([environment, bundle, text, session])
+    if context.over_http:
+        check_size("arguments", len(stated.text), context.settings.limits.input_chars)
+    return start(context.make_starter(), context.actor, stated)
 
 
 @run_operation("GET", "/calls/{call_id}", scope="calls:make", statuses=DONE)
@@ -409,7 +293,8 @@ def find_own_call(context: Context, call_id: str) -> Run:
     """
     with context.store.read() as tx:
         run = runs.get(tx, call_id)
-        if run is None or run.target != CALL_TARGET or person_key(run.requester) != person_key(context.actor):
+        is_call = run is not None and run.target == CALL_TARGET and run.release is not None
+        if run is None or not is_call or person_key(run.requester) != person_key(context.actor):
             msg = f"There is no call {call_id[:80]} of {context.actor}."
             raise NotFound(msg, code="call_not_found")
         return runs.check(tx, run)
@@ -484,9 +369,7 @@ def _delivered(context: Context, settled: SettledRun, *, joined: bool) -> CallVi
     view = _view(context, settled, _entry_body(context.store, settled.run), joined=joined)
     if view.status == "ended":
         run = settled.run
-        session = run.metadata.get("session_id")
-        digest = _digest(view.environment, view.digest, run.input_text, session if isinstance(session, str) else None)
-        context.store.transact(partial(idempotency.release, key=_join_key(run.requester, digest), subject=run.id))
+        context.store.transact(partial(idempotency.release, key=join_key(run), subject=run.id))
     return view
 
 

@@ -24,6 +24,8 @@ from kneo.records.run import Checkpoint, Run, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine import views
 from kneo.runtime.engine.assemble import drive_or_wait, working
+from kneo.runtime.engine.calls import StatedCall, join_key
+from kneo.runtime.engine.calls import start as start_call
 from kneo.runtime.engine.dispatchers import StepWorker
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, cancel_run, continue_run, fork, read_record
@@ -42,7 +44,7 @@ from kneo.spec.models.environment import read_spec
 from kneo.spec.policy import PolicyFlags
 from kneo.spec.reading.load import LoadedSpec, SourceFile
 from kneo.spec.reading.validate import check_model
-from kneo.store import audit, history, project_metadata, runs, tasks
+from kneo.store import audit, history, idempotency, project_metadata, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import Database
 from kneo.store.run_filter import RunFilter
@@ -206,6 +208,40 @@ class PlatformManager:
             origin={"spec_path": str(path) if path else None, "inline_spec": parameters.get("spec") is not None},
         )
         return self.starter.start(order)
+
+    def call_tool(
+        self,
+        tool: str,
+        arguments: Mapping[str, object],
+        *,
+        environment: str,
+        bundle: str,
+        requester: str = "embedded",
+        session_id: str | None = None,
+    ) -> RunResult:
+        """Make one call of a tool that an environment serves to the requester, and wait until people are asked or it has ended.
+
+        ``output_text`` of a call that has ended is the JSON of ``outcome`` and ``result``. The same call, made again before it has
+        ended, is that call.
+
+        Raises:
+            NotFound: ``call_not_served`` or ``tool_not_found``.
+            InvalidValue: ``invalid_arguments``.
+            Forbidden, Untrusted, Transient: the run is refused, or cannot start now.
+        """
+        stated = StatedCall(
+            environment=environment,
+            bundle=bundle,
+            tool=tool,
+            arguments=arguments,
+            session_id=session_id,
+            protocol="python",
+        )
+        run, _ = start_call(self.starter, requester, stated)
+        result = self._settled(RunSettled(run.id))
+        if RunStatus(result.status).is_final:
+            self.store.transact(partial(idempotency.release, key=join_key(run), subject=run.id))
+        return result
 
     def execute_run(self, run_id: str) -> RunResult:
         """Execute a run to its next pause or end, or wait for the process that executes steps."""

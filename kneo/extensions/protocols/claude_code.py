@@ -15,7 +15,6 @@ from kneo.api.calls import (
     CallCreate,
     CallReport,
     CallView,
-    ServedBundle,
     begin_call,
     report_call,
     start_call,
@@ -25,6 +24,7 @@ from kneo.api.operation import Context, Json, Principal, Waiting
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, KneoError, NotFound
+from kneo.runtime.engine.calls import ServedBundle
 from kneo.runtime.engine.wait import SettledRun
 from kneo.service.context import Service, settled_after
 from kneo.store import idempotency, tasks

@@ -17,6 +17,8 @@ from service_bench import Bench, Json, serving
 
 from kneo.cli.main import run
 from kneo.cli.serve.controller import Repository, make_controller
+from kneo.errors import NotFound
+from kneo.platform import PlatformManager
 from kneo.tasks import lifecycle
 
 NUMBER = {"type": "number"}
@@ -111,6 +113,16 @@ def decide(house: Bench, call: Json, *, role: str = "reviewer", expect: int = 20
     return house.post(f"/human-tasks/{question['id']}/resume", decision, role=role, expect=expect)
 
 
+def asking(house: Bench, call: Json) -> Json:
+    """Return a call once it asks people."""
+
+    def look() -> Json | None:
+        now = house.get(f"/calls/{call['id']}", role="caller")
+        return now if now["questions"] else None
+
+    return eventually(look)
+
+
 def refunds(house: Bench) -> list[Json]:
     log = house.folder / "refunds.jsonl"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -178,7 +190,7 @@ def test_the_same_call_at_once_is_one_call(house: Bench) -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda _: make(house, "refund", wait="1s", id="9", amount=9), range(8)))
     assert len({each["id"] for each in found}) == 1, found
-    decide(house, found[0], decision="approved")
+    decide(house, asking(house, found[0]), decision="approved")
     assert make(house, "refund", id="9", amount=9)["result"] == {"refunded": 9}
     assert len([each for each in refunds(house) if each["id"] == "9"]) == 1
 
@@ -188,7 +200,7 @@ def test_a_client_that_gives_up_gets_the_result_when_it_comes_again(house: Bench
         base_url=house.client("caller").base_url, headers=house.client("caller").headers, timeout=0.7
     )
     body = {"environment": "prod", "bundle": "payments", "tool": "refund", "arguments": {"id": "10", "amount": 3}}
-    with pytest.raises(httpx.ReadTimeout):
+    with impatient, pytest.raises(httpx.ReadTimeout):
         impatient.post("/calls", json=body, params={"wait": "60s"})
     (waiting,) = [each for each in house.get("/calls", role="caller", status="waiting")["calls"] if each["questions"]][
         :1
@@ -367,6 +379,41 @@ def test_a_begun_call_without_a_report_is_looked_up_by_people(house: Bench, monk
     assert (done["outcome"], done["result"]) == ("success", "it was deleted")
 
 
+def test_each_caller_has_its_own_tools_and_calls_and_guardrails_check_what_callers_report(tmp_path: Path) -> None:
+    keys = "caller:caller-key:caller;support:support-key:caller;reviewer:reviewer-key:reviewer;admin:admin-key:admin"
+    account = {"id": "accounts", "type": "regex", "action": "redact", "config": {"patterns": [r"DE\d{6}"]}}
+    agent = {**spec()["agent"], "guardrails": {"tool": [account]}}
+    calls = [
+        {"bundle": "pay*", "callers": {"users": ["caller"]}, "tools": ["delete_*"]},
+        {"bundle": "payments", "callers": {"users": ["support"]}, "tools": ["look*"]},
+    ]
+    bundles = {"payments": spec(agent=agent)}
+    with served_agents(tmp_path, bundles, variables={"KNEO_SERV_API_KEYS": keys}, calls=calls) as house:
+        functions = house.folder / "lab_functions.py"
+        functions.write_text(functions.read_text() + ADDED)
+        at = {"environment": "prod", "bundle": "payments"}
+        listed = {
+            role: [each["name"] for each in house.get("/calls/tools", role=role, **at)["tools"]]
+            for role in ("caller", "support")
+        }
+        assert listed == {"caller": ["delete_branch"], "support": ["lookup"]}
+        assert house.get("/calls/tools", role="admin", expect=404, **at)["error"] == "call_not_served"
+        unlisted, missing = post(house, "lookup", id="1"), post(house, "lookups", id="1")
+        assert (unlisted.status_code, unlisted.json()["error"]) == (missing.status_code, missing.json()["error"])
+        assert unlisted.json()["message"].replace("lookup", "lookups") == missing.json()["message"]
+        call = allowed(house, "x")
+        foreign = house.post(f"/calls/{call['id']}/begin", role="support", expect=404)
+        assert foreign["error"] == "call_not_found"
+        house.post(f"/calls/{call['id']}/begin", role="caller")
+        done = house.post(f"/calls/{call['id']}/result", {"result": "paid DE123456"}, role="caller")
+        assert (done["outcome"], "DE123456" in done["result"]) == ("success", False)
+        chain = house.get(f"/runs/{call['id']}/receipts")
+        actors = [each["receipt"]["actor"] for each in chain["receipts"]]
+        assert actors == ["reviewer", "caller"]
+        verdict = house.post("/receipts/verify", chain)
+        assert verdict["valid"], verdict["problems"]
+
+
 def test_the_command_makes_reads_and_cancels_calls(
     house: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -404,3 +451,16 @@ class _Later:
 
     def now(self) -> object:
         return self._clock.now() + timedelta(seconds=700)
+
+
+def test_a_program_makes_calls_in_its_own_process(house: Bench) -> None:
+    with PlatformManager(settings=house.settings) as platform:
+        at = {"environment": "prod", "bundle": "payments", "requester": "caller"}
+        done = platform.call_tool("lookup", {"id": "30"}, **at)
+        assert json.loads(done.output_text) == {"outcome": "success", "result": {"order": "30"}}
+        asked = platform.call_tool("refund", {"id": "30", "amount": 1}, **at)
+        assert asked.human_intervention_required
+        assert platform.call_tool("refund", {"id": "30", "amount": 1}, **at).run_id == asked.run_id
+        with pytest.raises(NotFound, match="has no tool"):
+            platform.call_tool("refunds", {}, **at)
+        platform.cancel_run(asked.run_id)

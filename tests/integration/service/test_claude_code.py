@@ -107,7 +107,7 @@ def test_a_call_is_not_begun_for_a_client_that_has_gone(house: Bench) -> None:
     impatient = httpx.Client(
         base_url=house.client("caller").base_url, headers=house.client("caller").headers, timeout=0.7
     )
-    with pytest.raises(httpx.ReadTimeout):
+    with impatient, pytest.raises(httpx.ReadTimeout):
         impatient.post(
             "/hooks/claude-code/prod/coding", json=event("PreToolUse", "toolu_11", "sleep"), params={"wait": "60s"}
         )

@@ -55,6 +55,12 @@ NEEDS_NO_KEY = {
     "receive_hook": "its sender has no key; a delivery makes the controller look at the repository, and counts once",
     "send_to_agent": "the id of its message is the key; test_a2a.py sends a message twice",
     "send_to_mcp_server": "`_meta.idempotencyKey` of a call is the key; test_mcp_face.py sends a call twice",
+    "send_to_bundle_tools": "as send_to_mcp_server; test_mcp_tools.py sends a call twice",
+    "answer_claude_code_hook": "the id of the tool use is the key; test_claude_code.py sends an event twice",
+    "create_call": "a repetition gets the call as it then is, not the first answer; test_calls.py sends one twice",
+    "begin_call": "a second beginning is refused; test_calls.py",
+    "report_call": "a second report is refused; test_calls.py",
+    "cancel_call": "a second cancellation is refused; test_calls.py",
     "delete_session": "a second deletion finds nothing to delete",
 }
 

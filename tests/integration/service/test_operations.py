@@ -15,7 +15,7 @@ from kneo.service.routing import RouteTable
 
 OPERATIONS = RouteTable(routers())
 OPEN = {"health", "live", "ready", "receive_hook", "get_signing_keys"}
-KEYS_IN_MESSAGES = {"send_to_agent", "send_to_mcp_server"}
+KEYS_IN_MESSAGES = {"send_to_agent", "send_to_mcp_server", "send_to_bundle_tools", "answer_claude_code_hook"}
 """Operations whose idempotency key is part of a message of their protocol."""
 
 DEFINED_BY_PROTOCOLS = KEYS_IN_MESSAGES | {"get_agent_card", "get_only_agent_card", "get_signing_keys"}

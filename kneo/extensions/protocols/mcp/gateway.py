@@ -25,7 +25,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kneo import __version__
 from kneo.agents.tools.kinds import schema_of
-from kneo.api.calls import CallCreate, CallView, ServedBundle, find_own_call, start_call, wait_for_call
+from kneo.api.calls import CallCreate, CallView, find_own_call, start_call, wait_for_call
 from kneo.api.operation import Principal, Waiting
 from kneo.clock import monotonic
 from kneo.digest import digest_of_json
@@ -33,6 +33,7 @@ from kneo.errors import Invalid, KneoError, NotFound
 from kneo.extensions.protocols.calls import execute_once
 from kneo.extensions.protocols.mcp.server import RequestContext
 from kneo.records.run import Run
+from kneo.runtime.engine.calls import ServedBundle
 from kneo.runtime.engine.wait import SettledRun, read_settled_run
 from kneo.service.context import Service, next_change
 from kneo.spec.models.agent import model_name
