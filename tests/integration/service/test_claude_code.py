@@ -46,8 +46,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 def event(name: str, use: str, command: str, **more: object) -> Json:
     return {
         "session_id": "3f6e2c1a-session",
-        "transcript_path": "/home/ann/.claude/projects/app/3f6e2c1a.jsonl",
-        "cwd": "/home/ann/app",
+        "transcript_path": "/srv/app/.claude/3f6e2c1a.jsonl",
+        "cwd": "/srv/app",
         "permission_mode": "default",
         "hook_event_name": name,
         "tool_name": "Bash",
