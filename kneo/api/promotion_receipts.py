@@ -12,8 +12,8 @@ from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit
 from kneo.api.promotions import promotion_not_found
 from kneo.errors import NotFound
-from kneo.records.release import ApprovalRecord, Promotion
-from kneo.store import audit, releases
+from kneo.records.release import ApprovalRecord, AttestationRecord, Promotion
+from kneo.store import attestations, audit, releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope, serialise
 from kneo.trust.statement import approval_content, parse_approval
@@ -51,6 +51,27 @@ class ApprovalReceiptView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttestationReceiptView:
+    """An attestation as its signer signed it."""
+
+    statement: Annotated[Json, Field(description="The signed statement.")]
+    envelope: Annotated[Json, Field(description="The signed envelope.")]
+    unsigned: Annotated[
+        Json, Field(description="`id` and `digest` belong to the envelope; `first_seen_at` is the registry's word.")
+    ]
+
+    @classmethod
+    def of(cls, record: AttestationRecord) -> AttestationReceiptView:
+        """Build the view of an attestation."""
+        envelope = parse_envelope(record.envelope)
+        return cls(
+            statement=json.loads(envelope.payload),
+            envelope=json.loads(serialise(envelope)),
+            unsigned={"id": record.id, "digest": record.payload_digest, "first_seen_at": record.first_seen_at},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromotionReceiptsView:
     """The receipts of a promotion, in the order in which the decisions were first seen."""
 
@@ -62,6 +83,12 @@ class PromotionReceiptsView:
     audit_seq: Annotated[int | None, Field(description="The number of the promotion in the audit log, once sealed.")]
     receipts: list[ApprovalReceiptView]
     count: int
+    attestations: Annotated[
+        list[AttestationReceiptView],
+        Field(
+            description="Of an applied change those that its evidence rules counted, of a pending one all about its bundle."
+        ),
+    ]
 
     @classmethod
     def applied(cls, tx: Tx, done: Promotion, limit: int) -> PromotionReceiptsView:
@@ -76,6 +103,7 @@ class PromotionReceiptsView:
             audit_seq=audit.seq_of(tx, done.audit_event_id),
             receipts=receipts,
             count=len(receipts),
+            attestations=[AttestationReceiptView.of(record) for record in _counted_attestations(tx, done)[:limit]],
         )
 
 
@@ -103,6 +131,7 @@ def list_promotion_receipts(context: Context, promotion_id: str, limit: Limit = 
             raise promotion_not_found(promotion_id)
         environment, item = found
         newest = releases.newest_approvals(tx, environment, limit, item.subject) if item.subject else ()
+        stated = attestations.list_about(tx, (item.digest,))[-limit:] if item.digest is not None else ()
     receipts = [ApprovalReceiptView.of(record) for record in reversed(newest)]
     return PromotionReceiptsView(
         promotion_id=promotion_id,
@@ -113,4 +142,12 @@ def list_promotion_receipts(context: Context, promotion_id: str, limit: Limit = 
         audit_seq=None,
         receipts=receipts,
         count=len(receipts),
+        attestations=[AttestationReceiptView.of(record) for record in stated],
     )
+
+
+def _counted_attestations(tx: Tx, done: Promotion) -> tuple[AttestationRecord, ...]:
+    """Return the attestations that allowed a promotion, by its audit event."""
+    event = audit.event(tx, done.audit_event_id)
+    ids = event.event.metadata.get("attestations") if event is not None else None
+    return attestations.list_by_id(tx, map(str, ids)) if isinstance(ids, list) else ()

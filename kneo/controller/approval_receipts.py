@@ -13,11 +13,12 @@ from datetime import datetime
 
 from kneo.clock import isoformat
 from kneo.controller.stages.approvals import ApprovalVote, may_decide, verify_decision, vote_of
+from kneo.controller.stages.attestations import attestation_id
 from kneo.controller.stages.verify import TrustContext
 from kneo.errors import KneoError
 from kneo.spec.models.environment import Approvals, Environment
 from kneo.trust.approvals import approval_id
-from kneo.trust.dsse import Envelope, find_signers, serialise
+from kneo.trust.dsse import Envelope, find_signers, read_envelope, read_strict, serialise
 from kneo.trust.keys import PublicKey
 from kneo.trust.receipt import PresentedReceipt
 from kneo.trust.receipt_check import (
@@ -30,6 +31,7 @@ from kneo.trust.receipt_check import (
     service_keys,
     verdict_of,
 )
+from kneo.trust.result import VerifiedResult, verify_result
 from kneo.trust.root import ROOT_ROLE, TrustRoot
 from kneo.trust.statement import ApprovalDecision, ApprovalStatement, approval_content, parse_approval
 
@@ -238,10 +240,60 @@ def _deciding_file(after: Environment, before: Environment) -> tuple[Environment
     return replace(after, spec=no_people), rule.model_copy(update={"signed": True, "roles": roles})
 
 
-def verdict_json(checked: Sequence[CheckedApproval]) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class CheckedAttestation:
+    """The result of verifying one attestation of a promotion; ``result`` is set only without problems."""
+
+    receipt: str
+    result: VerifiedResult | None = None
+    problems: tuple[ReceiptProblem, ...] = ()
+
+    def sentences(self) -> Iterator[str]:
+        """Yield who stated what about which digest; nothing for a refused attestation."""
+        if self.result is None:
+            return
+        statement, who = self.result.statement, ", ".join(signer.principal for signer in self.result.signers)
+        metrics = ", ".join(f"{name} {item.value}" for name, item in statement.facts.metrics.items())
+        about = f"{statement.bundle_name} {statement.bundle_digest}"
+        yield f"{who} stated {statement.predicate.result} about {about} on {isoformat(statement.facts.issued_at)}: {metrics}."
+
+
+def check_attestation(value: object, terms: ReceiptTerms) -> CheckedAttestation:
+    """Verify one attestation: its signature by a person of the trust root, and that its claimed content is the signed one."""
+    item: Mapping[str, object] = value if isinstance(value, Mapping) else {}
+    unsigned = item.get("unsigned")
+    claimed: Mapping[str, object] = unsigned if isinstance(unsigned, Mapping) else {}
+    name = str(claimed.get("id") or "an attestation")[:80]
+    try:
+        envelope = read_envelope(item.get("envelope"), file=name)
+        roles = tuple(terms.root.document.roles)
+        result = verify_result(serialise(envelope), root=terms.root, roles=roles, first_seen=terms.seen_at, file=name)
+        signed = read_strict(envelope.payload, file=name)
+    except KneoError as error:
+        return CheckedAttestation(receipt=name, problems=problems_of(name, [(SIGNATURE, error.message)]))
+    assert isinstance(signed, dict), "it is a statement"
+    view = item.get("statement")
+    deviations = [*misread(view if isinstance(view, Mapping) else None, signed)]
+    known = {"id": attestation_id(envelope.digest), "digest": envelope.digest}
+    deviations += [
+        (f"unsigned.{key}", f"The {key} is shown as {str(claimed[key])[:80]}, expected {expected}.")
+        for key, expected in known.items()
+        if key in claimed and claimed[key] != expected
+    ]
+    if deviations:
+        return CheckedAttestation(receipt=name, problems=problems_of(name, deviations))
+    return CheckedAttestation(receipt=name, result=result)
+
+
+def verdict_json(
+    checked: Sequence[CheckedApproval], attestations: Sequence[CheckedAttestation] = ()
+) -> dict[str, object]:
     """Return the result of verifying a file of receipts as JSON."""
-    problems = [problem for item in checked for problem in item.problems]
-    return verdict_of(problems, [_checked_json(item) for item in checked])
+    every: list[CheckedApproval | CheckedAttestation] = [*checked, *attestations]
+    problems = [problem for item in every for problem in item.problems]
+    verdict = verdict_of(problems, [_checked_json(item) for item in checked])
+    listed = [{"id": item.receipt, "valid": item.result is not None} for item in attestations]
+    return {**verdict, "attestations": listed}
 
 
 def _checked_json(item: CheckedApproval) -> dict[str, object]:

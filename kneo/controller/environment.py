@@ -16,7 +16,8 @@ from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report, verify
 from kneo.controller.stages.apply import apply
 from kneo.controller.stages.approvals import ApprovalVote, signed_by_known
-from kneo.controller.stages.evidence import gather_evidence, record_decisions
+from kneo.controller.stages.attestations import is_not_yet_valid
+from kneo.controller.stages.evidence import gather_evidence, is_chained, record_attestations, record_decisions
 from kneo.controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
 from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, find_bundles
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, make_plan
@@ -161,6 +162,8 @@ class EnvironmentReconciler:
         self.channels = tuple(channels)
         self.drift = DriftWatch()
         self._verified = VerificationCache()
+        self._recorded: dict[str, frozenset[tuple[str, str]]] = {}
+        """By environment: the trust root and the ids of the attestation files whose statements are recorded."""
 
     def run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
         """Bring one environment to its declared state, as far as trust and gates allow.
@@ -187,17 +190,21 @@ class EnvironmentReconciler:
         places = find_bundles(environment, declared.blobs)
         verified = self._verify(context, places)
         approval_files = signed_by_known(declared.approval_files.get(name, ()), shared.trust.root)
+        evidence_files = self._new_evidence(context)
         with self.store.write() as tx:
             check_lease(tx, shared.lease)
             # Decisions, holds and suspensions take this lock too: each comes before or after this transaction.
             lock_table(tx, f"environment/{name}")
             lost = registry.find_lost_rejection(tx, name)
             if lost is None:
+                record_attestations(tx, name, tuple(evidence_files.values()), shared.trust, declared.revision)
                 outcome, changed = self._decide(tx, context, verified, approval_files)
         if lost is not None:
             return self.refuse(name, SourceProblem("RejectionLost", lost), shared)
         if not shared.quiet:
             _count(context, changed)
+        read = {key for key, text in evidence_files.items() if not is_not_yet_valid(text, shared.trust.now)}
+        self._recorded[name] = self._recorded.get(name, frozenset()) | read
         self._verified.remember(name, shared.trust.epoch(environment), places, declared.blobs, verified)
         return outcome
 
@@ -210,6 +217,15 @@ class EnvironmentReconciler:
             check_lease(tx, shared.lease)
             report.write_report(tx, name, result, revision=shared.declared.revision)
         return result.outcome
+
+    def _new_evidence(self, context: EnvironmentContext) -> Mapping[tuple[str, str], bytes]:
+        """Read the attestation files that were not read under this trust root; those of one content are read once."""
+        shared, declared = context.shared, context.shared.declared
+        paths = declared.evidence_paths(context.environment, shared.state.served.get(context.name, {}).values())
+        known, root = self._recorded.get(context.name, frozenset()), shared.trust.root.digest
+        new = {(root, declared.blobs[path]): path for path in paths if (root, declared.blobs[path]) not in known}
+        texts = shared.snapshot.read(new.values())
+        return {key: texts[path] for key, path in new.items()}
 
     def _verify(self, context: EnvironmentContext, places: Mapping[str, str]) -> Verified:
         """Verify new bundles; the files of releases that were verified under the same trust are not even read."""
@@ -308,7 +324,7 @@ def _qualified(
     Lost evidence is an approval that has no rejection, or a window that is closed now and was open by the commit dates.
     """
     for action, verdict in blocked:
-        if isinstance(action, Retire) or all(item.environment.spec.promote_from is None for item in rules):
+        if isinstance(action, Retire) or not any(is_chained(item.environment) for item in rules):
             continue
         lost = all(_was_open(item, rules, times) for item in (verdict, *verdict.also))
         if lost and all(isinstance(gates.from_environment(action, plan, item, evidence), Allowed) for item in rules):

@@ -27,7 +27,8 @@ from kneo.controller.source.snapshot import Commit, SourceSnapshot
 from kneo.controller.source_tracker import check_history
 from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import committed_records, count_votes, role_members
-from kneo.controller.stages.evidence import gather_evidence
+from kneo.controller.stages.attestations import StatedFacts, makers_of, read_attestations, verify_attestations
+from kneo.controller.stages.evidence import gather_evidence, stated_facts
 from kneo.controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of, weakened
 from kneo.controller.stages.load import (
     DeclaredState,
@@ -62,12 +63,35 @@ Releases = dict[str, dict[str, Release]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class CommitEvidence:
+    """The part of a commit from which the evidence for the gates of an environment is gathered.
+
+    Args:
+        files: The environment's file, then the one in force before it, where that has other rules.
+        approval_files: Approvals in the commit.
+        attestation_files: Attestations in the commit about versions that the environment declares or serves.
+        trust: The trust of this preview.
+        candidates: Digests of the bundles that may be released.
+    """
+
+    files: Sequence[Environment]
+    approval_files: Sequence[bytes]
+    attestation_files: Sequence[bytes]
+    trust: verify.TrustContext
+    candidates: Collection[str]
+
+    @property
+    def name(self) -> str:
+        return self.files[0].name
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanInputs:
     """The state that a commit is compared with.
 
     Args:
         state: The registry.
-        gather: Returns the evidence for gates, from environment files, approval files, trust and candidate digests.
+        gather: Returns the evidence for gates.
         released: Returns the digests among some that an environment released before.
         spec_of: Returns the spec of a released bundle, by digest.
         now: The time of the preview.
@@ -77,7 +101,7 @@ class PlanInputs:
     """
 
     state: RegistryState
-    gather: Callable[[Sequence[Environment], Sequence[bytes], verify.TrustContext, Collection[str]], Evidence]
+    gather: Callable[[CommitEvidence], Evidence]
     released: Callable[[str, Collection[str]], Collection[str]]
     spec_of: Callable[[str], Spec | None]
     now: datetime
@@ -92,9 +116,7 @@ def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: verify.Tru
     accepted = source.accepted_commit if source else None
     inputs = PlanInputs(
         state=state,
-        gather=lambda files, approvals, trust, digests: gather_evidence(
-            tx, files, approvals, trust, state.served, digests
-        ),
+        gather=lambda commit: _recorded_evidence(tx, commit, state.served),
         released=lambda name, digests: releases.served_before(tx, name, digests),
         spec_of=lambda digest: _stored_spec(tx, digest),
         now=tx.now,
@@ -105,6 +127,12 @@ def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: verify.Tru
         ),
     )
     return describe_plan(snapshot, inputs, config, only)
+
+
+def _recorded_evidence(tx: Tx, commit: CommitEvidence, served: Served) -> Evidence:
+    here = served.get(commit.name, {})
+    stated = stated_facts(tx, commit.files, commit.trust, here, commit.candidates, commit.attestation_files)
+    return gather_evidence(tx, commit.files, commit.approval_files, commit.trust, served, commit.candidates, stated)
 
 
 def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: verify.TrustConfig, only: str | None) -> Json:
@@ -181,8 +209,15 @@ def _environment(
     envelopes = snapshot.read(places.values())
     released = inputs.released(name, verify.known_digests(state.history, places))
     verified = verify.verify(files, declared, envelopes, trust, state.history, {}, pending_bundles(record), released)
-    evidence = inputs.gather(files, declared.approval_files.get(name, ()), trust, verified.candidates)
-    evidence = replace(evidence, served=served)
+    attestations = declared.evidence_paths(environment, state.served.get(name, {}).values())
+    commit = CommitEvidence(
+        files=files,
+        approval_files=declared.approval_files.get(name, ()),
+        attestation_files=tuple(snapshot.read(attestations).values()),
+        trust=trust,
+        candidates=verified.candidates,
+    )
+    evidence = replace(inputs.gather(commit), served=served)
     plan = make_plan(name, declared.revision, verified, served.get(name, {}), state.history.known)
     rules = _evaluate_file(environment, before, declared, trust, state, evidence)
     approved = isinstance(rules, Allowed) and bool(rules.approvals)
@@ -388,7 +423,7 @@ def compare(
     accepted = simulated.accepted
     inputs = PlanInputs(
         state=RegistryState(tuple(records), records, served, verify.bundle_history(accepted.values()), simulated.roots),
-        gather=lambda files, approvals, trust, _: _evidence(files[0].name, approvals, trust, served, simulated, live),
+        gather=lambda commit: _committed_evidence(commit, served, simulated, live),
         released=lambda name, _: simulated.before.get(name, ()),
         spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
         now=now,
@@ -459,19 +494,16 @@ class SimulatedRegistry:
         )
 
 
-def _evidence(
-    name: str,
-    approval_files: Sequence[bytes],
-    trust: verify.TrustContext,
-    served: Served,
-    simulated: SimulatedRegistry,
-    live: LiveRegistry,
+def _committed_evidence(
+    commit: CommitEvidence, served: Served, simulated: SimulatedRegistry, live: LiveRegistry
 ) -> Evidence:
-    records = committed_records(approval_files, trust.root, {}, trust.now)
+    name, trust = commit.name, commit.trust
+    records = committed_records(commit.approval_files, trust.root, {}, trust.now)
     # Recorded decisions are unknown here, so none that a service signed counts.
     votes = count_votes(
         [record for record in records if record.environment == name], name, replace(trust, service_key=None)
     )
+    stated = read_attestations(commit.attestation_files, trust.root, trust.now)
     return Evidence(
         now=trust.now,
         served=served,
@@ -481,4 +513,12 @@ def _evidence(
         holds=live.holds.get(name, {}),
         suspension=live.suspensions.get(name),
         served_before=frozenset(simulated.before.get(name, ())),
+        facts=StatedFacts(
+            results=verify_attestations(stated, trust),
+            current={
+                release.digest: makers_of(simulated.accepted[release.digest])
+                for release in served.get(name, {}).values()
+                if release.digest in simulated.accepted
+            },
+        ),
     )

@@ -258,6 +258,29 @@ class ApprovalRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttestationRecord:
+    """A signed statement of facts about a bundle as first seen. ``envelope`` is its proof."""
+
+    id: str
+    subject: str
+    """The digest of the bundle."""
+
+    type: str
+    """``eval``, ``rehearsal`` or ``canary``."""
+
+    name: str
+    """The name of the bundle."""
+
+    suite_digest: str
+    environment: str | None
+    issued_at: str
+    payload_digest: str
+    envelope: bytes
+    first_seen_at: str
+    revision: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceRecord:
     """The commits of the config repository that were accepted and refused."""
 

@@ -63,6 +63,7 @@ class ReleaseChange:
         revision: The commit that declares it.
         policy_digest: Digest of the rules that allowed it.
         approvals: Ids of the approvals that allowed it.
+        attestations: Ids of the attestations that allowed it.
         actor: The requester of a rollback, else the controller.
         reason: The requester's reason.
     """
@@ -70,6 +71,7 @@ class ReleaseChange:
     revision: str
     policy_digest: str | None = None
     approvals: tuple[str, ...] = ()
+    attestations: tuple[str, ...] = ()
     actor: str = CONTROLLER
     reason: str | None = None
 
@@ -143,8 +145,9 @@ def _promotion(
 
 
 def _facts(item: BundlePromotion) -> dict[str, object]:
-    bundle = item.bundle
-    return {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": item.change.policy_digest}
+    bundle, change = item.bundle, item.change
+    facts = {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": change.policy_digest}
+    return {**facts, "attestations": list(change.attestations)} if change.attestations else facts
 
 
 def update_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:

@@ -107,6 +107,7 @@ def _findings(name: str, spec: environment.EnvironmentSpec, *, accepted: bool) -
             yield error(CODE, refusal.message, ("spec", "windows", index), suggestion=refusal.hint)
     yield from _humans_and_gates(spec)
     yield from _expressions(spec)
+    yield from _evidence(name, spec)
     if spec.promote_from == name:
         yield error(CODE, "An environment cannot promote from itself.", ("spec", "promoteFrom"))
     if spec.soak and spec.promote_from is None:
@@ -138,6 +139,17 @@ def _expressions(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
         for position, gate in added.gates().items():
             found += condition_findings(gate.when, ("spec", "gates", index, position, "when"), facts)
     yield from (error(CODE, each.message, each.path) for each in found)
+
+
+def _evidence(name: str, spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
+    names: set[str] = set()
+    for index, rule in enumerate(spec.evidence):
+        if rule.name in names:
+            yield error(CODE, f"Two evidence rules are called {rule.name}.", ("spec", "evidence", index, "name"))
+        names.add(rule.name)
+        if rule.environment == name:
+            message = "A release cannot need evidence from the environment that it is not released to."
+            yield error(CODE, message, ("spec", "evidence", index, "environment"))
 
 
 def _names(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:

@@ -170,6 +170,24 @@ approvals = Table(
     Index(None, "environment", "subject"),
 )
 
+attestations = Table(
+    "attestations",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("subject", DIGEST, nullable=False),
+    Column("type", Bounded(20), nullable=False),
+    Column("name", NAME, nullable=False),
+    Column("suite_digest", DIGEST, nullable=False),
+    Column("environment", NAME),
+    Column("issued_at", TIME, nullable=False),
+    Column("payload_digest", DIGEST, nullable=False, unique=True),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("first_seen_at", TIME, nullable=False),
+    Column("revision", Text, nullable=False),
+    _mac(),
+    Index(None, "subject", "issued_at"),
+)
+
 holds = Table(
     "holds",
     metadata,

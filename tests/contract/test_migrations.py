@@ -146,6 +146,7 @@ def test_head_names_the_newest_migration_and_revisions_are_numbered_in_their_ord
 def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -> None:
     added = [
         "agent_sessions",
+        "attestations",
         "browser_sessions",
         "environment_files",
         "grant_uses",
@@ -275,6 +276,7 @@ def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys
         for table in ("grant_uses", "grants"):
             tx.connection.execute(text(f"DROP TABLE {table}"))
         tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0016'"))
+        tx.connection.execute(text("DROP TABLE attestations"))
     migrate.migrate(store)
     with store.read() as tx:
         columns = idempotency_keys.c

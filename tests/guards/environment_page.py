@@ -41,6 +41,12 @@ class Pair:
 
 DENY, OTHER = {"deny": "Fri 16:00 - Mon 08:00"}, {"allow": "* 06:00 - 20:00"}
 PIN, GATE = "sha256:" + "0" * 64, {"name": "pay", "match": {"tools": ["pay"]}, "before": {"human": "cfo"}}
+EVIDENCE = {
+    "name": "support",
+    "suite": {"name": "support", "digest": PIN},
+    "signers": {"role": "evaluator"},
+    "require": [{"metric": "pass_rate", "atLeast": 0.95}],
+}
 PEOPLE = {"cfo": {"description": "May it pay?"}}
 
 CALLS = {"tools": ["refund"], "when": "args.amount > 100"}
@@ -74,6 +80,7 @@ PAIRS: Mapping[str, Pair] = {
     "gates": Pair([GATE], []),
     "windows": Pair([DENY], [OTHER]),
     "soak": Pair("24h", "1h"),
+    "evidence": Pair([EVIDENCE], []),
     "prune.maxPercent": Pair(10, 20),
     "atomic": Pair(True, False),
     "models.allow": Pair([{"provider": "openai"}], None),

@@ -18,6 +18,7 @@ WITH_BODIES_OF_THEIR_OWN = {"runs", "tasks", "oidc_people", "audit_events"}
 DIGESTS = {
     "agent_journal": "b10dd2375754",
     "approvals": "f21fb5384edb",
+    "attestations": "14e77bcca1ca",
     "browser_sessions": "8530ebca7233",
     "bundles": "677082e6ab30",
     "checkpoints": "9cd8aad14251",

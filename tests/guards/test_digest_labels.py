@@ -40,6 +40,7 @@ SHORTENED: Mapping[str, str] = {
     "extensions/push/delivery.py _send": "replaces an older push message about the same task",
     "extensions/kneo_serv/source.py _checked": "tells databases of a published version apart",
     "trust/approvals.py approval_id": "the id of one person's own decisions",
+    "controller/stages/attestations.py attestation_id": "the id of a row, whose payload digest is unique and whole",
     "trust/checkpoint.py _key_hash": "the hint of a signed note; the signature is verified",
     "trust/record_mac.py __init__": "the hint to a key; the MAC is verified",
     "trust/receipt.py mark_of": "names the changed field behind a broken signature",

@@ -7,7 +7,9 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,6 +19,7 @@ from kneo.settings import process_environment
 from kneo.spec.environment import parse_environment
 from kneo.trust.dsse import TrustedKey, add_signature, parse_envelope, serialise, sign
 from kneo.trust.keys import PrivateKey
+from kneo.trust.result import Metric, build_result, decimal_text
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, root_payload
 from kneo.trust.root_edit import EVERYTHING, add_key, first_root, next_root, remove_key, revoke_key
 from kneo.trust.statement import PAYLOAD_TYPE, ApprovalDecision, Dependency, build_approval, build_bundle
@@ -30,6 +33,9 @@ GIT_ENV = {
     "GIT_COMMITTER_NAME": "test",
     "GIT_COMMITTER_EMAIL": "test@example.com",
 }
+
+SUITE = Digest("sha256:" + "5" * 64)
+"""The digest of a suite of cases."""
 
 FUNCTIONS = """
 import json
@@ -246,6 +252,46 @@ class ConfigRepo:
         stem = file or key.keyid.removeprefix("sha256:")
         target = f"bundles/{name}/{version}.approvals/{stem}.dsse.json"
         self.write(target, serialise(sign(PAYLOAD_TYPE, statement.payload, key)))
+        return self.folder / target
+
+    def attest(
+        self,
+        name: str,
+        version: str,
+        person: str,
+        *,
+        passed: int = 40,
+        failed: int = 0,
+        metrics: Mapping[str, tuple[str, int]] | None = None,
+        digest: Digest | None = None,
+        issued_at: datetime | None = None,
+        file: str | None = None,
+        **fields: Any,
+    ) -> Path:
+        """Put somebody's signed result of an evaluation next to a bundle."""
+        rate = decimal_text(Decimal(passed) / (passed + failed))
+        stated = {"pass_rate": (rate, passed + failed), **(metrics or {})}
+        values: dict[str, Any] = {
+            "type": "eval",
+            "suite": "support",
+            "suite_digest": SUITE,
+            "scripted": False,
+            "kneo": "1.0.0",
+            **fields,
+        }
+        statement = build_result(
+            bundle_name=name,
+            bundle_digest=digest
+            or parse_envelope((self.folder / f"bundles/{name}/{version}.dsse.json").read_bytes()).digest,
+            issued_at=issued_at or SystemClock().now(),
+            metrics={key: Metric(value=value, samples=samples) for key, (value, samples) in stated.items()},
+            passed=[f"case-{number}" for number in range(passed)],
+            failed=[f"bad-{number}" for number in range(failed)],
+            **values,
+        )
+        stem = file or statement.digest.removeprefix("sha256:")[:12]
+        target = f"bundles/{name}/{version}.evidence/{stem}.dsse.json"
+        self.write(target, serialise(sign(PAYLOAD_TYPE, statement.payload, self.people[person])))
         return self.folder / target
 
     def agree(self, environment: str, person: str = "ann", *, days: int = 7) -> None:

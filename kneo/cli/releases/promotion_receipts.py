@@ -28,6 +28,7 @@ from kneo.clock import SystemClock, parse_time
 from kneo.errors import NotFound
 
 if TYPE_CHECKING:
+    from kneo.controller.approval_receipts import CheckedApproval, CheckedAttestation
     from kneo.spec.models.environment import Environment
 
 app = typer.Typer(no_args_is_help=True)
@@ -72,6 +73,8 @@ def show(
         for each in receipts:
             title = f"Receipt {each.unsigned['id']}"
             render.panel(title, _lines(each.receipt, str(each.unsigned["principal"])))
+        for item in view.attestations if isinstance(view, PromotionReceiptsView) else ():
+            render.text(f"Attestation {item.unsigned['id']}, first seen at {item.unsigned['first_seen_at']}")
 
     render.emit(view, as_json=options.as_json, text=text)
 
@@ -145,11 +148,22 @@ def verify(
     """
     # The verification of decisions imports the language of specs and the gates of the controller.
     from kneo.cli.specs.bundle_check import choose_root_or_warn
-    from kneo.controller.approval_receipts import MOST_RECEIPTS, ReceiptTerms, check_approval_receipt, verdict_json
-    from kneo.trust.receipt import LIMITS, read_receipts
+    from kneo.controller.approval_receipts import (
+        MOST_RECEIPTS,
+        ReceiptTerms,
+        check_approval_receipt,
+        check_attestation,
+        verdict_json,
+    )
+    from kneo.spec.reading.reader import read_json
+    from kneo.trust.receipt import LIMITS, find_receipts
 
     data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
-    presented = read_receipts(data, file=str(file), most=MOST_RECEIPTS).receipts
+    value = read_json(data, file=str(file), limits=LIMITS).value
+    stated = value.get("attestations") if isinstance(value, dict) else None
+    stated = stated[:MOST_RECEIPTS] if isinstance(stated, list) else []
+    only_stated = isinstance(value, dict) and bool(stated) and value.get("receipts") == []
+    presented = () if only_stated else find_receipts(value, file=str(file), most=MOST_RECEIPTS).receipts
     at = parse_time(seen_at) if seen_at is not None else SystemClock().now()
     terms = ReceiptTerms(
         root=choose_root_or_warn(file, trust, trust_root, at),
@@ -159,10 +173,12 @@ def verify(
         seen_at=at,
     )
     checked = [check_approval_receipt(item, terms) for item in presented]
-    result = verdict_json(checked)
+    attested = [check_attestation(item, terms) for item in stated]
+    result = verdict_json(checked, attested)
 
     def text() -> None:
-        for item in checked:
+        every: list[CheckedApproval | CheckedAttestation] = [*checked, *attested]
+        for item in every:
             for sentence in item.sentences():
                 render.success(sentence)
             for problem in item.problems:

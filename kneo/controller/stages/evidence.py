@@ -8,13 +8,20 @@ from kneo import registry
 from kneo.clock import isoformat
 from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import GIT, ApprovalVotes, committed_records, count_votes, role_members
+from kneo.controller.stages.attestations import (
+    StatedFacts,
+    makers_of,
+    not_recorded,
+    read_attestations,
+    verify_attestations,
+)
 from kneo.controller.stages.gates import Evidence
 from kneo.controller.stages.rejections import AcceptedFiles
 from kneo.errors import KneoError
 from kneo.records.release import ApprovalRecord, Release
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment
-from kneo.store import releases
+from kneo.store import attestations, audit, releases
 from kneo.store.engine import Tx
 
 
@@ -25,6 +32,7 @@ def gather_evidence(
     trust: verify.TrustContext,
     served: Mapping[str, Mapping[str, Release]],
     candidates: Collection[str] = (),
+    stated: StatedFacts | None = None,
 ) -> Evidence:
     """Read the evidence for the gates of an environment, inside the transaction that changes it.
 
@@ -35,9 +43,10 @@ def gather_evidence(
         trust: The trust of this reconciliation.
         served: Releases, as this transaction reads them.
         candidates: Digests of the bundles that may be released.
+        stated: The attestations; without them those that are recorded are read.
     """
     name = files[0].name
-    chained = any(file.spec.promote_from is not None for file in files)
+    chained = any(is_chained(file) for file in files)
     soaking = {file.spec.promote_from for file in files if file.spec.soak} - {None}
     votes = count_votes(decisions(tx, name, approval_files, trust), name, trust)
     return Evidence(
@@ -62,7 +71,73 @@ def gather_evidence(
         served_before=releases.served_before(tx, name, candidates) | releases.qualified(tx, name)
         if chained
         else frozenset(),
+        facts=stated or stated_facts(tx, files, trust, served.get(name, {}), candidates),
     )
+
+
+def is_chained(file: Environment) -> bool:
+    """Return whether a bundle that an environment served before passes gates that a new one does not."""
+    return file.spec.promote_from is not None or bool(file.spec.evidence)
+
+
+def stated_facts(
+    tx: Tx,
+    files: Sequence[Environment],
+    trust: verify.TrustContext,
+    here: Mapping[str, Release],
+    candidates: Collection[str],
+    committed: Sequence[bytes] = (),
+) -> StatedFacts:
+    """Read the attestations about the bundles that may be released, and about those that they are compared with.
+
+    Args:
+        tx: The transaction.
+        files: The environment's file, then the one in force before it, where that has other rules.
+        trust: The trust of this reconciliation.
+        here: The environment's releases, by bundle name.
+        candidates: Digests of the bundles that may be released.
+        committed: Attestation files that are not recorded.
+    """
+    if not candidates or not any(file.spec.evidence for file in files):
+        return StatedFacts()
+    current = {release.digest for release in here.values()}
+    subjects = {*candidates, *current}
+    recorded = attestations.list_about(tx, subjects)
+    found = not_recorded(read_attestations(committed, trust.root, trust.now), recorded, trust.root)
+    known = {item.payload_digest: item for item in (*recorded, *found)}
+    bundles = {digest: releases.bundle(tx, digest) for digest in current}
+    return StatedFacts(
+        results=verify_attestations(known.values(), trust),
+        current={digest: makers_of(bundle) for digest, bundle in bundles.items() if bundle is not None},
+        lost=attestations.find_lost(tx, subjects),
+    )
+
+
+def record_attestations(
+    tx: Tx, environment: str, files: Sequence[bytes], trust: verify.TrustContext, revision: str
+) -> None:
+    """Record the attestations of a commit with the time of their first sight. Deleting their files changes nothing."""
+    if not files:
+        return
+    found = read_attestations(files, trust.root, trust.now, revision)
+    recorded = attestations.list_about(tx, {item.subject for item in found})
+    for item in not_recorded(found, recorded, trust.root):
+        attestations.put(tx, item)
+        audit.record(
+            tx,
+            attestations.ACCEPTED,
+            actor=registry.CONTROLLER,
+            environment=environment,
+            metadata={
+                "attestation": item.id,
+                "bundle": item.name,
+                "digest": item.subject,
+                "type": item.type,
+                "suite_digest": item.suite_digest,
+                "payload_digest": item.payload_digest,
+                "revision": revision,
+            },
+        )
 
 
 def _votes_elsewhere(tx: Tx, name: str, trust: verify.TrustContext) -> ApprovalVotes:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from itertools import chain
 
 from kneo.clock import isoformat, parse_time
 from kneo.controller.stages.approvals import ApprovalVote, ApprovalVotes, may_decide
+from kneo.controller.stages.attestations import EvidenceCase, StatedFacts, Unmet, satisfy
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, name_of, version_of
 from kneo.controller.stages.rejections import (
     AcceptedFiles,
@@ -41,9 +43,11 @@ class Allowed:
 
     Args:
         approvals: Ids of the approvals that allow it.
+        attestations: Ids of the attestations that allow it.
     """
 
     approvals: tuple[str, ...] = ()
+    attestations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Evidence:
         root_expires: Expiry of the trust root; None for never.
         served_before: Digests of the bundles that this environment has ever released.
         commit_times: Commit dates, while a registry is rebuilt from Git.
+        facts: Attestations about the bundles of this environment.
     """
 
     now: datetime
@@ -120,6 +125,7 @@ class Evidence:
     served_before: frozenset[str] = frozenset()
     commit_times: CommitTimes | None = None
     root_expires: datetime | None = None
+    facts: StatedFacts = field(default_factory=StatedFacts)
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,29 @@ def _released_since(times: CommitTimes, origin: str, bundle: Candidate, now: dat
     """Return the start of a bundle's release by commit dates, never before the bundle was signed."""
     since = times.since.get((origin, bundle.digest), times.at)
     return max(since, bundle.issued_at) if bundle.issued_at is not None else now
+
+
+def evidenced(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Require the facts about a new bundle that an environment's evidence rules name."""
+    required = rules.environment.spec.evidence
+    if not required or isinstance(action, Retire) or action.bundle.digest in evidence.served_before:
+        return Allowed()
+    current = evidence.served.get(plan.environment, {}).get(action.bundle.name)
+    case = EvidenceCase(
+        environment=plan.environment,
+        bundle=action.bundle,
+        current=current.digest if current is not None else None,
+        facts=evidence.facts,
+        now=evidence.now,
+        replayed_at=evidence.commit_times.at if evidence.commit_times is not None else None,
+    )
+    results = [satisfy(rule, case) for rule in required]
+    unmet = [item for item in results if isinstance(item, Unmet)]
+    if not unmet:
+        return Allowed(attestations=tuple(chain.from_iterable(item for item in results if not isinstance(item, Unmet))))
+    message = " ".join(item.message for item in unmet)
+    who = {name for item in unmet for name in evidence.members.get(item.rule.signers.role, ())}
+    return Blocked("evidence", unmet[0].reason, message, tuple(sorted(who)))
 
 
 def within_window(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
@@ -391,6 +420,7 @@ GATES: Sequence[Gate] = (
     not_held,
     no_mass_prune,
     from_environment,
+    evidenced,
     within_window,
     approved,
 )
@@ -457,6 +487,7 @@ def _evaluate(
     if not rules:
         return Blocked("policy", "PolicyInvalid", "The environment has no rules.")
     approvals: list[str] = []
+    attestations: list[str] = []
     closed: dict[str, Blocked] = {}
     for item in rules:
         for gate in gates:
@@ -465,10 +496,11 @@ def _evaluate(
                 closed.setdefault(verdict.gate, _until(verdict, item))
             else:
                 approvals += verdict.approvals
+                attestations += verdict.attestations
     if closed:
         first, *others = closed.values()
         return replace(first, also=tuple(others))
-    return Allowed(tuple(dict.fromkeys(approvals)))
+    return Allowed(tuple(dict.fromkeys(approvals)), tuple(dict.fromkeys(attestations)))
 
 
 def _until(verdict: Blocked, rules: Rules) -> Blocked:

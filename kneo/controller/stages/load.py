@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.errors import KneoError
-from kneo.records.release import RECONCILE_FAILED
+from kneo.records.release import RECONCILE_FAILED, Release
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment, ReleasePin
 from kneo.trust.hmac_bundle import hmac_path
@@ -24,6 +24,9 @@ TRUST = "environments/trust.json"
 ENVIRONMENT = re.compile(r"environments/([a-z0-9][a-z0-9-]{0,62})\.ya?ml")
 EARLIER_ROOT = re.compile(r"environments/roots/([1-9][0-9]{0,6})\.json")
 _APPROVALS = ".approvals/"
+_EVIDENCE_FILE = re.compile(r"(bundles/[^/]+/[^/]+)\.evidence/[^/]+\.dsse\.json")
+MAX_EVIDENCE_FILES = 200
+"""Attestation files of one bundle version; of more, those with the first names are read."""
 _APPROVAL_FILE = re.compile(r"(?:bundles/[^/]+/[^/]+|environments/[^/]+)\.approvals/[^/]+\.dsse\.json")
 
 
@@ -76,6 +79,16 @@ class DeclaredState:
     approval_files: Mapping[str, tuple[bytes, ...]]
     """Approvals in the commit, by environment: approvals of its rules and of its declared bundles."""
 
+    evidence: Mapping[str, tuple[str, ...]]
+    """Paths of the attestation files, by the path of their bundle version without a suffix."""
+
+    def evidence_paths(self, environment: Environment, served: Iterable[Release]) -> tuple[str, ...]:
+        """Return the attestation files of the versions that an environment declares or serves."""
+        declared = ((entry.bundle, entry.version) for entry in environment.spec.releases)
+        versions = {*declared, *((item.bundle, item.version) for item in served)}
+        folders = sorted(bundle_path(*version).removesuffix(".dsse.json") for version in versions)
+        return tuple(path for folder in folders for path in self.evidence.get(folder, ())[:MAX_EVIDENCE_FILES])
+
 
 def find_bundle(entry: ReleasePin, blobs: Mapping[str, str]) -> str | None:
     """Return the path of a declared release's bundle in a commit."""
@@ -119,6 +132,7 @@ class Loader:
             roots=tuple(texts[path] for path in roots),
             blobs={path: blob.id for path, blob in snapshot.files.items() if path.startswith("bundles/")},
             approval_files=_by_environment(environments, {path: texts[path] for path in approvals}),
+            evidence=_evidence(snapshot.files),
         )
 
     def _id(self, name: str) -> str | None:
@@ -157,6 +171,14 @@ def _by_environment(
         name: tuple(text for folder in _approval_folders(name, environment) for text in by_folder.get(folder, ()))
         for name, environment in environments.items()
     }
+
+
+def _evidence(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    by_version: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        if ".evidence/" in path and (match := _EVIDENCE_FILE.fullmatch(path)) is not None:
+            by_version[match[1]].append(path)
+    return {version: tuple(sorted(found)) for version, found in by_version.items()}
 
 
 def _approval_folders(name: str, environment: Environment | SourceProblem) -> Iterable[str]:

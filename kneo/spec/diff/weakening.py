@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from kneo.spec import policy
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Person, QuestionPolicy, Signatures
+from kneo.spec.models.evidence import EvidenceRule, MetricRequirement
 from kneo.spec.models.human import strongest
 from kneo.spec.policy import SWITCHES, PolicyFlags, Window
 
@@ -45,6 +46,8 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "gates": "a gate is removed or changed",
     "windows": "a `deny` window is removed or changed; `allow` windows at other times",
     "soak": "shortened",
+    "evidence": "a rule is removed or comes from elsewhere; an exclusion or a requirement is removed or eased; `maxAge` is "
+    "lengthened; `allowScripted` is set",
     "prune.maxPercent": "raised",
     "atomic": "set to `false`",
     "models.allow": "removed, or a provider or pattern is added",
@@ -199,12 +202,55 @@ def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[Weakening]:
         yield Weakening("prune.maxPercent", "more releases could disappear at once")
     if old.atomic and not new.atomic:
         yield Weakening("atomic", "changes would not have to happen together")
+    yield from _evidence(old.evidence, new.evidence)
     yield from _questions(old.questions, new.questions)
     if new.allow_self and not old.allow_self:
         yield Weakening("allowSelf", "people could approve what they signed or asked for")
     for module, digest in old.implementations.items():
         if new.implementations.get(module) != digest:
             yield Weakening("implementations.<name>", f"the code of {module} is not pinned to {digest} any more")
+
+
+def _evidence(old: Sequence[EvidenceRule], new: Sequence[EvidenceRule]) -> Iterator[Weakening]:
+    stated = {rule.name: rule for rule in new}
+    for rule in old:
+        now = stated.get(rule.name)
+        if now is None:
+            yield Weakening("evidence", f"releases would not need the evidence {rule.name}")
+        elif _source_of(now) != _source_of(rule):
+            yield Weakening("evidence", f"the evidence {rule.name} would come from another suite, environment or role")
+        else:
+            yield from _eased(rule, now)
+
+
+def _source_of(rule: EvidenceRule) -> tuple[object, ...]:
+    return rule.type, rule.suite, rule.environment, rule.signers.role
+
+
+def _eased(old: EvidenceRule, new: EvidenceRule) -> Iterator[Weakening]:
+    if fewer := set(old.signers.exclude) - set(new.signers.exclude):
+        yield Weakening("evidence", f"{', '.join(sorted(fewer))} could sign the evidence {old.name}")
+    if new.max_age > old.max_age:
+        yield Weakening("evidence", f"the evidence {old.name} would count for longer")
+    if new.allow_scripted and not old.allow_scripted:
+        yield Weakening("evidence", f"results of scripted models would count as evidence {old.name}")
+    for item in old.require:
+        if not any(_no_easier(other, item) for other in new.require):
+            text = f"the requirement of {item.metric} in the evidence {old.name} is removed or eased"
+            yield Weakening("evidence", text)
+
+
+def _no_easier(new: MetricRequirement, old: MetricRequirement) -> bool:
+    if new.metric != old.metric or new.min_samples < old.min_samples:
+        return False
+    if old.at_least is not None and (new.at_least is None or new.at_least < old.at_least):
+        return False
+    if not _at_most(new.at_most, old.at_most):
+        return False
+    if old.not_worse_than is None:
+        return True
+    same_direction = new.less_is_better == old.less_is_better
+    return new.not_worse_than == old.not_worse_than and new.margin <= old.margin and same_direction
 
 
 def _models(old: policy.ModelRules, new: policy.ModelRules) -> Iterator[Weakening]:

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field
 from kneo.digest import Digest
 from kneo.errors import Invalid
 from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, Pattern, SpecModel
+from kneo.spec.models.evidence import MAX_RULES, EvidenceRule
 from kneo.spec.models.human import AnyGate, AnyHuman, Gate
 from kneo.spec.models.spec import Spec
 from kneo.spec.policy import GrantRule, ModelRules, PolicyFlags, ProtocolRules, ToolRules, Window, parse_window
@@ -213,6 +214,9 @@ class EnvironmentSpec(CamelModel):
     )
     soak: Duration = Field(
         default=timedelta(0), description="How long the environment it comes from must have served it without failure."
+    )
+    evidence: ListOf[EvidenceRule] = Field(
+        default=(), max_length=MAX_RULES, description="Signed statements about a bundle that its release needs."
     )
     prune: PruneGuard = PruneGuard()
     atomic: bool = Field(default=False, description="All changes of this environment happen, or none.")

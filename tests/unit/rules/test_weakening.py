@@ -13,6 +13,14 @@ from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec
 from kneo.spec.policy import CallRule, McpRules, ModelRules, ProtocolRules, ToolRules
 
 DIGEST = "sha256:" + "1" * 64
+REQUIRED = {"metric": "pass_rate", "atLeast": 0.95, "minSamples": 40, "notWorseThan": "current", "margin": 0.02}
+EVIDENCE: dict[str, object] = {
+    "name": "support",
+    "suite": {"name": "support", "digest": "sha256:" + "1" * 64},
+    "signers": {"role": "evaluator"},
+    "require": [REQUIRED],
+}
+
 STRICT: dict[str, object] = {
     "policy": {"enabled": True, "require_guardrails": True, "fail_on_warnings": True, "blocked_diagnostic_codes": ["W_X"]},
     "signatures": {"accept": ["dsse"], "roles": ["release"], "threshold": 2},
@@ -21,6 +29,7 @@ STRICT: dict[str, object] = {
     "windows": [{"deny": "Fri 16:00 - Mon 08:00"}, {"allow": "* 06:00 - 20:00"}],
     "promoteFrom": "staging",
     "soak": "24h",
+    "evidence": [EVIDENCE],
     "prune": {"maxPercent": 20},
     "atomic": True,
     "inlineSpecs": False,
@@ -186,6 +195,20 @@ LOOSER: dict[str, list[object]] = {
         grant(expires="31d"),
         grant(signed=False),
         grant(spotChecks=0),
+    ],
+    "evidence": [
+        [],
+        [EVIDENCE | {"suite": {"name": "support", "digest": "sha256:" + "2" * 64}}],
+        [EVIDENCE | {"type": "rehearsal", "suite": None, "environment": "staging"}],
+        [EVIDENCE | {"signers": {"role": "release"}}],
+        [EVIDENCE | {"signers": {"role": "evaluator", "exclude": []}}],
+        [EVIDENCE | {"allowScripted": True}],
+        [EVIDENCE | {"maxAge": "31d"}],
+        [EVIDENCE | {"require": [{**REQUIRED, "atLeast": 0.94}]}],
+        [EVIDENCE | {"require": [{**REQUIRED, "minSamples": 39}]}],
+        [EVIDENCE | {"require": [{**REQUIRED, "margin": 0.03}]}],
+        [EVIDENCE | {"require": [{**REQUIRED, "metric": "judge.strict"}]}],
+        [EVIDENCE | {"require": [{"metric": "pass_rate", "atLeast": 0.95, "minSamples": 40}]}],
     ],
     "protocols": [
         {**STRICT["protocols"], "a2a": ["research-*", "pay"]},

@@ -1,0 +1,321 @@
+"""Attestations: signed statements of facts about bundles, and the evidence rules that they satisfy. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from kneo.clock import isoformat, parse_time
+from kneo.controller.stages.verify import Candidate, TrustContext
+from kneo.errors import KneoError
+from kneo.names import person_key
+from kneo.records.release import AttestationRecord, BundleRecord
+from kneo.spec.models.evidence import EvidenceRule, MetricRequirement
+from kneo.trust.dsse import CLOCK_TOLERANCE, find_signers, parse_envelope
+from kneo.trust.result import Metric, ResultStatement, decimal_text, parse_result, verify_result
+from kneo.trust.root import TrustRoot
+from kneo.trust.statement import parse_bundle
+
+
+@dataclass(frozen=True)
+class StatedResult:
+    """A verified attestation.
+
+    Args:
+        id: The id of its record.
+        statement: The facts.
+        signers: The people whose keys were not revoked at its first sight, each with the roles of the key.
+    """
+
+    id: str
+    statement: ResultStatement
+    signers: tuple[tuple[str, frozenset[str]], ...]
+
+
+@dataclass(frozen=True)
+class Makers:
+    """The people with a part in a bundle: those who signed it, and its author."""
+
+    signers: tuple[str, ...] = ()
+    author: str | None = None
+
+    def excluded_by(self, rule: EvidenceRule) -> frozenset[str]:
+        """Return the keys of the people whose statement does not count under a rule."""
+        names = [*self.signers] if "bundle_signer" in rule.signers.exclude else []
+        if "author" in rule.signers.exclude and self.author is not None:
+            names.append(self.author)
+        return frozenset(map(person_key, names))
+
+
+@dataclass(frozen=True)
+class StatedFacts:
+    """The attestations about the bundles of an environment.
+
+    Args:
+        results: The verified ones, by the digest of the bundle.
+        current: The makers of each current release, by its digest, for comparisons.
+        lost: The id of one that the audit log has and the registry does not.
+    """
+
+    results: Mapping[str, tuple[StatedResult, ...]] = field(default_factory=dict)
+    current: Mapping[str, Makers] = field(default_factory=dict)
+    lost: str | None = None
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """An evidence rule that nothing satisfies, with reason and message of a condition."""
+
+    rule: EvidenceRule
+    reason: str
+    message: str
+
+
+def attestation_id(payload: str) -> str:
+    """Return the id of an attestation: derived, so that the same statement is recorded once."""
+    return "att_" + payload.removeprefix("sha256:")[:26]
+
+
+def makers_of(record: BundleRecord) -> Makers:
+    """Return the makers of an accepted bundle; a bundle of the older format states no author."""
+    try:
+        author = parse_bundle(record.payload).predicate.approved_by
+    except KneoError:
+        author = None
+    return Makers(tuple(record.signers), author)
+
+
+def read_attestations(
+    envelopes: Iterable[bytes], root: TrustRoot, now: datetime, revision: str = ""
+) -> tuple[AttestationRecord, ...]:
+    """Read the attestations of a commit that a key of the trust root signed; other files have no effect.
+
+    Args:
+        envelopes: The files.
+        root: The trust root in force.
+        now: The time of this reconciliation.
+        revision: The commit.
+    """
+    found: dict[str, AttestationRecord] = {}
+    for envelope in envelopes:
+        try:
+            verified = verify_result(envelope, root=root, roles=tuple(root.document.roles), first_seen=now)
+        except KneoError:
+            continue
+        statement = verified.statement
+        issued = statement.facts.issued_at
+        found[statement.digest] = AttestationRecord(
+            id=attestation_id(statement.digest),
+            subject=statement.bundle_digest,
+            type=statement.facts.type,
+            name=statement.bundle_name,
+            suite_digest=statement.suite_digest,
+            environment=statement.facts.environment,
+            issued_at=isoformat(issued),
+            payload_digest=statement.digest,
+            envelope=envelope,
+            first_seen_at=isoformat(now),
+            revision=revision,
+        )
+    return tuple(found.values())
+
+
+def not_recorded(
+    found: Iterable[AttestationRecord], recorded: Iterable[AttestationRecord], root: TrustRoot
+) -> tuple[AttestationRecord, ...]:
+    """Return the attestations that are not recorded, or that a person has signed whose signature is not recorded."""
+    known = {item.payload_digest: item for item in recorded}
+
+    def is_new(item: AttestationRecord) -> bool:
+        before = known.get(item.payload_digest)
+        if before is None:
+            return True
+        same = before.envelope == item.envelope
+        return not same and not _keyids(item.envelope, root) <= _keyids(before.envelope, root)
+
+    return tuple(item for item in found if is_new(item))
+
+
+def is_not_yet_valid(envelope: bytes, now: datetime) -> bool:
+    """Return whether a file is an attestation that is dated in the future: it is read again later."""
+    try:
+        return parse_result(parse_envelope(envelope).payload).facts.issued_at > now + CLOCK_TOLERANCE
+    except KneoError:
+        return False
+
+
+def _keyids(envelope: bytes, root: TrustRoot) -> frozenset[str]:
+    return frozenset(signer.keyid for signer in find_signers(parse_envelope(envelope), root.keys))
+
+
+def verify_attestations(
+    records: Iterable[AttestationRecord], trust: TrustContext
+) -> Mapping[str, tuple[StatedResult, ...]]:
+    """Verify attestations under the trust in force, by the digest of their bundle; one that fails is left out."""
+    found: dict[str, list[StatedResult]] = {}
+    for record in records:
+        try:
+            result = verify_result(
+                record.envelope,
+                root=trust.root,
+                roles=tuple(trust.root.document.roles),
+                first_seen=parse_time(record.first_seen_at),
+            )
+        except KneoError:
+            continue
+        signers = tuple((signer.principal, _roles(trust.root, signer.keyid)) for signer in result.signers)
+        found.setdefault(result.statement.bundle_digest, []).append(StatedResult(record.id, result.statement, signers))
+    return {subject: tuple(items) for subject, items in found.items()}
+
+
+def _roles(root: TrustRoot, keyid: str) -> frozenset[str]:
+    return frozenset(name for name in root.document.roles if keyid in root.role_keys(name))
+
+
+# ---- rules ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceCase:
+    """A bundle, and what its evidence is judged by.
+
+    Args:
+        environment: The environment.
+        bundle: The bundle to release.
+        current: The digest of the current release; None without one.
+        facts: The attestations.
+        now: The time of this reconciliation.
+        replayed_at: The date of the replayed commit, while a registry is rebuilt from Git.
+    """
+
+    environment: str
+    bundle: Candidate
+    current: str | None
+    facts: StatedFacts
+    now: datetime
+    replayed_at: datetime | None = None
+
+    def fitting(self, rule: EvidenceRule, digest: str, makers: Makers) -> tuple[StatedResult, ...]:
+        """Return the newest attestations about a bundle that count under a rule: several, where they are of one time."""
+        excluded = makers.excluded_by(rule)
+        found = [
+            item
+            for item in self.facts.results.get(digest, ())
+            if item.statement.bundle_name == self.bundle.name
+            and _is_about(item.statement, rule, self.environment)
+            and item.statement.facts.issued_at <= self.now + CLOCK_TOLERANCE
+            and any(rule.signers.role in roles and person_key(name) not in excluded for name, roles in item.signers)
+        ]
+        newest = max((item.statement.facts.issued_at for item in found), default=None)
+        return tuple(item for item in found if item.statement.facts.issued_at == newest)
+
+    def age_at(self, issued: datetime) -> datetime:
+        """Return the time up to which the age of a statement counts: in a rebuild the date of the replayed commit.
+
+        A commit date is set by its author, so that it counts for no time before a signed one.
+        """
+        if self.replayed_at is None:
+            return self.now
+        return max(self.replayed_at, issued, self.bundle.issued_at or self.now)
+
+
+def _is_about(statement: ResultStatement, rule: EvidenceRule, environment: str) -> bool:
+    facts = statement.facts
+    if facts.type != rule.type or (facts.scripted and not rule.allow_scripted):
+        return False
+    if rule.suite is not None:
+        return statement.suite_digest == rule.suite.digest and facts.environment in {None, environment}
+    return facts.environment == rule.environment
+
+
+def satisfy(rule: EvidenceRule, case: EvidenceCase) -> tuple[str, ...] | Unmet:
+    """Return the ids of the attestations that satisfy a rule, or why none does."""
+    bundle = case.bundle
+    makers = Makers(tuple(bundle.record.signers), bundle.author)
+    if case.facts.lost is not None:
+        message = f"The registry does not have {case.facts.lost} any more, which it accepted. Restore it from a backup."
+        return Unmet(rule, "EvidenceLost", message)
+    newest = case.fitting(rule, bundle.digest, makers)
+    if not newest:
+        message = f"No evidence {rule.name} about {bundle.name} {bundle.version} signed by {rule.signers.role} for {rule.origin}."
+        return Unmet(rule, "AwaitingEvidence", message)
+    for item in newest:
+        issued = item.statement.facts.issued_at
+        age = case.age_at(issued) - issued
+        if age > rule.max_age:
+            return Unmet(rule, "EvidenceExpired", f"Evidence {rule.name}: {_too_old(age, rule.max_age)}")
+        for requirement in rule.require:
+            unmet = _unmet(requirement, item.statement.facts.metrics, rule, case)
+            if unmet is not None:
+                return unmet
+    return tuple(item.id for item in newest)
+
+
+def _unmet(
+    requirement: MetricRequirement, metrics: Mapping[str, Metric], rule: EvidenceRule, case: EvidenceCase
+) -> Unmet | None:
+    metric = metrics.get(requirement.metric)
+    text = _out_of_bounds(requirement, metric)
+    if text is None and requirement.not_worse_than is not None and case.current is not None:
+        assert metric is not None
+        before = case.fitting(rule, case.current, case.facts.current.get(case.current, Makers()))
+        known = [item.statement.facts.metrics.get(requirement.metric) for item in before]
+        if not known or None in known:
+            message = f"Evidence {rule.name}: {requirement.metric} cannot be compared. The current release has none."
+            return Unmet(rule, "EvidenceIncomparable", message)
+        text = _worse(requirement, metric, [item for item in known if item is not None])
+    return Unmet(rule, "EvidenceFailed", f"Evidence {rule.name}: {text}") if text is not None else None
+
+
+def _out_of_bounds(requirement: MetricRequirement, metric: Metric | None) -> str | None:
+    if metric is None:
+        return f"{requirement.metric} is not stated."
+    if metric.samples < requirement.min_samples:
+        return f"{requirement.metric} is of {_cases(metric)}; {requirement.min_samples} are required."
+    stated = f"{requirement.metric} is {metric.value} of {_cases(metric)}"
+    if requirement.at_least is not None and metric.number < _decimal(requirement.at_least):
+        return f"{stated}; {decimal_text(_decimal(requirement.at_least))} is required."
+    if requirement.at_most is not None and metric.number > _decimal(requirement.at_most):
+        return f"{stated}; at most {decimal_text(_decimal(requirement.at_most))} is allowed."
+    return None
+
+
+def _worse(requirement: MetricRequirement, metric: Metric, current: Sequence[Metric]) -> str | None:
+    for before in current:
+        by = metric.number - before.number if requirement.less_is_better else before.number - metric.number
+        if by > _decimal(requirement.margin):
+            margin = f" with a margin of {decimal_text(_decimal(requirement.margin))}" if requirement.margin else ""
+            stated = f"{requirement.metric} is {metric.value} of {_cases(metric)}"
+            return f"{stated}, which is worse than {before.value} of the current release{margin}."
+    return None
+
+
+def _too_old(age: timedelta, most: timedelta) -> str:
+    unit, of = ("days", timedelta(days=1)) if most >= timedelta(days=1) else ("seconds", timedelta(seconds=1))
+    return f"It is {age // of} {unit} old; {most // of} are allowed."
+
+
+def _cases(metric: Metric) -> str:
+    return f"{metric.samples} case{'s' if metric.samples != 1 else ''}"
+
+
+def _decimal(number: float) -> Decimal:
+    return Decimal(str(number))
+
+
+def describe_rule(rule: EvidenceRule) -> str:
+    """Describe what a rule requires, in words."""
+    return "; ".join(_describe(item) for item in rule.require)
+
+
+def _describe(item: MetricRequirement) -> str:
+    parts: list[str] = []
+    if item.at_least is not None:
+        parts.append(f"at least {decimal_text(_decimal(item.at_least))}")
+    if item.at_most is not None:
+        parts.append(f"at most {decimal_text(_decimal(item.at_most))}")
+    if item.not_worse_than is not None:
+        parts.append("not worse than the current release")
+    return f"{item.metric} {' and '.join(parts)}"
