@@ -68,6 +68,8 @@ COMMANDS: dict[str, Entry] = {
             "mcp": Entry("kneo.cli.specs.mcp:app", "Declare the tools of MCP servers"),
         },
     ),
+    "eval": Entry("kneo.cli.specs.eval:evaluate", "Evaluate a bundle by the cases of a suite", SPECS),
+    "evidence": Entry("kneo.cli.specs.eval:app", "Pin suites; import and verify signed results", SPECS),
     "keys": Entry(
         "kneo.cli.specs.keys:app",
         "Generate and show signing keys; generate other keys",

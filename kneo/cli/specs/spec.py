@@ -426,6 +426,7 @@ def kinds() -> Mapping[str, type[BaseModel]]:
     from kneo.spec.models.answers import AnswersFile
     from kneo.spec.models.environment import EnvironmentFile
     from kneo.spec.models.spec import Spec
+    from kneo.spec.models.suite import Suite
     from kneo.spec.project import ProjectConfig
     from kneo.trust.answer import SignedAnswer
     from kneo.trust.receipt import Receipt
@@ -437,6 +438,7 @@ def kinds() -> Mapping[str, type[BaseModel]]:
         "environment": EnvironmentFile,
         "project": ProjectConfig,
         "answers": AnswersFile,
+        "suite": Suite,
         "trust-root": RootDocument,
         "bundle": BundlePredicate,
         "approval": ApprovalPredicate,

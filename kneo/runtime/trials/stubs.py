@@ -1,0 +1,127 @@
+"""What stands for the outside in a trial: results of tool calls, outputs of functions, and replies of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kneo.agents.turn import ToolBackend, ToolCall
+from kneo.digest import canonical_json
+from kneo.errors import KneoError
+from kneo.function_context import StepContext
+from kneo.runtime.interpreter.node import Activity
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.steps.agents import Conversation
+from kneo.runtime.steps.executor import Call, Executor
+from kneo.runtime.steps.functions import StepOutput
+from kneo.spec.models.suite import Case, ScriptedReply
+
+
+class TrialEnded(KneoError):
+    """A trial has come to a call, function, reply or question that its case does not have."""
+
+    default_code = "trial_ended"
+
+
+@dataclass
+class TrialState:
+    """The state of one trial. What its case does not have ends it, and everything that would follow.
+
+    Attributes:
+        case: The case.
+        reason: Why the trial has ended early; None while it has not.
+        asked: The keys of the questions so far.
+    """
+
+    case: Case
+    reason: str | None = None
+    asked: list[str] = field(default_factory=list)
+    _replies: int = 0
+
+    def end(self, reason: str) -> TrialEnded:
+        """Note the first reason why the trial ends, and return the error to raise."""
+        self.reason = self.reason or reason
+        return TrialEnded(self.reason)
+
+    def check(self) -> None:
+        """Raise the error of a trial that has ended."""
+        if self.reason is not None:
+            raise TrialEnded(self.reason)
+
+    def next_reply(self) -> ScriptedReply:
+        """Return the next reply of the models."""
+        self.check()
+        if self._replies >= len(self.case.replies):
+            raise self.end(f"A model was asked for reply {self._replies + 1}, and the case has {self._replies}.")
+        self._replies += 1
+        return self.case.replies[self._replies - 1]
+
+
+class Stubs(Mapping[str, ToolBackend]):
+    """The backend of every kind of tool. A call without a stub is never made.
+
+    Args:
+        state: Returns the state of the present trial.
+    """
+
+    def __init__(self, state: Callable[[], TrialState]) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> ToolBackend:
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    async def call(self, call: ToolCall) -> object:
+        """Return the result of the first stub that fits a call."""
+        state = self._state()
+        state.check()
+        made = canonical_json(dict(call.arguments))
+        for stub in state.case.tools:
+            if stub.tool == call.name and (stub.arguments is None or canonical_json(stub.arguments) == made):
+                return stub.returns
+        raise state.end(f"{call.name} was called with {made.decode()[:500]}, and no stub fits.")
+
+
+class TrialExecutor(Executor):
+    """An executor whose function steps give the outputs of a case; one with capabilities and without an output is never called."""
+
+    state: Callable[[], TrialState]
+
+    def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> Call | None:
+        declared = program.functions.get(activity.ref) if activity.kind == "function" else None
+        if declared is None or declared.capabilities or self.state().case.outputs or self.state().reason is not None:
+            return None
+        return super().plain(program, activity, pins)
+
+    async def execute(
+        self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
+    ) -> StepOutput:
+        state = self.state()
+        state.check()
+        if activity.kind == "function":
+            for place in (context.location, activity.path):
+                if place in state.case.outputs:
+                    return StepOutput(text=state.case.outputs[place])
+            self._check_capabilities(program.functions[activity.ref].capabilities, activity.path)
+        return await super().execute(program, activity, text, context, conversation)
+
+    async def _call_for_agent(self, program: Program, context: StepContext, name: str, text: str) -> object:
+        declared = program.spec.components.functions.get(name)
+        if declared is not None:
+            self._check_capabilities(declared.capabilities, name)
+        return await super()._call_for_agent(program, context, name, text)
+
+    async def _load_code(self, pins: Mapping[str, str], implementations: Collection[str]) -> None:
+        """Load no code: what stands behind tools is not called."""
+
+    def _check_capabilities(self, capabilities: Collection[str], what: str) -> None:
+        if capabilities:
+            has = ", ".join(capabilities)
+            raise self.state().end(
+                f"The function at {what} has the capability {has}, and the case has no output of it."
+            )
