@@ -28,8 +28,8 @@ from kneo.store.audit_pack import (
     REPORT,
     SUMMARY,
     PackIndex,
+    PackPeriod,
     PackWriter,
-    Period,
 )
 from kneo.store.engine import Store, Tx
 from kneo.trust.keys import PrivateKey
@@ -124,7 +124,7 @@ def write_pack(
             writer.add(name, [data])
         summary = _summary(collected, promotions, views, without)
         writer.add(SUMMARY, [to_json(summary, indent=2), b"\n"])
-        period = Period(
+        period = PackPeriod(
             environment=environment,
             since=since,
             until=until,
@@ -217,7 +217,7 @@ def _summary(
     }
 
 
-def _report(summary: Mapping[str, object], period: Period) -> str:
+def _report(summary: Mapping[str, object], period: PackPeriod) -> str:
     """Return the summary as Markdown: one table for each question of an auditor."""
     since = isoformat(period.since) if period.since else "the first event"
     until = isoformat(period.until) if period.until else "the last event"

@@ -86,7 +86,7 @@ class LoggedEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Period:
+class PackPeriod:
     """The part of the audit log that a pack holds; see ``PackIndex``."""
 
     environment: str
@@ -126,7 +126,7 @@ class PackWriter:
                 target.write(chunk)
         self._files[name] = Digest(f"sha256:{hashed.hexdigest()}")
 
-    def close(self, period: Period, key: PrivateKey) -> PackIndex:
+    def close(self, period: PackPeriod, key: PrivateKey) -> PackIndex:
         """Sign the index, and end the archive."""
         index = PackIndex(**vars(period), made_at=self._made_at, files=self._files)
         predicate = index.model_dump(mode="json", by_alias=True)
