@@ -100,6 +100,7 @@ PAIRS: Mapping[str, Pair] = {
     "implementations.<name>": Pair(PIN, None),
     "protocols.a2a": Pair([], ["research-agent"]),
     "protocols.mcp": Pair([], ["research-agent"]),
+    "protocols.calls": Pair([], [{"bundle": "payments", "tools": ["lookup"]}]),
     "allowSelf": Pair(False, True),
 }
 
