@@ -131,7 +131,7 @@ def list_promotion_receipts(context: Context, promotion_id: str, limit: Limit = 
             raise promotion_not_found(promotion_id)
         environment, item = found
         newest = releases.newest_approvals(tx, environment, limit, item.subject) if item.subject else ()
-        stated = attestations.list_about(tx, (item.digest,))[-limit:] if item.digest is not None else ()
+        stated = attestations.list_about(tx, (item.digest,)) if item.digest is not None else ()
     receipts = [ApprovalReceiptView.of(record) for record in reversed(newest)]
     return PromotionReceiptsView(
         promotion_id=promotion_id,
@@ -142,7 +142,7 @@ def list_promotion_receipts(context: Context, promotion_id: str, limit: Limit = 
         audit_seq=None,
         receipts=receipts,
         count=len(receipts),
-        attestations=[AttestationReceiptView.of(record) for record in stated],
+        attestations=[AttestationReceiptView.of(record) for record in stated[-limit:]],
     )
 
 

@@ -27,6 +27,7 @@ KNOWN = {
     "e2e/crash/test_kill.py": 2,
     "e2e/crash/test_kill_agents.py": 2,
     "e2e/crash/test_kill_calls.py": 1,
+    "e2e/crash/test_kill_grants.py": 1,
     "e2e/crash/test_worker_lost.py": 1,
     "e2e/temporal/test_temporal.py": 2,
     "integration/runtime/test_lock_lost.py": 2,

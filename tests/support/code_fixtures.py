@@ -25,6 +25,7 @@ from kneo.spec.modules import ModelCheck, Module, RuleContext
 from kneo.spec.policy import PolicyFlags
 from kneo.spec.reading.load import load_tree, resolve
 from kneo.spec.reading.reader import read
+from kneo.spec.reading.suite import parse_suite
 from kneo.spec.reading.validate import InvalidDeclaration, parse_model
 from kneo.spec.tool_kinds import TOOL_KINDS
 
@@ -72,6 +73,8 @@ def findings(case: dict, twin: str) -> tuple[Diagnostic, ...]:
     try:
         if kind == "environment":
             parse_environment(data, file="prod.yaml")
+        elif kind == "suite":
+            parse_suite(data, file="suite.yaml")
         else:
             parse_model(AnswersFile, read(data, file="answers.yaml"))
     except InvalidDeclaration as refusal:
