@@ -15,7 +15,7 @@ from kneo.tasks.decisions import DecisionRequest, decision_from_value, rejection
 from kneo.tasks.inbox import decide
 
 SOURCE = """
-from kneo.runtime.steps.functions import Declined
+from kneo.function_context import Declined
 
 def name_it(text, context):
     note(f"before {context.idempotency_key}")

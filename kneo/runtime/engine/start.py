@@ -220,7 +220,7 @@ class Starter:
             actor=order.requester,
             run_id=run.id,
             environment=order.environment,
-            metadata=facts
+            metadata=begun_with
             | dict(order.origin)
             | {
                 "bundle": chosen.release.bundle if chosen.release else None,

@@ -48,10 +48,14 @@ CHANGES_NOTHING = {
     "preview_environment_policy",
     "verify_receipts",
     "get_answer_to_sign",
+    "get_grant_to_sign",
 }
 """They answer a question; at most an audit event says that it was asked."""
 
-NEEDS_NO_KEY = {
+SENT_TWICE_ELSEWHERE = dict.fromkeys(("create_grant", "approve_grant", "revoke_grant"), "test_grants.py sends it twice")
+"""Operations that need an environment of their own; each is sent twice under one key there."""
+
+NEEDS_NO_KEY = SENT_TWICE_ELSEWHERE | {
     "receive_hook": "its sender has no key; a delivery makes the controller look at the repository, and counts once",
     "send_to_agent": "the id of its message is the key; test_a2a.py sends a message twice",
     "send_to_mcp_server": "`_meta.idempotencyKey` of a call is the key; test_mcp_face.py sends a call twice",

@@ -99,6 +99,22 @@ def test_a_grant_over_http_from_its_statement_to_its_end(house: GrantHouse, benc
     assert bench.get("/grants/grt_0", expect=404)["error"] == "grant_not_found"
 
 
+def test_a_repetition_under_a_key_changes_nothing_again(house: GrantHouse, bench: Bench) -> None:
+    statement = bench.post("/environments/prod/grants/statement", BODY, role="reviewer")
+    body = {**BODY, "statement": signed(house, str(statement["payload"]), "ann")}
+    first, second = (bench.post("/environments/prod/grants", body, role="reviewer", key="create-1") for _ in range(2))
+    assert first["id"] == second["id"]
+    assert bench.get("/grants", environment="prod")["count"] == 1
+    path = f"/grants/{first['id']}"
+    vote = {"statement": signed(house, str(first["payload"]), "ben")}
+    headers = {"Idempotency-Key": "approve-1"}
+    votes = [bench.client("ben").post(path + "/approve", json=vote, headers=headers).json() for _ in range(2)]
+    assert votes[0] == votes[1]
+    assert votes[0]["voters"] == ["ann", "ben"]
+    ends = [bench.post(path + "/revoke", {"reason": "fraud"}, role="operator", key="revoke-1") for _ in range(2)]
+    assert ends[0] == ends[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "code"),
     [

@@ -439,7 +439,7 @@ def test_the_first_review_is_one_screen_with_every_gate(first: tuple[ConfigRepo,
     commands = [line for line in review if "kneo spec diff --whole bundles/support/1.0.0.dsse.json" in line]
     assert len(commands) == 1
     assert len(shown.splitlines()) <= 40
-    assert max(map(len, review[:-1])) <= 80
+    assert [line for line in review[:-2] if len(line) > 80] == []
     words = " ".join(shown.split())
     for fact in (
         "refund (privileged; asks finance)",
