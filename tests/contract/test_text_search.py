@@ -123,7 +123,7 @@ def test_a_search_of_tasks_finds_every_open_one_and_resolved_ones_of_its_period(
 
 @contextmanager
 def slow(store: Store, table: str) -> Iterator[None]:
-    """Make every statement that reads a table reach its time limit: of SQLite by many rows, of PostgreSQL by a lock."""
+    """Make a statement that reads a table reach a limit of a microsecond: SQLite looks at the time after many rows, PostgreSQL waits for a lock."""
     with store.write() as tx:
         if not store.is_sqlite:
             tx.connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
@@ -145,7 +145,7 @@ MANY = 2_000
 def test_a_search_that_takes_too_long_is_ended_and_names_a_shorter_period(
     store: Store, clock: ManualClock, tmp_path: Path
 ) -> None:
-    settings = from_env({"KNEO_SERV_SEARCH_TIMEOUT_SECONDS": "0.001"}, tmp_path)
+    settings = from_env({"KNEO_SERV_SEARCH_TIMEOUT_SECONDS": "0.000001"}, tmp_path)
     context = operation_context(store, settings=settings)
     half = isoformat(clock.now() - timedelta(days=15))
     with slow(store, "runs"):
