@@ -30,11 +30,12 @@ from sqlalchemy import (
     text,
 )
 
-from kneo.clock import Clock, SystemClock
+from kneo.clock import Clock, SystemClock, monotonic, sleep
 from kneo.errors import Invalid, Transient
 from kneo.store import append_only, queue
 from kneo.store.engine import BUSY_TIMEOUT_MS, FindKey, Store, Tx, lock_table, no_key, open_engine
 from kneo.store.tables import metadata
+from kneo.store.time_limit import StatementTooSlow, limit_statements
 from kneo.trust.sealing import NO_KEYS, DataKeys
 
 log = logging.getLogger("kneo.store")
@@ -69,6 +70,15 @@ _compatibility = Table(
 
 OWN_TABLES = frozenset({VERSION_TABLE, _compatibility.name})
 """Tables about the schema, which backups do not copy."""
+
+LOCK_ATTEMPT_SECONDS = 0.5
+"""How long a migration waits for all tables before it gives way: less than the second (``deadlock_timeout``) after which PostgreSQL ends one
+of the transactions that wait for each other, which might be a client's."""
+
+LOCK_PAUSE_SECONDS = 0.1
+
+LOCK_SECONDS = 60
+"""How long a migration tries."""
 
 _REVISION, _DEVELOPMENT_REVISION = re.compile(r"kneo_\d{4}"), re.compile(r"\d{4}")
 
@@ -289,6 +299,7 @@ def migrate(store: Store) -> None:
 
     Raises:
         Invalid: as in ``open_store``.
+        Transient: ``store_unavailable``: transactions of others lasted too long.
     """
     with _migrating, store.write() as tx:
         lock_table(tx, "schema")
@@ -298,6 +309,7 @@ def migrate(store: Store) -> None:
             create_schema(tx)
         elif version < HEAD:
             _check_revision(version, tx.connection)
+            _lock_tables(tx)
             # Alembic takes 250 ms to import, which commands on a current database do not pay.
             command = importlib.import_module("alembic.command")
             config = importlib.import_module("alembic.config").Config()
@@ -308,6 +320,33 @@ def migrate(store: Store) -> None:
             tx.connection.execute(insert(_compatibility).values(id=1, compatible_from=COMPATIBLE_FROM))
         else:
             _check_revision(version, tx.connection)
+
+
+def _lock_tables(tx: Tx) -> None:
+    """Lock all tables of a PostgreSQL database that is in use until the transaction ends, or give way and try again.
+
+    A migration that locked one table after another would wait for transactions that wait for it.
+
+    Raises:
+        Transient: ``store_unavailable``.
+    """
+    if tx.dialect.name != "postgresql":
+        return
+    names = [name for name in inspect(tx.connection).get_table_names() if name in metadata.tables]
+    lock = text(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE")
+    deadline = monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            with tx.connection.begin_nested(), limit_statements(tx, LOCK_ATTEMPT_SECONDS):
+                tx.connection.execute(lock)
+        except StatementTooSlow as error:
+            if monotonic() > deadline:
+                msg = f"Transactions of other programs kept tables locked for {LOCK_SECONDS} s."
+                hint = "End them (pg_stat_activity lists them), or wait for the end of a backup; then migrate again."
+                raise Transient(msg, code="store_unavailable", hint=hint) from error
+            sleep(LOCK_PAUSE_SECONDS)
+        else:
+            return
 
 
 def migrate_database(url: str, clock: Clock, *, dry_run: bool = False) -> SchemaChange:

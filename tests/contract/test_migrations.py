@@ -4,6 +4,7 @@ import ast
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from kneo_process import eventually
 from sqlalchemy import JSON, Boolean, Column, Integer, LargeBinary, MetaData, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
@@ -366,6 +368,37 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(
         assert current_version(older) == HEAD
         assert columns(older, "runs") == before
         assert missing(older, filled) == set()
+
+
+def test_a_migration_gives_way_to_a_transaction_that_needs_its_tables(store: Store, later: Callable[[], Path]) -> None:
+    """Of two that wait for each other, PostgreSQL would end either: a request would fail, or the migration."""
+    if store.is_sqlite:
+        pytest.skip("SQLite has one writer.")
+    later()
+    waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'specs'::regclass")
+    with ThreadPoolExecutor(1) as pool, store.engine.connect() as observer:
+        observer.execution_options(isolation_level="AUTOCOMMIT")
+        with store.read() as tx:
+            tx.connection.execute(text("SELECT * FROM specs"))
+            migration = pool.submit(migrate.migrate, store)
+            eventually(lambda: observer.execute(waits).scalar())
+            tx.connection.execute(text("SELECT * FROM runs"))
+        migration.result(timeout=30)
+        assert current_version(store) == LATER
+
+
+def test_a_migration_of_tables_that_stay_locked_ends(
+    store: Store, later: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store.is_sqlite:
+        pytest.skip("SQLite has one writer.")
+    later()
+    monkeypatch.setattr(migrate, "LOCK_SECONDS", 0)
+    with ThreadPoolExecutor(1) as pool, store.read() as tx:
+        tx.connection.execute(text("SELECT * FROM specs"))
+        with pytest.raises(Transient, match="kept tables locked"):
+            pool.submit(migrate.migrate, store).result(timeout=30)
+    assert current_version(store) == HEAD
 
 
 def test_a_database_of_a_development_version_is_refused_and_left_alone(store: Store, migrated_url: str) -> None:

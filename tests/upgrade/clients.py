@@ -78,7 +78,7 @@ class Clients:
         self.check()
 
     def check(self) -> None:
-        assert self.failures == []
+        assert self.failures == [], self.failures
 
     def decide_waiting(self) -> int:
         """Decide the tasks that wait since an earlier part of the update; return how many there were."""
