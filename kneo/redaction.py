@@ -99,21 +99,15 @@ def _web_token(match: re.Match[str]) -> str:
     return REDACTED if match.end() > match.end(1) else match[0]
 
 
-_SECRETS = (
-    # The only secret of several lines comes first: another rule would take its first line, and its rest would stay.
-    _Rule(
-        ("-----begin",),
-        re.compile(
-            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S]){0,16384}(?:-----END [A-Z ]{0,40}-----)?"
-        ),
-        REDACTED,
+_PRIVATE_KEY = _Rule(
+    ("-----begin",),
+    re.compile(
+        r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S]){0,16384}(?:-----END [A-Z ]{0,40}-----)?"
     ),
-    _Rule(("cookie",), re.compile(r"(?i)\b(set-cookie|cookie)[ \t]*:[^\r\n]{1,8192}"), rf"\1: {REDACTED}"),
-    _Rule(
-        ("bearer", "basic", "digest", "negotiate", "ntlm"),
-        re.compile(r"(?i)\b(bearer|basic|digest|negotiate|ntlm)[ \t]+[A-Za-z0-9+/=._~-]{8,4096}"),
-        rf"\1 {REDACTED}",
-    ),
+    REDACTED,
+)
+
+_KEYS = (
     _Rule(
         ("eyj",),
         re.compile(r"\b(eyJ[A-Za-z0-9_-]{8,}+)(?:\.[A-Za-z0-9_-]{4,8192}(?:\.[A-Za-z0-9_-]{0,4096})?)?"),
@@ -127,6 +121,19 @@ _SECRETS = (
         REDACTED,
     ),
     _Rule(("aiza",), re.compile(r"\bAIza[A-Za-z0-9_-]{30,60}"), REDACTED),
+)
+"""Keys and tokens of a form of their own."""
+
+_SECRETS = (
+    # The only secret of several lines comes first: another rule would take its first line, and its rest would stay.
+    _PRIVATE_KEY,
+    _Rule(("cookie",), re.compile(r"(?i)\b(set-cookie|cookie)[ \t]*:[^\r\n]{1,8192}"), rf"\1: {REDACTED}"),
+    _Rule(
+        ("bearer", "basic", "digest", "negotiate", "ntlm"),
+        re.compile(r"(?i)\b(bearer|basic|digest|negotiate|ntlm)[ \t]+[A-Za-z0-9+/=._~-]{8,4096}"),
+        rf"\1 {REDACTED}",
+    ),
+    *_KEYS,
     _Rule(
         ("passw", "secret", "token", "apikey", "api_key", "api-key", "authorization", "credential"),
         re.compile(
@@ -147,6 +154,15 @@ _PERSONAL = (
 )
 
 _EVERYTHING = (*_SECRETS, *_PERSONAL)
+
+_ASSIGNED = _Rule(
+    ("passw", "secret", "token", "apikey", "api_key", "api-key", "credential"),
+    re.compile(
+        rf"(?i)(?:{_NAMED})[\"']?[ \t]*[=:][ \t]*([\"'])(?=[^\"'\r\n]*[0-9])(?=[^\"'\r\n]*[a-z])[a-z0-9+/=_.~-]{{12,4096}}\1"
+    ),
+    REDACTED,
+)
+"""A value in quotes that is given to a name of a secret."""
 
 _PATHS = re.compile(r"(?<![\w./:-])/(?:[\w.@+-]{1,255}/){1,40}[\w.@+-]{0,255}")
 
@@ -197,6 +213,23 @@ def _folded(text: str) -> str:
         return text.lower()
     # Patterns that ignore case match i with the Turkish letters too, with a dot above and without.
     return text.casefold().replace("\u0307", "").replace("\u0131", "i")
+
+
+def find_secret(text: str) -> int | None:
+    """Return the first line, counted from 1, of a source text that holds a key or a token; ``None`` where none does.
+
+    Code names secrets without holding any (``token = read()``), so that a value counts by its own form alone, or in quotes with
+    letters and digits.
+    """
+    folded = _folded(text)
+    found = [
+        match.start()
+        for signs, pattern, instead in (_PRIVATE_KEY, *_KEYS, _ASSIGNED)
+        if any(sign in folded for sign in signs)
+        for match in pattern.finditer(text)
+        if pattern.sub(instead, match[0]) != match[0] and re.search(r"[0-9]|PRIVATE KEY", match[0])
+    ]
+    return text.count("\n", 0, min(found)) + 1 if found else None
 
 
 def hide_paths(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import TypeAlias
 
 from kneo.spec.models.agent import Agent, Guardrail
-from kneo.spec.models.spec import Spec, Tool, Verify
+from kneo.spec.models.spec import Spec
 
 LoadCode: TypeAlias = Callable[[Collection[str]], Awaitable[None]]
 """Loads functions by their dotted names, or raises why this process may not call one of them."""
@@ -14,14 +14,6 @@ LoadCode: TypeAlias = Callable[[Collection[str]], Awaitable[None]]
 
 async def load_nothing(_implementations: Collection[str]) -> None:
     """Load no code, where a turn has no modules."""
-
-
-def code_of_tool(tool: Tool) -> Iterator[str]:
-    """Yield the function of a tool, and the one that verifies its interrupted calls."""
-    if tool.implementation is not None:
-        yield tool.implementation
-    if isinstance(tool.on_interrupted, Verify):
-        yield tool.on_interrupted.verify
 
 
 def code_of_helpers(spec: Spec, agent: Agent) -> Iterator[str]:
@@ -36,14 +28,6 @@ def agents_of_helpers(spec: Spec, agent: Agent) -> Iterator[str]:
     for name in (*(str(each.ref) for each in _guardrails(agent) if each.type == "agent"), *_memory(agent)):
         if name in spec.components.agents or name == spec.agent.name:
             yield name
-
-
-def code_of_spec(spec: Spec) -> Iterator[str]:
-    """Yield every function that a spec names."""
-    for tool in spec.tools.values():
-        yield from code_of_tool(tool)
-    for function in spec.components.functions.values():
-        yield function.implementation
 
 
 def _guardrails(agent: Agent) -> Iterator[Guardrail]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kneo.agents.named_code import agents_of_helpers, code_of_helpers, code_of_tool
+from kneo.agents.named_code import agents_of_helpers, code_of_helpers
 from kneo.agents.services import AgentServices
 from kneo.agents.tool_calls.denials import find_denial
 from kneo.agents.tool_calls.questions import ASK_TOOL
@@ -77,7 +77,7 @@ async def load_code(turn: Turn, services: AgentServices, called: str | None = No
     for each in _reached(turn, services, rules, called):
         code += code_of_helpers(each.spec, each.agent)
         for _, tool in _callable(each, services, rules, called if each is turn else None):
-            code += code_of_tool(tool)
+            code += tool.implementations()
     await turn.load_code(code)
 
 

@@ -32,10 +32,11 @@ from kneo.runtime.engine.worker import Driver
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
-from kneo.runtime.steps.code import INPROCESS, CodeLoader, CodeUnavailable
+from kneo.runtime.steps.code import CodeLoader, CodeUnavailable
 from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.functions import StepOutput
 from kneo.settings import from_env, user_name
+from kneo.spec.code import INPROCESS
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext

@@ -16,9 +16,9 @@ from kneo.embed.database import encode_value
 from kneo.errors import Usage
 from kneo.function_context import StepContext, WaitForAnswer
 from kneo.runtime.interpreter.node import Activity, below
-from kneo.runtime.steps.code import INPROCESS
 from kneo.runtime.steps.functions import FunctionSchemas, StepOutput, as_text, check_output
 from kneo.runtime.steps.threads import in_thread
+from kneo.spec.code import INPROCESS
 from kneo.store.engine import Store, Tx
 from kneo.store.history import find_entry, record_entry
 

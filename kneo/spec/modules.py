@@ -104,7 +104,7 @@ def read_module(source: str, name: str = "", *, is_package: bool = False) -> Mod
 def imports_of(source: bytes, name: str, *, is_package: bool) -> frozenset[str]:
     """Return every module that a module may import, wherever in its source the import stands.
 
-    ``from a import b`` counts as ``a`` and ``a.b``, which may be a module too. Imports by computed names are not seen.
+    ``from a import b`` counts as ``a`` and ``a.b``, which may be a module too. Imports by computed names are not seen; see ``dynamic_imports``.
     """
     try:
         tree = ast.parse(source)
@@ -119,7 +119,31 @@ def imports_of(source: bytes, name: str, *, is_package: bool) -> frozenset[str]:
             origin = _absolute(node, package)
             found.add(origin)
             found.update(f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")
+        elif (stated := _import_call(node)) is not None:
+            found.add(stated)
     return frozenset(found - {""})
+
+
+def dynamic_imports(source: bytes) -> tuple[int, ...]:
+    """Return the lines of imports by names that the source does not state."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    return tuple(
+        sorted({node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and _import_call(node) == ""})
+    )
+
+
+def _import_call(node: ast.AST) -> str | None:
+    """Return the absolute name that a call imports; empty where the source does not state it, ``None`` for other nodes."""
+    if not isinstance(node, ast.Call):
+        return None
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if called not in {"import_module", "__import__"}:
+        return None
+    name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+    return name if isinstance(name, str) and not name.startswith(".") else ""
 
 
 def _absolute(statement: ast.ImportFrom, package: str) -> str:

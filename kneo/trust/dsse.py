@@ -30,11 +30,14 @@ from kneo.clock import isoformat, parse_time
 from kneo.digest import DIGEST_PATTERN, Digest, digest_of
 from kneo.errors import Invalid, KneoError
 from kneo.names import visible
+from kneo.spec.documents import ReadLimits
 from kneo.spec.reading.reader import read_json
 from kneo.trust.keys import KeyId, PublicKey, SigningKey
 
-ENVELOPE_BYTES = 1_048_576
-"""Largest envelope, checked before parsing."""
+ENVELOPE_BYTES = 3_145_728
+"""Largest envelope, checked before parsing: a bundle of 2 MiB in base64, and its signatures."""
+
+_LIMITS = ReadLimits(max_bytes=ENVELOPE_BYTES)
 
 SIGNATURES = 16
 """Most signatures in one envelope. Each costs a verification per trusted key."""
@@ -319,7 +322,7 @@ def read_strict(data: bytes, *, file: str) -> object:
         Invalid: ``Malformed``: not JSON, a key twice, trailing text, too deep, or a number that is not exact.
     """
     try:
-        return read_json(data, file=file).value
+        return read_json(data, file=file, limits=_LIMITS).value
     except Invalid as error:
         raise Invalid(error.message, code="Malformed", hint=error.hint, **error.details) from error
 

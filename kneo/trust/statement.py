@@ -16,6 +16,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
 from kneo.errors import Invalid
+from kneo.spec.code import BundleCode, read_code
 from kneo.trust import dsse
 
 STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"
@@ -145,6 +146,9 @@ APPROVAL_TYPE = "urn:kneo:attestation:approval:v1"
 APPROVAL_LIFE = timedelta(days=366)
 """Longest validity of a decision after its signing."""
 
+BUNDLE_BYTES = 2_097_152
+"""Largest payload of a bundle."""
+
 ENVIRONMENTS = 64
 DEPENDENCIES = 64
 
@@ -188,6 +192,9 @@ class BundlePredicate(dsse.SignedRecord):
     spec_digest: dsse.DigestText
     """Digest of ``spec`` in its RFC 8785 form."""
 
+    code: dict[str, JsonValue] | None = None
+    """The files of the functions that the spec names; see ``kneo.spec.code``. Absent where it names none, or was signed without."""
+
 
 class ApprovalDecision(StrEnum):
     APPROVE = "approve"
@@ -228,6 +235,7 @@ class BundleStatement:
     predicate: BundlePredicate
     subject_name: str
     subject_digest: Digest
+    code: BundleCode | None = None
 
     @property
     def digest(self) -> Digest:
@@ -253,11 +261,16 @@ def parse_bundle(payload: bytes, *, file: str = "bundle") -> BundleStatement:
     """Parse a bundle's payload; consistency and signatures are not verified here.
 
     Raises:
-        Invalid: ``Malformed``: not a Statement v1 with exactly a bundle predicate.
+        Invalid: ``LimitExceeded``: it is too large; ``Malformed``: not a Statement v1 with exactly a bundle predicate; or as
+            ``BundleCode``: its code is beyond the limits.
     """
+    if len(payload) > BUNDLE_BYTES:
+        msg = f"{file}: {len(payload):,} bytes are too many for a bundle; the limit is {BUNDLE_BYTES:,} bytes."
+        raise Invalid(msg, code="LimitExceeded")
     statement = read_statement(payload, BUNDLE_TYPE, file=file)
     predicate = dsse.read_record(BundlePredicate, statement.predicate, file=f"{file}: predicate")
-    return BundleStatement(payload, predicate, statement.subject_name, statement.subject_digest)
+    code = read_code(predicate.code, file=f"{file}: code") if predicate.code is not None else None
+    return BundleStatement(payload, predicate, statement.subject_name, statement.subject_digest, code)
 
 
 def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStatement:
@@ -297,8 +310,9 @@ def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, al
     expires_at: datetime | None = None,
     depends_on: Sequence[Dependency] = (),
     source: BundleSource | None = None,
+    code: BundleCode | None = None,
 ) -> BundleStatement:
-    """Freeze a resolved spec into the payload to sign.
+    """Freeze a resolved spec, and the code that it names, into the payload to sign.
 
     Raises:
         Invalid: a field is out of its bounds, or the spec has no JSON form.
@@ -319,12 +333,11 @@ def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, al
             "source": source,
             "spec": dict(spec),
             "specDigest": spec_digest,
+            "code": code.as_json() if code is not None else None,
         },
         file="bundle",
     )
-    payload = _payload(BUNDLE_TYPE, name, spec_digest, predicate)
-    dsse.read_strict(payload, file="bundle")  # as it is read when it is verified
-    return BundleStatement(payload, predicate, name, spec_digest)
+    return parse_bundle(_payload(BUNDLE_TYPE, name, spec_digest, predicate))  # as it is read when it is verified
 
 
 def build_approval(  # noqa: PLR0913 - as above
@@ -365,7 +378,7 @@ def build_approval(  # noqa: PLR0913 - as above
 
 def _payload(predicate_type: str, name: str, digest: Digest, predicate: dsse.SignedRecord) -> bytes:
     view = predicate.model_dump(mode="json", by_alias=True)
-    for optional in ("expiresAt", "approver", "about", "reason"):
+    for optional in ("expiresAt", "approver", "about", "reason", "code"):
         if view.get(optional, 0) is None:
             del view[optional]
     if isinstance(about := view.get("about"), dict):

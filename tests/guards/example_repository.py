@@ -18,12 +18,14 @@ sys.path[:0] = [str(ROOT)]
 from kneo.cli.files import write_whole  # noqa: E402
 from kneo.cli.releases.subjects import Subject, sign_decision  # noqa: E402
 from kneo.cli.repository import ConfigRepository  # noqa: E402
+from kneo.cli.specs.bundle_code import collect_code  # noqa: E402
 from kneo.cli.specs.signing import Place, sign_bundle  # noqa: E402
 from kneo.cli.specs.trust_roots import TrustFiles  # noqa: E402
 from kneo.clock import SystemClock  # noqa: E402
 from kneo.digest import Digest  # noqa: E402
 from kneo.spec.environment import parse_environment  # noqa: E402
 from kneo.spec.lint import check  # noqa: E402
+from kneo.spec.models.spec import Spec  # noqa: E402
 from kneo.spec.reading.load import load_spec  # noqa: E402
 from kneo.trust.dsse import TrustedKey  # noqa: E402
 from kneo.trust.keys import PrivateKey  # noqa: E402
@@ -51,14 +53,16 @@ def renew(folder: Path) -> Digest:
     }
     digest = TrustFiles(repository.trust_file).begin(root, "maintainer", now + LIFE, others)
     path = f"specs/{NAME}.yaml"
+    tree = load_spec((folder / path).read_bytes(), file=path, rules=check).tree
     bundle = sign_bundle(
         Place(NAME, VERSION, repository.bundle_file(NAME, VERSION)),
-        load_spec((folder / path).read_bytes(), file=path, rules=check).tree,
+        tree,
         environments=sorted(ENVIRONMENTS),
         approved_by="maintainer",
         key=release,
         source=BundleSource(path=path),
         now=now,
+        code=collect_code(Spec.model_validate(tree), [ROOT]).code,
     )
     file_name = f"{approver.keyid.removeprefix('sha256:')}.dsse.json"
     for name in ENVIRONMENTS:

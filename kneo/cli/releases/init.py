@@ -23,6 +23,7 @@ from kneo.cli.files import write_secret, write_whole
 from kneo.cli.options import JsonOption
 from kneo.cli.releases.subjects import Subject, sign_decision
 from kneo.cli.repository import ConfigRepository, KnownRoots
+from kneo.cli.specs.bundle_code import collect_code
 from kneo.cli.specs.keys import load_private
 from kneo.cli.specs.signing import Place, SignedBundle, sign_bundle
 from kneo.cli.specs.trust_roots import TrustFiles
@@ -33,6 +34,7 @@ from kneo.names import person_key
 from kneo.settings import Settings, from_env
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_spec
 from kneo.trust.dsse import TrustedKey
 from kneo.trust.keys import PrivateKey
@@ -293,6 +295,7 @@ def _sign(request: Request, repository: ConfigRepository, key: PrivateKey) -> Si
         key=key,
         source=BundleSource(path=path),
         now=SystemClock().now(),
+        code=collect_code(Spec.model_validate(loaded.tree), [repository.root]).code,
     )
 
 

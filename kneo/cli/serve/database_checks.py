@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from kneo import registry
-from kneo.agents.named_code import code_of_spec
 from kneo.cli.checks import Checks, Diagnosis, error, ok, warning
 from kneo.clock import Clock, isoformat, parse_time
 from kneo.controller.source.mirror import Mirror
@@ -320,7 +319,7 @@ def check_code(settings: Settings, store: Store) -> Diagnosis:
         declared = rules[item.environment]
         pins = declared.spec.implementations if declared is not None else {}
         spec = Spec.model_validate_json(canonical_json(parse_bundle(payload).predicate.spec))
-        for implementation in dict.fromkeys(code_of_spec(spec)):
+        for implementation in dict.fromkeys(spec.implementations()):
             functions += 1
             try:
                 code.check(implementation, pins)

@@ -15,14 +15,18 @@ from kneo.cli.files import write_whole
 from kneo.cli.options import JsonOption
 from kneo.cli.repository import ConfigRepository, find_repository
 from kneo.cli.specs import bundle_check
+from kneo.cli.specs.bundle_code import CollectedCode, collect_code, environments_without_code, print_warnings
 from kneo.cli.specs.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
 from kneo.cli.specs.keys import private_from, signing_key
 from kneo.cli.specs.mcp import pin_tools
 from kneo.cli.specs.signing import Place, SignedBundle, freeze, place_of, read_statement, sign_bundle, source_of
 from kneo.cli.specs.trust_roots import TrustFiles
 from kneo.clock import SystemClock
+from kneo.digest import digest_of
 from kneo.errors import NotFound, Untrusted, Usage
 from kneo.settings import from_env
+from kneo.spec.code import names_functions, text_of
+from kneo.spec.models.spec import Spec
 from kneo.trust.dsse import export_pae, export_sigstore
 from kneo.trust.keys import SigningKey
 
@@ -72,9 +76,15 @@ def sign(
             help="Ask the MCP servers of the spec, and sign what they say about each tool; a tool that says something else later is refused.",
         ),
     ] = False,
+    without_code: Annotated[
+        bool,
+        typer.Option(
+            "--no-code", help="Leave out the code of the spec's functions; most environments refuse such a bundle."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a bundle from a spec and sign it.
+    """Build a bundle from a spec and the code that it names, and sign it.
 
     The key is a private key file (--key), a PEM text in an environment variable (--key-env) or a command of a key service
     (--signer with --public), which reads the bytes and writes the signature. Signing an existing bundle adds a signature.
@@ -93,15 +103,22 @@ def sign(
     place = place_of(output, name, version, here)
     environments = _environments(env, place, here)
     _warn_of_unknown_key(private, place.repository or here)
+    settings = from_env()
     frozen = freeze(spec, environments, as_json=as_json)
+    declared = Spec.model_validate(frozen)
+    collected = CollectedCode(None) if without_code else collect_code(declared, settings.import_roots)
+    print_warnings(collected.warnings)
+    if without_code and names_functions(declared):
+        _warn_of_missing_code(environments, place.repository or here)
     signed = sign_bundle(
         place,
-        pin_tools(from_env(), frozen, _warn_of_changed_tool) if pinned else frozen,
+        pin_tools(settings, frozen, _warn_of_changed_tool) if pinned else frozen,
         environments=environments,
         approved_by=approved_by,
         key=private,
         source=source_of(spec),
         now=SystemClock().now(),
+        code=collected.code,
     )
     for path in signed.skipped:
         render.warning(f"{path} is not a bundle, and was ignored in the numbering of versions.")
@@ -112,6 +129,7 @@ def sign(
         **bundle_check.facts_of(signed.statement),
         "signers": list(signed.signers),
         "added": signed.added,
+        "warnings": [found.as_json() for found in collected.warnings],
     }
     render.emit(answer, as_json=as_json, text=lambda: _print_signed(signed, private))
 
@@ -204,6 +222,39 @@ def inspect(
     render.emit(answer, as_json=as_json, text=show)
 
 
+@app.command("show")
+def show(
+    file: BundleFile,
+    *,
+    with_code: Annotated[bool, typer.Option("--code", help="Print the files of the code, each with its path.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the files and packages that a bundle carries, without verification.
+
+    Example: kneo spec bundle show bundles/hello/1.0.0.dsse.json --code
+    """
+    statement = read_statement(file)[1]
+    code = statement.code
+    answer = {**bundle_check.facts_of(statement), "code": bundle_check.code_facts(code)}
+    if with_code and code is not None:
+        answer["code"] = {"digest": code.digest, **code.as_json()}
+
+    def show() -> None:
+        if code is None:
+            render.text(f"{file} has no code.")
+            return
+        render.text(f"code {code.digest}")
+        for path, data in sorted(code.files.items()):
+            render.text(f"  {path}  {len(data):,} bytes" if not with_code else f"\n--- {path} ({len(data):,} bytes)")
+            if with_code:
+                text = text_of(data)
+                render.text(text if text is not None else f"(binary, {digest_of(data)})")
+        for name, version in sorted(code.packages.items()):
+            render.text(f"  package {name} {version}")
+
+    render.emit(answer, as_json=as_json, text=show)
+
+
 @app.command("export")
 def export(
     file: BundleFile,
@@ -265,6 +316,14 @@ def _warn_of_unknown_key(key: SigningKey, repository: ConfigRepository | None) -
     if key.keyid not in TrustFiles(repository.trust_file).read().newest.document.keys:
         msg = f"The key {key.keyid} is not in the trust root; its signature does not count yet."
         render.warning(msg, "A holder of a root key adds it: kneo trust add-key")
+
+
+def _warn_of_missing_code(environments: Sequence[str], repository: ConfigRepository | None) -> None:
+    refusing = ", ".join(environments_without_code(repository, environments))
+    consequence = (
+        f"{refusing} will refuse it" if refusing else "an environment with code: bundled, the default, refuses it"
+    )
+    render.warning(f"The bundle is signed without its code; {consequence}.", "Leave out --no-code.")
 
 
 def _warn_of_changed_tool(tool: str, server: str) -> None:

@@ -16,6 +16,7 @@ from kneo.clock import SystemClock, isoformat
 from kneo.digest import Digest, parse_digest
 from kneo.errors import KneoError, NotFound, Untrusted
 from kneo.settings import from_env
+from kneo.spec.code import BundleCode
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import BundleStatement
 from kneo.trust.verify import (
@@ -226,7 +227,15 @@ def facts_of(statement: BundleStatement) -> dict[str, object]:
         "expires_at": isoformat(predicate.expires_at) if predicate.expires_at else None,
         "spec_digest": predicate.spec_digest,
         "source": source,
+        "code": code_facts(statement.code),
     }
+
+
+def code_facts(code: BundleCode | None) -> dict[str, object] | None:
+    """Return the size and the digest of a bundle's code as JSON."""
+    if code is None:
+        return None
+    return {"digest": code.digest, "files": len(code.files), "bytes": code.size, "packages": len(code.packages)}
 
 
 def print_facts(statement: BundleStatement) -> None:

@@ -14,6 +14,7 @@ from kneo.cli.repository import ConfigRepository, read_bundle, repository_of
 from kneo.cli.specs.check import Checked, check, require_usable
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Invalid, NotFound, Usage
+from kneo.spec.code import BundleCode
 from kneo.spec.documents import Diagnostic, Severity
 from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.migrate import bring_to_v1
@@ -84,15 +85,16 @@ def sign_bundle(
     key: SigningKey,
     source: BundleSource | None,
     now: datetime,
+    code: BundleCode | None,
 ) -> SignedBundle:
-    """Sign a resolved spec as a new version, or add a signature to the existing version.
+    """Sign a resolved spec with its code as a new version, or add a signature to the existing version.
 
     Raises:
         Conflict: the version was signed already with other content.
         Invalid: the folder holds another bundle's versions, or a field is out of its bounds.
     """
     if place.file.exists():
-        return _add_signature(place, spec, environments, key)
+        return _add_signature(place, spec, environments, key, code)
     line = read_line(place)
     statement = build_bundle(
         name=place.name,
@@ -104,6 +106,7 @@ def sign_bundle(
         approved_by=approved_by,
         spec=spec,
         source=source,
+        code=code,
     )
     envelope = sign(PAYLOAD_TYPE, statement.payload, key)
     write_whole(place.file, serialise(envelope))
@@ -176,12 +179,16 @@ def source_of(spec: Path) -> BundleSource | None:
 
 
 def _add_signature(
-    place: Place, spec: Mapping[str, object], environments: Sequence[str], key: SigningKey
+    place: Place, spec: Mapping[str, object], environments: Sequence[str], key: SigningKey, code: BundleCode | None
 ) -> SignedBundle:
     envelope, statement = read_statement(place.file)
     predicate = statement.predicate
-    wanted = {"spec": digest_of_json(spec), "environments": sorted(environments)}
-    present = {"spec": digest_of_json(predicate.spec), "environments": sorted(predicate.environments)}
+    wanted = {"spec": digest_of_json(spec), "environments": sorted(environments), "code": code and code.digest}
+    present = {
+        "spec": digest_of_json(predicate.spec),
+        "environments": sorted(predicate.environments),
+        "code": statement.code and statement.code.digest,
+    }
     different = [name for name, value in wanted.items() if value != present[name]]
     if different or (predicate.name, predicate.version) != (place.name, place.version):
         what = " and ".join(different) or "name"

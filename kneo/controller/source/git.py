@@ -52,7 +52,7 @@ class SourceLimits:
     pack_bytes: int = 536_870_912
     """Largest file that git may write, so also the largest fetch. The kernel enforces it (``RLIMIT_FSIZE``)."""
 
-    blob_bytes: int = 1_048_576
+    blob_bytes: int = 3_145_728
     """Largest file that is read; equal to the largest envelope. Larger blobs are not fetched where the host can filter.
     """
 

@@ -22,10 +22,8 @@ from kneo.errors import Forbidden, Invalid, Transient
 from kneo.runtime.steps import modules
 from kneo.runtime.steps.modules import ModuleSource
 from kneo.sandbox.functions import import_function
+from kneo.spec.code import INPROCESS
 from kneo.spec.modules import OWN_PACKAGES
-
-INPROCESS = "inprocess."
-"""The prefix of implementations whose code is an object of the program that started the run."""
 
 
 class CodeUnavailable(Transient):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -17,6 +17,7 @@ from importlib.util import decode_source, spec_from_file_location
 from pathlib import Path
 from threading import RLock
 from types import CodeType, ModuleType
+from typing import TypeAlias
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid
@@ -129,6 +130,13 @@ def source_of(name: str, roots: Sequence[Path]) -> ModuleSource | None:
     return None
 
 
+def source_in(name: str, roots: Sequence[Path]) -> ModuleSource | None:
+    """Return the source of a module in these folders, whatever this process has imported; ``None`` for one of another folder."""
+    if name.partition(".")[0] in _NEVER_FROM_FOLDERS:
+        return None
+    return next((found for root in roots if (found := _find(root, name))), None)
+
+
 def has_module(root: Path, name: str) -> bool:
     """Return whether a folder has a module of a name."""
     return _place(root, name) is not None
@@ -164,13 +172,19 @@ def names_of(source: ModuleSource) -> Module:
     return read_module(text, source.name, is_package=source.is_package)
 
 
-def closure(name: str, roots: Sequence[Path], home: Path | None = None) -> tuple[ModuleSource, ...]:
+FindSource: TypeAlias = Callable[[str, Sequence[Path]], ModuleSource | None]
+
+
+def closure(
+    name: str, roots: Sequence[Path], home: Path | None = None, find: FindSource = source_of
+) -> tuple[ModuleSource, ...]:
     """Return a module of these folders with everything that it imports from them, itself first.
 
     Args:
         name: The module.
         roots: The folders.
         home: One more folder, for modules of the same top-level package only.
+        find: Returns the source of a module in folders.
 
     Raises:
         Invalid: ``implementation_invalid``: there is no end to it.
@@ -182,7 +196,7 @@ def closure(name: str, roots: Sequence[Path], home: Path | None = None) -> tuple
             if each in found:
                 continue
             is_home = home is not None and each.partition(".")[0] == name.partition(".")[0]
-            source = source_of(each, (*roots, home) if is_home and home else roots)
+            source = find(each, (*roots, home) if is_home and home else roots)
             if source is None:
                 continue
             if len(found) == MAX_CLOSURE:

@@ -68,6 +68,8 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "protocols.mcp": "a pattern is added",
     "protocols.calls": "an entry, a caller or a pattern is added, or `callers` is removed",
     "implementations.<name>": "a digest is removed or changed",
+    "code": "`pinned` instead of `bundled`, or `any`",
+    "packages": "`recorded` instead of `same`",
     "allowSelf": "set to `true`",
 }
 """The change of each key below ``spec`` that weakens the rules, in the words of the reference."""
@@ -99,6 +101,7 @@ def find_weakenings(before: Environment, after: Environment) -> tuple[Weakening,
         *_windows(before.windows, after.windows),
         *_added(before, after),
         *_gates(old, new),
+        *_code(old, new),
         *_models(old.models, new.models),
         *_tools(old.tools, new.tools),
         *_grants(old.grants, new.grants),
@@ -251,6 +254,15 @@ def _no_easier(new: MetricRequirement, old: MetricRequirement) -> bool:
         return True
     same_direction = new.less_is_better == old.less_is_better
     return new.not_worse_than == old.not_worse_than and new.margin <= old.margin and same_direction
+
+
+def _code(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[Weakening]:
+    order = ("bundled", "pinned", "any")
+    if order.index(new.code) > order.index(old.code):
+        what = "any code of the workers" if new.code == "any" else "code of the workers that implementations pins"
+        yield Weakening("code", f"bundles without code could be released, and would run {what}")
+    if old.packages == "same" and new.packages != "same":
+        yield Weakening("packages", "packages of the workers could have other versions than the bundle records")
 
 
 def _models(old: policy.ModelRules, new: policy.ModelRules) -> Iterator[Weakening]:

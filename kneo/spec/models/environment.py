@@ -234,6 +234,15 @@ class EnvironmentSpec(CamelModel):
     implementations: MapOf[DigestText] = Field(
         default_factory=dict, description="The SHA-256 that a Python module behind an implementation must have here."
     )
+    code: Literal["bundled", "pinned", "any"] = Field(
+        default="bundled",
+        description="Where the code of a release comes from: its bundle; or, of a bundle without code, also modules of the worker "
+        "that implementations pins, or any.",
+    )
+    packages: Literal["recorded", "same"] = Field(
+        default="recorded",
+        description="Whether the packages of a worker may have other versions than the bundle records, or must be the same.",
+    )
     allow_self: bool = Field(
         default=False, description="Whether people may approve what they signed or asked for; shown in every receipt."
     )

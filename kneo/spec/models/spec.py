@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -260,6 +260,13 @@ class Tool(SpecModel):
             called.append(self.extension.kind)
         return ToolNames(own, tuple(called), (*self.addresses, *([self.agent] if self.agent is not None else [])))
 
+    def implementations(self) -> Iterator[str]:
+        """Yield the Python function of the tool, and the one that verifies its interrupted calls."""
+        if self.implementation is not None:
+            yield self.implementation
+        if isinstance(self.on_interrupted, Verify):
+            yield self.on_interrupted.verify
+
     @property
     def all_capabilities(self) -> tuple[Capability, ...]:
         """The declared capabilities, and those of the kind."""
@@ -364,6 +371,19 @@ class FunctionComponent(SpecModel):
     capabilities: ListOf[Capability] = Field(default=(), description="What a call may do beyond computing its result.")
 
 
+class CodeFiles(SpecModel):
+    """The project files that a bundle carries, in addition to the modules that its functions import, or without some of them."""
+
+    include: ListOf[str] = Field(
+        default=(),
+        description="Patterns below the project's root of files beside the modules: data, or modules imported by computed names.",
+        examples=[["acme/templates/*.html"]],
+    )
+    exclude: ListOf[str] = Field(
+        default=(), description="Patterns of files that are left out.", examples=[["acme/debug.py"]]
+    )
+
+
 class Components(SpecModel):
     """Named parts that steps and agents refer to."""
 
@@ -403,6 +423,14 @@ class Spec(SpecModel):
         "records it; project_defaults is what the project fills in. Other fields state what every run does.",
     )
     mcp_servers: MapOf[McpServer] = Field(default_factory=dict)
+    code: CodeFiles = CodeFiles()
+
+    def implementations(self) -> Iterator[str]:
+        """Yield every Python function that the spec names."""
+        for tool in self.tools.values():
+            yield from tool.implementations()
+        for function in self.components.functions.values():
+            yield function.implementation
 
     def unpinned_tools(self) -> tuple[str, ...]:
         """Return the names of the tools of MCP servers that have no pin."""

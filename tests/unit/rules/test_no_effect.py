@@ -45,6 +45,7 @@ READ: dict[str, dict[str, str]] = {
     },
     "Candidates": {OPENING: "users groups roles exclude"},
     "Choice": {PROGRAM: "steps description"},
+    "CodeFiles": {"kneo/cli/specs/bundle_code.py": "include exclude"},
     "Components": {PROGRAM: "agents workflows functions humans"},
     "ConcurrentWorkflow": {PROGRAM: "type name participants max_iterations"},
     "Condition": {"kneo/spec/conditions.py": "type value key case_sensitive conditions condition"},
@@ -117,6 +118,7 @@ READ: dict[str, dict[str, str]] = {
     },
     "Spec": {
         PROGRAM: "agent workflow components",
+        "kneo/cli/specs/bundle_code.py": "code",
         "kneo/runtime/engine/start.py": "targets",
         "kneo/agents/loop.py": "tools",
         "kneo/agents/skills.py": "skills",

@@ -34,6 +34,8 @@ STRICT: dict[str, object] = {
     "atomic": True,
     "inlineSpecs": False,
     "allowSelf": False,
+    "code": "bundled",
+    "packages": "same",
     "questions": {"approvals": 2, "exclude": ["requester"], "denyOnTimeout": ["approve"], "receipt": "signed_by_reviewer",
                   "context": "none"},
     "implementations": {"acme.mail": DIGEST},
@@ -126,6 +128,8 @@ LOOSER: dict[str, list[object]] = {
     "atomic": [False],
     "inlineSpecs": [True],
     "allowSelf": [True],
+    "code": ["pinned", "any"],
+    "packages": ["recorded"],
     "implementations": [{}, {"acme.mail": "sha256:" + "2" * 64}],
     "questions": [
         {},
