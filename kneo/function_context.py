@@ -249,8 +249,6 @@ class StepContext:
     """Outputs of the parallel branches before this step, by their ids."""
     messages: tuple[ChatMessage, ...] = ()
     """The messages before this turn of a group chat; in a handoff, the participant's own earlier ones."""
-    implementations: Mapping[str, str] = field(default_factory=dict)
-    """The SHA-256 of modules that the run's environment pins."""
     answers: tuple[WaitAnswer, ...] = ()
     """Answers to the earlier questions of this step."""
     token: CancelToken = field(default_factory=CancelToken, compare=False)
@@ -332,7 +330,6 @@ def step_context_as_json(context: StepContext) -> dict[str, object]:
         "outputs": dict(context.outputs),
         "messages": messages_as_json(context.messages),
         "answers": [asdict(each) for each in context.answers],
-        "implementations": dict(context.implementations),
     }
 
 

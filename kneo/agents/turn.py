@@ -19,6 +19,7 @@ from kneo.records.agent_session import SessionMessage, SessionSummary
 from kneo.records.conversation import ConversationEntry, EntryStatus
 from kneo.records.run import NewTrace
 from kneo.records.task import Decision
+from kneo.spec.code import RunCode
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.tool_kinds import ASK_QUESTION
@@ -336,7 +337,7 @@ class Turn:
         answers: The decisions about earlier questions of this turn, by ``CallQuestion.key``.
         gates: The gates of tool calls, as frozen with the run.
         facts: What expressions at calls compare besides the call: ``values`` and ``run``.
-        implementations: The SHA-256 of Python modules that the run's environment pins.
+        code: The Python code that the run executes.
         environment: The name of the run's environment; what it denies is read at each entry, so that a file that tightens its
             rules reaches runs that wait.
         functions: Calls functions of the spec.
@@ -361,7 +362,7 @@ class Turn:
     answers: Mapping[str, Decision] = field(default_factory=dict)
     gates: ToolGates = lambda _agent, _tool, _arguments: ()
     facts: Mapping[str, object] = field(default_factory=dict)
-    implementations: Mapping[str, str] = field(default_factory=dict)
+    code: RunCode = field(default_factory=RunCode)
     environment: str | None = None
     functions: CallFunction = no_functions
     load_code: LoadCode = load_nothing

@@ -129,7 +129,8 @@ def diff_bundle_versions(
         old, new = releases.bundle(tx, before.digest) if before else None, releases.bundle(tx, after.digest)
     assert new is not None, "bundles are never deleted"
     command = whole_command(name, before.version if before else None, after.version)
-    found = compare_specs(registry.spec_in(old) if old else None, registry.spec_in(new), command=command)
+    code = registry.code_in(old), registry.code_in(new)
+    found = compare_specs(registry.spec_in(old) if old else None, registry.spec_in(new), command=command, code=code)
     shown, more = bounded_changes(found)
     return BundleDiffView(
         name=name,

@@ -150,7 +150,10 @@ def _applied_plan(tx: Tx, item: Promotion, *, whole: bool) -> PromotionPlanView 
     try:
         command = whole_command(item.bundle, old.version if old is not None else None, new.version)
         found = compare_specs(
-            registry.spec_in(old) if old is not None else None, registry.spec_in(new), command=command
+            registry.spec_in(old) if old is not None else None,
+            registry.spec_in(new),
+            command=command,
+            code=(registry.code_in(old), registry.code_in(new)),
         )
     except KneoError:
         return None

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from kneo.clock import isoformat
 from kneo.controller.stages.plan import Action, Retire, name_of
 from kneo.errors import KneoError
-from kneo.registry import PlannedChange, spec_in
+from kneo.registry import PlannedChange, code_in, spec_in
 from kneo.spec.diff import bounded_changes, compare_specs, whole_command
 from kneo.spec.diff.rules import describe_rule
 from kneo.spec.diff.weakening import weakenings
@@ -124,7 +124,13 @@ def plan_of_action(tx: Tx, action: Action, environment: Environment) -> PlannedC
         command = whole_command(
             name_of(action), current.version if current is not None else None, action.bundle.version
         )
-        found = compare_specs(before, spec_in(action.bundle.record), environment=environment, command=command)
+        found = compare_specs(
+            before,
+            spec_in(action.bundle.record),
+            environment=environment,
+            command=command,
+            code=(code_in(old), code_in(action.bundle.record)),
+        )
         shown, more = bounded_changes(found)
         return _content(
             from_version=current.version if current is not None else None,

@@ -47,7 +47,7 @@ from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.grant import Grant
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
-from kneo.registry import OpenTasks, open_tasks, spec_in
+from kneo.registry import OpenTasks, code_in, open_tasks, spec_in
 from kneo.spec.coverage.calls import call_coverage, find_rule_flaws
 from kneo.spec.coverage.environment_gates import guarded_steps
 from kneo.spec.diff import compare_specs, whole_command
@@ -93,7 +93,7 @@ class PlanInputs:
         state: The registry.
         gather: Returns the evidence for gates.
         released: Returns the digests among some that an environment released before.
-        spec_of: Returns the spec of a released bundle, by digest.
+        bundle_of: Returns a released bundle, by digest.
         now: The time of the preview.
         commits: Reads the commits since the accepted one, where the trust root requires signed commits.
         open_in: Returns the open tasks of an environment; None where they are unknown.
@@ -103,7 +103,7 @@ class PlanInputs:
     state: RegistryState
     gather: Callable[[CommitEvidence], Evidence]
     released: Callable[[str, Collection[str]], Collection[str]]
-    spec_of: Callable[[str], Spec | None]
+    bundle_of: Callable[[str], BundleRecord | None]
     now: datetime
     commits: Callable[[], Iterable[Commit]] = tuple
     open_in: Callable[[str], OpenTasks | None] = lambda _: None
@@ -118,7 +118,7 @@ def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: verify.Tru
         state=state,
         gather=lambda commit: _recorded_evidence(tx, commit, state.served),
         released=lambda name, digests: releases.served_before(tx, name, digests),
-        spec_of=lambda digest: _stored_spec(tx, digest),
+        bundle_of=lambda digest: releases.bundle(tx, digest),
         now=tx.now,
         commits=lambda: mirror.since(accepted, snapshot.commit) if accepted else (),
         open_in=lambda name: open_tasks(tx, name),
@@ -299,7 +299,11 @@ def _calls(environment: Environment, verified: verify.Verified, inputs: PlanInpu
     calls: list[Json] = []
     warnings: list[str] = []
     for name, bundle in verified.desired.items():
-        spec = spec_in(bundle.record) if isinstance(bundle, verify.Candidate) else inputs.spec_of(bundle.digest)
+        spec = (
+            spec_in(bundle.record)
+            if isinstance(bundle, verify.Candidate)
+            else _spec_of(inputs.bundle_of(bundle.digest))
+        )
         if spec is None:
             continue
         index = _view(spec, *environment.gates)
@@ -321,11 +325,19 @@ def _unchanged(name: str, problem: SourceProblem) -> Json:
 
 def _action(action: Action, verdict: GateVerdict, environment: Environment, inputs: PlanInputs) -> Json:
     bundle = None if isinstance(action, Retire) else action.bundle
-    old = inputs.spec_of(action.current.digest) if action.current is not None else None
+    old = inputs.bundle_of(action.current.digest) if action.current is not None else None
     served = action.current.version if action.current is not None else None
     command = whole_command(name_of(action), served, bundle.version) if bundle is not None else None
     found = (
-        compare_specs(old, spec_in(bundle.record), environment=environment, command=command or "") if bundle else None
+        compare_specs(
+            _spec_of(old),
+            spec_in(bundle.record),
+            environment=environment,
+            command=command or "",
+            code=(code_in(old), code_in(bundle.record)),
+        )
+        if bundle
+        else None
     )
     return {
         "kind": kind_of(action).value,
@@ -368,8 +380,7 @@ def _verdicts(verified: verify.Verified) -> list[Json]:
     return [*rejected, *accepted]
 
 
-def _stored_spec(tx: Tx, digest: str) -> Spec | None:
-    record = releases.bundle(tx, digest)
+def _spec_of(record: BundleRecord | None) -> Spec | None:
     try:
         return spec_in(record) if record is not None else None
     except KneoError:
@@ -425,7 +436,7 @@ def compare(
         state=RegistryState(tuple(records), records, served, verify.bundle_history(accepted.values()), simulated.roots),
         gather=lambda commit: _committed_evidence(commit, served, simulated, live),
         released=lambda name, _: simulated.before.get(name, ()),
-        spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
+        bundle_of=accepted.get,
         now=now,
         commits=lambda: since(base, snapshot.commit) if base is not None else (),
     )

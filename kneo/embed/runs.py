@@ -36,7 +36,7 @@ from kneo.runtime.steps.code import CodeLoader, CodeUnavailable
 from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.functions import StepOutput
 from kneo.settings import from_env, user_name
-from kneo.spec.code import INPROCESS
+from kneo.spec.code import INPROCESS, RunCode
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
@@ -162,7 +162,7 @@ class InProcessExecutor(Executor):
         super().__init__(code, services_of(from_env(), host.store, code, host.tools))
         self.host = host
 
-    def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> None:
+    def plain(self, program: Program, activity: Activity, run_code: RunCode) -> None:
         """Return nothing: ``began`` listens to every step, and the functions of this process are async."""
 
     async def execute(
@@ -182,7 +182,7 @@ class InProcessExecutor(Executor):
                     output = await work(text, context)
                 if step.waits_for is not None:  # of a thread that the step did not join
                     raise step.waits_for
-                return output
+                return replace(output, facts={**output.facts, "code": {"digest": None, "source": "program"}})
         except (asyncio.CancelledError, TimeoutError):
             context.token.cancel()
             raise

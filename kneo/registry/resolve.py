@@ -15,6 +15,7 @@ from kneo.names import check_environment_name
 from kneo.records.release import BundleRecord, Release
 from kneo.records.run import ReleaseRef
 from kneo.registry.served import check_promoted, list_served
+from kneo.spec.code import BundleCode
 from kneo.spec.policy import PolicyFlags, strictest
 from kneo.store import audit, project_metadata, releases, requests
 from kneo.store.engine import Tx
@@ -80,6 +81,31 @@ def spec_in(record: BundleRecord) -> Mapping[str, object]:
     if record.seq == UNSEQUENCED:
         return spec_in_hmac(record.payload)
     return parse_bundle(record.payload).predicate.spec
+
+
+def accepted_code(tx: Tx, bundle: Digest) -> BundleCode:
+    """Return the code of an accepted bundle.
+
+    Raises:
+        Untrusted: ``BundleTampered``: the stored bundle is missing, has another payload, or carries no code.
+    """
+    record = releases.bundle(tx, bundle)
+    code = parse_bundle(record.payload).code if record is not None and digest_of(record.payload) == bundle else None
+    if code is None:
+        msg = f"The stored bundle {bundle} is missing or changed: its code cannot be read."
+        hint = "Restore the registry from a backup, or rebuild it from Git."
+        raise Untrusted(msg, code="BundleTampered", hint=hint)
+    return code
+
+
+def code_in(record: BundleRecord | None) -> BundleCode | None:
+    """Parse the code of an accepted bundle, without verification; ``None`` where it carries none, or cannot be read."""
+    if record is None or record.seq == UNSEQUENCED:
+        return None
+    try:
+        return parse_bundle(record.payload).code
+    except KneoError:
+        return None  # a damaged release is reported as drift
 
 
 def _tampered(release: Release | ReleaseRef, what: str) -> Untrusted:

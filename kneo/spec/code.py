@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -83,6 +83,28 @@ class BundleCode:
             parts = PurePosixPath(path).with_suffix("").parts
             if path.endswith(".py") and all(part.isidentifier() for part in parts):
                 yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+@dataclass(frozen=True)
+class RunCode:
+    """The code that a run executes.
+
+    Attributes:
+        pins: The SHA-256 of modules that the run's environment pins, by name.
+        digest: The digest of the bundle's code; ``None`` where the modules are those of the project.
+        bundle: The digest of the bundle that carries the code.
+        same_packages: Whether packages must have the recorded versions.
+    """
+
+    pins: Mapping[str, str] = field(default_factory=dict)
+    digest: Digest | None = None
+    bundle: Digest | None = None
+    same_packages: bool = False
+
+    def facts(self, module_digest: str | None) -> dict[str, object]:
+        """Return the code for the trace of a step that executed a module."""
+        source: CodeSource = "bundle" if self.digest is not None else "project"
+        return {"digest": self.digest or module_digest, "source": source}
 
 
 def read_code(value: object, *, file: str) -> BundleCode:

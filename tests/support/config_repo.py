@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 
+from kneo.cli.specs.bundle_code import collect_code
 from kneo.clock import SystemClock
 from kneo.digest import Digest, digest_of
 from kneo.settings import process_environment
 from kneo.spec.environment import parse_environment
+from kneo.spec.models.spec import Spec
 from kneo.trust.dsse import TrustedKey, add_signature, parse_envelope, serialise, sign
 from kneo.trust.keys import PrivateKey
 from kneo.trust.result import Metric, build_result, decimal_text
@@ -145,6 +147,7 @@ class ConfigRepo:
                 ],
                 "policy": {"enabled": True},
                 "signatures": {"accept": ["dsse"], "roles": ["release"], "threshold": 1},
+                "code": "any",
                 **spec,
             },
         }
@@ -161,8 +164,9 @@ class ConfigRepo:
         seq: int | None = None,
         prev: Digest | None = None,
         needs: Mapping[str, Digest] | None = None,
+        with_code: bool = False,
     ) -> Digest:
-        """Sign a bundle into the repository."""
+        """Sign a bundle into the repository, with the code of its functions as the folder has it now, or without."""
         history = self._digests.setdefault(name, [])
         statement = build_bundle(
             name=name,
@@ -173,6 +177,7 @@ class ConfigRepo:
             issued_at=self.now,
             approved_by="ann",
             spec=spec or announcement(),
+            code=collect_code(Spec.model_validate(spec), [self.folder]).code if with_code else None,
             depends_on=[Dependency(name=other, digest=digest) for other, digest in (needs or {}).items()],
         )
         signers = keys or (self.key,)

@@ -14,6 +14,7 @@ from kneo.agents.turn import Journal, ToolBackend, ToolCall, Turn
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace
 from kneo.settings import AgentSettings, from_env
+from kneo.spec.code import RunCode
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import Spec, Tool
 
@@ -66,7 +67,7 @@ def tool_call(
         text="hello",
         conversation="answer~0",
         journal=NoJournal(),
-        implementations=pins or {},
+        code=RunCode(pins or {}),
         environment=environment,
     )
     declared = Tool.model_validate({"description": "A tool.", **tool})

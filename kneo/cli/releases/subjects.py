@@ -235,7 +235,9 @@ def _compare(
     version = before.predicate.version if before is not None else None
     command = whole_command(bundle.predicate.name, version, bundle.predicate.version)
     old = before.predicate.spec if before is not None else None
-    return _since(version), compare_specs(old, bundle.predicate.spec, environment=environment, command=command)
+    code = before.code if before is not None else None, bundle.code
+    found = compare_specs(old, bundle.predicate.spec, environment=environment, command=command, code=code)
+    return _since(version), found
 
 
 def _stored(repository: ConfigRepository, name: str, digest: str | None) -> BundleStatement | None:

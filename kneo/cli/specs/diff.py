@@ -22,6 +22,8 @@ from kneo.cli.options import JsonOption
 from kneo.cli.project import Project, open_project
 from kneo.cli.specs.check import check_in
 from kneo.errors import Invalid, NotFound
+from kneo.spec.code import BundleCode
+from kneo.spec.diff import NO_CODE
 from kneo.spec.diff import diff as compare
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.models.spec import Spec
@@ -59,11 +61,42 @@ def diff(
     project = open_project(env)
     old, new = (before, after) if after is not None else (None, before)
     command = f"kneo spec diff --whole {shlex.join(name for name in (old, new) if name is not None)}"
-    changes = compare(_spec(project, old) if old is not None else None, _spec(project, new), command=command)
+    code = _code(project, old) if old is not None else None, _code(project, new)
+    is_bundled = code[1] is not None or (old is not None and code[0] is not None and _is_bundle(project, new))
+    changes = compare(
+        _spec(project, old) if old is not None else None,
+        _spec(project, new),
+        command=command,
+        code=code if is_bundled else NO_CODE,
+    )
     if as_json:
         render.print_json({"from": old, "to": new, **changes.as_json()})
     else:
         render.text(changes.to_markdown(whole=whole) if markdown else changes.to_text(whole=whole))
+
+
+def _read(project: Project, name: str) -> bytes:
+    revision, colon, inside = name.partition(":")
+    if not colon or (project.cwd / name).exists():
+        return read_bytes(project.cwd / name, max_bytes=ENVELOPE_BYTES, what="spec")
+    clone = Clone.find(Path.cwd())
+    try:
+        commit = clone.resolve(revision)
+        return (clone.read(commit, inside, max_bytes=ENVELOPE_BYTES) or b"") if commit is not None else b""
+    finally:
+        clone.close()
+
+
+def _is_bundle(project: Project, name: str) -> bool:
+    return _bundled(_read(project, name), name) is not None
+
+
+def _code(project: Project, name: str) -> BundleCode | None:
+    """Return the code of a bundle; None of a spec, whose code is not signed yet."""
+    data = _read(project, name)
+    if _bundled(data, name) is None or b'"payloadType"' not in data:
+        return None
+    return parse_bundle(parse_envelope(data, file=name).payload, file=name).code
 
 
 def _spec(project: Project, name: str) -> Spec:

@@ -11,6 +11,7 @@ from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, f
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.records.release import BundleRecord
+from kneo.spec.coverage.bundle_code import check_code
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check
 from kneo.spec.models.environment import Environment, ReleasePin, with_gates
@@ -386,13 +387,16 @@ def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path
 
     Raises:
         Invalid: ``SpecInvalid``.
-        Untrusted: ``PolicyDenied``.
+        Untrusted: ``PolicyDenied``, ``CodeMissing``.
     """
     flags = strictest(*(environment.spec.policy for environment in environments))
     rules = [(each.gates, each.spec.models, each.spec.tools) for each in environments]
     for index, environment in enumerate(environments):
         if rules[index] not in rules[:index]:
             spec = _check_under(bundle, environment, flags, f"The policy is in {environments[0].file}.", path)
+            has_code = bundle.statement is not None and bundle.statement.code is not None
+            for each in environments:
+                check_code(spec, has_code, each, path)
             if any(environment.spec.tools.mcp.pinned for environment in environments):
                 _check_pins(spec, path)
 

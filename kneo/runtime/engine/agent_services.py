@@ -29,6 +29,7 @@ from kneo.records.run import AgentUsage
 from kneo.runtime.steps.agents import OpenServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.code_store import CodeStore
 from kneo.runtime.steps.threads import in_thread
 from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.settings import Settings
@@ -39,7 +40,11 @@ from kneo.store.engine import Store, Tx
 
 
 def open_services(
-    settings: Settings, store: Store, code: CodeLoader, registry: ToolRegistry | None = None
+    settings: Settings,
+    store: Store,
+    code: CodeLoader,
+    registry: ToolRegistry | None = None,
+    code_store: CodeStore | None = None,
 ) -> OpenServices:
     """Open the services of agents.
 
@@ -48,6 +53,7 @@ def open_services(
         store: The database, with the rules of environments.
         code: The modules that specs may name.
         registry: The tools and the middleware that the program registered.
+        code_store: The code of bundles.
     """
     rules = RulesInForce(settings, store)
     # The module of requests needs the library of agents, which a process without such agents does not have.
@@ -59,7 +65,7 @@ def open_services(
         quota=StoreQuota(store, rules.models),
         clients=requests.ModelClients(settings.models.reply_bytes),
     )
-    children = ChildProcesses(code)
+    children = ChildProcesses(code, code_store)
     python = PythonTools(ToolFunctions(code, children), registry)
     closing = AsyncExitStack()
     context = BackendContext(

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 
+from kneo import registry
 from kneo.agents.function_tools import ToolRegistry
 from kneo.background import background
 from kneo.clock import monotonic
+from kneo.digest import Digest
 from kneo.errors import Conflict
 from kneo.project import read_config
 from kneo.project.secrets import require_provider_secrets
@@ -29,8 +31,10 @@ from kneo.runtime.engine.wait import RunSettled, SettledRun, wait_until_settled
 from kneo.runtime.engine.worker import Driver, Heartbeats, LockLost, Worker
 from kneo.runtime.steps.agents import CLIENTS, LOOP, MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.code_store import CodeStore
 from kneo.runtime.steps.executor import Executor
 from kneo.settings import ExecutionSettings, Settings, hide_settings
+from kneo.spec.code import BundleCode
 from kneo.spec.models.providers import PROVIDERS
 from kneo.store import releases, runs
 from kneo.store.engine import WORKER_LOCK, Store
@@ -52,9 +56,19 @@ def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = N
         max_bytes=execution.checkpoint_max_bytes,
         preview_chars=execution.checkpoint_preview_chars,
     )
-    executor = Executor(code, services_of(settings, store, code, tools))
+    executor = Executor(code, services_of(settings, store, code, tools), code_store(settings, store))
     batch = timedelta(milliseconds=execution.stream_ms)
     return Driver(store, ProgramLoader(store, settings.trust_root), executor, limits, batch)
+
+
+def code_store(settings: Settings, store: Store) -> CodeStore:
+    """Return the code of accepted bundles, laid out in the state folder."""
+
+    def read(bundle: Digest) -> BundleCode:
+        with store.read() as tx:
+            return registry.accepted_code(tx, bundle)
+
+    return CodeStore(settings.state_dir / "code", read)
 
 
 def services_of(settings: Settings, store: Store, code: CodeLoader, tools: ToolRegistry | None = None) -> MakeServices:
@@ -63,7 +77,7 @@ def services_of(settings: Settings, store: Store, code: CodeLoader, tools: ToolR
     def open_services() -> OpenServices:
         # Imports HTTP and more, which only agents with a model need.
         module = importlib.import_module("kneo.runtime.engine.agent_services")
-        opened: OpenServices = module.open_services(settings, store, code, tools)
+        opened: OpenServices = module.open_services(settings, store, code, tools, code_store(settings, store))
         return opened
 
     return open_services

@@ -14,6 +14,7 @@ from functools import partial
 from kneo.agents.guardrails import PassedInput
 from kneo.agents.turn import GuardrailViolation, PeopleRequired, Postponed, Stopped
 from kneo.clock import Clock, isoformat
+from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
 from kneo.function_context import StepContext, WaitForAnswer
 from kneo.records.conversation import ModelDelta
@@ -37,6 +38,7 @@ from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.functions import StepOutput
 from kneo.sandbox.processes import ChildFailed
 from kneo.settings import ExecutionSettings
+from kneo.spec.code import RunCode
 from kneo.spec.gates import positions_of
 from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store
@@ -72,8 +74,8 @@ class Attempt:
             outputs=action.value.outputs,
             messages=action.value.messages,
             answers=action.answers,
-            implementations=pins_of(run),
         )
+        self._code = code_of(run)
         self.output: StepOutput | None = None
         self._shows_input, self._traces = shows_input, traces
         self._started_at = isoformat(clock.now())
@@ -104,6 +106,7 @@ class Attempt:
             started_at=self._started_at,
             outcome=outcome,
             output=self.output,
+            code=self._code,
         )
 
     @contextlib.contextmanager
@@ -142,10 +145,13 @@ class Attempt:
                 traced.add_output(self.output.text)
 
 
-def pins_of(run: Run) -> Mapping[str, str]:
-    """Return the SHA-256 of the modules that the environment pinned when the run was started."""
-    pins = run.metadata.get("implementations", {})
-    return {str(name): str(digest) for name, digest in pins.items()} if isinstance(pins, Mapping) else {}
+def code_of(run: Run) -> RunCode:
+    """Return the code that a run executes: that of its bundle, and the modules that its environment pinned at the start."""
+    pins, bundled = run.metadata.get("implementations", {}), run.metadata.get("code")
+    known = {str(name): str(digest) for name, digest in pins.items()} if isinstance(pins, Mapping) else {}
+    if not isinstance(bundled, Mapping) or run.release is None:
+        return RunCode(known)
+    return RunCode(known, Digest(str(bundled["digest"])), Digest(run.release.digest), bundled.get("packages") == "same")
 
 
 def _is_cancelled() -> bool:

@@ -39,6 +39,7 @@ from kneo.runtime.interpreter.node import (
 )
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
 from kneo.runtime.steps.functions import StepOutput
+from kneo.spec.code import RunCode
 from kneo.store import agent_journal, audit, history, runs, tasks, usage
 from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint
@@ -63,6 +64,7 @@ class AttemptResult:
     started_at: str
     outcome: AttemptOutcome
     output: StepOutput | None
+    code: RunCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,7 @@ def record_attempt(
     details = asdict(error) if error else None
     given = _given(result)
     before, after = preview(given), preview(text)
+    facts = _facts(result)
     step = StepRecord(
         run_id=run.id,
         sequence=0,
@@ -109,7 +112,7 @@ def record_attempt(
         output_text=text,
         error=error,
         code_digest=result.output.code_digest if result.output else None,
-        facts=result.output.facts if result.output else {},
+        facts=facts,
         started_at=result.started_at,
         completed_at=tx.at,
     )
@@ -122,10 +125,19 @@ def record_attempt(
         error=details,
         attempt=action.attempt,
         idempotency_key=step_context.idempotency_key,
-        **(result.output.facts if result.output else {}),
+        **facts,
     )
     change.checkpoint(kind, path, workflow_type=run.workflow_type, error=details, input_text=before, output_text=after)
     return change.write(busy)
+
+
+def _facts(result: AttemptResult) -> Mapping[str, object]:
+    """Return the facts of a step, with the code that it executed or could have executed."""
+    output, code = result.output, result.code
+    facts = output.facts if output is not None else {}
+    if "code" in facts or (code.digest is None and result.action.activity.kind != "function"):
+        return facts
+    return {**facts, "code": code.facts(output.code_digest if output is not None else None)}
 
 
 def _given(result: AttemptResult) -> str:

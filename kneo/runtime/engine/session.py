@@ -29,7 +29,7 @@ from kneo.function_context import CancelToken
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus, Suspicion
 from kneo.runtime.engine import record
 from kneo.runtime.engine.admission import StepAdmission
-from kneo.runtime.engine.attempt import Attempt, open_deltas, pins_of
+from kneo.runtime.engine.attempt import Attempt, code_of, open_deltas
 from kneo.runtime.engine.journals import JournalAppend, RunJournal, session_history
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import run_facts, sampling_seed_of
@@ -474,7 +474,7 @@ class RunSession:
         """Return the call of a plain function that may begin now."""
         if action.not_before is not None:
             return None
-        return self._deps.executor.plain(self._program, action.activity, pins_of(self._run))
+        return self._deps.executor.plain(self._program, action.activity, code_of(self._run))
 
     def _call(self, action: Execute, call: Call) -> record.AttemptResult:
         attempt = Attempt(self._run, action, self._store.clock, traces=self._traces)
@@ -536,6 +536,7 @@ class RunSession:
             name=action.conversation,
             answers=action.call_answers,
             environment=self._run.environment,
+            code=code_of(self._run),
             sampling_seed=f"{sampling_seed_of(self._run)}:{action.activity.path}",
             facts={
                 "values": action.filled,

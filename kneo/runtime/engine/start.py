@@ -20,6 +20,7 @@ from kneo.runtime.engine.questions import input_digest, run_facts, sampling_seed
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.settings import ExecutionSettings
+from kneo.spec.coverage.bundle_code import check_code
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check as check_rules
 from kneo.spec.models.environment import Environment, EnvironmentGate, GatedSpec, read_spec
@@ -62,6 +63,7 @@ class _ResolvedSpec:
     frozen: FrozenSpec
     release: ReleaseRef | None = None
     audit_seq: int | None = None
+    code: Digest | None = None
     gates: tuple[EnvironmentGate, ...] = ()
 
     def added_gates(self) -> dict[str, object]:
@@ -191,7 +193,7 @@ class Starter:
             state_version=STATE_VERSION,
             visited_steps=(),
             requester=order.requester,
-            metadata=_metadata(order, chosen, rules.spec.implementations if rules else {}),
+            metadata=_metadata(order, chosen, rules),
             deadline_at=deadline,
             created_at=tx.at,
             updated_at=tx.at,
@@ -275,7 +277,10 @@ class Starter:
             revision=release.revision,
             promotion_id=release.promotion_id,
         )
-        return _ResolvedSpec(self._freezer.released(approved.bundle.spec), ref, approved.audit_seq)
+        frozen, statement = self._freezer.released(approved.bundle.spec), approved.bundle.statement
+        code = statement.code.digest if statement is not None and statement.code is not None else None
+        check_code(frozen.spec, code is not None, registry.declared(tx, environment), f"{ref.bundle}@{ref.version}")
+        return _ResolvedSpec(frozen, ref, approved.audit_seq, code)
 
     def check_still_allowed(self, tx: Tx, run: Run) -> None:
         """Check that a run could be started today.
@@ -443,7 +448,7 @@ def _check_names(order: StartRequest) -> None:
         raise InvalidValue(msg, code="invalid_name", field="session_id")
 
 
-def _metadata(order: StartRequest, chosen: _ResolvedSpec, pins: Mapping[str, str]) -> Mapping[str, object]:
+def _metadata(order: StartRequest, chosen: _ResolvedSpec, rules: Environment | None) -> Mapping[str, object]:
     values: dict[str, object] = {
         "target": order.target,
         "environment": order.environment,
@@ -452,8 +457,10 @@ def _metadata(order: StartRequest, chosen: _ResolvedSpec, pins: Mapping[str, str
         **order.origin,
         **order.content,
     }
-    if pins:
-        values["implementations"] = dict(pins)
+    if rules is not None and rules.spec.implementations:
+        values["implementations"] = dict(rules.spec.implementations)
+    if chosen.code is not None:
+        values["code"] = {"digest": chosen.code, "packages": rules.spec.packages if rules is not None else "recorded"}
     if chosen.release is not None:
         ref = chosen.release
         values["release"] = {

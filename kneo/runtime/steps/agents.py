@@ -34,6 +34,7 @@ from kneo.runtime.interpreter.values import text_of_outputs, titled
 from kneo.runtime.steps.functions import StepOutput
 from kneo.runtime.steps.threads import in_thread
 from kneo.settings import AgentSettings
+from kneo.spec.code import RunCode
 from kneo.spec.models.providers import DUMMY
 
 LOOP, CLIENTS, SINGLE_CALL = "kneo.agents.loop", "kneo.agents.clients", "kneo.agents.single_call"
@@ -54,6 +55,7 @@ class Conversation:
     name: str
     answers: Mapping[str, Decision] = field(default_factory=dict)
     environment: str | None = None
+    code: RunCode = field(default_factory=RunCode)
     sampling_seed: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What expressions at calls compare besides the call: ``values`` and ``run``."""
@@ -204,7 +206,7 @@ def _turn(program: Program, activity: Activity, context: StepContext, conversati
         gates=program.tool_gates.of_step(activity.call_gates, conversation.sampling_seed, conversation.facts),
         facts=conversation.facts,
         environment=conversation.environment,
-        implementations=context.implementations,
+        code=conversation.code,
         functions=conversation.functions,
         load_code=conversation.load_code,
     )

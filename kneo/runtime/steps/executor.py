@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Agents, Conversation, MakeServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import Code, CodeLoader
+from kneo.runtime.steps.code_store import CodeStore
 from kneo.runtime.steps.functions import (
     FunctionSchemas,
     StepOutput,
@@ -25,6 +26,7 @@ from kneo.runtime.steps.functions import (
     is_async,
 )
 from kneo.runtime.steps.threads import in_thread
+from kneo.spec.code import RunCode
 from kneo.spec.models.spec import FunctionComponent
 
 Call = Callable[[str, StepContext], StepOutput]
@@ -34,9 +36,11 @@ Call = Callable[[str, StepContext], StepOutput]
 class Executor:
     """Executes activities. Knows nothing of runs, stores or fences."""
 
-    def __init__(self, code: CodeLoader, make_services: MakeServices | None = None) -> None:
+    def __init__(
+        self, code: CodeLoader, make_services: MakeServices | None = None, store: CodeStore | None = None
+    ) -> None:
         self.code = code
-        self.children = ChildProcesses(code)
+        self.children = ChildProcesses(code, store)
         self.agents = Agents(make_services)
 
     async def execute(
@@ -50,24 +54,24 @@ class Executor:
             Exception: any other failure of the step.
         """
         if activity.kind == "function":
-            return await self._call_function(program.functions[activity.ref], text, context, activity.timeout_seconds)
+            declared, seconds = program.functions[activity.ref], activity.timeout_seconds
+            return await self._call_function(declared, text, context, conversation.code, seconds)
         async with asyncio.timeout(activity.timeout_seconds):
-            functions = partial(self._call_for_agent, program, context)
-            conversation = replace(
-                conversation, functions=functions, load_code=partial(self._load_code, context.implementations)
-            )
+            functions = partial(self._call_for_agent, program, context, conversation.code)
+            load_code = partial(self._load_code, conversation.code)
+            conversation = replace(conversation, functions=functions, load_code=load_code)
             return await self.agents.run(program, activity, text, context, conversation)
 
-    def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> Call | None:
+    def plain(self, program: Program, activity: Activity, run_code: RunCode) -> Call | None:
         """Return the call of a plain function without a time limit, for the thread that drives the run.
 
         ``None`` for every other activity, and where the code cannot be loaded: ``execute`` then raises the reason.
         """
-        if activity.kind != "function" or activity.timeout_seconds is not None:
+        if activity.kind != "function" or activity.timeout_seconds is not None or run_code.digest is not None:
             return None
         declared = program.functions[activity.ref]
         try:
-            code = self.code.load(declared.implementation, pins)
+            code = self.code.load(declared.implementation, run_code.pins)
         except Exception:  # noqa: BLE001 - raised again by execute
             return None
         if is_async(code):
@@ -76,7 +80,7 @@ class Executor:
         # In a context of its own: a context variable that a step sets is not seen by later steps of the same thread.
         return lambda text, context: copy_context().run(_call, code, text, context, schemas)
 
-    async def _load_code(self, pins: Mapping[str, str], implementations: Collection[str]) -> None:
+    async def _load_code(self, run_code: RunCode, implementations: Collection[str]) -> None:
         """Load the code that an agent's step may call.
 
         Raises:
@@ -85,9 +89,11 @@ class Executor:
 
         def load() -> None:
             for each in implementations:
-                self.code.load(each, pins)
+                self.code.load(each, run_code.pins)
 
-        if all(map(self.code.is_loaded, implementations)):
+        if run_code.digest is not None:
+            await self.children.load(implementations, run_code)
+        elif all(map(self.code.is_loaded, implementations)):
             load()
         else:
             await in_thread(load)  # an import may take its time
@@ -97,7 +103,9 @@ class Executor:
         await self.agents.close()
         await self.children.close()
 
-    async def _call_for_agent(self, program: Program, context: StepContext, name: str, text: str) -> object:
+    async def _call_for_agent(
+        self, program: Program, context: StepContext, run_code: RunCode, name: str, text: str
+    ) -> object:
         """Call a function of the spec for an agent's guardrail or memory, and return a JSON value.
 
         Raises:
@@ -108,7 +116,11 @@ class Executor:
         if declared is None:
             msg = f"The function {name} is not in components.functions."
             raise Invalid(msg, code="spec_invalid")
-        code, schemas = self.code.load(declared.implementation, context.implementations), _schemas(declared)
+        schemas = _schemas(declared)
+        if run_code.digest is not None:
+            own = replace(context, answers=())
+            return await self.children.call_for_value(declared.implementation, text, own, run_code, schemas)
+        code = self.code.load(declared.implementation, run_code.pins)
         own = replace(context, answers=(), token=CancelToken())
         try:
             if is_async(code):
@@ -126,20 +138,24 @@ class Executor:
         return check_value(result, schemas)
 
     async def _call_function(
-        self, declared: FunctionComponent, text: str, context: StepContext, seconds: int | None
+        self, declared: FunctionComponent, text: str, context: StepContext, run_code: RunCode, seconds: int | None
     ) -> StepOutput:
-        """Call a function: on the loop when it is async, else in a thread, or in a child process when it has a time limit.
+        """Call a function: of a bundle's code in a child process; of the project on the loop when it is async, else in a
+        thread, or in a child process when it has a time limit.
 
         A child process can be killed; a thread cannot.
         """
         implementation, schemas = declared.implementation, _schemas(declared)
-        code = self.code.load(implementation, context.implementations)
+        if run_code.digest is not None:
+            async with asyncio.timeout(seconds):
+                return await self.children.call(implementation, text, context, run_code, schemas)
+        code = self.code.load(implementation, run_code.pins)
         if is_async(code):
             async with asyncio.timeout(seconds):
                 return await _await(code, text, context, schemas)
         if seconds is not None:
             async with asyncio.timeout(seconds):
-                return await self.children.call(implementation, text, context, schemas)
+                return await self.children.call(implementation, text, context, run_code, schemas)
         try:
             return await in_thread(partial(_call, code, text, context, schemas))
         except asyncio.CancelledError:

@@ -14,6 +14,7 @@ from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
 from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.functions import StepOutput
+from kneo.spec.code import RunCode
 from kneo.spec.models.suite import Case, ScriptedReply
 
 
@@ -92,11 +93,11 @@ class TrialExecutor(Executor):
 
     state: Callable[[], TrialState]
 
-    def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> Call | None:
+    def plain(self, program: Program, activity: Activity, run_code: RunCode) -> Call | None:
         declared = program.functions.get(activity.ref) if activity.kind == "function" else None
         if declared is None or declared.capabilities or self.state().case.outputs or self.state().reason is not None:
             return None
-        return super().plain(program, activity, pins)
+        return super().plain(program, activity, run_code)
 
     async def execute(
         self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
@@ -110,13 +111,15 @@ class TrialExecutor(Executor):
             self._check_capabilities(program.functions[activity.ref].capabilities, activity.path)
         return await super().execute(program, activity, text, context, conversation)
 
-    async def _call_for_agent(self, program: Program, context: StepContext, name: str, text: str) -> object:
+    async def _call_for_agent(
+        self, program: Program, context: StepContext, run_code: RunCode, name: str, text: str
+    ) -> object:
         declared = program.spec.components.functions.get(name)
         if declared is not None:
             self._check_capabilities(declared.capabilities, name)
-        return await super()._call_for_agent(program, context, name, text)
+        return await super()._call_for_agent(program, context, run_code, name, text)
 
-    async def _load_code(self, pins: Mapping[str, str], implementations: Collection[str]) -> None:
+    async def _load_code(self, run_code: RunCode, implementations: Collection[str]) -> None:
         """Load no code: what stands behind tools is not called."""
 
     def _check_capabilities(self, capabilities: Collection[str], what: str) -> None:

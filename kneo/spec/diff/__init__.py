@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo.names import visible
+from kneo.spec.code import BundleCode
 from kneo.spec.diff import agents, components
+from kneo.spec.diff.code import CODE, CodeChange, code_changes, code_facts
 from kneo.spec.diff.comments import bounded_comment
 from kneo.spec.diff.locations import (
     HIGH,
@@ -75,7 +77,19 @@ DESCRIBE: dict[Owner, Callable[[ChangeContext], Sentence]] = {
 _ORDER_IS_FREE: frozenset[Owner] = frozenset({"agent", "tool", "function", "human", "gate", "skill"})
 
 
-_AREAS = ("gates", "permissions", "domains", "tools", "mcp", "functions", "humans", "guardrails", "models", "prompts")
+_AREAS = (
+    "gates",
+    "permissions",
+    "domains",
+    "tools",
+    "mcp",
+    "functions",
+    CODE,
+    "humans",
+    "guardrails",
+    "models",
+    "prompts",
+)
 """The order of changes of one danger: gates and capabilities first."""
 
 _LISTED = 8
@@ -200,7 +214,8 @@ class SpecDiff:
 def shortened(change: Map, command: str) -> Map:
     """Return a change as reviews show it; the fact about the texts of a first version names the command itself."""
     lines = _strings(change["lines"])
-    shown = () if change["area"] == TEXTS else shorten(tuple(lines)).with_note(command)
+    is_fact = change["area"] == TEXTS or (change["area"] == CODE and not change["path"])
+    shown = () if is_fact else shorten(tuple(lines)).with_note(command)
     return {**change, "lines": list(shown)}
 
 
@@ -251,7 +266,20 @@ def _strings(lines: object) -> list[str]:
     return [str(line) for line in lines] if isinstance(lines, list | tuple) else []
 
 
-def diff(old: Spec | None, new: Spec, *, environment: Environment | None = None, command: str = WHOLE) -> SpecDiff:
+CodePair = tuple[BundleCode | None, BundleCode | None]
+"""The code of the old bundle and of the new one."""
+
+NO_CODE: CodePair = (None, None)
+
+
+def diff(
+    old: Spec | None,
+    new: Spec,
+    *,
+    environment: Environment | None = None,
+    command: str = WHOLE,
+    code: CodePair = NO_CODE,
+) -> SpecDiff:
     """Compare two specs in normal form.
 
     Args:
@@ -259,6 +287,7 @@ def diff(old: Spec | None, new: Spec, *, environment: Environment | None = None,
         new: The spec that is to take its location.
         environment: The environment of a first version.
         command: The command that shows what a review leaves out.
+        code: The code of the old and the new bundle.
     """
     after = _tree(new)
     if old is None:
@@ -267,12 +296,21 @@ def diff(old: Spec | None, new: Spec, *, environment: Environment | None = None,
             SpecChange(each.danger, each.area, visible(each.message), "", whole if each.area == TEXTS else ())
             for each in summarize(new, environment, command, len(whole))
         ]
+        if code[1] is not None:
+            facts.append(_of_code(code_facts(code[1], command)))
         return SpecDiff(tuple(facts), is_new=True, command=command)
     before = _tree(old)
-    found = _changes(list(compare(before, after, SPEC)), by_name(before), by_name(after), new.components.humans)
+    found = [
+        *_changes(list(compare(before, after, SPEC)), by_name(before), by_name(after), new.components.humans),
+        *map(_of_code, code_changes(*code)),
+    ]
     rank = {area: number for number, area in enumerate(_AREAS)}
     changes = sorted(found, key=lambda change: (-change.danger, rank.get(change.area, len(rank))))
     return SpecDiff(tuple(changes), command=command)
+
+
+def _of_code(change: CodeChange) -> SpecChange:
+    return SpecChange(change.danger, CODE, change.message, change.path, change.lines)
 
 
 def _changes(
@@ -332,11 +370,12 @@ def compare_specs(
     *,
     environment: Environment | None = None,
     command: str = WHOLE,
+    code: CodePair = NO_CODE,
 ) -> SpecDiff:
-    """Return the changes of a spec in words, the most dangerous first; without an old spec, the facts of the new one."""
+    """Return the changes of a spec and its code in words, the most dangerous first; without an old spec, the facts of the new one."""
     before, after = load_tree(dict(old)).spec if old is not None else None, load_tree(dict(new)).spec
     assert after is not None, "the spec of an accepted bundle was verified"
-    return diff(before, after, environment=environment, command=command)
+    return diff(before, after, environment=environment, command=command, code=code)
 
 
 def whole_command(bundle: str, before: str | None, after: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -13,14 +13,15 @@ from kneo.agents.tools.python.functions import await_tool, bounded_result, call_
 from kneo.agents.turn import ToolCall
 from kneo.errors import Forbidden
 from kneo.function_context import ToolContext
+from kneo.spec.code import RunCode
 from kneo.spec.models.spec import Tool
 
 
 class Functions(Protocol):
     """The functions of the modules that specs may name, and where they are called."""
 
-    def load(self, implementation: str, pins: Mapping[str, str]) -> Handler:
-        """Load a function by its dotted name; raises why this process may not call it."""
+    def load(self, implementation: str, code: RunCode) -> Handler:
+        """Load a function of the project by its dotted name; raises why this process may not call it."""
         ...
 
     async def in_thread(self, work: Callable[[], object]) -> object:
@@ -28,9 +29,16 @@ class Functions(Protocol):
         ...
 
     async def call_in_child(
-        self, implementation: str, arguments: Mapping[str, object], context: ToolContext, pins: Mapping[str, str]
+        self,
+        implementation: str,
+        arguments: Mapping[str, object],
+        context: ToolContext,
+        code: RunCode,
+        gates: Collection[str],
     ) -> object:
         """Call a function in a child process and return its bounded result; a cancellation kills the process.
+
+        ``gates`` are the positions at which the tool of the spec asks people.
 
         Raises:
             KneoError: the function raised, or took the process down with it.
@@ -41,8 +49,8 @@ class Functions(Protocol):
 class PythonTools:
     """Calls Python functions for agents.
 
-    An asynchronous function runs on the event loop, any other one in a thread. With ``timeout_seconds`` a function of a module
-    runs in a child process, which can be killed; a thread cannot.
+    A function of a bundle's code runs in a child process. Of the project, an asynchronous function runs on the event loop, any
+    other one in a thread; with ``timeout_seconds`` in a child process, which can be killed; a thread cannot.
 
     Args:
         functions: The functions of modules.
@@ -72,14 +80,15 @@ class PythonTools:
         implementation = call.tool.implementation
         if implementation is None:
             function: Handler = self._registry.get(call.name).handler
-            check_review(function, call)
+            check_review(function, call.name, gates_of(call))
             return await self._call(function, call, context)
-        pins = call.turn.implementations
-        function = self._functions.load(implementation, pins)
-        check_review(function, call)
-        if call.tool.timeout_seconds is None or is_async_tool(function):
-            return await self._call(function, call, context)
-        return await self._functions.call_in_child(implementation, call.arguments, context, pins)
+        code = call.turn.code
+        if code.digest is None:
+            function = self._functions.load(implementation, code)
+            check_review(function, call.name, gates_of(call))
+            if call.tool.timeout_seconds is None or is_async_tool(function):
+                return await self._call(function, call, context)
+        return await self._functions.call_in_child(implementation, call.arguments, context, code, gates_of(call))
 
     async def _call(self, function: Handler, call: ToolCall, context: ToolContext) -> object:
         if is_async_tool(function):
@@ -91,17 +100,23 @@ class PythonTools:
         return bounded_result(result)
 
 
-def check_review(function: Handler, call: ToolCall) -> None:
+def gates_of(call: ToolCall) -> list[str]:
+    """Return the positions at which the tool of the spec asks people."""
+    return list(call.tool.review.gates()) if call.tool.review is not None else []
+
+
+def check_review(function: Handler, tool: str, declared: Collection[str]) -> None:
     """Refuse a function that declares gates which the tool of the spec does not have.
 
     Raises:
         Forbidden: ``tool_review_missing``.
     """
-    declared = call.tool.review.gates() if call.tool.review is not None else {}
     missing = [
         place for place in (function.review if isinstance(function, FunctionTool) else ()) if place not in declared
     ]
     if missing:
-        msg = f"The function of the tool {call.name} requires a person ({', '.join(missing)}), and the spec has no such gate."
-        hint = f"Declare tools.{call.name}.review.{missing[0]} in the spec."
+        msg = (
+            f"The function of the tool {tool} requires a person ({', '.join(missing)}), and the spec has no such gate."
+        )
+        hint = f"Declare tools.{tool}.review.{missing[0]} in the spec."
         raise Forbidden(msg, code="tool_review_missing", hint=hint)
