@@ -399,6 +399,7 @@ class TracedBundleView:
     signers: tuple[str, ...]
     first_seen_at: str
     spec_digest: str
+    code: Annotated[str | None, Field(description="The digest of the code that the bundle carries.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -487,10 +488,11 @@ class ProvenanceView:
     @classmethod
     def of(cls, found: Trace) -> Self:
         run, bundle = found.run, found.bundle
+        code = registry.code_in(bundle)
         return cls(
             digest=found.digest,
             run=view_of(TracedRunView, run, status=run.status.value) if run else None,
-            bundle=view_of(TracedBundleView, bundle) if bundle else None,
+            bundle=view_of(TracedBundleView, bundle, code=code.digest if code else None) if bundle else None,
             promotions=[TracedPromotionView.of(item, found) for item in found.promotions],
             receipts=[TracedReceiptView.of(record) for record in found.receipts],
         )

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from pydantic import Field
 
-from kneo.api.operation import Context, operation
+from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit, Offset, PageView, page_fields
 from kneo.api.run_views import RunErrorView, UsageView, readable
 from kneo.api.view import view_of
@@ -161,6 +161,10 @@ class StepView:
     model: StepModelView | None
     usage: UsageView | None
     code_digest: str | None
+    code: Annotated[
+        Json | None,
+        Field(description="The code that the step could execute: its digest, and bundle, project or program."),
+    ] = None
     tool_calls: list[StepCallView]
 
     @classmethod
@@ -179,6 +183,7 @@ class StepView:
             error=RunErrorView.of_error(step.error),
             model=StepModelView.of(step.facts, entries),
             usage=_usage(entries),
+            code=_code(step.facts),
             tool_calls=StepCallView.list_of(entries),
         )
 
@@ -300,6 +305,11 @@ def _executing(context: Context, run: Run) -> tuple[Execute, ...]:
     except (Invalid, Untrusted):
         # The worker fails the run with this reason; its history can still be read.
         return ()
+
+
+def _code(facts: Mapping[str, object]) -> Json | None:
+    found = facts.get("code")
+    return dict(found) if isinstance(found, Mapping) else None
 
 
 def _milliseconds(started_at: str, completed_at: str) -> int:

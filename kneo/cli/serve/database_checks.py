@@ -17,6 +17,7 @@ from kneo.digest import canonical_json
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.notify.channels import plain_name
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.code_store import package_differences
 from kneo.settings import Settings
 from kneo.spec.models.spec import Spec
 from kneo.store import audit, audit_tree, grants, metrics, releases, requests, runs
@@ -318,7 +319,15 @@ def check_code(settings: Settings, store: Store) -> Diagnosis:
     for item, payload in released:
         declared = rules[item.environment]
         pins = declared.spec.implementations if declared is not None else {}
-        spec = Spec.model_validate_json(canonical_json(parse_bundle(payload).predicate.spec))
+        statement = parse_bundle(payload)
+        spec = Spec.model_validate_json(canonical_json(statement.predicate.spec))
+        if statement.code is not None:
+            functions += len(set(spec.implementations()))
+            problems += (
+                f"{item.bundle} {item.version} in {item.environment}: the package {each}."
+                for each in package_differences(statement.code)
+            )
+            continue
         for implementation in dict.fromkeys(spec.implementations()):
             functions += 1
             try:
@@ -328,8 +337,8 @@ def check_code(settings: Settings, store: Store) -> Diagnosis:
     if problems:
         shown = " ".join(problems[:MAX_PROBLEMS])
         more = f" And {len(problems) - MAX_PROBLEMS} more." if len(problems) > MAX_PROBLEMS else ""
-        hint = "On a worker: deploy the code that the releases name, list it in KNEO_SERV_IMPORT_ALLOW, or pin it in the environment file."
-        return warning(f"Steps fail on a worker with these settings. {shown}{more}", hint)
+        hint = "On a worker: install the recorded versions of packages, and sign releases with their code, or deploy it, list it in KNEO_SERV_IMPORT_ALLOW, or pin it."
+        return warning(f"Steps fail, or run with other packages, on a worker with these settings. {shown}{more}", hint)
     return ok(f"All {functions} functions of releases can be loaded." if functions else "No release names a function.")
 
 
