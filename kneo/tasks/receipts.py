@@ -16,9 +16,9 @@ from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
 from kneo.records.grant import GRANTED
 from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, ReceiptRecord, Vote
-from kneo.store import audit, oidc_people, receipts
+from kneo.store import audit, oidc_people, receipts, runs
 from kneo.store.engine import Tx
-from kneo.tasks.decisions import decision_digest
+from kneo.tasks.decisions import CALL, decision_digest
 from kneo.tasks.schedule import TIMEOUT_POLICY
 from kneo.trust.answer import (
     LASTS_AT_MOST,
@@ -139,6 +139,7 @@ def _receipt(
             "sequence": before.sequence + 1 if before else 1,
             "previous": before.digest if before else None,
             "grant": _grant(task) if decision is not None and decision.by == GRANTED else None,
+            "code": _code(tx, task),
         }
     )
 
@@ -147,6 +148,13 @@ def _grant(task: HumanTask) -> dict[str, object]:
     about = task.metadata[GRANTED]
     assert isinstance(about, Mapping)
     return {name: about[name] for name in ("id", "terms_digest", "number")}
+
+
+def _code(tx: Tx, task: HumanTask) -> dict[str, object] | None:
+    """Return the code of the bundle that a gated call executes; ``None`` for other questions, and for code of a project."""
+    run = runs.get(tx, task.run_id) if task.position == CALL else None
+    bundled = run.metadata.get("code") if run is not None else None
+    return {"digest": bundled["digest"], "source": "bundle"} if isinstance(bundled, Mapping) else None
 
 
 def _rules(tx: Tx, task: HumanTask, decision: Decision | None) -> Environment | None:

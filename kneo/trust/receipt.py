@@ -57,6 +57,13 @@ class GrantReference(dsse.SignedRecord):
     number: Annotated[int, Field(ge=1, le=dsse.SEQUENCE_LIMIT)]
 
 
+class ReceiptCode(dsse.SignedRecord):
+    """The code that a gated call executes."""
+
+    digest: dsse.DigestText | None
+    source: Literal["bundle", "project", "program"]
+
+
 class Receipt(dsse.SignedRecord):
     """A receipt. Names are camelCase in files, times ISO-8601 in UTC, digests ``sha256:`` and 64 hex digits."""
 
@@ -117,6 +124,9 @@ class Receipt(dsse.SignedRecord):
     previous: dsse.DigestText | None
     """Digest of the previous receipt; null for a run's first."""
 
+    code: ReceiptCode | None = None
+    """The code of the bundle, of a decision about a call of a tool; absent otherwise."""
+
     grant: GrantReference | None = None
     """The standing grant that decided; only receipts of that type have it."""
 
@@ -162,8 +172,8 @@ def build_receipt(receipt: Receipt) -> ReceiptStatement:
 
 
 def view_of(receipt: Receipt) -> dict[str, JsonValue]:
-    """Return the fields of a receipt as JSON; one that no grant decided has no field for it."""
-    left_out = {"grant"} if receipt.grant is None else set[str]()
+    """Return the fields of a receipt as JSON; ``grant`` and ``code`` are left out where there is none."""
+    left_out = {name for name in ("grant", "code") if getattr(receipt, name) is None}
     return receipt.model_dump(mode="json", by_alias=True, exclude=left_out)
 
 

@@ -213,3 +213,13 @@ def test_receipts_are_read_alone_with_their_view_or_as_a_run() -> None:
 def test_a_file_without_receipts_is_refused(value: object) -> None:
     with pytest.raises(Invalid):
         find_receipts(value, file="r")
+
+
+def test_the_code_of_a_gated_call_is_signed_and_other_receipts_stay_as_they_were() -> None:
+    code = {"digest": digest("e"), "source": "bundle"}
+    view = predicate(signed(build_receipt(receipt(code=code))))
+    assert view["code"] == code
+    assert check(signed(build_receipt(receipt(code=code)))).receipt is not None
+    assert "code" not in predicate(signed(build_receipt(receipt())))
+    changed: dict[str, JsonValue] = {**view, "code": {**code, "digest": digest("f")}}
+    assert fields_named(check(signed(build_receipt(receipt(code=code))), changed)) == {"code"}
