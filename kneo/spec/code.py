@@ -180,7 +180,7 @@ def _check_path(path: str, files: Mapping[str, bytes]) -> None:
 def _check_binary(path: str, data: bytes) -> None:
     suffix = PurePosixPath(path).suffix
     if suffix in _BINARIES:
-        msg = f"{path} is compiled, and nobody can review it."
+        msg = f"{path} is compiled: no reviewer can read it."
         hint = "Install it on the workers as a package, which the bundle records with its version; or leave it out (code.exclude)."
         raise Invalid(msg, code="E_CODE_BINARY", hint=hint, file=path)
     if suffix == ".py" and text_of(data) is None:

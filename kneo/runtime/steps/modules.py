@@ -131,7 +131,7 @@ def source_of(name: str, roots: Sequence[Path]) -> ModuleSource | None:
 
 
 def source_in(name: str, roots: Sequence[Path]) -> ModuleSource | None:
-    """Return the source of a module in these folders, whatever this process has imported; ``None`` for one of another folder."""
+    """Return the source of a module in these folders, independent of what this process has imported; ``None`` for one of another folder."""
     if name.partition(".")[0] in _NEVER_FROM_FOLDERS:
         return None
     return next((found for root in roots if (found := _find(root, name))), None)

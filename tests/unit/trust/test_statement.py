@@ -8,7 +8,12 @@ import pytest
 
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid
+from kneo.spec.code import MAX_CODE_BYTES, BundleCode
+from kneo.trust.dsse import parse_envelope, serialise, sign
+from kneo.trust.keys import PrivateKey
 from kneo.trust.statement import (
+    BUNDLE_BYTES,
+    PAYLOAD_TYPE,
     ApprovalDecision,
     BundleSource,
     BundleStatement,
@@ -152,3 +157,16 @@ def test_a_spec_that_json_cannot_hold_is_refused() -> None:
     for spec in ({"x": float("nan")}, {"x": 2**60}, {"x": NOW}):
         with pytest.raises(Invalid):
             bundle(spec=spec)
+
+
+def test_a_payload_of_two_mebibytes_is_read_and_a_larger_one_refused() -> None:
+    code = BundleCode({"a.py": b"#" * MAX_CODE_BYTES}, {})
+    room = BUNDLE_BYTES - len(bundle(code=code, spec=SPEC | {"metadata": {"note": ""}}).payload)
+    whole = bundle(code=code, spec=SPEC | {"metadata": {"note": "x" * room}})
+    assert len(whole.payload) == BUNDLE_BYTES
+    envelope = serialise(sign(PAYLOAD_TYPE, whole.payload, PrivateKey.generate()))
+    read = parse_bundle(parse_envelope(envelope).payload)
+    assert read.code == code
+    with pytest.raises(Invalid) as refused:
+        bundle(code=code, spec=SPEC | {"metadata": {"note": "x" * (room + 1)}})
+    assert refused.value.code == "LimitExceeded"
