@@ -101,6 +101,8 @@ PAIRS: Mapping[str, Pair] = {
     "protocols.a2a": Pair([], ["research-agent"]),
     "protocols.mcp": Pair([], ["research-agent"]),
     "protocols.calls": Pair([], [{"bundle": "payments", "tools": ["lookup"]}]),
+    "code": Pair("bundled", "pinned"),
+    "packages": Pair("same", "recorded"),
     "allowSelf": Pair(False, True),
 }
 

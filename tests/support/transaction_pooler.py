@@ -73,17 +73,16 @@ class TransactionPooler:
             while struct.unpack("!I", (startup := client.recv(65_536))[4:8])[0] in ENCRYPTION:
                 client.sendall(b"N")
             server = self._session(startup)
-            client.sendall(server.greeting)
             self._idle.append(server)
+            client.sendall(server.greeting)
             while request := client.recv(65_536):
                 if request[0] == ord("X"):
                     return
                 server = self._session(startup)
                 self._relay(client, server, request)
-                self._idle.append(server)
 
     def _relay(self, client: socket.socket, server: _Server, request: bytes) -> None:
-        """Pass on messages until the transaction ends."""
+        """Pass on messages until the transaction ends; the session is idle before the client knows that."""
         server.socket.sendall(request)
         with selectors.DefaultSelector() as either:
             either.register(client, selectors.EVENT_READ)
@@ -95,8 +94,10 @@ class TransactionPooler:
                         assert data, "the client left within a transaction"
                         server.socket.sendall(data)
                         continue
+                    if is_idle := server.is_idle(data):
+                        self._idle.append(server)
                     client.sendall(data)
-                    if server.is_idle(data):
+                    if is_idle:
                         return
 
 
