@@ -99,3 +99,10 @@ class Transient(KneoError):
     http_status = 503
     exit_code = 75
     default_code = "try_again"
+
+
+class QuotaExceeded(Transient):
+    """An environment has used up a quota of its file."""
+
+    http_status = 429
+    default_code = "quota_exceeded"

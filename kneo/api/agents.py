@@ -14,6 +14,7 @@ from pydantic import Field
 from kneo import registry
 from kneo.api.operation import Context, operation
 from kneo.api.page import Word
+from kneo.api.subjects import BUNDLE
 from kneo.errors import Forbidden, KneoError
 from kneo.spec.models.environment import Environment
 from kneo.spec.models.spec import Spec
@@ -45,7 +46,7 @@ class AgentListView:
     count: int
 
 
-@operation("GET", "/agents", scope="specs:read", errors=(404,))
+@operation("GET", "/agents", scope="specs:read", errors=(404,), about=BUNDLE)
 def list_agents(context: Context, environment: Word | None = None, protocol: Protocol | None = None) -> AgentListView:
     """List the releases that environments serve over Agent2Agent or MCP."""
     with context.store.read() as tx:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit, Moment, Offset, Order, PageView, Word, page_fields, stored_time, total_of
+from kneo.api.subjects import EVENT, SERVICE
 from kneo.api.view import view_of
 from kneo.errors import Invalid, NotFound
 from kneo.records.audit import SealedEvent, leaf_of
@@ -99,7 +100,7 @@ MAX_NUMBER = 2**63 - 1
 Seq = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
 
 
-@operation("GET", "/audit-events", scope="audit:read")
+@operation("GET", "/audit-events", scope="audit:read", about=EVENT)
 def list_audit_events(
     context: Context,
     event_type: Word | None = None,
@@ -136,14 +137,14 @@ def list_audit_events(
     )
 
 
-@operation("GET", "/audit/checkpoint", scope="audit:read")
+@operation("GET", "/audit/checkpoint", scope="audit:read", about=SERVICE)
 def get_audit_checkpoint(context: Context) -> AuditCheckpointView:
     """Sign the size and root of the log. Keep the checkpoint elsewhere: it proves later that the log was not rewritten."""
     key = service_key(context.settings)
     return AuditCheckpointView(**vars(checkpoint(context.store, key)), key=key.public.pem)
 
 
-@operation("GET", "/audit/proof", scope="audit:read", errors=(404,))
+@operation("GET", "/audit/proof", scope="audit:read", errors=(404,), about=EVENT)
 def get_audit_proof(context: Context, seq: Seq, size: Seq | None = None) -> AuditProofView:
     """Prove that an event is in the log. The proof is verifiable without this service."""
     return prove(context.store, service_key(context.settings), seq, size)

@@ -11,6 +11,7 @@ from pydantic import Field
 from kneo import registry
 from kneo.api.operation import Context, Json, operation
 from kneo.api.release_views import SpecChangeView
+from kneo.api.subjects import BUNDLE, environments_of_bundle
 from kneo.api.view import view_of
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
@@ -77,17 +78,17 @@ class BundleVersionView(BundleView):
     issued_at: str | None = None
 
 
-@operation("GET", "/bundles", scope="specs:read")
+@operation("GET", "/bundles", scope="specs:read", about=BUNDLE)
 def list_bundles(context: Context) -> BundleListView:
     """List bundles by name, with their newest version."""
     with context.store.read() as tx:
-        newest = {item.name: item for item in releases.known_bundles(tx)}
+        newest = {item.name: item for item in releases.known_bundles(tx) if _is_visible(tx, item.name)}
         released = registry.list_served(tx)
     items = [BundleView.of(item, released) for item in newest.values()]
     return BundleListView(bundles=items, count=len(items))
 
 
-@operation("GET", "/bundles/{name}", scope="specs:read")
+@operation("GET", "/bundles/{name}", scope="specs:read", about=BUNDLE)
 def get_bundle(context: Context, name: str) -> BundleVersionsView:
     """List the accepted versions of a bundle, newest first."""
     with context.store.read() as tx:
@@ -110,7 +111,7 @@ class BundleDiffView:
     more: Annotated[int, Field(description="Further changes, which the view leaves out.")]
 
 
-@operation("GET", "/bundles/{name}/diff", scope="specs:read")
+@operation("GET", "/bundles/{name}/diff", scope="specs:read", about=BUNDLE)
 def diff_bundle_versions(
     context: Context,
     name: str,
@@ -144,7 +145,7 @@ def diff_bundle_versions(
     )
 
 
-@operation("GET", "/bundles/{name}/{version}", scope="specs:read")
+@operation("GET", "/bundles/{name}/{version}", scope="specs:read", about=BUNDLE)
 def get_bundle_version(context: Context, name: str, version: str) -> BundleVersionView:
     """Read one version, with its spec."""
     with context.store.read() as tx:
@@ -156,14 +157,20 @@ def get_bundle_version(context: Context, name: str, version: str) -> BundleVersi
     if record.seq == 0:
         return BundleVersionView(**values, spec=dict(registry.spec_in(record)), environments=[], depends_on=[])
     predicate = parse_bundle(parse_envelope(record.envelope).payload).predicate
+    visible = [name for name in predicate.environments if tx.sees(name)]
     return BundleVersionView(
         **values,
         spec=dict(predicate.spec),
-        environments=list(predicate.environments),
+        environments=visible,
         depends_on=[DependencyView(name=need.name, digest=need.digest) for need in predicate.depends_on],
         approved_by=predicate.approved_by,
         issued_at=predicate.issued_at.isoformat(),
     )
+
+
+def _is_visible(tx: Tx, name: str) -> bool:
+    """Return whether a transaction reads an environment that names a bundle."""
+    return tx.reach is None or bool(environments_of_bundle(tx, name))
 
 
 def _chosen(versions: Sequence[BundleRecord], name: str, version: str) -> BundleRecord:
@@ -175,7 +182,7 @@ def _chosen(versions: Sequence[BundleRecord], name: str, version: str) -> Bundle
 
 
 def _versions(tx: Tx, name: str) -> Sequence[BundleRecord]:
-    versions = releases.known_bundles(tx, name=name)
+    versions = releases.known_bundles(tx, name=name) if _is_visible(tx, name) else ()
     if not versions:
         msg = f"No bundle {name[:100]!r} was ever accepted."
         raise NotFound(msg, code="bundle_not_found")

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kneo.api.operation import Context, operation
+from kneo.api.subjects import SERVICE
 from kneo.project.secrets import Inventory, secret_inventory
 from kneo.store import audit
 
@@ -22,7 +23,7 @@ class CredentialInventoryView:
     inventory: Inventory
 
 
-@operation("GET", "/security/credentials", scope="credentials:read")
+@operation("GET", "/security/credentials", scope="credentials:read", about=SERVICE)
 def list_credentials(
     context: Context,
     providers: Names = [],  # noqa: B006 - read by the framework and never changed

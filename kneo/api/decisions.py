@@ -13,6 +13,7 @@ from kneo.api.may_answer import may_decide_task
 from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, operation, run_operation
 from kneo.api.run_answers import wait_after_answer
 from kneo.api.run_views import RunResumedView
+from kneo.api.subjects import TASK
 from kneo.api.task_calls import with_calls
 from kneo.api.task_views import HumanTaskDetailView
 from kneo.clock import isoformat, parse_duration
@@ -88,7 +89,7 @@ def _limit(context: Context) -> int:
     return context.settings.limits.human_content_chars
 
 
-@operation("GET", "/human-tasks/{continuation_id}", scope="human:read")
+@operation("GET", "/human-tasks/{continuation_id}", scope="human:read", about=TASK)
 def get_human_task(context: Context, continuation_id: str) -> HumanTaskDetailView:
     """Read one task."""
     with context.store.read() as tx:
@@ -111,6 +112,7 @@ def get_human_task(context: Context, continuation_id: str) -> HumanTaskDetailVie
     statuses=DONE,
     aliases=("/continuations/{continuation_id}/resume",),
     key_scope="human:resume",
+    about=TASK,
 )
 def resume_human_task(context: Context, continuation_id: str, body: TaskDecision) -> Waiting[RunResumedView]:
     """Decide a task. The decision is stored before the run continues."""
@@ -176,7 +178,7 @@ class DecisionBatchView:
     refused: int
 
 
-@operation("POST", "/human-tasks/batch", scope="human:write")
+@operation("POST", "/human-tasks/batch", scope="human:write", about=TASK)
 def resume_human_tasks(context: Context, body: DecisionBatch) -> DecisionBatchView:
     """Decide many tasks, and return for each whether the decision was accepted. Their runs continue on their own."""
     if len(body.items) > MAX_BATCH:
@@ -222,7 +224,7 @@ class StatementView:
     expires_at: str
 
 
-@operation("POST", "/human-tasks/{continuation_id}/statement", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/statement", scope="human:write", about=TASK)
 def get_answer_to_sign(context: Context, continuation_id: str, body: DecisionToSign) -> StatementView:
     """Return the bytes that sign a decision as the caller. Changes nothing. Send the same decision with the envelope."""
     lifetime = parse_duration(body.expires_in)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -30,6 +31,7 @@ from kneo.api.release_views import (
     SuspendedView,
     WhyView,
 )
+from kneo.api.subjects import ENVIRONMENT, RUN, SERVICE
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Transient, Untrusted
@@ -78,14 +80,14 @@ class RewriteRequest(Body):
 # ---- state --------------------------------------------------------------------------------------------------------
 
 
-@operation("GET", "/environments", scope="releases:read")
+@operation("GET", "/environments", scope="releases:read", about=ENVIRONMENT)
 def list_environments(context: Context) -> EnvironmentListView:
     """List every environment with its conditions, releases and pending gates."""
     with context.store.read() as tx:
         return EnvironmentListView(environments=[_view(tx, item) for item in registry.statuses(tx)])
 
 
-@operation("GET", "/environments/{name}", scope="releases:read")
+@operation("GET", "/environments/{name}", scope="releases:read", about=ENVIRONMENT)
 def get_environment(context: Context, name: str) -> EnvironmentView:
     """Read one environment."""
     with context.store.read() as tx:
@@ -104,7 +106,10 @@ def _view(tx: Tx, status: EnvironmentStatus) -> EnvironmentView:
     stage, origin = 0, environment.spec.promote_from
     while origin is not None and stage < MAX_STAGES and (before := _rules(tx, origin)) is not None:
         stage, origin = stage + 1, before.spec.promote_from
-    return EnvironmentView.of_status(status, EnvironmentRulesView.of(environment, stage, tx.now))
+    rules = EnvironmentRulesView.of(environment, stage, tx.now)
+    if rules.promote_from is not None and not tx.sees(rules.promote_from):
+        rules = replace(rules, promote_from=None)
+    return EnvironmentView.of_status(status, rules)
 
 
 def _rules(tx: Tx, name: str) -> Environment | None:
@@ -115,7 +120,7 @@ def _rules(tx: Tx, name: str) -> Environment | None:
         return None
 
 
-@operation("GET", "/environments/{name}/history", scope="releases:read")
+@operation("GET", "/environments/{name}/history", scope="releases:read", about=ENVIRONMENT)
 def get_environment_history(context: Context, name: str, bundle: str | None = None, limit: Limit = 100) -> HistoryView:
     """List an environment's promotions, newest first."""
     with context.store.read() as tx:
@@ -124,7 +129,7 @@ def get_environment_history(context: Context, name: str, bundle: str | None = No
         return HistoryView(environment=name, promotions=_with_decisions(tx, promotions))
 
 
-@operation("GET", "/environments/{name}/decisions", scope="releases:read")
+@operation("GET", "/environments/{name}/decisions", scope="releases:read", about=ENVIRONMENT)
 def list_environment_decisions(context: Context, name: str, limit: Limit = 100) -> DecisionListView:
     """List the approvals and rejections of people about an environment's changes, newest first."""
     with context.store.read() as tx:
@@ -150,7 +155,7 @@ def _with_decisions(tx: Tx, items: Sequence[Promotion]) -> list[PromotionView]:
     ]
 
 
-@operation("GET", "/environments/{name}/why/{bundle}", scope="releases:read")
+@operation("GET", "/environments/{name}/why/{bundle}", scope="releases:read", about=ENVIRONMENT)
 def explain_release(context: Context, name: str, bundle: str) -> WhyView:
     """Explain which gate blocks a release, since when, and who can unblock it."""
     with context.store.read() as tx:
@@ -160,13 +165,13 @@ def explain_release(context: Context, name: str, bundle: str) -> WhyView:
 Ref = Annotated[str | None, Field(max_length=250, description="A branch, tag or commit; left out: the followed one.")]
 
 
-@operation("GET", "/plan", scope="releases:read")
+@operation("GET", "/plan", scope="releases:read", about=ENVIRONMENT)
 def plan_environments(context: Context, ref: Ref = None) -> PlanView:
     """Preview what a commit would change in every environment. The controller makes the plan."""
     return _plan(context, None, ref)
 
 
-@operation("GET", "/environments/{name}/plan", scope="releases:read")
+@operation("GET", "/environments/{name}/plan", scope="releases:read", about=ENVIRONMENT)
 def plan_environment(context: Context, name: str, ref: Ref = None) -> PlanView:
     """Preview what a commit would change here. The controller makes the plan."""
     return _plan(context, name, ref)
@@ -175,11 +180,21 @@ def plan_environment(context: Context, name: str, ref: Ref = None) -> PlanView:
 def _plan(context: Context, environment: str | None, ref: str | None) -> PlanView:
     """Return the plan of the controller for one environment, or for all of them."""
     plan = _ask(context, "plan", {"environment": environment, "ref": ref})
+    with context.store.read() as tx:
+        if tx.reach is not None:
+            plan = _visible_plan(tx, plan)
     names = ("ref", "revision", "commits", "trust", "problem", "environments")
     return PlanView(**{name: plan[name] for name in names if name in plan})  # type: ignore[arg-type]  # the controller's
 
 
-@operation("GET", "/trace/{reference}", scope=("releases:read", "runs:read"))
+def _visible_plan(tx: Tx, plan: Json) -> Json:
+    """Return a plan with the environments that a transaction reads alone; the problem of a commit may name others."""
+    items = plan.get("environments")
+    assert isinstance(items, list)
+    return {**plan, "problem": None, "environments": [item for item in items if tx.sees(item.get("name"))]}
+
+
+@operation("GET", "/trace/{reference}", scope=("releases:read", "runs:read"), about=RUN)
 def trace(context: Context, reference: str) -> ProvenanceView:
     """Trace a run or the digest of a bundle back to its commit, signers and approvers."""
     with context.store.read() as tx:
@@ -189,14 +204,14 @@ def trace(context: Context, reference: str) -> ProvenanceView:
 # ---- changes ------------------------------------------------------------------------------------------------------
 
 
-@operation("POST", "/environments/{name}/reconcile", scope="releases:operate")
+@operation("POST", "/environments/{name}/reconcile", scope="releases:operate", about=ENVIRONMENT)
 def reconcile_environment(context: Context, name: str) -> ChangedView:
     """Ask the controller to reconcile with Git now, and wait for its result."""
     result = requests.ask(context.store, "reconcile", {"environment": name}, actor=context.actor)
     return ChangedView(result=result, environment=_environment(context, name))
 
 
-@operation("POST", "/environments/{name}/suspend", scope="releases:operate")
+@operation("POST", "/environments/{name}/suspend", scope="releases:operate", about=ENVIRONMENT)
 def suspend_environment(context: Context, name: str, body: SuspendRequest) -> SuspendedView:
     """Pause all changes to an environment, until a time or until it is resumed; runs continue.
 
@@ -210,7 +225,7 @@ def suspend_environment(context: Context, name: str, body: SuspendRequest) -> Su
     return SuspendedView(suspension=item, **change_result(context, name))
 
 
-@operation("POST", "/environments/{name}/unsuspend", scope="releases:operate")
+@operation("POST", "/environments/{name}/unsuspend", scope="releases:operate", about=ENVIRONMENT)
 def unsuspend_environment(context: Context, name: str) -> ChangedView:
     """Resume changes to an environment; the caller has to be an approver of it."""
     require_controller(context)
@@ -220,7 +235,7 @@ def unsuspend_environment(context: Context, name: str) -> ChangedView:
     return ChangedView(**change_result(context, name))
 
 
-@operation("POST", "/environments/{name}/rollback", scope="releases:operate")
+@operation("POST", "/environments/{name}/rollback", scope="releases:operate", about=ENVIRONMENT)
 def rollback_release(context: Context, name: str, body: RollbackRequest) -> ChangedView:
     """Roll back to a previous release and hold it. For a later version the caller has to be an approver."""
     with context.store.read() as tx:
@@ -238,7 +253,7 @@ def rollback_release(context: Context, name: str, body: RollbackRequest) -> Chan
     return ChangedView(result=_ask(context, "rollback", payload), environment=_environment(context, name))
 
 
-@operation("POST", "/environments/{name}/hold", scope="releases:operate")
+@operation("POST", "/environments/{name}/hold", scope="releases:operate", about=ENVIRONMENT)
 def hold_release(context: Context, name: str, body: HoldRequest) -> HeldView:
     """Keep the current release of a bundle, ignoring Git.
 
@@ -260,7 +275,7 @@ def hold_release(context: Context, name: str, body: HoldRequest) -> HeldView:
     return HeldView(hold=item, **change_result(context, name))
 
 
-@operation("POST", "/environments/{name}/unhold", scope="releases:operate")
+@operation("POST", "/environments/{name}/unhold", scope="releases:operate", about=ENVIRONMENT)
 def unhold_release(context: Context, name: str, body: UnholdRequest) -> ChangedView:
     """Remove the hold of a bundle; its release follows Git again. The caller has to be an approver."""
     require_controller(context)
@@ -273,7 +288,7 @@ def unhold_release(context: Context, name: str, body: UnholdRequest) -> ChangedV
 # ---- the config repository ----------------------------------------------------------------------------------------
 
 
-@operation("GET", "/source", scope="releases:read", errors=(404,))
+@operation("GET", "/source", scope="releases:read", errors=(404,), about=SERVICE)
 def get_source(context: Context) -> SourceView:
     """Read the accepted commit of the config repository, and why a later one was refused."""
     with context.store.read() as tx:
@@ -285,7 +300,7 @@ def get_source(context: Context) -> SourceView:
     return SourceView(**vars(record), trust_root=root)
 
 
-@operation("POST", "/source/accept-rewrite", scope="releases:decide")
+@operation("POST", "/source/accept-rewrite", scope="releases:decide", about=SERVICE)
 def accept_rewrite(context: Context, body: RewriteRequest) -> DecidedView:
     """Accept a rewritten history by a decision that is signed with a key of the role root."""
     if (done := decided_before(context)) is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kneo import registry
 from kneo.api.operation import ANY_KEY, Context, operation
+from kneo.api.subjects import SERVICE
 from kneo.errors import KneoError
 from kneo.store import oidc_people, releases
 from kneo.tasks.people import find_person
@@ -31,7 +32,7 @@ class CallerView:
     environments: list[EnvironmentMembership]
 
 
-@operation("GET", "/me", scope=ANY_KEY)
+@operation("GET", "/me", scope=ANY_KEY, about=SERVICE)
 def get_me(context: Context) -> CallerView:
     """Return who the caller is: the name and scopes of the key, and the groups and roles in each environment."""
     found: list[EnvironmentMembership] = []

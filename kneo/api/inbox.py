@@ -10,6 +10,7 @@ from pydantic import Field
 
 from kneo.api.may_answer import MayAnswerView, approval_gates, may_decide_change, may_decide_task, waits_for
 from kneo.api.operation import ANY_KEY, Context, Json, Principal, operation
+from kneo.api.subjects import TASK
 from kneo.api.task_views import votes_of
 from kneo.api.view import view_of
 from kneo.records.release import Pending
@@ -139,7 +140,7 @@ def one_line(text: str) -> str:
     return line if len(line) <= EXCERPT_CHARS else line[: EXCERPT_CHARS - 1] + "…"
 
 
-@operation("GET", "/inbox", scope=ANY_KEY)
+@operation("GET", "/inbox", scope=ANY_KEY, about=TASK)
 def get_inbox(
     context: Context,
     show: Annotated[Show, Field(description="`mine`: what the caller may decide now; `all`: what is open.")] = "mine",
@@ -175,7 +176,7 @@ class InboxCountView:
     count: int
 
 
-@operation("GET", "/inbox/count", scope=ANY_KEY)
+@operation("GET", "/inbox/count", scope=ANY_KEY, about=TASK)
 def count_inbox(context: Context) -> InboxCountView:
     """Count the human tasks and pending changes that wait for the caller."""
     with context.store.read() as tx:

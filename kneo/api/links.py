@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kneo.api.operation import Body, Context, OneTimeSecret, operation
+from kneo.api.subjects import TASK
 from kneo.api.view import view_of
 from kneo.clock import parse_duration, parse_time
 from kneo.records.task import TaskLink
@@ -76,7 +77,7 @@ class LinkRequest(Body):
     expires_in: str = Field(default="24h", max_length=20, examples=["30m", "24h", "7d"])
 
 
-@operation("POST", "/human-tasks/{continuation_id}/links", scope="human:write", shows_secret=True)
+@operation("POST", "/human-tasks/{continuation_id}/links", scope="human:write", shows_secret=True, about=TASK)
 def create_link(context: Context, continuation_id: str, body: LinkRequest) -> CreatedLinkView:
     """Create a link with which one person decides this task once. Its token is shown only in this response."""
     person = body.person if body.person is not None else context.actor
@@ -98,7 +99,7 @@ def create_link(context: Context, continuation_id: str, body: LinkRequest) -> Cr
     )
 
 
-@operation("GET", "/human-tasks/{continuation_id}/links", scope="human:read")
+@operation("GET", "/human-tasks/{continuation_id}/links", scope="human:read", about=TASK)
 def list_links(context: Context, continuation_id: str) -> LinkListView:
     """List the links of a task and the state of each."""
     with context.store.read() as tx:
@@ -107,7 +108,7 @@ def list_links(context: Context, continuation_id: str) -> LinkListView:
     return LinkListView(continuation_id=continuation_id, links=views, count=len(views))
 
 
-@operation("POST", "/human-tasks/{continuation_id}/links/{link_id}/revoke", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/links/{link_id}/revoke", scope="human:write", about=TASK)
 def revoke_link(context: Context, continuation_id: str, link_id: str) -> LinkView:
     """Revoke a link. The link of another person needs the scope to make it."""
     with context.store.read() as tx:

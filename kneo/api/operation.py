@@ -2,13 +2,17 @@
 
 An operation is a plain function of a ``Context`` and typed parameters that returns a view, a frozen dataclass:
 
-    @operation("GET", "/runs/{run_id}", scope="runs:read")
+    @operation("GET", "/runs/{run_id}", scope="runs:read", about=RUN)
     def get_run(context: Context, run_id: str) -> RunView: ...
 
 An operation that starts work on a run returns ``Waiting``, from which its caller gets the view:
 
-    @run_operation("POST", "/runs", scope="runs:write")
+    @run_operation("POST", "/runs", scope="runs:write", about=ENVIRONMENT)
     def create_run(context: Context, body: RunCreate) -> Waiting[RunStartedView]: ...
+
+``about`` states what the operation is about: an environment, a run, a task and so on, or ``None`` for the service. Where a parameter
+names one, it is checked before the function is called; in any case the function reads only environments in which the caller has the
+scope.
 
 Parameters named in the path are part of the path. A parameter whose type is a model is the body of the request, every other one
 is part of the query. The name of the function is the operation's id, its docstring the description of the operation.
@@ -17,8 +21,8 @@ is part of the query. The name of the function is the operation's id, its docstr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from types import ModuleType
@@ -29,19 +33,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from kneo.errors import Forbidden, InvalidValue
 from kneo.names import MAX_ENVIRONMENT_CHARS, check_environment_name
+from kneo.roles import may
 
 if TYPE_CHECKING:
+    from kneo.api.subjects import OperationSubject
+    from kneo.registry.access import Access
     from kneo.runtime.engine.start import Starter
     from kneo.runtime.engine.wait import RunSettled, SettledRun
     from kneo.settings import Settings
     from kneo.spec.project import ProjectConfig
-    from kneo.store.engine import Store
+    from kneo.store.engine import Store, Tx
 
 
 V_co = TypeVar("V_co", covariant=True)
-
-EVERYTHING = "*"
-"""The scope that includes all others."""
 
 ANY_KEY = "any"
 """The scope of operations that every authenticated caller may call."""
@@ -49,15 +53,16 @@ ANY_KEY = "any"
 
 @dataclass(frozen=True)
 class Principal:
-    """A caller: the name of a person, the scopes of the person's key or token, and when the token expires."""
+    """A caller: the name of a person, the scopes and roles of the person's key or token, and when the token expires."""
 
     name: str
     scopes: frozenset[str]
     expires_at: datetime | None = None
+    roles: frozenset[str] = frozenset()
 
     def may(self, scope: str) -> bool:
         """Return whether the caller has a scope."""
-        return scope == ANY_KEY or EVERYTHING in self.scopes or scope in self.scopes
+        return scope == ANY_KEY or may(self.scopes, scope)
 
     def require(self, scope: str) -> None:
         """Check that the caller has a scope.
@@ -96,6 +101,13 @@ class Waiting(Generic[V_co]):
     delivers: bool = False
 
 
+def _unknown_caller(_tx: Tx, _name: str) -> Principal | None:
+    return None
+
+
+def _count_nothing(_environment: str) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """The context of an operation.
@@ -111,6 +123,9 @@ class Context:
         tools: The tools of this process, which specs may name.
         over_http: Whether the caller was authenticated by a service. In the command line the caller is the owner of the
             process.
+        count_hidden: Counts a request about an environment that the caller may not read.
+        find_access: Returns what a caller may do in each environment; ``None`` for the owner of the process, whom none limits.
+        find_caller: Returns a person of an API key or of the issuer, with the scopes of the key or issuer.
         on_behalf: The owner of the process where the caller is another person, whose part the owner tries.
     """
 
@@ -124,11 +139,29 @@ class Context:
     tools: frozenset[str] = frozenset()
     over_http: bool = False
     on_behalf: str | None = None
+    find_caller: Callable[[Tx, str], Principal | None] = _unknown_caller
+    count_hidden: Callable[[str], None] = _count_nothing
+    find_access: Callable[[Tx, Principal], Access | None] | None = None
 
     @property
     def actor(self) -> str:
         """The name of the caller."""
         return self.principal.name
+
+    def within(self, scopes: Collection[str]) -> Context:
+        """Return this context with the database as the caller reads it: the environments in which the caller has these scopes.
+
+        The owner of the process reads everything.
+        """
+        find, required = self.find_access, [scope for scope in scopes if scope != ANY_KEY]
+        if find is None:
+            return self
+
+        def reach(tx: Tx) -> frozenset[str] | None:
+            access = find(tx, self.principal)
+            return access.reach(required) if access is not None else None
+
+        return replace(self, store=self.store.limited(reach))
 
 
 P = ParamSpec("P")
@@ -165,6 +198,7 @@ class Operation(Generic[P, V]):
         errors: Statuses of errors in addition to those that follow from the method and the path.
         aliases: Older HTTP paths.
         key_scope: The scope of its idempotency keys, where that is not the operation's id.
+        about: What its environment follows from; ``None`` for an operation about the service.
         shows_secret: Whether its response holds a ``OneTimeSecret``. Such a response is stored nowhere, also not under an
             idempotency key: a repetition is refused.
         is_live: Whether a repetition under an idempotency key gets the present state of what the first request made, instead of
@@ -181,10 +215,30 @@ class Operation(Generic[P, V]):
     key_scope: str | None = None
     shows_secret: bool = False
     is_live: bool = False
+    about: OperationSubject | None = None
 
     def __call__(self, context: Context, /, *args: P.args, **kwargs: P.kwargs) -> V:
-        result = self.function(context, *args, **kwargs)
+        result = self.begin(context, *args, **kwargs)
         return result.view(context.settle(result)) if isinstance(result, Waiting) else result
+
+    def begin(self, context: Context, /, *args: P.args, **kwargs: P.kwargs) -> V | Waiting[V]:
+        """Call the function for a caller who has access to its subject, with what the caller reads.
+
+        Raises:
+            NotFound: the subject does not exist, or stands in an environment that the caller may not read.
+            Forbidden: the caller reads the environment, and does not have the operation's scopes there.
+        """
+        self.check(context, self.signature.bind(*args, **kwargs).arguments)
+        return self.function(context.within(self.scopes), *args, **kwargs)
+
+    def check(self, context: Context, values: Mapping[str, object]) -> None:
+        """Check that the caller has access to the subject of a call; see ``begin``."""
+        if self.about is None or context.find_access is None:
+            return
+        with context.store.read() as tx:
+            access = context.find_access(tx, context.principal)
+            if access is not None:
+                self.about.check(tx.unlimited, access, self.scopes, values, context.count_hidden)
 
     @property
     def id(self) -> str:
@@ -242,12 +296,15 @@ def operation(
     *,
     scope: str | tuple[str, ...],
     statuses: Mapping[int, str] = DONE,
+    about: OperationSubject | None,
     errors: tuple[int, ...] = (),
     shows_secret: bool = False,
 ) -> Callable[[Callable[Concatenate[Context, P], V]], Operation[P, V]]:
     """Declare a function as an operation; the parameters are the attributes of ``Operation``."""
     scopes = (scope,) if isinstance(scope, str) else scope
-    return lambda function: Operation(function, method, path, scopes, statuses, errors, shows_secret=shows_secret)
+    return lambda function: Operation(
+        function, method, path, scopes, statuses, errors, shows_secret=shows_secret, about=about
+    )
 
 
 def run_operation(
@@ -256,6 +313,7 @@ def run_operation(
     *,
     scope: str,
     statuses: Mapping[int, str] = SETTLED,
+    about: OperationSubject | None,
     errors: tuple[int, ...] = (),
     aliases: tuple[str, ...] = (),
     key_scope: str | None = None,
@@ -263,7 +321,7 @@ def run_operation(
 ) -> Callable[[Callable[Concatenate[Context, P], Waiting[V]]], Operation[P, V]]:
     """Declare a function that starts work on a run as an operation; the parameters are the attributes of ``Operation``."""
     return lambda function: Operation(
-        function, method, path, (scope,), statuses, errors, aliases, key_scope, is_live=is_live
+        function, method, path, (scope,), statuses, errors, aliases, key_scope, is_live=is_live, about=about
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit
 from kneo.api.promotions import promotion_not_found
+from kneo.api.subjects import APPROVAL, PROMOTION
 from kneo.errors import NotFound
 from kneo.records.release import ApprovalRecord, AttestationRecord, Promotion
 from kneo.store import attestations, audit, releases
@@ -107,7 +108,7 @@ class PromotionReceiptsView:
         )
 
 
-@operation("GET", "/approvals/{approval_id}/receipt", scope=("releases:read", "receipts:read"))
+@operation("GET", "/approvals/{approval_id}/receipt", scope=("releases:read", "receipts:read"), about=APPROVAL)
 def get_approval_receipt(context: Context, approval_id: str) -> ApprovalReceiptView:
     """Return the signed receipt of an approval or rejection. Receipts outlive the change."""
     with context.store.read() as tx:
@@ -119,7 +120,7 @@ def get_approval_receipt(context: Context, approval_id: str) -> ApprovalReceiptV
     return ApprovalReceiptView.of(found[0])
 
 
-@operation("GET", "/promotions/{promotion_id}/receipts", scope=("releases:read", "receipts:read"))
+@operation("GET", "/promotions/{promotion_id}/receipts", scope=("releases:read", "receipts:read"), about=PROMOTION)
 def list_promotion_receipts(context: Context, promotion_id: str, limit: Limit = 100) -> PromotionReceiptsView:
     """Return the receipts of a promotion: of an applied one those that allowed it, of a pending one the newest decisions."""
     with context.store.read() as tx:

@@ -24,6 +24,7 @@ from kneo.api.release_views import (
     ReleaseView,
     SpecChangeView,
 )
+from kneo.api.subjects import PROMOTION
 from kneo.api.view import view_of
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.release import ApprovalRecord, Pending, Promotion
@@ -54,7 +55,7 @@ class DecisionRequest(Body):
     )
 
 
-@operation("GET", "/promotions", scope="releases:read")
+@operation("GET", "/promotions", scope="releases:read", about=PROMOTION)
 def list_promotions(
     context: Context,
     environment: str | None = None,
@@ -74,7 +75,7 @@ def list_promotions(
     return PromotionListView(promotions=items[:limit], count=len(items[:limit]))
 
 
-@operation("GET", "/promotions/{promotion_id}", scope="releases:read")
+@operation("GET", "/promotions/{promotion_id}", scope="releases:read", about=PROMOTION)
 def get_promotion(
     context: Context,
     promotion_id: str,
@@ -183,13 +184,13 @@ def _pending_views(tx: Tx, environment: str, items: Sequence[Pending]) -> list[P
     return [PendingPromotionView(**vars(item), environment=environment, about=subjects[item.subject]) for item in items]
 
 
-@operation("POST", "/promotions/{promotion_id}/approve", scope="releases:decide")
+@operation("POST", "/promotions/{promotion_id}/approve", scope="releases:decide", about=PROMOTION)
 def approve_promotion(context: Context, promotion_id: str, body: DecisionRequest | None = None) -> DecidedView:
     """Approve a pending change."""
     return _decide(context, promotion_id, ApprovalDecision.APPROVE, body or DecisionRequest())
 
 
-@operation("POST", "/promotions/{promotion_id}/reject", scope="releases:decide")
+@operation("POST", "/promotions/{promotion_id}/reject", scope="releases:decide", about=PROMOTION)
 def reject_promotion(context: Context, promotion_id: str, body: DecisionRequest | None = None) -> DecidedView:
     """Reject a pending change. The rejection counts until the same person approves the change."""
     return _decide(context, promotion_id, ApprovalDecision.REJECT, body or DecisionRequest())

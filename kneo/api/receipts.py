@@ -10,6 +10,7 @@ from pydantic import Field
 
 from kneo import registry
 from kneo.api.operation import Body, Context, Json, operation
+from kneo.api.subjects import RUN, SERVICE, TASK
 from kneo.errors import NotFound
 from kneo.records.task import ReceiptRecord
 from kneo.settings import Settings
@@ -83,7 +84,7 @@ class ReceiptsToVerify(Body):
     count: int | None = None
 
 
-@operation("GET", "/human-tasks/{continuation_id}/receipt", scope="receipts:read")
+@operation("GET", "/human-tasks/{continuation_id}/receipt", scope="receipts:read", about=TASK)
 def get_receipt(context: Context, continuation_id: str) -> ReceiptView:
     """Return the signed receipt of a decision."""
     with context.store.read() as tx:
@@ -101,7 +102,7 @@ def get_receipt(context: Context, continuation_id: str) -> ReceiptView:
     raise NotFound(msg, code="receipt_not_found")
 
 
-@operation("GET", "/runs/{run_id}/receipts", scope="receipts:read")
+@operation("GET", "/runs/{run_id}/receipts", scope="receipts:read", about=RUN)
 def list_receipts(context: Context, run_id: str) -> ReceiptListView:
     """Return all receipts of a run; each names the one before it. Receipts outlive the run."""
     with context.store.read() as tx:
@@ -112,14 +113,14 @@ def list_receipts(context: Context, run_id: str) -> ReceiptListView:
     return ReceiptListView(run_id=run_id, receipts=views, count=len(views))
 
 
-@operation("GET", "/receipts/key", scope="receipts:read")
+@operation("GET", "/receipts/key", scope="receipts:read", about=SERVICE)
 def get_receipt_key(context: Context) -> ReceiptKeyView:
     """Return the public key that verifies this service's receipts. Store it elsewhere."""
     key = service_key(context.settings).public
     return ReceiptKeyView(key=key.pem, keyid=key.keyid, algorithm=key.algorithm.value)
 
 
-@operation("POST", "/receipts/verify", scope="receipts:read")
+@operation("POST", "/receipts/verify", scope="receipts:read", about=SERVICE)
 def verify_receipts(context: Context, body: ReceiptsToVerify) -> ReceiptVerdictView:
     """Verify receipts: signatures, fields, and the chain where all receipts of a run are given.
 

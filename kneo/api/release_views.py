@@ -65,6 +65,7 @@ class EnvironmentRulesView:
     ``stage`` is 0 for an environment that follows Git directly, else one more than that of the environment it promotes from.
     """
 
+    team: Annotated[str | None, Field(description="The owner; null where the file names none.")] = None
     stage: int = 0
     promote_from: str | None = None
     approvals: ApprovalRuleView | None = None
@@ -85,6 +86,7 @@ class EnvironmentRulesView:
         opening = None if opened else next_opening(environment.windows, now)
         needed = set(rule.roles) if rule is not None else set()
         return EnvironmentRulesView(
+            team=spec.team,
             stage=stage,
             promote_from=spec.promote_from,
             approvals=ApprovalRuleView(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, run_operation
 from kneo.api.run_views import RunResumedView
+from kneo.api.subjects import RUN
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine.wait import RunSettled, SettledRun, find_run, read_settled_run
@@ -58,7 +59,7 @@ class RunInput(Body):
     )
 
 
-@run_operation("POST", "/runs/{run_id}/input", scope="human:write", statuses=DONE)
+@run_operation("POST", "/runs/{run_id}/input", scope="human:write", statuses=DONE, about=RUN)
 def put_run_input(context: Context, run_id: str, body: RunInput) -> Waiting[RunResumedView]:
     """Answer the open question of a run with a value.
 
@@ -121,7 +122,7 @@ class WorkflowRunContinuedView(RunResumedView):
     refused: list[Json]
 
 
-@run_operation("POST", "/workflows/{workflow_id}/runs/{run_id}/continue", scope="human:write", statuses=DONE)
+@run_operation("POST", "/workflows/{workflow_id}/runs/{run_id}/continue", scope="human:write", statuses=DONE, about=RUN)
 def continue_workflow_run(
     context: Context, workflow_id: str, run_id: str, body: ContinueRun
 ) -> Waiting[WorkflowRunContinuedView]:

@@ -12,6 +12,7 @@ from pydantic import Field
 from kneo.api.conversation_messages import MAX_TEXT_CHARS, ContentTexts, ConversationReader, MessageView
 from kneo.api.operation import Context, operation
 from kneo.api.run_steps import path_of
+from kneo.api.subjects import RUN
 from kneo.errors import InvalidValue, KneoError, NotFound
 from kneo.records.conversation import ConversationEntry, EntryKind
 from kneo.records.run import Run, RunStatus
@@ -44,7 +45,7 @@ class ConversationsView:
     may_read_content: Annotated[bool, Field(description="Whether texts, arguments and results are shown.")]
 
 
-@operation("GET", "/runs/{run_id}/conversation", scope="runs:read")
+@operation("GET", "/runs/{run_id}/conversation", scope="runs:read", about=RUN)
 def get_run_conversation(
     context: Context,
     run_id: str,
@@ -110,7 +111,7 @@ class ToolResultView:
     at: str | None
 
 
-@operation("GET", "/runs/{run_id}/results/{call}", scope="runs:content", errors=(404,))
+@operation("GET", "/runs/{run_id}/results/{call}", scope="runs:content", errors=(404,), about=RUN)
 def get_tool_result(
     context: Context,
     run_id: str,

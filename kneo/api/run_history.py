@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from kneo.api.operation import Context, Json, operation
 from kneo.api.run_views import RunErrorView, StatusWord, clean
 from kneo.api.specs import SpecGraphView
+from kneo.api.subjects import RUN
 from kneo.errors import NotFound
 from kneo.records.run import Run
 from kneo.runtime.engine import views
@@ -136,7 +137,7 @@ def _built(view: type[V], values: Json) -> V:
     return TypeAdapter(view).validate_python(values)
 
 
-@operation("GET", "/runs/{run_id}/checkpoints/diff", scope="runs:read")
+@operation("GET", "/runs/{run_id}/checkpoints/diff", scope="runs:read", about=RUN)
 def diff_run_checkpoints(
     context: Context, run_id: str, from_sequence: Number | None = None, to_sequence: Number | None = None
 ) -> CheckpointDiffView:
@@ -146,13 +147,13 @@ def diff_run_checkpoints(
     return _built(CheckpointDiffView, clean(changes))
 
 
-@operation("GET", "/runs/{run_id}/replay", scope="runs:read")
+@operation("GET", "/runs/{run_id}/replay", scope="runs:read", about=RUN)
 def get_run_replay(context: Context, run_id: str) -> RunReplayView:
     """Read a run's checkpoints as a timeline."""
     return _built(RunReplayView, clean(views.replay_view(read_record(context.store, run_id))))
 
 
-@operation("GET", "/runs/{run_id}/recovery", scope="runs:read")
+@operation("GET", "/runs/{run_id}/recovery", scope="runs:read", about=RUN)
 def get_run_recovery(context: Context, run_id: str) -> RunRecoveryView:
     """Read the position of a run and whether it can be continued."""
     record = read_record(context.store, run_id)
@@ -173,7 +174,7 @@ def _refusal(run: Run) -> str | None:
     return f"{refused.message} {refused.hint}" if refused is not None else None
 
 
-@operation("GET", "/runs/{run_id}/graph", scope="runs:read")
+@operation("GET", "/runs/{run_id}/graph", scope="runs:read", about=RUN)
 def get_run_graph(context: Context, run_id: str) -> RunGraphView:
     """Draw the workflow of a run with its position."""
     now = read_settled_run(context.store, run_id)
@@ -187,7 +188,7 @@ def get_run_graph(context: Context, run_id: str) -> RunGraphView:
     return _built(RunGraphView, spec_graph(_spec_of(context, now.run)).as_json() | position)
 
 
-@operation("GET", "/runs/{run_id}/policy-report", scope="runs:read")
+@operation("GET", "/runs/{run_id}/policy-report", scope="runs:read", about=RUN)
 def report_run_policy(context: Context, run_id: str) -> RunPolicyReportView:
     """Report on the spec of a run: tools, memory, guardrails, human gates."""
     run = find_run(context.store, run_id)

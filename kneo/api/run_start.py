@@ -23,6 +23,7 @@ from kneo.api.operation import (
 )
 from kneo.api.run_views import RunStartedView, RunView
 from kneo.api.spec_loader import SkillsChange, SpecLoader, SpecRequest, usable
+from kneo.api.subjects import ENVIRONMENT, RUN
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, Usage
@@ -111,13 +112,13 @@ def wait_for_run(store: Store, begin: Callable[[], Run], seconds: float) -> Wait
     return Waiting(RunSettled(run.id, epoch=run.epoch), RunStartedView.of, seconds, SettledRun(run))
 
 
-@run_operation("POST", "/runs", scope="runs:write", errors=(404,), key_scope="runs:create")
+@run_operation("POST", "/runs", scope="runs:write", errors=(404,), key_scope="runs:create", about=ENVIRONMENT)
 def create_run(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[RunStartedView]:
     """Start a run; unless `async_mode`, wait until it pauses or ends."""
     return _start(context, body, wait)
 
 
-@run_operation("POST", "/specs/run", scope="runs:write", errors=(404,), key_scope="specs:run")
+@run_operation("POST", "/specs/run", scope="runs:write", errors=(404,), key_scope="specs:run", about=ENVIRONMENT)
 def run_spec(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[RunStartedView]:
     """Start a run; the older name of `POST /v1/runs`."""
 
@@ -205,7 +206,7 @@ def seconds_of(wait: str | None, default: float = DEFAULT_WAIT) -> float:
     return duration.total_seconds()
 
 
-@run_operation("POST", "/runs/{run_id}/continue", scope="runs:write", key_scope="runs:continue")
+@run_operation("POST", "/runs/{run_id}/continue", scope="runs:write", key_scope="runs:continue", about=RUN)
 def continue_run(context: Context, run_id: str, wait: Wait = None) -> Waiting[RunStartedView]:
     """Retry a failed run from the step that failed, and wait until it pauses or ends."""
     store, seconds = context.store, seconds_of(wait)
@@ -213,7 +214,7 @@ def continue_run(context: Context, run_id: str, wait: Wait = None) -> Waiting[Ru
     return wait_for_run(store, lambda: continue_failed_run(store, programs, run_id, actor=context.actor), seconds)
 
 
-@run_operation("POST", "/runs/{run_id}/fork", scope="runs:write")
+@run_operation("POST", "/runs/{run_id}/fork", scope="runs:write", about=RUN)
 def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) -> Waiting[RunStartedView]:
     """Start a new run from a point in this run's past, and wait until it pauses or ends."""
     seconds = seconds_of(wait)
@@ -239,7 +240,7 @@ def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) ->
     return wait_for_run(context.store, lambda: fork_from(context.make_starter(), programs, order), seconds)
 
 
-@operation("POST", "/runs/{run_id}/cancel", scope="runs:write")
+@operation("POST", "/runs/{run_id}/cancel", scope="runs:write", about=RUN)
 def cancel_run(context: Context, run_id: str) -> RunView:
     """End a run now. Its open questions are withdrawn; steps in progress are not committed."""
     return RunView.of(cancel(context.store, run_id, actor=context.actor), None)

@@ -14,6 +14,7 @@ from pydantic import Field
 from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit, Offset, PageView, page_fields
 from kneo.api.run_views import RunErrorView, UsageView, readable
+from kneo.api.subjects import RUN
 from kneo.api.view import view_of
 from kneo.clock import parse_time
 from kneo.errors import Invalid, Untrusted
@@ -259,7 +260,7 @@ def _usage(entries: Iterable[ConversationEntry]) -> UsageView | None:
     return UsageView.of(total) if total != AgentUsage() else None
 
 
-@operation("GET", "/runs/{run_id}/steps", scope="runs:read")
+@operation("GET", "/runs/{run_id}/steps", scope="runs:read", about=RUN)
 def list_run_steps(
     context: Context,
     run_id: str,

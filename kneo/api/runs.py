@@ -21,6 +21,7 @@ from kneo.api.page import (
     total_of,
 )
 from kneo.api.run_views import CheckpointPageView, CheckpointView, RunPageView, RunView, TraceEventView, TraceView
+from kneo.api.subjects import RUN
 from kneo.api.tasks import ME
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
@@ -62,7 +63,7 @@ def parse_statuses(text: str) -> frozenset[RunStatus]:
     return frozenset(map(RunStatus, words))
 
 
-@operation("GET", "/runs", scope="runs:read")
+@operation("GET", "/runs", scope="runs:read", about=RUN)
 def list_runs(
     context: Context,
     *,
@@ -145,14 +146,14 @@ def list_runs(
     )
 
 
-@operation("GET", "/runs/{run_id}", scope="runs:read")
+@operation("GET", "/runs/{run_id}", scope="runs:read", about=RUN)
 def get_run(context: Context, run_id: str) -> RunView:
     """Read one run."""
     settled = read_settled_run(context.store, run_id)
     return RunView.of(settled.run, settled.task)
 
 
-@operation("GET", "/runs/{run_id}/trace", scope="runs:read")
+@operation("GET", "/runs/{run_id}/trace", scope="runs:read", about=RUN)
 def get_run_trace(
     context: Context,
     run_id: str,
@@ -176,7 +177,7 @@ def get_run_trace(
     )
 
 
-@operation("GET", "/runs/{run_id}/checkpoints", scope="runs:read")
+@operation("GET", "/runs/{run_id}/checkpoints", scope="runs:read", about=RUN)
 def list_run_checkpoints(
     context: Context,
     run_id: str,

@@ -9,11 +9,13 @@ from typing import Annotated
 from pydantic import Field
 
 from kneo.api.conversation_messages import ContentTexts
-from kneo.api.operation import EVERYTHING, Context, operation
+from kneo.api.operation import Context, operation
 from kneo.api.page import Limit, Offset, Word
+from kneo.api.subjects import SESSION
 from kneo.api.view import view_of
 from kneo.errors import InvalidValue, NotFound
 from kneo.records.agent_session import AgentSession, SessionKey
+from kneo.roles import EVERYTHING
 from kneo.store import agent_sessions, audit
 
 Requester = Annotated[
@@ -66,7 +68,7 @@ class DeletedSessionsView:
     message_count: int
 
 
-@operation("GET", "/sessions", scope="runs:read")
+@operation("GET", "/sessions", scope="runs:read", about=SESSION)
 def list_sessions(
     context: Context,
     *,
@@ -111,7 +113,7 @@ class SessionMessagesView:
     truncated: bool
 
 
-@operation("GET", "/sessions/{session_id}/messages", scope="runs:content", errors=(404,))
+@operation("GET", "/sessions/{session_id}/messages", scope="runs:content", errors=(404,), about=SESSION)
 def list_session_messages(
     context: Context,
     session_id: str,
@@ -182,7 +184,7 @@ def _not_found(owner: str, session_id: str, environment: str | None) -> NotFound
     return NotFound(msg, code="session_not_found", hint="List the sessions: kneo sessions list.")
 
 
-@operation("DELETE", "/sessions/{session_id}", scope="runs:write", errors=(404,))
+@operation("DELETE", "/sessions/{session_id}", scope="runs:write", errors=(404,), about=SESSION)
 def delete_session(
     context: Context,
     session_id: str,

@@ -11,6 +11,7 @@ from kneo import registry
 from kneo.api.operation import Body, Context, Flag, Json, operation
 from kneo.api.page import Limit, Offset, Order, PageView, page_fields
 from kneo.api.spec_loader import SpecLoader, SpecRequest, refused, shaped, usable
+from kneo.api.subjects import BUNDLE, ENVIRONMENT
 from kneo.digest import digest_of_json
 from kneo.errors import KneoError
 from kneo.records.release import Release
@@ -154,7 +155,7 @@ class SpecDiffView:
     changes: list[Json]
 
 
-@operation("POST", "/specs/validate", scope="specs:read")
+@operation("POST", "/specs/validate", scope="specs:read", about=ENVIRONMENT)
 def validate_spec(context: Context, body: SpecRequest) -> SpecValidationView:
     """Validate a spec and list its diagnostics."""
     loaded = _loader(context).load(body)
@@ -164,13 +165,13 @@ def validate_spec(context: Context, body: SpecRequest) -> SpecValidationView:
     )
 
 
-@operation("POST", "/specs/lint", scope="specs:read")
+@operation("POST", "/specs/lint", scope="specs:read", about=ENVIRONMENT)
 def lint_spec(context: Context, body: SpecRequest) -> SpecLintView:
     """Check a spec for errors and warnings."""
     return SpecLintView(**linted(_loader(context).load(body).diagnostics))  # type: ignore[arg-type]
 
 
-@operation("POST", "/specs/compile", scope="specs:read")
+@operation("POST", "/specs/compile", scope="specs:read", about=ENVIRONMENT)
 def compile_spec(context: Context, body: SpecCompileRequest) -> SpecCompilationView:
     """Check that a spec could run here, under the policy of its environment, without running it."""
     loaded = _loader(context).whole(body)
@@ -187,7 +188,7 @@ def compile_spec(context: Context, body: SpecCompileRequest) -> SpecCompilationV
     return SpecCompilationView(ok=loaded.valid, diagnostics=_as_json(loaded.diagnostics), summary=summary)
 
 
-@operation("POST", "/specs/explain", scope="specs:read")
+@operation("POST", "/specs/explain", scope="specs:read", about=ENVIRONMENT)
 def explain_spec(context: Context, body: SpecRequest) -> SpecExplanationView:
     """Explain the steps of a spec, and the gates that ask people."""
     spec = usable(_loader(context).load(body))
@@ -195,7 +196,7 @@ def explain_spec(context: Context, body: SpecRequest) -> SpecExplanationView:
     return SpecExplanationView(**explained(spec))  # type: ignore[arg-type]  # its two fields
 
 
-@operation("POST", "/specs/graph", scope="specs:read")
+@operation("POST", "/specs/graph", scope="specs:read", about=ENVIRONMENT)
 def graph_spec(context: Context, body: SpecRequest) -> SpecGraphView:
     """Return the workflow as nodes and edges."""
     spec = shaped(_loader(context).load(body))
@@ -203,7 +204,7 @@ def graph_spec(context: Context, body: SpecRequest) -> SpecGraphView:
     return TypeAdapter(SpecGraphView).validate_python(spec_graph(spec).as_json())
 
 
-@operation("POST", "/specs/policy-report", scope="specs:read")
+@operation("POST", "/specs/policy-report", scope="specs:read", about=ENVIRONMENT)
 def report_spec_policy(context: Context, body: SpecRequest) -> PolicyReportView:
     """Summarize tools, memory, guardrails and human gates for a reviewer."""
     loaded = _loader(context).load(body)
@@ -215,7 +216,7 @@ def report_spec_policy(context: Context, body: SpecRequest) -> PolicyReportView:
     return PolicyReportView(valid=report.valid, report=report.flat())
 
 
-@operation("POST", "/specs/resolve", scope="specs:read")
+@operation("POST", "/specs/resolve", scope="specs:read", about=ENVIRONMENT)
 def resolve_spec(context: Context, body: SpecRequest) -> ResolvedSpecView:
     """Return a spec with its overlays applied and its files inlined: the content of a signed bundle."""
     loaded = _loader(context).whole(body)
@@ -223,7 +224,7 @@ def resolve_spec(context: Context, body: SpecRequest) -> ResolvedSpecView:
     return ResolvedSpecView(spec=dict(loaded.tree), digest=digest_of_json(loaded.tree))
 
 
-@operation("POST", "/specs/migrate", scope="specs:read")
+@operation("POST", "/specs/migrate", scope="specs:read", about=ENVIRONMENT)
 def migrate_spec(context: Context, body: SpecMigrateRequest) -> SpecMigrationView:
     """Migrate an older spec to v1."""
     _loader(context).check_sizes(SpecRequest(spec=body.spec))
@@ -237,7 +238,7 @@ def migrate_spec(context: Context, body: SpecMigrateRequest) -> SpecMigrationVie
     )
 
 
-@operation("POST", "/specs/diff", scope="specs:read")
+@operation("POST", "/specs/diff", scope="specs:read", about=ENVIRONMENT)
 def diff_specs(context: Context, body: SpecDiffRequest) -> SpecDiffView:
     """Compare two specs, the most dangerous changes first."""
     loader = _loader(context)
@@ -287,7 +288,7 @@ class SkillPageView(PageView):
     skills: list[SkillView]
 
 
-@operation("GET", "/skills", scope="specs:read")
+@operation("GET", "/skills", scope="specs:read", about=BUNDLE)
 def list_skills(
     context: Context,
     limit: Limit = 100,

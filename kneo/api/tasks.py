@@ -11,6 +11,7 @@ from pydantic import Field
 
 from kneo.api.operation import Body, Context, operation
 from kneo.api.page import Limit, Moment, Offset, Order, limit_search, page_fields, search_period, stored_time, total_of
+from kneo.api.subjects import TASK
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
 from kneo.clock import first_id, isoformat, parse_duration
 from kneo.errors import InvalidValue
@@ -36,7 +37,7 @@ MAX_SINCE = timedelta(days=366)
 TaskOrder = Literal["id", "created_at", "priority", "due_at", "expires_at"]
 
 
-@operation("GET", "/human-tasks", scope="human:read")
+@operation("GET", "/human-tasks", scope="human:read", about=TASK)
 def list_human_tasks(
     context: Context,
     *,
@@ -136,7 +137,7 @@ def _status_filter(tx: Tx, status: str | None) -> StatusFilter:
     raise InvalidValue(msg, code="validation_error", field="status")
 
 
-@operation("GET", "/human-tasks/summary", scope="human:read")
+@operation("GET", "/human-tasks/summary", scope="human:read", about=TASK)
 def summarise_human_tasks(context: Context) -> TaskSummary:
     """Count open tasks by status, kind and environment."""
     with context.store.read() as tx:
@@ -154,7 +155,7 @@ class TaskStatsView:
     gates: list[GateStatistics]
 
 
-@operation("GET", "/human-tasks/stats", scope="human:read")
+@operation("GET", "/human-tasks/stats", scope="human:read", about=TASK)
 def get_human_task_stats(
     context: Context,
     since: Annotated[
@@ -193,7 +194,7 @@ class TaskHistoryView:
     events: list[TaskEventView]
 
 
-@operation("GET", "/human-tasks/{continuation_id}/history", scope="human:read")
+@operation("GET", "/human-tasks/{continuation_id}/history", scope="human:read", about=TASK)
 def get_human_task_history(context: Context, continuation_id: str) -> TaskHistoryView:
     """List the events of a task, comments included."""
     with context.store.read() as tx:
@@ -202,13 +203,13 @@ def get_human_task_history(context: Context, continuation_id: str) -> TaskHistor
     return TaskHistoryView(continuation_id=continuation_id, events=events)
 
 
-@operation("POST", "/human-tasks/{continuation_id}/claim", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/claim", scope="human:write", about=TASK)
 def claim_human_task(context: Context, continuation_id: str) -> HumanTaskView:
     """Claim a task so that others do not work on it."""
     return HumanTaskView.of(inbox.claim(context.store, continuation_id, actor=context.actor))
 
 
-@operation("POST", "/human-tasks/{continuation_id}/unclaim", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/unclaim", scope="human:write", about=TASK)
 def unclaim_human_task(context: Context, continuation_id: str) -> HumanTaskView:
     """Release a claimed task."""
     return HumanTaskView.of(inbox.unclaim(context.store, continuation_id, actor=context.actor))
@@ -221,14 +222,14 @@ class TaskReceiver(Body):
     comment: str | None = None
 
 
-@operation("POST", "/human-tasks/{continuation_id}/assign", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/assign", scope="human:write", about=TASK)
 def assign_human_task(context: Context, continuation_id: str, body: TaskReceiver) -> HumanTaskView:
     """Assign a task to a person."""
     task = inbox.assign(context.store, continuation_id, body.to, actor=context.actor, comment=body.comment)
     return HumanTaskView.of(task)
 
 
-@operation("POST", "/human-tasks/{continuation_id}/delegate", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/delegate", scope="human:write", about=TASK)
 def delegate_human_task(context: Context, continuation_id: str, body: TaskReceiver) -> HumanTaskView:
     """Delegate a task that the caller may decide to another candidate."""
     task = inbox.delegate(context.store, continuation_id, body.to, actor=context.actor, comment=body.comment)
@@ -241,7 +242,7 @@ class TaskSnooze(Body):
     until: str = Field(description="An ISO-8601 time with a zone.")
 
 
-@operation("POST", "/human-tasks/{continuation_id}/snooze", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/snooze", scope="human:write", about=TASK)
 def snooze_human_task(context: Context, continuation_id: str, body: TaskSnooze) -> HumanTaskView:
     """Hide a task until a time. Its deadline does not change."""
     return HumanTaskView.of(inbox.snooze(context.store, continuation_id, body.until, actor=context.actor))
@@ -253,7 +254,7 @@ class TaskComment(Body):
     text: str
 
 
-@operation("POST", "/human-tasks/{continuation_id}/comments", scope="human:write")
+@operation("POST", "/human-tasks/{continuation_id}/comments", scope="human:write", about=TASK)
 def comment_human_task(context: Context, continuation_id: str, body: TaskComment) -> HumanTaskView:
     """Comment on a task without deciding it."""
     return HumanTaskView.of(inbox.comment(context.store, continuation_id, body.text, actor=context.actor))

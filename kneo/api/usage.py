@@ -10,6 +10,7 @@ from pydantic import Field
 
 from kneo.api.operation import Context, operation
 from kneo.api.page import Word
+from kneo.api.subjects import RUN
 from kneo.api.view import view_of
 from kneo.errors import InvalidValue
 from kneo.records.run import AgentUsage
@@ -67,7 +68,7 @@ class UsageReportView:
     truncated: bool
 
 
-@operation("GET", "/usage", scope="runs:read")
+@operation("GET", "/usage", scope="runs:read", about=RUN)
 def get_usage(
     context: Context,
     *,

@@ -147,6 +147,7 @@ COMMANDS: dict[str, Entry] = {
     "status": Entry(
         "kneo.cli.releases.environments:status", "Show environments, conditions and pending changes", RELEASES
     ),
+    "access": Entry("kneo.cli.releases.access:app", "Explain what people may do in an environment", RELEASES),
     "plan": Entry("kneo.cli.releases.plan:plan", "Preview what a commit would change", RELEASES),
     "promote": Entry(
         "kneo.cli.releases.bundles:promote", "Promote a release from one environment to another", RELEASES

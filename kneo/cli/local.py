@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import cast
 
 from kneo import registry
-from kneo.api.operation import EVERYTHING, Context, Operation, Principal, Waiting
+from kneo.api.operation import Context, Operation, Principal, Waiting
 from kneo.api.run_views import TraceEventView
 from kneo.api.runs import get_run
 from kneo.api.task_views import TaskEventView
@@ -19,15 +19,16 @@ from kneo.cli.backend import Json, P, V
 from kneo.cli.watch import POLL_SECONDS, poll
 from kneo.clock import monotonic, sleep
 from kneo.errors import Usage
-from kneo.names import person_name
+from kneo.names import person_key, person_name
 from kneo.project import read_config
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run
+from kneo.roles import EVERYTHING
 from kneo.runtime.engine.wait import SettledRun, read_settled_run
 from kneo.service.published import expects_published_words, in_published_words
 from kneo.settings import Settings, user_name
 from kneo.store import history, task_feed
-from kneo.store.engine import Store
+from kneo.store.engine import Store, Tx
 from kneo.trust.keys import KeyId
 
 LOOK_SECONDS = 0.5
@@ -68,6 +69,16 @@ class LocalBackend:
             settle=self._settle,
             drive=self._drive,
             on_behalf=self.on_behalf,
+            find_caller=self._find_caller,
+        )
+
+    def _find_caller(self, _tx: Tx, name: str) -> Principal | None:
+        # Its import takes a fifth of a second, and one command needs it.
+        from kneo.service.auth import configured, hash_keys
+
+        return next(
+            (one for one in hash_keys(configured(self.settings)).values() if person_key(one.name) == person_key(name)),
+            None,
         )
 
     def _drive(self, run_id: str) -> Run:

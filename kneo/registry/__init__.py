@@ -4,12 +4,14 @@ The controller writes the registry and the runtime reads it; they share nothing 
 one transaction, which the caller opens.
 """
 
+from kneo.registry.access import Access, AccessRules, find_access, find_reach, issued_groups, read_rules
 from kneo.registry.controls import find_lost_rejection, holds_in_force, list_accepted_rules, suspension_in_force
 from kneo.registry.decisions import (
     UnsignedDecision,
     check_declared,
     decision_reason,
     decisions_about,
+    environment_not_found,
     hold,
     lock_environment,
     pending_subject,
@@ -70,6 +72,8 @@ __all__ = [
     "CONTROLLER",
     "NOT_PROMOTED",
     "PROMOTIONS_LOST",
+    "Access",
+    "AccessRules",
     "BundlePromotion",
     "EnvironmentStatus",
     "OpenTasks",
@@ -91,15 +95,19 @@ __all__ = [
     "decision_reason",
     "decisions_about",
     "declared",
+    "environment_not_found",
     "environment_subject",
+    "find_access",
     "find_declared",
     "find_lost_promotions",
     "find_lost_rejection",
+    "find_reach",
     "find_served",
     "find_status",
     "hold",
     "holds_in_force",
     "is_followed",
+    "issued_groups",
     "keep_plans",
     "list_accepted_rules",
     "list_served",
@@ -110,6 +118,7 @@ __all__ = [
     "prepare_decision",
     "promote",
     "read_releases",
+    "read_rules",
     "record_decision",
     "record_signed_decision",
     "released_spec",

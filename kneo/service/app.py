@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
 from kneo.api import (
+    access,
     agents,
     audit,
     bundles,
@@ -55,6 +56,7 @@ from kneo.service.console.parts import load_parts
 from kneo.service.context import Service, mount
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
+from kneo.service.hidden_reads import HiddenReads
 from kneo.service.limits import BodyLimit, RequestLimits
 from kneo.service.metrics import Metrics
 from kneo.service.mounts import load_routers
@@ -101,6 +103,7 @@ ROUTERS: tuple[ApiRouter, ...] = (
     mount(policies, "policies"),
     mount(credentials, "security"),
     mount(environments, "environments"),
+    mount(access, "environments"),
     mount(promotions, "promotions"),
     mount(promotion_receipts, "promotions"),
     mount(bundles, "bundles"),
@@ -256,6 +259,7 @@ def make_service(
         reads=SharedReads(changes),
         streams=streams,
         readiness=Readiness(settings, store, starter.project, tools),
+        hidden_reads=HiddenReads(store),
         tools=tools,
     )
 

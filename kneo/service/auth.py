@@ -13,72 +13,11 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from kneo.api.operation import EVERYTHING, Principal
+from kneo.api.operation import Principal
 from kneo.errors import Invalid, Unauthorized
 from kneo.names import person_key, person_name, shown
+from kneo.roles import EVERYTHING, ROLES, SCOPES, with_included
 from kneo.settings import Settings
-
-SCOPES: Mapping[str, str] = {
-    "*": "everything",
-    "runs:read": "read runs, their traces and what they left behind",
-    "runs:content": "read what the agents of runs and their models wrote",
-    "runs:write": "start, continue, fork and cancel runs",
-    "calls:make": "call the tools that environments serve to the key; read, begin, report and cancel these calls",
-    "specs:read": "read bundles; check specs",
-    "human:read": "read human tasks",
-    "human:write": "answer human tasks; claim, assign, delegate and discuss them",
-    "human:link": "make one-time links for other people",
-    "receipts:read": "read and verify receipts of decisions",
-    "audit:read": "read and prove the audit log",
-    "audit:write": "nothing any more; existing keys may name it",
-    "releases:read": "read environments, releases, promotions and their history",
-    "releases:decide": "approve and reject promotions, where the environment's file names the person as an approver",
-    "releases:operate": "reconcile, suspend, hold and roll back environments",
-    "policies:read": "read the policies that were set over HTTP",
-    "policies:write": "set policies over HTTP",
-    "credentials:read": "list which credentials are set, never their values",
-}
-"""The scopes, and what a key with each may do."""
-
-INCLUDED: Mapping[str, frozenset[str]] = {
-    "policies:read": frozenset({"releases:read"}),
-    "policies:write": frozenset({"releases:operate"}),
-    "human:read": frozenset({"receipts:read"}),
-    "audit:read": frozenset({"receipts:read"}),
-}
-"""Scopes that another scope includes. No scope includes ``releases:decide``: operators do not approve."""
-
-_VIEWER = frozenset({"runs:read", "specs:read", "human:read", "audit:read", "releases:read"})
-
-ROLES: Mapping[str, frozenset[str]] = {
-    "admin": frozenset({"*"}),
-    "operator": _VIEWER
-    | {"runs:write", "runs:content", "credentials:read", "policies:read", "policies:write", "releases:operate"},
-    "approver": frozenset(
-        {
-            "runs:read",
-            "specs:read",
-            "human:read",
-            "human:write",
-            "audit:read",
-            "releases:read",
-            "releases:decide",
-        }
-    ),
-    "reviewer": frozenset({"runs:read", "human:read", "human:write", "audit:read"}),
-    "auditor": _VIEWER | {"receipts:read", "runs:content"},
-    "service": _VIEWER
-    | {"runs:write", "human:write", "human:link", "audit:write", "credentials:read", "policies:read"},
-    "viewer": _VIEWER,
-    "caller": frozenset({"calls:make"}),
-}
-"""The scopes of each role."""
-
-
-def with_included(scopes: frozenset[str]) -> frozenset[str]:
-    """Add the scopes that others include."""
-    return scopes.union(*(INCLUDED.get(scope, frozenset()) for scope in scopes))
-
 
 ANONYMOUS = Principal("anonymous", frozenset({"*"}))
 """The caller of a service without API keys."""
@@ -248,7 +187,7 @@ def hash_keys(config: AuthConfig) -> Mapping[bytes, Principal]:
         if hashed in keys:
             msg = f"{record.name} and {keys[hashed].name} have the same API key; keys are people."
             raise Invalid(msg, code="invalid_setting")
-        keys[hashed] = Principal(name, _scopes(record))
+        keys[hashed] = Principal(name, _scopes(record), roles=frozenset(record.roles))
     if config.enabled and not keys and not config.issuer:
         msg = "API keys are required, and there are none."
         hint = "KNEO_SERV_AUTH_ENABLED asks for those of KNEO_SERV_API_KEYS and KNEO_SERV_ADMIN_API_KEY."
@@ -281,6 +220,14 @@ def group_scopes(roles: Iterable[tuple[str, tuple[str, ...]]]) -> Mapping[str, f
         found = _checked_scopes(f"The group {shown(group)} of KNEO_SERV_OIDC_ROLES", named, frozenset(words) - named)
         scopes[group] = scopes.get(group, frozenset()) | found
     return scopes
+
+
+def group_roles(roles: Iterable[tuple[str, tuple[str, ...]]]) -> Mapping[str, frozenset[str]]:
+    """Return the roles of each group of an issuer."""
+    found: dict[str, frozenset[str]] = {}
+    for group, words in roles:
+        found[group] = found.get(group, frozenset()) | (frozenset(words) & ROLES.keys())
+    return found
 
 
 def credential_of(headers: Mapping[str, str]) -> str:

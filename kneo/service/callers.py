@@ -16,12 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kneo.api.operation import Principal
 from kneo.errors import Forbidden, Invalid, KneoError
-from kneo.service.auth import ANONYMOUS, Keyring, credential_of, unauthorized
+from kneo.service.auth import ANONYMOUS, PRINCIPAL, Keyring, credential_of, unauthorized
 from kneo.service.problems import refusal
 from kneo.service.routing import path_of
 from kneo.service.sign_in_providers import IssuedPeople, find_provider
 from kneo.settings import OidcSettings, Settings
-from kneo.store.engine import Store
+from kneo.store import oidc_people
+from kneo.store.engine import Store, Tx
 
 PAGES: Mapping[str, str] = {
     "/metrics": "metrics",
@@ -87,7 +88,7 @@ class HeadCheck:
         if not self.keyring.required:
             self._check_origin(scope["method"], headers)
         if PAGES.get(path, "") not in {"", *self.open_pages}:
-            await self.callers.authenticate(headers)
+            scope[PRINCIPAL] = await self.callers.authenticate(headers)
 
     def _check_size(self, scope: Scope) -> None:
         line = len(scope.get("raw_path") or b"") + len(scope["query_string"])
@@ -176,6 +177,17 @@ class Callers:
         self.keyring = keyring
         self.people = people
         self.issuer = issuer
+
+    def find(self, tx: Tx, name: str) -> Principal | None:
+        """Return a person of an API key or, with the groups of the last token, of the issuer; ``None`` for others."""
+        found = self.keyring.find_person(name)
+        if found is not None:
+            return found[1]
+        issued = oidc_people.find(tx, name)
+        scopes = self.people.scopes_of(issued.groups) if self.people and issued else frozenset()
+        if self.people is None or issued is None or not scopes:
+            return None
+        return Principal(issued.name, scopes, roles=self.people.roles_of(issued.groups))
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Return the caller of a request. A known API key is one also where it looks like a token.

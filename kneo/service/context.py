@@ -6,12 +6,14 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Annotated, TypeVar, get_args, get_origin
 
 from fastapi import Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 
+from kneo import registry
 from kneo.api.operation import Context, Operation, Principal, Waiting, bound_lists, operations_of
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.start import Starter
@@ -19,6 +21,7 @@ from kneo.runtime.engine.wait import SettledRun, read_settled_run, wait_until_se
 from kneo.service.auth import Keyring, Require, principal_of
 from kneo.service.callers import Callers
 from kneo.service.events import Streams
+from kneo.service.hidden_reads import HiddenReads
 from kneo.service.metrics import Metrics
 from kneo.service.published import expects_published_words, in_published_words, own_parameters
 from kneo.service.readiness import Readiness
@@ -46,6 +49,7 @@ class Service:
         reads: The reads that the streams of one feed share.
         streams: Counts the open streams.
         readiness: The readiness checks.
+        hidden_reads: Counts requests about environments that their callers may not read.
         tools: The tools of this process, which specs may name.
     """
 
@@ -59,6 +63,7 @@ class Service:
     reads: SharedReads
     streams: Streams
     readiness: Readiness
+    hidden_reads: HiddenReads
     tools: frozenset[str] = frozenset()
 
     @property
@@ -78,7 +83,10 @@ class Service:
             drive=lambda _run_id: None,
             tools=self.tools,
             over_http=True,
-        )
+            find_caller=self.callers.find,
+            count_hidden=partial(self.hidden_reads.count, principal.name),
+            find_access=registry.find_access,
+        ).within(())
 
     def _settle(self, waiting: Waiting[object]) -> SettledRun:
         return wait_until_settled(self.store, waiting.settling, waiting.seconds)
@@ -196,7 +204,7 @@ def _call(operation: Operation[..., object]) -> Callable[..., JsonResponse]:
 
     def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonResponse:
         values = own_parameters(operation.id, bound_lists(values, service.settings.limits.page_items))
-        view = operation.function(service.context(principal), **values)
+        view = operation.begin(service.context(principal), **values)
         return JsonResponse(in_published_words(view) if published else view, status)
 
     return serve
@@ -210,7 +218,7 @@ def _wait_for(operation: Operation[..., object]) -> Callable[..., Coroutine[obje
     ) -> JsonResponse:
         values = bound_lists(values, service.settings.limits.page_items)
         mark = service.changes.store.notifier.mark()
-        waiting = await run_in_threadpool(operation.function, service.context(principal), **values)
+        waiting = await run_in_threadpool(operation.begin, service.context(principal), **values)
         assert isinstance(waiting, Waiting)
         settled = await settled_after(service.changes, waiting, mark)
         if not waiting.delivers:

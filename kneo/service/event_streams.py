@@ -8,9 +8,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from starlette.concurrency import run_in_threadpool
 
+from kneo import registry
+from kneo.api.operation import Principal
 from kneo.api.run_views import TraceEventView
 from kneo.api.task_views import TaskEventView
 from kneo.records.conversation import ModelDelta
@@ -19,11 +22,15 @@ from kneo.service.context import next_change
 from kneo.service.events import Event, Events
 from kneo.service.published import published_word
 from kneo.service.shared_reads import EVENTS_PER_READ, EventBuffer, Positioned, SharedReads
-from kneo.store import history, runs, task_feed
+from kneo.store import history, releases, runs, task_feed, tasks
 from kneo.store.change_feed import ChangeFeed, Subscription, announce_reader
 from kneo.store.engine import Store, Tx
+from kneo.store.prepared import Row
 from kneo.store.runs import RunProgress
 from kneo.store.task_feed import Cursor
+
+Stamps: TypeAlias = tuple[Row, ...]
+"""The state of the files of all environments."""
 
 MAX_DELTAS = 256
 """Deltas that wait for a slow reader; the oldest ones are dropped."""
@@ -98,6 +105,94 @@ class TaskEventsAdded(Subscription[int]):
         return [last if more or last > item.after else None for item in subscriptions]
 
 
+@dataclass(frozen=True)
+class AccessChanged(Subscription[Stamps]):
+    """The file of an environment in force has changed, and with it perhaps who may read the environment."""
+
+    known: Stamps | None
+
+    @classmethod
+    def read(cls, tx: Tx, subscriptions: Sequence[AccessChanged]) -> Sequence[Stamps | None]:
+        now = releases.environment_stamps(tx)
+        return [now if now != item.known else None for item in subscriptions]
+
+
+class ReaderAccess:
+    """The environments that the reader of a stream may read, followed while the stream is open.
+
+    Args:
+        changes: The change feed of the database.
+        principal: The reader.
+        scopes: The scopes of the stream.
+    """
+
+    def __init__(self, changes: ChangeFeed, principal: Principal, scopes: Sequence[str]) -> None:
+        self.reach: frozenset[str] | None = None
+        self._changes = changes
+        self._principal = principal
+        self._scopes = scopes
+        self._known: Stamps | None = None
+
+    async def advance(self) -> bool:
+        """Read the access after its next change, or at first; return false where the service stops."""
+        found = await next_change(self._changes, AccessChanged(self._known))
+        if found is not None:
+            self._known = found
+            self.reach = await run_in_threadpool(self._read)
+        return found is not None
+
+    def _read(self) -> frozenset[str] | None:
+        with self._changes.store.read() as tx:
+            return registry.find_reach(tx, self._principal, self._scopes)
+
+    def sees(self, environment: str | None) -> bool:
+        """Return whether the reader may read an environment."""
+        return self.reach is None or environment in self.reach
+
+
+class _Ended:
+    """The end of a stream."""
+
+
+async def while_readable(events: Events, access: ReaderAccess, environment: str | None = None) -> Events:
+    """Yield the events of a stream; once the reader may not read the environment of a run any more, an ``end`` and no more.
+
+    Args:
+        events: The events.
+        access: The access of the reader, which is followed meanwhile.
+        environment: The environment of the run; ``None`` for a stream of all environments, which ``access`` filters.
+    """
+
+    async def take() -> Event | _Ended | None:
+        return await anext(events, _Ended())
+
+    following: asyncio.Task[Event | _Ended | None] | None = None
+    changing = asyncio.create_task(access.advance())
+    try:
+        while True:
+            following = following or asyncio.create_task(take())
+            await asyncio.wait({following, changing}, return_when=asyncio.FIRST_COMPLETED)
+            if changing.done() and changing.result():
+                if environment is not None and not access.sees(environment):
+                    yield Event(name="end", data={"error": "environment_not_found"})
+                    return
+                changing = asyncio.create_task(access.advance())
+            if following.done():
+                event = following.result()
+                if isinstance(event, _Ended):
+                    return
+                following = None
+                yield event
+            elif changing.done() and not changing.result():
+                await asyncio.wait({following})
+    finally:
+        tasks_left = [changing, *([following] if following is not None else [])]
+        for task in tasks_left:
+            task.cancel()
+        await asyncio.gather(*tasks_left, return_exceptions=True)
+        await events.aclose()
+
+
 class RunFeed(EventBuffer):
     """The trace events and the progress of one run.
 
@@ -149,8 +244,14 @@ class TaskFeed(EventBuffer):
 
     def _page(self, position: int) -> Sequence[Positioned]:
         events = task_feed.events_after(self._changes.store, position, EVENTS_PER_READ)
+        with self._changes.store.read() as tx:
+            environments = tasks.environments_of(tx, {item.task_id for _, item in events})
         return [
-            Positioned(number, Event(name=f"human.{item.type}", id=item.id, data=vars(TaskEventView.of(item))))
+            Positioned(
+                number,
+                Event(name=f"human.{item.type}", id=item.id, data=vars(TaskEventView.of(item))),
+                environments.get(item.task_id),
+            )
             for number, item in events
         ]
 
@@ -240,8 +341,8 @@ def _trace_page(store: Store, run_id: str, after: int) -> Sequence[Positioned]:
     ]
 
 
-async def task_events(reads: SharedReads, cursor: Cursor, *, heartbeat: float) -> Events:
-    """Stream the events of all tasks after a cursor, each once, until the reader leaves.
+async def task_events(reads: SharedReads, cursor: Cursor, access: ReaderAccess, *, heartbeat: float) -> Events:
+    """Stream the events of the tasks that a reader may read after a cursor, each once, until the reader leaves.
 
     The id of the cursor comes first, so that a reader that is disconnected before the first event continues from there.
     """
@@ -252,7 +353,8 @@ async def task_events(reads: SharedReads, cursor: Cursor, *, heartbeat: float) -
         while not reads.stopping:
             version = feed.version
             async for item in feed.events(after):
-                yield item.event
+                if access.sees(item.environment):
+                    yield item.event
                 after = item.position
             if not await feed.wait(version, heartbeat):
                 yield None

@@ -26,6 +26,7 @@ class Metrics:
     """The metrics of one application and its database."""
 
     def __init__(self, store: Store, streams: Streams) -> None:
+        self.store = store
         self.registry = CollectorRegistry()
         self._hooks = Counter("kneo_webhook", "Deliveries of webhooks.", ["provider", "result"], registry=self.registry)
         Gauge("kneo_http_streams", "Open streams.", registry=self.registry).set_function(lambda: streams.open)
@@ -35,9 +36,26 @@ class Metrics:
         """Count a delivery of a webhook: ``accepted``, ``duplicate``, ``refused``, ``too_large`` or ``limited``."""
         self._hooks.labels(provider, result).inc()
 
-    def text(self) -> bytes:
-        """Return all metrics of this process in Prometheus's text format 0.0.4."""
+    def text(self, reach: frozenset[str] | None = None) -> bytes:
+        """Return the metrics of this process in Prometheus's text format 0.0.4: all of them, or those of some environments."""
+        if reach is not None:
+            limited = CollectorRegistry()
+            limited.register(_LimitedMetrics(self.store, reach))
+            return generate_latest(limited)
         return generate_latest(self.registry) + generate_latest(REGISTRY)
+
+
+class _LimitedMetrics(Collector):
+    """Metrics of the database that name environments, of some environments."""
+
+    def __init__(self, store: Store, reach: frozenset[str]) -> None:
+        self.store = store
+        self.reach = reach
+
+    def collect(self) -> Iterator[Metric]:
+        with self.store.read() as tx:
+            used = usage.total_by_model(tx)
+        yield from _usage({names: usage_of for names, usage_of in used.items() if names[0] in self.reach})
 
 
 class _DatabaseMetrics(Collector):

@@ -113,10 +113,11 @@ class SharedReads:
 
 @dataclass(frozen=True)
 class Positioned:
-    """An event and its position in its feed."""
+    """An event and its position in its feed, in a feed of all environments with its own."""
 
     position: int
     event: Event
+    environment: str | None = None
 
 
 class EventBuffer(SharedRead):

@@ -56,6 +56,9 @@ class IssuedPeople(Protocol):
         """
         ...
 
+    def roles_of(self, groups: Collection[str]) -> frozenset[str]:
+        """Return the roles of a person in these groups."""
+
     def scopes_of(self, groups: Collection[str]) -> frozenset[str]:
         """Return the scopes of a person in these groups; empty where no group has a role."""
         ...

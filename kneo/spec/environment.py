@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Invalid
+from kneo.roles import ROLES, SCOPES
 from kneo.spec.base import suggest
 from kneo.spec.coverage.gates import (
     DEFAULT_HUMAN,
@@ -108,6 +109,7 @@ def _findings(name: str, spec: environment.EnvironmentSpec, *, accepted: bool) -
     yield from _humans_and_gates(spec)
     yield from _expressions(spec)
     yield from _evidence(name, spec)
+    yield from _access(spec)
     if spec.promote_from == name:
         yield error(CODE, "An environment cannot promote from itself.", ("spec", "promoteFrom"))
     if spec.soak and spec.promote_from is None:
@@ -157,6 +159,25 @@ def _names(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
     for index, added in enumerate(spec.gates):
         for position, gate in added.gates().items():
             yield from gate_names(gate, ("spec", "gates", index, position))
+
+
+def _access(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:
+    if spec.access is None and not spec.admins:
+        message = "Without access, every caller with the scopes has access, administrators included."
+        yield error(CODE, message, ("spec", "admins"), suggestion="Add access, or drop admins.")
+    for index, rule in enumerate(spec.access or ()):
+        path: Path = ("spec", "access", index)
+        if rule.who == environment.Who():
+            message = "A rule of access names no caller."
+            yield error(CODE, message, (*path, "who"), suggestion="Write at least one of users, groups, roles.")
+        for number, word in enumerate(rule.may):
+            if word not in ROLES and word not in SCOPES:
+                message = f"{word[:60]!r} is neither a role nor a scope."
+                yield error(CODE, message, (*path, "may", number), suggestion=suggest(word, (*ROLES, *SCOPES)))
+        for number, role in enumerate(rule.who.roles):
+            if role not in ROLES:
+                message = f"{role[:60]!r} is not a role of API keys."
+                yield error(CODE, message, (*path, "who", "roles", number), suggestion=suggest(role, tuple(ROLES)))
 
 
 def _humans_and_gates(spec: environment.EnvironmentSpec) -> Iterator[Diagnostic]:

@@ -238,6 +238,8 @@ def list_sessions(
     where = [agent_sessions.c.requester == requester]
     if environment is not None:
         where.append(agent_sessions.c.environment == environment)
+    if tx.reach is not None:
+        where.append(agent_sessions.c.environment.in_(sorted(tx.reach)))
     same = [agent_sessions.c[name] == session_messages.c[name] for name in ("environment", "requester", "session_id")]
     messages = select(func.count()).select_from(session_messages).where(*same).scalar_subquery()
     page = select(agent_sessions, messages.label("messages")).where(*where)
@@ -267,7 +269,9 @@ def find_keys(tx: Tx, requester: str, session_id: str, *, environment: str | Non
         where.append(agent_sessions.c.environment == environment)
     named = select(agent_sessions.c.environment).where(*where).order_by(agent_sessions.c.environment)
     names = tx.connection.execute(named).scalars()
-    return tuple(SessionKey(environment=name, requester=requester, session_id=session_id) for name in names)
+    return tuple(
+        SessionKey(environment=name, requester=requester, session_id=session_id) for name in names if tx.sees(name)
+    )
 
 
 _DELETE_MESSAGES = Prepared(delete(session_messages).where(_is(session_messages)))

@@ -441,7 +441,7 @@ def events(
     **where: Unpack[AuditConditions],
 ) -> tuple[SealedEvent, ...]:
     """List events, newest first by default; ``after`` is the id of the last event of the previous page."""
-    conditions = _conditions(where)
+    conditions = _conditions(tx, where)
     if after is not None:
         conditions.append(audit_events.c.id < after if descending else audit_events.c.id > after)
     rows = tx.connection.execute(
@@ -454,7 +454,7 @@ def events(
 
 
 def count(tx: Tx, **where: Unpack[AuditConditions]) -> int:
-    statement = select(func.count()).select_from(audit_events).where(*_conditions(where))
+    statement = select(func.count()).select_from(audit_events).where(*_conditions(tx, where))
     return tx.connection.execute(statement).scalar_one()
 
 
@@ -489,10 +489,12 @@ def seq_of(tx: Tx, event_id: str) -> int | None:
     return tx.connection.execute(select(audit_chain.c.seq).where(audit_chain.c.event_id == event_id)).scalar()
 
 
-def _conditions(where: AuditConditions) -> list[ColumnElement[bool]]:
+def _conditions(tx: Tx, where: AuditConditions) -> list[ColumnElement[bool]]:
     columns = audit_events.c
     equal = {name: where.get(name) for name in ("event_type", "run_id", "environment", "actor")}
     conditions = [columns[name] == value for name, value in equal.items() if value is not None]
+    if tx.reach is not None:
+        conditions.append(columns.environment.in_(sorted(tx.reach)))
     # Ids sort by the time at which they were created.
     first, last = where.get("created_after"), where.get("created_before")
     if first is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -138,6 +139,17 @@ class Tx:
     """What was read once of a consistent snapshot; ``None`` in a transaction that writes."""
     locked: set[str] = field(default_factory=set)
     """The ids of rows that this transaction has locked or changed, so that they need no lock."""
+    reach: frozenset[str] | None = None
+    """The environments whose rows this transaction reads; ``None`` for all rows, also those without an environment."""
+
+    def sees(self, environment: str | None) -> bool:
+        """Return whether this transaction reads the rows of an environment."""
+        return self.reach is None or environment in self.reach
+
+    @property
+    def unlimited(self) -> Tx:
+        """The same transaction, which reads all rows."""
+        return replace(self, reach=None, snapshot={} if self.snapshot is not None else None)
 
     def once(self, key: Hashable, read: Callable[[], T]) -> T:
         """Return what a function reads; a snapshot is read once for each key."""
@@ -201,8 +213,18 @@ class Store:
         self.notifier = CommitNotifier()
         self.deltas = DeltaHub(None if self.is_sqlite else lambda: self.conninfo)
         self._is_closed = False
+        self.find_reach: Callable[[Tx], frozenset[str] | None] | None = None
         if not self.is_sqlite:
             event.listen(self.engine, "checkin", self._close_returned)
+
+    def limited(self, find_reach: Callable[[Tx], frozenset[str] | None]) -> Store:
+        """Return this database as a caller reads it: each transaction finds at its start which environments it reads."""
+        view = copy.copy(self)
+        view.find_reach = find_reach
+        return view
+
+    def _limit(self, tx: Tx) -> Tx:
+        return replace(tx, reach=self.find_reach(tx)) if self.find_reach is not None else tx
 
     @property
     def is_sqlite(self) -> bool:
@@ -224,7 +246,7 @@ class Store:
             Transient: the database stayed busy or unreachable.
         """
         with _translate(), self._connections.write(durable=durable) as connection:
-            tx = Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs)
+            tx = self._limit(Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs))
             yield tx
         self.notifier.notify(tx.notifications)
 
@@ -235,8 +257,12 @@ class Store:
         """
         work = _in_this_context(work)
         if self.is_sqlite:
-            return self._writer.submit(work, durable=durable)
+            return self._writer.submit(self._limiting(work), durable=durable)
         return self._pool.submit(self._transact, work)
+
+    def _limiting(self, work: Callable[[Tx], T]) -> Callable[[Tx], T]:
+        """Return work in a transaction of the writer, which is shared, for the caller of this database."""
+        return work if self.find_reach is None else lambda tx: work(self._limit(tx))
 
     def transact(self, work: Callable[[Tx], T], *, durable: bool = True) -> T:
         """Run a piece of work as a transaction, alone or in a group; see ``submit``.
@@ -244,7 +270,9 @@ class Store:
         Raises:
             Transient: the database stayed busy or unreachable.
         """
-        return self._writer.do(_in_this_context(work), durable=durable) if self.is_sqlite else self._transact(work)
+        if not self.is_sqlite:
+            return self._transact(work)
+        return self._writer.do(self._limiting(_in_this_context(work)), durable=durable)
 
     def _transact(self, work: Callable[[Tx], T]) -> T:
         with self.write() as tx:
@@ -273,7 +301,7 @@ class Store:
             Transient: the database stayed busy or unreachable.
         """
         with _translate(), self._connections.read() as connection:
-            yield Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs, snapshot={})
+            yield self._limit(Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs, snapshot={}))
 
     def check_sessions(self) -> None:
         """Check that each connection to a server has a session to itself.

@@ -226,7 +226,7 @@ def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
     """List the environments; see ``environment`` for a file in force that something other than Kneo has changed."""
 
     def read() -> tuple[EnvironmentRecord, ...]:
-        return tuple(_authenticated(tx, row) for row in _ENVIRONMENTS.rows(tx, {}))
+        return tuple(_authenticated(tx, row) for row in _ENVIRONMENTS.rows(tx, {}) if tx.sees(row.name))
 
     return tx.once(environments, read)
 
@@ -238,7 +238,8 @@ def environment_names(tx: Tx) -> tuple[str, ...]:
     subjects = tx.connection.execute(
         select(conditions.c.object).where(conditions.c.object.startswith(prefix)).distinct()
     )
-    return tuple(sorted(declared | {row.object.removeprefix(prefix) for row in subjects}))
+    names = declared | {row.object.removeprefix(prefix) for row in subjects}
+    return tuple(sorted(name for name in names if tx.sees(name)))
 
 
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
@@ -248,7 +249,21 @@ def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
 
 
 def _environment_row(tx: Tx, name: str) -> Row | None:
+    if not tx.sees(name):
+        return None
     return tx.once((environments, name), lambda: _ENVIRONMENT.first(tx, {"called": name}))
+
+
+_STAMPS = Prepared(
+    select(*(environments.c[name] for name in ("name", "policy_digest", "updated_at", MAC))).order_by(
+        environments.c.name
+    )
+)
+
+
+def environment_stamps(tx: Tx) -> tuple[Row, ...]:
+    """Return the name of each environment, with values that change whenever its file in force does."""
+    return tuple(_STAMPS.rows(tx, {}))
 
 
 def _authenticated(tx: Tx, row: Row) -> EnvironmentRecord:
@@ -294,7 +309,8 @@ def declaration(tx: Tx, name: str) -> bytes | None:
 
 def _pending_rows(tx: Tx, query: Select[Any]) -> Iterator[Row]:
     """Yield the authentic rows; the next reconciliation replaces the others."""
-    return (row for row in tx.connection.execute(query) if is_authentic(tx, pending_releases, row))
+    rows = (row for row in tx.connection.execute(query) if tx.sees(row.environment))
+    return (row for row in rows if is_authentic(tx, pending_releases, row))
 
 
 def pending(tx: Tx, environment_name: str) -> tuple[Pending, ...]:
@@ -393,7 +409,7 @@ def list_releases(
         rows = tx.connection.execute(
             select(releases).where(*conditions).order_by(releases.c.environment, releases.c.bundle)
         )
-        records += map(_release, rows)
+        records += (_release(row) for row in rows if tx.sees(row.environment))
     return tuple(records)
 
 
@@ -425,7 +441,8 @@ def newest_promotion(tx: Tx) -> str | None:
 def promotion(tx: Tx, promotion_id: str) -> Promotion | None:
     """Read a promotion; ``None`` also for one that is not authentic."""
     row = tx.connection.execute(select(promotions).where(promotions.c.id == promotion_id)).first()
-    return read_promotion(row) if row is not None and is_authentic(tx, promotions, row) else None
+    is_seen = row is not None and tx.sees(row.environment)
+    return read_promotion(row) if row is not None and is_seen and is_authentic(tx, promotions, row) else None
 
 
 _LATEST = Prepared(
@@ -483,6 +500,8 @@ def list_promotions(
         (promotions.c.to_digest, to_digest),
     )
     conditions = [column == value for column, value in wanted if value is not None]
+    if tx.reach is not None:
+        conditions.append(promotions.c.environment.in_(sorted(tx.reach)))
     rows = tx.connection.execute(select(promotions).where(*conditions).order_by(promotions.c.id.desc()).limit(limit))
     return tuple(read_promotion(row) for row in rows if is_authentic(tx, promotions, row))
 
@@ -643,7 +662,11 @@ def approvals_by_id(tx: Tx, ids: Sequence[str]) -> tuple[ApprovalRecord, ...]:
 def _approvals(tx: Tx, query: Select[Any]) -> Iterator[ApprovalRecord]:
     """Yield the authentic decisions: the time of their first sight decides which keys count."""
     rows = tx.connection.execute(query)
-    return (ApprovalRecord(**_without(row, MAC)) for row in rows if is_authentic(tx, approvals, row))
+    return (
+        ApprovalRecord(**_without(row, MAC))
+        for row in rows
+        if tx.sees(row.environment) and is_authentic(tx, approvals, row)
+    )
 
 
 # ---- holds ------------------------------------------------------------------------------------------------------

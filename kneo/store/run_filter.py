@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Integer, Select, String, and_, bindparam, func, null, or_, select, tuple_
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    Select,
+    String,
+    and_,
+    bindparam,
+    func,
+    null,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -77,6 +91,9 @@ LASTING = frozenset({"id", "run_id", "created_at"})
 """Orders in which runs keep their place, so that a list can continue after any of them."""
 
 EQUAL = ("environment", "bundle", "target", "workflow_type", "workflow_name", "session_id", "requester")
+MOST_PARTS = 20
+"""Environments of a caller that are read one by one; more of them are mostly found soon in the order of all runs."""
+
 OTHERS = ("updated_after", "created_after", "created_before")
 
 
@@ -104,6 +121,18 @@ class RunFilter:
     created_before: str | None = None
     text: str | None = None
     """A substring of the input or output, ignoring case. Every run in the period of creation is read for it."""
+    reach: tuple[str, ...] | None = None
+    """Only runs of these environments."""
+
+    def within(self, reach: frozenset[str] | None) -> RunFilter:
+        """Return this filter for a transaction that reads these environments."""
+        is_limited = reach is not None and self.environment is None
+        return replace(self, reach=tuple(sorted(reach or ()))) if is_limited else self
+
+    def parts(self, sort_by: str) -> int:
+        """Return the number of environments that are read one by one, each in the order of its index; 0 for a single scan."""
+        by_index = sort_by == "updated_at" and self.reach is not None and len(self.reach) <= MOST_PARTS
+        return len(self.reach or ()) if by_index else 0
 
     @property
     def values(self) -> dict[str, object]:
@@ -117,6 +146,9 @@ class RunFilter:
             values["statuses"] = sorted(self.statuses)
         if self.waiting_for is not None:
             values |= identity_values(self.waiting_for)
+        if self.reach is not None:
+            values["reach"] = list(self.reach)
+            values |= {f"reach_{number}": name for number, name in enumerate(self.reach[:MOST_PARTS])}
         return values
 
     @property
@@ -125,7 +157,8 @@ class RunFilter:
         error = {None: set(), True: {"has_error"}, False: {"has no error"}}[self.has_error]
         waits = {"waits"} if self.waiting_for is not None else set()
         asks = {None: set(), True: {"asks"}, False: {"asks nothing"}}[self.asks]
-        return frozenset({*self.values, *error, *waits, *asks}) - {"who", "refused"}
+        names = {name for name in self.values if not name.startswith("reach_")}
+        return frozenset({*names, *error, *waits, *asks}) - {"who", "refused"}
 
 
 EVERY_RUN = RunFilter()
@@ -168,6 +201,7 @@ def _conditions(column: Callable[[str], ColumnElement[Any]]) -> Mapping[str, Col
         # An index of its own leads to the runs of a person in the order of creation.
         "requester": runs.c.requester == bindparam("requester"),
         "statuses": column("status").in_(bindparam("statuses", expanding=True)),
+        "reach": column("environment").in_(bindparam("reach", expanding=True)),
         "waits": runs.c.id.in_(_OF_OPEN_TASKS),
         "asks": and_(runs.c.status == RunStatus.PAUSED, runs.c.id.in_(_OPEN)),
         "asks nothing": or_(runs.c.status != RunStatus.PAUSED, runs.c.id.not_in(_OPEN)),
@@ -191,11 +225,14 @@ _LISTED = select(*(column for column in runs.c if column.name != "state"), null(
 
 
 @cache
-def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: bool) -> Select[Any]:
+def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: bool, parts: int = 0) -> Select[Any]:
     """Return the statement that lists runs; rows without the sort value come last.
 
-    Its parameters are those of the conditions, ``most``, ``skipped``, and ``after`` for the id of the last listed run.
+    Its parameters are those of the conditions, ``most``, ``skipped``, and ``after`` for the id of the last listed run. With
+    ``parts`` the newest of each of so many environments are read by its index, and then merged.
     """
+    if parts:
+        return _merged(names, sort_by, descending=descending, parts=parts)
     conditions = _WALKING if sort_by == "created_at" else _CHOOSING
     column = SORTABLE[sort_by]
     nullable = getattr(column, "nullable", False)
@@ -209,6 +246,20 @@ def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: boo
     # NULLS LAST on a column without NULLs would prevent an ordered scan of its index.
     ordered = statement.order_by(first.nulls_last() if nullable else first, second)
     return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
+
+
+def _merged(names: frozenset[str], sort_by: str, *, descending: bool, parts: int) -> Select[Any]:
+    column = SORTABLE[sort_by]
+    keys = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
+    others = [_CHOOSING[name] for name in sorted(names - {"reach"})]
+    enough = bindparam("most", type_=Integer) + bindparam("skipped", type_=Integer)
+    ids = []
+    for number in range(parts):
+        here = runs.c.environment == bindparam(f"reach_{number}")
+        newest = select(runs.c.id, column).where(here, *others).order_by(*keys).limit(enough).subquery()
+        ids.append(select(newest.c.id))
+    merged = _LISTED.where(runs.c.id.in_(union_all(*ids))).order_by(*keys)
+    return merged.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
 
 
 def beyond(column: ColumnElement[Any], row_id: Column[Any], *, descending: bool) -> ColumnElement[bool]:

@@ -140,7 +140,16 @@ _GET = Prepared(select(runs).where(runs.c.id == bindparam("of_run")))
 def get(tx: Tx, run_id: str) -> Run | None:
     """Read a run without a check of its MAC."""
     row = _GET.first(tx, {"of_run": run_id})
-    return _run(row) if row else None
+    return _run(row) if row and tx.sees(row.environment) else None
+
+
+_ENVIRONMENT = Prepared(select(runs.c.environment).where(runs.c.id == bindparam("of_run")))
+
+
+def environment_of(tx: Tx, run_id: str) -> tuple[str | None] | None:
+    """Return the environment of a run; ``None`` where there is no such run."""
+    row = _ENVIRONMENT.first(tx, {"of_run": run_id})
+    return (row.environment,) if row else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -506,6 +515,25 @@ def is_queue_full(tx: Tx, limit: int) -> bool:
     return _WAITING.first(tx, {"others": limit - 1}) is not None
 
 
+_WAITING_HERE = Prepared(
+    select(runs.c.id)
+    .where(
+        runs.c.status == RunStatus.RUNNING.value,
+        runs.c.owner.is_(None),
+        runs.c.resume_at.is_(None),
+        runs.c.environment == bindparam("of_environment"),
+    )
+    .order_by(runs.c.status, runs.c.updated_at)
+    .offset(bindparam("others"))
+    .limit(1)
+)
+
+
+def has_waiting(tx: Tx, environment: str, number: int) -> bool:
+    """Return whether this many runs of an environment wait for a driver. The cost grows with the queue."""
+    return number == 0 or _WAITING_HERE.first(tx, {"of_environment": environment, "others": number - 1}) is not None
+
+
 def list_overdue(tx: Tx) -> tuple[str, ...]:
     """List runs whose deadline has passed."""
     rows = tx.connection.execute(
@@ -529,12 +557,20 @@ def list_runs(
     Rows without the value they are sorted by come last. ``after`` is the id of the last one seen, in one of the orders in
     which no run moves (``LASTING``).
     """
-    statement = listing(where.conditions, sort_by, descending=descending, after=after is not None)
+    if not tx.sees(where.environment) and where.environment is not None:
+        return ()
+    where = where.within(tx.reach)
+    statement = listing(
+        where.conditions, sort_by, descending=descending, after=after is not None, parts=where.parts(sort_by)
+    )
     values = {**where.values, "most": limit, "skipped": offset} | ({"after": after} if after is not None else {})
     return tuple(_run(row) for row in tx.connection.execute(statement, values))
 
 
 def count_runs(tx: Tx, where: RunFilter = EVERY_RUN) -> int:
+    if not tx.sees(where.environment) and where.environment is not None:
+        return 0
+    where = where.within(tx.reach)
     return int(tx.connection.execute(counting(where.conditions), where.values).scalar_one())
 
 

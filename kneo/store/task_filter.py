@@ -70,6 +70,13 @@ class TaskFilter:
     """The end of the period of creation, excluded. Times are ISO-8601 texts, compared in milliseconds."""
     text: str | None = None
     """A substring of the title, ignoring case."""
+    reach: tuple[str, ...] | None = None
+    """Only tasks of these environments."""
+
+    def within(self, reach: frozenset[str] | None) -> TaskFilter:
+        """Return this filter for a transaction that reads these environments."""
+        is_limited = reach is not None and self.environment is None
+        return replace(self, reach=tuple(sorted(reach or ()))) if is_limited else self
 
     @property
     def waits(self) -> bool:
@@ -97,7 +104,7 @@ class TaskFilter:
             names.add("escalated" if self.escalated else "not escalated")
         if self.overdue_at is not None:
             names.add("overdue_at")
-        names |= {name for name in (*PERIOD, "text") if getattr(self, name) is not None}
+        names |= {name for name in (*PERIOD, "text", "reach") if getattr(self, name) is not None}
         if self.who is not None:
             names |= {"not refused", {None: "open to person", True: "named", False: "unrestricted"}[self.restricted]}
         return frozenset(names)
@@ -115,6 +122,8 @@ class TaskFilter:
                 values[name] = first_id(TASK_PREFIX, parse_time(moment))
         if self.text is not None:
             values["text"] = f"%{escaped(self.text)}%"
+        if self.reach is not None:
+            values["reach"] = list(self.reach)
         if self.who is not None:
             values |= identity_values(self.who)
             if self.restricted is False:
@@ -148,6 +157,7 @@ def _conditions(column: Callable[[str], ColumnElement[Any]]) -> dict[str, Column
         # Without a parameter, so that the planner can use the partial indexes of the inbox.
         "waits": tasks.c.resolved_at.is_(None),
         "statuses": column("status").in_(bindparam("statuses", expanding=True)),
+        "reach": column("environment").in_(bindparam("reach", expanding=True)),
         "escalated": column("escalation") > 0,
         "not escalated": column("escalation") == 0,
         "overdue_at": tasks.c.due_at < bindparam("overdue_at"),

@@ -38,6 +38,8 @@ def newest(
         workflow_name: Only tasks of this workflow.
         limit: The most outcomes.
     """
+    if environment is not None and not tx.sees(environment):
+        return ()
     where = {"environment": environment, "workflow_name": workflow_name}
     outcomes = [_read_status(tx, status, first, where, limit) for status in OVER]
     return tuple(islice(merge(*outcomes, key=attrgetter("id"), reverse=True), limit))
@@ -52,25 +54,29 @@ def subjects(tx: Tx, ids: Collection[str]) -> Mapping[str, str]:
 def _read_status(
     tx: Tx, status: TaskStatus, first: str, where: Mapping[str, str | None], limit: int
 ) -> Iterator[Outcome]:
-    for row in tx.connection.execute(of_status(status, first, where, limit)):
+    for row in tx.connection.execute(of_status(status, first, where, limit, tx.reach)):
         # What another platform asked says nothing about the gates of this one.
         if IMPORTED not in (row.metadata or {}):
             yield _outcome(row)
 
 
-def of_status(status: TaskStatus, first: str, where: Mapping[str, str | None], limit: int) -> Select[Any]:
+def of_status(
+    status: TaskStatus, first: str, where: Mapping[str, str | None], limit: int, reach: frozenset[str] | None = None
+) -> Select[Any]:
     """Return the statement for one status, which scans the index on status and id."""
     scanned = (
         select(tasks.c.id)
         .where(tasks.c.status == status, tasks.c.id >= first)
         .order_by(tasks.c.id.desc())
-        .limit(SCANNED if any(where.values()) else limit)
+        .limit(SCANNED if any(where.values()) or reach is not None else limit)
         .subquery()
     )
     statement = _ROWS.join(scanned, scanned.c.id == tasks.c.id)
     for name, value in where.items():
         if value is not None:
             statement = statement.where(tasks.c[name] == value)
+    if reach is not None:
+        statement = statement.where(tasks.c.environment.in_(sorted(reach)))
     return statement.order_by(tasks.c.id.desc()).limit(limit)
 
 
@@ -151,11 +157,11 @@ _SUMS = select(*_GROUP, _AMOUNT.label("amount")).group_by(*_GROUP).having(_AMOUN
 
 def summary(tx: Tx) -> TaskSummary:
     """Read the counts of unresolved tasks, at a cost that does not grow with them."""
-    rows = tx.connection.execute(_SUMS).all()
+    rows = [row for row in tx.connection.execute(_SUMS) if tx.sees(row.environment)]
     statuses: dict[str, int] = {}
     kinds: dict[str, int] = {}
     environments: dict[str, int] = {}
-    late = TaskFilter(overdue_at=tx.at)
+    late = TaskFilter(overdue_at=tx.at).within(tx.reach)
     for row in rows:
         for counts, name in ((statuses, row.status), (kinds, row.kind), (environments, row.environment or "")):
             counts[name] = counts.get(name, 0) + int(row.amount)
@@ -171,7 +177,7 @@ def summary(tx: Tx) -> TaskSummary:
 
 def count(tx: Tx, where: TaskFilter) -> int | None:
     """Read the count of tasks that match a filter; ``None`` where the filter needs more than the stored counts."""
-    beyond = replace(where, statuses=WAITING.statuses, escalated=None, environment=None, kind=None)
+    beyond = replace(where, statuses=WAITING.statuses, escalated=None, environment=None, kind=None, reach=None)
     if beyond != WAITING or not where.waits:
         return None
     values = where.values | {"statuses": sorted(where.statuses)}
@@ -183,6 +189,7 @@ def _sum_of(names: frozenset[str]) -> Select[Any]:
     table = task_count_changes.c
     where: list[ColumnElement[bool]] = [table.status.in_(bindparam("statuses", expanding=True))]
     where += [table[name] == bindparam(name) for name in ("environment", "kind") if name in names]
+    where += [table.environment.in_(bindparam("reach", expanding=True)) for name in names if name == "reach"]
     where += [table.escalated.is_(word == "escalated") for word in ("escalated", "not escalated") if word in names]
     return select(_AMOUNT).where(*where)
 

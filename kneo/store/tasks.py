@@ -108,7 +108,26 @@ def get(tx: Tx, task_id: str) -> HumanTask | None:
         Untrusted, Invalid: as ``check``.
     """
     row = _GET.first(tx, {"of_task": task_id})
-    return check(tx, read_task(row)) if row else None
+    task = read_task(row) if row else None
+    return check(tx, task) if task is not None and tx.sees(task.environment) else None
+
+
+_ENVIRONMENT = Prepared(select(tasks.c.environment).where(tasks.c.id == bindparam("of_task")))
+
+
+def environment_of(tx: Tx, task_id: str) -> tuple[str | None] | None:
+    """Return the environment of a task; ``None`` where there is no such task."""
+    row = _ENVIRONMENT.first(tx, {"of_task": task_id})
+    return (row.environment,) if row else None
+
+
+_ENVIRONMENTS = select(tasks.c.id, tasks.c.environment).where(tasks.c.id.in_(bindparam("tasks", expanding=True)))
+
+
+def environments_of(tx: Tx, task_ids: Collection[str]) -> Mapping[str, str | None]:
+    """Return the environments of tasks, by id."""
+    rows = tx.connection.execute(_ENVIRONMENTS, {"tasks": sorted(task_ids)})
+    return {row.id: row.environment for row in rows}
 
 
 _RUN = Prepared(select(tasks.c.run_id).where(tasks.c.id == bindparam("of_task")))
@@ -280,6 +299,9 @@ def list_tasks(
     after: str | None = None,
 ) -> tuple[HumanTask, ...]:
     """List tasks; those after the task ``after`` in this order, regardless of changes since it was listed."""
+    if not tx.sees(where.environment) and where.environment is not None:
+        return ()
+    where = where.within(tx.reach)
     statement = listing(where.conditions, sort_by, descending=descending, after=after is not None)
     values = {**where.values, "most": limit, "skipped": offset} | ({"after": after} if after is not None else {})
     return tuple(read_task(row) for row in tx.connection.execute(statement, values))
@@ -287,6 +309,9 @@ def list_tasks(
 
 def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
     """Count tasks, from the stored counts where they suffice."""
+    if not tx.sees(where.environment) and where.environment is not None:
+        return 0
+    where = where.within(tx.reach)
     known = task_statistics.count(tx, where)
     if known is not None:
         return known

@@ -94,6 +94,8 @@ def list_usage(
     where = [model_usage.c.day >= since, model_usage.c.day <= until]
     if environment is not None:
         where.append(model_usage.c.environment == environment)
+    if tx.reach is not None:
+        where.append(model_usage.c.environment.in_(sorted(tx.reach)))
     rows = tx.connection.execute(
         select(*group, *_SUMS).where(*where).group_by(*group).order_by(*group).limit(limit)
     ).mappings()

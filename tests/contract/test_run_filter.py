@@ -178,3 +178,24 @@ def plan(store: Store, statement: Select[Any], values: dict[str, object]) -> lis
                 tx.connection.execute(text(f"SET LOCAL enable_{unwanted} = off"))
         sql = statement.params(**values).compile(tx.connection, compile_kwargs={"literal_binds": True})
         return [str(row[-1]) for row in tx.connection.exec_driver_sql(f"{explain} {sql}")]
+
+
+@pytest.mark.parametrize("sort_by", ["updated_at", "created_at", "status"])
+@pytest.mark.parametrize("readable", [("a",), ("a", "b"), (*tuple(f"e{number}" for number in range(30)), "b", "c")])
+def test_a_limited_transaction_lists_the_runs_of_its_environments_in_the_order_of_all(
+    store: Store, clock: ManualClock, sort_by: str, readable: tuple[str, ...]
+) -> None:
+    for name in ("a", "b", None, "c", "a", "b", "c", "a"):
+        with store.write() as tx:
+            runs.insert_run(tx, build_run(environment=name))
+        clock.advance(timedelta(seconds=1))
+    limited = store.limited(lambda _tx: frozenset(readable))
+    with store.read() as tx, limited.read() as seen:
+        expected = [run.id for run in runs.list_runs(tx, sort_by=sort_by) if run.environment in readable]
+        assert [run.id for run in runs.list_runs(seen, sort_by=sort_by)] == expected
+        assert [run.id for run in runs.list_runs(seen, sort_by=sort_by, limit=2, offset=1)] == expected[1:3]
+        assert runs.count_runs(seen) == len(expected)
+        assert runs.list_runs(seen, RunFilter(environment="d")) == ()
+        hidden = next(run for run in runs.list_runs(tx) if run.environment not in readable)
+        assert runs.get(seen, hidden.id) is None
+        assert runs.get(seen, expected[0]) is not None

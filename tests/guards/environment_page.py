@@ -50,9 +50,13 @@ EVIDENCE = {
 PEOPLE = {"cfo": {"description": "May it pay?"}}
 
 CALLS = {"tools": ["refund"], "when": "args.amount > 100"}
+RULE = {"who": {"groups": ["payments"]}, "may": ["viewer"]}
 
 PAIRS: Mapping[str, Pair] = {
     "inlineSpecs": Pair(False, True),
+    "access": Pair([RULE], [RULE, {"who": {"users": ["ann"]}, "may": ["viewer"]}]),
+    "admins": Pair(False, True),
+    "quotas.queued": Pair(100, 1000),
     "people.<name>.groups": Pair([], ["editors"]),
     "people.<name>.roles": Pair([], ["approver"]),
     "promoteFrom": Pair("staging", None),
@@ -157,6 +161,7 @@ def _environment(path: str, value: object) -> Environment:
         "gates": [GATE],
         "models": {"budgets": [{"per": "day", "cost": 1}]} if path == "models.prices" else {},
         "promoteFrom": "staging",
+        "access": [RULE],
     }
     spec = copy.deepcopy(spec)
     *parents, last = ["ann" if key == "<name>" else key for key in path.split(".")]

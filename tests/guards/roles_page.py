@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kneo.api.operation import ANY_KEY
+from kneo.roles import INCLUDED, ROLES, SCOPES, with_included
 from kneo.service.app import routers
-from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
 from kneo.service.routing import VERSION, RouteEntry, RouteTable
 
 HEAD = """\
@@ -119,6 +119,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "spec lint": ("validate_spec",),
     "spec policy-report": ("report_spec_policy",),
     "spec validate": ("validate_spec",),
+    "access check": ("check_access",),
     "status": ("list_environments", "get_environment"),
     "suspend": ("suspend_environment",),
     "trace": ("trace",),

@@ -71,6 +71,7 @@ IN_TERMINALS = {
     "mcp serve": "It is a server for other programs.",
     "credentials": "Credentials belong to the processes that use them.",
     "config profile set": "It saves an address for the commands of one machine.",
+    "access check": "Rules of access are explained to those who write the file, in their terminals.",
     "audit verify": "A log is verified on another machine than the service, with a key that is kept there.",
     "agent chat": "It is a conversation in the terminal; applications talk to agents over the API.",
     "sessions": "Applications own the sessions of their users.",

@@ -74,7 +74,9 @@ def test_a_secret_that_is_not_declared_is_noticed() -> None:
     def make_token(context: Context) -> TokenView:
         raise NotImplementedError(context)
 
-    made = {each.__name__: operation("POST", "/made", scope="x:write")(each) for each in (make_keys, make_token)}
+    made = {
+        each.__name__: operation("POST", "/made", scope="x:write", about=None)(each) for each in (make_keys, make_token)
+    }
     assert {name: secrets_of(each) for name, each in made.items()} == {
         "make_keys": {"key"},
         "make_token": {"access_token"},

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from kneo.api.operation import ANY_KEY
-from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
+from kneo.roles import INCLUDED, ROLES, SCOPES, with_included
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -14,7 +14,7 @@ sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1])]
 import httpx  # noqa: E402
 from service_bench import Bench, serving  # noqa: E402
 
-from kneo.service.auth import ROLES  # noqa: E402
+from kneo.roles import ROLES  # noqa: E402
 from kneo.settings import process_environment  # noqa: E402
 
 STREAMS = ("stream_run_events", "stream_human_tasks")

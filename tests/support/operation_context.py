@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from kneo.api.operation import EVERYTHING, Context, Principal
+from kneo.api.operation import Context, Principal
+from kneo.roles import EVERYTHING
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 

@@ -17,10 +17,10 @@ from config_repo import FUNCTIONS
 from kneo.background import background
 from kneo.cli.compose import make_starter, make_store
 from kneo.cli.serve.service import Server
+from kneo.roles import ROLES
 from kneo.runtime.engine.assemble import make_driver
 from kneo.runtime.engine.worker import Worker
 from kneo.service.app import create_app
-from kneo.service.auth import ROLES
 from kneo.settings import HttpSettings, Limits, Settings, from_env
 
 Json = dict[str, object]

@@ -17,7 +17,7 @@ from kneo.errors import Forbidden, Invalid, Unauthorized
 from kneo.extensions.oidc.discovery import ALGORITHMS, IssuerCache, IssuerClient, IssuerKey
 from kneo.names import MAX_PERSON_CHARS, name_problem, person_key, person_name
 from kneo.records.sign_in import OidcPerson
-from kneo.service.auth import Keyring, group_scopes
+from kneo.service.auth import Keyring, group_roles, group_scopes
 from kneo.service.sign_in_providers import Identity
 from kneo.settings import OidcSettings
 from kneo.store import audit, browser_sessions, oidc_people
@@ -205,6 +205,7 @@ class OidcPeople:
         self.store = store
         self.keyring = keyring
         self._scopes: Mapping[str, frozenset[str]] = group_scopes(settings.roles)
+        self._roles: Mapping[str, frozenset[str]] = group_roles(settings.roles)
         self._recorded: OrderedDict[bytes, Principal] = OrderedDict()
         self._lock = Lock()
 
@@ -249,6 +250,10 @@ class OidcPeople:
         """Return the scopes of a person in these groups; empty where no group has a role."""
         return frozenset().union(*(self._scopes.get(group, frozenset()) for group in groups))
 
+    def roles_of(self, groups: Collection[str]) -> frozenset[str]:
+        """Return the roles of a person in these groups."""
+        return frozenset().union(*(self._roles.get(group, frozenset()) for group in groups))
+
     def admit(self, identity: Identity) -> Principal:
         """Return a person as a caller, and record the person and the groups.
 
@@ -265,7 +270,7 @@ class OidcPeople:
             raise _no_role(identity)
         owner = self.keyring.find_person(identity.name)
         name = self.store.transact(lambda tx: _record(tx, identity, owner[1].name if owner is not None else None))
-        return Principal(name, scopes, identity.expires_at)
+        return Principal(name, scopes, identity.expires_at, self.roles_of(identity.groups))
 
     def _forget(self, identity: Identity) -> None:
         with self.store.read() as tx:

@@ -176,13 +176,15 @@ class AgentCalls:
     async def read(self, run_id: str) -> SettledRun:
         """Read a run of the agent, with its open tasks."""
         self._require(get_run.scopes)
+        await run_in_threadpool(get_run.check, self.context, {"run_id": run_id})
         return await self.find(run_id)
 
     async def list_runs(self, where: RunFilter, *, limit: int, offset: int) -> tuple[Sequence[SettledRun], int]:
         """Return a page of the runs of the agent that the caller has started, and the number of runs on all pages."""
         self._require(list_runs.scopes)
         own = replace(where, environment=self.agent.environment, bundle=self.agent.bundle, requester=self.context.actor)
-        return await run_in_threadpool(list_settled_runs, self.service.store, own, limit=limit, offset=offset)
+        store = self.context.within(list_runs.scopes).store
+        return await run_in_threadpool(list_settled_runs, store, own, limit=limit, offset=offset)
 
     async def find(self, run_id: str) -> SettledRun:
         """Return a run of the agent.
@@ -190,7 +192,7 @@ class AgentCalls:
         Raises:
             NotFound: there is no such run, or it is another agent's or another environment's.
         """
-        settled = await run_in_threadpool(read_settled_run, self.service.store, run_id)
+        settled = await run_in_threadpool(read_settled_run, self.context.store, run_id)
         release = settled.run.release
         if release is None or (release.environment, release.bundle) != (self.agent.environment, self.agent.bundle):
             msg = f"There is no run {run_id[:80]} of {self.agent.bundle} in {self.agent.environment}."
@@ -209,7 +211,7 @@ class AgentCalls:
         """Call an operation as HTTP does; without ``wait`` an answer returns the run as it is after it."""
         self._require(operation.scopes)
         mark = self.service.store.notifier.mark()
-        result = await run_in_threadpool(operation.function, self.context, *args, **kwargs)
+        result = await run_in_threadpool(operation.begin, self.context, *args, **kwargs)
         if not isinstance(result, Waiting):
             return result
         if not wait:

@@ -11,7 +11,7 @@ import typer
 
 from kneo.api.agents import list_agents
 from kneo.api.calls import list_call_tools, read_served
-from kneo.api.operation import EVERYTHING, Principal
+from kneo.api.operation import Principal
 from kneo.cli.commands import examples
 from kneo.cli.compose import executes_runs, make_starter, process_store
 from kneo.cli.connection import ProfileOption, ServiceUrlOption, backend, choose
@@ -19,6 +19,7 @@ from kneo.cli.project import registered_tools, spec_compiler
 from kneo.cli.serve.worker import logged_settings
 from kneo.extension_points import import_with_extra
 from kneo.maintenance import make_retention
+from kneo.roles import EVERYTHING
 from kneo.runtime.engine.assemble import working
 from kneo.runtime.engine.worker import Worker
 from kneo.service.app import make_service

@@ -11,7 +11,7 @@ from kneo.agents.providers import OperatorConnections
 from kneo.agents.start_check import check_agents
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
-from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
+from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, QuotaExceeded, Transient, Usage
 from kneo.names import check_environment_name, name_problem
 from kneo.records.run import STATE_VERSION, NewTrace, ReleaseRef, Run, RunStatus, ending
 from kneo.runtime.engine import record
@@ -165,6 +165,11 @@ class Starter:
             msg = f"{self.max_queue} runs wait for a worker; no further one is taken until some have begun."
             raise Transient(msg, code="queue_full", limit=self.max_queue)
         rules = find_rules(tx, order.environment)
+        queued = rules.spec.quotas.queued if rules is not None else None
+        if rules is not None and queued is not None and runs.has_waiting(tx, rules.name, queued):
+            msg = f"{queued} runs of {rules.name} wait for a worker, which is the quota queued of the environment."
+            hint = "Try again once some have begun."
+            raise QuotaExceeded(msg, quota="queued", limit=queued, environment=rules.name, retry_after=1, hint=hint)
         chosen = self._freeze(tx, order, inline, rules)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         models = rules.spec.models if rules is not None else None
@@ -326,9 +331,8 @@ class Starter:
                 )
             raise Forbidden(msg, code="bundle_not_approved", hint=hint, approved=[])
         if environment is None:
-            names = ", ".join(item.name for item in declared)
-            msg = f"Git declares environments here, so a run must name one of them: {names}."
-            raise Forbidden(msg, code="bundle_not_approved", approved=[])
+            msg = "Git declares environments here, so a run must name one of them."
+            raise Forbidden(msg, code="bundle_not_approved", hint="List them: kneo status", approved=[])
         rules = registry.declared(tx, environment)
         registry.check_not_retired(tx, rules)
         if not rules.spec.inline_specs:

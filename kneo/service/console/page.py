@@ -136,7 +136,7 @@ class PageRequest:
             KneoError: as the operation raises it.
         """
         self._require(operation)
-        result = operation.function(self.context, *args, **kwargs)
+        result = operation.begin(self.context, *args, **kwargs)
         assert not isinstance(result, Waiting), f"{operation.id} waits for a run; use begin"
         return result
 
@@ -147,7 +147,7 @@ class PageRequest:
             KneoError: as the operation raises it.
         """
         self._require(operation)
-        result = operation.function(self.context, *args, **kwargs)
+        result = operation.begin(self.context, *args, **kwargs)
         assert isinstance(result, Waiting), f"{operation.id} does not wait for a run; use call"
         return result.settling.run_id
 

@@ -6,10 +6,11 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kneo.api.operation import EVERYTHING, Principal
+from kneo.api.operation import Principal
 from kneo.clock import isoformat, parse_time
 from kneo.digest import hash_text
 from kneo.records.sign_in import LINK_LIFETIME, SEEN_EVERY, BrowserSession, SignInLink
+from kneo.roles import EVERYTHING
 from kneo.service.auth import ANONYMOUS, Keyring
 from kneo.service.callers import Callers
 from kneo.service.console.security import PUSH, SESSION, read_cookie
@@ -85,10 +86,11 @@ class Sessions:
         """Return the present permissions of a session; ``None`` where its key or its person is not known any more."""
         if session.method != "oidc":
             return self._principal(session.person, session.key_hash)
-        scopes = self.people.scopes_of(session.groups or ()) if self.people is not None else frozenset()
+        people, groups = self.people, session.groups or ()
+        scopes, roles = (people.scopes_of(groups), people.roles_of(groups)) if people else (frozenset(), frozenset())
         with self.store.read() as tx:
             is_known = oidc_people.find(tx, session.person) is not None
-        return Principal(session.person, scopes) if scopes and is_known else None
+        return Principal(session.person, scopes, roles=roles) if scopes and is_known else None
 
     def _principal(self, person: str, key_hash: str | None) -> Principal | None:
         """Return the present permissions of a session; ``None`` where its key was removed from the keyring."""

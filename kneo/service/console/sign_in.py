@@ -16,7 +16,7 @@ from kneo.api.identity import get_me
 from kneo.errors import Forbidden, Invalid
 from kneo.extension_points import import_target
 from kneo.records.sign_in import LIFETIME
-from kneo.service.auth import SCOPES
+from kneo.roles import SCOPES
 from kneo.service.callers import is_loopback
 from kneo.service.console.page import Form, Page, PageRequest, Pages
 from kneo.service.console.parts import load_parts

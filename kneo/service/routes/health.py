@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from kneo import WIRE_VERSION, __version__
+from kneo import WIRE_VERSION, __version__, registry
 from kneo.api.operation import Json
+from kneo.service.auth import PRINCIPAL
 from kneo.service.context import ServiceDep
 from kneo.service.problems import RETRY_AFTER_SECONDS, problem
 from kneo.service.routing import ApiRouter, JsonResponse, responds
@@ -63,6 +64,14 @@ def ready(service: ServiceDep) -> HealthView | JsonResponse:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text."}},
 )
-def get_metrics(service: ServiceDep) -> Response:
-    """Return the metrics of this process and the database, in Prometheus's text format."""
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+def get_metrics(service: ServiceDep, request: Request) -> Response:
+    """Return the metrics of this process and the database, in Prometheus's text format.
+
+    A caller from whom an environment is hidden gets the usage of models in the other ones alone.
+    """
+    reach = None
+    principal = request.scope.get(PRINCIPAL)
+    if principal is not None:
+        with service.store.read() as tx:
+            reach = registry.find_reach(tx, principal, ("runs:read",))
+    return Response(service.metrics.text(reach), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -9,10 +9,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.api.operation import Principal
+from kneo.api.runs import get_run
+from kneo.api.tasks import list_human_tasks
 from kneo.runtime.engine.wait import find_run
 from kneo.service.auth import Require
 from kneo.service.context import LegacyClient, ServiceDep
-from kneo.service.event_streams import DeltaQueue, run_events, task_events
+from kneo.service.event_streams import DeltaQueue, ReaderAccess, run_events, task_events, while_readable
 from kneo.service.routing import ApiRouter, Responses
 from kneo.store import task_feed
 
@@ -55,7 +57,9 @@ async def stream_run_events(
     higher one than expected shows that text was lost; `model_completed` and the step's output have all of it. Nothing is
     sent before the step has ended where an output guardrail or a person checks its output.
     """
+    await run_in_threadpool(get_run.check, service.context(principal), {"run_id": run_id})
     run = await run_in_threadpool(find_run, service.store, run_id)
+    access = ReaderAccess(service.changes, principal, get_run.scopes)
     seen = last_event_id if last_event_id is not None else after
     events = run_events(
         service.reads,
@@ -66,7 +70,7 @@ async def stream_run_events(
         published=published,
         deltas=DeltaQueue() if deltas else None,
     )
-    return service.streams.answer(events, principal.name)
+    return service.streams.answer(while_readable(events, access, run.environment), principal.name)
 
 
 @task_router.get(
@@ -88,4 +92,7 @@ async def stream_human_tasks(
     """
     cursor = await run_in_threadpool(task_feed.find_cursor, service.store, last_event_id)
     heartbeat = service.settings.http.stream_heartbeat_seconds
-    return service.streams.answer(task_events(service.reads, cursor, heartbeat=heartbeat), principal.name)
+    access = ReaderAccess(service.changes, principal, list_human_tasks.scopes)
+    await access.advance()
+    events = task_events(service.reads, cursor, access, heartbeat=heartbeat)
+    return service.streams.answer(while_readable(events, access), principal.name)

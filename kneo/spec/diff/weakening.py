@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from kneo.roles import EVERYTHING, scopes_of
 from kneo.spec import policy
-from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Person, QuestionPolicy, Signatures
+from kneo.spec.models.environment import (
+    AccessRule,
+    Approvals,
+    Environment,
+    EnvironmentSpec,
+    Person,
+    QuestionPolicy,
+    Quotas,
+    Signatures,
+)
 from kneo.spec.models.evidence import EvidenceRule, MetricRequirement
 from kneo.spec.models.human import strongest
 from kneo.spec.policy import SWITCHES, PolicyFlags, Window
@@ -18,6 +28,9 @@ from kneo.spec.policy import SWITCHES, PolicyFlags, Window
 NO_APPROVALS = Approvals(required=0)
 
 WEAKER_CHANGES: Mapping[str, str] = {
+    "access": "removed, or a person, group, role or scope is added",
+    "admins": "set to `true`",
+    "quotas.queued": "raised or removed",
     "inlineSpecs": "set to `true`",
     "people.<name>.groups": "a group is added",
     "people.<name>.roles": "a role is added",
@@ -98,6 +111,8 @@ def find_weakenings(before: Environment, after: Environment) -> tuple[Weakening,
         *_signatures(old.signatures, new.signatures),
         *_approvals(old.approvals or NO_APPROVALS, new.approvals or NO_APPROVALS),
         *_people(old.people, new.people),
+        *_access(old, new),
+        *_quotas(old.quotas, new.quotas),
         *_windows(before.windows, after.windows),
         *_added(before, after),
         *_gates(old, new),
@@ -154,6 +169,41 @@ def _people(old: Mapping[str, Person], new: Mapping[str, Person]) -> Iterator[We
         for field, names in (("roles", person.roles), ("groups", person.groups)):
             if more := set(names) - has:
                 yield Weakening(f"people.<name>.{field}", f"{name} gets {', '.join(sorted(more))}")
+
+
+def _access(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[Weakening]:
+    if old.access is None:
+        return
+    if new.access is None:
+        yield Weakening("access", "callers with the scopes would not need a rule of access")
+        return
+    if new.admins and not old.admins:
+        yield Weakening("admins", "administrators would have access without a rule")
+    had = _given(old.access)
+    more: dict[str, set[str]] = {}
+    for who, scope in _given(new.access) - had:
+        if (who, EVERYTHING) not in had:
+            more.setdefault(who, set()).add(scope)
+    for who, scopes in sorted(more.items()):
+        yield Weakening("access", f"{who} could use {', '.join(sorted(scopes))}")
+
+
+def _given(rules: Sequence[AccessRule]) -> frozenset[tuple[str, str]]:
+    """Return the pairs of a person, group or role and a scope of rules of access."""
+    return frozenset(
+        (f"the {kind} {name}", scope)
+        for rule in rules
+        for kind, names in (("user", rule.who.users), ("group", rule.who.groups), ("role", rule.who.roles))
+        for name in names
+        for scope in scopes_of(rule.may)
+    )
+
+
+def _quotas(old: Quotas, new: Quotas) -> Iterator[Weakening]:
+    for name in type(old).model_fields:
+        was, becomes = getattr(old, name), getattr(new, name)
+        if not _at_most(becomes, was):
+            yield Weakening(f"quotas.{name}", f"quotas.{name} is {'raised' if becomes is not None else 'removed'}")
 
 
 def _windows(old: Sequence[Window], new: Sequence[Window]) -> Iterator[Weakening]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
@@ -139,6 +139,39 @@ class Person(CamelModel):
     roles: ListOf[Name] = ()
 
 
+PersonText: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Who(CamelModel):
+    """The callers of a rule of access: those of any of its entries."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    users: ListOf[PersonText] = Field(default=(), description="Names of API keys, or of people of the issuer.")
+    groups: ListOf[PersonText] = Field(
+        default=(),
+        description="Groups of `people`; for callers whom the file does not name, groups that the issuer of their tokens states.",
+    )
+    roles: ListOf[PersonText] = Field(default=(), description="Roles of the API key, or of the issuer's groups.")
+
+
+class AccessRule(CamelModel):
+    """Callers, and what they may do in this environment."""
+
+    who: Who
+    may: ListOf[PersonText] = Field(
+        min_length=1, description="Roles or scopes.", examples=[["viewer", "caller"], ["audit:read"]]
+    )
+
+
+class Quotas(SpecModel):
+    """Limits of what an environment uses. Each is optional."""
+
+    queued: int | None = Field(
+        default=None, ge=0, le=100_000_000, description="Runs that wait for a worker; a further one is refused."
+    )
+
+
 class Signatures(CamelModel):
     """Signatures that a bundle needs in this environment."""
 
@@ -194,6 +227,19 @@ class EnvironmentSpec(CamelModel):
     """The releases of an environment, and the requirements for a change."""
 
     releases: ListOf[ReleasePin] = Field(default=(), description="What runs here.")
+    team: Name | None = Field(
+        default=None, description="The owner; groups environments in lists, metrics and notifications."
+    )
+    access: ListOf[AccessRule] | None = Field(
+        default=None,
+        description="Who may do what here, of what the caller's key or issuer allows. Left out: everything that those allow. "
+        "`[]`: administrators alone.",
+    )
+    admins: bool = Field(
+        default=True,
+        description="Whether the role admin may do everything here without a rule of `access`. `false` needs `access`.",
+    )
+    quotas: Quotas = Quotas()
     inline_specs: bool = Field(default=False, description="Whether a run may bring its own spec.")
     people: MapOf[Person] = Field(
         default_factory=dict, description="Who is who; a name is also the name of an API key and of a principal."

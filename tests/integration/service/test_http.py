@@ -17,13 +17,14 @@ from sqlalchemy import select
 
 from kneo.background import background
 from kneo.errors import Invalid
+from kneo.roles import ROLES
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import Starter
 from kneo.runtime.engine.worker import Driver, Worker
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.service.app import create_app
-from kneo.service.auth import ROLES, configured, keyring
+from kneo.service.auth import configured, keyring
 from kneo.settings import Limits, Settings, from_env
 from kneo.spec.models.spec import Spec
 from kneo.store.engine import Store

@@ -12,11 +12,13 @@ from builders import build_run, build_task
 from console_load import statements
 from sqlalchemy import event as engine_event
 
+from kneo.api.operation import Principal
 from kneo.errors import Transient
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import HumanTask
+from kneo.roles import EVERYTHING
 from kneo.service.console.app import live_events
-from kneo.service.event_streams import run_events, task_events
+from kneo.service.event_streams import ReaderAccess, run_events, task_events
 from kneo.service.events import Event, Events
 from kneo.service.shared_reads import EVENTS_PER_READ, SharedReads
 from kneo.store import history, runs, task_feed, tasks
@@ -24,6 +26,8 @@ from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx
 
 MANY = 50
+ADMIN = Principal("ann", frozenset({EVERYTHING}))
+
 LONG = 240
 
 
@@ -100,7 +104,9 @@ def test_fifty_streams_of_a_run_cost_the_reads_of_one(store: Store, reads: Share
 def test_fifty_streams_of_the_inbox_cost_the_reads_of_one(store: Store, reads: SharedReads, task: HumanTask) -> None:
     async def follow() -> None:
         cursor = task_feed.find_cursor(store, None)
-        streams = [task_events(reads, cursor, heartbeat=LONG) for _ in range(MANY)]
+        streams = [
+            task_events(reads, cursor, ReaderAccess(reads.changes, ADMIN, ()), heartbeat=LONG) for _ in range(MANY)
+        ]
         waiting = [asyncio.create_task(take(stream, 1)) for stream in streams]
         with statements(store) as found:
             await asyncio.to_thread(store.transact, lambda tx: tasks.add_event(tx, task, "commented", "ann", {}))

@@ -12,8 +12,8 @@ from kneo.api import runs
 from kneo.api.operation import Context, operation, operations_of
 from kneo.api.runs import RunSortField, get_run, list_runs
 from kneo.records.run import RunStatus
+from kneo.roles import SCOPES
 from kneo.service.app import routers
-from kneo.service.auth import SCOPES
 from kneo.service.routing import RouteTable
 from kneo.store.run_filter import SORTABLE
 
@@ -29,7 +29,7 @@ class Echo:
     inner: tuple[str, ...] = ()
 
 
-@operation("POST", "/things/{name}/remarks", scope="runs:write")
+@operation("POST", "/things/{name}/remarks", scope="runs:write", about=None)
 def remark(_context: Context, name: str, body: Remark, loud: bool | None = None) -> Echo:
     """Answer with a remark."""
     return Echo(said=f"{name}: {body.text} {loud}", status=RunStatus.PAUSED)
@@ -55,7 +55,7 @@ def test_a_request_that_lacks_a_parameter_cannot_be_made() -> None:
 
 
 def test_an_operation_is_called_like_its_function() -> None:
-    assert remark(None, "x", Remark(text="y"), loud=False).said == "x: y False"  # type: ignore[arg-type]
+    assert remark.function(None, "x", Remark(text="y"), loud=False).said == "x: y False"  # type: ignore[arg-type]
     assert (remark.id, remark.view, remark.body) == ("remark", Echo, "body")
 
 

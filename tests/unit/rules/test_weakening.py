@@ -11,6 +11,7 @@ from kneo.spec.diff.weakening import WEAKER_CHANGES, find_weakenings, weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
 from kneo.spec.policy import CallRule, McpRules, ModelRules, ProtocolRules, ToolRules
+from kneo.spec.reading.validate import InvalidDeclaration
 
 DIGEST = "sha256:" + "1" * 64
 REQUIRED = {"metric": "pass_rate", "atLeast": 0.95, "minSamples": 40, "notWorseThan": "current", "margin": 0.02}
@@ -41,6 +42,9 @@ STRICT: dict[str, object] = {
     "implementations": {"acme.mail": DIGEST},
     "humans": {"finance": {"description": "Pay?", "candidates": {"users": ["ann"]}}},
     "gates": [{"name": "money", "match": {"capabilities": ["network"]}, "before": {"human": "finance"}}],
+    "access": [{"who": {"groups": ["payments"]}, "may": ["viewer", "human:write"]}],
+    "admins": False,
+    "quotas": {"queued": 10},
     "models": {
         "allow": [{"provider": "openai", "names": ["gpt-5*"]}],
         "connections": {"openai": {"api_key_ref": "PROD_KEY", "base_url": "https://gateway.example/v1"}},
@@ -100,6 +104,16 @@ def calls(**changes: object) -> dict[str, object]:
 
 
 LOOSER: dict[str, list[object]] = {
+    "access": [
+        [{"who": {"groups": ["payments"]}, "may": ["viewer", "human:write", "runs:content"]}],
+        [{"who": {"groups": ["payments"], "users": ["eve"]}, "may": ["viewer"]}],
+        [{"who": {"groups": ["payments"]}, "may": ["admin"]}],
+    ],
+    "admins": [True],
+    "quotas": [
+        {},
+        {"queued": 11},
+    ],
     "policy": [{"enabled": False}, {"enabled": True}],
     "signatures": [
         {"accept": ["dsse"], "roles": ["release"], "threshold": 1},
@@ -226,7 +240,7 @@ LOOSER: dict[str, list[object]] = {
     ],
 }
 
-FREE = {"releases", "suspend", "retired"}
+FREE = {"releases", "suspend", "retired", "team"}
 """What a commit changes without anybody's leave: it is what commits are for."""
 
 
@@ -361,3 +375,24 @@ def test_a_changed_rule_shows_what_looks_the_same() -> None:
 def test_a_removed_rule_of_unattended_calls_or_grants_and_a_further_denial_pass() -> None:
     assert weakenings(environment(), environment(grants=[], tools=tools(unattended=[]))) == ()
     assert weakenings(environment(), environment(tools=tools(deny=["shell", OVER, "mail", UNATTENDED]))) == ()
+
+
+def test_the_removal_of_all_rules_of_access_is_weaker_and_the_first_ones_are_not() -> None:
+    with_rules, without = environment(admins=True), environment(access=None, admins=None)
+    assert {each.key for each in find_weakenings(with_rules, without)} == {"access"}
+    assert weakenings(without, with_rules) == ()
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        [{"who": {}, "may": ["viewer"]}],
+        [{"who": {"users": ["ann"]}, "may": ["vewer"]}],
+        [{"who": {"roles": ["vewer"]}, "may": ["viewer"]}],
+        [{"who": {"users": ["ann"]}, "may": []}],
+        None,
+    ],
+)
+def test_a_rule_of_access_that_means_nothing_is_refused(access: object) -> None:
+    with pytest.raises(InvalidDeclaration):
+        environment(access=access)

@@ -1,0 +1,342 @@
+"""Who sees what: every operation as each role, for subjects in an environment with access, in one without and for made-up ones.
+
+The cases are generated from the table of operations.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from config_repo import ConfigRepo, announcement
+from service_bench import APPROVE, DRAFT, PUBLISH, Bench, serving, spec_of
+
+import kneo.api
+from kneo.api.operation import ANY_KEY, Operation, operations_of
+from kneo.cli.main import run
+from kneo.cli.serve.controller import Repository, make_controller
+from kneo.clock import monotonic
+from kneo.roles import ROLES
+from kneo.service.hidden_reads import HiddenReads
+from kneo.store import audit
+
+OPERATIONS: dict[str, Operation[..., object]] = {
+    operation.id: operation
+    for module in pkgutil.iter_modules(kneo.api.__path__)
+    for operation in operations_of(importlib.import_module(f"kneo.api.{module.name}"))
+}
+
+LIMITED = [role for role in ROLES if role != "admin"]
+
+MADE_UP = {
+    "name": "no-such-one",
+    "environment": "no-such-one",
+    "run_id": "run_01ffffffffffffffffffff",
+    "continuation_id": "cont_01fffffffffffffffffff",
+    "session_id": "no-such-session",
+    "promotion_id": "prm_01ffffffffffffffffffff",
+    "approval_id": "apr_01ffffffffffffffffffff",
+    "reference": "run_01ffffffffffffffffffff",
+    "link_id": "lnk_01ffffffffffffffffffff",
+    "seq": "999999",
+}
+
+
+@dataclass
+class House:
+    bench: Bench
+    repo: ConfigRepo
+    theirs: dict[str, str]
+    mine: dict[str, str]
+
+    def accept(self, message: str) -> None:
+        self.repo.commit(message)
+        source = Repository(str(self.repo.folder), "main", self.repo.pin, timedelta(seconds=60))
+        make_controller(self.bench.settings, self.bench.store, source).run_once()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("access")
+    repo = ConfigRepo(folder / "repo", environments=())
+    everybody = [{"who": {"users": LIMITED}, "may": ["admin"]}]
+    spec = announcement(targets=["workflow", "agent"])
+    for name, access in (("mine", everybody), ("theirs", [])):
+        repo.bundle(f"bundle-{name}", "1.0.0", spec, environments=("mine", "theirs"))
+        repo.environment(
+            name,
+            {f"bundle-{name}": "1.0.0"},
+            inlineSpecs=True,
+            access=access,
+            team=f"team-{name}",
+            protocols={"a2a": ["*"], "mcp": ["*"]},
+        )
+    repo.commit("Begin")
+    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=2) as bench:
+        made = House(bench, repo, {}, {})
+        made.accept("Declare")
+        for name in ("mine", "theirs"):
+            asks = spec_of(DRAFT, APPROVE, PUBLISH, name=f"flow-{name}")
+            # The admin starts both, so that the requester says nothing about access.
+            run = bench.start(asks, role="admin", environment=name, session_id=f"session-{name}")
+            link = bench.post(f"/human-tasks/{run['continuation_id']}/links", role="admin")
+            promotion = bench.get("/promotions", environment=name)["promotions"][0]["id"]
+            bench.ask("PUT", f"/policies/environment/{name}", {})
+            ids = {
+                "name": name,
+                "environment": name,
+                "run_id": run["run_id"],
+                "continuation_id": run["continuation_id"],
+                "session_id": f"session-{name}",
+                "promotion_id": promotion,
+                "reference": run["run_id"],
+                "link_id": link["id"],
+                "version": "1.0.0",
+                "bundle": f"bundle-{name}",
+                "step": "draft",
+                "workflow_id": f"flow-{name}",
+                "call": "x",
+                "approval_id": MADE_UP["approval_id"],
+            }
+            (made.mine if name == "mine" else made.theirs).update(ids)
+        audit.seal(bench.store)
+        event = next(
+            item for item in bench.get("/audit-events", environment="theirs", limit=50)["events"] if item["seq"]
+        )
+        made.theirs["seq"] = str(event["seq"])
+        yield made
+
+
+def _path(operation: Operation[..., object], values: dict[str, str]) -> str:
+    known = {**values, "name": values["bundle"]} if "/bundles/" in operation.path and "bundle" in values else values
+    return re.sub(r"\{(\w+)\}", lambda match: known.get(match[1], "1.0.0"), operation.path)
+
+
+def _body(operation: Operation[..., object], environment: str) -> object:
+    """Return a body that is read, for operations that have one."""
+    bodies = {
+        "create_run": {"input": "x", "bundle": "bundle-theirs", "environment": environment},
+        "run_spec": {"input": "x", "bundle": "bundle-theirs", "environment": environment},
+        "fork_run": {"step": "draft"},
+        "suspend_environment": {"reason": "x"},
+        "hold_release": {"bundle": "bundle-theirs", "reason": "x"},
+        "unhold_release": {"bundle": "bundle-theirs"},
+        "rollback_release": {"bundle": "bundle-theirs", "reason": "x"},
+        "assign_human_task": {"to": "viewer"},
+        "delegate_human_task": {"to": "viewer"},
+        "snooze_human_task": {"until": "2030-01-01T00:00:00Z"},
+        "comment_human_task": {"text": "x"},
+        "resume_human_task": {"request_id": "req_x", "decision": "approved"},
+        "put_run_input": {"decision": "approved"},
+        "continue_workflow_run": {"decision": "approved"},
+        "get_answer_to_sign": {"decision": "approved"},
+    }
+    if operation.body is None:
+        return None
+    if operation.path.startswith("/specs/") and operation.id not in bodies:
+        return {"spec": announcement(), "environment": environment}
+    return bodies.get(operation.id, {})
+
+
+def _may(role: str, operation: Operation[..., object]) -> bool:
+    from kneo.roles import may, scopes_of
+
+    return all(scope == ANY_KEY or may(scopes_of([role]), scope) for scope in operation.scopes)
+
+
+NAMED = [each for each in OPERATIONS.values() if each.about is not None and "{" in each.path]
+
+
+def _hidden(text: str, ids: dict[str, str]) -> str:
+    for name in sorted(ids.values(), key=len, reverse=True):
+        if (len(name) > 5 and not name[0].isdigit()) or name == "999999":
+            text = text.replace(name, "ID")
+    return text
+
+
+@pytest.mark.parametrize("role", LIMITED)
+def test_a_subject_in_an_environment_without_access_is_one_that_does_not_exist(house: House, role: str) -> None:
+    made_up = {**house.theirs, **MADE_UP, "bundle": "no-such-one"}
+    compared = 0
+    for operation in NAMED:
+        if not _may(role, operation):
+            continue
+        answers = []
+        for values in (house.theirs, made_up):
+            answer = house.bench.ask(
+                operation.method, _path(operation, values), _body(operation, values["environment"]), role=role
+            )
+            headers = {
+                name: value
+                for name, value in answer.headers.items()
+                if name not in {"date", "x-request-id", "content-length"}
+            }
+            headers = {name: value for name, value in headers.items() if "request" not in name}
+            answers.append((answer.status_code, _hidden(answer.text, values), headers))
+        assert answers[0][0] in {404, 422}, (operation.id, answers)
+        assert answers[0] == answers[1], (operation.id, answers)
+        compared += answers[0][0] == 404
+    assert compared or role == "caller"
+
+
+@pytest.mark.parametrize("role", LIMITED)
+def test_lists_and_counts_leave_out_an_environment_without_access(house: House, role: str) -> None:
+    for operation in OPERATIONS.values():
+        if operation.method != "GET" or "{" in operation.path or not _may(role, operation):
+            continue
+        answer = house.bench.ask("GET", operation.path, role=role)
+        assert answer.status_code in {200, 404, 422, 503}, (operation.id, answer.text)
+        for mark in (*(value for value in house.theirs.values() if len(value) > 8), "theirs"):
+            assert mark not in answer.text, (operation.id, mark, answer.text)
+    counted = house.bench.ask("GET", "/human-tasks/summary", role=role)
+    assert counted.status_code == 403 or counted.json()["waiting"] == 1
+
+
+@pytest.mark.parametrize("role", LIMITED)
+def test_a_subject_in_an_environment_with_access_is_read_as_before(house: House, role: str) -> None:
+    for identity in ("get_run", "get_human_task", "get_environment", "get_promotion", "list_links", "get_bundle"):
+        operation = OPERATIONS[identity]
+        if _may(role, operation):
+            answer = house.bench.ask("GET", _path(operation, house.mine), role=role)
+            assert answer.status_code == 200, (identity, answer.text)
+
+
+def test_each_operation_states_what_it_is_about() -> None:
+    about_the_service = {each.id for each in OPERATIONS.values() if each.about is None}
+    assert about_the_service == {
+        "accept_rewrite",
+        "get_audit_checkpoint",
+        "get_me",
+        "get_receipt_key",
+        "get_source",
+        "list_credentials",
+        "verify_receipts",
+    }
+    for operation in OPERATIONS.values():
+        names = set(re.findall(r"\{(\w+)\}", operation.path)) & (
+            MADE_UP.keys() - {"link_id", "session_id", "reference"}
+        )
+        if operation.about is not None and names:
+            assert names & set(operation.about.parameters), f"{operation.id} does not check {names}"
+
+
+def test_the_admin_reads_both_environments_with_their_teams(house: House) -> None:
+    listed = house.bench.get("/environments")["environments"]
+    assert {each["name"]: each["team"] for each in listed} == {"mine": "team-mine", "theirs": "team-theirs"}
+    (own,) = house.bench.get("/environments", role="viewer")["environments"]
+    assert (own["name"], own["team"]) == ("mine", "team-mine")
+
+
+def test_the_stream_of_a_run_without_access_is_that_of_a_made_up_run(house: House) -> None:
+    answers = [
+        house.bench.ask("GET", f"/runs/{run}/events", role="viewer") for run in (house.theirs["run_id"], "run_x")
+    ]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert answers[0].text.replace(house.theirs["run_id"], "run_x") == answers[1].text
+
+
+def test_the_stream_of_tasks_leaves_out_an_environment_without_access(house: House) -> None:
+    with house.bench.stream("/human-tasks/stream", role="viewer", **{"Last-Event-ID": "0"}) as events:
+        house.bench.post(f"/human-tasks/{house.theirs['continuation_id']}/comments", {"text": "hidden"})
+        house.bench.post(f"/human-tasks/{house.mine['continuation_id']}/comments", {"text": "shown"})
+        for event in events:
+            assert event.data["run_id"] == house.mine["run_id"]
+            if event.name == "human.commented":
+                break
+
+
+def test_metrics_of_a_limited_caller_have_no_counts_of_the_service(house: House) -> None:
+    limited, whole = (house.bench.client(role).get(f"{house.bench.url}/metrics").text for role in ("viewer", "admin"))
+    assert "kneo_runs{" in whole
+    assert "kneo_runs" not in limited
+    assert "theirs" not in limited
+
+
+def test_access_check_names_the_line_or_the_role_that_decides(house: House) -> None:
+    def ask(who: str, environment: str, scope: str, role: str = "admin") -> dict[str, object]:
+        (found,) = house.bench.get(f"/environments/{environment}/access", role=role, who=who, scope=scope)["scopes"]
+        return found
+
+    text = (house.repo.folder / "environments/mine.yaml").read_text().splitlines()
+    line = next(number for number, each in enumerate(text, 1) if each.strip().startswith("- who"))
+    given = ask("viewer", "mine", "runs:read")
+    assert (given["allowed"], given["because"]) == (
+        True,
+        f"environments/mine.yaml:{line} gives admin, and the role viewer has runs:read.",
+    )
+    assert ask("viewer", "mine", "runs:write")["because"] == "the role viewer does not have runs:write."
+    assert not ask("viewer", "theirs", "runs:read")["allowed"]
+    assert ask("admin", "theirs", "runs:write")["allowed"]
+    assert not ask("nobody-known", "mine", "runs:read")["allowed"]
+    assert ask("me", "mine", "runs:read", role="viewer")["allowed"]
+    refused = house.bench.get("/environments/theirs/access", role="viewer", expect=404, who="me")
+    assert refused["error"] == "environment_not_found"
+
+
+def test_the_command_answers_as_the_service_does(
+    house: House, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNEO_SERV_API_KEY", "admin-key")
+    words = ["access", "check", "viewer", "theirs", "--scope", "runs:read", "--json", "--service-url", house.bench.url]
+    assert run(words) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer.keys() == {"who", "environment", "scopes"}
+    assert answer["scopes"][0]["allowed"] is False
+    monkeypatch.setenv("KNEO_SERV_API_KEY", "viewer-key")
+    assert run(words) == 4
+    assert json.loads(capsys.readouterr().out)["error"] == "environment_not_found"
+    assert run(["status", "--json", "--service-url", house.bench.url]) == 0
+    assert "theirs" not in capsys.readouterr().out
+
+
+def test_refused_reads_are_recorded_by_count_in_the_environment(house: House) -> None:
+    reads = HiddenReads(house.bench.store)
+    for _ in range(3):
+        reads.count("viewer", "theirs")
+    reads.record()
+    recorded = house.bench.get("/audit-events", event_type="access.refused", environment="theirs")["events"]
+    assert ("viewer", 3) in [(event["actor"], event["metadata"]["count"]) for event in recorded]
+
+
+def test_a_request_about_a_hidden_environment_is_counted_and_one_about_a_made_up_one_is_not(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, str]] = []
+    monkeypatch.setattr(HiddenReads, "count", lambda _self, caller, name: counted.append((caller, name)))
+    for name in ("theirs", "no-such-one"):
+        house.bench.get(f"/environments/{name}", role="viewer", expect=404)
+    assert counted == [("viewer", "theirs")]
+
+
+def test_a_run_beyond_the_quota_of_the_queue_is_refused(house: House) -> None:
+    house.repo.environment("small", {}, inlineSpecs=True, quotas={"queued": 0})
+    house.accept("Limit")
+    refused = house.bench.start(role="admin", environment="small", expect=429)
+    assert (refused["error"], refused["quota"]) == ("quota_exceeded", "queued")
+
+
+def test_narrowed_access_ends_open_streams_and_counts_in_the_next_request(house: House) -> None:
+    began = house.repo
+    with house.bench.stream(f"/runs/{house.mine['run_id']}/events", role="auditor") as events:
+        next(events)
+        names = [role for role in LIMITED if role != "auditor"]
+        began.environment(
+            "mine",
+            {"bundle-mine": "1.0.0"},
+            inlineSpecs=True,
+            access=[{"who": {"users": names}, "may": ["admin"]}],
+            team="team-mine",
+            protocols={"a2a": ["*"], "mcp": ["*"]},
+        )
+        house.accept("Narrow")
+        begun = monotonic()
+        last = list(events)[-1]
+        assert (last.name, last.data) == ("end", {"error": "environment_not_found"})
+        assert monotonic() - begun < 2
+    assert house.bench.ask("GET", f"/runs/{house.mine['run_id']}", role="auditor").status_code == 404
