@@ -80,8 +80,8 @@ def may(scopes: frozenset[str], scope: str) -> bool:
 
 
 def reads(scopes: frozenset[str]) -> bool:
-    """Return whether a set of scopes has one to read anything."""
-    return EVERYTHING in scopes or any(scope.endswith(":read") for scope in scopes)
+    """Return whether a set of scopes has one to read anything; ``calls:make`` reads the caller's own calls."""
+    return bool(scopes & {EVERYTHING, "calls:make"}) or any(scope.endswith(":read") for scope in scopes)
 
 
 def common(some: frozenset[str], others: frozenset[str]) -> frozenset[str]:

@@ -21,7 +21,8 @@ from kneo.api.operation import DONE, Body, Context, Json, Name, Waiting, check_s
 from kneo.api.page import Limit, Word
 from kneo.api.run_start import Wait, seconds_of
 from kneo.api.run_views import RunErrorView
-from kneo.errors import Conflict, KneoError, NotFound
+from kneo.api.subjects import CALL, ENVIRONMENT, NAMED_ENVIRONMENT
+from kneo.errors import Conflict, KneoError
 from kneo.names import person_key
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import Run, RunStatus
@@ -43,6 +44,9 @@ CallStatus: TypeAlias = Literal["running", "waiting", "allowed", "begun", "ended
 """``waiting`` for people; ``allowed``: all agree, and the caller makes the call itself; ``begun``: the caller has taken it."""
 
 CallOutcome: TypeAlias = Literal["success", "failed", "denied"]
+
+MAKE = "calls:make"
+"""The scope of callers."""
 
 HUMAN_REJECTED = "human_rejected"
 
@@ -158,11 +162,11 @@ def read_served(context: Context, environment: str, bundle: str) -> ServedBundle
     Raises:
         NotFound, Untrusted, Transient: as ``find_served``.
     """
-    with context.store.read() as tx:
+    with context.within((MAKE,)).store.read() as tx:
         return find_served(tx, context.make_starter(), context.actor, environment, bundle)
 
 
-@operation("GET", "/calls/tools", scope="calls:make", errors=(404,))
+@operation("GET", "/calls/tools", scope=MAKE, errors=(404,), about=NAMED_ENVIRONMENT)
 def list_call_tools(context: Context, environment: Word, bundle: Word) -> CallToolListView:
     """List the tools of a bundle that the caller may call."""
     served = read_served(context, environment, bundle)
@@ -187,7 +191,7 @@ def is_made_by_caller(tool: Tool) -> bool:
     return external is not None and external.human == CALLER
 
 
-@run_operation("POST", "/calls", scope="calls:make", statuses=DONE, errors=(404,), is_live=True)
+@run_operation("POST", "/calls", scope=MAKE, statuses=DONE, errors=(404,), is_live=True, about=ENVIRONMENT)
 def create_call(context: Context, body: CallCreate, wait: Wait = None) -> Waiting[CallView]:
     """Make a call, and wait until it has ended or, where the caller makes it itself, is allowed.
 
@@ -214,14 +218,14 @@ def start_call(context: Context, body: CallCreate, *, protocol: str) -> tuple[Ru
     return start(context.make_starter(), context.actor, stated)
 
 
-@run_operation("GET", "/calls/{call_id}", scope="calls:make", statuses=DONE)
+@run_operation("GET", "/calls/{call_id}", scope=MAKE, statuses=DONE, about=CALL)
 def get_call(context: Context, call_id: str, wait: Wait = None) -> Waiting[CallView]:
     """Read a call of the caller; with `wait`, when it has ended or is allowed."""
     seconds = seconds_of(wait, 0)
     return wait_for_call(context, find_own_call(context, call_id), seconds)
 
 
-@operation("GET", "/calls", scope="calls:make")
+@operation("GET", "/calls", scope=MAKE, about=CALL)
 def list_calls(
     context: Context,
     environment: Word | None = None,
@@ -248,7 +252,7 @@ def list_calls(
     )
 
 
-@operation("POST", "/calls/{call_id}/begin", scope="calls:make")
+@operation("POST", "/calls/{call_id}/begin", scope=MAKE, about=CALL)
 def begin_call(context: Context, call_id: str) -> CallBegunView:
     """Begin a call that the caller makes itself: once, with the arguments as people decided them."""
     run, task = _task_of(context, call_id)
@@ -259,7 +263,7 @@ def begin_call(context: Context, call_id: str) -> CallBegunView:
     return CallBegunView(arguments=dict(arguments), idempotency_key=str(facts["idempotency_key"]))
 
 
-@run_operation("POST", "/calls/{call_id}/result", scope="calls:make", statuses=DONE)
+@run_operation("POST", "/calls/{call_id}/result", scope=MAKE, statuses=DONE, about=CALL)
 def report_call(context: Context, call_id: str, body: CallReport) -> Waiting[CallView]:
     """Report the result of a call that the caller has begun, and wait until the call has ended."""
     report = {"error": body.error} if body.error is not None else {"result": body.result}
@@ -272,7 +276,7 @@ def report_call(context: Context, call_id: str, body: CallReport) -> Waiting[Cal
     return wait_for_call(context, run, context.settings.http.call_wait_seconds)
 
 
-@operation("POST", "/calls/{call_id}/cancel", scope="calls:make")
+@operation("POST", "/calls/{call_id}/cancel", scope=MAKE, about=CALL)
 def cancel_call(context: Context, call_id: str) -> CallView:
     """End a call now, and withdraw its questions."""
     run = find_own_call(context, call_id)
@@ -291,12 +295,11 @@ def find_own_call(context: Context, call_id: str) -> Run:
     Raises:
         NotFound: ``call_not_found``; also for a call of another caller.
     """
-    with context.store.read() as tx:
+    with context.within((MAKE,)).store.read() as tx:
         run = runs.get(tx, call_id)
         is_call = run is not None and run.target == CALL_TARGET and run.release is not None
         if run is None or not is_call or person_key(run.requester) != person_key(context.actor):
-            msg = f"There is no call {call_id[:80]} of {context.actor}."
-            raise NotFound(msg, code="call_not_found")
+            raise CALL.not_found(call_id)
         return runs.check(tx, run)
 
 

@@ -14,9 +14,11 @@ from pydantic import Field
 
 from kneo.api.operation import ANY_KEY, Body, Context, Json, operation
 from kneo.api.page import Limit, Word
+from kneo.api.subjects import ENVIRONMENT, GRANT
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import Forbidden, InvalidValue, KneoError
 from kneo.records.grant import Grant, GrantLimits, GrantStatus, GrantUse
+from kneo.roles import may
 from kneo.spec.expression import MAX_CHARS
 from kneo.spec.policy import MAX_GRANT, MAX_USES, Money
 from kneo.store import grants as rows
@@ -222,7 +224,7 @@ class GrantStatementView:
     expires_at: str
 
 
-@operation("POST", "/environments/{name}/grants", scope="human:write")
+@operation("POST", "/environments/{name}/grants", scope="human:write", about=ENVIRONMENT)
 def create_grant(context: Context, name: str, body: GrantCreate) -> GrantView:
     """Create a standing grant with the vote of the caller. It is active once its votes meet the quorum of a gate."""
     with context.store.write() as tx:
@@ -236,7 +238,7 @@ def create_grant(context: Context, name: str, body: GrantCreate) -> GrantView:
         return GrantView.of(tx, grant)
 
 
-@operation("POST", "/environments/{name}/grants/statement", scope="human:write")
+@operation("POST", "/environments/{name}/grants/statement", scope="human:write", about=ENVIRONMENT)
 def get_grant_to_sign(context: Context, name: str, body: GrantToSign) -> GrantStatementView:
     """Return the terms of a grant to sign. Changes nothing. Create the same grant with the envelope."""
     with context.store.read() as tx:
@@ -276,7 +278,7 @@ DRAFTED = timedelta(days=14)
 """The longest time for which a draft counts."""
 
 
-@operation("GET", "/environments/{name}/grants/proposal", scope="human:read")
+@operation("GET", "/environments/{name}/grants/proposal", scope="human:read", about=ENVIRONMENT)
 def propose_grant(
     context: Context, name: str, bundle: Word, tool: Word, since: Annotated[str, Field(max_length=20)] = "30d"
 ) -> GrantProposalView:
@@ -314,7 +316,7 @@ def propose_grant(
     )
 
 
-@operation("GET", "/grants", scope="human:read")
+@operation("GET", "/grants", scope="human:read", about=GRANT)
 def list_grants(
     context: Context,
     environment: Word | None = None,
@@ -333,14 +335,14 @@ def list_grants(
     return GrantListView(grants=views, count=len(views))
 
 
-@operation("GET", "/grants/{grant_id}", scope="human:read")
+@operation("GET", "/grants/{grant_id}", scope="human:read", about=GRANT)
 def get_grant(context: Context, grant_id: str) -> GrantView:
     """Read a standing grant."""
     with context.store.read() as tx:
         return GrantView.of(tx, grants.find(tx, grant_id))
 
 
-@operation("GET", "/grants/{grant_id}/uses", scope="human:read")
+@operation("GET", "/grants/{grant_id}/uses", scope="human:read", about=GRANT)
 def list_grant_uses(context: Context, grant_id: str) -> GrantUsesView:
     """List the calls that a grant covered."""
     with context.store.read() as tx:
@@ -348,7 +350,7 @@ def list_grant_uses(context: Context, grant_id: str) -> GrantUsesView:
         return GrantUsesView(uses=[GrantUseView.of(use) for use in rows.list_uses(tx, grant_id)])
 
 
-@operation("POST", "/grants/{grant_id}/approve", scope="human:write")
+@operation("POST", "/grants/{grant_id}/approve", scope="human:write", about=GRANT)
 def approve_grant(context: Context, grant_id: str, body: GrantApprove) -> GrantView:
     """Vote for a standing grant."""
     with context.store.write() as tx:
@@ -362,11 +364,16 @@ REVOKING = ("human:write", "releases:operate")
 """The scopes of which one is enough to revoke a grant."""
 
 
-@operation("POST", "/grants/{grant_id}/revoke", scope=ANY_KEY)
+@operation("POST", "/grants/{grant_id}/revoke", scope=ANY_KEY, about=GRANT)
 def revoke_grant(context: Context, grant_id: str, body: GrantRevoke) -> GrantView:
     """Revoke a standing grant. Needs `human:write` or `releases:operate`. No decision of it counts afterwards."""
-    if not any(context.principal.may(scope) for scope in REVOKING):
+    _check_may_revoke(context.principal.scopes)
+    with context.store.write() as tx:
+        _check_may_revoke(context.scopes_in(tx, grants.find(tx, grant_id).environment))
+        return GrantView.of(tx, grants.revoke(tx, grant_id, actor=context.actor, reason=body.reason))
+
+
+def _check_may_revoke(scopes: frozenset[str]) -> None:
+    if not any(may(scopes, scope) for scope in REVOKING):
         msg = f"Missing required scope: {' or '.join(REVOKING)}"
         raise Forbidden(msg, required_scope=REVOKING[0])
-    with context.store.write() as tx:
-        return GrantView.of(tx, grants.revoke(tx, grant_id, actor=context.actor, reason=body.reason))

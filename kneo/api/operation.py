@@ -148,6 +148,11 @@ class Context:
         """The name of the caller."""
         return self.principal.name
 
+    def scopes_in(self, tx: Tx, environment: str) -> frozenset[str]:
+        """Return the scopes of the caller in an environment."""
+        access = self.find_access(tx, self.principal) if self.find_access is not None else None
+        return self.principal.scopes if access is None else access.scopes.get(environment, frozenset())
+
     def within(self, scopes: Collection[str]) -> Context:
         """Return this context with the database as the caller reads it: the environments in which the caller has these scopes.
 
@@ -235,10 +240,11 @@ class Operation(Generic[P, V]):
         """Check that the caller has access to the subject of a call; see ``begin``."""
         if self.about is None or context.find_access is None:
             return
+        required = [scope for scope in self.scopes if scope != ANY_KEY]
         with context.store.read() as tx:
             access = context.find_access(tx, context.principal)
             if access is not None:
-                self.about.check(tx.unlimited, access, self.scopes, values, context.count_hidden)
+                self.about.check(tx.unlimited, access, required, values, context.count_hidden)
 
     @property
     def id(self) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kneo import registry
 from kneo.api.operation import MAX_NAMES, Body, Context, Flag, Name, operation
-from kneo.api.subjects import ENVIRONMENT_OF_POLICY
+from kneo.api.subjects import NAMED_ENVIRONMENT
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check
 from kneo.spec.models.environment import read_spec
@@ -70,7 +70,7 @@ class PolicyPreviewView:
     runs_evaluated: int
 
 
-@operation("GET", "/policies/environment", scope="policies:read", about=ENVIRONMENT_OF_POLICY)
+@operation("GET", "/policies/environment", scope="policies:read", about=NAMED_ENVIRONMENT)
 def list_environment_policies(context: Context) -> PolicyListView:
     """List the server-side policies."""
     with context.store.read() as tx:
@@ -79,14 +79,14 @@ def list_environment_policies(context: Context) -> PolicyListView:
     return PolicyListView(policies=stored, count=len(stored))
 
 
-@operation("GET", "/policies/environment/{environment}", scope="policies:read", about=ENVIRONMENT_OF_POLICY)
+@operation("GET", "/policies/environment/{environment}", scope="policies:read", about=NAMED_ENVIRONMENT)
 def get_environment_policy(context: Context, environment: Environment) -> PolicyView:
     """Read an environment's server-side policy, and the policy in force."""
     with context.store.read() as tx:
         return _view(context, tx, environment, project_metadata.find_policy(tx, environment), None)
 
 
-@operation("PUT", "/policies/environment/{environment}", scope="policies:write", about=ENVIRONMENT_OF_POLICY)
+@operation("PUT", "/policies/environment/{environment}", scope="policies:write", about=NAMED_ENVIRONMENT)
 def set_environment_policy(context: Context, environment: Environment, body: PolicyRequest) -> PolicyView:
     """Set an environment's server-side policy. It adds to Git's policy and never weakens it."""
     flags = body.flags()
@@ -101,7 +101,7 @@ def set_environment_policy(context: Context, environment: Environment, body: Pol
     return context.store.transact(change)
 
 
-@operation("POST", "/policies/environment/{environment}/preview", scope="policies:read", about=ENVIRONMENT_OF_POLICY)
+@operation("POST", "/policies/environment/{environment}/preview", scope="policies:read", about=NAMED_ENVIRONMENT)
 def preview_environment_policy(context: Context, environment: Environment, body: PolicyRequest) -> PolicyPreviewView:
     """Preview the changes of a policy, and the latest runs that it would refuse."""
     flags = body.flags()

@@ -12,7 +12,7 @@ from kneo.errors import Forbidden, NotFound
 from kneo.names import shown
 from kneo.registry.access import Access
 from kneo.registry.decisions import environment_not_found
-from kneo.store import audit, releases, runs, tasks
+from kneo.store import audit, grants, releases, runs, tasks
 from kneo.store.engine import Tx
 
 
@@ -88,6 +88,11 @@ def _environments_of_run(tx: Tx, run_id: str) -> Sequence[str | None]:
     return runs.environment_of(tx, run_id) or ()
 
 
+def _environments_of_grant(tx: Tx, grant_id: str) -> Sequence[str]:
+    grant = grants.get(tx, grant_id)
+    return (grant.environment,) if grant is not None else ()
+
+
 def _environments_of_promotion(tx: Tx, promotion_id: str) -> Sequence[str | None]:
     pending = releases.find_pending(tx, promotion_id)
     done = releases.promotion(tx, promotion_id) if pending is None else None
@@ -116,9 +121,16 @@ def _declared(tx: Tx, name: str) -> Sequence[str]:
 
 
 ENVIRONMENT = OperationSubject("environment", ("name", "body.environment"), _declared, environment_not_found)
-ENVIRONMENT_OF_POLICY = replace(ENVIRONMENT, parameters=("environment",))
+NAMED_ENVIRONMENT = replace(ENVIRONMENT, parameters=("environment",))
 RUN = OperationSubject("run", ("run_id",), _environments_of_run, _error("run"))
 TASK = OperationSubject("task", ("continuation_id",), _environments_of_task, _error("human task"))
+CALL = OperationSubject("call", ("call_id",), _environments_of_run, _error("call", "call_not_found"))
+GRANT = OperationSubject(
+    "grant",
+    ("grant_id",),
+    _environments_of_grant,
+    _error("grant", "grant_not_found", "List grants: kneo grant list"),
+)
 SESSION = OperationSubject("session", (), lambda _tx, _name: (), _error("session", "session_not_found"))
 PROMOTION = OperationSubject(
     "promotion", ("promotion_id",), _environments_of_promotion, _error("promotion", "promotion_not_found")

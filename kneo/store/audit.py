@@ -461,7 +461,7 @@ def count(tx: Tx, **where: Unpack[AuditConditions]) -> int:
 def sealed_range(tx: Tx, created_after: str | None, created_before: str | None) -> tuple[int, int]:
     """Return the numbers of the first and the last sealed event of a period; the last is below the first where it has none."""
     joined = audit_chain.join(audit_events, audit_chain.c.event_id == audit_events.c.id)
-    where = _conditions({"created_after": created_after, "created_before": created_before})
+    where = _conditions(tx, {"created_after": created_after, "created_before": created_before})
     numbers = select(func.min(audit_chain.c.seq), func.max(audit_chain.c.seq)).select_from(joined).where(*where)
     first, last = tx.connection.execute(numbers).one()
     if first is not None:

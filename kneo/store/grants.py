@@ -63,7 +63,7 @@ def get(tx: Tx, grant_id: str, *, lock: bool = False) -> Grant | None:
     """
     query = select(grants).where(grants.c.id == grant_id)
     row = tx.connection.execute(query.with_for_update() if lock else query).first()
-    return _read(check(tx, grants, row)) if row is not None else None
+    return _read(check(tx, grants, row)) if row is not None and tx.sees(row.environment) else None
 
 
 def list_grants(
@@ -80,6 +80,8 @@ def list_grants(
     """List grants, the newest first; those before ``after`` where it is given. Rows that are not authentic are left out."""
     wanted = {"environment": environment, "bundle": bundle, "tool": tool, "status": status}
     where: list[ColumnElement[bool]] = [grants.c[name] == value for name, value in wanted.items() if value is not None]
+    if tx.reach is not None:
+        where.append(grants.c.environment.in_(sorted(tx.reach)))
     if after is not None:
         where.append(grants.c.id < after)
     if unexpired:

@@ -125,7 +125,7 @@ class ToolUse:
             else CallReport(result=self._event.get("tool_response"))
         )
         run_id = await run_in_threadpool(self._run_of, task_id)
-        waiting, settled = await self._settle(partial(report_call.function, self._context, run_id, report))
+        waiting, settled = await self._settle(partial(report_call.begin, self._context, run_id, report))
         call = await run_in_threadpool(waiting.view, settled)
         if failed or call.outcome == "success":
             return {}
