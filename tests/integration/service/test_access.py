@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import Parameter
+from urllib.parse import urlencode
 
 import pytest
 from config_repo import ConfigRepo, announcement
@@ -45,7 +47,49 @@ MADE_UP = {
     "reference": "run_01ffffffffffffffffffff",
     "link_id": "lnk_01ffffffffffffffffffff",
     "seq": "999999",
+    "call_id": "run_01ffffffffffffffffffff",
+    "grant_id": "grt_01ffffffffffffffffffff",
+    "bundle": "no-such-one",
 }
+
+TOOLS = {
+    "version": "v1",
+    "targets": ["call"],
+    "agent": {"name": "tools", "tools": {"include": ["refund"], "permissions": {}}},
+    "tools": {
+        "refund": {
+            "description": "Refund an order.",
+            "implementation": "lab_functions.refund",
+            "parameters": {"type": "object", "properties": {"amount": {"type": "number"}}},
+            "capabilities": ["privileged"],
+            "review": {"before": {"human": "finance"}},
+        }
+    },
+    "components": {"humans": {"finance": {"description": "May it be done?"}}},
+}
+
+
+QUERY = {"who": "me", "tool": "refund"}
+"""Values of required parameters that name no subject."""
+
+TERMS = {"tool": "refund", "uses": 1, "expires_in": "1d"}
+
+
+def declare(repo: ConfigRepo, name: str, **rules: object) -> None:
+    """Write the file of an environment whose bundles are served by each protocol."""
+    repo.environment(
+        name,
+        {f"bundle-{name}": "1.0.0", f"tools-{name}": "1.0.0"},
+        inlineSpecs=True,
+        team=f"team-{name}",
+        protocols={
+            "a2a": ["bundle-*"],
+            "mcp": ["bundle-*"],
+            "calls": [{"bundle": "tools-*", "callers": {"users": ["caller", "admin"]}}],
+        },
+        grants=[{"tools": ["refund"], "uses": 10, "expires": "30d", "signed": False}],
+        **rules,
+    )
 
 
 @dataclass
@@ -65,18 +109,12 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("access")
     repo = ConfigRepo(folder / "repo", environments=())
-    everybody = [{"who": {"users": LIMITED}, "may": ["admin"]}]
-    spec = announcement(targets=["workflow", "agent"])
-    for name, access in (("mine", everybody), ("theirs", [])):
-        repo.bundle(f"bundle-{name}", "1.0.0", spec, environments=("mine", "theirs"))
-        repo.environment(
-            name,
-            {f"bundle-{name}": "1.0.0"},
-            inlineSpecs=True,
-            access=access,
-            team=f"team-{name}",
-            protocols={"a2a": ["*"], "mcp": ["*"]},
+    for name in ("mine", "theirs"):
+        repo.bundle(
+            f"bundle-{name}", "1.0.0", announcement(targets=["workflow", "agent"]), environments=("mine", "theirs")
         )
+        repo.bundle(f"tools-{name}", "1.0.0", TOOLS, environments=("mine", "theirs"))
+        declare(repo, name)
     repo.commit("Begin")
     with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=2) as bench:
         made = House(bench, repo, {}, {})
@@ -88,7 +126,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             link = bench.post(f"/human-tasks/{run['continuation_id']}/links", role="admin")
             promotion = bench.get("/promotions", environment=name)["promotions"][0]["id"]
             bench.ask("PUT", f"/policies/environment/{name}", {})
+            served = {"environment": name, "bundle": f"tools-{name}", "tool": "refund"}
+            call = bench.post("/calls?wait=1s", {**served, "arguments": {"amount": 7}}, role="caller")
             ids = {
+                "call_id": call["id"],
+                "grant_id": bench.post(f"/environments/{name}/grants", {**TERMS, "bundle": f"tools-{name}"})["id"],
                 "name": name,
                 "environment": name,
                 "run_id": run["run_id"],
@@ -110,32 +152,46 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             item for item in bench.get("/audit-events", environment="theirs", limit=50)["events"] if item["seq"]
         )
         made.theirs["seq"] = str(event["seq"])
+        declare(repo, "mine", access=[{"who": {"users": LIMITED}, "may": ["admin"]}])
+        declare(repo, "theirs", access=[])
+        made.accept("Limit access")
         yield made
 
 
 def _path(operation: Operation[..., object], values: dict[str, str]) -> str:
     known = {**values, "name": values["bundle"]} if "/bundles/" in operation.path and "bundle" in values else values
-    return re.sub(r"\{(\w+)\}", lambda match: known.get(match[1], "1.0.0"), operation.path)
+    path = re.sub(r"\{(\w+)\}", lambda match: known.get(match[1], "1.0.0"), operation.path)
+    required = (
+        each.name
+        for each in operation.signature.parameters.values()
+        if each.default is Parameter.empty and f"{{{each.name}}}" not in operation.path and each.name != operation.body
+    )
+    query = {name.removesuffix("_"): known.get(name, QUERY.get(name, "1.0.0")) for name in required}
+    return f"{path}?{urlencode(query)}" if query else path
 
 
-def _body(operation: Operation[..., object], environment: str) -> object:
+def _body(operation: Operation[..., object], environment: str, bundle: str) -> object:
     """Return a body that is read, for operations that have one."""
     bodies = {
-        "create_run": {"input": "x", "bundle": "bundle-theirs", "environment": environment},
-        "run_spec": {"input": "x", "bundle": "bundle-theirs", "environment": environment},
+        "create_run": {"input": "x", "bundle": bundle, "environment": environment},
+        "run_spec": {"input": "x", "bundle": bundle, "environment": environment},
         "fork_run": {"step": "draft"},
         "suspend_environment": {"reason": "x"},
-        "hold_release": {"bundle": "bundle-theirs", "reason": "x"},
-        "unhold_release": {"bundle": "bundle-theirs"},
-        "rollback_release": {"bundle": "bundle-theirs", "reason": "x"},
+        "hold_release": {"bundle": bundle, "reason": "x"},
+        "unhold_release": {"bundle": bundle},
+        "rollback_release": {"bundle": bundle, "reason": "x"},
         "assign_human_task": {"to": "viewer"},
         "delegate_human_task": {"to": "viewer"},
         "snooze_human_task": {"until": "2030-01-01T00:00:00Z"},
         "comment_human_task": {"text": "x"},
         "resume_human_task": {"request_id": "req_x", "decision": "approved"},
-        "put_run_input": {"decision": "approved"},
-        "continue_workflow_run": {"decision": "approved"},
+        "put_run_input": {"value": "x"},
+        "continue_workflow_run": {"step_requirements": [{"step_id": "approve", "confirmed": True}]},
         "get_answer_to_sign": {"decision": "approved"},
+        "create_grant": {**TERMS, "bundle": bundle},
+        "get_grant_to_sign": {**TERMS, "bundle": bundle},
+        "report_call": {"result": None},
+        "create_call": {"environment": environment, "bundle": bundle, "tool": "refund"},
     }
     if operation.body is None:
         return None
@@ -154,35 +210,66 @@ NAMED = [each for each in OPERATIONS.values() if each.about is not None and "{" 
 
 
 def _hidden(text: str, ids: dict[str, str]) -> str:
+    """Replace the ids that a response repeats, and the times of the request."""
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", "TIME", text)
+    text = text.replace(f"'{ids['seq']}'", "ID")
     for name in sorted(ids.values(), key=len, reverse=True):
-        if (len(name) > 5 and not name[0].isdigit()) or name == "999999":
+        if len(name) > 5:
             text = text.replace(name, "ID")
     return text
 
 
+def _answer(
+    house: House, role: str, method: str, path: str, body: object, values: dict[str, str]
+) -> tuple[int, str, dict[str, str]]:
+    """Return the whole response, without what differs from request to request."""
+    answer = house.bench.ask(method, path, body, role=role)
+    headers = {name: value for name, value in answer.headers.items() if name not in {"date", "content-length"}}
+    headers = {name: value for name, value in headers.items() if "request" not in name}
+    return answer.status_code, _hidden(answer.text, values), headers
+
+
+def _both(house: House, role: str, operation: Operation[..., object], query: str = "") -> tuple[object, object]:
+    """Return the responses about a subject in the hidden environment, and about a made-up one."""
+    first, second = (
+        _answer(
+            house,
+            role,
+            operation.method,
+            _path(operation, values) + query.format(**values),
+            _body(operation, values["environment"], values["bundle"]),
+            values,
+        )
+        for values in (house.theirs, {**house.theirs, **MADE_UP})
+    )
+    return first, second
+
+
 @pytest.mark.parametrize("role", LIMITED)
 def test_a_subject_in_an_environment_without_access_is_one_that_does_not_exist(house: House, role: str) -> None:
-    made_up = {**house.theirs, **MADE_UP, "bundle": "no-such-one"}
-    compared = 0
-    for operation in NAMED:
-        if not _may(role, operation):
+    compared = [operation for operation in NAMED if _may(role, operation)]
+    for operation in compared:
+        hidden, made_up = _both(house, role, operation)
+        assert hidden[0] == 404, (operation.id, hidden)
+        assert hidden == made_up, operation.id
+    assert compared
+
+
+FILTERS = ("environment", "bundle", "run_id", "session_id", "requester", "workflow_id")
+
+
+@pytest.mark.parametrize("role", LIMITED)
+def test_a_filter_or_a_body_that_names_an_environment_without_access_is_one_that_names_a_made_up_one(
+    house: House, role: str
+) -> None:
+    for operation in OPERATIONS.values():
+        if "{" in operation.path or operation.about is None or not _may(role, operation):
             continue
-        answers = []
-        for values in (house.theirs, made_up):
-            answer = house.bench.ask(
-                operation.method, _path(operation, values), _body(operation, values["environment"]), role=role
-            )
-            headers = {
-                name: value
-                for name, value in answer.headers.items()
-                if name not in {"date", "x-request-id", "content-length"}
-            }
-            headers = {name: value for name, value in headers.items() if "request" not in name}
-            answers.append((answer.status_code, _hidden(answer.text, values), headers))
-        assert answers[0][0] in {404, 422}, (operation.id, answers)
-        assert answers[0] == answers[1], (operation.id, answers)
-        compared += answers[0][0] == 404
-    assert compared or role == "caller"
+        names = [name for name in FILTERS if name in operation.signature.parameters and name in MADE_UP]
+        for name in names or [""]:
+            query = f"{'&' if '?' in _path(operation, MADE_UP) else '?'}{name}={{{name}}}" if name else ""
+            hidden, made_up = _both(house, role, operation, query)
+            assert hidden == made_up, (operation.id, name)
 
 
 @pytest.mark.parametrize("role", LIMITED)
@@ -326,14 +413,7 @@ def test_narrowed_access_ends_open_streams_and_counts_in_the_next_request(house:
     with house.bench.stream(f"/runs/{house.mine['run_id']}/events", role="auditor") as events:
         next(events)
         names = [role for role in LIMITED if role != "auditor"]
-        began.environment(
-            "mine",
-            {"bundle-mine": "1.0.0"},
-            inlineSpecs=True,
-            access=[{"who": {"users": names}, "may": ["admin"]}],
-            team="team-mine",
-            protocols={"a2a": ["*"], "mcp": ["*"]},
-        )
+        declare(began, "mine", access=[{"who": {"users": names}, "may": ["admin"]}])
         house.accept("Narrow")
         begun = monotonic()
         last = list(events)[-1]
