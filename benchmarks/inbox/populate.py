@@ -75,7 +75,7 @@ def fill(store: Store, count: int, *, answered: int = 0, paused: int = 0, ended:
         with store.write() as tx:
             tx.connection.execute(insert(tasks_table), [template | _row(task) for task in batch])
             named = [
-                {"who": f"group:{task.environment}/{group}", "task_id": task.id}
+                {"candidate": f"group:{task.environment}/{group}", "task_id": task.id}
                 for task in batch
                 if task.resolved_at is None
                 for group in task.candidates.groups
