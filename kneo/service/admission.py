@@ -216,7 +216,7 @@ class Admission:
         return new_id("req", self.store.clock.now())
 
     def _look(self, request: KeyedRequest) -> Known | None:
-        with self.store.read() as tx:
+        with self.store.look() as tx:
             return idempotency.look(tx, request)
 
     async def _keep(self, request: KeyedRequest, response: _Outgoing) -> None:

@@ -68,7 +68,7 @@ def append(tx: Tx, key: SessionKey, run_id: str, turns: Sequence[FinishedTurn]) 
         )
         for n, (agent, role, text) in enumerate(messages, number + 1)
     ]
-    _INSERT_MESSAGE.change_many(tx, rows)
+    _INSERT_MESSAGE.insert(tx, *rows)
     _CHANGE.change(tx, {**_of(key), "last_number": number + len(rows), "updated_at": tx.at})
 
 

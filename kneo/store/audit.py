@@ -95,14 +95,17 @@ def record_all(tx: Tx, events: Sequence[AuditEvent]) -> None:
         vars(item) | {"mac": tx.macs.make(audit_events.name, item.canonical()), "metadata": _encode(item.metadata)}
         for item in events
     ]
-    _INSERT.change_many(tx, rows)
-    _INSERT_PENDING.change_many(tx, [{"event_id": item.id} for item in events])
+    _INSERT.insert(tx, *rows)
+    _INSERT_PENDING.insert(tx, *({"event_id": item.id} for item in events))
 
 
 def seal(store: Store) -> int:
     """Seal all waiting events; return how many."""
     total = 0
     while True:
+        with store.look() as tx:
+            if _PENDING.first(tx, {}) is None:
+                return total
         with store.write() as tx:
             count, read = _seal_batch(tx)
         total += count
@@ -119,15 +122,19 @@ _WAITING = Prepared(
 )
 _LINK, _UNLIST = (
     Prepared(insert(audit_chain)),
-    Prepared(delete(audit_pending).where(audit_pending.c.event_id == bindparam("sealed"))),
+    Prepared(
+        delete(audit_pending).where(
+            audit_pending.c.event_id.in_(
+                select(audit_chain.c.event_id).where(audit_chain.c.seq.between(bindparam("first"), bindparam("last")))
+            )
+        )
+    ),
 )
 _LEAVE = Prepared(update(audit_pending).where(audit_pending.c.event_id == bindparam("left")))
 
 
 def _seal_batch(tx: Tx) -> tuple[int, int]:
     """Seal a batch of waiting events; return how many were sealed, and how many were read."""
-    if _PENDING.first(tx, {}) is None:
-        return 0, 0
     lock_table(tx, "audit_chain")
     rows = _WAITING.rows(tx, {"most": SEAL_BATCH})
     seq, head = chain_head(tx)
@@ -141,9 +148,9 @@ def _seal_batch(tx: Tx) -> tuple[int, int]:
         head = head_of(head, leaf)
         links.append({"seq": seq, "event_id": row.id, "leaf": leaf, "head": head})
     if links:
-        _LINK.change_many(tx, links)
+        _LINK.insert(tx, *links)
         audit_tree.extend(tx, seq - len(links) + 1, [str(link["leaf"]) for link in links])
-        _UNLIST.change_many(tx, [{"sealed": link["event_id"]} for link in links])
+        _UNLIST.change(tx, {"first": links[0]["seq"], "last": seq})
     if left:
         log.error("audit events cannot be sealed, because they were changed before: %s", ", ".join(left[:20]))
         _LEAVE.change_many(tx, [{"left": event_id, "unsealable": True} for event_id in left])

@@ -71,7 +71,7 @@ def _grow(tx: Tx, start: int, leaves: Sequence[str]) -> None:
         level, start = level + 1, start >> 1
         rows = [{"level": level, "position": start + i, "hash": item} for i, item in enumerate(pairs)]
         if rows:
-            _ADD.change_many(tx, rows)
+            _ADD.insert(tx, *rows)
         current = pairs
 
 

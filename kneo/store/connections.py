@@ -42,6 +42,10 @@ class Connections(Protocol):
         """Begin a read transaction on a consistent snapshot, which never blocks a writer."""
         ...
 
+    def look(self) -> contextlib.AbstractContextManager[Connection]:
+        """Lend a connection for a single statement that reads; two of them may see different states."""
+        ...
+
     def close(self) -> None:
         """Close idle connections."""
 
@@ -70,6 +74,12 @@ class ServerConnections:
             connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
                 yield connection
+
+    @contextlib.contextmanager
+    def look(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            # The server is asked once, not three times.
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     def close(self) -> None:
         """Do nothing: the pool owns the connections."""
@@ -181,6 +191,9 @@ class FileConnections:
                 self._readers.append(opened)
                 if len(self._readers) > IDLE_READERS and (idle := self._idle_reader()):
                     idle.drop()
+
+    def look(self) -> contextlib.AbstractContextManager[Connection]:
+        return self.read()
 
     def close(self) -> None:
         with self._write_lock:

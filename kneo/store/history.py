@@ -74,7 +74,7 @@ def append(tx: Tx, run: Run, history: History, limits: CheckpointLimits) -> None
     """Add to the history of a run as it was before; the caller has committed ``counted`` behind the fence."""
     if history.steps:
         numbered = (replace(step, sequence=run.step_count + n) for n, step in enumerate(history.steps, 1))
-        _ADD_STEP.change_many(tx, [_step_row(tx, step) for step in numbered])
+        _ADD_STEP.insert(tx, *(_step_row(tx, step) for step in numbered))
     _add(tx, run.id, history, limits, run.checkpoint_count, run.trace_count)
 
 
@@ -110,8 +110,8 @@ def _add(
         }
         for n, new in enumerate(history.trace, 1)
     ]
-    _ADD_CHECKPOINT.change_many(tx, checkpoint_rows)
-    _ADD_TRACE.change_many(tx, trace_rows)
+    _ADD_CHECKPOINT.insert(tx, *checkpoint_rows)
+    _ADD_TRACE.insert(tx, *trace_rows)
 
 
 def _step_row(tx: Tx, step: StepRecord) -> dict[str, object]:
@@ -192,14 +192,14 @@ def insert_past(
     tx: Tx, steps_: Sequence[StepRecord], checkpoints_: Sequence[Checkpoint], trace: Sequence[TraceEvent]
 ) -> None:
     """Insert the whole history of a run that another platform executed, with its own times."""
-    _ADD_STEP.change_many(tx, [_step_row(tx, step) for step in steps_])
+    _ADD_STEP.insert(tx, *(_step_row(tx, step) for step in steps_))
     limits = CheckpointLimits()
     rows = []
     for one in checkpoints_:
         new = NewCheckpoint(type=one.type, step_id=one.step_id, state=one.state, metadata=one.metadata)
         rows.append(with_mac(tx, checkpoints, vars(one) | _packed(new, limits)))
-    _ADD_CHECKPOINT.change_many(tx, rows)
-    _ADD_TRACE.change_many(tx, [vars(event) | {"data": dict(event.data)} for event in trace])
+    _ADD_CHECKPOINT.insert(tx, *rows)
+    _ADD_TRACE.insert(tx, *(vars(event) | {"data": dict(event.data)} for event in trace))
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------

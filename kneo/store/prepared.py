@@ -6,18 +6,23 @@ too. ADR 22 has the measurements.
 
 from __future__ import annotations
 
+import re
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import BindParameter, Connection, Delete, Dialect, Insert, Select, Update
+from sqlalchemy import BindParameter, Connection, Delete, Dialect, Insert, Select, Table, Update
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
 from kneo.store.connections import translate_error
 from kneo.store.tables import Bounded, TooLong
+
+MAX_INSERTED = 5_000
+"""Values of the inserts that wait for one statement; PostgreSQL takes 65,535."""
 
 FEW_ROWS = {"sqlite": 1, "postgresql": 3}
 """Rows that are written one after the other: a batch of PostgreSQL's driver costs more, and another statement (``_watch_idle``)."""
@@ -31,13 +36,18 @@ class Transaction(Protocol):
     """The transaction of a statement."""
 
     @property
-    def connection(self) -> Connection: ...
+    def opened(self) -> Connection: ...
 
     @property
     def dialect(self) -> Dialect: ...
 
     @property
     def driver(self) -> DBAPIConnection: ...
+
+    @property
+    def inserts(self) -> list[tuple[Insertion, list[Any]]]:
+        """The inserts that wait, each with its values, and are executed before the next statement."""
+        ...
 
 
 class Row(Protocol):
@@ -61,7 +71,7 @@ class Prepared:
     def change(self, tx: Transaction, values: Values) -> int:
         """Execute a change; return the number of changed rows."""
         compiled = self._of(tx, values)
-        count: int = _execute(tx, compiled.text, compiled.bind(values)).rowcount
+        count: int = self._execute(tx, compiled, compiled.bind(values)).rowcount
         return count
 
     def change_many(self, tx: Transaction, rows: Sequence[Values]) -> None:
@@ -71,19 +81,42 @@ class Prepared:
                 self.change(tx, row)
         else:
             compiled = self._of(tx, rows[0])
-            _execute(tx, compiled.text, [compiled.bind(row) for row in rows], many=True)
+            self._execute(tx, compiled, [compiled.bind(row) for row in rows], many=True)
+
+    def insert(self, tx: Transaction, *rows: Values) -> None:
+        """Insert rows with the same columns.
+
+        On PostgreSQL they wait for the next statement about their table, or for the end of the transaction; all that wait become
+        one statement. An error of theirs is raised there.
+        """
+        compiled = self._of(tx, rows[0]) if rows else None
+        if compiled is None or compiled.insertion is None or len(rows) * len(compiled.insertion.names) > MAX_INSERTED:
+            self.change_many(tx, rows)
+            return
+        names = compiled.insertion.names
+        for row in rows:
+            bound: Any = compiled.bind(row)
+            tx.inserts.append((compiled.insertion, [bound[name] for name in names]))
+        if sum(len(values) for _, values in tx.inserts) > MAX_INSERTED:
+            execute_inserts(tx)
 
     def first(self, tx: Transaction, values: Values) -> Row | None:
         """Execute and read the first row."""
         compiled = self._of(tx, values)
-        row = _execute(tx, compiled.text, compiled.bind(values)).fetchone()
+        row = self._execute(tx, compiled, compiled.bind(values)).fetchone()
         return compiled.read(row) if row is not None else None
 
     def rows(self, tx: Transaction, values: Values) -> list[Row]:
         """Execute and read all rows."""
         compiled = self._of(tx, values)
-        fetched = _execute(tx, compiled.text, compiled.bind(values)).fetchall()
+        fetched = self._execute(tx, compiled, compiled.bind(values)).fetchall()
         return [compiled.read(row) for row in fetched]
+
+    def _execute(self, tx: Transaction, compiled: _Compiled, values: Any, *, many: bool = False) -> DBAPICursor:  # noqa: ANN401
+        """Execute the statement; before it the inserts that wait, where one is into a table of the statement."""
+        if any(insertion.table in compiled.tables for insertion, _ in tx.inserts):
+            execute_inserts(tx)
+        return _execute(tx, compiled.text, values, many=many)
 
     def _of(self, tx: Transaction, values: Values) -> _Compiled:
         key = (tx.dialect.name, *values)
@@ -94,8 +127,48 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Insertion:
+    """An insert of PostgreSQL in two parts, so that it can have any number of rows."""
+
+    table: str
+    head: str
+    row: str
+    names: tuple[str, ...]
+    """The names of the parameters of a row, in the order of the text."""
+
+
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+
+
+def _insertion(statement: Statement, dialect: Dialect, text: str) -> Insertion | None:
+    head, _, row = text.partition(" VALUES ")
+    if (
+        not isinstance(statement, Insert)
+        or dialect.name != "postgresql"
+        or not row.endswith(")")
+        or "ON CONFLICT" in row
+    ):
+        return None
+    return Insertion(statement.table.name, f"{head} VALUES ", _PARAMETER.sub("%s", row), tuple(_PARAMETER.findall(row)))
+
+
+def execute_inserts(tx: Transaction) -> None:
+    """Execute the inserts that wait, as one statement with the rows of each table together."""
+    tables: dict[Insertion, list[list[Any]]] = {}
+    for insertion, values in tx.inserts:
+        tables.setdefault(insertion, []).append(values)
+    tx.inserts.clear()
+    *before, last = (insertion.head + ", ".join([insertion.row] * len(rows)) for insertion, rows in tables.items())
+    named = ", ".join(f"i{number} AS ({text})" for number, text in enumerate(before))
+    values = [value for rows in tables.values() for row in rows for value in row]
+    _execute(tx, f"WITH {named} {last}" if named else last, values)
+
+
+@dataclass(frozen=True, slots=True)
 class _Compiled:
     text: str
+    tables: frozenset[str]
+    insertion: Insertion | None
     bind: Callable[[Values], Parameters]
     """Converts parameters for the driver."""
     read: Callable[[Sequence[Any]], Row]
@@ -105,7 +178,14 @@ def _compile(statement: Statement, dialect: Dialect, names: list[str]) -> _Compi
     sets = isinstance(statement, Insert | Update)
     compiled = statement.compile(dialect=dialect, column_keys=names if sets else None)
     assert isinstance(compiled, SQLCompiler)
-    return _Compiled(text=str(compiled), bind=_binder(compiled, dialect), read=_reader(statement, dialect))
+    text = str(compiled)
+    return _Compiled(
+        text=text,
+        tables=frozenset(part.name for part in visitors.iterate(statement) if isinstance(part, Table)),
+        insertion=_insertion(statement, dialect, text),
+        bind=_binder(compiled, dialect),
+        read=_reader(statement, dialect),
+    )
 
 
 def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Parameters]:
@@ -169,14 +249,14 @@ def _reader(statement: Statement, dialect: Dialect) -> Callable[[Sequence[Any]],
 
 def _execute(tx: Transaction, text: str, parameters: Any, *, many: bool = False) -> DBAPICursor:  # noqa: ANN401 - one, or a list
     """Execute a statement, call the engine's listeners, and translate the driver's errors as SQLAlchemy does."""
-    events = tx.connection.engine.dispatch
+    events = tx.opened.engine.dispatch
     cursor = tx.driver.cursor()
     for listener in events.before_cursor_execute:
-        listener(tx.connection, cursor, text, parameters, None, many)
+        listener(tx.opened, cursor, text, parameters, None, many)
     try:
         (cursor.executemany if many else cursor.execute)(text, parameters)
     except Exception as error:
-        raise translate_error(tx.connection, error, text) from error
+        raise translate_error(tx.opened, error, text) from error
     for listener in events.after_cursor_execute:
-        listener(tx.connection, cursor, text, parameters, None, many)
+        listener(tx.opened, cursor, text, parameters, None, many)
     return cursor

@@ -112,9 +112,10 @@ def create_schema(tx: Tx) -> None:
 def enqueue(tx: Tx, run_id: str) -> None:
     """Hand a run to a worker once this transaction is committed."""
     tx.notify(DUE, run_id)
-    if tx.connection.dialect.name == "postgresql":
+    if tx.dialect.name == "postgresql":
         args = json.dumps({"run_id": run_id})
-        tx.connection.execute(_DEFER, {"queue": QUEUE, "task": TASK, "args": args})
+        values = {"queue": QUEUE, "task": TASK, "args": args}
+        tx.endings[QUEUE, run_id] = lambda: tx.connection.execute(_DEFER, values)
 
 
 def restore(tx: Tx, older_than: timedelta) -> int:

@@ -22,7 +22,7 @@ def insert_receipt(tx: Tx, record: ReceiptRecord) -> None:
     if of_task(tx, record.task_id) is not None:
         msg = f"The task {record.task_id} has a receipt, and an earlier state of the task was put back in the database."
         raise RecordTampered(msg, hint=f"Read the decision: kneo task receipt show {record.task_id}.")
-    _INSERT.change(tx, vars(record) | {"statements": list(record.statements)})
+    _INSERT.insert(tx, vars(record) | {"statements": list(record.statements)})
 
 
 _OF_TASK = Prepared(select(receipts).where(receipts.c.task_id == bindparam("of_task")))

@@ -106,7 +106,7 @@ def insert_run(tx: Tx, run: Run) -> None:
     """Store a new run; a running one is enqueued."""
     completed_at = tx.at if run.status.is_final else None
     times = {"created_at": tx.at, "updated_at": tx.at, "started_at": tx.at, "completed_at": completed_at}
-    _INSERT.change(tx, _row(tx, run) | times)
+    _INSERT.insert(tx, _row(tx, run) | times)
     if run.status is RunStatus.RUNNING:
         enqueue(tx, run.id)
 

@@ -34,7 +34,7 @@ def number(store: Store) -> int:
     """Assign a position to each event without one; return how many."""
     total = 0
     while True:
-        with store.read() as tx:
+        with store.look() as tx:
             if not has_unnumbered(tx):
                 return total
         total += store.transact(_number_batch)

@@ -142,7 +142,7 @@ def add(tx: Tx, changes: Iterable[tuple[HumanTask, int]]) -> None:
         }
         for task, amount in changes
     ]
-    _INSERT.change_many(tx, rows)
+    _INSERT.insert(tx, *rows)
 
 
 _GROUP = (
@@ -194,11 +194,16 @@ def _sum_of(names: frozenset[str]) -> Select[Any]:
     return select(_AMOUNT).where(*where)
 
 
+def has_many(tx: Tx) -> bool:
+    """Return whether there are so many changes that they are to be folded."""
+    return tx.connection.execute(select(task_count_changes.c.id).offset(FOLD_ABOVE).limit(1)).first() is not None
+
+
 def fold(tx: Tx) -> int:
-    """Fold the changes into one row for each kind of task; return how many rows that removed."""
-    if tx.connection.execute(select(task_count_changes.c.id).offset(FOLD_ABOVE).limit(1)).first() is None:
-        return 0
+    """Fold the changes into one row for each kind of task, if there are many; return how many rows that removed."""
     lock_table(tx, "task_count_changes")
+    if not has_many(tx):
+        return 0
     rows = tx.connection.execute(select(task_count_changes).limit(FOLD_AT_MOST)).all()
     totals: dict[tuple[str | None, str, str, bool], int] = {}
     for row in rows:

@@ -82,7 +82,7 @@ _INSERT = Prepared(insert(tasks))
 
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
     """Store a new task with its candidates and excluded people (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
-    _INSERT.change(tx, store_task(task) | {"created_at": tx.at, "updated_at": tx.at, "mac": _mac(tx, task)})
+    _INSERT.insert(tx, store_task(task) | {"created_at": tx.at, "updated_at": tx.at, "mac": _mac(tx, task)})
     add_candidates(tx, task.id, who)
     if task.status in UNRESOLVED:
         task_statistics.add(tx, [(task, 1)])
@@ -335,7 +335,7 @@ def open_environments(tx: Tx) -> frozenset[str | None]:
 
 def add_event(tx: Tx, task: HumanTask, kind: str, actor: str | None, data: Mapping[str, object]) -> None:
     row = {"id": new_id("tev", tx.now), "task_id": task.id, "run_id": task.run_id, "at": tx.at}
-    _ADD_EVENT.change(tx, row | {"type": kind, "actor": actor, "data": data})
+    _ADD_EVENT.insert(tx, row | {"type": kind, "actor": actor, "data": data})
 
 
 def events_of(tx: Tx, task_id: str) -> tuple[TaskEvent, ...]:

@@ -157,7 +157,7 @@ def process_due(store: Store) -> int:
     """
     handled = failed = 0
     while True:
-        with store.read() as tx:
+        with store.look() as tx:
             due = tasks.due(tx, BATCH, offset=failed)
         for task in due:
             try:
@@ -171,8 +171,10 @@ def process_due(store: Store) -> int:
                 log.warning("the due events of %s cannot be processed: %s", task.id, error.message, extra=facts)
         if len(due) < BATCH:
             break
-    with store.write() as tx:
-        task_statistics.fold(tx)
+    with store.look() as tx:
+        has_many = task_statistics.has_many(tx)
+    if has_many:
+        store.transact(task_statistics.fold)
     return handled
 
 

@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, event, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kneo.errors import Invalid, Transient
-from kneo.store.engine import Store
+from kneo.store.engine import Store, Tx
 from kneo.store.prepared import FEW_ROWS, Prepared
 from kneo.store.tables import requests as table
 
@@ -100,3 +100,40 @@ def test_listeners_of_the_engine_are_called_for_prepared_statements(store: Store
         INSERT.change_many(tx, [row(f"more {number}") for number in range(few + 1)])
     written = [one for one in calls if one[0] == "INSERT"]
     assert written == [("INSERT", False)] * 2 * (1 + few) + [("INSERT", True)] * 2
+
+
+def test_inserts_that_wait_are_seen_by_every_later_statement(store: Store) -> None:
+    with store.write() as tx:
+        INSERT.insert(tx, row("a"), row("b"))
+        assert CHANGE.change(tx, {"of_id": "a", "actor": "bob"}) == 1
+        INSERT.insert(tx, row("c"))
+        assert [found.id for found in ALL.rows(tx, {"most": 9})] == ["a", "b", "c"]
+        INSERT.insert(tx, row("d"))
+        assert tx.connection.execute(select(table.c.id).where(table.c.id == "d")).scalar() == "d"
+        INSERT.insert(tx, row("e"))
+    with store.read() as tx:
+        assert [found.id for found in ALL.rows(tx, {"most": 9})] == ["a", "b", "c", "d", "e"]
+        assert GET.first(tx, {"of_id": "a"}).actor == "bob"
+
+
+def test_inserts_that_wait_are_discarded_with_their_transaction(store: Store) -> None:
+    def fails(tx: Tx) -> None:
+        INSERT.insert(tx, row("a"))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.transact(fails)
+    with pytest.raises(IntegrityError), store.write() as tx:
+        INSERT.insert(tx, row("b"), row("b"))
+    with store.read() as tx:
+        assert ALL.rows(tx, {"most": 9}) == []
+
+
+def test_more_inserts_than_one_statement_takes_wait_in_parts(store: Store) -> None:
+    with store.write() as tx:
+        for number in range(2_000):
+            INSERT.insert(tx, row(f"{number:05}"))
+    with store.write() as tx:
+        INSERT.insert(tx, *(row(f"{number:05}") for number in range(2_000, 9_000)))
+    with store.read() as tx:
+        assert len(ALL.rows(tx, {"most": 10_000})) == 9_000

@@ -97,7 +97,7 @@ class ProgramLoader:
             return self._programs.get(key)
 
     def _read(self, run: Run) -> Spec:
-        with self.store.read() as tx:
+        with self.store.look() as tx:
             return read_spec(_read_spec(tx, run))
 
 

@@ -363,10 +363,10 @@ class _Change:
             owner=None,
             completed_at=tx.at,
         )
+        cancel_tasks(tx, run.id, reason=f"run_{run.status}", actor=run.requester)
         self._append()
         if run.status is RunStatus.SUCCEEDED:
             add_to_session(tx, run)
-        cancel_tasks(tx, run.id, reason=f"run_{run.status}", actor=run.requester)
         record_end(tx, run)
         tx.notify(run.id, SettledRun(self.run))
 

@@ -461,7 +461,7 @@ class RunSession:
         return False
 
     def _has_decision(self) -> bool:
-        with self._store.read() as tx:
+        with self._store.look() as tx:
             return bool(record.decided_tasks(tx, self._run))
 
     def _drop_stale(self, todo: Sequence[Action]) -> None:
@@ -639,7 +639,7 @@ class RunSession:
 
     def _has_ended(self) -> bool:
         """Return whether the run has ended, so that no process continues it."""
-        with contextlib.suppress(Transient), self._store.read() as tx:
+        with contextlib.suppress(Transient), self._store.look() as tx:
             now = runs.get(tx, self.run_id)
             return now is None or now.status.is_final
         return False

@@ -31,7 +31,7 @@ TURN_SECONDS = 60.0
 
 def end_overdue_runs(store: Store) -> int:
     """Time out runs whose deadline has passed and close their tasks."""
-    with store.read() as tx:
+    with store.look() as tx:
         overdue = runs.list_overdue(tx)
     count = 0
     for run_id in overdue:

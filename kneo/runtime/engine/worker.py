@@ -337,7 +337,7 @@ class Driver:
         if not waiting:
             return ()
         try:
-            with self.store.read() as tx:
+            with self.store.look() as tx:
                 leases = runs.read_leases(tx, [session.run_id for session in waiting])
         except Transient as error:
             log.warning("could not check the runs of this process: %s", error)

@@ -1,0 +1,114 @@
+"""The statements of each operation of a run, with those that begin and end transactions, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from engine import Engine, step
+from sqlalchemy import Connection, event
+
+from kneo.runtime.engine.worker import Driver
+from kneo.store import audit
+from kneo.store.engine import Store
+
+SOURCE = """
+def draft(text): return text + " (draft)"
+def publish(text): return text + " (published)"
+"""
+HUMAN = {"id": "check", "kind": "human", "ref": "ann"}
+
+BUDGETS = {
+    "sqlite": {
+        "human run": {"start": 13, "drive to the question": 18, "answer": 14, "drive to the end": 22, "seal": 17},
+        "three steps": {"start": 13, "drive to the end": 20, "seal": 11},
+    },
+    "postgresql": {
+        "human run": {"start": 14, "drive to the question": 16, "answer": 14, "drive to the end": 17, "seal": 13},
+        "three steps": {"start": 14, "drive to the end": 20, "seal": 12},
+    },
+}
+"""Statements of each operation. On PostgreSQL each is a round trip, and the start and the end of a transaction are among them; sealing
+is once for all events of a second.
+"""
+
+
+@pytest.fixture
+def engine(store: Store, tmp_path: Path) -> Engine:
+    return Engine(store, tmp_path / "code", SOURCE)
+
+
+@contextmanager
+def counted(store: Store, counts: dict[str, int], name: str) -> Iterator[None]:
+    """Count the round trips to the database while a block runs."""
+    found: list[str] = []
+
+    def statement(
+        _connection: Connection, _cursor: object, sql: str, values: object, _more: object, many: bool
+    ) -> None:
+        found.extend([sql] * (len(values) if many else 1))
+
+    def is_transaction(connection: Connection) -> bool:
+        return connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
+
+    def begin(connection: Connection) -> None:
+        found.extend(["BEGIN"] * is_transaction(connection))
+
+    def end(connection: Connection) -> None:
+        found.extend(["COMMIT"] * is_transaction(connection))
+
+    listeners = [("before_cursor_execute", statement)]
+    if not store.is_sqlite:
+        listeners += [("begin", begin), ("commit", end), ("rollback", end)]
+    for kind, listener in listeners:
+        event.listen(store.engine, kind, listener)
+    try:
+        yield
+    finally:
+        for kind, listener in listeners:
+            event.remove(store.engine, kind, listener)
+    counts[name] = len(found)
+
+
+def human_run(engine: Engine, driver: Driver) -> dict[str, int]:
+    store, counts = engine.store, dict[str, int]()
+    with counted(store, counts, "start"):
+        run = engine.start([step("a", "draft"), HUMAN, step("b", "publish")])
+    with counted(store, counts, "drive to the question"):
+        engine.drive_with(driver, run)
+    (task,) = engine.open(run)
+    with counted(store, counts, "answer"):
+        engine.answer(task, "approved")
+    with counted(store, counts, "drive to the end"):
+        done = engine.drive_with(driver, run)
+    with counted(store, counts, "seal"):
+        audit.seal(store)
+    assert done.output_text == "in (draft) (published)"
+    return counts
+
+
+def three_steps(engine: Engine, driver: Driver) -> dict[str, int]:
+    store, counts = engine.store, dict[str, int]()
+    with counted(store, counts, "start"):
+        run = engine.start([step("a", "draft"), step("b", "draft"), step("c", "publish")])
+    with counted(store, counts, "drive to the end"):
+        done = engine.drive_with(driver, run)
+    with counted(store, counts, "seal"):
+        audit.seal(store)
+    assert done.output_text == "in (draft) (draft) (published)"
+    return counts
+
+
+FLOWS = {"human run": human_run, "three steps": three_steps}
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("flow", FLOWS)
+def test_no_operation_executes_more_statements_than_its_budget(engine: Engine, flow: str) -> None:
+    driver = engine.driver()
+    FLOWS[flow](engine, driver)  # the second run finds its spec and its program
+    found = FLOWS[flow](engine, driver)
+    budgets = BUDGETS[engine.store.engine.dialect.name][flow]
+    assert {name: count for name, count in found.items() if count > budgets[name]} == {}
