@@ -15,11 +15,15 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from kneo.clock import monotonic
+from kneo.store.connections import is_readable
 
 Kind = Literal["", "_shared"]
 
 CHECK_SECONDS = 1.0
 """The longest time between two checks of a held lock."""
+
+ASK_SECONDS = 10.0
+"""The longest time between two checks that ask the server."""
 
 
 class Lock(Protocol):
@@ -78,7 +82,7 @@ class SessionLock:
         self._kind = kind
         self._mutex = threading.Lock()
         self._connection: Connection | None = None
-        self._checked_at = 0.0
+        self._checked_at = self._asked_at = 0.0
 
     def __bool__(self) -> bool:
         return self._connection is not None
@@ -101,6 +105,7 @@ class SessionLock:
             connection.close()
             return False
         self._connection, self._checked_at = connection, monotonic()
+        self._asked_at = self._checked_at
         return True
 
     def held(self) -> bool:
@@ -112,13 +117,17 @@ class SessionLock:
             return False
         if monotonic() - self._checked_at < CHECK_SECONDS:
             return True
+        now = self._checked_at = monotonic()
+        driver = self._connection.connection.driver_connection
+        # The lock lives as long as the session. A server that ends it sends something; a lost network answers no statement.
+        if driver is not None and not is_readable(driver) and now - self._asked_at < ASK_SECONDS:
+            return True
         try:
-            # The lock lives as long as the session, so a session that answers has it.
             self._connection.execute(text("SELECT 1"))
         except SQLAlchemyError:
             self._drop()
             return False
-        self._checked_at = monotonic()
+        self._asked_at = now
         return True
 
     def renew(self) -> bool:

@@ -74,6 +74,11 @@ A worker is dead that was silent for ``stall``, or lost its lock and was silent 
 locks counts by its heartbeats.
 """
 
+ANNOUNCE = f"""
+    SELECT pg_notify('procrastinate_queue_v1#{QUEUE}', json_build_object('type', 'job_inserted', 'job_id', %(job)s::bigint)::text)
+"""
+"""Announce a retried job as Procrastinate announces new ones."""
+
 
 _DROP = text(f"DELETE FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'")  # noqa: S608 - our own name
 

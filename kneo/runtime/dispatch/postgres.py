@@ -44,8 +44,11 @@ GONE = timedelta(seconds=2)
 
 STALL = timedelta(seconds=ExecutionSettings.worker_stall_seconds)
 
-POLL_SECONDS = 1.5
-"""The polling interval: new jobs are announced, retried jobs are not."""
+POLL_SECONDS = 10.0
+"""The polling interval, for announcements that were lost."""
+
+ABORT_SECONDS = 60.0
+"""The interval of the library's search for jobs to abort, which there never are."""
 
 RESTORE_SECONDS = 30.0
 """The interval of the search for due runs without a job, and for jobs that ended and are in progress in the queue; there should
@@ -151,6 +154,7 @@ class QueueWorker:
                     shutdown_graceful_timeout=DRAIN_SECONDS,
                     stalled_worker_timeout=10 * self._stall.total_seconds(),
                     fetch_job_polling_interval=POLL_SECONDS,
+                    abort_job_polling_interval=ABORT_SECONDS,
                 )
             finally:
                 sweeping.cancel()
@@ -200,7 +204,9 @@ class QueueWorker:
         for what, found in await (await session.execute(queue.WATCH, values)).fetchall():
             if what == "dead":
                 log.info("taking over the job of a worker that died", extra={"job_id": int(found)})
-                await jobs.retry_job_by_id_async(int(found), now)
+                # Ahead of the server's clock the job would not be found yet.
+                await jobs.retry_job_by_id_async(int(found), now - timedelta(minutes=1))
+                await session.execute(queue.ANNOUNCE, {"job": int(found)})
             elif what == "due":
                 await self.driver.write(_resume)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from kneo.clock import monotonic
 from kneo.errors import Transient
 from kneo.records.run import RunError, RunStatus
 from kneo.store import audit, grants, runs, task_feed
+from kneo.store.due import Due, find_due
 from kneo.store.engine import Store
 from kneo.store.locks import Lock
 from kneo.tasks.lifecycle import cancel_tasks, process_due
@@ -18,6 +19,9 @@ from kneo.tasks.lifecycle import cancel_tasks, process_due
 log = logging.getLogger("kneo.runtime")
 
 INTERVAL_SECONDS = 1.0
+
+TAKEOVER_SECONDS = 3.0
+"""The interval at which other processes try to take over from one that ended."""
 
 TIMERS_LOCK = "timers"
 
@@ -55,27 +59,35 @@ def end_expired_grants(store: Store) -> None:
         grants.end_expired(tx)
 
 
+Duty = Callable[[Store], object]
+
 # Readers of the inbox feed number its events at once; the last duty keeps the unnumbered ones few without readers.
-DUTIES: Sequence[Callable[[Store], object]] = (
-    process_due,
-    end_overdue_runs,
-    end_expired_grants,
-    audit.seal,
-    task_feed.number,
-)
+DUTIES: Mapping[Due, Duty] = {
+    Due.TASKS: process_due,
+    Due.RUNS: end_overdue_runs,
+    Due.GRANTS: end_expired_grants,
+    Due.AUDIT: audit.seal,
+    Due.FEED: task_feed.number,
+}
 
 
 def tick(store: Store) -> None:
     """Process everything that is due."""
-    for duty in DUTIES:
+    for duty in DUTIES.values():
         duty(store)
+
+
+def process_found(store: Store) -> None:
+    """Process what is due, after one statement that finds what it is."""
+    for kind in find_due(store):
+        _try(DUTIES[kind], store)
 
 
 def run_timers(
     store: Store,
     stopping: threading.Event,
     beat: Callable[[], None] = lambda: None,
-    duties: Sequence[Callable[[Store], object]] = DUTIES,
+    duties: Sequence[Duty] = (process_found,),
 ) -> None:
     """Process what is due every second until stopped; of all processes that share a database, one at a time does.
 
@@ -85,7 +97,7 @@ def run_timers(
         store: The database.
         stopping: Ends the loop.
         beat: Called at each turn.
-        duties: What is processed.
+        duties: What is processed each second.
     """
     while not stopping.is_set():
         beat()
@@ -99,10 +111,10 @@ def run_timers(
                     stopping.wait(max(0.0, INTERVAL_SECONDS - (monotonic() - started)))
         except Transient as error:
             log.warning("timers could not reach the database: %s", error)
-        stopping.wait(INTERVAL_SECONDS)
+        stopping.wait(TAKEOVER_SECONDS)
 
 
-def _try(duty: Callable[[Store], object], store: Store) -> None:
+def _try(duty: Duty, store: Store) -> None:
     try:
         duty(store)
     except Transient:

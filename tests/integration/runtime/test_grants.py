@@ -18,8 +18,9 @@ from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.session import RunSession
-from kneo.runtime.engine.timers import end_expired_grants
+from kneo.runtime.engine.timers import process_found
 from kneo.store import receipts
+from kneo.store.due import Due, find_due
 from kneo.store.engine import Store
 from kneo.tasks import grants
 
@@ -278,7 +279,9 @@ def test_an_expired_grant_covers_nothing_and_the_timers_end_it(house: GrantHouse
     grant = house.active(expires_in=timedelta(hours=1))
     house.store.clock.advance(timedelta(hours=1))  # type: ignore[attr-defined]
     assert house.why(house.refunds(20)) == "expired"
-    end_expired_grants(house.store)
+    assert Due.GRANTS in find_due(house.store)
+    process_found(house.store)
+    assert Due.GRANTS not in find_due(house.store)
     assert house.grant(grant).ended == "expired"
     assert "expired" in refused("grant_ended", lambda: house.approve(grant, "cid"))
 
