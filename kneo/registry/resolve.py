@@ -156,7 +156,7 @@ def is_followed(tx: Tx, pin: Digest | None) -> bool:
 
     This holds before the first commit is accepted: an unreachable repository must not permit undeclared runs.
     """
-    return pin is not None or requests.source(tx) is not None or requests.was_leased(tx, requests.CONTROLLER_LEASE)
+    return pin is not None or requests.had_controller(tx)
 
 
 def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:

@@ -148,8 +148,8 @@ def _seal_batch(tx: Tx) -> tuple[int, int]:
         head = head_of(head, leaf)
         links.append({"seq": seq, "event_id": row.id, "leaf": leaf, "head": head})
     if links:
-        _LINK.insert(tx, *links)
         audit_tree.extend(tx, seq - len(links) + 1, [str(link["leaf"]) for link in links])
+        _LINK.insert(tx, *links)
         _UNLIST.change(tx, {"first": links[0]["seq"], "last": seq})
     if left:
         log.error("audit events cannot be sealed, because they were changed before: %s", ", ".join(left[:20]))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, literal, select, tuple_, union_all
 
 from kneo.errors import NotFound
 from kneo.records.audit import edge_of, inclusion_proof, parent_of, root_of
@@ -62,10 +62,10 @@ def extend(tx: Tx, first: int, leaves: Sequence[str]) -> None:
 
 def _grow(tx: Tx, start: int, leaves: Sequence[str]) -> None:
     """Hash complete pairs, level by level."""
-    level, current = 0, list(leaves)
+    level, current, open_nodes = 0, list(leaves), _open_nodes(tx, start, start + len(leaves))
     while current:
         if start & 1:
-            current.insert(0, _node(tx, level, start - 1))
+            current.insert(0, open_nodes[level])
             start -= 1
         pairs = [parent_of(current[i], current[i + 1]) for i in range(0, len(current) - 1, 2)]
         level, start = level + 1, start >> 1
@@ -73,6 +73,33 @@ def _grow(tx: Tx, start: int, leaves: Sequence[str]) -> None:
         if rows:
             _ADD.insert(tx, *rows)
         current = pairs
+
+
+def _open_nodes(tx: Tx, size: int, grown: int) -> Mapping[int, str]:
+    """Read the last node of each level that has no sibling in a log of this size, and gets one until it has grown."""
+    levels = [level for level in range(size.bit_length()) if size >> level & 1 and grown >> level > size >> level]
+    found = _read_nodes(tx, [(level, (size >> level) - 1) for level in levels])
+    return {level: found[level, (size >> level) - 1] for level in levels}
+
+
+def _read_nodes(tx: Tx, keys: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
+    """Read nodes by their levels and positions in one statement.
+
+    Raises:
+        NotFound: ``audit_tree_damaged``: one of them is missing.
+    """
+    if not keys:
+        return {}
+    leaf = select(literal(0).label("level"), audit_chain.c.seq - 1, audit_chain.c.leaf)
+    leaves = [leaf.where(audit_chain.c.seq == position + 1) for level, position in keys if level == 0]
+    inner = tuple_(audit_nodes.c.level, audit_nodes.c.position).in_([key for key in keys if key[0] > 0])
+    nodes = select(audit_nodes.c.level, audit_nodes.c.position, audit_nodes.c.hash).where(inner)
+    found = {(row[0], row[1]): str(row[2]) for row in tx.connection.execute(union_all(*leaves, nodes))}
+    missing = next((key for key in keys if key not in found), None)
+    if missing is not None:
+        msg = f"The audit log's tree lacks a node (level {missing[0]}, position {missing[1]})."
+        raise NotFound(msg, code="audit_tree_damaged", hint="kneo audit verify says where the log was changed.")
+    return found
 
 
 def _leaves(tx: Tx, start: int, end: int) -> list[str]:
@@ -85,15 +112,7 @@ def _leaves(tx: Tx, start: int, end: int) -> list[str]:
 
 
 def _node(tx: Tx, level: int, position: int) -> str:
-    if level == 0:
-        statement = select(audit_chain.c.leaf).where(audit_chain.c.seq == position + 1)
-    else:
-        statement = select(audit_nodes.c.hash).where(audit_nodes.c.level == level, audit_nodes.c.position == position)
-    digest = tx.connection.execute(statement).scalar()
-    if digest is None:
-        msg = f"The audit log's tree lacks a node (level {level}, position {position})."
-        raise NotFound(msg, code="audit_tree_damaged", hint="kneo audit verify says where the log was changed.")
-    return str(digest)
+    return _read_nodes(tx, [(level, position)])[level, position]
 
 
 def size(tx: Tx) -> int:

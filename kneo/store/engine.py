@@ -143,8 +143,8 @@ class Tx:
     """The environments whose rows this transaction reads; ``None`` for all rows, also those without an environment."""
     inserts: list[tuple[Insertion, list[Any]]] = field(default_factory=list)
     """The inserts that wait; see ``Prepared.insert``."""
-    endings: dict[Hashable, Callable[[], object]] = field(default_factory=dict)
-    """What is done at the end of the transaction, once for each key."""
+    calls: dict[Hashable, tuple[Insertion, list[Any]]] = field(default_factory=dict)
+    """The calls of a function that wait for the end of the transaction, once for each key."""
 
     def sees(self, environment: str | None) -> bool:
         """Return whether this transaction reads the rows of an environment."""
@@ -164,10 +164,8 @@ class Tx:
 
     def finish(self) -> None:
         """Execute what waits for the end of the transaction."""
-        for work in self.endings.values():
-            work()
-        if self.inserts:
-            execute_inserts(self)
+        if self.inserts or self.calls:
+            execute_inserts(self, tuple(self.calls.values()))
 
     def once(self, key: Hashable, read: Callable[[], T]) -> T:
         """Return what a function reads; a snapshot is read once for each key."""

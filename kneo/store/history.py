@@ -61,9 +61,11 @@ _ADD_TRACE = Prepared(insert(trace_events))
 
 def counted(run: Run, history: History, **changes: Any) -> Run:  # noqa: ANN401 - fields of a run
     """Return a run with the counts after these entries are added, and with other changes."""
+    completed = (step.step_id for step in history.steps if step.status == "completed")
     return replace(
         run,
         **changes,
+        visited_steps=(*run.visited_steps, *completed)[-MAX_VISITED:],
         step_count=run.step_count + len(history.steps),
         checkpoint_count=run.checkpoint_count + len(history.checkpoints),
         trace_count=run.trace_count + len(history.trace),
@@ -288,9 +290,14 @@ _VISITED = Prepared(
 )
 
 
-def visited(tx: Tx, run_id: str) -> tuple[str, ...]:
-    """List the completed steps in order, the latest ``MAX_VISITED`` of them."""
-    rows = _VISITED.rows(tx, {"of_run": run_id})
+def visited(tx: Tx, run: Run) -> tuple[str, ...]:
+    """List the completed steps of a run in order, the latest ``MAX_VISITED`` of them.
+
+    The row of a run lists those of its last pause. Where they are as many as its steps, they are all, and nothing is read.
+    """
+    if len(run.visited_steps) == run.step_count:
+        return run.visited_steps
+    rows = _VISITED.rows(tx, {"of_run": run.id})
     return tuple(row.step_id for row in rows)[::-1]
 
 

@@ -128,13 +128,14 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
-    """An insert of PostgreSQL in two parts, so that it can have any number of rows."""
+    """A statement of PostgreSQL in parts, so that it can have any number of rows: an insert, or a call of a function."""
 
     table: str
     head: str
     row: str
     names: tuple[str, ...]
     """The names of the parameters of a row, in the order of the text."""
+    tail: str = ""
 
 
 _PARAMETER = re.compile(r"%\((\w+)\)s")
@@ -152,16 +153,21 @@ def _insertion(statement: Statement, dialect: Dialect, text: str) -> Insertion |
     return Insertion(statement.table.name, f"{head} VALUES ", _PARAMETER.sub("%s", row), tuple(_PARAMETER.findall(row)))
 
 
-def execute_inserts(tx: Transaction) -> None:
-    """Execute the inserts that wait, as one statement with the rows of each table together."""
+def execute_inserts(tx: Transaction, calls: Sequence[tuple[Insertion, list[Any]]] = ()) -> None:
+    """Execute the inserts that wait, and then calls of a function, as one statement with the rows of each table together."""
     tables: dict[Insertion, list[list[Any]]] = {}
-    for insertion, values in tx.inserts:
+    for insertion, values in (*tx.inserts, *calls):
         tables.setdefault(insertion, []).append(values)
     tx.inserts.clear()
-    *before, last = (insertion.head + ", ".join([insertion.row] * len(rows)) for insertion, rows in tables.items())
+    # Of a query that is not the last one PostgreSQL executes nothing.
+    *before, last = (_text(insertion, len(rows)) for insertion, rows in tables.items())
     named = ", ".join(f"i{number} AS ({text})" for number, text in enumerate(before))
     values = [value for rows in tables.values() for row in rows for value in row]
     _execute(tx, f"WITH {named} {last}" if named else last, values)
+
+
+def _text(insertion: Insertion, rows: int) -> str:
+    return f"{insertion.head}{', '.join([insertion.row] * rows)}{insertion.tail}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from kneo.clock import isoformat
 from kneo.records.run import STATE_VERSION, Suspicion
 from kneo.store.engine import Tx
+from kneo.store.prepared import Insertion
 
 DUE = "due"
 """The topic of the ids of runs to drive."""
@@ -26,9 +27,12 @@ QUEUE, TASK = "runs", "kneo.drive"
 CLAIM_PREFIX = "job_"
 """A driver's claim is the id of its job, so that the next worker with the job of a dead driver takes over the run."""
 
-_DEFER = text(
-    f"SELECT {SCHEMA}.procrastinate_defer_jobs_v1(ARRAY[ROW(:queue, :task, 0, NULL, NULL, CAST(:args AS jsonb), NULL)"
-    f"::{SCHEMA}.procrastinate_job_to_defer_v1])"
+_DEFER = Insertion(
+    table="",
+    head=f"SELECT {SCHEMA}.procrastinate_defer_jobs_v1(ARRAY[",
+    row=f"ROW(%s, %s, 0, NULL, NULL, CAST(%s AS jsonb), NULL)::{SCHEMA}.procrastinate_job_to_defer_v1",
+    names=("queue", "task", "args"),
+    tail="])",
 )
 
 _LOST = text(f"""
@@ -118,9 +122,7 @@ def enqueue(tx: Tx, run_id: str) -> None:
     """Hand a run to a worker once this transaction is committed."""
     tx.notify(DUE, run_id)
     if tx.dialect.name == "postgresql":
-        args = json.dumps({"run_id": run_id})
-        values = {"queue": QUEUE, "task": TASK, "args": args}
-        tx.endings[QUEUE, run_id] = lambda: tx.connection.execute(_DEFER, values)
+        tx.calls[QUEUE, run_id] = _DEFER, [QUEUE, TASK, json.dumps({"run_id": run_id})]
 
 
 def restore(tx: Tx, older_than: timedelta) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, func, insert, select
 
 from kneo.records.task import ReceiptRecord
 from kneo.store.engine import Tx
@@ -14,14 +14,7 @@ _INSERT = Prepared(insert(receipts))
 
 
 def insert_receipt(tx: Tx, record: ReceiptRecord) -> None:
-    """Store the receipt of a task, which has one at most.
-
-    Raises:
-        RecordTampered: the task has a receipt, so that it was decided before, and an earlier state of it was put back.
-    """
-    if of_task(tx, record.task_id) is not None:
-        msg = f"The task {record.task_id} has a receipt, and an earlier state of the task was put back in the database."
-        raise RecordTampered(msg, hint=f"Read the decision: kneo task receipt show {record.task_id}.")
+    """Store a receipt, after those that ``last_before`` has read."""
     _INSERT.insert(tx, vars(record) | {"statements": list(record.statements)})
 
 
@@ -46,15 +39,26 @@ def of_run(tx: Tx, run_id: str, limit: int | None = None) -> tuple[ReceiptRecord
     return tuple(_record(row) for row in rows)
 
 
-_LAST = Prepared(
-    select(receipts).where(receipts.c.run_id == bindparam("of_run")).order_by(receipts.c.sequence.desc()).limit(1)
+_OF_RUN = receipts.c.run_id == bindparam("of_run")
+_BEFORE = Prepared(
+    select(receipts).where(
+        (receipts.c.task_id == bindparam("of_task"))
+        | (_OF_RUN & (receipts.c.sequence == select(func.max(receipts.c.sequence)).where(_OF_RUN).scalar_subquery()))
+    )
 )
 
 
-def last_of_run(tx: Tx, run_id: str) -> ReceiptRecord | None:
-    """Read a run's newest receipt; the writer of the next one holds the run's lock."""
-    row = _LAST.first(tx, {"of_run": run_id})
-    return _record(row) if row else None
+def last_before(tx: Tx, task_id: str, run_id: str) -> ReceiptRecord | None:
+    """Read the newest receipt of a run, for the first one of a task; the writer holds the run's lock.
+
+    Raises:
+        RecordTampered: the task has a receipt, so that it was decided before, and an earlier state of it was put back.
+    """
+    rows = _BEFORE.rows(tx, {"of_task": task_id, "of_run": run_id})
+    if any(row.task_id == task_id for row in rows):
+        msg = f"The task {task_id} has a receipt, and an earlier state of the task was put back in the database."
+        raise RecordTampered(msg, hint=f"Read the decision: kneo task receipt show {task_id}.")
+    return _record(rows[0]) if rows else None
 
 
 def _record(row: Row) -> ReceiptRecord:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import delete, exists, insert, or_, select, update
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Transient
@@ -19,7 +19,7 @@ from kneo.store.authenticated import MAC, is_authentic, with_mac
 from kneo.store.change_feed import ChangeFeed, Subscription
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates, upsert
 from kneo.store.prepared import Prepared, Row
-from kneo.store.tables import hook_deliveries, leases, requests, sources
+from kneo.store.tables import environments, hook_deliveries, leases, requests, sources
 
 CONTROLLER_LEASE = "controller"
 """The lease of the one controller that may write to a database."""
@@ -173,12 +173,21 @@ def check_lease(tx: Tx, lease: Lease) -> None:
         raise Transient(msg, code="LeaseLost")
 
 
-_LEASE = Prepared(select(leases.c.name).where(leases.c.name == bindparam("called")))
+_CONTROLLED = Prepared(
+    select(
+        or_(
+            exists(select(leases.c.name).where(leases.c.name == CONTROLLER_LEASE)),
+            exists(select(sources.c.name)),
+            exists(select(environments.c.name)),
+        ).label("found")
+    )
+)
 
 
-def was_leased(tx: Tx, name: str) -> bool:
-    """Return whether a lease ever had a holder."""
-    return _LEASE.first(tx, {"called": name}) is not None
+def had_controller(tx: Tx) -> bool:
+    """Return whether a controller ever used this database."""
+    row = _CONTROLLED.first(tx, {})
+    return row is not None and bool(row.found)
 
 
 def lease_holder(tx: Tx, name: str) -> str | None:

@@ -28,7 +28,7 @@ from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow
 from kneo.store.queue import enqueue
 from kneo.store.run_filter import EVERY_RUN, RunFilter, counting, listing
-from kneo.store.tables import runs, specs
+from kneo.store.tables import runs, specs, tasks
 
 AnyRow = Row[*tuple[object, ...]]
 
@@ -196,6 +196,21 @@ def lock(tx: Tx, run_id: str) -> None:
         tx.locked.add(run_id)
 
 
+_LOCK_OF_TASK = Prepared(
+    select(runs.c.id)
+    .where(runs.c.id == select(tasks.c.run_id).where(tasks.c.id == bindparam("of_task")).scalar_subquery())
+    .with_for_update()
+)
+
+
+def lock_of_task(tx: Tx, task_id: str) -> None:
+    """Lock the row of the run of a task; see ``lock``."""
+    if tx.dialect.name != "sqlite":
+        row = _LOCK_OF_TASK.first(tx, {"of_task": task_id})
+        if row is not None:
+            tx.locked.add(row.id)
+
+
 _LOCK_OWN = Prepared(
     select(runs.c.id)
     .where(
@@ -297,7 +312,18 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
     status = RunStatus(str(changes.get("status", RunStatus.RUNNING)))
     if status is not RunStatus.RUNNING:
         check_transition(RunStatus.RUNNING, status)
-    values = {
+    if not _CHANGE_MAC.isdisjoint(changes):
+        changes["mac"] = _mac(tx, run)
+    if _COMMIT.change(tx, _committed(tx, run, changes)) != 1:
+        raise Fenced(run.id)
+    tx.locked.add(run.id)
+
+
+def _committed(tx: Tx, run: Run, changes: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters of a commit: the fence, the columns that each sets, and those of this one."""
+    return {
+        "of_run": run.id,
+        "seen_epoch": run.epoch,
         "updated_at": tx.at,
         "step_count": run.step_count,
         "checkpoint_count": run.checkpoint_count,
@@ -305,27 +331,43 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
         "suspicion": int(run.suspicion),
         **changes,
     }
-    if not _CHANGE_MAC.isdisjoint(changes):
-        values["mac"] = _mac(tx, run)
-    if _COMMIT.change(tx, {"of_run": run.id, "seen_epoch": run.epoch, **values}) != 1:
-        raise Fenced(run.id)
-    tx.locked.add(run.id)
 
 
-_PAUSE = Prepared(_OWN.where(runs.c.signal_seq == bindparam("seen_signal")))
+_UNSIGNALLED = runs.c.signal_seq == bindparam("seen_signal")
+_PAUSE = Prepared(
+    _OWN.values(
+        status=case((_UNSIGNALLED, RunStatus.PAUSED.value), else_=runs.c.status),
+        owner=case((_UNSIGNALLED, None), else_=runs.c.owner),
+    ).returning(runs.c.status)
+)
 
 
 def pause(tx: Tx, run: Run) -> Run | None:
-    """Pause a run and return it; return ``None`` where it got a signal since it was read, so that the driver continues.
+    """Commit the state of a run as ``commit`` does and pause it; return the paused run.
 
-    The visited steps are written with it for readers of the paused run.
+    The visited steps are written with it for readers of the paused run. Where the run got a signal since it was read, it is not
+    paused, and the result is ``None``: the driver continues.
+
+    Raises:
+        Fenced: another driver took the run over, or it was cancelled or ended.
     """
-    steps = visited(tx, run.id)
-    values = {"status": RunStatus.PAUSED, "owner": None, "updated_at": tx.at, "visited_steps": list(steps)}
-    expected = {"of_run": run.id, "seen_epoch": run.epoch, "seen_signal": run.signal_seq}
-    if _PAUSE.change(tx, expected | values) != 1:
+    steps = visited(tx, run)
+    values = {
+        "state": run.state,
+        "state_version": run.state_version,
+        "visited_steps": list(steps),
+        "mac": _mac(tx, run),
+    }
+    row = _PAUSE.first(tx, _committed(tx, run, {**values, "seen_signal": run.signal_seq}))
+    if row is None:
+        raise Fenced(run.id)
+    tx.locked.add(run.id)
+    if row.status != RunStatus.PAUSED:
         return None
     return replace(run, status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=steps)
+
+
+_PARK = Prepared(_OWN.where(_UNSIGNALLED))
 
 
 def park(tx: Tx, run: Run, until: str) -> bool:
@@ -334,7 +376,7 @@ def park(tx: Tx, run: Run, until: str) -> bool:
     The run is due again at that time, or at its next signal.
     """
     expected = {"of_run": run.id, "seen_epoch": run.epoch, "seen_signal": run.signal_seq}
-    return _PAUSE.change(tx, expected | {"owner": None, "resume_at": until, "updated_at": tx.at}) == 1
+    return _PARK.change(tx, expected | {"owner": None, "resume_at": until, "updated_at": tx.at}) == 1
 
 
 def list_resumable(tx: Tx, limit: int) -> tuple[str, ...]:

@@ -78,12 +78,13 @@ def check(tx: Tx, task: HumanTask) -> HumanTask:
 
 
 _INSERT = Prepared(insert(tasks))
+_ADD_CANDIDATE = Prepared(insert(task_candidates))
 
 
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
     """Store a new task with its candidates and excluded people (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
     _INSERT.insert(tx, store_task(task) | {"created_at": tx.at, "updated_at": tx.at, "mac": _mac(tx, task)})
-    add_candidates(tx, task.id, who)
+    _ADD_CANDIDATE.insert(tx, *({"candidate": one, "task_id": task.id} for one in sorted(set(who))))
     if task.status in UNRESOLVED:
         task_statistics.add(tx, [(task, 1)])
 

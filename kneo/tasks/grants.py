@@ -38,7 +38,7 @@ from kneo.spec.index import SpecIndex
 from kneo.spec.models.environment import with_gates
 from kneo.spec.policy import GrantRule, evaluate_text
 from kneo.spec.reading.load import load_tree
-from kneo.store import audit, grants, releases, tasks
+from kneo.store import audit, grants, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import decisions, inbox, people
 from kneo.tasks.grant_proposal import AnsweredCall
@@ -85,12 +85,14 @@ class CallAsked:
     facts: Callable[[], Mapping[str, object]]
 
 
-def answer_by_grant(tx: Tx, run: Run, opened: HumanTask, asked: CallAsked | None) -> None:
+def answer_by_grant(tx: Tx, run: Run, task: HumanTask, asked: CallAsked | None) -> None:
     """Decide a task that this transaction opened, where a grant covers its call; else notify people of it.
 
-    The transaction holds the run's lock. A task that no grant of its tool covers has the reason among its metadata.
+    A task that no grant of its tool covers has the reason among its metadata.
+
+    Raises:
+        Fenced: another driver has the run.
     """
-    task = inbox.find(tx, opened.id)
     if task.status not in UNRESOLVED:
         return
     environment = registry.find_declared(tx, run.environment)
@@ -113,6 +115,7 @@ def answer_by_grant(tx: Tx, run: Run, opened: HumanTask, asked: CallAsked | None
 
 
 def _answered(tx: Tx, run: Run, task: HumanTask, asked: CallAsked, environment: Environment) -> HumanTask:
+    runs.lock_own(tx, run)
     name = _fact(task, "tool")
     reason: tuple[str, NotCovered] | None = None
     assert run.release is not None

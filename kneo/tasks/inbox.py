@@ -149,9 +149,7 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
     def attempt(tx: Tx) -> HumanTask | None:
         if idempotency.made() is not None:
             return find(tx, task_id)
-        run_id = tasks.run_of(tx, task_id)
-        if run_id is not None:
-            runs.lock(tx, run_id)
+        runs.lock_of_task(tx, task_id)
         task = find(tx, task_id)
         if is_due(tx, task):
             apply_due(tx, task)

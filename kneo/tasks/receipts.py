@@ -58,7 +58,7 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
     key = tx.find_key()
     if key is None:
         return None
-    before = receipts.last_of_run(tx, task.run_id)
+    before = receipts.last_before(tx, task.id, task.run_id)
     statement = build_receipt(_receipt(tx, task, decision, event, before))
     record = ReceiptRecord(
         id=statement.receipt.id,
@@ -211,7 +211,7 @@ def _voters(tx: Tx, task: HumanTask, decision: Decision | None, environment: Env
 
 def _issued_groups(tx: Tx, task: HumanTask, name: str) -> tuple[str, ...]:
     """Return the groups that the issuer of tokens states of a person, those alone that the task names."""
-    issued = oidc_people.find(tx, name)
+    issued = oidc_people.find(tx, name) if task.candidates.groups else None
     return tuple(group for group in task.candidates.groups if issued is not None and group in issued.groups)
 
 

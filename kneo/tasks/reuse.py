@@ -16,7 +16,7 @@ from kneo.names import person_key
 from kneo.records.grant import GRANTED
 from kneo.records.run import Run
 from kneo.records.task import ARGUMENTS_DIGEST, REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
-from kneo.store import receipts, tasks
+from kneo.store import receipts, runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import decisions, people
 from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest, decision_from_value
@@ -47,8 +47,8 @@ class Reuse:
         return {"source": self.source, "answers": dict(self.answers), "ask": list(self.ask)}
 
 
-def reuse_answer(tx: Tx, run: Run, task: HumanTask, *, of_call: bool = False) -> None:
-    """Answer a newly opened task with the earlier answer, or record why it is asked.
+def reuse_answer(tx: Tx, run: Run, task: HumanTask, *, of_call: bool = False) -> HumanTask:
+    """Answer a newly opened task with the earlier answer, or record why it is asked; return it.
 
     Args:
         tx: The transaction.
@@ -56,17 +56,20 @@ def reuse_answer(tx: Tx, run: Run, task: HumanTask, *, of_call: bool = False) ->
         task: The task.
         of_call: Whether it is about a call. Its key has a label of the arguments, which others may have too: a new answer by the
             key counts where the earlier run asked about the same call.
+
+    Raises:
+        Fenced: another driver has the run.
     """
     reuse = _reuse_of(run)
     if reuse is None:
-        return
+        return task
+    runs.lock_own(tx, run)
     if of_call and task.key in reuse.answers and not _was_asked(tx, reuse.source, task):
-        _note(tx, task, "the new answer is about another subject")
-        return
-    _reuse(tx, run, task, reuse, _earlier(tx, reuse.source, task.key), passed=False)
+        return _note(tx, task, "the new answer is about another subject")
+    return _reuse(tx, run, task, reuse, _earlier(tx, reuse.source, task.key), passed=False)
 
 
-def reuse_passed(tx: Tx, run: Run, task: HumanTask, source: str | None) -> None:
+def reuse_passed(tx: Tx, run: Run, task: HumanTask, source: str | None) -> HumanTask:
     """Apply ``reuse_answer`` to a gate that was passed before the point at which the run continues.
 
     Args:
@@ -74,9 +77,13 @@ def reuse_passed(tx: Tx, run: Run, task: HumanTask, source: str | None) -> None:
         run: The run.
         task: The newly opened task of the gate; its subject is the output of the gate.
         source: The run with the answer; None where no earlier answer may count.
+
+    Raises:
+        Fenced: another driver has the run.
     """
+    runs.lock_own(tx, run)
     earlier = _earlier(tx, source, task.key) if source is not None else None
-    _reuse(tx, run, task, _reuse_of(run) or Reuse(source=source or run.id), earlier, passed=True)
+    return _reuse(tx, run, task, _reuse_of(run) or Reuse(source=source or run.id), earlier, passed=True)
 
 
 def _was_asked(tx: Tx, source: str, task: HumanTask) -> bool:
@@ -124,7 +131,7 @@ def _reuse_of(run: Run) -> Reuse | None:
     return Reuse(source=stored["source"], answers=stored["answers"], ask=tuple(stored["ask"]))
 
 
-def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask | None, *, passed: bool) -> None:
+def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask | None, *, passed: bool) -> HumanTask:
     if task.key in reuse.answers:
         why = _override(tx, run, task, reuse.answers[task.key])
     elif ALL in reuse.ask or task.key in reuse.ask:
@@ -133,12 +140,12 @@ def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask |
         why = "its answers need the signature of the reviewer for this question"
     else:
         why = _again(tx, run, task, earlier, passed=passed)
-    if why is not None:
-        _note(tx, find(tx, task.id), why)  # a vote may have been added
+    now = find(tx, task.id)  # votes may have been added
+    return _note(tx, now, why) if why is not None else now
 
 
-def _note(tx: Tx, task: HumanTask, why: str) -> None:
-    tasks.note(tx, task, {**task.metadata, REPLAY: {"asked_because": why}})
+def _note(tx: Tx, task: HumanTask, why: str) -> HumanTask:
+    return tasks.note(tx, task, {**task.metadata, REPLAY: {"asked_because": why}})
 
 
 def _earlier(tx: Tx, source: str, key: str) -> HumanTask | None:

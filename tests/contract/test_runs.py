@@ -182,8 +182,8 @@ def test_a_driver_whose_run_was_freed_and_taken_is_refused(store: Store) -> None
     assert acquire(store, run, "b")
     with pytest.raises(Fenced):
         commit(store, zombie, output_text="late")
-    with store.write() as tx:
-        assert not runs.pause(tx, zombie)
+    with pytest.raises(Fenced), store.write() as tx:
+        runs.pause(tx, zombie)
 
 
 def test_a_refused_commit_takes_its_whole_transaction_with_it(store: Store) -> None:

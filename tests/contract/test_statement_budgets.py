@@ -22,12 +22,12 @@ HUMAN = {"id": "check", "kind": "human", "ref": "ann"}
 
 BUDGETS = {
     "sqlite": {
-        "human run": {"start": 13, "drive to the question": 18, "answer": 14, "drive to the end": 22, "seal": 17},
-        "three steps": {"start": 13, "drive to the end": 20, "seal": 11},
+        "human run": {"start": 9, "drive to the question": 14, "answer": 11, "drive to the end": 20, "seal": 17},
+        "three steps": {"start": 9, "drive to the end": 19, "seal": 11},
     },
     "postgresql": {
-        "human run": {"start": 14, "drive to the question": 16, "answer": 14, "drive to the end": 17, "seal": 13},
-        "three steps": {"start": 14, "drive to the end": 20, "seal": 12},
+        "human run": {"start": 7, "drive to the question": 9, "answer": 10, "drive to the end": 13, "seal": 11},
+        "three steps": {"start": 7, "drive to the end": 17, "seal": 10},
     },
 }
 """Statements of each operation. On PostgreSQL each is a round trip, and the start and the end of a transaction are among them; sealing

@@ -209,6 +209,7 @@ def apply_decision(tx: Tx, context: RunContext, run: Run, *, busy: Collection[st
         return lapsed.write((*busy, *(other.id for other in decided[1:])))
     mark_applied(tx, task)
     change = _Change.of(tx, context, run, ask.ticket, TaskDecided(decision=decision))
+    change.applied = frozenset({task.id})
     position = ask.gate.position
     if position == "step" and ask.recheck is None:
         step = StepRecord(
@@ -262,6 +263,8 @@ class _Change:
         self.tx = tx
         self.context = context
         self.history = History()
+        self.applied = frozenset[str]()
+        """The tasks whose decision this change applies."""
         self.before = run
         self.run = (
             _ended(run, after) if isinstance(after, RunEnded) else replace(run, state=after, suspicion=Suspicion.NONE)
@@ -289,21 +292,21 @@ class _Change:
             self._end()
             return None
         todo = actions(self.program, self.run.state)
-        asks = [action for action in todo if isinstance(action, Ask)]
-        if asks:
-            # The fence comes first: a driver without the lease neither opens tasks nor waits for locks on the new owner's rows.
-            runs.commit(self.tx, self.run)
-        opened = [self._open(ask) for ask in asks]
+        opened = [self._open(action) for action in todo if isinstance(action, Ask)]
         self.run = history.counted(self.run, self.history)
-        runs.commit(self.tx, self.run, state=self.run.state, state_version=self.run.state_version)
+        goes_on = bool(busy) or any(isinstance(action, Execute) for action in todo)
+        if goes_on:
+            paused = None
+            runs.commit(self.tx, self.run, state=self.run.state, state_version=self.run.state_version)
+        else:
+            paused = runs.pause(self.tx, self.run)
         self._append()
         open_asks = waiting(self.program, self.run.state).keys()
-        withdrawn = waiting(self.program, self.before.state).keys() - open_asks
+        withdrawn = waiting(self.program, self.before.state).keys() - open_asks - self.applied
         if withdrawn:
             cancel_tasks(self.tx, self.run.id, reason="superseded", actor=self.run.requester, only=withdrawn)
-        if busy or any(isinstance(action, Execute) for action in todo):
+        if goes_on:
             return self.run
-        paused = runs.pause(self.tx, self.run)
         if paused is None:
             return signalled(self.tx, self.run)
         # The notification carries the open tasks only where all of them were opened just now.
@@ -316,6 +319,7 @@ class _Change:
         history.append(self.tx, self.before, self.history, limits)
 
     def _open(self, ask: Ask) -> HumanTask:
+        """Open the task of a question. It is inserted behind the fence; what changes or locks other rows checks the fence first."""
         tx, run = self.tx, self.run
         context = decision_context(run, tx)
         # Lists show these consequences; a single task is shown with those of the run's present state.
@@ -325,9 +329,9 @@ class _Change:
         assert not isinstance(after, RunEnded)
         self.run = replace(run, state=after)
         if ask.recheck is None:
-            reuse_answer(tx, run, task, of_call=ask.of_call)
+            task = reuse_answer(tx, run, task, of_call=ask.of_call)
         else:
-            reuse_passed(tx, run, task, ask.recheck.source)
+            task = reuse_passed(tx, run, task, ask.recheck.source)
         answer_by_grant(tx, run, task, call_asked(self.program, after, ask, context))
         facts = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
         self.trace("human_intervention_requested", ask.path, **facts)
@@ -343,13 +347,13 @@ class _Change:
         run, tx = self.run, self.tx
         error = asdict(run.error) if run.error else None
         output = preview(run.output_text)
-        completed = (step.step_id for step in self.history.steps if step.status == "completed")
-        visited = (*history.visited(tx, run.id), *completed)
-        self.trace(ending(run.status), output_preview=output, visited_steps=list(visited), error=error)
+        run = replace(run, visited_steps=history.visited(tx, run))
+        after = history.counted(run, self.history)
+        self.trace(ending(run.status), output_preview=output, visited_steps=list(after.visited_steps), error=error)
         kind = "run_completed" if run.status is RunStatus.SUCCEEDED else f"run_{run.status}"
         self.checkpoint(kind, output_text=output)
         times = {"updated_at": tx.at, "completed_at": tx.at}
-        self.run = history.counted(run, self.history, visited_steps=visited, owner=None, **times)
+        self.run = history.counted(run, self.history, owner=None, **times)
         runs.commit(
             tx,
             self.run,
@@ -359,7 +363,7 @@ class _Change:
             output_text=run.output_text,
             error=error,
             metadata=run.metadata,
-            visited_steps=list(visited),
+            visited_steps=list(self.run.visited_steps),
             owner=None,
             completed_at=tx.at,
         )

@@ -152,8 +152,11 @@ class Starter:
         """Validate an inline spec, where the environment allows inline specs."""
         if order.spec is None or order.bundle is not None:
             return None
-        with self.store.read() as tx:
-            self._check_inline_allowed(tx, order.environment)
+        with self.store.look() as tx:
+            is_followed = registry.is_followed(tx, self.pin)
+        if is_followed:
+            with self.store.read() as tx:
+                self._check_inline_allowed(tx, order.environment)
         return self._freezer.inline(order.spec)
 
     def _start(
@@ -308,9 +311,9 @@ class Starter:
 
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
         """Check that an inline spec may run: where Git declares environments, only in one that allows inline specs."""
-        declared = releases.list_environments(tx)
-        if not declared and not registry.is_followed(tx, self.pin):
+        if not registry.is_followed(tx, self.pin):
             return
+        declared = releases.list_environments(tx)
         if requests.is_rebuilding(tx):
             msg = "The registry is being rebuilt from Git; the approved specs are not known yet."
             raise Transient(

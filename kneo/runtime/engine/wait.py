@@ -111,8 +111,12 @@ def find_run(store: Store, run_id: str) -> Run:
         NotFound: there is no such run.
         Untrusted, Invalid: something other than Kneo wrote it; see ``kneo.store.runs.check``.
     """
-    with store.read() as tx:
-        return _find(tx, run_id)
+    with store.look() as tx:
+        run = _find(tx, run_id)
+    if run.status is not RunStatus.RUNNING:
+        return run
+    with store.look() as tx:
+        return _with_steps(tx, run)
 
 
 def _find(tx: Tx, run_id: str) -> Run:
@@ -120,8 +124,11 @@ def _find(tx: Tx, run_id: str) -> Run:
     if run is None:
         msg = f"There is no run {run_id[:80]}."
         raise NotFound(msg, run_id=run_id[:80])
-    runs.check(tx, run)
-    return replace(run, visited_steps=history.visited(tx, run_id)) if run.status is RunStatus.RUNNING else run
+    return runs.check(tx, run)
+
+
+def _with_steps(tx: Tx, run: Run) -> Run:
+    return replace(run, visited_steps=history.visited(tx, run)) if run.status is RunStatus.RUNNING else run
 
 
 def read_settled_run(store: Store, run_id: str) -> SettledRun:
@@ -132,7 +139,7 @@ def read_settled_run(store: Store, run_id: str) -> SettledRun:
         Untrusted, Invalid: as ``find_run``.
     """
     with store.read() as tx:
-        run = _find(tx, run_id)
+        run = _with_steps(tx, _find(tx, run_id))
         return SettledRun(run, open_tasks(tx, run))
 
 
