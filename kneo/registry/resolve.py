@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from kneo.spec.project import ProjectConfig
 
 
+REMEMBERED_BUNDLES = 64
+"""Verified bundles that a process remembers, each with its spec of up to a megabyte."""
+
+_verified_bundles: dict[tuple[object, ...], VerifiedBundle] = {}
+"""Verified bundles by the digests of trust root and envelope, and all else that was verified. Nothing that failed is remembered."""
+
+
 def check_served(
     record: BundleRecord | None, release: Release, environment: Environment, root: TrustRoot, hmac_key: str
 ) -> VerifiedBundle:
@@ -61,7 +68,17 @@ def _verify(record: BundleRecord, environment: Environment, root: TrustRoot, hma
         return verify_hmac_bundle(
             record.envelope, key=hmac_key, signatures=signatures, path=path, environment=environment.name
         )
-    return verify_bundle(
+    # Everything that the verification reads. It depends on no clock: expiry counts as of the acceptance, and a revocation is in a
+    # later trust root, whose chain is walked at each start.
+    key = (
+        *(root.digest, digest_of(record.envelope), record.name, record.version, environment.name),
+        *(tuple(signatures.accept), tuple(signatures.roles), signatures.threshold),
+        *(record.first_seen_at, record.signatures_seen_at),
+    )
+    known = _verified_bundles.get(key)
+    if known is not None:
+        return known
+    verified = verify_bundle(
         record.envelope,
         root=root,
         signatures=signatures,
@@ -70,6 +87,10 @@ def _verify(record: BundleRecord, environment: Environment, root: TrustRoot, hma
         now=parse_time(record.first_seen_at),
         first_seen=parse_time(record.signatures_seen_at),
     )
+    if len(_verified_bundles) >= REMEMBERED_BUNDLES:
+        _verified_bundles.clear()
+    _verified_bundles[key] = verified
+    return verified
 
 
 def spec_in(record: BundleRecord) -> Mapping[str, object]:
@@ -214,7 +235,15 @@ def check_not_retired(tx: Tx, environment: Environment) -> None:
         raise Forbidden(msg, code="environment_retired", hint="List environments: kneo status")
 
 
-def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hmac_key: str = "") -> ResolvedRelease:
+def resolve(
+    tx: Tx,
+    reference: str,
+    environment: str,
+    *,
+    pin: Digest | None,
+    hmac_key: str = "",
+    rules: Environment | None = None,
+) -> ResolvedRelease:
     """Return the release that a reference names in an environment, verified.
 
     Args:
@@ -223,6 +252,7 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
         environment: Its name.
         pin: See ``trust_root``.
         hmac_key: The shared secret of bundles in the older format, where the environment accepts them.
+        rules: The environment file in force, where this transaction has read it.
 
     Raises:
         NotFound: there is no such environment.
@@ -230,26 +260,19 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
         Untrusted: the stored bytes are not the approved ones, or fail verification today; ``ReleaseNotPromoted``.
         Transient: ``registry_rebuilding``: the present release may be that of an earlier commit.
     """
-    if requests.is_rebuilding(tx):
+    stored = releases.find_stored(tx, environment, reference)
+    if stored.is_rebuilding if stored is not None else requests.is_rebuilding(tx):
         msg = "The registry is being rebuilt from Git; its releases may be earlier ones."
         raise Transient(msg, code="registry_rebuilding", hint="Try again; show the progress: kneo source show")
-    rules = declared(tx, environment)
+    rules = rules if rules is not None else declared(tx, environment)
     check_not_retired(tx, rules)
-    release = _serving(tx, reference, environment)
-    record = releases.bundle(tx, release.digest)
-    verified = check_served(record, release, rules, trust_root(tx, pin), hmac_key)
-    event = check_promoted(tx, release)
-    if record is not None:
-        releases.check_bundle(tx, record)
-    return ResolvedRelease(release, verified, event.seq)
-
-
-def _serving(tx: Tx, reference: str, environment: str) -> Release:
-    serving = releases.list_releases(tx, environment)
-    for release in serving:
-        if reference in {release.bundle, f"{release.bundle}@{release.version}", release.digest}:
-            return release
-    raise _not_approved(tx, reference, environment, list_served(tx, environment))
+    if stored is None:
+        raise _not_approved(tx, reference, environment, list_served(tx, environment))
+    verified = check_served(stored.bundle, stored.release, rules, trust_root(tx, pin), hmac_key)
+    event = check_promoted(tx, stored)
+    if stored.bundle is not None:
+        releases.check_bundle(tx, stored.bundle)
+    return ResolvedRelease(stored.release, verified, event.seq)
 
 
 def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Release, ...]) -> KneoError:

@@ -15,6 +15,7 @@ from kneo.records.audit import AuditEvent, SealedEvent, leaf_of
 from kneo.records.release import Promotion, PromotionKind, Release
 from kneo.store import audit, releases
 from kneo.store.engine import Tx
+from kneo.store.releases import StoredRelease
 from kneo.trust.verify import UNSEQUENCED
 
 NOT_PROMOTED, PROMOTIONS_LOST = "ReleaseNotPromoted", "PromotionsLost"
@@ -87,14 +88,17 @@ def find_served(tx: Tx, environment: str, bundle: str) -> Release | None:
     return next(iter(list_served(tx, environment, [bundle])), None)
 
 
-def check_promoted(tx: Tx, release: Release) -> SealedEvent:
+def check_promoted(tx: Tx, stored: StoredRelease) -> SealedEvent:
     """Check that a release counts; return the audit event of its promotion.
 
     Raises:
         Untrusted: ``ReleaseNotPromoted``.
     """
-    promotion = releases.latest_promotion(tx, release.environment, release.bundle)
-    event = audit.event(tx, promotion.audit_event_id) if promotion is not None else None
+    release, promotion, event = stored.release, stored.promotion, stored.event
+    if promotion is None:
+        # A later row that is not authentic does not count.
+        promotion = releases.latest_promotion(tx, release.environment, release.bundle)
+        event = audit.event(tx, promotion.audit_event_id) if promotion is not None else None
     problem = _problem(release, promotion, event)
     if problem is not None or event is None:
         raise _doubt(release, problem or "")

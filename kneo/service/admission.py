@@ -229,7 +229,7 @@ class Admission:
             log.warning("a response could not be stored under its idempotency key: %s", error)
 
     def _write(self, request: KeyedRequest, status: int, response: dict[str, object]) -> None:
-        self.store.transact(lambda tx: idempotency.keep(tx, request, status, response))
+        self.store.execute(lambda tx: idempotency.keep(tx, request, status, response))
 
 
 class UnknownParameters(Invalid):

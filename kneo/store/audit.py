@@ -373,7 +373,12 @@ _FIND = Prepared(_SEALED.where(audit_events.c.id == bindparam("of_event")))
 def event(tx: Tx, event_id: str) -> SealedEvent | None:
     """Read one event."""
     row = _FIND.first(tx, {"of_event": event_id})
-    return SealedEvent(seq=row.seq, leaf=row.leaf, event=_event(row)) if row else None
+    return sealed(row, row.seq, row.leaf) if row else None
+
+
+def sealed(row: AnyRow | PreparedRow, seq: int | None, leaf: str | None) -> SealedEvent:
+    """Return the event of a row, with its place in the chain."""
+    return SealedEvent(seq=seq, leaf=leaf, event=_event(row))
 
 
 IDS_AT_ONCE = 500
@@ -385,7 +390,7 @@ def events_by_id(tx: Tx, ids: Collection[str]) -> Mapping[str, SealedEvent]:
     ordered = sorted(ids)
     for start in range(0, len(ordered), IDS_AT_ONCE):
         for row in tx.connection.execute(_SEALED.where(audit_events.c.id.in_(ordered[start : start + IDS_AT_ONCE]))):
-            found[row.id] = SealedEvent(seq=row.seq, leaf=row.leaf, event=_event(row))
+            found[row.id] = sealed(row, row.seq, row.leaf)
     return found
 
 

@@ -43,7 +43,7 @@ class Connections(Protocol):
         ...
 
     def look(self) -> contextlib.AbstractContextManager[Connection]:
-        """Lend a connection for a single statement that reads; two of them may see different states."""
+        """Lend a connection without a transaction; two statements may see different states."""
         ...
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class ServerConnections:
     @contextlib.contextmanager
     def look(self) -> Iterator[Connection]:
         with self._engine.connect() as connection:
-            # The server is asked once, not three times.
+            # A statement is one round trip, a transaction around it two more.
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     def close(self) -> None:

@@ -295,6 +295,21 @@ class Store:
         with self.write() as tx:
             return work(tx)
 
+    def execute(self, work: Callable[[Tx], T]) -> T:
+        """Run a piece of work whose statements need not be one transaction. On PostgreSQL each then costs one round trip.
+
+        Raises:
+            Transient: the database stayed busy or unreachable.
+        """
+        if self.is_sqlite:
+            return self.transact(work)
+        with _translate(), self._connections.look() as connection:
+            tx = Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs)
+            result = work(tx)
+            tx.finish()
+        self.notifier.notify(tx.notifications)
+        return result
+
     @contextlib.contextmanager
     def _part(self, tx: Tx) -> Iterator[Tx]:
         # As plain SQL: SQLAlchemy gives each savepoint another name, and compiles three statements for it.

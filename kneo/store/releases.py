@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, Table, bindparam, delete, exists, func, insert, or_, select, update
 
 from kneo.digest import digest_of
 from kneo.errors import Untrusted
+from kneo.records.audit import SealedEvent
 from kneo.records.release import (
     ApprovalRecord,
     BundleRecord,
@@ -27,11 +30,14 @@ from kneo.records.release import (
     Suspension,
 )
 from kneo.records.run import RunStatus
+from kneo.store import audit
 from kneo.store.authenticated import MAC, check, is_authentic, with_mac
 from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import (
     approvals,
+    audit_chain,
+    audit_events,
     bundles,
     conditions,
     environment_files,
@@ -43,11 +49,14 @@ from kneo.store.tables import (
     qualified_bundles,
     releases,
     runs,
+    sources,
     suspensions,
     trust_roots,
 )
 
 _KEYS_PER_STATEMENT = 500
+
+_newer = promotions.alias("newer")
 
 
 # ---- trust roots ------------------------------------------------------------------------------------------------
@@ -411,6 +420,88 @@ def list_releases(
         )
         records += (_release(row) for row in rows if tx.sees(row.environment))
     return tuple(records)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRelease:
+    """A release with what proves it, as one statement reads it.
+
+    Attributes:
+        release: The release.
+        bundle: Its bundle.
+        promotion: The latest promotion of its bundle in its environment; ``None`` where that is not authentic.
+        event: The audit event of the promotion.
+        is_rebuilding: Whether the registry is being rebuilt from the commits, so that the release may be outdated.
+    """
+
+    release: Release
+    bundle: BundleRecord | None
+    promotion: Promotion | None
+    event: SealedEvent | None
+    is_rebuilding: bool
+
+
+_PARTS = (releases, bundles, promotions, audit_events)
+_SERVED = Prepared(
+    select(
+        *(column.label(f"{table.name}_{column.name}") for table in _PARTS for column in table.c),
+        audit_chain.c.seq,
+        audit_chain.c.leaf,
+        exists(select(sources.c.name).where(sources.c.rebuilding_since.is_not(None))).label("is_rebuilding"),
+    )
+    .select_from(
+        releases.outerjoin(bundles, bundles.c.digest == releases.c.digest)
+        .outerjoin(
+            promotions,
+            promotions.c.id
+            == select(func.max(_newer.c.id))
+            .where(_newer.c.environment == releases.c.environment, _newer.c.bundle == releases.c.bundle)
+            .scalar_subquery(),
+        )
+        .outerjoin(audit_events, audit_events.c.id == promotions.c.audit_event_id)
+        .outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id)
+    )
+    .where(
+        releases.c.environment == bindparam("in_environment"),
+        releases.c.retired_at.is_(None),
+        or_(
+            releases.c.bundle == bindparam("reference"),
+            releases.c.digest == bindparam("reference"),
+            (releases.c.bundle == bindparam("name")) & (releases.c.version == bindparam("version")),
+        ),
+    )
+    .order_by(releases.c.bundle)
+    .limit(1)
+)
+
+
+def find_stored(tx: Tx, environment_name: str, reference: str) -> StoredRelease | None:
+    """Read the release that a reference (``name``, ``name@version`` or a digest) names, with what proves it."""
+    name, _, version = reference.partition("@")
+    parameters = {"in_environment": environment_name, "reference": reference, "name": name, "version": version}
+    row = _SERVED.first(tx, parameters)
+    if row is None:
+        return None
+    release, record, promoted, recorded = (_part(row, table) for table in _PARTS)
+    is_promoted = promoted.id is not None and is_authentic(tx, promotions, promoted)
+    return StoredRelease(
+        release=_release(release),
+        bundle=_bundle(record) if record.digest is not None else None,
+        promotion=read_promotion(promoted) if is_promoted else None,
+        event=audit.sealed(recorded, row.seq, row.leaf) if recorded.id is not None else None,
+        is_rebuilding=bool(row.is_rebuilding),
+    )
+
+
+def _part(row: Row, table: Table) -> Row:
+    """Return the columns of one table from a row of several."""
+    part: Row = _shape(table)._make(getattr(row, f"{table.name}_{column.name}") for column in table.c)
+    return part
+
+
+@cache
+def _shape(table: Table) -> Any:  # noqa: ANN401 - a named tuple of its columns
+    return namedtuple("Row", [column.name for column in table.c])  # noqa: PYI024 - known only here
 
 
 def put_releases(tx: Tx, items: Sequence[Release]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from config_repo import ConfigRepo
 from engine import Engine, step
+from service_bench import serving
 from sqlalchemy import Connection, event
 
+from kneo.cli.serve.controller import Repository, make_controller
 from kneo.runtime.engine.worker import Driver
 from kneo.store import audit
 from kneo.store.engine import Store
@@ -99,6 +103,26 @@ def three_steps(engine: Engine, driver: Driver) -> dict[str, int]:
         audit.seal(store)
     assert done.output_text == "in (draft) (draft) (published)"
     return counts
+
+
+RELEASE_BUDGETS = {"sqlite": 14, "postgresql": 12}
+
+
+@pytest.mark.both_databases
+def test_the_start_of_a_release_over_http_executes_no_more_statements_than_its_budget(
+    tmp_path: Path, database_url: str
+) -> None:
+    repo = ConfigRepo(tmp_path / "repo")
+    repo.release("prod", "mail", "1.0.0")
+    with serving(tmp_path / "house", database_url, workers=0, KNEO_SERV_TRUST_ROOT=str(repo.pin)) as bench:
+        source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
+        make_controller(bench.settings, bench.store, source).run_once()
+        order = {"input": "x", "bundle": "mail", "environment": "prod", "async_mode": True}
+        bench.post("/runs", order, role="operator", expect=202, key="first")
+        counts = dict[str, int]()
+        with counted(bench.store, counts, "start"):
+            bench.post("/runs", order, role="operator", expect=202, key="second")
+        assert counts["start"] <= RELEASE_BUDGETS[bench.store.engine.dialect.name]
 
 
 FLOWS = {"human run": human_run, "three steps": three_steps}

@@ -18,6 +18,7 @@ from kneo.spec.models.environment import EnvironmentGate, read_spec
 from kneo.spec.models.spec import Spec
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
+from kneo.trust.verify import VerifiedBundle
 
 CACHED_PROGRAMS, KNOWN_PAIRS = 64, 1_000
 
@@ -147,7 +148,7 @@ class SpecFreezer:
     def __init__(self, check_spec: CheckSpec) -> None:
         self._check = check_spec
         self._inline = lru_cache(KEPT)(self._freeze_text)
-        self._released = lru_cache(KEPT)(self._freeze_body)
+        self._released: dict[Digest, FrozenSpec] = {}
         self._with_gates = lru_cache(KEPT)(self._freeze_gated)
 
     def inline(self, tree: Mapping[str, object]) -> FrozenSpec:
@@ -162,9 +163,16 @@ class SpecFreezer:
             return self._freeze(tree)
         return self._inline(text)
 
-    def released(self, tree: Mapping[str, object]) -> FrozenSpec:
-        """Freeze a verified spec of a release."""
-        return self._released(canonical_json(tree))
+    def released(self, bundle: VerifiedBundle) -> FrozenSpec:
+        """Freeze the spec of a release, once for the same bundle."""
+        frozen = self._released.get(bundle.digest)
+        if frozen is None:
+            body = canonical_json(bundle.spec)
+            frozen = FrozenSpec(Spec.model_validate_json(body), body)
+            if len(self._released) >= KEPT:
+                self._released.clear()
+            self._released[bundle.digest] = frozen
+        return frozen
 
     def with_gates(self, frozen: FrozenSpec, gates: Sequence[EnvironmentGate]) -> FrozenSpec:
         """Freeze a spec with the gates that an environment adds."""
@@ -181,9 +189,6 @@ class SpecFreezer:
     def _freeze(self, tree: Mapping[str, object]) -> FrozenSpec:
         spec = self._check(tree)
         return FrozenSpec(spec, canonical_json(spec.model_dump(mode="json", by_alias=True, exclude_unset=True)))
-
-    def _freeze_body(self, body: bytes) -> FrozenSpec:
-        return FrozenSpec(Spec.model_validate_json(body), body)
 
 
 State = Mapping[str, object]

@@ -248,7 +248,7 @@ class Starter:
         self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, rules: Environment | None
     ) -> _ResolvedSpec:
         """Return the exact spec that a run executes."""
-        chosen = self._choose(tx, order, inline)
+        chosen = self._choose(tx, order, inline, rules)
         _check_target(chosen.frozen.spec, order.target, chosen.release)
         if rules is not None and rules.gates:
             chosen = replace(chosen, frozen=self._freezer.with_gates(chosen.frozen, rules.gates), gates=rules.gates)
@@ -259,23 +259,27 @@ class Starter:
             _require_pins(chosen.frozen.spec, rules.name)
         return chosen
 
-    def _choose(self, tx: Tx, order: StartRequest, inline: FrozenSpec | None) -> _ResolvedSpec:
+    def _choose(
+        self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, rules: Environment | None
+    ) -> _ResolvedSpec:
         if order.bundle is not None and order.spec is not None:
             msg = "A run takes a bundle or a spec, not both."
             raise Usage(msg)
         if order.bundle is not None:
-            return self._freeze_bundle(tx, order.bundle, order.environment)
+            return self._freeze_bundle(tx, order.bundle, order.environment, rules)
         if inline is None:
             msg = "A run needs a bundle or a spec."
             raise Usage(msg, hint='Send {"bundle": NAME, "environment": ENV} or a spec.')
         self._check_inline_allowed(tx, order.environment)
         return _ResolvedSpec(inline)
 
-    def _freeze_bundle(self, tx: Tx, reference: str, environment: str | None) -> _ResolvedSpec:
+    def _freeze_bundle(
+        self, tx: Tx, reference: str, environment: str | None, rules: Environment | None
+    ) -> _ResolvedSpec:
         if environment is None:
             msg = f"The run of {reference[:200]} names no environment."
             raise Usage(msg, hint="Name it: --env E, or environment in the request.")
-        approved = registry.resolve(tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key)
+        approved = registry.resolve(tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key, rules=rules)
         release = approved.release
         ref = ReleaseRef(
             bundle=release.bundle,
@@ -285,7 +289,7 @@ class Starter:
             revision=release.revision,
             promotion_id=release.promotion_id,
         )
-        frozen, statement = self._freezer.released(approved.bundle.spec), approved.bundle.statement
+        frozen, statement = self._freezer.released(approved.bundle), approved.bundle.statement
         code = statement.code.digest if statement is not None and statement.code is not None else None
         check_code(frozen.spec, code is not None, registry.declared(tx, environment), f"{ref.bundle}@{ref.version}")
         return _ResolvedSpec(frozen, ref, approved.audit_seq, code)

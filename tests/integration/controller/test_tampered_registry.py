@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from config_repo import announcement
@@ -26,6 +29,7 @@ from kneo.trust.dsse import Envelope, parse_envelope, serialise, sign
 from kneo.trust.hmac_bundle import sign_hmac_bundle
 from kneo.trust.root import TRUST_ROOT_TYPE
 from kneo.trust.statement import PAYLOAD_TYPE
+from kneo.trust.verify import VerifiedBundle, verify_bundle
 
 Change = Callable[[Bench], None]
 SECRET = "a shared secret"
@@ -205,6 +209,67 @@ def test_an_approval_that_nobody_gave_counts_for_nothing(bench: Bench) -> None:
     bench.service_key = key
     assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
     assert bench.served() == {"mail": "1.1.0"}
+
+
+# ---- what was verified once --------------------------------------------------------------------------------------------
+
+
+def an_earlier_acceptance(bench: Bench) -> None:
+    _write(bench, "bundles", {"version": "1.1.0"}, first_seen_at="2020-01-01T00:00:00.000000Z")
+
+
+def a_second_signature(bench: Bench) -> None:
+    bench.repo.environment("prod", {"mail": "1.1.0"}, signatures={"roles": ["release"], "threshold": 2})
+    bench.repo.commit("Require two signatures")
+    bench.reconcile()
+
+
+def another_payload(bench: Bench) -> None:
+    _write(bench, "bundles", {"version": "1.1.0"}, payload=_evil(bench))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (another_payload, "BundleTampered"),
+        (the_envelope_of_another_version, "SubjectMismatch"),
+        (an_earlier_acceptance, "NotYetValid"),
+        (a_second_signature, "ThresholdNotMet"),
+    ],
+)
+def test_a_bundle_is_verified_once_and_again_when_what_was_verified_changes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, change: Change, reason: str
+) -> None:
+    verifications: list[str] = []
+
+    def counted(envelope: bytes, **rest: Any) -> VerifiedBundle:
+        verifications.append(rest["path"])
+        return verify_bundle(envelope, **rest)
+
+    module = import_module("kneo.registry.resolve")
+    monkeypatch.setattr(module, "verify_bundle", counted)
+    monkeypatch.setattr(module, "_verified_bundles", {})
+    for _ in range(3):
+        _start(bench)
+    assert verifications == ["bundles/mail/1.1.0.dsse.json"]
+    change(bench)
+    assert _refused(bench) == reason
+    assert _refused(bench) == reason
+
+
+def test_a_revocation_refuses_the_next_start_of_a_bundle_that_was_verified_before(bench: Bench) -> None:
+    eve = bench.repo.person("eve", "release")
+    bench.repo.commit("Trust eve")
+    bench.reconcile()
+    bench.repo.bundle("mail", "1.2.0", keys=[eve])
+    bench.repo.environment("prod", {"mail": "1.2.0"})
+    bench.repo.commit("Release by eve")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+    assert _start(bench).release is not None
+    bench.repo.revoke("eve", compromised_since=bench.store.clock.now() - timedelta(days=1))
+    bench.repo.commit("Revoke the key of eve")
+    bench.reconcile()
+    assert _refused(bench) == "KeyRevoked"
 
 
 # ---- the older format ------------------------------------------------------------------------------------------------
