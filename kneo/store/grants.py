@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import MappingProxyType
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, or_, select, update
 
 from kneo.records.grant import Grant, GrantEnd, GrantLimits, GrantStatus, GrantUse
+from kneo.records.run import ReleaseRef
 from kneo.records.task import DecisionKind, Vote
 from kneo.store import audit
 from kneo.store.authenticated import check, is_authentic, with_mac
@@ -90,27 +91,35 @@ def list_grants(
     return tuple(_read(row) for row in rows if is_authentic(tx, grants, row))
 
 
+_OPEN = grants.c.ended_at.is_(None)
 _OF_TOOL = [
     grants.c.environment == bindparam("of_environment"),
     grants.c.digest == bindparam("of_digest"),
     grants.c.tool == bindparam("of_tool"),
-    grants.c.status == GrantStatus.ACTIVE.value,
-    grants.c.ended_at.is_(None),
 ]
-_ACTIVE = Prepared(select(grants).where(*_OF_TOOL).order_by(grants.c.id).with_for_update())
+_OPEN_OF_TOOL = Prepared(select(grants).where(*_OF_TOOL, _OPEN).order_by(grants.c.id).with_for_update())
+_OVER = [grants.c.bundle == bindparam("of_bundle"), or_(grants.c.ended == "used_up", grants.c.ended == "expired")]
+_LAST_OVER = Prepared(select(grants).where(*_OF_TOOL, *_OVER).order_by(grants.c.id.desc()).limit(1))
 _LAST = Prepared(
     select(func.max(grant_uses.c.number).label("last")).where(grant_uses.c.grant_id == bindparam("of_grant"))
 )
 
 
-def lock_active(tx: Tx, environment: str, digest: str, tool: str) -> tuple[Grant, ...]:
-    """Lock the active grants for a tool of a bundle, in the order of their ids.
+def lock_open(tx: Tx, environment: str, digest: str, tool: str) -> tuple[Grant, ...]:
+    """Lock the grants for a tool of a bundle that have not ended, in the order of their ids.
 
     A grant that is not authentic, or whose number of uses is not that of its rows, covers nothing.
     """
-    rows = _ACTIVE.rows(tx, {"of_environment": environment, "of_digest": digest, "of_tool": tool})
+    rows = _OPEN_OF_TOOL.rows(tx, {"of_environment": environment, "of_digest": digest, "of_tool": tool})
     found = [_read(row) for row in rows if is_authentic(tx, grants, row)]
     return tuple(grant for grant in found if _count(tx, grant.id) == grant.uses)
+
+
+def last_over(tx: Tx, environment: str, release: ReleaseRef, tool: str) -> Grant | None:
+    """Return the newest grant for a tool of a bundle whose uses or whose time are over."""
+    place = {"of_environment": environment, "of_bundle": release.bundle, "of_digest": release.digest, "of_tool": tool}
+    row = _LAST_OVER.first(tx, place)
+    return _read(row) if row is not None and is_authentic(tx, grants, row) else None
 
 
 def _count(tx: Tx, grant_id: str) -> int:
@@ -187,9 +196,6 @@ def about(grant: Grant) -> dict[str, object]:
         "tool": grant.tool,
         "terms_digest": grant.terms_digest,
     }
-
-
-_OPEN = grants.c.ended_at.is_(None)
 
 
 def end_rejected(tx: Tx, environment: str, digest: str, tool: str, *, actor: str) -> None:

@@ -117,16 +117,19 @@ def answer_by_grant(tx: Tx, run: Run, task: HumanTask, asked: CallAsked | None) 
 def _answered(tx: Tx, run: Run, task: HumanTask, asked: CallAsked, environment: Environment) -> HumanTask:
     runs.lock_own(tx, run)
     name = _fact(task, "tool")
-    reason: tuple[str, NotCovered] | None = None
+    reason: tuple[str, object] | None = None
     assert run.release is not None
-    for grant in grants.lock_active(tx, environment.name, run.release.digest, name):
+    for grant in grants.lock_open(tx, environment.name, run.release.digest, name):
         cover = _Cover(tx, run, task, grant, asked, environment)
         why = cover.find_obstacle()
         if why is None:
             return cover.use()
         reason = reason or (grant.id, why)
     if reason is None:
-        return task
+        over = grants.last_over(tx, environment.name, run.release, name)
+        if over is None:
+            return task
+        reason = (over.id, over.ended)
     about = {"id": reason[0], "not_covered": reason[1]}
     return tasks.note(tx, task, {**task.metadata, GRANTED: about})
 
@@ -197,6 +200,8 @@ class _Cover:
 
     def _not_decided(self, rule: GrantRule) -> NotCovered | None:
         """Return why the votes would not decide the task today."""
+        if self.grant.status is GrantStatus.PENDING:
+            return "quorum"
         decisive, why = decide_by_votes(self.tx, self.task, self.grant.votes)
         if decisive is None:
             return why

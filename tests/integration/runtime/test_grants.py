@@ -97,8 +97,13 @@ def test_a_call_outside_the_grant_is_asked_with_the_reason(house: GrantHouse, ca
 
 def test_without_a_grant_the_task_says_nothing(house: GrantHouse) -> None:
     assert house.why(house.refunds(20)) is None
-    house.create()
-    assert house.why(house.refunds(20)) is None, "half a quorum is no grant"
+
+
+def test_a_grant_that_lacks_votes_covers_nothing(house: GrantHouse) -> None:
+    grant = house.create()
+    assert house.why(house.refunds(20)) == "quorum"
+    assert house.why(house.refunds(200)) == "condition"
+    assert house.uses(grant) == []
 
 
 # ---- limits ---------------------------------------------------------------------------------------------------------
@@ -110,6 +115,7 @@ def test_the_last_use_ends_the_grant_and_counts(house: GrantHouse) -> None:
     assert [run.status for run in runs] == [RunStatus.SUCCEEDED, RunStatus.SUCCEEDED, RunStatus.PAUSED]
     ended = house.grant(grant)
     assert (ended.status, ended.ended, ended.uses_left) == (GrantStatus.ENDED, "used_up", 0)
+    assert house.why(runs[2]) == "used_up"
 
 
 def test_totals_are_decimals(house: GrantHouse) -> None:
@@ -283,6 +289,7 @@ def test_an_expired_grant_covers_nothing_and_the_timers_end_it(house: GrantHouse
     process_found(house.store)
     assert Due.GRANTS not in find_due(house.store)
     assert house.grant(grant).ended == "expired"
+    assert house.why(house.refunds(20)) == "expired"
     assert "expired" in refused("grant_ended", lambda: house.approve(grant, "cid"))
 
 
