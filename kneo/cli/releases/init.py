@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -56,6 +57,23 @@ LOCK = (
 """The command that creates the lock file from which CI installs; pip-compile --generate-hashes does the same."""
 
 _TEMPLATES = Path(__file__).with_name("templates")
+MODEL = "openai/gpt-5-mini"
+
+
+class RepositoryTemplate(StrEnum):
+    """The example of a new repository."""
+
+    WORKFLOW = "workflow"
+    """An announcement that a person approves; it needs no model."""
+    AGENT = "agent"
+    """A support agent that refunds, with tools, tests and a suite."""
+    GATEWAY = "gateway"
+    """The tools of that agent, for an agent that runs elsewhere."""
+
+    @property
+    def bundle(self) -> str:
+        """The name of the example, unless another one is given."""
+        return "announcement" if self is RepositoryTemplate.WORKFLOW else "support"
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,9 @@ class Request:
 
     principal: str
     approver: str
+    template: RepositoryTemplate = RepositoryTemplate.WORKFLOW
+    model: str = MODEL
+    """The model of the agent, as PROVIDER/NAME."""
 
     @property
     def key_files(self) -> dict[str, Path]:
@@ -81,10 +102,25 @@ class Request:
 
     @property
     def module(self) -> str:
-        return f"{self.name.replace('-', '_')}_functions"
+        """The Python module with the functions of the example."""
+        kind = "functions" if self.template is RepositoryTemplate.WORKFLOW else "tools"
+        return f"{self.name.replace('-', '_')}_{kind}"
 
     def files(self) -> dict[str, str]:
         """The generated files, with their templates."""
+        own = {
+            RepositoryTemplate.WORKFLOW: {f"{self.module}.py": "workflow/functions.py.txt"},
+            RepositoryTemplate.AGENT: {
+                f"{self.module}.py": "agent/tools.py.txt",
+                "tests/test_tools.py": "agent/test_tools.py.txt",
+                f"evals/{self.name}.yaml": "agent/suite.yaml",
+            },
+            RepositoryTemplate.GATEWAY: {
+                f"{self.module}.py": "agent/tools.py.txt",
+                "tests/test_tools.py": "agent/test_tools.py.txt",
+                ".mcp.json": "gateway/mcp.json",
+            },
+        }
         return {
             ".gitignore": "gitignore",
             ".github/actions/check/action.yml": "action-check.yml",
@@ -94,10 +130,30 @@ class Request:
             ".github/workflows/config-sign.yml": "workflow-config-sign.yml",
             ".github/workflows/kneo.yml": "workflow.yml",
             ".github/workflows/sign.yml": "workflow-sign.yml",
-            "README.md": "README.md",
-            f"{self.module}.py": "functions.py.txt",
-            f"specs/{self.name}.yaml": "spec.yaml",
+            "README.md": f"{self.template}/README.md",
+            f"specs/{self.name}.yaml": f"{self.template}/spec.yaml",
             **{f"environments/{name}.yaml": f"{name}.yaml" for name in ENVIRONMENTS},
+            **own[self.template],
+        }
+
+    def words(self, trust_root: Digest) -> dict[str, str]:
+        """The values of the names between @ in the templates; parts first, which have names of their own."""
+        is_workflow = self.template is RepositoryTemplate.WORKFLOW
+        provider, _, model = self.model.partition("/")
+        return {
+            "# @RULES@\n": "" if is_workflow else _template(f"{self.template}/rules.yaml"),
+            "# @TESTS@\n": "" if is_workflow else _template("tests-job.yml"),
+            "@ROLES@": "" if is_workflow else ", finance",
+            "@NAME@": self.name,
+            "@MODULE@": self.module,
+            "@DIRECTORY@": self.directory.name,
+            "@TRUST_ROOT@": trust_root,
+            "@VERSION@": __version__,
+            "@PRINCIPAL@": self.principal,
+            "@APPROVER_NAME@": self.approver,
+            "@APPROVER@": json.dumps(self.approver),
+            "@PROVIDER@": json.dumps(provider),
+            "@MODEL@": json.dumps(model),
         }
 
 
@@ -109,11 +165,21 @@ class Made:
     bundle: SignedBundle
 
 
-@examples("kneo init acme", "kneo init acme --name announcement --json")
+@examples("kneo init acme", "kneo init acme --template agent", "kneo init acme --name announcement --json")
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is empty or does not exist.")],
     *,
-    name: Annotated[str, typer.Option(help="The example's name.")] = "announcement",
+    template: Annotated[
+        RepositoryTemplate,
+        typer.Option(
+            help="workflow: an announcement that a person approves, without a model; agent: a support agent that refunds, with tools, "
+            "tests and a suite; gateway: its tools, for an agent that runs elsewhere."
+        ),
+    ] = RepositoryTemplate.WORKFLOW,
+    name: Annotated[
+        str | None, typer.Option(help="The example's name. Default: announcement; with a template of tools support.")
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="PROVIDER/NAME", help="Model of the agent template.")] = MODEL,
     key: Annotated[
         Path | None,
         typer.Option("--key", help="Private key that signs bundles, created unless it exists; outside DIR."),
@@ -135,7 +201,7 @@ def init(
     settings = from_env()
     target = directory.absolute()
     key_file = (key or target.with_name(f"{target.name}-keys") / "release.pem").absolute()
-    request = Request(target, name, key_file, principal, approver)
+    request = Request(target, template.bundle if name is None else name, key_file, principal, approver, template, model)
     _check(request)
     result = make_repository(request, settings)
     predicate = result.bundle.statement.predicate
@@ -218,6 +284,9 @@ def _check(request: Request) -> None:
     if request.key_file.name in {"root.pem", "approver.pem"}:
         msg = f"{request.key_file.name} is the name of another role's key; the release key needs a name of its own."
         raise Usage(msg, hint="Name it release.pem, or choose another folder.")
+    if not all(request.model.partition("/")):
+        msg = f"{request.model[:80]!r} is no model."
+        raise Usage(msg, hint=f"Name its provider and the model, such as {MODEL}.")
     if person_key(request.principal) == person_key(request.approver):
         msg = f"{request.approver[:80]!r} signs releases, so another person has to approve them."
         raise Usage(msg, hint="Name two people: --principal NAME --approver NAME.")
@@ -267,19 +336,16 @@ def _draft(directory: Path) -> Iterator[Path]:
 
 
 def _write_templates(request: Request, folder: Path, trust_root: Digest) -> None:
-    words = {
-        "@NAME@": request.name,
-        "@MODULE@": request.module,
-        "@DIRECTORY@": request.directory.name,
-        "@TRUST_ROOT@": trust_root,
-        "@VERSION@": __version__,
-        "@APPROVER@": json.dumps(request.approver),
-    }
+    words = request.words(trust_root)
     for path, template in request.files().items():
-        content = (_TEMPLATES / template).read_text(encoding="utf-8")
+        content = _template(template)
         for word, value in words.items():
             content = content.replace(word, value)
         write_whole(folder / path, content.encode())
+
+
+def _template(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _sign(request: Request, repository: ConfigRepository, key: PrivateKey) -> SignedBundle:

@@ -221,9 +221,9 @@ def _print(evaluation: Evaluation, subject: EvaluatedBundle, output: Path | None
         if case.passed:
             render.success(visible(case.id))
         for failure in case.failures:
-            render.failure(visible(failure), case.id)
+            render.failure(visible(f"{case.id}: {failure}"))
     for name, metric in evaluation.metrics().items():
-        render.text(f"{name}: {metric.value} of {metric.samples} cases")
+        render.text(f"{name}: {metric.value} ({metric.samples} cases)")
     if evaluation.scripted:
         render.text("The models were scripted.")
     if output is not None:
@@ -325,7 +325,7 @@ def verify(
         who = ", ".join(f"{item['name']} ({', '.join(item['roles'])})" for item in signers)
         render.success(f"{statement.predicate.result} for {statement.bundle_name} {statement.bundle_digest}, by {who}")
         for name, metric in statement.facts.metrics.items():
-            render.text(f"{name}: {metric.value} of {metric.samples} cases")
+            render.text(f"{name}: {metric.value} ({metric.samples} cases)")
         if report is not None:
             render.success(f"{report} has exactly the signed cases.")
 

@@ -1,10 +1,13 @@
 import json
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import kneo.cli.releases.init as command
 from kneo.clock import SystemClock
@@ -121,12 +124,64 @@ def test_one_person_cannot_hold_both_sides(kneo: Kneo, tmp_path: Path):
     assert not (tmp_path / "acme").exists()
 
 
-@pytest.mark.parametrize("word", ["@NAME@", "@MODULE@", "@DIRECTORY@", "@TRUST_ROOT@", "@VERSION@"])
-def test_no_template_word_is_left(word: str, kneo: Kneo, tmp_path: Path):
-    kneo("init", "acme", "--name", "release-notes")
-    assert all(
-        word.encode() not in content for path, content in everything(tmp_path / "acme").items() if ".git/" not in path
-    )
+@pytest.mark.parametrize("template", command.RepositoryTemplate)
+def test_no_template_word_is_left(template: command.RepositoryTemplate, kneo: Kneo, tmp_path: Path):
+    assert kneo("init", "acme", "--name", "release-notes", "--template", template).status == 0
+    for path, content in everything(tmp_path / "acme").items():
+        assert ".git/" in path or not re.search(rb"@[A-Z_]+@", content), path
+
+
+@pytest.mark.parametrize("template", command.RepositoryTemplate)
+@pytest.mark.parametrize("environment", ["dev", "staging", "prod"])
+def test_a_template_is_a_spec_without_findings_in_each_environment(
+    template: command.RepositoryTemplate, environment: str, kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = kneo("init", "acme", "--template", template, "--json").json
+    name = made["bundle"].removesuffix("@1.0.0")
+    monkeypatch.chdir(tmp_path / "acme")
+    checked = kneo("spec", "lint", f"specs/{name}.yaml", "--env", environment)
+    assert checked.status == 0, checked.err
+
+
+@pytest.mark.parametrize("template", command.RepositoryTemplate)
+def test_the_readme_of_a_template_has_one_screen_and_names_each_file(
+    template: command.RepositoryTemplate, kneo: Kneo, tmp_path: Path
+):
+    kneo("init", "acme", "--template", template)
+    readme = (tmp_path / "acme/README.md").read_text()
+    assert template == "workflow" or len(readme.splitlines()) <= 60
+    for folder in ("specs/", "bundles/", "environments/", ".github/"):
+        assert f"`{folder}" in readme
+
+
+@pytest.mark.parametrize("template", ["agent", "gateway"])
+def test_the_tests_of_a_template_pass(template: str, kneo: Kneo, tmp_path: Path):
+    kneo("init", "acme", "--template", template, "--name", "shop-agent")
+    command = [sys.executable, "-m", "unittest", "tests/test_tools.py"]
+    done = subprocess.run(command, cwd=tmp_path / "acme", capture_output=True, text=True, check=False)
+    assert (done.returncode, "Ran 3 tests" in done.stderr) == (0, True), done.stderr
+
+
+def test_the_suite_of_the_agent_holds_and_stops_a_gate_that_asks_less(
+    kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kneo("init", "acme", "--template", "agent")
+    monkeypatch.chdir(tmp_path / "acme")
+    words = ("eval", "evals/support.yaml", "--bundle", "specs/support.yaml", "--env", "prod")
+    assert kneo(*words).status == 0
+    for file in ("specs/support.yaml", "environments/prod.yaml"):
+        path = tmp_path / "acme" / file
+        path.write_text(path.read_text().replace("args.euros > 100", "args.euros > 900").replace("<= 100", "<= 900"))
+    failed = kneo(*words)
+    assert failed.status == 1
+    assert "large-refund-asks-finance" in failed.err
+
+
+def test_the_model_of_the_agent_is_named(kneo: Kneo, tmp_path: Path):
+    assert kneo("init", "acme", "--template", "agent", "--model", "ollama/qwen3:8b").status == 0
+    model = yaml.safe_load((tmp_path / "acme/specs/support.yaml").read_text())["agent"]["model"]
+    assert (model["provider"], model["name"]) == ("ollama", "qwen3:8b")
+    assert kneo("init", "other", "--template", "agent", "--model", "gpt-5-mini").status == 2
 
 
 def test_the_spec_is_clean_and_means_what_was_signed(kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
