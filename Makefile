@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-16s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.ready-models ## Run the demo: sign, release, approve, run, decide, refuse, an agent at a gate (MODEL=ollama/NAME: with your model)
+demo: $(VENV)/.ready-models ## Run the demo: an agent that refunds, asks finance, is evaluated, refused and proved (MODEL=ollama/NAME: with your model)
 	@$(BIN)/python -m examples.demo $(if $(MODEL),--model $(MODEL))
 
 up: $(VENV)/.ready-models ## Run the demo and leave the server running

@@ -1,6 +1,6 @@
 """Take the pictures of the web console in the documentation: ``make console-pictures``.
 
-The pictures show the demo: the inbox, a first and a later release to prod, the question about a tool call, and the run of its agent;
+The pictures show the agent of the demo: the inbox, a first and a later release to prod, the question about a tool call, and the run;
 each on a desktop, in dark and on a phone. They need Playwright and a browser.
 """
 
@@ -16,9 +16,8 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
 
-from examples import demo as demo_
 from examples import demo_agent
-from examples.demo import NAME, Demo
+from examples.demo import CHAIR, NAME, TABLE, Demo, start
 from kneo.cli import render
 from kneo.settings import process_environment
 
@@ -28,7 +27,8 @@ DESKTOP, PHONE = ViewportSize(width=1280, height=800), ViewportSize(width=390, h
 MODES = ("", "dark", "phone")
 """The endings of the names of pictures; the first one has none."""
 
-AGENT = "clerk"
+FIRST = "returns"
+"""The bundle whose first version waits for an approval: the agent under another name."""
 
 
 class Pictures:
@@ -77,39 +77,26 @@ def _window(browser: Browser, mode: str) -> BrowserContext:
     )
 
 
-def declare_agent(demo: Demo) -> None:
-    """Declare the first version of the demo's agent in prod, which waits for an approval."""
-    acme, spec = demo.folder / "acme", f"specs/{AGENT}.yaml"
-    demo_agent.write_spec(acme / spec)
-    (acme / "payments.py").write_text(demo_agent.TOOL)
-    signed = (
-        "--output",
-        f"bundles/{AGENT}/1.0.0.dsse.json",
-        "--approved-by",
-        "bob",
-        "--key",
-        "../acme-keys/release.pem",
+def declare(demo: Demo) -> None:
+    """Declare the first version of one bundle and a later one of another in prod; both wait for an approval."""
+    words = ("init", "acme", "--template", "agent", "--principal", "bob", "--approver", "ann")
+    demo.kneo(*words, "--model", demo_agent.SCRIPTED, cwd=".")
+    acme = demo.folder / "acme"
+    spec = (acme / f"specs/{NAME}.yaml").read_text()
+    (acme / f"specs/{NAME}.yaml").write_text(
+        spec.replace("args.euros > 100", "args.euros > 50").replace(
+            "and at most once.", "and at most once. Be friendly."
+        )
     )
-    demo.kneo("spec", "bundle", "sign", spec, *signed, cwd="acme")
+    (acme / f"specs/{FIRST}.yaml").write_text(spec.replace(f"name: {NAME}", f"name: {FIRST}"))
+    for name, version in ((NAME, "1.1.0"), (FIRST, "1.0.0")):
+        signed = ("--output", f"bundles/{name}/{version}.dsse.json", "--approved-by", "bob")
+        demo.kneo("spec", "bundle", "sign", f"specs/{name}.yaml", *signed, "--key", "../acme-keys/release.pem")
     prod = acme / "environments/prod.yaml"
-    released = f"    - {{bundle: {NAME}, version: 1.1.0}}\n"
-    prod.write_text(prod.read_text().replace(released, f"{released}    - {{bundle: {AGENT}, version: 1.0.0}}\n"))
-    demo.git("add", "-A")
-    demo.git("commit", "-m", f"Release {AGENT} 1.0.0 to prod")
-
-
-def approve(demo: Demo, release: str, version: str) -> None:
-    """Approve a release to prod as ann, and wait until it is there."""
-    words = ("--key", "../acme-keys/approver.pem", "--service-url", demo.url)
-    demo.kneo("approve", f"prod/{release}@{version}", *words, who="ann", cwd="acme", quiet=True)
-    demo.wait_for(version)
-
-
-def start(demo: Demo, release: str, text: str) -> dict[str, str]:
-    """Start a run in prod up to its question."""
-    words = ("--bundle", release, "--env", "prod", "--input", text, "--service-url", demo.url, "--json")
-    run: dict[str, str] = json.loads(demo.kneo("run", *words, quiet=True))
-    return run
+    declared = f"    - {{bundle: {NAME}, version: 1.0.0}}\n"
+    later = f"    - {{bundle: {NAME}, version: 1.1.0}}\n    - {{bundle: {FIRST}, version: 1.0.0}}\n"
+    prod.write_text(prod.read_text().replace(declared, later))
+    demo.commit("Release support 1.1.0 and returns 1.0.0 to prod")
 
 
 def take_all(images: Path, browser: str) -> None:
@@ -120,23 +107,19 @@ def take_all(images: Path, browser: str) -> None:
         folder = Path(name).resolve()
         (folder / "home").mkdir()
         demo = Demo(folder)
-        demo_.declare(demo)
-        declare_agent(demo)
-        demo_agent.write_script(folder)
-        with demo_agent.model_variables(folder, "") as demo.variables, demo.up():
+        declare(demo)
+        with demo_agent.model_variables(demo_agent.SCRIPTED) as demo.variables, demo.up():
             demo.wait_for(reason="AwaitingApproval")
             window = playwright.chromium.launch(executable_path=browser, args=arguments)
             pictures = Pictures(window, demo, "ann", images)
             pictures.take("console-release", f"/environments/prod/{NAME}")
-            pictures.take("console-first-release", f"/environments/prod/{AGENT}")
-            approve(demo, AGENT, "1.0.0")
-            run = start(demo, AGENT, demo_agent.INPUT)
-            start(demo, AGENT, "Invoice 8 of Bolt Ltd, please pay.")
+            pictures.take("console-first-release", f"/environments/prod/{FIRST}")
+            run = start(demo, CHAIR)
+            start(demo, TABLE)
             pictures.take("console-inbox", "/inbox")
             pictures.take("console-task", f"/inbox/{run['continuation_id']}", choose="approved")
-            edited = json.dumps({"to": "Bolt Ltd", "amount": 100})
-            words = ("--edit", edited, "--service-url", demo.url)
-            demo.kneo("task", "decide", run["continuation_id"], *words, who="ann", quiet=True)
+            edited = json.dumps({"order": 8, "euros": 100})
+            demo.answer("task", "decide", str(run["continuation_id"]), "--edit", edited, who="ann")
             Pictures(window, demo, "bob", images).take("console-run", f"/runs/{run['run_id']}")
 
 

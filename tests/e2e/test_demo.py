@@ -1,9 +1,8 @@
-"""The agent of ``make demo`` is stopped at its gate, and the payment that a person edited is made once."""
+"""``make demo``: what it shows, and that its server ends with it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -70,15 +69,32 @@ def test_a_demo_that_is_stopped_stops_its_server(tmp_path: Path, number: signal.
                 os.kill(pid, signal.SIGKILL)
 
 
+SHOWN = (
+    "We refunded 20 EUR for order 7.",
+    "Refund 120 EUR for order 8",
+    "We refunded 100 EUR for order 8.",
+    "Refund 300 EUR for order 9",
+    "We cannot refund order 9.",
+    "✗ claim-above-the-price: lookup_order was called 0 times; 1 is expected.",
+    "SignatureInvalid: support 1.1.0 was rejected",
+    "✓ Receipt verified.",
+    "✗ actor: actor is shown as something else than what the envelope says.",
+    "✓ Audit log verified",
+)
+"""What the demo shows, in this order."""
+
+
 @pytest.mark.e2e
-def test_the_agent_of_the_demo_pays_what_a_person_made_of_its_call(
+def test_the_demo_refunds_asks_refuses_and_proves_on_one_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "home").mkdir()
-    demo._agent_at_a_gate(demo.Demo(tmp_path), "")
-    (payment,) = (tmp_path / "clerk" / "payments.jsonl").read_text().splitlines()
-    assert {"to": "Bolt Ltd", "amount": 100}.items() <= json.loads(payment).items()
+    demo.run(demo.Demo(tmp_path))
     shown = capsys.readouterr().out
-    assert "not a real one" in shown
-    assert "paused: " in shown
-    assert "Bolt Ltd was paid." in shown
+    at = 0
+    for text in SHOWN:
+        assert text in shown[at:], text
+        at = shown.index(text, at)
+    lines = shown.splitlines()
+    assert len(lines) <= 60
+    assert max(len(line) for line in lines) <= 120
