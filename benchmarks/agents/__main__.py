@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.agents import conversation
+from benchmarks.agents.calls import measure_calls
 from benchmarks.agents.gates import gate_costs
 from benchmarks.engine import peers
 
@@ -35,7 +36,7 @@ def main() -> None:
         "--count", type=int, default=5, help="conversations of 20 turns in each round, and as many turns of others"
     )
     parser.add_argument("--runs", type=int, default=1000, help="agents that wait at once")
-    parser.add_argument("--only", choices=["turns", "waiting", "gates"])
+    parser.add_argument("--only", choices=["turns", "waiting", "gates", "calls"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     answer: dict[str, object] = {}
@@ -48,6 +49,8 @@ def main() -> None:
         answer[f"{options.runs} agents that wait 2 s"] = waiting(options.rounds, options.runs)
     if options.only in {None, "gates"}:
         answer["the gates of a call, ms"] = gate_costs(options.rounds)
+    if options.only in {None, "calls"}:
+        answer |= measure_calls(options.count * 40, options.runs)
     if options.json:
         print(json.dumps(answer, indent=2))
         return

@@ -70,7 +70,7 @@ def find_served(tx: Tx, starter: Starter, caller: str, environment: str, bundle:
     except (NotFound, Forbidden):
         raise _not_served(environment, bundle, caller) from None
     release = found.release
-    spec = Spec.model_validate(found.bundle.spec)
+    spec = starter.freezer.released(found.bundle).spec
     declared = [name for name in callable_tools(spec.agent) if name in spec.tools]
     names = served_tools(tx, rules, release.bundle, caller, declared) if spec.allows(CALL_TARGET) else ()
     if not names:

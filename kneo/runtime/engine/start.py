@@ -109,7 +109,7 @@ class Starter:
         self.project = project
         self.max_queue = max_queue
         self.check_spec = check_spec
-        self._freezer = SpecFreezer(check_spec)
+        self.freezer = SpecFreezer(check_spec)
         self.pin = pin
         self.hmac_key = hmac_key
 
@@ -157,7 +157,7 @@ class Starter:
         if is_followed:
             with self.store.read() as tx:
                 self._check_inline_allowed(tx, order.environment)
-        return self._freezer.inline(order.spec)
+        return self.freezer.inline(order.spec)
 
     def _start(
         self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, operator: OperatorConnections | None
@@ -251,7 +251,7 @@ class Starter:
         chosen = self._choose(tx, order, inline, rules)
         _check_target(chosen.frozen.spec, order.target, chosen.release)
         if rules is not None and rules.gates:
-            chosen = replace(chosen, frozen=self._freezer.with_gates(chosen.frozen, rules.gates), gates=rules.gates)
+            chosen = replace(chosen, frozen=self.freezer.with_gates(chosen.frozen, rules.gates), gates=rules.gates)
         # A release satisfied Git's policy when it was promoted; other policies may be newer.
         policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
         require_policy(chosen.frozen.spec, policy, order.environment, order.target)
@@ -289,7 +289,7 @@ class Starter:
             revision=release.revision,
             promotion_id=release.promotion_id,
         )
-        frozen, statement = self._freezer.released(approved.bundle), approved.bundle.statement
+        frozen, statement = self.freezer.released(approved.bundle), approved.bundle.statement
         code = statement.code.digest if statement is not None and statement.code is not None else None
         check_code(frozen.spec, code is not None, registry.declared(tx, environment), f"{ref.bundle}@{ref.version}")
         return _ResolvedSpec(frozen, ref, approved.audit_seq, code)

@@ -88,7 +88,12 @@ def test_a_call_waits_with_a_link_and_returns_its_result_when_it_comes_again(hou
         raise AssertionError("no approval comes through the client")
 
     arguments = {"id": f"m-{mode}", "amount": 20}
-    waiting = asyncio.run(call(house, "refund", arguments, wait="1s", mode=mode, elicitation_callback=accept))
+
+    def ask() -> CallToolResult | None:
+        made = asyncio.run(call(house, "refund", arguments, wait="1s", mode=mode, elicitation_callback=accept))
+        return made if structured(made)["url"] else None
+
+    waiting = eventually(ask)
     data = structured(waiting)
     assert (waiting.is_error, data["status"], data["url"] in text(waiting)) == (False, "waiting", True)
     assert data["url"].startswith(f"{house.url}/console/inbox/cont_")

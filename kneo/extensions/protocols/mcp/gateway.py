@@ -37,6 +37,7 @@ from kneo.runtime.engine.calls import ServedBundle
 from kneo.runtime.engine.wait import SettledRun, read_settled_run
 from kneo.service.context import Service, next_change
 from kneo.spec.models.agent import model_name
+from kneo.spec.models.spec import Tool as SpecTool
 from kneo.spec.tool_kinds import GET_CALL
 
 PROGRESS_SECONDS = 15.0
@@ -95,7 +96,15 @@ class BundleTools:
             instructions=self.served.spec.agent.description,
             on_list_tools=self.list_tools,
             on_call_tool=self.call_tool,
+            get_tool_input_schema=self._find_schema,
         )
+
+    def _find_schema(self, called: str) -> Mapping[str, object] | None:
+        found = self._find_tool(called)
+        return schema_of(found[1]) if found is not None else None
+
+    def _find_tool(self, called: str) -> tuple[str, SpecTool] | None:
+        return next(((name, tool) for name, tool in self.served.tools.items() if model_name(name) == called), None)
 
     async def list_tools(self, _context: RequestContext, _params: PaginatedRequestParams | None) -> ListToolsResult:
         """List the tools as the signed bundle declares them."""
@@ -136,8 +145,8 @@ class BundleTools:
     async def _start(
         self, called: str, arguments: Mapping[str, object], meta: Mapping[str, object]
     ) -> tuple[Run, bool]:
-        name = next((each for each in self.served.tools if model_name(each) == called), None)
-        if name is None:
+        found = self._find_tool(called)
+        if found is None:
             msg = f"{self.served.bundle} in {self.environment} has no tool {called[:80]} for {self.principal.name}."
             raise NotFound(
                 msg, code="tool_not_found", hint="List the tools again: releases and rules may have changed."
@@ -149,7 +158,7 @@ class BundleTools:
         body = CallCreate(
             environment=self.environment,
             bundle=self.served.bundle,
-            tool=name,
+            tool=found[0],
             arguments=dict(arguments),
             session_id=session,
         )
@@ -159,7 +168,7 @@ class BundleTools:
             self.principal,
             f"mcp-call:{self.environment}/{self.served.bundle}",
             str(key) if key is not None else None,
-            digest_of_json([name, dict(arguments), session]),
+            digest_of_json([found[0], dict(arguments), session]),
             partial(run_in_threadpool, start),
         )
 
