@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -16,6 +17,7 @@ from kneo.api.operation import Json
 from kneo.api.view import view_of
 from kneo.clock import isoformat
 from kneo.digest import Digest
+from kneo.records.grant import use_words
 from kneo.records.release import ApprovalRecord, Condition, Hold, Pending, Promotion, SourceRecord, Suspension
 from kneo.records.task import ReceiptRecord
 from kneo.registry import EnvironmentStatus
@@ -451,16 +453,18 @@ class TracedReceiptView:
     sequence: int | None
     digest: str
     grant: Json | None
-    """The standing grant that decided, with the number of the use and those who approved it."""
+    """The standing grant that decided, with the number of the use, of how many (null where it is gone), and its voters."""
 
     @classmethod
-    def of(cls, record: ReceiptRecord) -> Self:
+    def of(cls, record: ReceiptRecord, uses: Mapping[str, int]) -> Self:
+        """Build the view of a receipt; ``uses`` has those that the grant of a task allows."""
         predicate = json.loads(parse_envelope(record.envelope).payload)["predicate"]
         grant = predicate.get("grant")
         if grant is not None:
             grant = {
                 "id": grant["id"],
                 "number": grant["number"],
+                "of": uses.get(record.task_id),
                 "voters": [each["actor"] for each in predicate["voters"]],
             }
         return cls(
@@ -469,12 +473,11 @@ class TracedReceiptView:
             grant=grant,
         )
 
-
-def granted_words(grant: Json) -> str:
-    """Return the standing grant of a decision in words."""
-    voters = grant["voters"]
-    assert isinstance(voters, list)
-    return f"grant {grant['id']} (number {grant['number']}) of {', '.join(map(str, voters))}"
+    @property
+    def who(self) -> str:
+        """Who decided, in words."""
+        voters = self.grant["voters"] if self.grant is not None else None
+        return use_words(self.grant, voters) if isinstance(voters, list) and self.grant else str(self.actor or self.by)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -496,5 +499,5 @@ class ProvenanceView:
             run=view_of(TracedRunView, run, status=run.status.value) if run else None,
             bundle=view_of(TracedBundleView, bundle, code=code.digest if code else None) if bundle else None,
             promotions=[TracedPromotionView.of(item, found) for item in found.promotions],
-            receipts=[TracedReceiptView.of(record) for record in found.receipts],
+            receipts=[TracedReceiptView.of(record, found.granted) for record in found.receipts],
         )

@@ -118,6 +118,7 @@ class StepGateView:
     comment: str | None
     approvals: Annotated[int, Field(description="The approvals that the gate needs.")]
     votes: Annotated[list[GateVoteView], Field(description="In their order; empty where a deadline decided.")]
+    grant: Annotated[Json | None, Field(description="The standing grant that decided, and the number of its use.")]
 
     @classmethod
     def of(cls, task: HumanTask) -> StepGateView:
@@ -141,6 +142,7 @@ class StepGateView:
                 view_of(GateVoteView, vote, decision=vote.decision.value, comment=readable(vote.comment))
                 for vote in task.votes
             ],
+            grant=dict(task.granted_use) if task.granted_use is not None else None,
         )
 
 

@@ -14,7 +14,6 @@ from kneo.api.operation import Json
 from kneo.api.page import PageView, SearchPeriod
 from kneo.api.view import view_of
 from kneo.clock import parse_time
-from kneo.records.grant import GRANTED
 from kneo.records.run import Run
 from kneo.records.task import HumanTask, TaskEvent
 from kneo.tasks.schedule import remaining_escalations, scheduled_events
@@ -189,15 +188,11 @@ def _decision(task: HumanTask) -> Json | None:
     decision = task.decision
     if decision is None:
         return None
-    grant = task.metadata.get(GRANTED) if decision.by == GRANTED else None
+    use = task.granted_use
     return asdict(decision) | {
         "selected_options": list(decision.selected_options),
         "voters": list(decision.voters),
-        **(
-            {"grant": {name: grant[name] for name in ("id", "number", "terms_digest")}}
-            if isinstance(grant, Mapping)
-            else {}
-        ),
+        **({"grant": {name: use[name] for name in ("id", "number", "terms_digest")}} if use is not None else {}),
     }
 
 

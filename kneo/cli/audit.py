@@ -12,7 +12,7 @@ import typer
 
 from kneo.api import audit as api
 from kneo.api.environments import trace as trace_reference
-from kneo.api.release_views import ProvenanceView, granted_words
+from kneo.api.release_views import ProvenanceView
 from kneo.cli import render
 from kneo.cli.audit_pack import pack, show_verdict, verify_pack
 from kneo.cli.backend import Json
@@ -95,8 +95,7 @@ def _show_provenance(answer: ProvenanceView) -> None:
         render.text(f"  release approval: {approvers}")
         render.text(f"  audit    event {item.audit.seq if item.audit is not None else None}")
     for receipt in answer.receipts:
-        by = granted_words(receipt.grant) if receipt.grant is not None else receipt.actor
-        render.text(f"{receipt.decision:<10} {receipt.gate} by {by} at {receipt.decidedAt}")
+        render.text(f"{receipt.decision:<10} {receipt.gate} by {receipt.who} at {receipt.decidedAt}")
         render.text(f"  receipt  {receipt.id}  {receipt.digest}")
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
 from kneo.records.task import Vote
-
-GRANTED = "grant"
-"""The author of a decision by a grant; see ``Decision.by``. The key of a task's metadata about grants, too."""
 
 
 class GrantStatus(StrEnum):
@@ -89,6 +86,11 @@ class Grant:
     @property
     def uses_left(self) -> int:
         return self.limits.uses - self.uses
+
+
+def use_words(use: Mapping[str, object], voters: Iterable[str]) -> str:
+    """Return the use of a grant in words: its ``id``, its ``number``, of how many uses (``of``), and those who approved the grant."""
+    return f"grant {use['id']} ({use['number']} of {use['of']}) of {', '.join(voters)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,9 @@ REPORTED = "reported"
 REPLAYED = "replay"
 """The author of a reused decision; see ``Decision.by``."""
 
+GRANTED = "grant"
+"""The author of a decision by a standing grant. The key of a task's metadata about grants, too."""
+
 
 class DecisionKind(StrEnum):
     APPROVED = "approved"
@@ -46,7 +49,7 @@ class DecisionKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The decision of a task and its author. ``by`` is ``person``, ``policy:timeout`` or ``replay``."""
+    """The decision of a task and its author. ``by`` is ``person``, ``policy:timeout``, ``replay`` or ``grant``."""
 
     kind: DecisionKind
     content: str | None
@@ -205,6 +208,13 @@ class HumanTask:
         """Whether a gate asks about one call of a tool."""
         facts = self.metadata.get("facts")
         return isinstance(facts, Mapping) and "gate" in facts
+
+    @property
+    def granted_use(self) -> Mapping[str, object] | None:
+        """The use of the standing grant that decided: its ``id``, ``number``, ``of`` how many uses, and ``terms_digest``."""
+        use = self.metadata.get(GRANTED)
+        is_granted = self.decision is not None and self.decision.by == GRANTED
+        return use if is_granted and isinstance(use, Mapping) else None
 
     @property
     def is_for_caller(self) -> bool:

@@ -213,6 +213,9 @@ class Trace:
     receipts: tuple[ReceiptRecord, ...]
     """Receipts of the run, in order."""
 
+    granted: Mapping[str, int]
+    """The uses that the standing grant allows which decided a task, by the task."""
+
 
 def trace(tx: Tx, reference: str) -> Trace:
     """Trace a run id or a digest back to its commit.
@@ -231,6 +234,7 @@ def trace(tx: Tx, reference: str) -> Trace:
     if run is None and not promotions:
         msg = f"No run or release has the id or digest {reference[:100]}."
         raise NotFound(msg, code="not_found", hint="Pass a run id or the sha256: digest of a bundle.")
+    found = receipts.of_run(tx, run.id) if run is not None else ()
     return Trace(
         digest=digest,
         run=run,
@@ -238,7 +242,8 @@ def trace(tx: Tx, reference: str) -> Trace:
         promotions=promotions,
         approvals={item.id: releases.approvals_by_id(tx, item.approvals) for item in promotions},
         events={item.id: event for item in promotions if (event := audit.event(tx, item.audit_event_id)) is not None},
-        receipts=receipts.of_run(tx, run.id) if run is not None else (),
+        receipts=found,
+        granted=grants.uses_allowed(tx, [receipt.task_id for receipt in found]),
     )
 
 

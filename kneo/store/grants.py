@@ -5,7 +5,7 @@ Locks are taken in one order: a run, then grants by id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import MappingProxyType
 
@@ -253,6 +253,13 @@ def _end_where(
     # One that is not authentic covers nothing, and does not become authentic by its end.
     found = (_read(row) for row in rows if is_authentic(tx, grants, row))
     end(tx, filter(only, found), reason, actor=actor)
+
+
+def uses_allowed(tx: Tx, task_ids: Collection[str]) -> Mapping[str, int]:
+    """Return the uses that the grant allows which decided a task, by the task; other tasks are left out."""
+    query = select(grant_uses.c.task_id, *grants.c).join(grants, grants.c.id == grant_uses.c.grant_id)
+    rows = tx.connection.execute(query.where(grant_uses.c.task_id.in_(task_ids))) if task_ids else ()
+    return {row.task_id: _read(row).limits.uses for row in rows if is_authentic(tx, grants, row)}
 
 
 def total_uses(tx: Tx) -> int:

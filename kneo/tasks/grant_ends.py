@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kneo.clock import parse_time
-from kneo.records.grant import GRANTED, GrantStatus
-from kneo.records.task import Decision, DecisionKind, HumanTask
+from kneo.records.grant import GrantStatus
+from kneo.records.task import GRANTED, Decision, DecisionKind, HumanTask
 from kneo.store import grants
 from kneo.store.engine import Tx
 from kneo.tasks.review import MOSTLY_QUICK, PERSON, is_unread

@@ -17,9 +17,18 @@ from kneo.clock import isoformat, new_id, parse_time
 from kneo.digest import digest_of_json
 from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Untrusted
 from kneo.names import person_key
-from kneo.records.grant import GRANTED, Grant, GrantLimits, GrantStatus, GrantUse, NotCovered
+from kneo.records.grant import Grant, GrantLimits, GrantStatus, GrantUse, NotCovered
 from kneo.records.run import Run
-from kneo.records.task import SIGNED_BY_REVIEWER, UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
+from kneo.records.task import (
+    GRANTED,
+    SIGNED_BY_REVIEWER,
+    UNRESOLVED,
+    Decision,
+    DecisionKind,
+    HumanTask,
+    TaskStatus,
+    Vote,
+)
 from kneo.spec.conditions import draw
 from kneo.spec.coverage.environment_gates import gates_at_calls_of
 from kneo.spec.coverage.gates import effective_human, step_gates, strengthened

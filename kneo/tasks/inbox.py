@@ -14,7 +14,6 @@ from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, canonical_json, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
 from kneo.names import person_key
-from kneo.records.grant import GRANTED
 from kneo.records.run import RunStatus
 from kneo.records.task import REPORTED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import audit, idempotency, runs, tasks
@@ -211,12 +210,8 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
     }
     last = next((vote for vote in votes if vote.actor == decision.actor), None)
     facts |= signature_facts(last) | _carried(last)
-    about = task.metadata.get(GRANTED)
-    facts |= (
-        {"grant": about["id"], "number": about["number"]}
-        if decision.by == GRANTED and isinstance(about, Mapping)
-        else {}
-    )
+    use = decided.granted_use
+    facts |= {"grant": use["id"], "number": use["number"]} if use is not None else {}
     event = record_event(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
     write_receipt(tx, decided, decision, event)
     end_after(tx, decided, decision)

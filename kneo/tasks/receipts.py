@@ -14,8 +14,16 @@ from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, InvalidValue, Untrusted
 from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
-from kneo.records.grant import GRANTED
-from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, ReceiptRecord, Vote
+from kneo.records.task import (
+    GRANTED,
+    SIGNED,
+    SIGNED_BY_REVIEWER,
+    Decision,
+    DecisionKind,
+    HumanTask,
+    ReceiptRecord,
+    Vote,
+)
 from kneo.store import audit, oidc_people, receipts, runs
 from kneo.store.engine import Tx
 from kneo.tasks.decisions import CALL, decision_digest
@@ -107,7 +115,7 @@ def decided_content(decision: Decision) -> dict[str, object]:
 def _receipt(
     tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent, before: ReceiptRecord | None
 ) -> Receipt:
-    environment = _rules(tx, task, decision)
+    environment, use = _rules(tx, task, decision), task.granted_use
     size, head = audit.chain_head(tx)
     return Receipt.model_validate(
         {
@@ -138,16 +146,10 @@ def _receipt(
             "audit_head": head,
             "sequence": before.sequence + 1 if before else 1,
             "previous": before.digest if before else None,
-            "grant": _grant(task) if decision is not None and decision.by == GRANTED else None,
+            "grant": {name: use[name] for name in ("id", "terms_digest", "number")} if use is not None else None,
             "code": _code(tx, task),
         }
     )
-
-
-def _grant(task: HumanTask) -> dict[str, object]:
-    about = task.metadata[GRANTED]
-    assert isinstance(about, Mapping)
-    return {name: about[name] for name in ("id", "terms_digest", "number")}
 
 
 def _code(tx: Tx, task: HumanTask) -> dict[str, object] | None:

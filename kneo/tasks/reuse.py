@@ -13,9 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from kneo.errors import KneoError
 from kneo.names import person_key
-from kneo.records.grant import GRANTED
 from kneo.records.run import Run
-from kneo.records.task import ARGUMENTS_DIGEST, REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
+from kneo.records.task import ARGUMENTS_DIGEST, GRANTED, REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import receipts, runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import decisions, people

@@ -39,7 +39,7 @@ from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, T
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import DECISIONS, EDITED_BY, ConversationEntry, EntryStatus
-from kneo.records.task import REPORTED, Decision, DecisionKind
+from kneo.records.task import GRANTED, REPORTED, Decision, DecisionKind
 from kneo.spec.coverage.exposure import privileged_capabilities
 from kneo.spec.models.spec import Tool
 
@@ -315,10 +315,10 @@ _NO_TOOL = Tool(description="No tool.")
 
 
 def _decided(decisions: Sequence[Decision]) -> dict[str, object]:
-    """Return the fact of who decided what about a call, of several people each; none where no person was asked."""
-    named = [
-        {"by": person, "decision": decision.kind.value}
-        for decision in decisions
-        for person in decision.voters or (decision.actor,)
-    ]
+    """Return the fact of who decided what about a call, of several people each, or which grant; none where no gate asked."""
+    named = [{"by": name, "decision": each.kind.value} for each in decisions for name in _authors(each)]
     return {DECISIONS: named} if named else {}
+
+
+def _authors(decision: Decision) -> Sequence[str]:
+    return (f"grant {decision.source}",) if decision.by == GRANTED else decision.voters or (decision.actor,)

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from kneo.clock import isoformat
 from kneo.function_context import StepContext
 from kneo.records.conversation import ConversationEntry
-from kneo.records.grant import GRANTED
 from kneo.records.run import FINISHED_ENTRIES, NewTrace, Run, RunError, RunStatus, StepRecord, Suspicion, ending
-from kneo.records.task import HumanTask, TaskStatus
+from kneo.records.task import GRANTED, HumanTask, TaskStatus
 from kneo.redaction import redact_start
 from kneo.runtime.engine.journals import add_to_session
 from kneo.runtime.engine.questions import Message, call_asked, consequences, decision_context, question

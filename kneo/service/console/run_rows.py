@@ -12,6 +12,7 @@ from markupsafe import Markup
 from kneo.api.run_steps import GateVoteView, StepGateView, StepView
 from kneo.api.run_views import UsageView
 from kneo.clock import parse_time
+from kneo.records.grant import use_words
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.service.console.graph_layout import DrawnEdge, DrawnStep, lay_out
@@ -240,6 +241,8 @@ def gate_state(gate: StepGateView) -> StepState:
 
 def gate_words(gate: StepGateView) -> str:
     """Return who decided what, and why: of several people each."""
+    if gate.grant is not None:
+        return f"approved by {use_words(gate.grant, [vote.actor for vote in gate.votes])}"
     several = [_answer_words(vote.actor, vote.decision, vote.comment) for vote in gate.votes]
     if gate.decision is None:
         state = {"cancelled": "withdrawn", "expired": "expired"}.get(gate.status, "waits for people")

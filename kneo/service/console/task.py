@@ -33,8 +33,7 @@ from kneo.api.tasks import (
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.names import person_key, reveal
-from kneo.records.grant import GRANTED
-from kneo.records.task import UNRESOLVED
+from kneo.records.task import GRANTED, UNRESOLVED
 from kneo.service.console import inbox, task_words
 from kneo.service.console.answer_form import decision_of, form_values
 from kneo.service.console.page import Form, Page, PageRequest, Pages, SeeOther, download

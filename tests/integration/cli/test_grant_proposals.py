@@ -50,7 +50,7 @@ def test_grants_are_shown_where_people_look(house: GrantHouse, kneo: Kneo) -> No
     run = house.refunds(20)
     assert "1 active grant: kneo grant list --env prod" in kneo("status").out
     assert f"Grant {grant.id}: refund, 49 uses left" in kneo("why", "prod/refunds").out
-    assert f"by grant {grant.id} (number 1) of ann, ben" in kneo("trace", run.id).out
+    assert f"by grant {grant.id} (1 of 50) of ann, ben" in kneo("trace", run.id).out
     shown = kneo("task", "get", house.all_tasks(run)[0].id, "--json").json
     assert shown["decision"]["grant"] == {"id": grant.id, "number": 1, "terms_digest": grant.terms_digest}  # type: ignore[index]
     assert "1 standing grants are active." in kneo("doctor").out

@@ -143,6 +143,13 @@ def test_the_console_shows_grants_and_revokes_them(house: GrantHouse, bench: Ben
     assert "many approvals, none edited" in page.text
     task = browser.get(f"/console/inbox/{house.all_tasks(covered)[0].id}")
     assert f"grant {grant.id} (1 of 50) of ann, ben" in " ".join(task.text.split())
+    words = f"approved by grant {grant.id} (1 of 50) of ann, ben"
+    run_page = browser.get(f"/console/runs/{covered.id}")
+    assert words in " ".join(run_page.text.split())
+    talk = browser.get(f"/console/runs/{covered.id}/conversation").text
+    assert f"approved by grant {grant.id}" in talk
+    assert "approved by ann" not in talk
+    assert words.removeprefix("approved by ") in signed_in(bench.url, "admin").get(f"/console/trace/{covered.id}").text
     open_task = browser.get(f"/console/inbox/{house.open(asked)[0].id}")
     assert "Not covered by" in open_task.text
     assert "Draft a grant from this call" in open_task.text
