@@ -78,6 +78,16 @@ A worker is dead that was silent for ``stall``, or lost its lock and was silent 
 locks counts by its heartbeats.
 """
 
+FETCH = f"""
+    WITH RECURSIVE fetched (number, job) AS (
+        SELECT 1, {SCHEMA}.procrastinate_fetch_job_v2(%(queues)s::varchar[], %(worker_id)s)
+        UNION ALL
+        SELECT number + 1, {SCHEMA}.procrastinate_fetch_job_v2(%(queues)s::varchar[], %(worker_id)s)
+        FROM fetched WHERE number < %(most)s AND (job).id IS NOT NULL)
+    SELECT (job).* FROM fetched WHERE (job).id IS NOT NULL
+"""  # noqa: S608 - our own name
+"""Fetch jobs as Procrastinate fetches one, up to ``most``."""
+
 ANNOUNCE = f"""
     SELECT pg_notify('procrastinate_queue_v1#{QUEUE}', json_build_object('type', 'job_inserted', 'job_id', %(job)s::bigint)::text)
 """

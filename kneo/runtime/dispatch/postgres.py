@@ -13,14 +13,16 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
 from procrastinate import App, JobContext, PsycopgConnector
 from procrastinate.connector import BaseConnector
 from procrastinate.exceptions import ProcrastinateException
-from procrastinate.manager import JobManager
+from procrastinate.jobs import Job, Notification
+from procrastinate.manager import JobManager, NotificationCallback
 from psycopg import AsyncConnection
 from psycopg import Error as PsycopgError
 from psycopg_pool import AsyncConnectionPool
@@ -54,6 +56,9 @@ RESTORE_SECONDS = 30.0
 """The interval of the search for due runs without a job, and for jobs that ended and are in progress in the queue; there should
 never be any.
 """
+
+BATCH = 8
+"""The most jobs that one statement fetches."""
 
 RECONNECT_SECONDS = 1.0
 
@@ -89,6 +94,7 @@ class QueueWorker:
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._working: asyncio.Task[None] | None = None
+        self._driven = 0
         self._ended: dict[int, float] = {}
         """The ids of the jobs that ended lately, with the time: those whose end could not be stored are retried."""
 
@@ -138,7 +144,7 @@ class QueueWorker:
                 pool_factory=_pool,
             )
         )
-        app.job_manager = jobs = _Jobs(app.connector)
+        app.job_manager = jobs = _Jobs(app.connector, self._free)
         app.task(name=queue.TASK, queue=queue.QUEUE, pass_context=True)(self._drive)
         async with contextlib.AsyncExitStack() as closing:
             # A stop during the connection closes the pool too: it would retry for ever.
@@ -160,16 +166,22 @@ class QueueWorker:
                 sweeping.cancel()
                 await asyncio.wait([sweeping])
 
+    def _free(self) -> int:
+        """Return how many further runs this worker may drive."""
+        return self.concurrency - self._driven
+
     async def _drive(self, context: JobContext, run_id: str) -> None:
         assert context.job is not None
         assert context.job.id is not None
         self._ended.pop(context.job.id, None)
+        self._driven += 1
         try:
             await self.driver.drive(run_id, claim=f"{queue.CLAIM_PREFIX}{context.job.id}", parks=True)
         except RecordUnauthenticated as error:
             # The search for runs without a job finds it again.
             log_refused(error, run_id)
         finally:
+            self._driven -= 1
             self._ended[context.job.id] = asyncio.get_running_loop().time()
 
     async def _watch(self, jobs: _Jobs) -> None:
@@ -229,14 +241,27 @@ class QueueWorker:
 
 
 class _Jobs(JobManager):
-    """The jobs of the queue. The heartbeat of the worker is stored with its other signs of life.
+    """The jobs of the queue, fetched in batches. The heartbeat of the worker is stored with its other signs of life.
 
     The library's worker goes on without heartbeats after the first one that fails, because its watch over them ends with its
     search for periodic jobs, which finds none. Other workers would then execute each of its steps a second time.
+
+    The library's worker also forgets an announcement that arrives while it searches in vain, and would find that job at its next
+    poll only; and it searches once more after each job that it has found.
+
+    Args:
+        connector: The database.
+        free: Returns how many further jobs the worker may take.
     """
 
-    def __init__(self, connector: BaseConnector) -> None:
+    def __init__(self, connector: BaseConnector, free: Callable[[], int]) -> None:
         super().__init__(connector)
+        self._free = free
+        self._fetched = deque[Job]()
+        self._announced = 0
+        """The number of announcements so far."""
+        self._empty_at: int | None = None
+        """The number of announcements at which a search found the queue empty, until the next search."""
         self.registered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """The id of the worker."""
 
@@ -245,6 +270,36 @@ class _Jobs(JobManager):
         worker_id = await super().register_worker()
         self.registered.set_result(worker_id)
         return worker_id
+
+    async def listen_for_jobs(
+        self, *, on_notification: NotificationCallback, queues: Iterable[str] | None = None
+    ) -> None:
+        """Call back at each announcement of a job, and count it."""
+
+        async def announced(*, channel: str, notification: Notification) -> None:
+            self._announced += 1
+            await on_notification(channel=channel, notification=notification)
+
+        await super().listen_for_jobs(on_notification=announced, queues=queues)
+
+    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
+        """Return the next job, of those that the last statement fetched or of the queue."""
+        if self._fetched:
+            return self._fetched.popleft()
+        if self._empty_at == self._announced:
+            self._empty_at = None
+            return None
+        while True:
+            announced = self._announced
+            most = max(1, min(BATCH, self._free()))
+            rows = await self.connector.execute_query_all_async(
+                queue.FETCH, queues=queues, worker_id=worker_id, most=most
+            )
+            if rows or announced == self._announced:
+                break
+        self._empty_at = announced if 0 < len(rows) < most else None
+        self._fetched.extend(map(Job.from_row, rows))
+        return self._fetched.popleft() if self._fetched else None
 
     async def update_heartbeat(self, worker_id: int) -> None:
         """Do nothing: each turn of the worker stores a heartbeat."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine import Engine, step
 from installation_key import find_key
 from kneo_process import eventually
+from procrastinate import PsycopgConnector
 from psycopg import OperationalError
 from sqlalchemy import text
 
@@ -232,3 +235,80 @@ def test_each_piece_of_work_is_not_logged() -> None:
         assert not logging.getLogger(name).isEnabledFor(logging.INFO)
         assert logging.getLogger(name).isEnabledFor(logging.WARNING)
     assert logging.getLogger("kneo.runtime").isEnabledFor(logging.INFO)
+
+
+@asynccontextmanager
+async def fetching(engine: Engine, free: int) -> AsyncIterator[tuple[postgres._Jobs, list[str]]]:
+    """Yield the jobs of a registered worker that may take some, and the searches that it makes."""
+    connector = PsycopgConnector(
+        conninfo=engine.store.conninfo,
+        kwargs={"options": f"-c search_path={queue.SCHEMA}"},
+        configure=postgres._commit_each,
+    )
+    await connector.open_async()
+    try:
+        jobs, searches = postgres._Jobs(connector, lambda: free), list[str]()
+        search = connector.execute_query_all_async
+
+        async def counted(query: str, **arguments: Any) -> Any:
+            found = await search(query, **arguments)
+            searches.append(query)
+            if jobs.on_search is not None:
+                await jobs.on_search()
+            return found
+
+        jobs.on_search = None
+        connector.execute_query_all_async = counted
+        yield jobs, searches
+    finally:
+        await connector.close_async()
+
+
+def test_one_search_fetches_as_many_jobs_as_the_worker_may_take(engine: Engine) -> None:
+    made = [engine.start([step("quick")]) for _ in range(5)]
+
+    async def fetch() -> tuple[list[str], int]:
+        async with fetching(engine, free=3) as (jobs, searches):
+            worker = await jobs.register_worker()
+            found = []
+            while (job := await jobs.fetch_job([queue.QUEUE], worker)) is not None:
+                found.append(str(job.task_kwargs["run_id"]))
+            return found, len(searches)
+
+    # Three, then two: fewer than asked for, so that no further search is made.
+    assert asyncio.run(fetch()) == ([run.id for run in made], 2)
+
+
+def test_a_job_that_is_announced_during_a_search_in_vain_is_found(engine: Engine) -> None:
+    async def fetch() -> str:
+        async with fetching(engine, free=3) as (jobs, searches):
+            worker = await jobs.register_worker()
+            listening = asyncio.Event()
+
+            async def heard(**_: object) -> None:
+                listening.set()
+
+            listener = asyncio.create_task(jobs.listen_for_jobs(on_notification=heard, queues=[queue.QUEUE]))
+            while not listening.is_set():  # until the first announcement is heard
+                engine.store.transact(lambda tx: queue.enqueue(tx, "run_before"))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(listening.wait(), 0.05)
+            while await jobs.fetch_job([queue.QUEUE], worker) is not None:
+                pass
+
+            async def late() -> None:
+                jobs.on_search = None
+                listening.clear()
+                engine.store.transact(lambda tx: queue.enqueue(tx, "run_late"))
+                await listening.wait()
+
+            jobs.on_search = late
+            searches.clear()
+            job = await jobs.fetch_job([queue.QUEUE], worker)
+            listener.cancel()
+            await asyncio.wait([listener])
+            assert job is not None
+            assert len(searches) == 2
+            return str(job.task_kwargs["run_id"])
+
+    assert asyncio.run(fetch()) == "run_late"
