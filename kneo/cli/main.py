@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import io
 import os
@@ -185,6 +187,7 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and end the process with its exit status."""
     protect_process()
+    _collect_garbage_less()
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without ✓ shows ? rather than an error about itself
@@ -195,6 +198,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         _discard_output()
     sys.exit(status)
+
+
+def _collect_garbage_less() -> None:
+    """Look for unreachable cycles after 20,000 new objects instead of 700, and not at the end of the process.
+
+    The imports of an agent's run create 200,000 objects that stay, and each look visits those that are there: a third of the
+    processor time of the run.
+    """
+    gc.set_threshold(20_000, 10, 10)
+    atexit.register(gc.freeze)
 
 
 def run(arguments: Sequence[str]) -> int:
