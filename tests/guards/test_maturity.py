@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -10,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 def rows(page: str) -> list[str]:
     lines = (ROOT / page).read_text().splitlines()
     begin = lines.index("| area | maturity |")
-    return [line for line in lines[begin : begin + 20] if line.startswith("|")]
+    return list(takewhile(lambda line: line.startswith("|"), lines[begin:]))
 
 
 def test_readme_and_status_agree() -> None:
-    assert rows("README.md")[:7] == rows("docs/project/status.md")[:7]
+    assert rows("README.md") == rows("docs/project/status.md")

@@ -41,6 +41,17 @@ def test_every_row_names_tests_and_every_test_that_is_named_exists(page: Path) -
                 assert f"def {match[2]}(" in (ROOT / file).read_text(), f"{file}::{match[2]}"
 
 
+def test_each_part_of_the_first_screen_of_the_readme_names_tests_that_exist() -> None:
+    screen = (ROOT / "README.md").read_text().split("\n## ")[0]
+    parts = [part for part in screen.split("\n\n") if part.startswith("**[")]
+    assert len(parts) == 4
+    for part in parts:
+        assert "<!-- tests/" in part, part[:80]
+    for file, case in re.findall(r"(tests/[a-z0-9_/]+\.py)(?:::([a-z_0-9]+))?", screen):
+        assert (ROOT / file).is_file(), file
+        assert not case or f"def {case}(" in (ROOT / file).read_text(), f"{file}::{case}"
+
+
 def test_every_weakness_is_on_the_page_once() -> None:
     assert [row.split("|")[1].strip() for row in rows_of(WEAKNESSES)] == [f"W-{number:02}" for number in range(1, 57)]
 
