@@ -501,6 +501,12 @@ class AgentSettings:
     tool_seconds: float = setting("KNEO_SERV_TOOL_TIMEOUT_SECONDS", 60.0, _seconds)
     """Time for a call of a tool that states no `timeout_seconds`."""
 
+    sandbox: str = setting("KNEO_SERV_TOOLS_SANDBOX", "process", _one_of("none", "process", "kernel"))
+    """The level of sandboxes of functions of specs in runs without an environment: `kernel`, `process` or `none`."""
+
+    templates: int = setting("KNEO_SERV_SANDBOX_TEMPLATES", 8, _positive)
+    """Processes of sandboxes that a worker keeps for functions of specs, each with one imported module."""
+
     argument_bytes: int = setting("KNEO_SERV_TOOL_ARGUMENT_BYTES", 65_536, _positive)
     """Size of the arguments of a call; a larger call is not made."""
 
@@ -956,6 +962,11 @@ def function_environment(*without: str) -> dict[str, str]:
         for name, value in os.environ.items()  # noqa: TID251 - this is that one reader
         if not name.startswith(OWN_PREFIX) and name not in named
     }
+
+
+def named_files() -> list[Path]:
+    """Return the files that variables of this process name, such as those of secrets."""
+    return [Path(value.strip()) for name, value in _environment().items() if name.endswith(FILE_END) and value.strip()]
 
 
 def _environment() -> Mapping[str, str]:

@@ -10,17 +10,12 @@ from kneo.agents.function_tools import TurnMiddleware
 from kneo.agents.turn import ToolBackend
 from kneo.clock import Clock, SystemClock
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
-from kneo.settings import AgentSettings, Settings
+from kneo.settings import AgentSettings
 from kneo.spec.models.spec import Tool
-from kneo.spec.policy import McpRules, ToolRules
+from kneo.spec.policy import ToolRules
 
 RulesNow: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
 """From an environment to its tool rules as they are now; for ``None`` those of the operator. Waits without blocking the event loop."""
-
-
-def operator_rules(settings: Settings) -> ToolRules:
-    """Return the tool rules of the operator, which hold where no environment is declared."""
-    return ToolRules(inside=settings.agents.inside, mcp=McpRules(commands=settings.mcp.commands))
 
 
 async def unrestricted(_environment: str | None) -> ToolRules:

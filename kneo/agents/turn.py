@@ -263,6 +263,8 @@ class ToolCall:
     answer: Decision | None = None
     secrets: CallSecrets = field(default_factory=CallSecrets, repr=False)
     """The secrets that the backend received for this call."""
+    observed: dict[str, object] = field(default_factory=dict)
+    """Facts that the backend adds to the entry of the call; never content."""
     keep: Callable[[Mapping[str, object]], Awaitable[None]] = keep_nothing
     """Records a state durably. A call that is interrupted afterwards is made again with it, and no person is asked whether it took
     effect."""

@@ -97,6 +97,7 @@ def make_starter(settings: Settings, store: Store, *, executes: Callable[[], boo
         executes: Whether this process executes the runs that it starts, so that it needs the keys of their models.
     """
     from kneo.agents.providers import OperatorConnections
+    from kneo.agents.sandboxes import SandboxHost
     from kneo.cli.project import spec_compiler
     from kneo.project import read_config
     from kneo.runtime.engine.start import Starter
@@ -110,6 +111,7 @@ def make_starter(settings: Settings, store: Store, *, executes: Callable[[], boo
         max_queue=settings.execution.max_queue_depth,
         project=project,
         operator=lambda: OperatorConnections.of(settings, project) if executes() else None,
+        host=SandboxHost.of(settings),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Self, TypedDict, TypeVar, Unpack
 from kneo import registry
 from kneo.agents.function_tools import ToolRegistry
 from kneo.agents.providers import OperatorConnections
+from kneo.agents.sandboxes import SandboxHost
 from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError, RetentionManager, RetentionPolicy, RetentionReport, make_retention
 from kneo.project import read_config
@@ -176,6 +177,7 @@ class PlatformManager:
             max_queue=self.settings.execution.max_queue_depth,
             project=project,
             operator=lambda: OperatorConnections.of(self.settings, project),
+            host=SandboxHost.of(self.settings),
         )
 
     @cached_property

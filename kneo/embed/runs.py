@@ -22,7 +22,7 @@ from kneo.function_context import StepContext
 from kneo.records.conversation import ModelDelta
 from kneo.records.run import Run, RunStatus, StepRecord, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
-from kneo.runtime.engine.assemble import services_of
+from kneo.runtime.engine.assemble import open_sandboxes, services_of
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, cancel_run, fork
 from kneo.runtime.engine.start import Starter, StartRequest
@@ -158,11 +158,12 @@ class InProcessExecutor(Executor):
     """Executes steps with functions of this process, and all other steps as every executor does."""
 
     def __init__(self, host: RunHost) -> None:
-        code = CodeLoader((), ())
-        super().__init__(code, services_of(from_env(), host.store, code, host.tools))
+        code, settings = CodeLoader((), ()), from_env()
+        sandboxes = open_sandboxes(settings, host.store, code)
+        super().__init__(code, sandboxes, services_of(settings, host.store, code, sandboxes, host.tools))
         self.host = host
 
-    def plain(self, program: Program, activity: Activity, run_code: RunCode) -> None:
+    def plain(self, program: Program, activity: Activity, run_code: RunCode, environment: str | None) -> None:
         """Return nothing: ``began`` listens to every step, and the functions of this process are async."""
 
     async def execute(

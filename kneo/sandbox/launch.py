@@ -111,7 +111,7 @@ def _begin(control: socket.socket, scratch: str) -> None:
     os.umask(0o077)
     try:
         task = json.loads(_line(control))
-        sandbox = Sandbox(control, scratch, task)
+        sandbox = ConfinedProcess(control, scratch, task)
         if "command" in task:
             sandbox.run_program(task["command"], task["folder"])
         else:
@@ -125,7 +125,7 @@ def _begin(control: socket.socket, scratch: str) -> None:
     os._exit(1)
 
 
-class Sandbox:
+class ConfinedProcess:
     """The rights of this process, and of those that serve its calls.
 
     Args:
@@ -205,10 +205,12 @@ class Sandbox:
         os._exit(0)
 
     def _enter(self, folder: Path) -> None:
+        if self._task["level"] == "none":
+            return
         os.environ.update(HOME=str(folder), TMPDIR=str(folder))
         if "tempfile" in sys.modules:
             vars(sys.modules["tempfile"])["tempdir"] = None
-        if not self._runs or self._is_kernel:
+        if self._is_kernel:
             os.chdir(folder)
 
     def _redirect(self) -> None:

@@ -48,19 +48,6 @@ class Rights:
     digest: str | None = None
 
 
-def level_of(declared: Level | None, required: Level, *, trusted: bool) -> Level:
-    """Return the level of a call.
-
-    Args:
-        declared: The profile's own level.
-        required: The environment's.
-        trusted: Whether the environment lets it run at a lower level.
-    """
-    if trusted:
-        return declared or "none"
-    return max(declared or required, required, key=LEVELS.index)
-
-
 @dataclass(frozen=True, kw_only=True)
 class HostLevel:
     """The highest level of a machine, with the facts that an operator reads: what it has, or what is missing for more."""
@@ -68,7 +55,8 @@ class HostLevel:
     level: Level
     facts: str
 
-    def gives(self, level: Level) -> bool:
+    def gives(self, level: str) -> bool:
+        """Return whether this machine gives a level."""
         return LEVELS.index(level) <= LEVELS.index(self.level)
 
 

@@ -14,8 +14,9 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import kneo
@@ -24,6 +25,7 @@ from kneo.sandbox import confine
 from kneo.sandbox.levels import INTERPRETER, Rights
 from kneo.sandbox.network import PROXY_VARIABLES, Check, ConnectionNotifier, FilterProxy
 from kneo.settings import function_environment
+from kneo.spec.models.providers import PROVIDER_VARIABLES
 
 START_SECONDS = 60.0
 """Time for a template to import its function."""
@@ -65,16 +67,28 @@ class ModuleCode:
     Attributes:
         function: Its dotted name.
         sources: Path and bytes of the module and of all that it imports from its folders, by name; no bytes for a folder.
-        roots: The folders, which other modules are found in last.
-        allow: Prefixes of modules that specs may name instead of those of the folders.
+        paths: The folders that other modules are found in.
+        allow: Prefixes of modules that specs may name instead of those of ``sources``.
         digest: The SHA-256 of the function's module.
+        folder: The folder of a bundle's code, all of which may be read.
+        before_start: Checks, before a process starts, that the folder is as it was signed.
     """
 
     function: str
     sources: Mapping[str, tuple[str, bytes | None]] = field(repr=False)
-    roots: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     digest: str | None = None
+    folder: str | None = None
+    before_start: Callable[[], object] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for equal functions of equal bytes."""
+        bytes_of = [
+            (name, path, hashlib.sha256(data or b"").hexdigest()) for name, (path, data) in self.sources.items()
+        ]
+        return json.dumps([self.function, self.paths, self.allow, self.folder, bytes_of])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +163,7 @@ class SandboxProcesses:
             await self._end(self._idle.pop())
 
     async def _take(self, name: str, code: ModuleCode, rights: Rights) -> _Template:
-        key = _key(code, rights)
+        key = json.dumps([code.identity, asdict(rights)])
         for template in reversed(self._idle):
             if template.key == key and template.is_alive:
                 self._idle.remove(template)
@@ -157,6 +171,8 @@ class SandboxProcesses:
                 return template
         if self._live >= self._limit and self._idle:
             await self._end(self._idle.pop(0))
+        if code.before_start is not None:
+            await asyncio.to_thread(code.before_start)
         template = _Template(key, rights)
         self._live += 1
         try:
@@ -351,9 +367,9 @@ class _Template(Sandboxed):
             answer = json.loads(data) if data else None
         except (ValueError, RecursionError):
             answer = None
-        if isinstance(answer, dict) and "error" not in answer:
+        if isinstance(answer, dict) and "error" not in answer and isinstance(answer.get("text", ""), str):
             return answer
-        if isinstance(answer, dict):
+        if isinstance(answer, dict) and "error" in answer:
             raise _failure(name, self.rights, answer["error"])
         status, used = report.get("status"), report.get("cpu")
         slow = isinstance(used, float) and used >= self.rights.cpu_seconds and status == -signal.SIGKILL
@@ -416,7 +432,10 @@ def _list_of(value: object) -> list[object]:
 
 def _task(rights: Rights, programs: int) -> dict[str, object]:
     """Return the part of a launcher's task that all have; ``programs`` is the right to read, or to run what is read."""
-    own = {name: value for name, value in function_environment().items() if name in KEPT_VARIABLES}
+    if rights.level == "none":
+        own = function_environment(*PROVIDER_VARIABLES.values())
+    else:
+        own = {name: value for name, value in function_environment().items() if name in KEPT_VARIABLES}
     network = PROXY_VARIABLES if rights.level == "kernel" and rights.net else {}
     prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     package = Path(kneo.__file__).parent
@@ -447,20 +466,19 @@ _LIMITS = ("level", "net", "memory", "cpu_seconds", "processes")
 
 
 def _function_task(code: ModuleCode) -> dict[str, object]:
-    roots = set(code.roots)
-    paths = [each for each in sys.path if each and each not in roots and each != os.getcwd()]  # noqa: PTH109
     tops = {str(_top(path, name, data)) for name, (path, data) in code.sources.items()}
+    tops |= {code.folder} if code.folder is not None else set()
     return {
         "function": code.function,
         "allow": list(code.allow),
-        "paths": [*paths, *code.roots],
+        "paths": code.paths,
         "sources": {
             name: (path, base64.b64encode(data).decode() if data is not None else None)
             for name, (path, data) in code.sources.items()
         },
         "own": [
             *((each, confine.READ) for each in sorted(tops)),
-            *((each, confine.LIST) for each in (*paths, *code.roots)),
+            *((each, confine.LIST) for each in code.paths),
         ],
     }
 
@@ -472,11 +490,6 @@ def _top(path: str, name: str, data: bytes | None) -> Path:
     if data is None:
         parts -= 1
     return place.parents[parts - 1] if parts else place
-
-
-def _key(code: ModuleCode, rights: Rights) -> str:
-    sources = [(name, path, hashlib.sha256(data or b"").hexdigest()) for name, (path, data) in code.sources.items()]
-    return json.dumps([code.function, code.roots, code.allow, sources, asdict(rights)])
 
 
 def _below(pid: int) -> Iterator[int]:

@@ -182,7 +182,7 @@ class SpecIndex:
     def capabilities(self, function: str) -> tuple[Capability, ...]:
         """Return the capabilities of a function; none where the spec does not declare it."""
         known = self.spec.components.functions.get(function)
-        return known.capabilities if known is not None else ()
+        return known.all_capabilities if known is not None else ()
 
     @cached_property
     def agent_names(self) -> frozenset[str]:

@@ -509,6 +509,79 @@ Denial: TypeAlias = Annotated[
 ]
 
 
+SandboxLevel: TypeAlias = Literal["none", "process", "kernel"]
+SANDBOX_LEVELS: tuple[SandboxLevel, ...] = ("none", "process", "kernel")
+"""The levels of sandboxes, the weakest first."""
+
+Memory: TypeAlias = Annotated[
+    str, Field(pattern=r"^(?:1[6-9]|[2-9][0-9]|[1-9][0-9]{2,3})Mi$|^(?:[1-9]|[1-5][0-9]|6[0-4])Gi$", examples=["512Mi"])
+]
+"""16Mi to 64Gi."""
+
+
+def memory_bytes(text: str) -> int:
+    """Return an amount of memory in bytes."""
+    return int(text[:-2]) << (20 if text.endswith("Mi") else 30)
+
+
+def permits_host(net: str, permitted: Sequence[str]) -> bool:
+    """Return whether each host and port of an entry of ``net`` is permitted."""
+    host, _, port = net.rpartition(":")
+    for each in permitted:
+        name, _, number = each.rpartition(":")
+        below = name.startswith("*.") and (host == name or host.removeprefix("*").endswith(name[1:]))
+        if port == number and (host == name or below):
+            return True
+    return False
+
+
+def permits_path(path: str, permitted: Sequence[str]) -> bool:
+    """Return whether a path is one of some folders, or below one."""
+    return any(path == each or path.startswith(f"{each.rstrip('/')}/") for each in permitted)
+
+
+def permits_name(name: str, permitted: Sequence[str]) -> bool:
+    """Return whether a name matches a pattern."""
+    return _matches(name, permitted)
+
+
+class SandboxLimits(SpecModel):
+    """The most that sandboxes may declare. A key that is left out limits nothing."""
+
+    net: ListOf[str] | None = Field(default=None, max_length=MAX_RULES, description="Hosts: host:port or *.host:port.")
+    read: ListOf[FullPath] | None = Field(default=None, max_length=MAX_RULES, description="Folders to read.")
+    write: ListOf[FullPath] | None = Field(default=None, max_length=MAX_RULES, description="Folders to change.")
+    secrets: ListOf[Pattern] | None = Field(default=None, max_length=MAX_RULES, description="Patterns of secrets.")
+    memory: Memory | None = Field(default=None, description="Writable memory of a process.")
+    cpu_seconds: int | None = Field(default=None, ge=1, le=86_400, description="Processor time of a process.")
+    processes: int | None = Field(default=None, ge=1, le=64, description="Processes at a time.")
+
+
+class SandboxRules(SpecModel):
+    """Rules for the sandboxes of tools, functions and MCP servers."""
+
+    required: SandboxLevel = Field(
+        default="process", description="The weakest level: kernel, process or none. A spec may declare a stronger one."
+    )
+    trusted: ListOf[str] = Field(
+        default=(),
+        max_length=MAX_RULES,
+        description="Tools, functions and servers that may run at none: in the worker.",
+    )
+    limits: SandboxLimits = SandboxLimits()
+
+    def level_of(self, name: str, declared: SandboxLevel | None) -> SandboxLevel:
+        """Return the level of a call.
+
+        Args:
+            name: The tool, function or server.
+            declared: The level of its sandbox in the spec.
+        """
+        if name in self.trusted:
+            return declared or "none"
+        return max(declared or self.required, self.required, key=SANDBOX_LEVELS.index)
+
+
 class ToolRules(SpecModel):
     """Rules for tools, in addition to the permissions that specs state."""
 
@@ -538,6 +611,7 @@ class ToolRules(SpecModel):
         examples=[["crm.internal:8443"]],
     )
     mcp: McpRules = McpRules()
+    sandbox: SandboxRules = SandboxRules()
 
     def denied(self, names: ToolNames) -> str | None:
         """Return the name by which all calls of a tool are denied: that of the spec, or of what is behind it."""

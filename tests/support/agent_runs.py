@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from engine import Engine
+from engine import Engine, level_sandboxes
 from model_server import ModelRequest, ModelServer, Reply
 
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
@@ -63,7 +63,8 @@ class AgentRuns(Engine):
         self.settings = from_env(cwd=folder)
 
     def driver(self) -> Driver:
-        executor = Executor(self.code, services_of(self.settings, self.store, self.code))
+        sandboxes = level_sandboxes(self.code, self.level)
+        executor = Executor(self.code, sandboxes, services_of(self.settings, self.store, self.code, sandboxes))
         return Driver(self.store, ProgramLoader(self.store), executor)
 
     def agent_tree(self, **changes: object) -> dict[str, object]:

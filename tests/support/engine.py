@@ -7,11 +7,13 @@ import json
 import textwrap
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from run_simulator import AGENT
 
+from kneo.agents.sandboxes import SandboxHost
 from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine.programs import ProgramLoader
@@ -20,7 +22,9 @@ from kneo.runtime.engine.wait import find_run
 from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
+from kneo.runtime.steps.sandboxes import Sandboxes
 from kneo.spec.models.spec import Spec
+from kneo.spec.policy import SandboxLevel, SandboxRules, ToolRules
 from kneo.store import history, tasks
 from kneo.store.engine import Store
 from kneo.tasks.decisions import DecisionRequest
@@ -28,12 +32,29 @@ from kneo.tasks.inbox import decide
 
 PRELUDE = """
 import asyncio, os, threading, time
+from dataclasses import replace
 from pathlib import Path
 LOG = Path(__file__).with_suffix(".log")
 def note(text):
     with LOG.open("a") as log:
         log.write(text + "\\n")
 """
+
+
+def open_sandboxes(
+    code: CodeLoader, rules: ToolRules, secrets: Mapping[str, str] | None = None, host: SandboxHost | None = None
+) -> Sandboxes:
+    """Return sandboxes with the same rules in all environments."""
+
+    async def read(_environment: str | None) -> ToolRules:
+        return rules
+
+    return Sandboxes(code, read, (secrets or {}).get, replace(host or SandboxHost(), operator=rules.sandbox))
+
+
+def level_sandboxes(code: CodeLoader, level: SandboxLevel = "none") -> Sandboxes:
+    """Return sandboxes of which all environments require a level."""
+    return open_sandboxes(code, ToolRules(sandbox=SandboxRules(required=level)))
 
 
 class Engine:
@@ -47,10 +68,13 @@ class Engine:
         file.write_text(PRELUDE + textwrap.dedent(source))
         self.log = file.with_suffix(".log")
         self.code = CodeLoader((folder,), ())
+        self.level: SandboxLevel = "none"
         self.starter = Starter(store, lambda tree: Spec.model_validate_json(json.dumps(tree)), pin=None)
 
     def driver(self) -> Driver:
-        return Driver(self.store, ProgramLoader(self.store), Executor(self.code))
+        return Driver(
+            self.store, ProgramLoader(self.store), Executor(self.code, level_sandboxes(self.code, self.level))
+        )
 
     def tree(self, workflow: object, **humans: object) -> dict[str, object]:
         names = _names(workflow)

@@ -45,7 +45,7 @@ def code(function: str, folder: str, text: str = MODULE) -> ModuleCode:
         "hostile": (f"{folder}/hostile.py", text.encode()),
         "sandbox_attacks": (f"{folder}/sandbox_attacks.py", ATTACKS.read_bytes()),
     }
-    return ModuleCode(function=f"hostile.{function}", sources=sources, roots=(folder,))
+    return ModuleCode(function=f"hostile.{function}", sources=sources, paths=(*filter(None, sys.path), folder))
 
 
 CONTEXT = step_context_as_json(StepContext(run_id="r", step_id="s", attempt=1, idempotency_key="k"))

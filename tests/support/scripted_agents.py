@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
+from engine import level_sandboxes
+
 from kneo.agents.turn import CallQuestion
 from kneo.function_context import StepContext
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
@@ -34,7 +36,8 @@ MODEL = {"provider": "dummy", "name": "dummy"}
 
 class ScriptedExecutor(Executor):
     def __init__(self, turn: ScriptedTurn) -> None:
-        super().__init__(CodeLoader((), ()))
+        code = CodeLoader((), ())
+        super().__init__(code, level_sandboxes(code))
         self.turn = turn
 
     async def execute(

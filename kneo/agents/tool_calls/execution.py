@@ -107,8 +107,9 @@ class CallExecution:
         except Exception as error:
             if isinstance(error, KneoError) and error.code in CODE_ERRORS:
                 raise
-            return await self.fail(call, error)  # the model gets it as the call's result
-        return await self.record(call, returned)
+            # The model gets it as the call's result.
+            return await self.fail(replace(call, facts={**call.facts, **call.observed}), error)
+        return await self.record(replace(call, facts={**call.facts, **call.observed}), returned)
 
     async def begin(self, call: ToolCall) -> ToolCall:
         """Return a call that begins now; the beginning of one that must not be repeated unseen is recorded first."""
@@ -283,7 +284,8 @@ class CallExecution:
 
     async def _verify(self, call: ToolCall, rule: Verify) -> tuple[bool, object] | None:
         """Ask the function that can tell whether a call took effect; ``None``: it does not, so a person has to."""
-        tool = Tool(description="Verification of an interrupted call.", implementation=rule.verify)
+        verification = "Verification of an interrupted call."
+        tool = Tool(description=verification, implementation=rule.verify, sandbox=call.tool.sandbox)
         try:
             answer = await self._attempts(replace(call, tool=tool))
         except Exception as error:  # noqa: BLE001 - a person is asked instead

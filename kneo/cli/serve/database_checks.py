@@ -19,6 +19,7 @@ from kneo.notify.channels import plain_name
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.code_store import package_differences
 from kneo.settings import Settings
+from kneo.spec.code import RunCode
 from kneo.spec.models.spec import Spec
 from kneo.store import audit, audit_tree, grants, metrics, releases, requests, runs
 from kneo.store.adoption import count_without
@@ -331,7 +332,7 @@ def check_code(settings: Settings, store: Store) -> Diagnosis:
         for implementation in dict.fromkeys(spec.implementations()):
             functions += 1
             try:
-                code.check(implementation, pins)
+                code.source(implementation, RunCode(pins))
             except KneoError as problem:
                 problems.append(f"{item.bundle} {item.version} in {item.environment}: {problem.message}")
     if problems:

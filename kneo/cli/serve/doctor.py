@@ -29,6 +29,7 @@ from kneo.process_protection import find_weaknesses, protect_process
 from kneo.project import read_config
 from kneo.project.secrets import secret_inventory
 from kneo.runtime.engine.dispatchers import DISPATCHERS, find_dispatcher
+from kneo.sandbox.levels import host_level
 from kneo.service.auth import configured, hash_keys
 from kneo.service.callers import check_reachable, is_loopback
 from kneo.service.console.parts import CONSOLE_PARTS
@@ -117,6 +118,7 @@ def process_checks(settings: Settings, host: str) -> Checks:
         "settings": check_settings,
         "variables": check_variables,
         "process": check_process,
+        "sandbox": check_sandbox,
         "extras": check_extras,
         "extensions": check_extensions,
         "authentication": partial(check_authentication, host=host),
@@ -163,6 +165,21 @@ def check_process(_settings: Settings) -> Diagnosis:
     if weaknesses:
         return warning(" ".join(weaknesses), "See docs/operations/secrets.md for what to change.")
     return ok("Programs that Kneo starts cannot read its memory, its environment or its open files.")
+
+
+def check_sandbox(settings: Settings) -> Diagnosis:
+    """Check which level of sandboxes this machine gives."""
+    host = host_level()
+    if not host.gives(settings.agents.sandbox):
+        hint = "Run on Linux 6.2 or newer with landlock in lsm=, and allow seccomp and landlock_* in outer filters."
+        return error(
+            f"KNEO_SERV_TOOLS_SANDBOX is {settings.agents.sandbox}; this machine gives {host.level}: {host.facts}.",
+            hint,
+        )
+    if not host.gives("kernel"):
+        return ok(f"{host.level}: {host.facts}.")
+    raised = " Environments can set tools.sandbox.required to kernel." if settings.agents.sandbox != "kernel" else ""
+    return ok(f"kernel: {host.facts}.{raised}")
 
 
 def _is_secret(variable: str) -> bool:

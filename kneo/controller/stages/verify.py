@@ -13,6 +13,7 @@ from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.records.release import BundleRecord
 from kneo.spec.coverage.bundle_code import check_code
 from kneo.spec.coverage.policy import check_policy
+from kneo.spec.coverage.sandboxes import code_parts, sandbox_refusals
 from kneo.spec.lint import check
 from kneo.spec.models.environment import Environment, ReleasePin, with_gates
 from kneo.spec.models.spec import Spec
@@ -423,6 +424,9 @@ def _check_under(bundle: VerifiedBundle, environment: Environment, flags: Policy
         first = next(finding for finding in loaded.diagnostics if finding.is_error)
         msg = f"{path}: {first.code}: {first.message} (at {first.path_text})"
         raise Invalid(msg, code="SpecInvalid", hint="Correct the spec, lint it and sign a new version.")
+    for part in code_parts(loaded.spec):
+        for refusal in sandbox_refusals(part, environment.spec.tools.sandbox, environment.name):
+            raise Untrusted(f"{path}: {refusal.code}: {refusal.message}", code="PolicyDenied", hint=refusal.hint)
     violations = check_policy(with_gates(loaded.spec, gates), loaded.diagnostics, flags)
     if violations:
         more = f" ({len(violations) - 1} more)" if len(violations) > 1 else ""

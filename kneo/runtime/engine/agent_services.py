@@ -11,30 +11,26 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 
-from kneo import registry
 from kneo.agents.function_tools import ToolRegistry
 from kneo.agents.http import HttpClient
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
 from kneo.agents.secret_filter import SecretFilter
-from kneo.agents.services import AgentServices, operator_rules
+from kneo.agents.services import AgentServices
 from kneo.agents.tools.backends import Backends
 from kneo.agents.tools.kinds import BackendContext
 from kneo.agents.tools.middleware import MiddlewareTools
 from kneo.agents.tools.python.backend import PythonTools
 from kneo.agents.turn import PeopleRequired, Postponed
-from kneo.errors import NotFound
 from kneo.project import read_config
 from kneo.records.run import AgentUsage
+from kneo.runtime.engine.rules_in_force import RulesInForce
 from kneo.runtime.steps.agents import OpenServices
-from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.steps.code_store import CodeStore
-from kneo.runtime.steps.threads import in_thread
+from kneo.runtime.steps.sandboxes import Sandboxes
 from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.settings import Settings
-from kneo.spec.models.environment import EnvironmentSpec
-from kneo.spec.policy import ModelRules, ToolRules
+from kneo.spec.policy import ModelRules
 from kneo.store import runs, usage
 from kneo.store.engine import Store, Tx
 
@@ -43,8 +39,8 @@ def open_services(
     settings: Settings,
     store: Store,
     code: CodeLoader,
+    sandboxes: Sandboxes,
     registry: ToolRegistry | None = None,
-    code_store: CodeStore | None = None,
 ) -> OpenServices:
     """Open the services of agents.
 
@@ -52,8 +48,8 @@ def open_services(
         settings: This process's settings.
         store: The database, with the rules of environments.
         code: The modules that specs may name.
+        sandboxes: The sandboxes of the process.
         registry: The tools and the middleware that the program registered.
-        code_store: The code of bundles.
     """
     rules = RulesInForce(settings, store)
     # The module of requests needs the library of agents, which a process without such agents does not have.
@@ -65,8 +61,7 @@ def open_services(
         quota=StoreQuota(store, rules.models),
         clients=requests.ModelClients(settings.models.reply_bytes),
     )
-    children = ChildProcesses(code, code_store)
-    python = PythonTools(ToolFunctions(code, children), registry)
+    python = PythonTools(ToolFunctions(code, sandboxes), registry)
     closing = AsyncExitStack()
     context = BackendContext(
         settings=settings,
@@ -90,52 +85,8 @@ def open_services(
     async def close() -> None:
         await models.close()
         await closing.aclose()
-        await children.close()
 
     return OpenServices(services=services, close=close)
-
-
-class RulesInForce:
-    """Reads rules from the environment files in force. Where none is declared, the operator's settings apply.
-
-    Each read is a query of its own, in a thread: an environment that is tightened by another process holds for the next call,
-    and the event loop, which serves all runs of the process, waits for no database.
-
-    Args:
-        settings: This process's settings.
-        store: The database.
-    """
-
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self._pin, self._store = settings.trust_root, store
-        self._operator = operator_rules(settings)
-
-    async def tools(self, environment: str | None) -> ToolRules:
-        """Return the rules for tools of an environment."""
-        declared, is_closed = await self._declared(environment)
-        if declared is not None:
-            return declared.tools
-        return ToolRules(allow=()) if is_closed else self._operator
-
-    async def models(self, environment: str | None) -> ModelRules | None:
-        """Return the rules for models of an environment; ``None`` where no environment is declared."""
-        declared, is_closed = await self._declared(environment)
-        if declared is not None:
-            return declared.models
-        return ModelRules(allow=()) if is_closed else None
-
-    async def _declared(self, environment: str | None) -> tuple[EnvironmentSpec | None, bool]:
-        """Return an environment, and whether nothing is allowed without one: its file is gone, and others decide here."""
-        if environment is None:
-            return None, False
-        return await in_thread(lambda: self._read(environment))
-
-    def _read(self, environment: str) -> tuple[EnvironmentSpec | None, bool]:
-        with self._store.read() as tx:
-            try:
-                return registry.declared(tx, environment).spec, False
-            except NotFound:
-                return None, registry.is_followed(tx, self._pin)
 
 
 class StoreQuota:

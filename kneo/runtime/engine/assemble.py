@@ -18,6 +18,7 @@ from functools import partial
 
 from kneo import registry
 from kneo.agents.function_tools import ToolRegistry
+from kneo.agents.sandboxes import SandboxHost
 from kneo.background import background
 from kneo.clock import monotonic
 from kneo.digest import Digest
@@ -26,6 +27,7 @@ from kneo.project import read_config
 from kneo.project.secrets import require_provider_secrets
 from kneo.runtime.engine.dispatchers import StepWorker, find_dispatcher
 from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.rules_in_force import RulesInForce
 from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
 from kneo.runtime.engine.wait import RunSettled, SettledRun, wait_until_settled
 from kneo.runtime.engine.worker import Driver, Heartbeats, LockLost, Worker
@@ -33,6 +35,7 @@ from kneo.runtime.steps.agents import CLIENTS, LOOP, MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.code_store import CodeStore
 from kneo.runtime.steps.executor import Executor
+from kneo.runtime.steps.sandboxes import Sandboxes
 from kneo.settings import ExecutionSettings, Settings, hide_settings
 from kneo.spec.code import BundleCode
 from kneo.spec.models.providers import PROVIDERS
@@ -49,35 +52,53 @@ DEFAULT_STALL = timedelta(seconds=ExecutionSettings.worker_stall_seconds)
 
 def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = None) -> Driver:
     """Return a driver with the modules and limits that the settings allow, and the tools that the program registered."""
-    code = CodeLoader(settings.import_roots, settings.import_allow)
+    code = code_loader(settings, store)
     execution = settings.execution
     limits = CheckpointLimits(
         compress_bytes=execution.checkpoint_compress_bytes,
         max_bytes=execution.checkpoint_max_bytes,
         preview_chars=execution.checkpoint_preview_chars,
     )
-    executor = Executor(code, services_of(settings, store, code, tools), code_store(settings, store))
+    sandboxes = open_sandboxes(settings, store, code)
+    executor = Executor(code, sandboxes, services_of(settings, store, code, sandboxes, tools))
     batch = timedelta(milliseconds=execution.stream_ms)
     return Driver(store, ProgramLoader(store, settings.trust_root), executor, limits, batch)
 
 
-def code_store(settings: Settings, store: Store) -> CodeStore:
-    """Return the code of accepted bundles, laid out in the state folder."""
+def code_loader(settings: Settings, store: Store) -> CodeLoader:
+    """Return the code of the project, and that of accepted bundles, laid out in the state folder."""
 
     def read(bundle: Digest) -> BundleCode:
         with store.read() as tx:
             return registry.accepted_code(tx, bundle)
 
-    return CodeStore(settings.state_dir / "code", read)
+    return CodeLoader(settings.import_roots, settings.import_allow, CodeStore(settings.state_dir / "code", read))
 
 
-def services_of(settings: Settings, store: Store, code: CodeLoader, tools: ToolRegistry | None = None) -> MakeServices:
+def open_sandboxes(settings: Settings, store: Store, code: CodeLoader) -> Sandboxes:
+    """Return the sandboxes of a process."""
+    return Sandboxes(
+        code,
+        RulesInForce(settings, store).tools,
+        settings.secret,
+        SandboxHost.of(settings),
+        settings.agents.templates,
+    )
+
+
+def services_of(
+    settings: Settings,
+    store: Store,
+    code: CodeLoader,
+    sandboxes: Sandboxes,
+    tools: ToolRegistry | None = None,
+) -> MakeServices:
     """Return what opens the services of agents, once a step needs them."""
 
     def open_services() -> OpenServices:
         # Imports HTTP and more, which only agents with a model need.
         module = importlib.import_module("kneo.runtime.engine.agent_services")
-        opened: OpenServices = module.open_services(settings, store, code, tools, code_store(settings, store))
+        opened: OpenServices = module.open_services(settings, store, code, sandboxes, tools)
         return opened
 
     return open_services

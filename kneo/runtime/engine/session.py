@@ -474,7 +474,7 @@ class RunSession:
         """Return the call of a plain function that may begin now."""
         if action.not_before is not None:
             return None
-        return self._deps.executor.plain(self._program, action.activity, code_of(self._run))
+        return self._deps.executor.plain(self._program, action.activity, code_of(self._run), self._run.environment)
 
     def _call(self, action: Execute, call: Call) -> record.AttemptResult:
         attempt = Attempt(self._run, action, self._store.clock, traces=self._traces)

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from kneo import registry
 from kneo.agents.providers import OperatorConnections
+from kneo.agents.sandboxes import NO_FILES, SandboxHost, check_sandboxes
 from kneo.agents.start_check import check_agents
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
@@ -91,6 +92,7 @@ class Starter:
         project: The project's config, whose policies apply too.
         operator: Returns the connections to models of this machine; ``None`` where another machine executes the run, which
             then checks them.
+        host: What sandboxes of this machine may have.
     """
 
     def __init__(
@@ -103,9 +105,10 @@ class Starter:
         max_queue: int = ExecutionSettings.max_queue_depth,
         project: ProjectConfig | None = None,
         operator: Callable[[], OperatorConnections | None] = no_connections,
+        host: SandboxHost = NO_FILES,
     ) -> None:
         self.store = store
-        self._operator = operator
+        self._operator, self._host = operator, host
         self.project = project
         self.max_queue = max_queue
         self.check_spec = check_spec
@@ -178,6 +181,8 @@ class Starter:
         models = rules.spec.models if rules is not None else None
         used = {ref or program.agent_name: program.agents[ref] for ref in program.used_agents}
         check_agents(program.spec, used, operator, models, asks_models=not program.is_call)
+        sandbox = rules.spec.tools.sandbox if rules is not None else None
+        check_sandboxes(program.spec, sandbox, order.environment, self._host, here=operator is not None)
         case = sampling_seed(digest, order.environment, order.target, input_digest(order.input), tx.at)
         facts = run_facts(order.requester, order.environment, program.workflow_name)
         context = DecisionContext(now=tx.now, seed=run_id, sampling_seed=case, run=facts)

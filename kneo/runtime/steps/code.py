@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +22,11 @@ from types import ModuleType
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, Transient
 from kneo.runtime.steps import modules
+from kneo.runtime.steps.code_store import CodeStore, import_path, sources_in
 from kneo.runtime.steps.modules import ModuleSource
 from kneo.sandbox.functions import import_function
-from kneo.spec.code import INPROCESS
+from kneo.sandbox.processes import ModuleCode
+from kneo.spec.code import INPROCESS, BundleCode, RunCode
 from kneo.spec.modules import OWN_PACKAGES
 
 
@@ -46,18 +50,28 @@ class _Loaded:
     sources: tuple[ModuleSource, ...]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A function that was not imported, and the modules that its module is made of, itself first."""
+
+    code: ModuleCode
+    sources: tuple[ModuleSource, ...]
+
+
 class CodeLoader:
     """Loads functions from modules that may be named.
 
     Args:
         roots: Folders whose modules are allowed and importable.
         allow: Module prefixes that are allowed instead of the folders' own; empty means the folders.
+        store: The code of bundles.
     """
 
-    def __init__(self, roots: tuple[Path, ...], allow: tuple[str, ...]) -> None:
+    def __init__(self, roots: tuple[Path, ...], allow: tuple[str, ...], store: CodeStore | None = None) -> None:
         self.roots = tuple(root.resolve() for root in roots)
-        self.allow = allow
+        self.allow, self._store = allow, store
         self._loaded: dict[str, _Loaded] = {}
+        self._sources: dict[tuple[str, Digest | None], _Source] = {}
         modules.make_importable(self.roots)
 
     def load(self, implementation: str, pins: Mapping[str, str] | None = None) -> Code:
@@ -75,8 +89,7 @@ class CodeLoader:
         """
         module_name, _ = _split(implementation)
         if implementation.startswith(INPROCESS):
-            msg = f"The code of {implementation} is in the program that started the run."
-            raise CodeUnavailable(msg, hint="Go on with the run there; what people have answered is kept.")
+            raise _elsewhere(implementation)
         known = self._loaded.get(implementation)
         if known is None:
             known = self._loaded[implementation] = self._load(implementation, module_name, pins or {})
@@ -84,34 +97,76 @@ class CodeLoader:
             _check_pins(module_name, known.sources, pins or {})
         return known.code
 
-    def check(self, implementation: str, pins: Mapping[str, str]) -> None:
-        """Check, as far as the source shows it, that ``load`` finds a function. Nothing of the module is executed.
+    def source(self, implementation: str, run: RunCode) -> ModuleCode:
+        """Return a function with the bytes that it is executed from. Nothing of the module is executed.
 
         Raises:
             Invalid: the name is not dotted, the module is missing or no Python, or it has no such function.
+            CodeUnavailable: it is an object of another process.
             Forbidden: the module may not be named, or is not the pinned one.
+            Untrusted, Conflict: as ``CodeStore.open``.
         """
-        module_name, attribute = _split(implementation)
-        self._check_allowed(module_name)
+        if implementation.startswith(INPROCESS):
+            raise _elsewhere(implementation)
+        opened = self._open(run) if run.digest is not None else None
+        known = self._sources.get((implementation, run.digest))
+        if known is None:
+            known = self._of_bundle(implementation, *opened, run) if opened else self._of_project(implementation)
+            self._sources[implementation, run.digest] = known
+        _check_pins(_split(implementation)[0], known.sources, run.pins)
+        return known.code
+
+    def _open(self, run: RunCode, *, starts: bool = False) -> tuple[Path, BundleCode]:
+        if self._store is None:
+            msg = f"This process has no code store for the code {run.digest}."
+            raise CodeUnavailable(msg, hint="Let a worker continue the run.")
+        return self._store.open(run, starts=starts)
+
+    def _of_project(self, implementation: str) -> _Source:
+        module_name, _ = _split(implementation)
+        self._check_allowed(module_name, is_known=any(modules.has_module(root, module_name) for root in self.roots))
         home = self._home(module_name)
-        with modules.lock:
-            sources = modules.closure(module_name, self.roots, home)
-        _check_pins(module_name, sources, pins)
+        sources = modules.closure(module_name, self.roots, home, modules.source_in)
         if not sources and not modules.is_installed(module_name, home):
             msg = f"The module {module_name} of {implementation} is nowhere to be found."
             raise Invalid(msg, code="implementation_invalid")
-        for source in sources[:1]:
+        own = {str(root) for root in self.roots}
+        paths = [each for each in sys.path if each and each not in own and each != os.getcwd()]  # noqa: PTH109
+        return self._source(implementation, sources, sources, (*paths, *sorted(own)))
+
+    def _of_bundle(self, implementation: str, folder: Path, content: BundleCode, run: RunCode) -> _Source:
+        module_name, _ = _split(implementation)
+        every = {each.name: each for each in sources_in(folder, content) if modules.may_be_own(each.name)}
+        self._check_allowed(module_name, is_known=module_name in every)
+        sources = modules.closure(module_name, (folder,), find=lambda name, _: every.get(name))
+        source = self._source(implementation, sources, tuple(every.values()), tuple(import_path(folder)))
+        code = replace(source.code, folder=str(folder), before_start=lambda: self._open(run, starts=True))
+        return replace(source, code=code)
+
+    def _source(
+        self,
+        implementation: str,
+        own: tuple[ModuleSource, ...],
+        every: tuple[ModuleSource, ...],
+        paths: tuple[str, ...],
+    ) -> _Source:
+        module_name, attribute = _split(implementation)
+        for source in own[:1]:
             known = modules.names_of(source)
             if known.complete and attribute not in known.names:
                 msg = f"The module {module_name} has no function {attribute}."
                 raise Invalid(msg, code="implementation_invalid")
-
-    def is_loaded(self, implementation: str) -> bool:
-        """Return whether the function behind a dotted name was imported."""
-        return implementation in self._loaded
+        code = ModuleCode(
+            function=implementation,
+            sources={each.name: (str(each.path), each.data) for each in every},
+            paths=paths,
+            allow=self.allow,
+            digest=own[0].digest if own else None,
+        )
+        return _Source(code, own)
 
     def _load(self, implementation: str, module_name: str, pins: Mapping[str, str]) -> _Loaded:
-        self._check_allowed(module_name)
+        self._check_allowed(module_name, is_known=any(modules.has_module(root, module_name) for root in self.roots))
         with modules.lock:
             sources = modules.closure(module_name, self.roots, self._home(module_name))
             _check_pins(module_name, sources, pins)
@@ -121,12 +176,9 @@ class CodeLoader:
 
     # ---- modules ------------------------------------------------------------------------------------------------
 
-    def _check_allowed(self, module: str) -> None:
-        if self.allow:
-            allowed = self._is_listed(module)
-        else:
-            own = module.partition(".")[0] in OWN_PACKAGES
-            allowed = not own and any(modules.has_module(root, module) for root in self.roots)
+    def _check_allowed(self, module: str, *, is_known: bool) -> None:
+        is_own = is_known and module.partition(".")[0] not in OWN_PACKAGES
+        allowed = self._is_listed(module) if self.allow else is_own
         if not allowed:
             where = ", ".join(self.allow) if self.allow else ", ".join(str(root) for root in self.roots)
             msg = f"The module {module} may not be named by a spec; allowed: {where}."
@@ -156,6 +208,11 @@ class CodeLoader:
             return None
         place = Path(spec.origin)
         return place.parent.parent if place.name == "__init__.py" else place.parent
+
+
+def _elsewhere(implementation: str) -> CodeUnavailable:
+    msg = f"The code of {implementation} is in the program that started the run."
+    return CodeUnavailable(msg, hint="Go on with the run there; what people have answered is kept.")
 
 
 def _split(implementation: str) -> tuple[str, str]:

@@ -11,7 +11,6 @@ import fcntl
 import os
 import shutil
 import site
-import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -186,15 +185,3 @@ def _locked(file: Path) -> Iterator[None]:
     with file.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
-
-
-BOOTSTRAP = "import sys; sys.path += sys.argv[1:]; from kneo.runtime.steps.child_process import main; main()"
-
-
-def python_command(folder: Path) -> list[str]:
-    """Return the command of a Python process that has only the paths of ``import_path``, and Kneo, before it imports code.
-
-    No variable, working directory, ``sitecustomize`` or ``.pth`` file adds to its path.
-    """
-    kneo = str(Path(__file__).parents[3])
-    return [sys.executable, "-I", "-S", "-c", BOOTSTRAP, *import_path(folder)[1:], kneo]

@@ -8,25 +8,27 @@ from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 
+from kneo.agents.secrets import CallSecrets
 from kneo.errors import Invalid
-from kneo.function_context import CancelToken, StepContext, WaitForAnswer
+from kneo.function_context import CancelToken, StepContext, WaitForAnswer, step_context_as_json
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Agents, Conversation, MakeServices
-from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import Code, CodeLoader
-from kneo.runtime.steps.code_store import CodeStore
 from kneo.runtime.steps.functions import (
     FunctionSchemas,
     StepOutput,
     as_text,
     call,
     call_for_value,
+    check_input,
     check_value,
     is_async,
 )
+from kneo.runtime.steps.sandboxes import Called, FunctionUse, Sandboxes
 from kneo.runtime.steps.threads import in_thread
 from kneo.spec.code import RunCode
+from kneo.spec.coverage.sandboxes import CodePart
 from kneo.spec.models.spec import FunctionComponent
 
 Call = Callable[[str, StepContext], StepOutput]
@@ -36,11 +38,8 @@ Call = Callable[[str, StepContext], StepOutput]
 class Executor:
     """Executes activities. Knows nothing of runs, stores or fences."""
 
-    def __init__(
-        self, code: CodeLoader, make_services: MakeServices | None = None, store: CodeStore | None = None
-    ) -> None:
-        self.code = code
-        self.children = ChildProcesses(code, store)
+    def __init__(self, code: CodeLoader, sandboxes: Sandboxes, make_services: MakeServices | None = None) -> None:
+        self.code, self.sandboxes = code, sandboxes
         self.agents = Agents(make_services)
 
     async def execute(
@@ -53,23 +52,27 @@ class Executor:
             PeopleRequired, Postponed, Stopped: an agent cannot continue now; see ``kneo.agents.turn``.
             Exception: any other failure of the step.
         """
-        if activity.kind == "function":
-            declared, seconds = program.functions[activity.ref], activity.timeout_seconds
-            return await self._call_function(declared, text, context, conversation.code, seconds)
+        await self.sandboxes.check_levels(program.spec, conversation.environment)
         async with asyncio.timeout(activity.timeout_seconds):
-            functions = partial(self._call_for_agent, program, context, conversation.code)
+            if activity.kind == "function":
+                return await self._call_function(
+                    activity.ref, program.functions[activity.ref], text, context, conversation
+                )
+            functions = partial(self._call_for_agent, program, context, conversation)
             load_code = partial(self._load_code, conversation.code)
             conversation = replace(conversation, functions=functions, load_code=load_code)
             return await self.agents.run(program, activity, text, context, conversation)
 
-    def plain(self, program: Program, activity: Activity, run_code: RunCode) -> Call | None:
-        """Return the call of a plain function without a time limit, for the thread that drives the run.
+    def plain(self, program: Program, activity: Activity, run_code: RunCode, environment: str | None) -> Call | None:
+        """Return the call of a plain function at level ``none``, for the thread that drives the run.
 
         ``None`` for every other activity, and where the code cannot be loaded: ``execute`` then raises the reason.
         """
         if activity.kind != "function" or activity.timeout_seconds is not None or run_code.digest is not None:
             return None
         declared = program.functions[activity.ref]
+        if not self.sandboxes.is_plain(CodePart(name=activity.ref, sandbox=declared.sandbox), environment):
+            return None
         try:
             code = self.code.load(declared.implementation, run_code.pins)
         except Exception:  # noqa: BLE001 - raised again by execute
@@ -81,7 +84,7 @@ class Executor:
         return lambda text, context: copy_context().run(_call, code, text, context, schemas)
 
     async def _load_code(self, run_code: RunCode, implementations: Collection[str]) -> None:
-        """Load the code that an agent's step may call.
+        """Find the code that an agent's step may call.
 
         Raises:
             Invalid, Forbidden, CodeUnavailable: it cannot be called in this process.
@@ -89,22 +92,17 @@ class Executor:
 
         def load() -> None:
             for each in implementations:
-                self.code.load(each, run_code.pins)
+                self.code.source(each, run_code)
 
-        if run_code.digest is not None:
-            await self.children.load(implementations, run_code)
-        elif all(map(self.code.is_loaded, implementations)):
-            load()
-        else:
-            await in_thread(load)  # an import may take its time
+        await in_thread(load)
 
     async def close(self) -> None:
-        """End the child processes and the connections that are kept for later steps."""
+        """End the processes of sandboxes and the connections that are kept for later steps."""
         await self.agents.close()
-        await self.children.close()
+        await self.sandboxes.close()
 
     async def _call_for_agent(
-        self, program: Program, context: StepContext, run_code: RunCode, name: str, text: str
+        self, program: Program, context: StepContext, conversation: Conversation, name: str, text: str
     ) -> object:
         """Call a function of the spec for an agent's guardrail or memory, and return a JSON value.
 
@@ -116,13 +114,12 @@ class Executor:
         if declared is None:
             msg = f"The function {name} is not in components.functions."
             raise Invalid(msg, code="spec_invalid")
-        schemas = _schemas(declared)
-        if run_code.digest is not None:
-            own = replace(context, answers=())
-            return await self.children.call_for_value(declared.implementation, text, own, run_code, schemas)
-        code = self.code.load(declared.implementation, run_code.pins)
-        own = replace(context, answers=(), token=CancelToken())
+        own, schemas = replace(context, answers=(), token=CancelToken()), _schemas(declared)
         try:
+            called = await self._in_sandbox(name, declared, text, own, conversation)
+            if called is not None:
+                return check_value(called.answer.get("value", called.answer.get("text")), schemas)
+            code = self.code.load(declared.implementation, conversation.code.pins)
             if is_async(code):
                 pending = call_for_value(code, text, own, schemas)
                 assert asyncio.iscoroutine(pending)
@@ -138,29 +135,36 @@ class Executor:
         return check_value(result, schemas)
 
     async def _call_function(
-        self, declared: FunctionComponent, text: str, context: StepContext, run_code: RunCode, seconds: int | None
+        self, name: str, declared: FunctionComponent, text: str, context: StepContext, conversation: Conversation
     ) -> StepOutput:
-        """Call a function: of a bundle's code in a child process; of the project on the loop when it is async, else in a
-        thread, or in a child process when it has a time limit.
-
-        A child process can be killed; a thread cannot.
-        """
-        implementation, schemas = declared.implementation, _schemas(declared)
-        if run_code.digest is not None:
-            async with asyncio.timeout(seconds):
-                return await self.children.call(implementation, text, context, run_code, schemas)
-        code = self.code.load(implementation, run_code.pins)
+        """Call a function in a sandbox; at level ``none`` on the loop when it is async, else in a thread."""
+        schemas = _schemas(declared)
+        called = await self._in_sandbox(name, declared, text, context, conversation)
+        if called is not None:
+            result = as_text(called.answer.get("text", called.answer.get("value")), schemas)
+            return StepOutput(text=result, code_digest=called.code_digest, facts=called.facts)
+        code = self.code.load(declared.implementation, conversation.code.pins)
         if is_async(code):
-            async with asyncio.timeout(seconds):
-                return await _await(code, text, context, schemas)
-        if seconds is not None:
-            async with asyncio.timeout(seconds):
-                return await self.children.call(implementation, text, context, run_code, schemas)
+            return await _await(code, text, context, schemas)
         try:
             return await in_thread(partial(_call, code, text, context, schemas))
         except asyncio.CancelledError:
             context.token.cancel()
             raise
+
+    async def _in_sandbox(
+        self, name: str, declared: FunctionComponent, text: str, context: StepContext, conversation: Conversation
+    ) -> Called | None:
+        """Call a function in a sandbox; ``None`` where it runs in this process."""
+        check_input(text, _schemas(declared))
+        use = FunctionUse(
+            part=CodePart(name=name, sandbox=declared.sandbox),
+            implementation=declared.implementation,
+            environment=conversation.environment,
+            code=conversation.code,
+        )
+        request = {"text": text, "context": step_context_as_json(context)}
+        return await self.sandboxes.call(use, request, CallSecrets())
 
 
 def _schemas(declared: FunctionComponent) -> FunctionSchemas:

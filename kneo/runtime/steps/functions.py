@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 
 from kneo.errors import Invalid
-from kneo.function_context import StepContext
+from kneo.function_context import Cancelled, CancelToken, Declined, StepContext, WaitForAnswer  # noqa: F401 - for functions of specs
 from kneo.runtime.steps.code import Code
 from kneo.spec.json_schema import Schema, SchemaInvalid, Uncheckable, compile_schema
 

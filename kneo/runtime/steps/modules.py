@@ -137,6 +137,11 @@ def source_in(name: str, roots: Sequence[Path]) -> ModuleSource | None:
     return next((found for root in roots if (found := _find(root, name))), None)
 
 
+def may_be_own(name: str) -> bool:
+    """Return whether a module of this name may come from the folders of a project or a bundle."""
+    return name.partition(".")[0] not in _NEVER_FROM_FOLDERS
+
+
 def has_module(root: Path, name: str) -> bool:
     """Return whether a folder has a module of a name."""
     return _place(root, name) is not None

@@ -1,29 +1,36 @@
-"""The functions that tools name, in this process and in child processes."""
+"""The functions that tools name, in this process and in sandboxes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
+from kneo.agents.addresses import HostRules
 from kneo.agents.function_tools import Handler
+from kneo.agents.tools.middleware import context_of
+from kneo.agents.tools.python.backend import gates_of
+from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
-from kneo.function_context import ToolContext
-from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.sandboxes import FunctionUse, Sandboxes
 from kneo.runtime.steps.threads import in_thread
+from kneo.sandbox.network import Check
 from kneo.sandbox.processes import ChildFailed
 from kneo.spec.code import RunCode
+from kneo.spec.coverage.sandboxes import tool_part
+from kneo.spec.models.agent import Agent
 
 
 class ToolFunctions:
-    """Loads functions, and calls them in threads and in child processes.
+    """Loads functions, and calls them in threads and in sandboxes.
 
     Args:
         code: The modules that specs may name.
-        children: The child processes.
+        sandboxes: The sandboxes of the process.
     """
 
-    def __init__(self, code: CodeLoader, children: ChildProcesses) -> None:
-        self._code, self._children = code, children
+    def __init__(self, code: CodeLoader, sandboxes: Sandboxes) -> None:
+        self._code, self._sandboxes = code, sandboxes
 
     def load(self, implementation: str, code: RunCode) -> Handler:
         """Load a function; raises what ``CodeLoader.load`` raises."""
@@ -33,20 +40,43 @@ class ToolFunctions:
         """Do work in a thread of its own."""
         return await in_thread(work)
 
-    async def call_in_child(
-        self,
-        implementation: str,
-        arguments: Mapping[str, object],
-        context: ToolContext,
-        code: RunCode,
-        gates: Collection[str],
-    ) -> object:
-        """Call a function in a child process.
+    async def call_in_sandbox(self, call: ToolCall) -> tuple[object] | None:
+        """Call a function in a sandbox and return its result in a tuple; ``None`` where it runs in this process.
 
         Raises:
-            KneoError: the function raised, or took the process down with it.
+            KneoError: the function raised, took its process down with it, or may not be called.
         """
+        turn, tool = call.turn, call.tool
+        use = FunctionUse(
+            part=tool_part(call.name, tool),
+            implementation=tool.implementation,
+            environment=turn.environment,
+            code=turn.code,
+        )
+        request = {"arguments": dict(call.arguments), "context": asdict(context_of(call))}
         try:
-            return await self._children.call_tool(implementation, arguments, context, code, gates)
+            called = await self._sandboxes.call(
+                use,
+                request,
+                call.secrets,
+                check=lambda inside: _agent_hosts(turn.agent, inside),
+                review=gates_of(call),
+            )
         except ChildFailed as error:
             raise KneoError(str(error), code=error.kind) from None
+        if called is None:
+            return None
+        call.observed.update(called.facts)
+        return (called.answer.get("value"),)
+
+
+def _agent_hosts(agent: Agent, inside: Sequence[str]) -> Check:
+    """Return the check of hosts by the domain lists of an agent."""
+    hosts = HostRules.of(agent, inside)
+
+    async def check(host: str, port: int) -> Sequence[str]:
+        if hosts.allowed or hosts.denied:
+            replace(hosts, allowed=hosts.allowed or ("*",)).check_host(host)
+        return await hosts.addresses(host, port)
+
+    return check

@@ -93,11 +93,16 @@ class TrialExecutor(Executor):
 
     state: Callable[[], TrialState]
 
-    def plain(self, program: Program, activity: Activity, run_code: RunCode) -> Call | None:
+    def plain(self, program: Program, activity: Activity, run_code: RunCode, environment: str | None) -> Call | None:
         declared = program.functions.get(activity.ref) if activity.kind == "function" else None
-        if declared is None or declared.capabilities or self.state().case.outputs or self.state().reason is not None:
+        if (
+            declared is None
+            or declared.all_capabilities
+            or self.state().case.outputs
+            or self.state().reason is not None
+        ):
             return None
-        return super().plain(program, activity, run_code)
+        return super().plain(program, activity, run_code, environment)
 
     async def execute(
         self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
@@ -108,16 +113,16 @@ class TrialExecutor(Executor):
             for place in (context.location, activity.path):
                 if place in state.case.outputs:
                     return StepOutput(text=state.case.outputs[place])
-            self._check_capabilities(program.functions[activity.ref].capabilities, activity.path)
+            self._check_capabilities(program.functions[activity.ref].all_capabilities, activity.path)
         return await super().execute(program, activity, text, context, conversation)
 
     async def _call_for_agent(
-        self, program: Program, context: StepContext, run_code: RunCode, name: str, text: str
+        self, program: Program, context: StepContext, conversation: Conversation, name: str, text: str
     ) -> object:
         declared = program.spec.components.functions.get(name)
         if declared is not None:
-            self._check_capabilities(declared.capabilities, name)
-        return await super()._call_for_agent(program, context, run_code, name, text)
+            self._check_capabilities(declared.all_capabilities, name)
+        return await super()._call_for_agent(program, context, conversation, name, text)
 
     async def _load_code(self, run_code: RunCode, implementations: Collection[str]) -> None:
         """Load no code: what stands behind tools is not called."""

@@ -21,6 +21,7 @@ from kneo.errors import KneoError
 from kneo.records.conversation import EntryKind, EntryStatus
 from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
+from kneo.runtime.engine.assemble import open_sandboxes
 from kneo.runtime.engine.programs import CheckSpec, ProgramLoader
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.worker import Driver
@@ -269,23 +270,24 @@ def open_bench(
             declare(store, subject.environment, subject.declaration)
         operator = OperatorConnections.of(settings, project) if models == "live" else None
         starter = Starter(store, check_spec, pin=None, project=project, operator=lambda: operator)
-        executor = TrialExecutor(CodeLoader(settings.import_roots, settings.import_allow))
+        code = CodeLoader(settings.import_roots, settings.import_allow)
+        executor = TrialExecutor(code, open_sandboxes(settings, store, code))
         bench = TrialBench(
             store, clock, starter, Driver(store, ProgramLoader(store), executor), subject, models == "scripted"
         )
         executor.state = lambda: bench.state
-        executor.agents = type(executor.agents)(_make_services(settings, bench, executor.code, models, tools))
+        executor.agents = type(executor.agents)(_make_services(settings, bench, executor, models, tools))
         yield bench
 
 
 def _make_services(
-    settings: Settings, bench: TrialBench, code: CodeLoader, models: ModelMode, tools: ToolRegistry | None
+    settings: Settings, bench: TrialBench, executor: TrialExecutor, models: ModelMode, tools: ToolRegistry | None
 ) -> Callable[[], OpenServices]:
     def make() -> OpenServices:
         # Both import the libraries of models, which only agents with a model need.
         engine = importlib.import_module("kneo.runtime.engine.agent_services")
         scripted = importlib.import_module("kneo.agents.scripted")
-        opened: OpenServices = engine.open_services(settings, bench.store, code, tools)
+        opened: OpenServices = engine.open_services(settings, bench.store, executor.code, executor.sandboxes, tools)
         services = opened.services
         if models == "scripted":
             clients = scripted.ScriptedClients(bench.next_reply)

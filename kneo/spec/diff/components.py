@@ -24,6 +24,7 @@ from kneo.spec.diff.locations import (
 )
 from kneo.spec.diff.texts import NOT_SHOWN
 from kneo.spec.models.human import Receipt, strongest
+from kneo.spec.models.sandbox import Sandbox, widenings
 from kneo.spec.models.spec import CALL_TARGET, Tool
 from kneo.spec.tool_kinds import TOOL_KINDS
 
@@ -41,6 +42,8 @@ def tool(change: ChangeContext) -> Sentence:
             words = value_change(change, HIGH, "tools", f"{'.'.join(change.location.rest)} of {change.name}")
         case ("capabilities", name):
             words = _capability(change, name)
+        case ("sandbox", *_):
+            words = _sandbox(change)
         case ("parameters",):
             words = _parameters(change)
         case (("effects" | "on_interrupted" | "output") as key, *_):
@@ -127,6 +130,8 @@ def function(change: ChangeContext) -> Sentence:
             return value_change(change, HIGH, "functions", f"the implementation of {change.name}")
         case ("capabilities", name):
             return _capability(change, name)
+        case ("sandbox", *_):
+            return _sandbox(change)
         case ("description",):
             return field(change, LOW, "functions")
         case _:
@@ -142,6 +147,18 @@ def _capability(change: ChangeContext, name: str) -> Sentence:
         message = f"{start(change.name)} no longer declares {name}: its calls need no approval for it."
         return Sentence(HIGH, "permissions", message)
     return Sentence(HIGH, "permissions", f"{start(change.name)} declares {name}.")
+
+
+def _sandbox(change: ChangeContext) -> Sentence:
+    """Describe a change of what the processes of a call may do."""
+    old, new = (Sandbox.model_validate(each or {}) for each in (change.old("sandbox"), change.new("sandbox")))
+    key = change.location.rest[1:2]
+    wider = [words for name, words in widenings(old, new) if key in {(), (name,)}]
+    if wider:
+        return Sentence(HIGH, "permissions", f"{start(change.name)} {', '.join(wider)}.")
+    if "env" in key:
+        return Sentence(MEDIUM, "permissions", f"{start(change.name)} has other variables in its sandbox.")
+    return Sentence(LOW, "permissions", f"{start(change.name)} may do less in its sandbox.")
 
 
 def server(change: ChangeContext) -> Sentence:

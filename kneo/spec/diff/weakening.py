@@ -77,6 +77,9 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "tools.mcp.hosts": "removed, or a host is added",
     "tools.mcp.pinned": "set to `false`",
     "grants": "a rule is added or changed",
+    "tools.sandbox.required": "lowered",
+    "tools.sandbox.trusted": "a name is added",
+    "tools.sandbox.limits": "a limit is removed or widened",
     "protocols.a2a": "a pattern is added",
     "protocols.mcp": "a pattern is added",
     "protocols.calls": "an entry, a caller or a pattern is added, or `callers` is removed",
@@ -378,6 +381,31 @@ def _tools(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[Weakening]:
         yield Weakening("tools.mcp.hosts", "MCP servers could be on other hosts")
     if old.mcp.pinned and not new.mcp.pinned:
         yield Weakening("tools.mcp.pinned", "the tools of MCP servers could change without a new release")
+    yield from _sandboxes(old.sandbox, new.sandbox)
+
+
+def _sandboxes(old: policy.SandboxRules, new: policy.SandboxRules) -> Iterator[Weakening]:
+    levels = policy.SANDBOX_LEVELS
+    if levels.index(new.required) < levels.index(old.required):
+        yield Weakening(
+            "tools.sandbox.required", f"functions could run at level {new.required} instead of {old.required}"
+        )
+    if more := set(new.trusted) - set(old.trusted):
+        yield Weakening("tools.sandbox.trusted", f"{', '.join(sorted(more))} could run in the worker")
+    for key in policy.SandboxLimits.model_fields:
+        before, after = getattr(old.limits, key), getattr(new.limits, key)
+        if before is None or before == after:
+            continue
+        if after is None or _is_wider(key, before, after):
+            yield Weakening("tools.sandbox.limits", f"sandboxes could have more {key.replace('_', ' ')}")
+
+
+def _is_wider(key: str, before: Sequence[str] | str | int, after: Sequence[str] | str | int) -> bool:
+    if key == "memory":
+        return policy.memory_bytes(str(after)) > policy.memory_bytes(str(before))
+    if isinstance(after, int):
+        return isinstance(before, int) and after > before
+    return bool(set(after) - set(before if not isinstance(before, int) else ()))
 
 
 def _calls(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[Weakening]:

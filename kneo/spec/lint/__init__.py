@@ -12,7 +12,18 @@ from typing import TypeAlias
 from kneo.spec.coverage.privileged_calls import coverage
 from kneo.spec.documents import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint import agents, calls, conditions, gates, implementations, no_effect, texts, tools, workflows
+from kneo.spec.lint import (
+    agents,
+    calls,
+    conditions,
+    gates,
+    implementations,
+    no_effect,
+    sandbox,
+    texts,
+    tools,
+    workflows,
+)
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
@@ -42,6 +53,7 @@ RULES: tuple[Rule, ...] = (
     agents.guardrails,
     tools.tool_backings,
     tools.effects,
+    sandbox.sandboxes,
     tools.call_titles,
     tools.requests,
     tools.tool_people,

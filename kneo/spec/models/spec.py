@@ -13,6 +13,7 @@ from kneo.spec.base import DigestText, FindingCode, JsonObject, ListOf, MapOf, S
 from kneo.spec.call_title import MAX_TEMPLATE_CHARS
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
+from kneo.spec.models.sandbox import Sandbox
 from kneo.spec.models.workflow import AnyWorkflow
 from kneo.spec.policy import ToolNames
 from kneo.spec.tool_kinds import KIND_NAMES, REGISTERED, TOOL_KINDS, Backing, Capability, ToolKind
@@ -144,6 +145,10 @@ class Tool(SpecModel):
 
     description: Text = Field(description="The purpose of the tool, for the model.")
     parameters: JsonObject = Field(default_factory=dict, description="JSON Schema of its arguments.")
+    sandbox: Sandbox | None = Field(
+        default=None,
+        description="With implementation: what the processes of its calls may do. Left out: nothing, at level kernel.",
+    )
     title: Text | None = Field(
         default=None,
         min_length=1,
@@ -217,6 +222,12 @@ class Tool(SpecModel):
             raise refused("E_SCHEMA", message, "transfer")
         return self
 
+    @model_validator(mode="after")
+    def _only_code_has_a_sandbox(self) -> Self:
+        if self.sandbox is not None and self.implementation is None:
+            raise refused("E_SANDBOX_BACKING", "sandbox is for tools with implementation.", "sandbox")
+        return self
+
     @property
     def backings(self) -> tuple[Backing, ...]:
         """The backings that the tool names; more or fewer than one is a finding of the linter. An empty one names nothing."""
@@ -270,7 +281,9 @@ class Tool(SpecModel):
     @property
     def all_capabilities(self) -> tuple[Capability, ...]:
         """The declared capabilities, and those of the kind."""
-        return tuple(dict.fromkeys((*self.capabilities, *(each for kind in self.kinds for each in kind.capabilities))))
+        added = self.sandbox.capabilities if self.sandbox is not None else ()
+        of_kinds = (each for kind in self.kinds for each in kind.capabilities)
+        return tuple(dict.fromkeys((*self.capabilities, *of_kinds, *added)))
 
     @property
     def has_effects(self) -> bool:
@@ -365,10 +378,19 @@ class FunctionComponent(SpecModel):
     """A Python function that a step runs."""
 
     implementation: str = Field(description="Dotted path of a Python callable: package.module.name.")
+    sandbox: Sandbox | None = Field(
+        default=None, description="What the processes of its calls may do. Left out: nothing, at level kernel."
+    )
     description: Text | None = None
     input_schema: JsonObject | None = Field(default=None, description="JSON Schema of what it is given.")
     output_schema: JsonObject | None = Field(default=None, description="JSON Schema of what it returns.")
     capabilities: ListOf[Capability] = Field(default=(), description="What a call may do beyond computing its result.")
+
+    @property
+    def all_capabilities(self) -> tuple[Capability, ...]:
+        """The declared capabilities, and those of the sandbox."""
+        added = self.sandbox.capabilities if self.sandbox is not None else ()
+        return tuple(dict.fromkeys((*self.capabilities, *added)))
 
 
 class CodeFiles(SpecModel):

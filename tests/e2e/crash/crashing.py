@@ -19,7 +19,7 @@ from sqlalchemy.engine import Engine
 
 from kneo.clock import SystemClock, sleep
 from kneo.records.run import RunStatus
-from kneo.runtime.engine.assemble import StepWorker
+from kneo.runtime.engine.assemble import StepWorker, open_sandboxes
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.engine.worker import Driver, Worker
@@ -51,7 +51,8 @@ def kill_before(number: int) -> None:
 
 
 def worker_on(store: Store, folder: Path) -> StepWorker:
-    driver = Driver(store, ProgramLoader(store), Executor(CodeLoader((folder,), ())))
+    code = CodeLoader((folder,), ())
+    driver = Driver(store, ProgramLoader(store), Executor(code, open_sandboxes(from_env(), store, code)))
     if store.is_sqlite:
         return Worker(store, driver)
     dispatch = importlib.import_module("kneo.runtime.dispatch.postgres")

@@ -18,7 +18,7 @@ from crashing import find_key, kill_before
 from kneo.clock import SystemClock, sleep
 from kneo.errors import Transient
 from kneo.records.run import RunStatus
-from kneo.runtime.engine.assemble import StepWorker, services_of, worker_on
+from kneo.runtime.engine.assemble import StepWorker, open_sandboxes, services_of, worker_on
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.engine.worker import Driver
@@ -46,7 +46,8 @@ class KillingNotifier(CommitNotifier):
 
 def worker_of(store: Store, folder: Path) -> StepWorker:
     code = CodeLoader((folder,), ())
-    executor = Executor(code, services_of(from_env(), store, code))
+    sandboxes = open_sandboxes(from_env(), store, code)
+    executor = Executor(code, sandboxes, services_of(from_env(), store, code, sandboxes))
     return worker_on(store, Driver(store, ProgramLoader(store), executor), concurrency=4)
 
 

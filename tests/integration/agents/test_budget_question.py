@@ -11,7 +11,7 @@ from model_server import Call, ModelServer, Reply, model_server
 from rules_now import always
 
 from kneo.cli.main import run
-from kneo.runtime.engine.agent_services import RulesInForce
+from kneo.runtime.engine.rules_in_force import RulesInForce
 from kneo.spec.policy import ModelRules
 
 SPEC = """

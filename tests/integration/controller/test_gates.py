@@ -417,6 +417,27 @@ def test_an_environment_that_insists_on_pins_takes_no_tool_of_an_mcp_server_with
     assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
+def test_an_environment_refuses_a_bundle_whose_sandboxes_exceed_its_limits(bench: Bench) -> None:
+    render = {"description": "Renders.", "implementation": "acme.render", "sandbox": {"net": ["api.example:443"]}}
+    bench.repo.bundle("mail", "1.0.0", {**_unreviewed(), "tools": {"render": render}})
+    bench.repo.bundle("mail", "1.1.0", {**_unreviewed(), "tools": {"shout": {"description": "Shouts."}}})
+    limits = {"sandbox": {"limits": {"net": ["crm.example:443"]}}}
+    bench.repo.environment("prod", {"mail": "1.0.0"}, tools=limits)
+    bench.repo.commit("Release a tool that reaches another host")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Stalled)
+    assert outcome.reason == "PolicyDenied"
+    assert "render may reach api.example:443, which prod does not permit (tools.sandbox.limits.net)." in outcome.message
+    bench.repo.environment("prod", {"mail": "1.1.0"}, tools={"sandbox": {"required": "kernel"}})
+    bench.repo.commit("Release a tool that the program registers")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Stalled)
+    assert "sandbox_trusted: shout is registered by the program and runs in the worker" in outcome.message
+    bench.repo.environment("prod", {"mail": "1.1.0"}, tools={"sandbox": {"required": "kernel", "trusted": ["shout"]}})
+    bench.repo.commit("Trust it")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+
+
 def test_an_environment_refuses_a_bundle_whose_models_and_tools_it_does_not_allow(bench: Bench) -> None:
     blocked = {"enabled": True, "blocked_diagnostic_codes": ["W_MODEL_NOT_ALLOWED", "W_TOOL_DENIED"]}
     bench.repo.bundle("mail", "1.0.0", _unreviewed())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from config_repo import ConfigRepo, announcement
+from engine import level_sandboxes
 
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
@@ -82,7 +83,8 @@ class World:
     def worker(self, root: Path) -> Executor:
         """Return what executes steps on a machine with this project folder."""
         root.mkdir(exist_ok=True)
-        return Executor(CodeLoader((root,), ()), store=CodeStore(self.state, self.read))
+        code = CodeLoader((root,), (), CodeStore(self.state, self.read))
+        return Executor(code, level_sandboxes(code, "process"))
 
     def read(self, bundle: Digest) -> BundleCode:
         with self.store.read() as tx:

@@ -45,7 +45,7 @@ def flaky(text, context):
     if context.attempt < 2: raise ValueError("not yet")
     return "at last"
 def dies(text): os._exit(3)
-def where(text): return str(os.getpid())
+def where(text): return str(os.getppid())
 def revise(text, context): return f"{text}|{context.previous_output}|{context.feedback}"
 def none(text): return None
 """
@@ -157,6 +157,7 @@ def test_an_answer_takes_effect_while_another_branch_is_at_work(engine: Engine) 
 @pytest.mark.parametrize(("kind", "seconds"), [("hang", None), ("patient", None), ("forever", 500)])
 def test_cancelling_reaches_a_step_that_another_process_runs(engine: Engine, kind: str, seconds: int | None) -> None:
     limit = {"timeout_seconds": seconds} if seconds else {}
+    engine.level = "process" if kind == "forever" else "none"
     run = engine.start([step("s", kind, **limit), step("quick")])
     driving = threading.Thread(target=lambda: asyncio.run(engine.driver().drive_alone(run.id)))
     driving.start()
@@ -172,22 +173,26 @@ def test_cancelling_reaches_a_step_that_another_process_runs(engine: Engine, kin
 
 @pytest.mark.parametrize("kind", ["forever", "hang"])
 def test_a_time_limit_stops_the_work(engine: Engine, kind: str) -> None:
-    run = engine.run([step("s", kind, timeout_seconds=1)])
+    engine.level = "process" if kind == "forever" else "none"
+    run = engine.run([step("s", kind, timeout_seconds=2)])
     assert run.status is RunStatus.FAILED
     assert run.error.type == "step_timeout"
     assert "woke" not in engine.notes()
 
 
-def test_a_child_process_is_kept_for_the_next_call(engine: Engine) -> None:
-    run = engine.run([step("one", "where", timeout_seconds=240), step("two", "where", timeout_seconds=240)])
+def test_a_template_is_kept_for_the_next_call(engine: Engine) -> None:
+    engine.level = "process"
+    run = engine.run([step("one", "where"), step("two", "where")])
     with engine.store.read() as tx:
         first, second = history.list_steps(tx, run.id)
     assert first.output_text == second.output_text
     assert first.code_digest is not None
+    assert first.facts["sandbox"]["level"] == "process"
 
 
 def test_a_function_that_takes_its_process_down_is_a_failed_step(engine: Engine) -> None:
-    run = engine.run([step("dies", timeout_seconds=240, on_error="continue"), step("quick")])
+    engine.level = "process"
+    run = engine.run([step("dies", on_error="continue"), step("quick")])
     assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "in>quick")
 
 

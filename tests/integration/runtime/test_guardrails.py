@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from agent_runs import MODEL, AgentRuns, MakeRuns
+from engine import level_sandboxes
 from model_server import Call, ModelRequest, Reply
 from operation_context import operation_context
 from sqlalchemy import select
@@ -183,7 +184,7 @@ def test_guardrails_of_the_provider_dummy_need_no_library_of_agents(
         "agent": {"name": "root", "model": {"provider": "dummy", "name": "echo"}, "guardrails": guards},
         "components": {"functions": {"polite": {"implementation": "checks_of_texts.polite"}}},
     }
-    driver = Driver(timed_store, ProgramLoader(timed_store), Executor(runs.code))
+    driver = Driver(timed_store, ProgramLoader(timed_store), Executor(runs.code, level_sandboxes(runs.code, "process")))
     for text, output in (("rude", "polite"), ("fine", "Final answer: fine")):
         run = begin(runs, spec, text)
         asyncio.run(driver.drive_alone(run.id))

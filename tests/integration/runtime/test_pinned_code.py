@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from config_repo import ConfigRepo, announcement
+from engine import level_sandboxes
 
 from kneo.clock import ManualClock, SystemClock
 from kneo.controller.reconcile import Reconciler
@@ -44,7 +45,8 @@ def run_with(store: Store, repo: ConfigRepo, folder: Path, pins: dict[str, str])
     Reconciler(store, mirror, repo.pin).reconcile(Lease("controller", "me", fence))
     order = StartRequest(input="hi", requester="bob", bundle="mail", environment="prod")
     run = Starter(store, Spec.model_validate, pin=repo.pin).start(order)
-    driver = Driver(store, ProgramLoader(store), Executor(CodeLoader((repo.folder,), ())))
+    code = CodeLoader((repo.folder,), ())
+    driver = Driver(store, ProgramLoader(store), Executor(code, level_sandboxes(code)))
     asyncio.run(driver.drive_alone(run.id))
     return find_run(store, run.id)
 

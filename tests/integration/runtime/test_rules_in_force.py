@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gates.asking import declare
 
-from kneo.runtime.engine.agent_services import RulesInForce
+from kneo.runtime.engine.rules_in_force import RulesInForce
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 
@@ -51,6 +51,7 @@ def test_where_others_decide_an_environment_that_is_gone_allows_nothing(store: S
     rules = RulesInForce(pinned, store)
     assert asyncio.run(rules.tools("prod")).allow == ()
     assert asyncio.run(rules.tools("prod")).inside == ()
+    assert asyncio.run(rules.tools("prod")).sandbox.required == "kernel"
     models = asyncio.run(rules.models("prod"))
     assert models is not None
     assert models.allow == ()

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import uvicorn
 from config_repo import FUNCTIONS, announcement
+from engine import level_sandboxes
 from sqlalchemy import select
 
 from kneo.background import background
@@ -47,7 +48,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 @pytest.fixture
 def client(settings: Settings, store: Store) -> Iterator[httpx.Client]:
-    driver = Driver(store, ProgramLoader(store), Executor(CodeLoader(settings.import_roots, ())))
+    code = CodeLoader(settings.import_roots, ())
+    driver = Driver(store, ProgramLoader(store), Executor(code, level_sandboxes(code)))
     worker = Worker(store, driver)
 
     def check(tree: object) -> Spec:

@@ -53,7 +53,7 @@ READ: dict[str, dict[str, str]] = {
     "Edge": {PROGRAM: "source target condition"},
     "Escalation": {OPENING: "after to notify"},
     "FunctionComponent": {
-        "kneo/runtime/steps/executor.py": "implementation input_schema output_schema",
+        "kneo/runtime/steps/executor.py": "implementation input_schema output_schema sandbox",
         "kneo/spec/coverage/environment_gates.py": "capabilities",
     },
     "Gate": {"kneo/runtime/program/gates.py": "human when sample key"},
@@ -131,6 +131,10 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/tool_calls/calls.py": "stop_on_tool_error",
     },
     "StepsStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
+    "Sandbox": {
+        "kneo/agents/sandboxes.py": "net read write env memory cpu_seconds processes",
+        "kneo/spec/coverage/sandboxes.py": "level",
+    },
     "Tool": {
         "kneo/agents/tool_calls/questions.py": "title",
         "kneo/agents/tools/kinds.py": "parameters",
@@ -140,7 +144,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/tools/python/backend.py": "implementation",
         "kneo/agents/tools/agent/__init__.py": "agent",
         "kneo/agents/tools/http/__init__.py": "http",
-        "kneo/spec/models/spec.py": "capabilities effects extension",
+        "kneo/spec/models/spec.py": "capabilities effects extension sandbox",
         "kneo/agents/tools/mcp/servers.py": "mcp",
         "kneo/extensions/protocols/a2a/client/__init__.py": "a2a",
         "kneo/runtime/program/gates.py": "review",

@@ -10,7 +10,7 @@ from kneo.controller.differences import policy_difference
 from kneo.spec.diff.weakening import WEAKER_CHANGES, find_weakenings, weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
-from kneo.spec.policy import CallRule, McpRules, ModelRules, ProtocolRules, ToolRules
+from kneo.spec.policy import CallRule, McpRules, ModelRules, ProtocolRules, SandboxRules, ToolRules
 from kneo.spec.reading.validate import InvalidDeclaration
 
 DIGEST = "sha256:" + "1" * 64
@@ -59,6 +59,7 @@ STRICT: dict[str, object] = {
         "allow": ["crm_*"],
         "inside": ["crm.internal:8443"],
         "mcp": {"commands": ["/usr/bin/crm-mcp"], "hosts": ["mcp.example"], "pinned": True},
+        "sandbox": {"required": "kernel", "trusted": ["total"], "limits": {"net": ["*.example:443"], "memory": "1Gi"}},
     },
     "grants": [{"tools": ["refund"], "when": "args.amount <= 500", "uses": 100, "usesPerDay": 20, "usesPerRun": 5,
                 "total": {"amount": 5000}, "expires": "30d", "signed": True, "spotChecks": 0.1}],
@@ -277,6 +278,7 @@ def test_no_part_of_an_environment_is_forgotten() -> None:
         (ModelRules, models()),
         (ToolRules, tools()),
         (McpRules, mcp()["mcp"]),
+        (SandboxRules, tools()["sandbox"]),
         (ProtocolRules, protocols),
         (CallRule, UNATTENDED),
     ):

@@ -7,12 +7,12 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 import pytest
+from engine import level_sandboxes
 from pydantic import BaseModel, Field
 from tool_calls import KEY, tool_call
 
 from kneo.agents.tools.python.backend import PythonTools
 from kneo.errors import Conflict, Forbidden
-from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.sdk.tools import tool
@@ -35,7 +35,7 @@ def called(registered: FunctionTool, arguments: dict[str, object], **declared: o
     registry = ToolRegistry()
     registry.add(registered)
     code = CodeLoader((), ())
-    tools = PythonTools(ToolFunctions(code, ChildProcesses(code)), registry)
+    tools = PythonTools(ToolFunctions(code, level_sandboxes(code)), registry)
     return asyncio.run(tools.call(tool_call(arguments, name=registered.definition.name, **declared)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Protocol
 
@@ -28,20 +28,11 @@ class Functions(Protocol):
         """Do work in a thread; a cancellation abandons it."""
         ...
 
-    async def call_in_child(
-        self,
-        implementation: str,
-        arguments: Mapping[str, object],
-        context: ToolContext,
-        code: RunCode,
-        gates: Collection[str],
-    ) -> object:
-        """Call a function in a child process and return its bounded result; a cancellation kills the process.
-
-        ``gates`` are the positions at which the tool of the spec asks people.
+    async def call_in_sandbox(self, call: ToolCall) -> tuple[object] | None:
+        """Call a function in a sandbox and return its result in a tuple; ``None`` where it runs in this process.
 
         Raises:
-            KneoError: the function raised, or took the process down with it.
+            KneoError: the function raised, took its process down with it, or may not be called.
         """
         ...
 
@@ -49,8 +40,8 @@ class Functions(Protocol):
 class PythonTools:
     """Calls Python functions for agents.
 
-    A function of a bundle's code runs in a child process. Of the project, an asynchronous function runs on the event loop, any
-    other one in a thread; with ``timeout_seconds`` in a child process, which can be killed; a thread cannot.
+    A function of a module runs in a sandbox. At level ``none``, and where the program registered it, an asynchronous function runs
+    on the event loop, any other one in a thread.
 
     Args:
         functions: The functions of modules.
@@ -69,26 +60,23 @@ class PythonTools:
         return Tool(description=definition.description, parameters=dict(definition.parameters))
 
     async def call(self, call: ToolCall) -> object:
-        """Call the function of a tool; a cancellation kills its child process, or abandons its thread.
+        """Call the function of a tool; a cancellation kills its sandbox, or abandons its thread.
 
         Raises:
             NotFound: ``tool_not_found``: the tool names no function, and the registry has none of its name.
             Forbidden: the module may not be named, is not the pinned one, or the tool lacks a gate that its function declares.
             Exception: the function raised it.
         """
-        context = context_of(call)
-        implementation = call.tool.implementation
-        if implementation is None:
-            function: Handler = self._registry.get(call.name).handler
-            check_review(function, call.name, gates_of(call))
-            return await self._call(function, call, context)
-        code = call.turn.code
-        if code.digest is None:
-            function = self._functions.load(implementation, code)
-            check_review(function, call.name, gates_of(call))
-            if call.tool.timeout_seconds is None or is_async_tool(function):
-                return await self._call(function, call, context)
-        return await self._functions.call_in_child(implementation, call.arguments, context, code, gates_of(call))
+        called = await self._functions.call_in_sandbox(call)
+        if called is not None:
+            return bounded_result(called[0])
+        function: Handler = (
+            self._registry.get(call.name).handler
+            if call.tool.implementation is None
+            else self._functions.load(call.tool.implementation, call.turn.code)
+        )
+        check_review(function, call.name, gates_of(call))
+        return await self._call(function, call, context_of(call))
 
     async def _call(self, function: Handler, call: ToolCall, context: ToolContext) -> object:
         if is_async_tool(function):

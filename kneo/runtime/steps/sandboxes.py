@@ -1,0 +1,168 @@
+"""Functions that specs name, in sandboxes: the rights of each call, its answer, and the facts about it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from kneo.agents.sandboxes import SandboxHost
+from kneo.agents.secrets import CallSecrets, Secrets
+from kneo.function_context import WaitForAnswer, read_wait_request
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.threads import in_thread
+from kneo.sandbox.levels import Rights
+from kneo.sandbox.network import Check
+from kneo.sandbox.processes import ChildFailed, SandboxProcesses
+from kneo.spec.code import RunCode
+from kneo.spec.coverage.sandboxes import CodePart, code_parts
+from kneo.spec.models.spec import Spec
+from kneo.spec.policy import ToolRules
+
+ReadRules: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
+"""Reads the tool rules of an environment as they are now."""
+
+CheckHosts: TypeAlias = Callable[[Sequence[str]], Check]
+"""From the services inside the network that may be reached to the check of a host."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionUse:
+    """A function as a spec names it.
+
+    Attributes:
+        part: The tool or function of the spec.
+        implementation: Its dotted name; ``None`` of one that the program registered.
+        environment: The run's environment.
+        code: The code that the run executes.
+    """
+
+    part: CodePart
+    implementation: str | None
+    environment: str | None
+    code: RunCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Called:
+    """The answer of a function in a sandbox.
+
+    Attributes:
+        answer: ``value``, and ``text`` where the value is no JSON.
+        code_digest: The SHA-256 of the module.
+        facts: ``sandbox`` with the level, the digest of the profile and the hosts that were denied.
+    """
+
+    answer: Mapping[str, object]
+    code_digest: str | None
+    facts: Mapping[str, object]
+
+
+class Sandboxes:
+    """Calls functions at the level that the spec and the environment of a run require.
+
+    Args:
+        code: The modules that specs may name.
+        rules: Reads the rules of an environment.
+        secrets: The secrets of the process.
+        host: What sandboxes of this machine may have.
+        templates: Processes that are kept.
+    """
+
+    def __init__(
+        self,
+        code: CodeLoader,
+        rules: ReadRules,
+        secrets: Secrets,
+        host: SandboxHost,
+        templates: int = 8,
+    ) -> None:
+        self._code, self._rules, self._secrets, self._host = code, rules, secrets, host
+        self._processes, self._gives_all = SandboxProcesses(templates), False
+
+    def is_plain(self, part: CodePart, environment: str | None) -> bool:
+        """Return whether a function runs in this process because no environment decides about it."""
+        return environment is None and part.level(self._host.operator) == "none"
+
+    async def check_levels(self, spec: Spec, environment: str | None) -> None:
+        """Refuse every step of a run in which this machine cannot give the level of some part.
+
+        Raises:
+            Forbidden: ``sandbox_unavailable``.
+        """
+        parts = [part for part in code_parts(spec) if part.outside is None]
+        if parts and not self._gives_all:
+            rules = (await self._rules(environment)).sandbox
+            confined = [part for part in parts if part.level(rules) == "kernel"]
+            for part in confined:
+                await in_thread(partial(self._host.check_level, part.name, "kernel"))
+            self._gives_all = bool(confined)
+
+    async def call(
+        self,
+        use: FunctionUse,
+        request: Mapping[str, object],
+        hidden: CallSecrets,
+        *,
+        check: CheckHosts | None = None,
+        review: Collection[str] | None = None,
+    ) -> Called | None:
+        """Call a function in a sandbox, and return its answer; ``None`` where it runs in this process. A cancellation kills it.
+
+        Args:
+            use: The function.
+            request: ``text`` or ``arguments``, and ``context``.
+            hidden: Takes the secrets that the function is given, which are removed from what it answers.
+            check: Makes the check of hosts beyond the profile; left out: public ones and the services inside the network.
+            review: The gates of a tool.
+
+        Raises:
+            WaitForAnswer: the function asks a person first.
+            ChildFailed: the function raised, or took its process down with it.
+            KneoError: it cannot be called so.
+        """
+        rules = await self._rules(use.environment)
+        fill = partial(hidden.fill, secrets=self._secrets)
+        rights = self._host.rights(use.part, rules.sandbox, use.environment, fill)
+        if use.implementation is None or (rights.level == "none" and use.code.digest is None):
+            return None
+        code = await in_thread(partial(self._code.source, use.implementation, use.code))
+        hosts = (check or public_hosts)(rules.inside)
+        try:
+            answer = await self._processes.call(use.part.name, code, rights, request, check=hosts, review=review)
+        except ChildFailed as error:
+            raise ChildFailed(error.kind, hidden.hide_text(str(error))) from None
+        content = hidden.hide_fields(answer.content) if len(hidden) else answer.content
+        if "waiting" in content:
+            raise _question(content["waiting"])
+        return Called(answer=content, code_digest=code.digest, facts=sandbox_facts(rights, answer.denied))
+
+    async def close(self) -> None:
+        """End the processes."""
+        await self._processes.close()
+
+
+def public_hosts(inside: Sequence[str]) -> Check:
+    """Return the check that permits public hosts and services inside the network."""
+
+    async def check(host: str, port: int) -> Sequence[str]:
+        # The module imports HTTP, which only sandboxes with hosts need.
+        rules = importlib.import_module("kneo.agents.addresses").HostRules(inside=frozenset(map(str.lower, inside)))
+        addresses: Sequence[str] = await rules.addresses(host, port)
+        return addresses
+
+    return check
+
+
+def sandbox_facts(rights: Rights, denied: Sequence[str]) -> dict[str, object]:
+    """Return the facts about the sandbox of a call."""
+    return {"sandbox": {"level": rights.level, "profile": rights.digest, "denied": list(denied)}}
+
+
+def _question(waiting: object) -> WaitForAnswer | ChildFailed:
+    try:
+        return WaitForAnswer(read_wait_request(waiting))
+    except (AssertionError, TypeError):
+        return ChildFailed("function_output_invalid", "The function asked a question of no known form.")
