@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kneo.agents.operator_rules import operator_rules
 from kneo.errors import Forbidden
 from kneo.sandbox.levels import HostLevel, Rights, host_level
+from kneo.sandbox.network import Check
 from kneo.settings import Settings, named_files
 from kneo.spec.coverage.sandboxes import CodePart, code_parts, sandbox_refusals
 from kneo.spec.models.spec import Spec
@@ -97,6 +99,23 @@ class SandboxHost:
             for path in map(Path, paths):
                 if any(path.is_relative_to(each) or each.is_relative_to(path) for each in denied):
                     raise Forbidden(f"{part.name} {verb} {path}, which holds {what}.", code="sandbox_path_denied")
+
+
+def public_hosts(inside: Sequence[str]) -> Check:
+    """Return the check that permits public hosts and services inside the network."""
+
+    async def check(host: str, port: int) -> Sequence[str]:
+        # The module imports HTTP, which only sandboxes with hosts need.
+        rules = importlib.import_module("kneo.agents.addresses").HostRules(inside=frozenset(map(str.lower, inside)))
+        addresses: Sequence[str] = await rules.addresses(host, port)
+        return addresses
+
+    return check
+
+
+def sandbox_facts(rights: Rights, denied: Sequence[str]) -> dict[str, object]:
+    """Return the facts about the sandbox of a call."""
+    return {"sandbox": {"level": rights.level, "profile": rights.digest, "denied": list(denied)}}
 
 
 NO_FILES = SandboxHost()

@@ -139,10 +139,10 @@ class ConfinedProcess:
         self._is_kernel = task["level"] == "kernel"
         self._processes, self._runs = int(str(task["processes"])), "command" in task
         os.environ.clear()
+        self._enter(self._scratch)
         environment = task["environment"]
         assert isinstance(environment, dict)
         os.environ.update(environment)
-        self._enter(self._scratch)
 
     def run_program(self, command: list[str], folder: str | None) -> None:
         """Become a program."""
@@ -233,11 +233,12 @@ class ConfinedProcess:
             raise KneoError(_EXPLAINED.get(reason, reason), code="sandbox_unavailable") from None
 
     def _give_up(self) -> None:
+        if _IS_LINUX:
+            confine.end_with_parent()
         if self._task["level"] == "none":
             return
         if _IS_LINUX:
             confine.drop_privileges()
-            confine.end_with_parent()
             if not self._runs:
                 confine.adopt_orphans()
         if self._is_kernel:

@@ -281,6 +281,11 @@ class Sandboxed:
         self.control.close()
         self._theirs.close()
 
+    def remove(self) -> None:
+        """Close the control socket, and remove the scratch folder where the supervisor could not."""
+        self.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
 
 class _Template(Sandboxed):
     """A process that has imported a function, and forks for each call."""
@@ -405,7 +410,7 @@ class _Template(Sandboxed):
             await self._process.wait()
         if self._errors is not None:
             self._errors.cancel()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.remove()
 
 
 def program_task(

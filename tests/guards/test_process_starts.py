@@ -5,8 +5,6 @@ from pathlib import Path
 
 KNEO = Path(__file__).parents[2] / "kneo"
 STARTS = {"Popen", "check_call", "check_output", "create_subprocess_exec", "create_subprocess_shell", "subprocess_exec"}
-OWN_ENVIRONMENT = {"agents/tools/mcp/supervisor.py"}
-"""Programs whose own environment was chosen for the one that they start."""
 
 
 def starts(source: str) -> list[ast.Call]:
@@ -24,5 +22,5 @@ def test_a_program_starts_with_a_chosen_environment() -> None:
     inheriting = {
         name for name, calls in found.items() for call in calls if "env" not in {each.arg for each in call.keywords}
     }
-    assert inheriting == OWN_ENVIRONMENT
+    assert inheriting == set()
     assert sum(map(len, found.values())) >= 6

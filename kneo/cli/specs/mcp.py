@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from kneo.agents.operator_rules import operator_rules
+from kneo.agents.sandboxes import SandboxHost
 from kneo.agents.tools.mcp import McpTools
 from kneo.agents.tools.mcp.pins import OfferedTool
 from kneo.cli import render
@@ -186,7 +187,7 @@ def ask_servers(settings: Settings, spec: Spec, servers: Iterable[str]) -> Offer
     async def rules(_environment: str | None) -> ToolRules:
         return operator_rules(settings)
 
-    return asyncio.run(_ask(McpTools(rules, settings.secret, settings.mcp), spec, names))
+    return asyncio.run(_ask(McpTools(rules, settings.secret, settings.mcp, SandboxHost.of(settings)), spec, names))
 
 
 async def _ask(mcp: McpTools, spec: Spec, names: Iterable[str]) -> Offers:

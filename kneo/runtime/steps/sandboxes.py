@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from kneo.agents.sandboxes import SandboxHost
+from kneo.agents.sandboxes import SandboxHost, public_hosts, sandbox_facts
 from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.function_context import WaitForAnswer, read_wait_request
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.threads import in_thread
-from kneo.sandbox.levels import Rights
 from kneo.sandbox.network import Check
 from kneo.sandbox.processes import ChildFailed, SandboxProcesses
 from kneo.spec.code import RunCode
@@ -142,23 +140,6 @@ class Sandboxes:
     async def close(self) -> None:
         """End the processes."""
         await self._processes.close()
-
-
-def public_hosts(inside: Sequence[str]) -> Check:
-    """Return the check that permits public hosts and services inside the network."""
-
-    async def check(host: str, port: int) -> Sequence[str]:
-        # The module imports HTTP, which only sandboxes with hosts need.
-        rules = importlib.import_module("kneo.agents.addresses").HostRules(inside=frozenset(map(str.lower, inside)))
-        addresses: Sequence[str] = await rules.addresses(host, port)
-        return addresses
-
-    return check
-
-
-def sandbox_facts(rights: Rights, denied: Sequence[str]) -> dict[str, object]:
-    """Return the facts about the sandbox of a call."""
-    return {"sandbox": {"level": rights.level, "profile": rights.digest, "denied": list(denied)}}
 
 
 def _question(waiting: object) -> WaitForAnswer | ChildFailed:

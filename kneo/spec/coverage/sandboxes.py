@@ -46,7 +46,7 @@ def code_parts(spec: Spec) -> Iterator[CodePart]:
         yield CodePart(name=name, sandbox=function.sandbox)
     for name, server in spec.mcp_servers.items():
         if server.transport == "stdio":
-            yield CodePart(name=name, outside="is a program of the worker's user, which has no sandbox")
+            yield CodePart(name=name, sandbox=server.sandbox)
 
 
 def tool_part(name: str, tool: Tool) -> CodePart:

@@ -175,6 +175,8 @@ def server(change: ChangeContext) -> Sentence:
             return Sentence(
                 HIGH, "mcp", start(f"{'.'.join((which, *below))} of {change.name} {verb}; its value {NOT_SHOWN[1:-1]}.")
             )
+        case ("sandbox", *_):
+            return _sandbox(change)
         case ("verify",) if change.difference.after is False:
             return Sentence(HIGH, "mcp", f"The certificate of {change.name} is no longer checked.")
         case (("command" | "args" | "cwd" | "url" | "sse_url" | "message_url" | "transport"), *_):

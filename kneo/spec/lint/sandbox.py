@@ -23,6 +23,8 @@ def sandboxes(index: SpecIndex) -> Iterator[Diagnostic]:
         yield from _sandbox(name, tool.sandbox, tool.capabilities, ("tools", name))
     for name, function in index.spec.components.functions.items():
         yield from _sandbox(name, function.sandbox, function.capabilities, ("components", "functions", name))
+    for name, server in index.spec.mcp_servers.items():
+        yield from _sandbox(name, server.sandbox, (), ("mcp_servers", name))
 
 
 def _sandbox(

@@ -352,6 +352,18 @@ class McpServer(SpecModel):
     oauth: McpOAuth | None = Field(
         default=None, description="http: the client credentials for access tokens, in place of a header Authorization."
     )
+    sandbox: Sandbox | None = Field(
+        default=None,
+        description="stdio: what the processes of the program may do, without env. Left out: nothing, at level kernel.",
+    )
+
+    @model_validator(mode="after")
+    def _only_a_program_has_a_sandbox(self) -> Self:
+        if self.sandbox is not None and self.transport != "stdio":
+            raise refused("E_SANDBOX_BACKING", "sandbox is for servers with the transport stdio.", "sandbox")
+        if self.sandbox is not None and self.sandbox.env:
+            raise refused("E_SANDBOX_BACKING", "The variables of a server are its own env.", "sandbox", "env")
+        return self
 
     @model_validator(mode="after")
     def _authorizes_once(self) -> Self:

@@ -30,6 +30,7 @@ from raw_web import RawWeb, WebCall, page, raw_web
 from rules_now import always
 from tool_calls import filtered
 
+from kneo.agents.sandboxes import SandboxHost
 from kneo.agents.tools.mcp.failures import McpRefused, McpServerFailed, McpToolFailed, McpUnreachable
 from kneo.agents.tools.mcp.servers import McpServers
 from kneo.agents.turn import AnswerRequired, ToolCall, Turn
@@ -88,7 +89,7 @@ class FilteredServers:
 async def opened(
     settings: McpSettings = PATIENCE, rules: ToolRules = RULES, secrets: Mapping[str, str] | None = None, **more: object
 ) -> AsyncIterator[FilteredServers]:
-    servers = McpServers(always(rules), (secrets or {}).get, settings, **more)
+    servers = McpServers(always(rules), (secrets or {}).get, settings, SandboxHost(), **more)
     try:
         yield FilteredServers(servers)
     finally:
@@ -717,7 +718,7 @@ def test_a_tool_that_differs_from_its_pin_is_not_called(tmp_path: Path) -> None:
 def test_the_sdk_is_imported_at_the_first_call() -> None:
     program = (
         "import sys, kneo.agents.tools.mcp; from kneo.settings import McpSettings; "
-        "kneo.agents.tools.mcp.McpTools(None, None, McpSettings()); "
+        "kneo.agents.tools.mcp.McpTools(None, None, McpSettings(), None); "
         "assert not {'mcp', 'httpx2', 'anyio'} & set(sys.modules), sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -730,7 +731,7 @@ sys.modules["mcp_types"] = None
 from kneo.agents.tools.mcp import McpTools
 from kneo.settings import McpSettings
 try:
-    asyncio.run(McpTools(None, None, McpSettings()).call(None))
+    asyncio.run(McpTools(None, None, McpSettings(), None).call(None))
 except Exception as error:
     print(error.code, error)
 """

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from kneo.agents.sandboxes import SandboxHost
 from kneo.agents.services import RulesNow
 from kneo.agents.tools.kinds import BackendContext, BackendKind
 from kneo.agents.turn import ToolCall
@@ -27,6 +28,7 @@ class McpTools:
         rules: The tool rules of an environment as they are now; for ``None`` those of the operator.
         secrets: From the name of a secret to its value.
         settings: Times and retries of connections and calls.
+        host: What sandboxes of this machine may have.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class McpTools:
         rules: RulesNow,
         secrets: Callable[[str], str | None],
         settings: McpSettings,
+        host: SandboxHost,
     ) -> None:
-        self._rules, self._secrets, self._settings = rules, secrets, settings
+        self._rules, self._secrets, self._settings, self._host = rules, secrets, settings, host
         self._servers: McpServers | None = None
 
     async def call(self, call: ToolCall) -> object:
@@ -57,12 +60,12 @@ class McpTools:
             import_with_extra, "kneo.agents.tools.mcp.servers", "mcp", "A tool of an MCP server"
         )
         if self._servers is None:
-            self._servers = module.McpServers(self._rules, self._secrets, self._settings)
+            self._servers = module.McpServers(self._rules, self._secrets, self._settings, self._host)
         return self._servers
 
 
 def _open(context: BackendContext) -> McpTools:
-    tools = McpTools(context.rules, context.secrets, context.settings.mcp)
+    tools = McpTools(context.rules, context.secrets, context.settings.mcp, SandboxHost.of(context.settings))
     context.on_close(tools.close)
     return tools
 

@@ -64,6 +64,10 @@ class ServerTransport(Protocol):
         """Return the secrets that the connection got by itself."""
         ...
 
+    def facts(self) -> Mapping[str, object]:
+        """Return the facts about the server for the entry of a call."""
+        ...
+
 
 class Connection:
     """One connection, owned by a task of its own, which alone enters and leaves the SDK's cancel scopes.
@@ -91,6 +95,10 @@ class Connection:
     def secrets(self) -> Iterable[str]:
         """Return the secrets that the connection got by itself."""
         return self._transport.secrets()
+
+    def facts(self) -> Mapping[str, object]:
+        """Return the facts about the server for the entry of a call."""
+        return self._transport.facts()
 
     async def ready(self) -> None:
         """Wait until the connection is open.

@@ -137,6 +137,9 @@ class HttpTransport:
     def secrets(self) -> Iterable[str]:
         return self._tokens.values
 
+    def facts(self) -> Mapping[str, object]:
+        return {}
+
 
 @contextlib.asynccontextmanager
 async def _with(client: httpx2.AsyncClient, transport: AbstractAsyncContextManager[S]) -> AsyncGenerator[S]:

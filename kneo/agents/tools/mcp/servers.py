@@ -20,6 +20,7 @@ from mcp_types import (
 )
 
 from kneo.agents.addresses import Resolve, resolve
+from kneo.agents.sandboxes import SandboxHost
 from kneo.agents.secret_filter import hide_in_error
 from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.agents.services import RulesNow
@@ -35,6 +36,7 @@ from kneo.errors import KneoError
 from kneo.records.run import NewTrace
 from kneo.settings import McpSettings
 from kneo.spec.coverage.exposure import permissions_of
+from kneo.spec.coverage.sandboxes import CodePart
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import McpPin, McpServer
 from kneo.spec.policy import ToolRules
@@ -84,6 +86,7 @@ class McpServers:
         rules: The tool rules of an environment as they are now; for ``None`` those of the operator.
         secrets: The secrets of the process.
         settings: Times of connections and calls.
+        host: What sandboxes of this machine may have.
         resolver: The resolver of host names.
     """
 
@@ -92,9 +95,11 @@ class McpServers:
         rules: RulesNow,
         secrets: Secrets,
         settings: McpSettings,
+        host: SandboxHost,
         resolver: Resolve = resolve,
     ) -> None:
         self._rules, self._secrets, self._settings, self._resolver = rules, secrets, settings, resolver
+        self._host = host
         self._leases: dict[str, _Lease] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._warned: set[tuple[str, str]] = set()
@@ -125,7 +130,7 @@ class McpServers:
         server = call.turn.spec.mcp_servers[reference.server]
         return _PlannedCall(
             call=call,
-            target=self._target(reference.server, server, rules, call.secrets, call.turn.agent),
+            target=self._target(reference.server, server, rules, call.secrets, call.turn.environment, call.turn.agent),
             request=CallToolRequestParams(
                 name=reference.name or call.name,
                 arguments=dict(call.arguments),
@@ -146,6 +151,7 @@ class McpServers:
         async with self._connected(target) as connection:
             planned.call.secrets.follow(connection.secrets)
             await connection.ready()
+            planned.call.observed.update(connection.facts())
             if not planned.is_pinned:
                 await self._warn_of_change(planned, connection)
             try:
@@ -202,7 +208,7 @@ class McpServers:
         """
         secrets = CallSecrets()
         try:
-            target = self._target(name, server, await self._rules(environment), secrets)
+            target = self._target(name, server, await self._rules(environment), secrets, environment)
             async with self._connected(target) as connection, asyncio.timeout(self._settings.call_seconds):
                 secrets.follow(connection.secrets)
                 return await _offered(connection, secrets)
@@ -220,12 +226,27 @@ class McpServers:
             await asyncio.wait(self._closing)
 
     def _target(
-        self, name: str, server: McpServer, rules: ToolRules, hidden: CallSecrets, agent: Agent | None = None
+        self,
+        name: str,
+        server: McpServer,
+        rules: ToolRules,
+        hidden: CallSecrets,
+        environment: str | None,
+        agent: Agent | None = None,
     ) -> ConnectionTarget:
         permissions = permissions_of(agent) if agent is not None else None
         denied = permissions.denied_domains if permissions is not None else ()
-        seconds = self._settings.connect_seconds
-        return target_of(name, server, rules, self._secrets, hidden, connect_seconds=seconds, denied=denied)
+        part = CodePart(name=name, sandbox=server.sandbox)
+        return target_of(
+            name,
+            server,
+            rules,
+            self._secrets,
+            hidden,
+            connect_seconds=self._settings.connect_seconds,
+            rights=self._host.rights(part, rules.sandbox, environment, str),
+            denied=denied,
+        )
 
     @contextlib.asynccontextmanager
     async def _connected(self, target: ConnectionTarget) -> AsyncGenerator[Connection]:

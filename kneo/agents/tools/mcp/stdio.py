@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias, cast
 
 import anyio
@@ -21,7 +17,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
+from kneo.agents.sandboxes import public_hosts, sandbox_facts
 from kneo.agents.tools.mcp.failures import McpUnreachable
+from kneo.sandbox.levels import Rights
+from kneo.sandbox.processes import ChildFailed, Sandboxed, program_task
 
 GRACE_SECONDS = 2.0
 """Time for a server to end after its input closes, and again after SIGTERM."""
@@ -31,28 +30,31 @@ KILL_SECONDS = 10.0
 
 MAX_STDERR_CHARS = 2_000
 
-_SUPERVISOR = Path(__file__).with_name("supervisor.py")
-
 Received: TypeAlias = SessionMessage | Exception
 Streams: TypeAlias = tuple[MemoryObjectReceiveStream[Received], MemoryObjectSendStream[SessionMessage]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerCommand:
-    """The program of a server, with its whole environment."""
+    """The program of a server, with its variables, its rights, and the services inside the network that it may reach."""
 
+    name: str
     command: str
     args: Sequence[str]
     env: Mapping[str, str]
     cwd: str | None
     max_message_bytes: int
+    rights: Rights
+    inside: Sequence[str] = ()
 
 
 class ServerProcess(asyncio.SubprocessProtocol):
-    """One process of a server, below its supervisor, and all that it starts."""
+    """One process of a server, in its sandbox, and all that it starts."""
 
     def __init__(self, program: ServerCommand) -> None:
         self._program = program
+        self._sandbox = Sandboxed(program.rights)
+        self._sandbox.proxy.check = public_hosts(program.inside)
         self._transport: asyncio.SubprocessTransport | None = None
         self._partial = bytearray()
         self._lines: deque[bytes] = deque()
@@ -70,13 +72,13 @@ class ServerProcess(asyncio.SubprocessProtocol):
         """Start the process and exchange messages with it; leaving ends the process and all that it started.
 
         Raises:
+            Forbidden: ``sandbox_unavailable`` or ``sandbox_path_denied``.
             McpUnreachable: the process cannot be started.
         """
         from_server, received = anyio.create_memory_object_stream[Received](0)
         sent, to_server = anyio.create_memory_object_stream[SessionMessage](0)
-        pipe, lifeline = os.pipe()
         try:
-            await self._start(pipe)
+            await self._start()
             async with anyio.create_task_group() as group:
                 group.start_soon(self._receive, from_server)
                 group.start_soon(self._send, to_server)
@@ -87,7 +89,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
                         await self._stop()
                     group.cancel_scope.cancel()
         finally:
-            os.close(lifeline)
+            self._sandbox.remove()
             for stream in (from_server, received, sent, to_server):
                 stream.close()
 
@@ -97,6 +99,9 @@ class ServerProcess(asyncio.SubprocessProtocol):
     def secrets(self) -> Iterable[str]:
         return ()
 
+    def facts(self) -> Mapping[str, object]:
+        return sandbox_facts(self._program.rights, self._sandbox.proxy.denied)
+
     def last_words(self) -> str:
         """Return the end of the server's standard error, for the message of a failure.
 
@@ -105,22 +110,17 @@ class ServerProcess(asyncio.SubprocessProtocol):
         rest = self._stderr.partition("\n")[2]
         return (rest if len(self._stderr) == MAX_STDERR_CHARS and rest.strip() else self._stderr).strip()
 
-    async def _start(self, pipe: int) -> None:
-        command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(pipe), self._program.command, *self._program.args]
+    async def _start(self) -> None:
+        program, sandbox = self._program, self._sandbox
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: self, *sandbox.command, env={}, pass_fds=(sandbox.descriptor,), start_new_session=True
+        )
+        task = program_task(program.rights, [program.command, *program.args], program.env, program.cwd)
         try:
-            await asyncio.get_running_loop().subprocess_exec(
-                lambda: self,
-                *command,
-                env=dict(self._program.env),
-                cwd=self._program.cwd,
-                pass_fds=(pipe,),
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            msg = f"The MCP server {self._program.command} cannot be started: {error}."
+            await sandbox.begin(program.name, task)
+        except ChildFailed as error:
+            msg = f"The MCP server {program.command} cannot be started: {error}."
             raise McpUnreachable(msg) from None
-        finally:
-            os.close(pipe)
 
     async def _receive(self, stream: MemoryObjectSendStream[Received]) -> None:
         async with stream:  # closed with the server's output: the session's requests end then
@@ -168,18 +168,22 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._stopping = True
         self._pace()
         self._input().close()
-        for seconds, end in ((GRACE_SECONDS, signal.SIGTERM), (GRACE_SECONDS, signal.SIGKILL), (KILL_SECONDS, None)):
+        for seconds, end in (
+            (GRACE_SECONDS, self._terminate),
+            (GRACE_SECONDS, self._sandbox.close),
+            (KILL_SECONDS, None),
+        ):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), seconds)
             if self._ended.is_set() or end is None:
                 break
-            self._signal(end)
+            end()
         self._transport.close()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _terminate(self) -> None:
         assert self._transport is not None
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._transport.get_pid(), number)
+            self._transport.terminate()
 
     # The event loop calls the methods below.
 
@@ -196,7 +200,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         *lines, rest = self._partial.split(b"\n")
         if max(map(len, (*lines, rest))) > self._program.max_message_bytes:
             self._stderr = f"It sent a message above {self._program.max_message_bytes} bytes."
-            self._signal(signal.SIGKILL)
+            self._sandbox.close()
             self._end_output()
             return
         self._partial = rest
@@ -212,7 +216,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
             self._writable.set()
 
     def process_exited(self) -> None:
-        self._signal(signal.SIGKILL)  # what the server has left behind, where the supervisor could not end it
+        self._sandbox.close()
         self._end_output()
         self._ended.set()
 

@@ -14,6 +14,7 @@ from kneo.agents.tools.mcp.http import READ_SECONDS, Endpoint, Tls
 from kneo.agents.tools.mcp.oauth import ClientCredentials
 from kneo.agents.tools.mcp.stdio import ServerCommand
 from kneo.errors import Forbidden
+from kneo.sandbox.levels import Rights
 from kneo.settings import process_environment
 from kneo.spec.models.spec import McpOAuth, McpServer
 from kneo.spec.policy import ToolRules
@@ -22,7 +23,7 @@ MAX_MESSAGE_BYTES = 4_194_304
 """Bytes of one message of a server, where its declaration has no ``max_response_bytes``."""
 
 _INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
-"""The only variables of the worker that a server has; the others may be credentials."""
+"""The only variables of the worker that a server outside a sandbox has; the others may be credentials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ def target_of(
     hidden: CallSecrets,
     *,
     connect_seconds: float,
+    rights: Rights,
     denied: tuple[str, ...] = (),
 ) -> ConnectionTarget:
     """Check a declaration against the rules, and fill in its secrets.
@@ -57,6 +59,7 @@ def target_of(
         secrets: The secrets of the process.
         hidden: Takes the values that are filled in.
         connect_seconds: Time to connect.
+        rights: What the processes of a server over stdio may do.
         denied: Domains that the agent must not reach.
 
     Raises:
@@ -65,7 +68,7 @@ def target_of(
     """
     filled = _Filled(secrets, hidden)
     if server.transport == "stdio":
-        to: ServerCommand | Endpoint = _program(name, server, rules, filled)
+        to: ServerCommand | Endpoint = _program(name, server, rules, filled, rights)
     else:
         to = _endpoint(name, server, rules, filled, connect_seconds, denied)
     content = json.dumps([name, type(to).__name__, asdict(to)], sort_keys=True, default=sorted)
@@ -86,7 +89,7 @@ class _Filled:
         return {key: self._hidden.fill(text, self._secrets) for key, text in (values or {}).items()}
 
 
-def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled) -> ServerCommand:
+def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled, rights: Rights) -> ServerCommand:
     command = server.command or ""
     if not command.startswith("/") or command not in rules.mcp.commands:
         msg = f"The MCP server {name} would start {command or 'no program'}, which is not an allowed command."
@@ -96,12 +99,16 @@ def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled) ->
         (field, _), why = unsafe
         hint = "Give secrets in env." if field == "args" else "Remove it from env."
         raise McpRefused(f"The MCP server {name} {why}.", code="mcp_command_denied", hint=hint)
+    inherited = process_environment(*_INHERITED) if rights.level == "none" else {}
     return ServerCommand(
+        name=name,
         command=command,
         args=server.args,
-        env={**process_environment(*_INHERITED), **filled.each(server.env)},
+        env={**inherited, **filled.each(server.env)},
         cwd=server.cwd,
         max_message_bytes=server.max_response_bytes or MAX_MESSAGE_BYTES,
+        rights=rights,
+        inside=rules.inside,
     )
 
 
