@@ -15,7 +15,7 @@ from kneo.sandbox.network import Check
 from kneo.settings import Settings, named_files
 from kneo.spec.coverage.sandboxes import CodePart, code_parts, sandbox_refusals
 from kneo.spec.models.spec import Spec
-from kneo.spec.policy import NO_TOOL_RULES, SandboxLevel, SandboxRules, memory_bytes
+from kneo.spec.policy import NO_TOOL_RULES, SANDBOX_LEVELS, SandboxLevel, SandboxRules, memory_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,12 @@ class SandboxHost:
             raise Forbidden(msg, code="sandbox_unavailable", hint="kneo doctor shows what is missing.")
 
     def rights(
-        self, part: CodePart, rules: SandboxRules, environment: str | None, fill: Callable[[str], str]
+        self,
+        part: CodePart,
+        rules: SandboxRules,
+        environment: str | None,
+        fill: Callable[[str], str] = str,
+        floor: SandboxLevel | None = None,
     ) -> Rights:
         """Return the rights of a call now.
 
@@ -65,14 +70,19 @@ class SandboxHost:
             rules: The rules that hold now.
             environment: The environment of the run.
             fill: Replaces the secrets of a text by their values.
+            floor: The level at which people approved the call.
 
         Raises:
-            Forbidden: ``sandbox_exceeds`` or ``sandbox_path_denied``.
+            Forbidden: ``sandbox_exceeds``, ``sandbox_path_denied``, ``sandbox_trusted`` or ``sandbox_too_weak``.
         """
         self.check(part, rules, environment)
+        level = part.level(rules)
+        if floor is not None and SANDBOX_LEVELS.index(level) < SANDBOX_LEVELS.index(floor):
+            msg = f"The call was approved at level {floor} and would run at {level}."
+            raise Forbidden(msg, code="sandbox_too_weak", hint="Require that level again, or start a new run.")
         profile = part.profile
         return Rights(
-            level=part.level(rules),
+            level=level,
             net=profile.net,
             read=profile.read,
             write=profile.write,

@@ -22,6 +22,7 @@ from kneo.records.task import Decision
 from kneo.spec.code import RunCode
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import Spec, Tool
+from kneo.spec.policy import SandboxLevel
 from kneo.spec.tool_kinds import ASK_QUESTION
 
 QuestionKind: TypeAlias = Literal["approval", "external", "question", "elicitation", "interrupted", "guardrail"]
@@ -263,6 +264,8 @@ class ToolCall:
     answer: Decision | None = None
     secrets: CallSecrets = field(default_factory=CallSecrets, repr=False)
     """The secrets that the backend received for this call."""
+    floor: SandboxLevel | None = None
+    """The level of the sandbox that people approved; a call never runs at a lower one."""
     observed: dict[str, object] = field(default_factory=dict)
     """Facts that the backend adds to the entry of the call; never content."""
     keep: Callable[[Mapping[str, object]], Awaitable[None]] = keep_nothing

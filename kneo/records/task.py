@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kneo.spec.policy import SandboxLevel
+
 
 class TaskStatus(StrEnum):
     OPEN = "open"
@@ -22,6 +24,9 @@ SIGNED, SIGNED_BY_REVIEWER = "signed", "signed_by_reviewer"
 
 UNRESOLVED = frozenset({TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.SNOOZED})
 """Statuses in which a person can still answer."""
+
+SANDBOX = "sandbox"
+"""The fact of a call, and of a question about one, with the level and the profile of its sandbox."""
 
 ARGUMENTS_DIGEST = "arguments_digest"
 """The fact of a task with the digest of the arguments of its call, where the subject is another text: a tool's own question."""
@@ -72,6 +77,14 @@ class Decision:
     """The people whose votes made the decision."""
     source: str | None = None
     """The receipt or task of the reused decision."""
+
+
+@dataclass(frozen=True)
+class CallDecision(Decision):
+    """The decision about a tool call, with what the question stated of its sandbox."""
+
+    level: SandboxLevel | None = None
+    """The level of the sandbox; ``None`` where the call has none."""
 
 
 @dataclass(frozen=True, kw_only=True)

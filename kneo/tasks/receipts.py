@@ -16,6 +16,7 @@ from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
 from kneo.records.task import (
     GRANTED,
+    SANDBOX,
     SIGNED,
     SIGNED_BY_REVIEWER,
     Decision,
@@ -148,8 +149,16 @@ def _receipt(
             "previous": before.digest if before else None,
             "grant": {name: use[name] for name in ("id", "terms_digest", "number")} if use is not None else None,
             "code": _code(tx, task),
+            "subject": _subject(task),
         }
     )
+
+
+def _subject(task: HumanTask) -> dict[str, object] | None:
+    """Return the sandbox of a call that a question stated; ``None`` for other questions."""
+    facts = task.metadata.get("facts")
+    sandbox = facts.get(SANDBOX) if isinstance(facts, Mapping) else None
+    return {SANDBOX: sandbox} if sandbox is not None else None
 
 
 def _code(tx: Tx, task: HumanTask) -> dict[str, object] | None:

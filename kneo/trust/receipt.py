@@ -64,6 +64,20 @@ class ReceiptCode(dsse.SignedRecord):
     source: Literal["bundle", "project", "program"]
 
 
+class ReceiptSandbox(dsse.SignedRecord):
+    """The sandbox in which a gated call runs: a call never runs at a lower level."""
+
+    level: Literal["none", "process", "kernel"]
+    profile: dsse.DigestText
+    """Digest of what the bundle's spec declares."""
+
+
+class ReceiptSubject(dsse.SignedRecord):
+    """What a question stated in addition to the subject that its digest covers."""
+
+    sandbox: ReceiptSandbox
+
+
 class Receipt(dsse.SignedRecord):
     """A receipt. Names are camelCase in files, times ISO-8601 in UTC, digests ``sha256:`` and 64 hex digits."""
 
@@ -127,6 +141,9 @@ class Receipt(dsse.SignedRecord):
     code: ReceiptCode | None = None
     """The code of the bundle, of a decision about a call of a tool; absent otherwise."""
 
+    subject: ReceiptSubject | None = None
+    """The sandbox of the call, of a decision about a call that has one; absent otherwise."""
+
     grant: GrantReference | None = None
     """The standing grant that decided; only receipts of that type have it."""
 
@@ -172,8 +189,8 @@ def build_receipt(receipt: Receipt) -> ReceiptStatement:
 
 
 def view_of(receipt: Receipt) -> dict[str, JsonValue]:
-    """Return the fields of a receipt as JSON; ``grant`` and ``code`` are left out where there is none."""
-    left_out = {name for name in ("grant", "code") if getattr(receipt, name) is None}
+    """Return the fields of a receipt as JSON; ``grant``, ``code`` and ``subject`` are left out where there is none."""
+    left_out = {name for name in ("grant", "code", "subject") if getattr(receipt, name) is None}
     return receipt.model_dump(mode="json", by_alias=True, exclude=left_out)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from engine import Engine, level_sandboxes
+from engine import Engine
 from model_server import ModelRequest, ModelServer, Reply
 
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
 from kneo.records.task import DecisionKind, HumanTask, TaskStatus
-from kneo.runtime.engine.assemble import services_of
+from kneo.runtime.engine.assemble import open_sandboxes, services_of
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import StartRequest
 from kneo.runtime.engine.worker import Driver
@@ -63,8 +64,9 @@ class AgentRuns(Engine):
         self.settings = from_env(cwd=folder)
 
     def driver(self) -> Driver:
-        sandboxes = level_sandboxes(self.code, self.level)
-        executor = Executor(self.code, sandboxes, services_of(self.settings, self.store, self.code, sandboxes))
+        settings = replace(self.settings, agents=replace(self.settings.agents, sandbox=self.level))
+        sandboxes = open_sandboxes(settings, self.store, self.code)
+        executor = Executor(self.code, sandboxes, services_of(settings, self.store, self.code, sandboxes))
         return Driver(self.store, ProgramLoader(self.store), executor)
 
     def agent_tree(self, **changes: object) -> dict[str, object]:

@@ -39,9 +39,11 @@ from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, T
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import DECISIONS, EDITED_BY, ConversationEntry, EntryStatus
-from kneo.records.task import GRANTED, REPORTED, Decision, DecisionKind
+from kneo.records.task import GRANTED, REPORTED, CallDecision, Decision, DecisionKind
 from kneo.spec.coverage.exposure import privileged_capabilities
+from kneo.spec.coverage.sandboxes import called_part
 from kneo.spec.models.spec import Tool
+from kneo.spec.policy import SANDBOX_LEVELS, SandboxLevel
 
 MAX_REVIEWS = 20
 """Answers of gates about one call; edits that undo each other end there."""
@@ -223,11 +225,13 @@ class ToolCalls:
             return call
         agreed, edited = dict[str, Digest](), dict[str, object]()
         decisions: list[Decision] = []
+        sandbox: Mapping[str, object] | None = None
         for _ in range(MAX_REVIEWS):
             gate = await self._next_gate(call, agreed)
             if gate is None:
-                return replace(call, facts={**edited, **_decided(decisions)})
-            question = gate_question(call, gate)
+                return replace(call, facts={**edited, **_decided(decisions)}, floor=_floor(decisions))
+            sandbox = sandbox or await self._sandbox(call)
+            question = gate_question(call, gate, sandbox)
             decision = self._turn.answer_to(question)
             decisions.append(decision)
             if decision.kind is DecisionKind.REJECTED and (decision.effect or gate.on_reject) in REFUSING:
@@ -251,6 +255,14 @@ class ToolCalls:
             if agreed.get(gate.id) != shown and not (gate.unless_unattended and await self._is_accepted(call)):
                 return gate
         return None
+
+    async def _sandbox(self, call: ToolCall) -> Mapping[str, object] | None:
+        """Return the level and the profile of the sandbox that a call would have now."""
+        part = called_part(self._turn.spec, call.name, call.tool)
+        if part is None or part.outside is not None:
+            return None
+        rules = await self._services.rules(self._turn.environment)
+        return {"level": part.level(rules.sandbox), "profile": part.profile.digest}
 
     async def _is_accepted(self, call: ToolCall) -> bool:
         """Return whether a call may happen about which no gate asks: it is not privileged, or the environment accepts it now."""
@@ -312,6 +324,12 @@ class ToolCalls:
 
 
 _NO_TOOL = Tool(description="No tool.")
+
+
+def _floor(decisions: Sequence[Decision]) -> SandboxLevel | None:
+    """Return the strongest level of a sandbox that decisions about a call approved."""
+    levels = [each.level for each in decisions if isinstance(each, CallDecision) and each.level is not None]
+    return max(levels, key=SANDBOX_LEVELS.index, default=None)
 
 
 def _decided(decisions: Sequence[Decision]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from kneo.agents.tools.kinds import schema_of
 from kneo.agents.turn import CallQuestion, ToolCall, ToolGate
 from kneo.digest import DigestLabel, digest_of_json
 from kneo.errors import Invalid
-from kneo.records.task import Decision, DecisionKind
+from kneo.records.task import SANDBOX, Decision, DecisionKind
 from kneo.spec.call_title import call_title
 from kneo.spec.json_schema import SchemaInvalid, Uncheckable, compile_schema, find_flaws
 from kneo.spec.models.spec import Tool
@@ -56,8 +56,8 @@ def gates_of(call: ToolCall) -> Sequence[ToolGate]:
     return call.turn.gates(call.turn.agent_name, call.name, call.arguments)
 
 
-def gate_question(call: ToolCall, gate: ToolGate) -> CallQuestion:
-    """Return a gate's question about a call.
+def gate_question(call: ToolCall, gate: ToolGate, sandbox: Mapping[str, object] | None = None) -> CallQuestion:
+    """Return a gate's question about a call, with the level and the profile of its sandbox.
 
     The first gate has the call's task key; each further gate, and a gate that is asked again because another person edited the
     arguments, has a key of its own: an answer is valid for the arguments that were shown. It is found by their whole digest;
@@ -80,7 +80,10 @@ def gate_question(call: ToolCall, gate: ToolGate) -> CallQuestion:
         arguments=call.arguments,
         answer_schema=schema or None,
         title=call_title(call.name, title, call.arguments) if title is not None else None,
-        facts={"idempotency_key": call.idempotency_key} if is_external else {},
+        facts={
+            **({"idempotency_key": call.idempotency_key} if is_external else {}),
+            **({SANDBOX: sandbox} if sandbox is not None else {}),
+        },
     )
 
 

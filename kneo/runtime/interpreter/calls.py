@@ -14,7 +14,7 @@ from typing import Any
 from kneo.agents.turn import CallQuestion
 from kneo.digest import canonical_json, digest_of_json
 from kneo.records.run import RunError, RunStatus
-from kneo.records.task import ARGUMENTS_DIGEST, Decision, DecisionKind
+from kneo.records.task import ARGUMENTS_DIGEST, SANDBOX, CallDecision, Decision, DecisionKind
 from kneo.runtime.interpreter.gate import DEFAULT_HUMAN, CompiledGate, effect_of, rejection
 from kneo.runtime.interpreter.node import (
     Ask,
@@ -130,7 +130,9 @@ class CallNode(ProgramNode):
         if self.question.kind == "interrupted" and decision.selected_option == STOP:
             message = f"{decision.actor} ended the run: {self.question.tool} was under way when its process ended."
             return stopped(RunError(type="tool_interrupted", message=message))
-        return Completed(value=Value(text=json.dumps(_decision_json(self._with_values(decision)))))
+        sandbox = self.question.facts.get(SANDBOX)
+        level = {"level": sandbox["level"]} if isinstance(sandbox, Mapping) else {}
+        return Completed(value=Value(text=json.dumps({**_decision_json(self._with_values(decision)), **level})))
 
     def _ended(self, decision: Decision) -> RunEnded:
         what = "what the guardrail" if self.question.kind == "guardrail" else "the call of"
@@ -232,11 +234,11 @@ def _decision_json(decision: Decision) -> dict[str, object]:
     return {name: value for name, value in values.items() if value not in (None, [])}
 
 
-def read_decision(content: Mapping[str, Any]) -> Decision:
+def read_decision(content: Mapping[str, Any]) -> CallDecision:
     """Read a decision of a frame."""
     named = {"content": None, "selected_option": None, "comment": None, **content}
     lists = {name: tuple(content.get(name, ())) for name in ("selected_options", "voters")}
-    return Decision(**{**named, "kind": DecisionKind(content["kind"]), **lists})
+    return CallDecision(**{**named, "kind": DecisionKind(content["kind"]), **lists})
 
 
 def answers_of(frame: Frame) -> Mapping[str, Decision]:

@@ -17,7 +17,7 @@ from kneo.sandbox.processes import ChildFailed, SandboxProcesses
 from kneo.spec.code import RunCode
 from kneo.spec.coverage.sandboxes import CodePart, code_parts
 from kneo.spec.models.spec import Spec
-from kneo.spec.policy import ToolRules
+from kneo.spec.policy import SandboxLevel, ToolRules
 
 ReadRules: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
 """Reads the tool rules of an environment as they are now."""
@@ -35,12 +35,14 @@ class FunctionUse:
         implementation: Its dotted name; ``None`` of one that the program registered.
         environment: The run's environment.
         code: The code that the run executes.
+        floor: The level at which people approved the call.
     """
 
     part: CodePart
     implementation: str | None
     environment: str | None
     code: RunCode
+    floor: SandboxLevel | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ class Sandboxes:
         """
         rules = await self._rules(use.environment)
         fill = partial(hidden.fill, secrets=self._secrets)
-        rights = self._host.rights(use.part, rules.sandbox, use.environment, fill)
+        rights = self._host.rights(use.part, rules.sandbox, use.environment, fill, use.floor)
         if use.implementation is None or (rights.level == "none" and use.code.digest is None):
             return None
         code = await in_thread(partial(self._code.source, use.implementation, use.code))

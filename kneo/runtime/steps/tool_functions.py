@@ -52,6 +52,7 @@ class ToolFunctions:
             implementation=tool.implementation,
             environment=turn.environment,
             code=turn.code,
+            floor=call.floor,
         )
         request = {"arguments": dict(call.arguments), "context": asdict(context_of(call))}
         try:

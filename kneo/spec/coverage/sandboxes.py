@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kneo.spec.models.sandbox import Sandbox, excesses
-from kneo.spec.models.spec import Spec, Tool, Verify
+from kneo.spec.models.spec import McpServer, Spec, Tool, Verify
 from kneo.spec.policy import SandboxLevel, SandboxRules
 from kneo.spec.tool_kinds import REGISTERED
 
@@ -46,13 +46,28 @@ def code_parts(spec: Spec) -> Iterator[CodePart]:
         yield CodePart(name=name, sandbox=function.sandbox)
     for name, server in spec.mcp_servers.items():
         if server.transport == "stdio":
-            yield CodePart(name=name, sandbox=server.sandbox)
+            yield server_part(name, server)
 
 
 def tool_part(name: str, tool: Tool) -> CodePart:
     """Return a tool whose calls run code of this or another process."""
     outside = None if tool.kinds else "is registered by the program and runs in the worker"
     return CodePart(name=name, sandbox=tool.sandbox, outside=outside)
+
+
+def server_part(name: str, server: McpServer) -> CodePart:
+    """Return a server over stdio."""
+    return CodePart(name=name, sandbox=server.sandbox)
+
+
+def called_part(spec: Spec, name: str, tool: Tool) -> CodePart | None:
+    """Return what a call of a tool runs; ``None`` where it runs no code of this machine."""
+    if tool.kind is REGISTERED:
+        return tool_part(name, tool)
+    server = spec.mcp_servers.get(tool.mcp.server or "") if tool.mcp is not None else None
+    if tool.mcp is None or server is None or server.transport != "stdio":
+        return None
+    return server_part(tool.mcp.server or "", server)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -420,22 +420,27 @@ def test_an_environment_that_insists_on_pins_takes_no_tool_of_an_mcp_server_with
 def test_an_environment_refuses_a_bundle_whose_sandboxes_exceed_its_limits(bench: Bench) -> None:
     render = {"description": "Renders.", "implementation": "acme.render", "sandbox": {"net": ["api.example:443"]}}
     bench.repo.bundle("mail", "1.0.0", {**_unreviewed(), "tools": {"render": render}})
-    bench.repo.bundle("mail", "1.1.0", {**_unreviewed(), "tools": {"shout": {"description": "Shouts."}}})
-    limits = {"sandbox": {"limits": {"net": ["crm.example:443"]}}}
-    bench.repo.environment("prod", {"mail": "1.0.0"}, tools=limits)
+    bench.repo.environment("prod", {"mail": "1.0.0"}, tools={"sandbox": {"limits": {"net": ["crm.example:443"]}}})
     bench.repo.commit("Release a tool that reaches another host")
     outcome = bench.reconcile().outcomes["prod"]
     assert isinstance(outcome, Stalled)
     assert outcome.reason == "PolicyDenied"
-    assert "render may reach api.example:443, which prod does not permit (tools.sandbox.limits.net)." in outcome.message
-    bench.repo.environment("prod", {"mail": "1.1.0"}, tools={"sandbox": {"required": "kernel"}})
-    bench.repo.commit("Release a tool that the program registers")
+    message = "render may reach api.example:443, which prod does not permit (tools.sandbox.limits.net)."
+    assert message in outcome.message
+
+
+def test_an_environment_that_requires_kernel_names_the_functions_of_programs_that_it_trusts(bench: Bench) -> None:
+    for version, name in (("1.0.0", "shout"), ("1.1.0", "whisper")):
+        bench.repo.bundle("mail", version, {**_unreviewed(), "tools": {name: {"description": "Of the program."}}})
+    trusting = {"sandbox": {"required": "kernel", "trusted": ["shout"]}}
+    bench.repo.environment("prod", {"mail": "1.0.0"}, tools=trusting)
+    bench.repo.commit("Release a tool of the program")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+    bench.repo.environment("prod", {"mail": "1.1.0"}, tools=trusting)
+    bench.repo.commit("Release another one")
     outcome = bench.reconcile().outcomes["prod"]
     assert isinstance(outcome, Stalled)
-    assert "sandbox_trusted: shout is registered by the program and runs in the worker" in outcome.message
-    bench.repo.environment("prod", {"mail": "1.1.0"}, tools={"sandbox": {"required": "kernel", "trusted": ["shout"]}})
-    bench.repo.commit("Trust it")
-    assert bench.reconcile().outcomes["prod"] == Ready(1)
+    assert "sandbox_trusted: whisper is registered by the program and runs in the worker" in outcome.message
 
 
 def test_an_environment_refuses_a_bundle_whose_models_and_tools_it_does_not_allow(bench: Bench) -> None:

@@ -83,6 +83,36 @@ def test_a_call_that_is_denied_after_its_approval_is_not_made(make: Make) -> Non
     assert "tool_policy_denied" in agents.trace(run)
 
 
+def test_a_call_that_was_approved_at_a_level_never_runs_at_a_lower_one(make: Make) -> None:
+    agents = make(ONE_CALL)
+    agents.level = "process"
+    run = agents.drive(agents.begin())
+    [task] = agents.open(run)
+    facts = task.metadata["facts"]
+    assert isinstance(facts, dict)
+    assert facts["sandbox"]["level"] == "process"
+    assert facts["sandbox"]["profile"].startswith("sha256:")
+    agents.decide(task, "approved")
+    agents.level = "none"
+    run = agents.drive(run)
+    assert agents.notes() == []
+    assert "The call was approved at level process and would run at none." in agents.server.requests[-1].text
+    [call] = [entry for entry in agents.journal(run) if entry.name.startswith("tool:")]
+    assert (call.status, call.body["result"]["error"]) == (EntryStatus.FAILED, "sandbox_too_weak")
+
+
+def test_a_call_in_a_sandbox_records_its_level_and_profile(make: Make) -> None:
+    agents = make(ONE_CALL)
+    agents.level = "process"
+    run = agents.drive(agents.begin())
+    agents.decide(*agents.open(run), "approved")
+    run = agents.drive(run)
+    assert agents.notes() == ["pay 5"]
+    [call] = [entry for entry in agents.journal(run) if entry.name.startswith("tool:")]
+    assert call.facts["sandbox"]["level"] == "process"
+    assert call.facts["sandbox"]["denied"] == []
+
+
 def test_a_rejection_reaches_the_model_with_its_reason_and_the_call_is_never_made(make: Make) -> None:
     agents = make(ONE_CALL)
     run = agents.drive(agents.begin())

@@ -215,6 +215,15 @@ def test_a_file_without_receipts_is_refused(value: object) -> None:
         find_receipts(value, file="r")
 
 
+def test_the_sandbox_of_a_gated_call_is_signed_and_other_receipts_stay_as_they_were() -> None:
+    subject = {"sandbox": {"level": "kernel", "profile": digest("e")}}
+    view = predicate(signed(build_receipt(receipt(subject=subject))))
+    assert view["subject"] == subject
+    assert "subject" not in predicate(signed(build_receipt(receipt())))
+    changed: dict[str, JsonValue] = {**view, "subject": {"sandbox": {**subject["sandbox"], "level": "none"}}}
+    assert fields_named(check(signed(build_receipt(receipt(subject=subject))), changed)) == {"subject"}
+
+
 def test_the_code_of_a_gated_call_is_signed_and_other_receipts_stay_as_they_were() -> None:
     code = {"digest": digest("e"), "source": "bundle"}
     view = predicate(signed(build_receipt(receipt(code=code))))

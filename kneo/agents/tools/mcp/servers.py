@@ -34,12 +34,13 @@ from kneo.agents.tools.mcp.targets import ConnectionTarget, target_of
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
 from kneo.records.run import NewTrace
+from kneo.sandbox.levels import Rights
 from kneo.settings import McpSettings
 from kneo.spec.coverage.exposure import permissions_of
-from kneo.spec.coverage.sandboxes import CodePart
+from kneo.spec.coverage.sandboxes import server_part
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import McpPin, McpServer
-from kneo.spec.policy import ToolRules
+from kneo.spec.policy import SandboxLevel, ToolRules
 
 MAX_ROUNDS = 20
 """Results of one call without an end and without a question."""
@@ -130,7 +131,14 @@ class McpServers:
         server = call.turn.spec.mcp_servers[reference.server]
         return _PlannedCall(
             call=call,
-            target=self._target(reference.server, server, rules, call.secrets, call.turn.environment, call.turn.agent),
+            target=self._target(
+                reference.server,
+                server,
+                rules,
+                call.secrets,
+                agent=call.turn.agent,
+                rights=self._rights_of(reference.server, server, rules, call.turn.environment, call.floor),
+            ),
             request=CallToolRequestParams(
                 name=reference.name or call.name,
                 arguments=dict(call.arguments),
@@ -208,7 +216,9 @@ class McpServers:
         """
         secrets = CallSecrets()
         try:
-            target = self._target(name, server, await self._rules(environment), secrets, environment)
+            rules = await self._rules(environment)
+            rights = self._rights_of(name, server, rules, environment)
+            target = self._target(name, server, rules, secrets, rights=rights)
             async with self._connected(target) as connection, asyncio.timeout(self._settings.call_seconds):
                 secrets.follow(connection.secrets)
                 return await _offered(connection, secrets)
@@ -231,12 +241,12 @@ class McpServers:
         server: McpServer,
         rules: ToolRules,
         hidden: CallSecrets,
-        environment: str | None,
+        *,
+        rights: Rights | None,
         agent: Agent | None = None,
     ) -> ConnectionTarget:
         permissions = permissions_of(agent) if agent is not None else None
         denied = permissions.denied_domains if permissions is not None else ()
-        part = CodePart(name=name, sandbox=server.sandbox)
         return target_of(
             name,
             server,
@@ -244,9 +254,22 @@ class McpServers:
             self._secrets,
             hidden,
             connect_seconds=self._settings.connect_seconds,
-            rights=self._host.rights(part, rules.sandbox, environment, str),
+            rights=rights,
             denied=denied,
         )
+
+    def _rights_of(
+        self,
+        name: str,
+        server: McpServer,
+        rules: ToolRules,
+        environment: str | None,
+        floor: SandboxLevel | None = None,
+    ) -> Rights | None:
+        """Return the rights of a server over stdio; ``None`` of another one."""
+        if server.transport != "stdio":
+            return None
+        return self._host.rights(server_part(name, server), rules.sandbox, environment, floor=floor)
 
     @contextlib.asynccontextmanager
     async def _connected(self, target: ConnectionTarget) -> AsyncGenerator[Connection]:

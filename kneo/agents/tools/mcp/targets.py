@@ -47,7 +47,7 @@ def target_of(
     hidden: CallSecrets,
     *,
     connect_seconds: float,
-    rights: Rights,
+    rights: Rights | None,
     denied: tuple[str, ...] = (),
 ) -> ConnectionTarget:
     """Check a declaration against the rules, and fill in its secrets.
@@ -59,7 +59,7 @@ def target_of(
         secrets: The secrets of the process.
         hidden: Takes the values that are filled in.
         connect_seconds: Time to connect.
-        rights: What the processes of a server over stdio may do.
+        rights: What the processes of a server over stdio may do; ``None`` of another server.
         denied: Domains that the agent must not reach.
 
     Raises:
@@ -67,7 +67,7 @@ def target_of(
         Forbidden: ``secret_denied`` or ``secret_missing``.
     """
     filled = _Filled(secrets, hidden)
-    if server.transport == "stdio":
+    if rights is not None:
         to: ServerCommand | Endpoint = _program(name, server, rules, filled, rights)
     else:
         to = _endpoint(name, server, rules, filled, connect_seconds, denied)
