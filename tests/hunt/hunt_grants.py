@@ -87,7 +87,7 @@ class Case:
         self.house.release()
         self.grant()
         for _ in range(STEPS):
-            self.pick.choices(moves, [12, 3, 1, 2, 1, 2, 2])[0]()
+            self.pick.choices(moves, [14, 4, 1, 2, 1, 2, 1])[0]()
             self.check()
 
     def say(self, law: str) -> None:
@@ -101,10 +101,10 @@ class Case:
     def grant(self) -> None:
         if self.rule == "none" or not self.ben_is_known:
             return
-        most, uses = Decimal(self.pick.choice([10, 50, 100])), self.pick.randint(1, 4 if self.rule == "tight" else 8)
-        total = Decimal(self.pick.choice(["25", "60.5", "200", "0.3"]))
+        most, uses = Decimal(self.pick.choice([10, 50, 500])), self.pick.randint(1, 4 if self.rule == "tight" else 8)
+        total = Decimal(self.pick.choice(["0.3", "10", "10", "20", "60.5", "900"]))
         per_run, per_day = self.pick.choice([None, None, 1, 2]), self.pick.choice([None, None, 2])
-        lasts = timedelta(hours=self.pick.choice([5, 30, 24 * 14]))
+        lasts = timedelta(hours=self.pick.choice([5, 8, 30, 24 * 14]))
         made = self.house.create(
             when=f"args.amount <= {most} && args.currency == 'EUR'",
             uses=uses,
@@ -160,14 +160,14 @@ class Case:
 
     def wait(self) -> None:
         self.house.store.clock.advance(timedelta(hours=self.pick.choice([1, 7, 24])))  # type: ignore[attr-defined]
-        if self.pick.random() < 0.5:
+        if self.pick.random() < 0.3:
             end_expired_grants(self.house.store)
             for grant in self.grants.values():
                 if grant.ended is None and grant.expires <= self.now:
                     grant.ended = "expired"
 
     def change_rules(self) -> None:
-        self.rule = self.pick.choice(["open", "open", "tight", "none"])
+        self.rule = self.pick.choice(["open", "open", "open", "tight", "none"])
         self.ben_is_known = self.pick.random() < 0.8
         people = PEOPLE if self.ben_is_known else {name: each for name, each in PEOPLE.items() if name != "ben"}
         self.house.serve(f"1.{self.release}.0", grants=RULES[self.rule], people=people)
@@ -175,7 +175,8 @@ class Case:
     def call(self) -> None:
         number = self.pick.choice([1, 1, 1, 2, 3])
         amounts = [
-            Decimal(self.pick.choice(["0.1", "0.2", "7", "9.99", "10", "49.5", "100", "700"])) for _ in range(number)
+            Decimal(self.pick.choice(["0.1", "0.2", "1", "4.5", "5", "7", "9.99", "10", "49.5", "700"]))
+            for _ in range(number)
         ]
         run = self.house.refunds(*map(float, amounts))
         expected = [self.cover(run.id, amount) for amount in amounts]

@@ -12,7 +12,7 @@ from hunt.run import hunts
 
 from kneo.settings import process_environment
 
-SAMPLES = {"workflows": 300, "people": 2, "histories": 2, "expressions": 40}
+SAMPLES = {"workflows": 300, "people": 2, "histories": 2, "expressions": 40, "grants": 2}
 """Cases of each hunt that every run of the tests goes through; a hunt that is not named here has its own test."""
 
 BY_CHANCE = {"succeeded", "published"}

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from agent_turns import House, decided, house, scripted_model
+from hostile_arguments import OTHER, UNKNOWN
 from rules_now import current
 
 from kneo.agents.turn import PeopleRequired
@@ -91,47 +92,22 @@ def outcome(made: House, **answers: object) -> str:
     return "denied" if "denied" in str(result) else str(result)
 
 
-UNKNOWN: tuple[Mapping[str, object], ...] = (
-    {},
-    {"amount": 50},
-    {"currency": "EUR"},
-    {"amount": None, "currency": "EUR"},
-    {"amount": "50", "currency": "EUR"},
-    {"amount": True, "currency": "EUR"},
-    {"amount": [50], "currency": "EUR"},
-    {"amount": {"value": 50}, "currency": "EUR"},
-    {"amount": [], "currency": "EUR"},
-    {"amount": {}, "currency": "EUR"},
-    {"amount": 50, "currency": 7},
-    {"amount": 50, "currency": ["EUR"]},
-    {"amount": 50, "currency": {"code": "EUR"}},
-    {"amount": 50, "currency": False},
-    {"Amount": 50, "currency": "EUR"},
-    {"amount ": 50, "currency": "EUR"},
-    {"ämount": 50, "currency": "EUR"},
-    {"аmount": 50, "currency": "EUR"},
-)
-OTHER: tuple[Mapping[str, object], ...] = (
-    {"amount": -1, "currency": "EUR"},
-    {"amount": 100.01, "currency": "EUR"},
-    {"amount": 1e300, "currency": "EUR"},
-    {"amount": -1e300, "currency": "EUR"},
-    {"amount": 50, "currency": "eur"},
-    {"amount": 50, "currency": "EUR "},
-    {"amount": 50, "currency": "\u200bEUR"},
-    {"amount": 50, "currency": "ЕUR"},
-    {"amount": 50, "currency": "E\u0301UR"},
-    {"amount": 50, "currency": ""},
-    {"amount": 50, "currency": None},
-)
-
-
 @pytest.mark.parametrize("arguments", [*UNKNOWN, *OTHER], ids=lambda each: json.dumps(each, default=str)[:60])
 def test_only_a_call_that_is_definitely_accepted_is_not_asked_about(
     arguments: Mapping[str, object], clock: ManualClock
 ) -> None:
     made, _ = refunding(arguments, {"unattended": [RULE]}, clock)
     assert outcome(made) == "asked"
+
+
+@pytest.mark.parametrize("arguments", UNKNOWN, ids=lambda each: json.dumps(each, default=str)[:60])
+def test_a_gate_asks_where_its_condition_is_unknown_and_the_environment_accepts_every_call(
+    arguments: Mapping[str, object], clock: ManualClock
+) -> None:
+    for capabilities in (("privileged",), ()):
+        rules = {"unattended": [{"tools": ["*"], "when": "has(args)"}]}
+        made, _ = refunding(arguments, rules, clock, spec_of(when=BIG, capabilities=capabilities))
+        assert outcome(made) == "asked"
 
 
 @pytest.mark.parametrize("arguments", UNKNOWN, ids=lambda each: json.dumps(each, default=str)[:60])
@@ -197,6 +173,36 @@ def test_a_call_that_a_person_edits_is_checked_again(clock: ManualClock) -> None
     [question] = asyncio.run(made.questions())
     edited = decided("edited", content='{"amount": 400, "currency": "EUR"}')
     assert outcome(made, **{question.key: edited}) == "made"
+
+
+@pytest.mark.parametrize(
+    ("deny", "found"), [([], "asked"), ([{"tools": ["refund"], "when": "args.currency != 'EUR'"}], "denied")]
+)
+def test_arguments_that_a_guardrail_changes_are_checked_again(deny: list, found: str, clock: ManualClock) -> None:
+    check = {"id": "codes", "type": "regex", "action": "redact", "config": {"patterns": ["EUR"]}}
+    written = tree()
+    written["agent"]["guardrails"] = {"tool": [check]}
+    spec = load_tree(written).spec
+    made, _ = refunding({"amount": 50, "currency": "EUR"}, {"unattended": [RULE], "deny": deny}, clock, spec)
+    assert outcome(made) == found
+
+
+def test_a_gate_with_an_expression_asks_before_the_caller_makes_the_call(clock: ManualClock) -> None:
+    written = tree()
+    written["tools"]["refund"]["review"]["external"] = "caller"
+    spec = load_tree(written).spec
+    assert spec is not None
+    for amount, rules, found in (
+        (500, {"unattended": [RULE]}, "tools.refund.before"),
+        (50, {}, "tools.refund.before"),
+        (50, {"unattended": [RULE]}, "tools.refund.external"),
+    ):
+        made, _ = refunding({"amount": amount, "currency": "EUR"}, rules, clock, spec)
+        [question] = asyncio.run(made.questions())
+        assert question.gate == found
+        if found.endswith("before"):
+            [next_one] = asyncio.run(made.questions({question.key: decided("approved")}))
+            assert next_one.gate == "tools.refund.external"
 
 
 def test_only_what_was_approved_earlier_is_paid(clock: ManualClock) -> None:
