@@ -118,7 +118,7 @@ class Controller:
         if lease is None:
             self._last_success = monotonic()
             return
-        with self.store.read() as tx:
+        with self.store.look() as tx:
             rows = requests.open_requests(tx)
         announced = self._announced.is_set()
         looks = [request for request in rows if request.kind not in self.reconciler.handlers]

@@ -20,6 +20,9 @@ log = logging.getLogger("kneo.runtime")
 
 INTERVAL_SECONDS = 1.0
 
+IDLE_SECONDS = 2.0
+"""The interval after a search that found nothing."""
+
 TAKEOVER_SECONDS = 3.0
 """The interval at which other processes try to take over from one that ended."""
 
@@ -77,10 +80,12 @@ def tick(store: Store) -> None:
         duty(store)
 
 
-def process_found(store: Store) -> None:
-    """Process what is due, after one statement that finds what it is."""
-    for kind in find_due(store):
+def process_found(store: Store) -> bool:
+    """Process what is due, after one statement that finds what it is; return whether anything was."""
+    found = find_due(store)
+    for kind in found:
         _try(DUTIES[kind], store)
+    return bool(found)
 
 
 def run_timers(
@@ -89,7 +94,9 @@ def run_timers(
     beat: Callable[[], None] = lambda: None,
     duties: Sequence[Duty] = (process_found,),
 ) -> None:
-    """Process what is due every second until stopped; of all processes that share a database, one at a time does.
+    """Process what is due until stopped; of all processes that share a database, one at a time does.
+
+    The next search is a second after one that found something, else two.
 
     A duty that fails is tried again a second later, and keeps no other from its work.
 
@@ -97,7 +104,7 @@ def run_timers(
         store: The database.
         stopping: Ends the loop.
         beat: Called at each turn.
-        duties: What is processed each second.
+        duties: What is processed at each turn; each returns whether there was anything.
     """
     while not stopping.is_set():
         beat()
@@ -106,21 +113,22 @@ def run_timers(
                 while lock.held() and not stopping.is_set():
                     started = monotonic()
                     beat()
-                    for duty in duties:
-                        _try(duty, store)
-                    stopping.wait(max(0.0, INTERVAL_SECONDS - (monotonic() - started)))
+                    found = [_try(duty, store) for duty in duties]
+                    pause = INTERVAL_SECONDS if any(found) else IDLE_SECONDS
+                    stopping.wait(max(0.0, pause - (monotonic() - started)))
         except Transient as error:
             log.warning("timers could not reach the database: %s", error)
         stopping.wait(TAKEOVER_SECONDS)
 
 
-def _try(duty: Duty, store: Store) -> None:
+def _try(duty: Duty, store: Store) -> bool:
     try:
-        duty(store)
+        return bool(duty(store))
     except Transient:
         raise
     except Exception:
         log.exception("timers failed; they will be retried")
+        return True
 
 
 class RetentionJob(Protocol):

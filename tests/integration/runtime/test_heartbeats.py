@@ -54,7 +54,7 @@ def test_a_loop_that_has_no_turn_in_time_hangs() -> None:
 def test_a_function_that_blocks_the_event_loop_stops_the_heartbeat(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kneo.runtime.engine.timers.INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("kneo.runtime.engine.timers.IDLE_SECONDS", 0.05)
     engine = Engine(store, tmp_path / "code", STEPS)
     beats, ticks, stopping = Beats(), Beats(), threading.Event()
     worker = worker_on(store, engine.driver(), concurrency=2, beat=beats)
