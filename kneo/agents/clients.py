@@ -172,12 +172,16 @@ def warm_up(providers: Iterable[str]) -> None:
 # ---- one wire format each ---------------------------------------------------------------------------------------
 
 
-def _import_openai() -> None:
+def _import_chat() -> None:
     # The library would import its resources at the first request, on the event loop.
-    import openai.resources.chat.chat
-    import openai.resources.responses.responses  # noqa: F401
     import pydantic_ai.models.openai
     import pydantic_ai.providers.openai  # noqa: F401
+
+
+def _import_responses() -> None:
+    import openai.resources.responses.responses  # noqa: F401
+
+    _import_chat()
 
 
 def _import_anthropic() -> None:
@@ -256,8 +260,8 @@ _CLIENTS: dict[WireFormat, Callable[[ProviderConnection, int], ModelClient]] = {
 }
 
 _IMPORTS: dict[WireFormat, Callable[[], None]] = {
-    "responses": _import_openai,
-    "chat": _import_openai,
+    "responses": _import_responses,
+    "chat": _import_chat,
     "messages": _import_anthropic,
     "gemini": _import_google,
 }
