@@ -39,7 +39,7 @@ OPTION = re.compile(r"\W*?(--[a-z][a-z-]*)")
 def executed(block: Block) -> bool:
     """Return whether a test executes the block's commands."""
     if block.kind == "console" and block.text.startswith("$ "):
-        return block.page.startswith("docs/guides/")  # test_docs_examples
+        return block.page.startswith(("docs/guides/", "docs/moving/"))  # test_docs_examples
     if block.kind not in {"bash", "sh"}:
         return False
     test = EXECUTED.get(block.page, WALKS)

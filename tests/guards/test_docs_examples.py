@@ -1,4 +1,4 @@
-"""Every example of the guides is what it says.
+"""Every example of the guides, and of the pages about moving, is what it says.
 
 A YAML block is checked by what it is: a spec, an environment, a project config, answers, or a part of a spec, to which the
 components it names are added. It has no finding, or the one that stands behind ``yaml`` in its fence. One that begins
@@ -8,6 +8,7 @@ what stands below it.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -31,7 +32,8 @@ from kneo.spec.reading.validate import parse_model
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "guides"
-PAGES = sorted(page.relative_to(GUIDES).as_posix() for page in GUIDES.rglob("*.md"))
+MOVING = ROOT / "docs" / "moving"
+PAGES = sorted(os.path.relpath(page, GUIDES) for folder in (GUIDES, MOVING) for page in folder.rglob("*.md"))
 FENCE = re.compile(r"^```(?P<kind>\w+)(?: (?P<said>[^\n]+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN_ID = re.compile(r"run_[0-9a-z]{26}")
 FILE = re.compile(r"\A# ([\w.-]+\.yaml)\n")
@@ -67,7 +69,7 @@ def blocks(page: Path) -> list[Block]:
     text = page.read_text()
     return [
         Block(
-            page.relative_to(GUIDES).as_posix(),
+            os.path.relpath(page, GUIDES),
             text.count("\n", 0, found.start()) + 1,
             found["kind"],
             found["said"] or "",
