@@ -1,0 +1,74 @@
+"""The commands under "Try it" in the README of each template with tools, executed in their order in the repository that kneo init makes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kneo_process import Machine, eventually
+
+from examples import demo_agent
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+SERVER = "kneo up --repo ."
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def commands(readme: Path) -> list[str]:
+    section = readme.read_text().split("\n## Try it\n")[1].split("\n## ")[0]
+    return "".join(re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)).splitlines()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path, "")
+    del made.env["KNEO_SERV_DATABASE_URL"]  # a newcomer sets no variable
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize(
+    ("template", "last"), [("agent", "We refunded 120 EUR for order 8."), ("gateway", '"euros_refunded": 120')]
+)
+def test_the_commands_of_the_readme_work(machine: Machine, template: str, last: str) -> None:
+    words = ("--principal", "bob", "--approver", "ann", "--model", demo_agent.SCRIPTED)
+    machine.kneo("init", "acme", "--template", template, *words)
+    acme, script, printed = machine.folder / "acme", "", ""
+    with demo_agent.model_variables(demo_agent.SCRIPTED) as variables:
+        machine.env.update(variables)
+        for command in commands(acme / "README.md"):
+            if command.startswith(("export ", "AT=")):
+                script += command + "\n"
+            elif command == SERVER:
+                exported = subprocess.run(
+                    ["bash", "-c", f"{script}printenv KNEO_SERV_API_KEYS"],
+                    env=machine.env,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                machine.env["KNEO_SERV_API_KEYS"] = exported.stdout.strip()
+                up = machine.start("up", "--repo", ".", "--port", "0", "--interval", "1h", cwd=acme)
+                machine.env["KNEO_SERV_API_KEY"] = machine.env["KNEO_SERV_API_KEYS"].split(":")[1]
+                eventually(lambda: "1.0.0" in machine.kneo("status", "prod", cwd=acme).stdout)
+                del machine.env["KNEO_SERV_API_KEY"]
+                script = script.replace(ADDRESS, up.url)
+            else:
+                tasks = re.findall(r"cont_[0-9a-z]{20,}", printed)
+                line = command.replace("cont_…", tasks[-1] if tasks else "")
+                ran = subprocess.run(
+                    ["bash", "-c", script.replace(ADDRESS, up.url) + line if "$AT" in line else line],
+                    cwd=acme,
+                    env=machine.env,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                printed += ran.stdout + ran.stderr
+                assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+    assert "Refund 120 EUR for order 8" in printed
+    assert last in printed.rpartition("kneo task decide")[2]
