@@ -29,6 +29,7 @@ from kneo.cli.specs.check import read_tree
 from kneo.cli.watch import PAUSED, POLL_SECONDS, StreamPrinter, show_event
 from kneo.clock import SystemClock, new_id
 from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Untrusted, Usage
+from kneo.names import visible
 from kneo.spec.models.spec import Spec
 
 LATER = "later"
@@ -57,6 +58,8 @@ class Turns:
 
     def __init__(self, backend: Backend, make_request: Callable[[str], RunCreate]) -> None:
         self._backend, self._make_request = backend, make_request
+        self._decider = backend
+        """The backend through which questions are answered."""
         self.last: RunView | None = None
 
     def say(self, text: str) -> None:
@@ -91,6 +94,17 @@ class Turns:
         else:
             self.say(self.last.input_text)
 
+    def decide_as(self, name: str) -> None:
+        """Answer questions as another person from now on, those of the last run first; without a name as the caller.
+
+        Raises:
+            Forbidden: a service answers, which authenticates its callers.
+        """
+        self._decider = self._backend.as_person(name) if name else self._backend
+        render.text(f"Questions are answered as {visible(name)}." if name else "Questions are answered as you.")
+        if self.last is not None and self.last.status in PAUSED:
+            self._show(self.last.run_id)
+
     def _show(self, run_id: str, work: _Work | None = None) -> None:
         shown = _ShownRun(self._backend, run_id)
         try:
@@ -122,7 +136,7 @@ class Turns:
                 render.warning(error.message, error.hint)
 
     def _decide(self, task: HumanTaskView, decision: TaskDecision) -> object:
-        return self._backend.call(resume_human_task, task.continuation_id, decision)
+        return self._decider.call(resume_human_task, task.continuation_id, decision)
 
     def _next_task(self, run_id: str, deferred: set[str]) -> HumanTaskView | None:
         page = self._backend.call(list_human_tasks, run_id=run_id)
@@ -235,7 +249,7 @@ app = typer.Typer(no_args_is_help=True)
 SHOWN_RUNS = 50
 """Runs of the session in ``/history`` and ``/usage``."""
 
-HELP = "/tools  /usage  /history  /trace  /retry  /quit    Ctrl-C cancels the run, Ctrl-D leaves."
+HELP = "/tools  /usage  /history  /trace  /retry  /as NAME  /quit    Ctrl-C cancels the run, Ctrl-D leaves."
 
 
 @app.callback()
@@ -266,7 +280,8 @@ def chat(
 ) -> None:
     """Chat with an agent: each line is a run, and its gates are answered here.
 
-    Ctrl-C cancels the run, not the chat. A question that is answered later stays in the inbox.
+    A spec is read again for each line, so that an edited prompt counts at once. /as NAME answers as another person, on the local
+    database. Ctrl-C cancels the run, not the chat. A question that is answered later stays in the inbox.
     """
     if options.as_json:
         msg = "A chat has no JSON."
@@ -274,7 +289,7 @@ def chat(
     if bundle is not None and (spec is not None or model is not None):
         msg = "A bundle runs as approved: without a spec and without another model."
         raise Usage(msg, hint="kneo agent chat --bundle NAME --env ENV")
-    tree = _tree(spec, environment, model) if bundle is None else None
+    current = CurrentSpec(lambda: _tree(spec, environment, model)) if bundle is None else None
     name = session or new_id("chat", SystemClock().now())
 
     def make_request(text: str) -> RunCreate:
@@ -285,7 +300,7 @@ def chat(
             environment=environment,
             session_id=name,
             bundle=bundle,
-            spec=tree,
+            spec=current.reload() if current is not None else None,
             async_mode=True,
             stream=True,
         )
@@ -294,7 +309,31 @@ def chat(
         importlib.import_module("readline")  # lines can be edited; absent on some systems
     with options.open() as opened:
         render.text(f"Session {name}. Continue it later with --session {name}.\n{HELP}")
-        Chat(opened, Turns(opened, make_request), name, tree).talk()
+        Chat(opened, Turns(opened, make_request), name, current).talk()
+
+
+class CurrentSpec:
+    """The spec of a chat, as its files are now.
+
+    Args:
+        read: Reads and checks the spec.
+    """
+
+    def __init__(self, read: Callable[[], Mapping[str, object]]) -> None:
+        self._read = read
+        self.tree = read()
+
+    def reload(self) -> Mapping[str, object]:
+        """Read the spec again, and say so where it has changed.
+
+        Raises:
+            Invalid: ``spec_invalid``: it has errors.
+        """
+        tree = self._read()
+        if tree != self.tree:
+            self.tree = tree
+            render.text("The spec has changed.")
+        return tree
 
 
 def _tree(spec: Path | None, environment: str | None, model: str | None) -> Mapping[str, object]:
@@ -321,11 +360,11 @@ class Chat:
         backend: The service or the local database.
         turns: The runs of the chat.
         session: The session of the runs.
-        tree: The spec of the runs; ``None`` for those of a bundle.
+        current: The spec of the runs; ``None`` for those of a bundle.
     """
 
-    def __init__(self, backend: Backend, turns: Turns, session: str, tree: Mapping[str, object] | None) -> None:
-        self._backend, self._turns, self._session, self._tree = backend, turns, session, tree
+    def __init__(self, backend: Backend, turns: Turns, session: str, current: CurrentSpec | None) -> None:
+        self._backend, self._turns, self._session, self._current = backend, turns, session, current
         self._commands: Mapping[str, Callable[[], None]] = {
             "/tools": self._show_tools,
             "/usage": self._show_usage,
@@ -359,6 +398,8 @@ class Chat:
         if not line.startswith("/"):
             if line:
                 self._turns.say(line)
+        elif line == "/as" or line.startswith("/as "):
+            self._turns.decide_as(line.removeprefix("/as").strip())
         elif line in self._commands:
             self._commands[line]()
         else:
@@ -378,8 +419,8 @@ class Chat:
             render.text(f"  {name}  {tool.description if tool is not None else ''}{asked}")
 
     def _spec(self) -> Spec | None:
-        if self._tree is not None:
-            return Spec.model_validate(self._tree)
+        if self._current is not None:
+            return Spec.model_validate(self._current.reload())
         release = self._turns.last.metadata.get("release") if self._turns.last is not None else None
         if not isinstance(release, Mapping):
             return None

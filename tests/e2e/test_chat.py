@@ -237,6 +237,57 @@ def test_a_question_that_is_answered_later_waits_in_the_inbox(machine: Machine, 
     assert (ended["status"], ended["output_text"], paid(machine)) == ("succeeded", "Paid it.", ["pay 5"])
 
 
+def test_an_edited_spec_counts_from_the_next_line_on(
+    machine: Machine, server: ModelServer, terminals: list[Terminal]
+) -> None:
+    terminal = chat(machine, terminals)
+    terminal.until(r"> ")
+    terminal.line("Hello")
+    terminal.until("You said Hello.")
+    terminal.until(r"> ")
+    edited = {**SPEC, "agent": {**SPEC["agent"], "system_prompt": "Be brief."}}
+    (machine.folder / "spec.json").write_text(json.dumps(edited))
+    terminal.line("Again")
+    terminal.until("The spec has changed.")
+    terminal.until("You said Again.")
+    assert ["Be brief." in request.text for request in server.requests] == [False, True]
+    terminal.until(r"> ")
+    (machine.folder / "spec.json").write_text("{")
+    terminal.line("Broken")
+    terminal.until("✗")
+    terminal.until(r"> ")
+    (machine.folder / "spec.json").write_text(json.dumps(SPEC))
+    terminal.line("Whole")
+    terminal.until("You said Whole.")
+    terminal.line("/quit")
+    assert terminal.end() == 0
+
+
+def test_a_question_for_another_person_is_answered_in_their_part(machine: Machine, terminals: list[Terminal]) -> None:
+    asked = {"description": "Fine?", "candidates": {"users": ["ann"]}}
+    (machine.folder / "spec.json").write_text(json.dumps({**SPEC, "components": {"humans": {"ops": asked}}}))
+    terminal = chat(machine, terminals)
+    terminal.until(r"> ")
+    terminal.line("Pay it")
+    terminal.until(r"\[l\]ater: ")
+    terminal.line("a")
+    terminal.until("⚠")
+    terminal.until(r"\[l\]ater: ")
+    terminal.line("later")
+    terminal.until(r"> ")
+    terminal.line("/as ann")
+    terminal.until("answered as ann")
+    terminal.until(r"\[l\]ater: ")
+    terminal.line("a")
+    terminal.until("Paid it.")
+    terminal.until(r"> ")
+    terminal.line("/as")
+    terminal.until("answered as you")
+    terminal.line("/quit")
+    assert terminal.end() == 0
+    assert paid(machine) == ["pay 5"]
+
+
 def test_ctrl_c_cancels_the_run_and_not_the_chat(
     machine: Machine, server: ModelServer, terminals: list[Terminal]
 ) -> None:
