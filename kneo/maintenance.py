@@ -196,6 +196,8 @@ class RetentionPolicy:
     """Retention in days for each kind of data; ``None`` keeps it forever."""
 
     runs_days: int | None = None
+    calls_days: int | None = None
+    """Of calls of other programs without a decision."""
     checkpoints_days: int | None = None
     queue_days: int | None = None
     continuations_days: int | None = None
@@ -277,9 +279,12 @@ class RetentionManager:
             go_on: Called before each batch; false ends the deletion.
         """
         report: dict[str, int] = {}
+        if policy.calls_days is not None:
+            report["runs"] = prune.prune_calls(self.store, timedelta(days=policy.calls_days), go_on=go_on)
         if policy.runs_days is not None:
             retention = timedelta(days=policy.runs_days)
-            report["runs"] = prune.prune_runs(self.store, retention, policy.run_statuses, go_on=go_on)
+            deleted = prune.prune_runs(self.store, retention, policy.run_statuses, go_on=go_on)
+            report["runs"] = report.get("runs", 0) + deleted
             prune.prune_specs(self.store, retention, go_on=go_on)
         for name, days, delete in (
             ("checkpoints", policy.checkpoints_days, prune.prune_checkpoints),
@@ -323,7 +328,11 @@ def make_retention(settings: Settings, store: Store) -> Retain:
     project = read_config(settings)
     policy = RetentionPolicy.from_settings(settings.execution, project.retention if project else None)
     choices = (settings.http.idempotency_days, policy.idempotency_days, IDEMPOTENCY_DAYS)
-    policy = replace(policy, idempotency_days=next(days for days in choices if days is not None))
+    policy = replace(
+        policy,
+        idempotency_days=next(days for days in choices if days is not None),
+        calls_days=settings.execution.call_days,
+    )
     local = project.local if project else None
     manager = RetentionManager(
         store,

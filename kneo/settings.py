@@ -468,6 +468,10 @@ class ExecutionSettings:
     """Retention in days of each kind of data. Audit events are never deleted. Default: the project's, else without
     end. Read by: worker, command."""
 
+    call_days: int = setting("KNEO_SERV_RETENTION_CALL_DAYS", 30, _positive)
+    """Retention in days of calls of other programs that ended without a decision of people. Those with a decision are kept as long as
+    runs are. Read by: worker, command."""
+
     retention_run_statuses: tuple[str, ...] = setting("KNEO_SERV_RETENTION_RUN_STATUSES", (), _list)
     """Statuses of runs that may be deleted, separated by commas. Default: every final status. Read by: worker,
     command."""

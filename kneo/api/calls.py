@@ -27,6 +27,7 @@ from kneo.names import person_key
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import TAKES_OVER, UNRESOLVED, HumanTask
+from kneo.runtime.engine.call_metrics import CallOutcome, outcome_of, output_of
 from kneo.runtime.engine.calls import ServedBundle, StatedCall, find_served, join_key, start
 from kneo.runtime.engine.questions import run_facts
 from kneo.runtime.engine.recover import cancel_run as end_run
@@ -43,12 +44,8 @@ from kneo.tasks.served_calls import find_refusal_in
 CallStatus: TypeAlias = Literal["running", "waiting", "allowed", "begun", "ended"]
 """``waiting`` for people; ``allowed``: all agree, and the caller makes the call itself; ``begun``: the caller has taken it."""
 
-CallOutcome: TypeAlias = Literal["success", "failed", "denied"]
-
 MAKE = "calls:make"
 """The scope of callers."""
-
-HUMAN_REJECTED = "human_rejected"
 
 FINAL = tuple(status for status in RunStatus if status.is_final)
 
@@ -411,22 +408,13 @@ def _view(context: Context, settled: SettledRun, entry: Mapping[str, object], *,
     run, release, status = settled.run, settled.run.release, status_of(settled)
     assert release is not None
     stated = json.loads(run.input_text)
-    output: Mapping[str, object] = {}
-    if run.status is RunStatus.SUCCEEDED and run.output_text is not None:
-        output = json.loads(run.output_text)
-    error = RunErrorView.of(run)
-    outcome: CallOutcome | None = None
-    if output:
-        outcome = output["outcome"]  # type: ignore[assignment]
-    elif status == "ended":
-        outcome = "denied" if error is not None and error.type == HUMAN_REJECTED else "failed"
     arguments = entry.get("arguments")
     address = context.settings.public_url.rstrip("/")
     return CallView(
         id=run.id,
         status=status,
-        outcome=outcome,
-        result=output.get("result"),
+        outcome=outcome_of(run),
+        result=output_of(run).get("result") if run.status is RunStatus.SUCCEEDED else None,
         arguments=dict(arguments) if isinstance(arguments, Mapping) else None,
         joined=joined,
         questions=[
@@ -439,7 +427,7 @@ def _view(context: Context, settled: SettledRun, entry: Mapping[str, object], *,
         bundle=release.bundle,
         version=release.version,
         digest=release.digest,
-        error=error,
+        error=RunErrorView.of(run),
         created_at=run.created_at,
         ended_at=run.completed_at,
     )

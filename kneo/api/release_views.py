@@ -127,6 +127,8 @@ class EnvironmentView(EnvironmentRulesView):
     holds: tuple[Hold, ...]
     suspension: Suspension | None
     grants: Annotated[int, Field(description="Active standing grants.")]
+    waiting_calls: Annotated[int, Field(description="Calls of other programs that wait for people.")]
+    calls_wait_since: str | None
 
     @classmethod
     def of_status(cls, status: EnvironmentStatus, rules: EnvironmentRulesView) -> Self:
@@ -340,6 +342,9 @@ class WhyView:
     hold: Hold | None
     suspension: Suspension | None
     conditions: tuple[Condition, ...]
+    unpinned: Annotated[
+        tuple[str, ...], Field(description="Served tools of MCP servers that have no pin: the server may change them.")
+    ]
     grants: list[ActiveGrantView]
 
     @classmethod

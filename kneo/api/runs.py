@@ -30,7 +30,7 @@ from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
 from kneo.tasks.people import identities_of
 
-TARGETS = frozenset({"workflow", "agent"})
+TARGETS = frozenset({"workflow", "agent", "call"})
 """The kinds of runs that are no family of workflows."""
 
 RunSortField = Literal[
@@ -78,7 +78,7 @@ def list_runs(
         Field(max_length=200, description="A person who may decide an open task of the run; `me` is the caller."),
     ] = None,
     workflow_kind: Annotated[
-        Word | None, Field(description="The family of the workflow, or `agent`; `workflow` for every family.")
+        Word | None, Field(description="The family of the workflow, `agent` or `call`; `workflow` for every family.")
     ] = None,
     workflow_name: Word | None = None,
     session_id: Word | None = None,

@@ -48,7 +48,7 @@ from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.grant import Grant
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension, also_closed
 from kneo.registry import OpenTasks, code_in, open_tasks, spec_in
-from kneo.spec.coverage.calls import call_coverage, find_rule_flaws
+from kneo.spec.coverage.calls import call_coverage, find_rule_flaws, served_calls
 from kneo.spec.coverage.environment_gates import guarded_steps
 from kneo.spec.diff import compare_specs, whole_command
 from kneo.spec.index import SpecIndex
@@ -295,8 +295,9 @@ def _added(gate: EnvironmentGate, verified: verify.Verified) -> Json:
 
 
 def _calls(environment: Environment, verified: verify.Verified, inputs: PlanInputs) -> Json:
-    """Describe the coverage of privileged calls, and the expressions of the environment that no call satisfies."""
+    """Describe the coverage of privileged calls, the tools that other programs may call, and expressions that no call satisfies."""
     calls: list[Json] = []
+    served: list[Json] = []
     warnings: list[str] = []
     for name, bundle in verified.desired.items():
         spec = (
@@ -308,8 +309,9 @@ def _calls(environment: Environment, verified: verify.Verified, inputs: PlanInpu
             continue
         index = _view(spec, *environment.gates)
         calls += [{"bundle": name, **each.as_json()} for each in call_coverage(index, environment.spec.tools)]
+        served += [{"bundle": name, **each.as_json()} for each in served_calls(index, name, environment.spec)]
         warnings += [f"{name}: {flaw}" for flaw in find_rule_flaws(index, environment.spec)]
-    return {"calls": calls, "warnings": warnings}
+    return {"calls": calls, "served_calls": served, "warnings": warnings}
 
 
 def _view(spec: Spec, *gates: EnvironmentGate) -> SpecIndex:

@@ -26,9 +26,12 @@ from kneo.records.task import HumanTask, ReceiptRecord
 from kneo.registry.controls import holds_in_force, suspension_in_force
 from kneo.registry.decisions import check_declared, environment_not_found
 from kneo.registry.record import environment_subject
-from kneo.registry.resolve import declared
+from kneo.registry.resolve import declared, find_declared, spec_in
 from kneo.registry.served import DoubtedRelease, ReadReleases, read_releases
-from kneo.store import audit, grants, receipts, releases, runs, tasks
+from kneo.spec.coverage.calls import served_calls
+from kneo.spec.index import SpecIndex
+from kneo.spec.models.spec import Spec
+from kneo.store import audit, grants, metrics, receipts, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
 
@@ -75,6 +78,9 @@ class Explanation:
 
     origin: str | None = None
     """The environment that this one promotes from."""
+
+    unpinned: tuple[str, ...] = ()
+    """The tools of MCP servers without a pin that the environment serves to other programs."""
 
     grants: tuple[Grant, ...] = ()
     """The active standing grants for its tools."""
@@ -159,9 +165,18 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
         suspension,
         bad,
         origin=_origin(tx, environment),
+        unpinned=_unpinned(tx, serving) if serving is not None else (),
         grants=grants.list_grants(tx, environment=environment, bundle=bundle, status="active", unexpired=True),
         returns=digest is not None and bool(releases.served_before(tx, environment, [digest])),
     )
+
+
+def _unpinned(tx: Tx, release: Release) -> tuple[str, ...]:
+    record, rules = releases.bundle(tx, release.digest), find_declared(tx, release.environment)
+    if record is None or rules is None or not rules.spec.protocols.calls:
+        return ()
+    index = SpecIndex.of(Spec.model_validate(spec_in(record)))
+    return tuple(each.tool for each in served_calls(index, release.bundle, rules.spec) if each.is_unpinned)
 
 
 def _conditions(tx: Tx, environment: str, doubted: Sequence[DoubtedRelease]) -> tuple[Condition, ...]:
@@ -261,6 +276,11 @@ class EnvironmentStatus:
     grants: int = 0
     """Active standing grants."""
 
+    waiting_calls: int = 0
+    """Calls of other programs that wait for people."""
+
+    calls_wait_since: str | None = None
+
 
 def status(tx: Tx, name: str) -> EnvironmentStatus | None:
     """Return the status of an environment; None when Git never declared it."""
@@ -283,6 +303,7 @@ def _status(tx: Tx, name: str, read: ReadReleases) -> EnvironmentStatus | None:
         tuple(holds_in_force(tx, name).values()),
         suspension_in_force(tx, name),
         grants.count_active(tx, name),
+        *metrics.waiting_calls(tx, name),
     )
 
 

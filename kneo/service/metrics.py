@@ -103,6 +103,7 @@ class _DatabaseMetrics(Collector):
             sealed, _ = audit.chain_head(tx)
             used = usage.total_by_model(tx)
             backup = project_metadata.last_backup(tx)
+            waiting_calls, _ = metrics.waiting_calls(tx)
             active_grants, covered = grants.count_active(tx), grants.total_uses(tx)
             now = tx.now
         yield GaugeMetricFamily("kneo_store_up", "Whether the database is reachable.", value=1)
@@ -124,6 +125,7 @@ class _DatabaseMetrics(Collector):
             "Time of the last backup by kneo maintenance backup, Unix time; 0 without one.",
             value=backup.timestamp() if backup is not None else 0,
         )
+        yield GaugeMetricFamily("kneo_calls_waiting", "Calls that wait for people.", value=waiting_calls)
         yield GaugeMetricFamily("kneo_grants_active", "Active standing grants.", value=active_grants)
         yield CounterMetricFamily("kneo_grant_uses_total", "Calls that standing grants covered.", value=covered)
         yield GaugeMetricFamily("kneo_controller_running", "Whether a controller holds its lease.", value=controller)

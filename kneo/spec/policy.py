@@ -387,6 +387,18 @@ class ServedTools(SpecModel):
         )
         return frozenset((tool, caller) for tool in self.tools for caller in callers)
 
+    @property
+    def who(self) -> tuple[str, ...]:
+        """The callers in words."""
+        if self.callers is None:
+            return ("every key with calls:make",)
+        named = self.callers
+        return (
+            *named.users,
+            *(f"group {each}" for each in named.groups),
+            *(f"role {each}" for each in named.roles),
+        )
+
     def names(self, user: str, groups: Collection[str], roles: Collection[str]) -> bool:
         """Return whether the rule names a caller; names of users are compared as names of people are."""
         if self.callers is None:

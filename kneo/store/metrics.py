@@ -9,7 +9,8 @@ from datetime import datetime
 from sqlalchemy import Column, Table, func, select, text
 
 from kneo.records.run import RunStatus
-from kneo.records.task import TaskStatus
+from kneo.records.task import TAKES_OVER, TaskStatus
+from kneo.spec.models.spec import CALL_TARGET
 from kneo.store.engine import APPLICATION, WORKER_LOCK, Store, Tx
 from kneo.store.prune import FINAL, RESOLVED
 from kneo.store.tables import audit_pending, outbox, runs, tasks
@@ -48,6 +49,19 @@ def queue(tx: Tx) -> tuple[int, str | None]:
             runs.c.status == RunStatus.RUNNING, runs.c.owner.is_(None)
         )
     ).one()
+    return row[0], row[1]
+
+
+def waiting_calls(tx: Tx, environment: str | None = None) -> tuple[int, str | None]:
+    """Count the calls of other programs that wait for people, in one environment or in all; return since when the first one waits."""
+    for_people = tasks.c.metadata[TAKES_OVER].as_string().is_(None) | (tasks.c.escalation > 0)
+    query = select(func.count(runs.c.id.distinct()), func.min(tasks.c.created_at)).join(
+        tasks, (tasks.c.run_id == runs.c.id) & tasks.c.resolved_at.is_(None)
+    )
+    where = [runs.c.status == RunStatus.PAUSED, runs.c.target == CALL_TARGET, for_people]
+    if environment is not None:
+        where.append(runs.c.environment == environment)
+    row = tx.connection.execute(query.where(*where)).one()
     return row[0], row[1]
 
 

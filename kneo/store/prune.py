@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Table, delete, exists, select, true
 from kneo.clock import isoformat
 from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
+from kneo.spec.models.spec import CALL_TARGET
 from kneo.store import agent_sessions, idempotency
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import (
@@ -54,10 +55,22 @@ def prune_runs(
     store: Store, older_than: timedelta, statuses: Sequence[RunStatus] = FINAL, *, go_on: GoOn = always
 ) -> int:
     """Delete runs that ended long enough ago, with their rows in other tables except the audit log."""
+    return _prune_runs(store, older_than, statuses, true(), go_on)
+
+
+def prune_calls(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
+    """Delete calls of other programs that ended long enough ago and that no person decided."""
+    is_decided = exists().where(tasks.c.run_id == runs.c.id, tasks.c.decision.is_not(None))
+    return _prune_runs(store, older_than, FINAL, (runs.c.target == CALL_TARGET) & ~is_decided, go_on)
+
+
+def _prune_runs(
+    store: Store, older_than: timedelta, statuses: Sequence[RunStatus], which: ColumnElement[bool], go_on: GoOn
+) -> int:
     allowed = [status for status in statuses if status in FINAL]
 
     def batch(tx: Tx) -> int:
-        old = select(runs.c.id).where(runs.c.status.in_(allowed), runs.c.updated_at < _before(tx, older_than))
+        old = select(runs.c.id).where(runs.c.status.in_(allowed), runs.c.updated_at < _before(tx, older_than), which)
         ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
         for table in (steps, journal_entries, agent_journal, checkpoints, trace_events, task_events, task_links, tasks):
             tx.connection.execute(delete(table).where(table.c.run_id.in_(ids)))

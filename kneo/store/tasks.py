@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
 from kneo.records.run import check_transition
-from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
+from kneo.records.task import TAKES_OVER, UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
 from kneo.store import task_statistics
 from kneo.store.authenticated import MAC, body_of, is_authentic, with_mac
 from kneo.store.engine import Tx
@@ -245,6 +245,13 @@ def resolved_calls(tx: Tx, environment: str, digest: str, *, since: str, limit: 
     )
     rows = tx.connection.execute(query.order_by(tasks.c.resolved_at.desc()).limit(limit))
     return tuple(check(tx, read_task(row)) for row in rows)
+
+
+def list_unreported_calls(tx: Tx, limit: int) -> tuple[str, ...]:
+    """List the runs of calls whose caller was to make them and reported no result in time, and that wait for people now."""
+    late = tasks.c.metadata[TAKES_OVER].as_string().is_not(None) & (tasks.c.escalation > 0)
+    query = select(tasks.c.run_id).where(tasks.c.resolved_at.is_(None), late).order_by(tasks.c.id).limit(limit)
+    return tuple(tx.connection.execute(query).scalars())
 
 
 _FIRST = TASK.where(

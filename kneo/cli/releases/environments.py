@@ -68,6 +68,9 @@ def show_environment(item: EnvironmentView, now: datetime) -> None:
         render.text(f"    {release.bundle} {release.version}  {render.short_digest(release.digest)}  released {since}")
     if item.grants:
         render.text(f"    {render.count(item.grants, 'active grant')}: kneo grant list --env {item.name}")
+    if item.calls_wait_since is not None:
+        oldest = render.ago(item.calls_wait_since, now)
+        render.text(f"    {render.count(item.waiting_calls, 'call')} waiting for people, the oldest since {oldest}")
     for hold in item.holds:
         until = f" until {hold.until}" if hold.until else ""
         render.text(f"    {hold.bundle}  held by {hold.actor}{until}: {hold.reason}")
@@ -155,6 +158,9 @@ def why(target: ReleaseArgument, *, options: ServiceOptions) -> None:
                 render.text(f"  Can be unblocked by: {', '.join(gate.who)}")
             if gate.command:
                 render.text(f"  {gate.command}")
+        for tool in answer.unpinned:
+            render.line(render.CAREFUL, f"{tool} has no pin, and its MCP server may change it.")
+            render.text("  kneo spec bundle sign --pin-tools")
         for grant in answer.grants:
             render.text(
                 f"  Grant {grant.id}: {grant.tool}, {render.count(grant.uses_left, 'use')} left, until {grant.expires_at}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kneo.cli import render
 from kneo.cli.backend import Json
 from kneo.names import plain
-from kneo.spec.coverage.calls import call_words
+from kneo.spec.coverage.calls import call_words, served_words
 from kneo.spec.diff import COMMENTED_CHARS, change_lines, change_markdown, fact_lines, fenced, shortened
 from kneo.spec.diff.comments import bounded_comment
 from kneo.spec.diff.rules import WHOLE, shown_rule
@@ -132,6 +132,7 @@ def _environment_text(item: Json, *, whole: bool) -> Iterator[str]:
     for added in _rows(item.get("added_gates", [])):
         yield f"  {render.DONE if added['steps'] else render.CAREFUL} {_asked(added)}"
     yield from (f"  {render.DONE} {_call(call)}" for call in _rows(item.get("calls", [])))
+    yield from (f"  {render.DONE} {_served(call)}" for call in _rows(item.get("served_calls", [])))
     yield from (f"  {render.CAREFUL} {warning}" for warning in _texts(item.get("warnings", [])))
 
 
@@ -155,6 +156,10 @@ def _asked(added: Json) -> str:
 
 def _call(call: Json) -> str:
     return f"{call['bundle']}: {call_words(call)}"
+
+
+def _served(call: Json) -> str:
+    return f"{call['bundle']}: {served_words(call)}"
 
 
 def _texts(value: object) -> list[str]:
@@ -254,6 +259,7 @@ def _environment_markdown(item: Json, most: int) -> Iterator[str]:
     for added in _rows(item.get("added_gates", [])):
         yield f"- {'✓' if added['steps'] else '⚠'} {_escaped(_asked(added))}"
     yield from (f"- {_escaped(_call(call))}" for call in _rows(item.get("calls", [])))
+    yield from (f"- {_escaped(_served(call))}" for call in _rows(item.get("served_calls", [])))
     yield from (f"- ⚠ {_escaped(warning)}" for warning in _texts(item.get("warnings", [])))
 
 

@@ -15,13 +15,15 @@ from kneo.clock import Clock, isoformat, parse_time
 from kneo.controller.source.mirror import Mirror
 from kneo.digest import canonical_json
 from kneo.errors import Invalid, KneoError, Untrusted
+from kneo.names import person_key
 from kneo.notify.channels import plain_name
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.code_store import package_differences
+from kneo.service.auth import configured, hash_keys
 from kneo.settings import Settings
 from kneo.spec.code import RunCode
 from kneo.spec.models.spec import Spec
-from kneo.store import audit, audit_tree, grants, metrics, releases, requests, runs
+from kneo.store import audit, audit_tree, grants, metrics, releases, requests, runs, tasks
 from kneo.store.adoption import count_without
 from kneo.store.engine import Store
 from kneo.store.metrics import CONNECTIONS_PER_PROCESS, CONNECTIONS_PER_WORKER, has_worker, read_server
@@ -83,6 +85,7 @@ def database_checks(settings: Settings, store: Store, processes: int) -> Checks:
         "worker": partial(check_worker, store),
         "suspects": partial(check_suspects, store),
         "grants": partial(check_grants, store),
+        "calls": partial(check_calls, settings, store),
         "audit": partial(check_audit, store),
         "records": partial(check_records, settings, store),
         "trust_root": partial(check_trust_root, settings, store),
@@ -208,6 +211,35 @@ def check_grants(store: Store) -> Diagnosis:
             f"Standing grants: {'; '.join(problems)}.", "Revoke those that are not needed: kneo grant revoke ID."
         )
     return ok(f"{len(active)} standing grants are active.")
+
+
+TOO_MUCH = ("human:write", "runs:write")
+"""Scopes that the key of a caller does not need: with them it answers questions, and starts other runs."""
+
+
+def check_calls(settings: Settings, store: Store) -> Diagnosis:
+    """Check the keys of callers, the address in the links that they get, and that begun calls were reported."""
+    with store.read() as tx:
+        names = [item.name for item in releases.list_environments(tx)]
+        rules = [
+            rule for name in names if (found := registry.find_declared(tx, name)) for rule in found.spec.protocols.calls
+        ]
+        lost = tasks.list_unreported_calls(tx, MAX_PROBLEMS)
+    if not rules:
+        return ok("No environment serves tools to other programs.")
+    callers = {person_key(user) for rule in rules if rule.callers is not None for user in rule.callers.users}
+    keys = hash_keys(configured(settings)).values()
+    named = [key for key in keys if person_key(key.name) in callers]
+    broad = sorted({key.name for key in named if any(key.may(scope) for scope in TOO_MUCH)})
+    problems = [f"keys of callers can do more than make calls: {', '.join(broad[:MAX_PROBLEMS])}"] if broad else []
+    problems += [f"calls were begun and not reported: {', '.join(lost)}"] if lost else []
+    problems += (
+        [] if settings.public_url else ["KNEO_SERV_PUBLIC_URL is not set, so links to questions name no address"]
+    )
+    if problems:
+        hint = "Give callers keys of the role caller; look up what became of the calls: kneo inbox."
+        return warning(f"Calls of other programs: {'; '.join(problems)}.", hint)
+    return ok("The tools that environments serve are called with keys that can do no more.")
 
 
 def check_audit(store: Store) -> Diagnosis:

@@ -30,6 +30,7 @@ from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus, Suspicion
 from kneo.runtime.engine import record
 from kneo.runtime.engine.admission import StepAdmission
 from kneo.runtime.engine.attempt import Attempt, code_of, open_deltas
+from kneo.runtime.engine.call_metrics import count_call
 from kneo.runtime.engine.journals import JournalAppend, RunJournal, session_history
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import run_facts, sampling_seed_of
@@ -39,7 +40,7 @@ from kneo.runtime.steps.agents import Conversation, checks_input, served_to_all
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask, in_thread
-from kneo.spec.models.spec import tracing_policy
+from kneo.spec.models.spec import CALL_TARGET, tracing_policy
 from kneo.store import runs
 from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store, Tx
@@ -229,6 +230,9 @@ class RunSession:
             self._epoch, self._signal_seq = run.epoch, run.signal_seq
             with span("kneo.worker.lease", kind="consumer", kneo_run__id=run.id, kneo_workflow=run.workflow_name):
                 yield from self._advance(run)
+            if run.target == CALL_TARGET:
+                with self._store.read() as tx:
+                    count_call(runs.get(tx, run.id) or run)
         except runs.Fenced:
             log.info("the run was taken over or ended by another process", extra={"run_id": self.run_id})
         except RecordTampered as error:

@@ -14,6 +14,7 @@ from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages
 from kneo.service.console.words import count, peek, span
+from kneo.spec.models.spec import CALL_TARGET
 
 MENU = MenuEntry("runs", "Runs", "/runs", "runs:read")
 """The place of every page about runs."""
@@ -32,7 +33,7 @@ CHIPS: Mapping[str, tuple[str, str]] = {
     RunStatus.CANCELLED: ("off", "cancelled"),
 }
 
-FILTERS = ("status", "environment", "bundle", "requester", "waiting_for", "q", "from", "to")
+FILTERS = ("status", "kind", "environment", "bundle", "requester", "waiting_for", "q", "from", "to")
 """The fields of the filter form; in the query, so that a filtered list has an address."""
 
 GROUPS: Mapping[str, str] = {
@@ -40,6 +41,9 @@ GROUPS: Mapping[str, str] = {
     f"{RunStatus.FAILED},{RunStatus.TIMED_OUT},{RunStatus.EXPIRED}": "failed, timed out or expired",
 }
 """Several statuses at once, as the filter offers them."""
+
+KINDS: Mapping[str, str] = {"workflow": "workflows", "agent": "agents", CALL_TARGET: "calls"}
+"""What runs execute, as the filter offers it."""
 
 By = Literal["day", "model", "agent"]
 
@@ -113,6 +117,7 @@ def show_runs(request: PageRequest) -> Page:
         status=_bounded("status", status),
         environment=filters["environment"] or None,
         bundle=filters["bundle"] or None,
+        workflow_kind=_bounded("kind", filters["kind"]),
         requester=_bounded("requester", filters["requester"]),
         waiting_for=_bounded("waiting_for", filters["waiting_for"]),
         q=_bounded("q", filters["q"]),
@@ -130,6 +135,7 @@ def show_runs(request: PageRequest) -> Page:
             "searched": listed.searched,
             "is_filtered": any(filters.values()),
             "status": status,
+            "kinds": KINDS.items(),
             "statuses": [*GROUPS.items(), *((one.value, CHIPS[one][1]) for one in RunStatus)],
             "may_read_tasks": request.may("human:read"),
             "lead": f"{count(listed.total, 'run')}." if listed.total else "",

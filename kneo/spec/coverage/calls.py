@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from kneo.spec.coverage.environment_gates import gates_at_call
-from kneo.spec.coverage.exposure import declared_tools, privileged_capabilities, reached_parts, tool_gate
+from kneo.spec.coverage.exposure import (
+    callable_tools,
+    declared_tools,
+    privileged_capabilities,
+    reached_parts,
+    tool_gate,
+)
 from kneo.spec.coverage.privileged_calls import reached_ungated
 from kneo.spec.expression import ExpressionInvalid, call_facts, find_type_errors, parse
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, SpecIndex
 from kneo.spec.models.environment import EnvironmentSpec
+from kneo.spec.models.human import Gate
+from kneo.spec.models.spec import CALL_TARGET
 from kneo.spec.policy import CallRule, ToolRules
 
 
@@ -52,7 +61,7 @@ def call_coverage(index: SpecIndex, rules: ToolRules) -> Iterator[CallCoverage]:
     """
     roots = [
         ROOT_WORKFLOW if index.spec.workflow is not None else ROOT,
-        *([ROOT] if "agent" in index.spec.targets else []),
+        *([ROOT] if index.spec.runs_root_agent else []),
     ]
     reached = {part for root in roots for part in reached_parts(index, root)}
     _, entered = reached_ungated(index)
@@ -72,6 +81,66 @@ def call_coverage(index: SpecIndex, rules: ToolRules) -> Iterator[CallCoverage]:
                 yield CallCoverage(name, agent, "unattended" if accepting else "asked", when or None)
             else:
                 yield CallCoverage(name, agent, "ungated" if at.part in entered else "asked")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedCall:
+    """A tool that an environment serves to other programs.
+
+    Attributes:
+        callers: Who may call it, in words.
+        asks: Who is asked before a call, in words; none where no person is asked.
+        is_unpinned: Whether it is a tool of an MCP server without a pin.
+    """
+
+    tool: str
+    callers: tuple[str, ...]
+    asks: tuple[str, ...]
+    is_unpinned: bool
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "tool": self.tool,
+            "callers": list(self.callers),
+            "asks": list(self.asks),
+            "is_unpinned": self.is_unpinned,
+        }
+
+
+def served_words(served: Mapping[str, object]) -> str:
+    """Return a served tool, as ``as_json`` returns it, in words."""
+    callers, asks = (", ".join(map(str, each)) for each in (served["callers"], served["asks"]))  # type: ignore[call-overload]
+    pin = ", has no pin" if served["is_unpinned"] else ""
+    return f"serves {served['tool']} to {callers}: asks {asks or 'no person'}{pin}"
+
+
+def served_calls(index: SpecIndex, bundle: str, rules: EnvironmentSpec) -> Iterator[ServedCall]:
+    """Yield each tool of a bundle that an environment serves to other programs.
+
+    Args:
+        index: The spec, with the gates of the environment.
+        bundle: The name of the bundle.
+        rules: The environment's file.
+    """
+    if not index.spec.allows(CALL_TARGET):
+        return
+    matching = [rule for rule in rules.protocols.calls if fnmatchcase(bundle, rule.bundle)]
+    agent = index.spec.agent
+    for name in callable_tools(agent):
+        tool = index.spec.tools.get(name)
+        serving = [rule for rule in matching if any(fnmatchcase(name, pattern) for pattern in rule.tools)]
+        if tool is None or not serving:
+            continue
+        callers = dict.fromkeys(who for rule in serving for who in rule.who)
+        before = tool.review.before if tool.review is not None else None
+        gates = [f"the gate {gate.name}" for gate in gates_at_call(index, agent.name, name)]
+        asks = (*gates, *([_asked(before)] if before is not None else []))
+        yield ServedCall(name, tuple(callers), asks, tool.mcp is not None and tool.mcp.pin is None)
+
+
+def _asked(gate: Gate) -> str:
+    who = gate.human if isinstance(gate.human, str) else "people"
+    return f"{who} under a condition" if gate.when is not None else who
 
 
 def denied_calls(index: SpecIndex, call: CallCoverage, rules: ToolRules) -> list[str]:
