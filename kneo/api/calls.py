@@ -34,7 +34,8 @@ from kneo.runtime.engine.recover import cancel_run as end_run
 from kneo.runtime.engine.wait import CallSettled, SettledRun, open_tasks, read_settled_run
 from kneo.spec.models.environment import read_spec
 from kneo.spec.models.human import CALLER
-from kneo.spec.models.spec import CALL_TARGET, Tool
+from kneo.spec.models.spec import Tool
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import agent_journal, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.run_filter import RunFilter

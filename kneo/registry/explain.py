@@ -28,9 +28,6 @@ from kneo.registry.decisions import check_declared, environment_not_found
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared, find_declared, spec_in
 from kneo.registry.served import DoubtedRelease, ReadReleases, read_releases
-from kneo.spec.coverage.calls import served_calls
-from kneo.spec.index import SpecIndex
-from kneo.spec.models.spec import Spec
 from kneo.store import audit, grants, metrics, receipts, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
@@ -175,6 +172,11 @@ def _unpinned(tx: Tx, release: Release) -> tuple[str, ...]:
     record, rules = releases.bundle(tx, release.digest), find_declared(tx, release.environment)
     if record is None or rules is None or not rules.spec.protocols.calls:
         return ()
+    # It needs all that specs are made of, and most of these commands look at no spec.
+    from kneo.spec.coverage.calls import served_calls
+    from kneo.spec.index import SpecIndex
+    from kneo.spec.models.spec import Spec
+
     index = SpecIndex.of(Spec.model_validate(spec_in(record)))
     return tuple(each.tool for each in served_calls(index, release.bundle, rules.spec) if each.is_unpinned)
 

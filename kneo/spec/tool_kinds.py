@@ -19,6 +19,9 @@ ASK_QUESTION = "ask_question"
 READ_SKILL = "read_skill"
 """The built-in tool with which an agent reads the skills whose content is not in its system prompt."""
 
+CALL_TARGET = "call"
+"""The target of a run that makes one tool call, which another program states."""
+
 GET_CALL = "get_call"
 """The built-in MCP tool that returns the state of a call."""
 

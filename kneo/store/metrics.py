@@ -10,7 +10,7 @@ from sqlalchemy import Column, Table, func, select, text
 
 from kneo.records.run import RunStatus
 from kneo.records.task import TAKES_OVER, TaskStatus
-from kneo.spec.models.spec import CALL_TARGET
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store.engine import APPLICATION, WORKER_LOCK, Store, Tx
 from kneo.store.prune import FINAL, RESOLVED
 from kneo.store.tables import audit_pending, outbox, runs, tasks

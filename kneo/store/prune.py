@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Table, delete, exists, select, true
 from kneo.clock import isoformat
 from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
-from kneo.spec.models.spec import CALL_TARGET
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import agent_sessions, idempotency
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import (

@@ -13,7 +13,7 @@ from kneo.records.task import TAKES_OVER, Candidates, DecisionKind, Escalation, 
 from kneo.spec.coverage.gates import strengthened
 from kneo.spec.models.environment import QuestionPolicy
 from kneo.spec.models.human import Human
-from kneo.spec.models.spec import CALL_TARGET
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people

@@ -19,7 +19,8 @@ from kneo.records.run import Run
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.wait import find_run
 from kneo.spec.coverage.exposure import callable_tools
-from kneo.spec.models.spec import CALL_TARGET, Spec, Tool
+from kneo.spec.models.spec import Spec, Tool
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import audit, idempotency, runs
 from kneo.store.engine import Tx
 from kneo.store.idempotency import AlreadyExecuted, KeyedRequest, KeyOf

@@ -20,7 +20,7 @@ from kneo.runtime.engine.wait import find_run
 from kneo.runtime.interpreter.fork_gates import with_fork_gates
 from kneo.runtime.interpreter.node import Action, Execute
 from kneo.runtime.interpreter.program import Program, actions, prepare_retry, replace_input, reset_questions
-from kneo.spec.models.spec import CALL_TARGET
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import agent_journal, audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint

@@ -40,7 +40,8 @@ from kneo.runtime.steps.agents import Conversation, checks_input, served_to_all
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask, in_thread
-from kneo.spec.models.spec import CALL_TARGET, tracing_policy
+from kneo.spec.models.spec import tracing_policy
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import runs
 from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store, Tx

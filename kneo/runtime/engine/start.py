@@ -25,10 +25,11 @@ from kneo.spec.coverage.bundle_code import check_code
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check as check_rules
 from kneo.spec.models.environment import Environment, EnvironmentGate, GatedSpec, read_spec
-from kneo.spec.models.spec import CALL_TARGET, Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN
 from kneo.spec.policy import PolicyFlags
 from kneo.spec.project import ProjectConfig
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import audit, history, idempotency, releases, requests, runs
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint

@@ -34,7 +34,7 @@ from kneo.spec.index import SpecIndex
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.environment import EnvironmentGate
 from kneo.spec.models.human import Human
-from kneo.spec.models.spec import CALL_TARGET, FunctionComponent, Spec
+from kneo.spec.models.spec import FunctionComponent, Spec
 from kneo.spec.models.workflow import (
     ConcurrentWorkflow,
     ConditionStep,
@@ -51,6 +51,7 @@ from kneo.spec.models.workflow import (
     Workflow,
 )
 from kneo.spec.modules import NOTHING_KNOWN
+from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.tasks.forms import check_schema
 
 MAX_DEPTH = 20

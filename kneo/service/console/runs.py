@@ -14,7 +14,7 @@ from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages
 from kneo.service.console.words import count, peek, span
-from kneo.spec.models.spec import CALL_TARGET
+from kneo.spec.tool_kinds import CALL_TARGET
 
 MENU = MenuEntry("runs", "Runs", "/runs", "runs:read")
 """The place of every page about runs."""

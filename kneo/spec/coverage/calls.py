@@ -20,8 +20,8 @@ from kneo.spec.expression import ExpressionInvalid, call_facts, find_type_errors
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, SpecIndex
 from kneo.spec.models.environment import EnvironmentSpec
 from kneo.spec.models.human import Gate
-from kneo.spec.models.spec import CALL_TARGET
 from kneo.spec.policy import CallRule, ToolRules
+from kneo.spec.tool_kinds import CALL_TARGET
 
 
 @dataclass(frozen=True, slots=True)

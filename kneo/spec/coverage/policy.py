@@ -14,9 +14,10 @@ from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedAgent, Part, SpecIndex
 from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail
 from kneo.spec.models.human import CALLER
 from kneo.spec.models.providers import DUMMY
-from kneo.spec.models.spec import CALL_TARGET, Spec, Tool
+from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.models.workflow import LeafStep, Step
 from kneo.spec.policy import NO_TOOL_RULES, PolicyFlags, ToolRules
+from kneo.spec.tool_kinds import CALL_TARGET
 
 
 def check_policy(

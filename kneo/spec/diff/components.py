@@ -25,8 +25,8 @@ from kneo.spec.diff.locations import (
 from kneo.spec.diff.texts import NOT_SHOWN
 from kneo.spec.models.human import Receipt, strongest
 from kneo.spec.models.sandbox import Sandbox, widenings
-from kneo.spec.models.spec import CALL_TARGET, Tool
-from kneo.spec.tool_kinds import TOOL_KINDS
+from kneo.spec.models.spec import Tool
+from kneo.spec.tool_kinds import CALL_TARGET, TOOL_KINDS
 
 
 def tool(change: ChangeContext) -> Sentence:

@@ -19,9 +19,9 @@ from kneo.spec.index import LocatedStep, Part, SpecIndex
 from kneo.spec.models.agent import Agent, Guardrail, ModelChoice
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.models.human import Candidates, Condition, Gate, Human, Quorum
-from kneo.spec.models.spec import CALL_TARGET, FunctionComponent, McpServer, Spec, Tool
+from kneo.spec.models.spec import FunctionComponent, McpServer, Spec, Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep
-from kneo.spec.tool_kinds import BUILTIN_TOOLS
+from kneo.spec.tool_kinds import BUILTIN_TOOLS, CALL_TARGET
 
 SHOWN = 12
 """Names of one kind that a line lists; gates and what no gate covers are never left out."""

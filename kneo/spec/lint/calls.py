@@ -10,8 +10,7 @@ from kneo.spec.documents import Diagnostic, error, warning
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.agent import model_name
 from kneo.spec.models.human import CALLER
-from kneo.spec.models.spec import CALL_TARGET
-from kneo.spec.tool_kinds import ASK_QUESTION, GET_CALL
+from kneo.spec.tool_kinds import ASK_QUESTION, CALL_TARGET, GET_CALL
 
 
 def calls(index: SpecIndex) -> Iterator[Diagnostic]:

@@ -17,8 +17,9 @@ from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail, Memory, Model, Strategy
 from kneo.spec.models.providers import DUMMY
-from kneo.spec.models.spec import CALL_TARGET, PROJECT_DEFAULTS, Tool
+from kneo.spec.models.spec import PROJECT_DEFAULTS, Tool
 from kneo.spec.models.workflow import ConditionStep
+from kneo.spec.tool_kinds import CALL_TARGET
 
 CODE = "W_FIELD_NO_EFFECT"
 

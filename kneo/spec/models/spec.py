@@ -16,7 +16,7 @@ from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
 from kneo.spec.models.sandbox import Sandbox
 from kneo.spec.models.workflow import AnyWorkflow
 from kneo.spec.policy import ToolNames
-from kneo.spec.tool_kinds import KIND_NAMES, REGISTERED, TOOL_KINDS, Backing, Capability, ToolKind
+from kneo.spec.tool_kinds import CALL_TARGET, KIND_NAMES, REGISTERED, TOOL_KINDS, Backing, Capability, ToolKind
 
 
 class McpPin(SpecModel):
@@ -425,10 +425,6 @@ class Components(SpecModel):
     workflows: MapOf[AnyWorkflow] = Field(default_factory=dict)
     functions: MapOf[FunctionComponent] = Field(default_factory=dict)
     humans: MapOf[AnyHuman] = Field(default_factory=dict)
-
-
-CALL_TARGET = "call"
-"""The target of a run that makes one tool call, which another program states."""
 
 
 class Spec(SpecModel):
