@@ -38,7 +38,7 @@ from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, N
 from kneo.records.release import Hold, Promotion, Suspension
 from kneo.registry import EnvironmentStatus, explain
 from kneo.settings import Settings
-from kneo.store import idempotency, releases, requests
+from kneo.store import idempotency, metrics, releases, requests
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_approval, rewrite_subject
@@ -109,7 +109,11 @@ def _view(tx: Tx, status: EnvironmentStatus) -> EnvironmentView:
     rules = EnvironmentRulesView.of(environment, stage, tx.now)
     if rules.promote_from is not None and not tx.sees(rules.promote_from):
         rules = replace(rules, promote_from=None)
-    return EnvironmentView.of_status(status, rules)
+    view = EnvironmentView.of_status(status, rules)
+    if not environment.spec.protocols.calls:
+        return view
+    count, since = metrics.waiting_calls(tx, status.name)
+    return replace(view, waiting_calls=count, calls_wait_since=since)
 
 
 def _rules(tx: Tx, name: str) -> Environment | None:

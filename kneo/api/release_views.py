@@ -127,8 +127,8 @@ class EnvironmentView(EnvironmentRulesView):
     holds: tuple[Hold, ...]
     suspension: Suspension | None
     grants: Annotated[int, Field(description="Active standing grants.")]
-    waiting_calls: Annotated[int, Field(description="Calls of other programs that wait for people.")]
-    calls_wait_since: str | None
+    waiting_calls: Annotated[int, Field(description="Calls of other programs that wait for people.")] = 0
+    calls_wait_since: str | None = None
 
     @classmethod
     def of_status(cls, status: EnvironmentStatus, rules: EnvironmentRulesView) -> Self:

@@ -28,7 +28,7 @@ from kneo.registry.decisions import check_declared, environment_not_found
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared, find_declared, spec_in
 from kneo.registry.served import DoubtedRelease, ReadReleases, read_releases
-from kneo.store import audit, grants, metrics, receipts, releases, runs, tasks
+from kneo.store import audit, grants, receipts, releases, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter
 
@@ -278,11 +278,6 @@ class EnvironmentStatus:
     grants: int = 0
     """Active standing grants."""
 
-    waiting_calls: int = 0
-    """Calls of other programs that wait for people."""
-
-    calls_wait_since: str | None = None
-
 
 def status(tx: Tx, name: str) -> EnvironmentStatus | None:
     """Return the status of an environment; None when Git never declared it."""
@@ -305,7 +300,6 @@ def _status(tx: Tx, name: str, read: ReadReleases) -> EnvironmentStatus | None:
         tuple(holds_in_force(tx, name).values()),
         suspension_in_force(tx, name),
         grants.count_active(tx, name),
-        *metrics.waiting_calls(tx, name),
     )
 
 
