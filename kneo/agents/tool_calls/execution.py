@@ -41,10 +41,13 @@ ANNOUNCED_AFTER = 1.0
 
 CODE_ERRORS = frozenset(
     {
+        "BundleTampered",
+        "code_tampered",
         "implementation_elsewhere",
         "implementation_forbidden",
         "implementation_invalid",
         "implementation_not_pinned",
+        "package_differs",
     }
 )
 """Errors of code that this process may not call, which was checked when the step began: the step ends, and no model reads it."""
