@@ -225,7 +225,7 @@ def suspend_environment(context: Context, name: str, body: SuspendRequest) -> Su
     with context.store.write() as tx:
         until = _until(tx, body.until)
         item = Suspension(environment=name, actor=context.actor, reason=body.reason, since=tx.at, until=until)
-        registry.suspend(tx, item, lambda: _check_approver(context, tx, name))
+        registry.suspend(tx, item, lambda: check_forward(context, tx, name))
     return SuspendedView(suspension=item, **change_result(context, name))
 
 
@@ -234,7 +234,7 @@ def unsuspend_environment(context: Context, name: str) -> ChangedView:
     """Resume changes to an environment; the caller has to be an approver of it."""
     require_controller(context)
     with context.store.write() as tx:
-        _check_approver(context, tx, name)
+        check_forward(context, tx, name)
         registry.unsuspend(tx, name, actor=context.actor)
     return ChangedView(**change_result(context, name))
 
@@ -246,7 +246,7 @@ def rollback_release(context: Context, name: str, body: RollbackRequest) -> Chan
         registry.check_declared(tx, name)
         found = registry.rollback_target(tx, name, body.bundle, body.to)
         if not found.goes_back:
-            _check_approver(context, tx, name)
+            check_forward(context, tx, name)
     payload = {
         "environment": name,
         "bundle": body.bundle,
@@ -275,7 +275,7 @@ def hold_release(context: Context, name: str, body: HoldRequest) -> HeldView:
             since=tx.at,
             until=_until(tx, body.until),
         )
-        registry.hold(tx, item, lambda: _check_approver(context, tx, name))
+        registry.hold(tx, item, lambda: check_forward(context, tx, name))
     return HeldView(hold=item, **change_result(context, name))
 
 
@@ -284,7 +284,7 @@ def unhold_release(context: Context, name: str, body: UnholdRequest) -> ChangedV
     """Remove the hold of a bundle; its release follows Git again. The caller has to be an approver."""
     require_controller(context)
     with context.store.write() as tx:
-        _check_approver(context, tx, name)
+        check_forward(context, tx, name)
         registry.unhold(tx, name, body.bundle, actor=context.actor)
     return ChangedView(**change_result(context, name))
 
@@ -386,7 +386,7 @@ def _environment(context: Context, name: str) -> EnvironmentView | None:
         return _view(tx, status) if status else None
 
 
-def _check_approver(context: Context, tx: Tx, environment: str) -> None:
+def check_forward(context: Context, tx: Tx, environment: str) -> None:
     """Check that an authenticated caller is an approver of the environment.
 
     Only what lets changes go forward again needs this: an emergency stop must not wait for an approver.

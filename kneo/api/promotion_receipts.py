@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
+from kneo.api.canaries import find_result, sign_result
 from kneo.api.operation import Context, Json, operation
 from kneo.api.page import Limit
 from kneo.api.promotions import promotion_not_found
 from kneo.api.subjects import APPROVAL, PROMOTION
 from kneo.errors import NotFound
 from kneo.records.release import ApprovalRecord, AttestationRecord, Promotion
-from kneo.store import attestations, audit, releases
+from kneo.store import attestations, audit, canaries, releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope, serialise
+from kneo.trust.result import attestation_id
 from kneo.trust.statement import approval_content, parse_approval
 
 
@@ -91,6 +94,11 @@ class PromotionReceiptsView:
         ),
     ]
 
+    canary: Annotated[
+        AttestationReceiptView | None,
+        Field(description="The result of the canary that allowed an applied change, signed with the service key."),
+    ] = None
+
     @classmethod
     def applied(cls, tx: Tx, done: Promotion, limit: int) -> PromotionReceiptsView:
         """Build the view of a promotion with the decisions that allowed it."""
@@ -105,6 +113,7 @@ class PromotionReceiptsView:
             receipts=receipts,
             count=len(receipts),
             attestations=[AttestationReceiptView.of(record) for record in _counted_attestations(tx, done)[:limit]],
+            canary=_result_of_canary(tx, done),
         )
 
 
@@ -149,6 +158,22 @@ def list_promotion_receipts(context: Context, promotion_id: str, limit: Limit = 
 
 def _counted_attestations(tx: Tx, done: Promotion) -> tuple[AttestationRecord, ...]:
     """Return the attestations that allowed a promotion, by its audit event."""
-    event = audit.event(tx, done.audit_event_id)
-    ids = event.event.metadata.get("attestations") if event is not None else None
+    ids = _facts(tx, done).get("attestations")
     return attestations.list_by_id(tx, map(str, ids)) if isinstance(ids, list) else ()
+
+
+def _result_of_canary(tx: Tx, done: Promotion) -> AttestationReceiptView | None:
+    """Return the signed result of the canary that allowed a promotion, by its audit event."""
+    canary_id = _facts(tx, done).get("canary")
+    canary = canaries.get(tx, str(canary_id)) if canary_id is not None else None
+    statement = find_result(canary) if canary is not None else None
+    if statement is None or canary is None:
+        return None
+    facts: Json = {"id": attestation_id(statement.digest), "digest": statement.digest, "first_seen_at": canary.ended_at}
+    envelope = sign_result(tx, statement)
+    return AttestationReceiptView(statement=json.loads(statement.payload), envelope=envelope, unsigned=facts)
+
+
+def _facts(tx: Tx, done: Promotion) -> Mapping[str, object]:
+    event = audit.event(tx, done.audit_event_id)
+    return event.event.metadata if event is not None else {}

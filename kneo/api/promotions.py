@@ -49,6 +49,10 @@ class DecisionRequest(Body):
     expect_policy_digest: Annotated[str, Field(max_length=100)] | None = Field(
         default=None, description="The `policy_digest` of the reviewed change; another one refuses the decision."
     )
+    full: bool = Field(
+        default=False,
+        description="Decide about the bundle itself, where the change is a canary: its promotion needs no canary then.",
+    )
     unread: bool = Field(
         default=False,
         description="Whether the person confirmed without reading the change; the audit event records it.",
@@ -248,7 +252,9 @@ def _record_for(
     """Record the decision of an authenticated person, signed by the service."""
     check_may_decide(tx, environment, pending, actor)
     check_root(tx, settings)
-    decided = registry.prepare_decision(tx, environment, pending, decision, _expiry(tx, environment), body.reason)
+    decided = registry.prepare_decision(
+        tx, environment, pending, decision, _expiry(tx, environment), body.reason, full=body.full
+    )
     return registry.record_decision(tx, decided, approver=actor, service_key=service_key(settings), unread=body.unread)
 
 
@@ -276,7 +282,9 @@ def _record_signed(
         predicate.about,
     )
     about = registry.pending_subject(tx, environment, pending)
-    if signed != (environment, pending.subject, pending.policy_digest, decision, about):
+    subjects = [(pending.subject, about), *([(pending.digest, None)] if pending.digest is not None else [])]
+    expected = [(environment, subject, pending.policy_digest, decision, each) for subject, each in subjects]
+    if signed not in expected:
         msg = (
             f"The signed decision is not about the pending change: {pending.bundle} {pending.version} in {environment}."
         )

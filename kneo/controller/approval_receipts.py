@@ -13,7 +13,6 @@ from datetime import datetime
 
 from kneo.clock import isoformat
 from kneo.controller.stages.approvals import ApprovalVote, may_decide, verify_decision, vote_of
-from kneo.controller.stages.attestations import attestation_id
 from kneo.controller.stages.verify import TrustContext
 from kneo.errors import KneoError
 from kneo.spec.models.environment import Approvals, Environment
@@ -31,7 +30,7 @@ from kneo.trust.receipt_check import (
     service_keys,
     verdict_of,
 )
-from kneo.trust.result import VerifiedResult, verify_result
+from kneo.trust.result import VerifiedResult, attestation_id, parse_result, verify_result
 from kneo.trust.root import ROOT_ROLE, TrustRoot
 from kneo.trust.statement import ApprovalDecision, ApprovalStatement, approval_content, parse_approval
 
@@ -199,7 +198,7 @@ def _no_approver(
     statement: ApprovalStatement, votes: Sequence[ApprovalVote], file: Environment, before: Environment | None
 ) -> Iterator[Deviation]:
     """Refuse a decision by a person who is no approver by the rules."""
-    if statement.predicate.about is not None and statement.predicate.about.prune is None:
+    if statement.predicate.about is not None and statement.predicate.about.rewrite is not None:
         yield "about", "It is a decision about the history of the repository, which is no promotion."
         return
     rule = file.spec.approvals or Approvals()
@@ -266,8 +265,7 @@ def check_attestation(value: object, terms: ReceiptTerms) -> CheckedAttestation:
     name = str(claimed.get("id") or "an attestation")[:80]
     try:
         envelope = read_envelope(item.get("envelope"), file=name)
-        roles = tuple(terms.root.document.roles)
-        result = verify_result(serialise(envelope), root=terms.root, roles=roles, first_seen=terms.seen_at, file=name)
+        result = _verify_result(envelope, terms, name)
         signed = read_strict(envelope.payload, file=name)
     except KneoError as error:
         return CheckedAttestation(receipt=name, problems=problems_of(name, [(SIGNATURE, error.message)]))
@@ -283,6 +281,17 @@ def check_attestation(value: object, terms: ReceiptTerms) -> CheckedAttestation:
     if deviations:
         return CheckedAttestation(receipt=name, problems=problems_of(name, deviations))
     return CheckedAttestation(receipt=name, result=result)
+
+
+def _verify_result(envelope: Envelope, terms: ReceiptTerms, name: str) -> VerifiedResult:
+    """Verify a result: signed by a person of the trust root, or, of a canary, by a service."""
+    known = find_signers(envelope, service_keys(terms.service_keys))
+    if known:
+        statement = parse_result(envelope.payload, file=name)
+        if statement.facts.type == "canary":
+            return VerifiedResult(statement, tuple(known))
+    roles = tuple(terms.root.document.roles)
+    return verify_result(serialise(envelope), root=terms.root, roles=roles, first_seen=terms.seen_at, file=name)
 
 
 def verdict_json(

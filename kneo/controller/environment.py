@@ -9,6 +9,7 @@ from itertools import chain
 
 from kneo import registry
 from kneo.controller import metrics
+from kneo.controller.canary import CanaryContext, follow
 from kneo.controller.differences import plan_of_action, plan_of_rules
 from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate, pending_bundles, rules_before
 from kneo.controller.registry_cache import RegistryCache, RegistryState, Served
@@ -17,7 +18,13 @@ from kneo.controller.stages import gates, report, verify
 from kneo.controller.stages.apply import apply
 from kneo.controller.stages.approvals import ApprovalVote, signed_by_known
 from kneo.controller.stages.attestations import is_not_yet_valid
-from kneo.controller.stages.evidence import gather_evidence, is_chained, record_attestations, record_decisions
+from kneo.controller.stages.evidence import (
+    gather_evidence,
+    is_chained,
+    known_canaries,
+    record_attestations,
+    record_decisions,
+)
 from kneo.controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
 from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, find_bundles
 from kneo.controller.stages.plan import Action, ReleasePlan, Retire, make_plan
@@ -274,8 +281,21 @@ class EnvironmentReconciler:
         self, tx: Tx, context: EnvironmentContext, verified: Verified, evidence: Evidence, rules: Sequence[Rules]
     ) -> tuple[Outcome, tuple[Promotion, ...]]:
         shared, name, revision = context.shared, context.name, context.revision
-        plan = make_plan(name, revision, verified, evidence.served.get(name, {}), shared.state.history.known)
+        plan = make_plan(
+            context.environment, revision, verified, evidence.served.get(name, {}), shared.state.history.known
+        )
         verdicts = gates.evaluate_gates(plan, rules, evidence, refused=verified.refusal)
+        canary_context = CanaryContext(
+            environment=context.environment,
+            revision=revision,
+            plan=plan,
+            verified=verified,
+            trust=shared.trust,
+            rebuilding=shared.commit_times is not None,
+        )
+        if follow(tx, canary_context, verdicts):
+            evidence = known_canaries(tx, evidence, name, shared.trust)
+            verdicts = gates.evaluate_gates(plan, rules, evidence, refused=verified.refusal)
         allowed = [(action, verdict) for action, verdict in verdicts if isinstance(verdict, Allowed)]
         blocked = [(action, verdict) for action, verdict in verdicts if isinstance(verdict, Blocked)]
         if shared.commit_times is not None:

@@ -32,6 +32,9 @@ LEASE = timedelta(seconds=15)
 REQUEST_POLL_SECONDS = 0.2
 """Interval at which request rows are read."""
 
+SETTLE_SECONDS = 10.0
+"""Interval at which the runs of canaries are settled."""
+
 REQUEST_LIFE = timedelta(hours=1)
 """The age from which a request is not executed any more: a row that was answered could be put back as it was."""
 
@@ -64,6 +67,8 @@ class Controller:
         self._settled = False
         self._next = 0.0
         self._last_success = monotonic()
+        self._settle_at = 0.0
+        self._stepping = frozenset[tuple[str, int]]()
         self._held: Lease | None = None
         self._renew_at = 0.0
         self._lapses_at = 0.0
@@ -121,17 +126,26 @@ class Controller:
         with self.store.look() as tx:
             rows = requests.open_requests(tx)
         announced = self._announced.is_set()
+        due = self._canaries_due(lease)
         looks = [request for request in rows if request.kind not in self.reconciler.handlers]
         for request in rows:
             if request.kind in self.reconciler.handlers:
                 self._finish([request], self._answer(request, lease))
-        if not (looks or announced or monotonic() >= self._next or self.reconciler.drift_due()):
+        if not (looks or announced or due or monotonic() >= self._next or self.reconciler.drift_due()):
             return
         self._announced.clear()
         with self._renewing(lease):
-            forced = bool(looks) or self.reconciler.drift_due()
+            forced = bool(looks) or due or self.reconciler.drift_due()
             result = self._pass(lease, forced=forced, announced=announced or bool(looks))
         self._finish(looks, result)
+
+    def _canaries_due(self, lease: Lease) -> bool:
+        """Settle the canaries at their interval; return whether another one than before may step forward."""
+        if monotonic() < self._settle_at:
+            return False
+        self._settle_at = monotonic() + SETTLE_SECONDS
+        before, self._stepping = self._stepping, self.reconciler.settle_canaries(lease)
+        return bool(self._stepping - before)
 
     def _answer(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
         """Execute a request row by its handler."""

@@ -218,7 +218,7 @@ def _environment(
         candidates=verified.candidates,
     )
     evidence = replace(inputs.gather(commit), served=served)
-    plan = make_plan(name, declared.revision, verified, served.get(name, {}), state.history.known)
+    plan = make_plan(environment, declared.revision, verified, served.get(name, {}), state.history.known)
     rules = _evaluate_file(environment, before, declared, trust, state, evidence)
     approved = isinstance(rules, Allowed) and bool(rules.approvals)
     both = rules_of(environment, before, approved=approved)

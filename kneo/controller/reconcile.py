@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from kneo import registry
 from kneo.controller import metrics
+from kneo.controller.canary import settle_all
 from kneo.controller.environment import EnvironmentReconciler, ReconcileContext
 from kneo.controller.policy_gate import environment_files, is_retired, root_threshold
 from kneo.controller.preview import preview
@@ -256,6 +257,10 @@ class Reconciler:
     def drift_due(self) -> bool:
         """Return whether all releases are due for verification."""
         return self.environments.drift.due(self.store.clock.now())
+
+    def settle_canaries(self, lease: Lease) -> frozenset[tuple[str, int]]:
+        """Settle the runs of canaries, as ``settle_all`` does."""
+        return settle_all(self.store, lease)
 
     def _roll_back(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
         # A rollback changes releases outside of the cache.

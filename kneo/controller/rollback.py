@@ -17,9 +17,11 @@ from kneo.controller.stages.verify import TrustConfig, TrustContext, candidate_o
 from kneo.digest import Digest
 from kneo.errors import Conflict
 from kneo.notify import outbox
+from kneo.records.canary import CanaryState
 from kneo.records.release import Hold
+from kneo.registry.canaries import end
 from kneo.spec.models.environment import Environment
-from kneo.store import releases
+from kneo.store import canaries, releases
 from kneo.store.engine import Store
 from kneo.store.requests import Lease, check_lease
 
@@ -97,6 +99,9 @@ def roll_back(
             reason=request.reason,
         )
         apply(tx, name, [(action, verdict)], change)
+        canary = canaries.find_live(tx, name, request.bundle)
+        if canary is not None:
+            end(tx, canary, CanaryState.ENDED, f"rolled back: {request.reason}", actor=request.actor)
         hold = Hold(
             environment=name,
             bundle=request.bundle,

@@ -20,6 +20,7 @@ from kneo.registry.controls import (
     holds_in_force,
     suspension_in_force,
 )
+from kneo.registry.resolve import declared
 from kneo.registry.served import list_served
 from kneo.store import audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
@@ -32,6 +33,7 @@ from kneo.trust.statement import (
     ApprovalDecision,
     DecisionSubject,
     build_approval,
+    canary_subject,
     parse_approval,
     prune_subject,
 )
@@ -82,8 +84,10 @@ def pending_subject(tx: Tx, environment: str, item: Pending) -> DecisionSubject 
         Conflict: the releases changed since; the next reconciliation updates the pending change.
     """
     record = releases.environment(tx, environment)
-    if item.gate != PRUNE_GATE or item.subject is None or record is None:
+    if item.subject is None or record is None:
         return None
+    if item.gate != PRUNE_GATE:
+        return _canary_subject(tx, environment, item)
     removed = {other.bundle for other in releases.pending(tx, environment) if other.subject == item.subject}
     served = list_served(tx, environment, removed)
     about = prune_subject(environment, record.revision, ((release.bundle, release.digest) for release in served))
@@ -93,10 +97,28 @@ def pending_subject(tx: Tx, environment: str, item: Pending) -> DecisionSubject 
     return about
 
 
+def _canary_subject(tx: Tx, environment: str, item: Pending) -> DecisionSubject | None:
+    if item.digest is None or item.subject == item.digest:
+        return None
+    plan = declared(tx, environment).canaries.get(item.bundle)
+    about = canary_subject(environment, item.bundle, item.digest, plan.digest) if plan is not None else None
+    if about is None or about.digest != item.subject:
+        msg = f"The canary of {item.bundle} in {environment} changed since this change became pending."
+        raise Conflict(msg, code="registry_moved", hint=f"Run kneo reconcile, then kneo status {environment}.")
+    return about
+
+
 def prepare_decision(
-    tx: Tx, environment: str, item: Pending, decision: ApprovalDecision, expires: datetime, reason: str | None = None
+    tx: Tx,
+    environment: str,
+    item: Pending,
+    decision: ApprovalDecision,
+    expires: datetime,
+    reason: str | None = None,
+    *,
+    full: bool = False,
 ) -> UnsignedDecision:
-    """Prepare a decision about a pending change.
+    """Prepare a decision about a pending change; ``full``: about the bundle itself, where it has a canary.
 
     Raises:
         Invalid: the change is not blocked by a missing approval.
@@ -105,11 +127,11 @@ def prepare_decision(
     if item.subject is None or item.policy_digest is None:
         msg = f"{item.bundle} is not waiting for an approval in {environment}: {item.reason}: {item.message}"
         raise Invalid(msg, code="not_approvable", hint=f"Show what blocks it: kneo why {environment}/{item.bundle}")
-    about = pending_subject(tx, environment, item)
+    about = pending_subject(tx, environment, item) if not full else None
     return UnsignedDecision(
         environment=environment,
         subject_name=about.name if about else item.bundle,
-        subject=Digest(item.subject),
+        subject=Digest(item.digest if full and item.digest is not None else item.subject),
         policy_digest=Digest(item.policy_digest),
         decision=decision,
         issued_at=tx.now,
@@ -228,7 +250,12 @@ def decisions_about(tx: Tx, environment: str, item: Pending) -> tuple[ApprovalRe
     """List the decisions about a pending change, whether they count or not, in the order in which they were first seen."""
     if item.subject is None:
         return ()
-    return releases.list_approvals(tx, environment, item.subject)
+    found = releases.list_approvals(tx, environment, item.subject)
+    if item.digest in {None, item.subject}:
+        return found
+    # A decision about the bundle of a canary is about the canary too.
+    both = {record.id: record for record in (*found, *releases.list_approvals(tx, environment, item.digest))}
+    return tuple(sorted(both.values(), key=lambda record: (record.first_seen_at, record.id)))
 
 
 def lock_environment(tx: Tx, environment: str) -> None:
@@ -254,7 +281,7 @@ def hold(tx: Tx, item: Hold, check_shorter: Callable[[], None] = no_check) -> No
     Raises:
         NotFound: the environment was never declared.
     """
-    _check_reason(item.reason)
+    check_reason(item.reason)
     check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
@@ -297,7 +324,7 @@ def suspend(tx: Tx, item: Suspension, check_shorter: Callable[[], None] = no_che
     Raises:
         NotFound: the environment was never declared.
     """
-    _check_reason(item.reason)
+    check_reason(item.reason)
     check_declared(tx, item.environment)
     idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
@@ -346,7 +373,12 @@ def environment_not_found(name: str) -> NotFound:
     return NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
 
 
-def _check_reason(reason: str) -> None:
+def check_reason(reason: str) -> None:
+    """Check the length of a reason.
+
+    Raises:
+        Invalid: ``invalid_reason``.
+    """
     if not reason.strip() or len(reason) > REASON_CHARS:
         msg = f"A reason must have 1 to {REASON_CHARS} characters."
         raise Invalid(msg, code="invalid_reason")

@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, str] = {
     "trust": "kneo trust sign --expires 365d --key FILE",
     "dependsOn": "kneo plan --env {environment}",
     "atomic": "kneo plan --env {environment}",
+    "canary": "kneo canary status {environment}/{bundle}",
 }
 """The command that unblocks a gate or shows more about it. Windows and soak times need none."""
 
@@ -243,8 +244,9 @@ def trace(tx: Tx, reference: str) -> Trace:
     run = runs.get(tx, reference) if not reference.startswith("sha256:") else None
     if run is not None and run.release is not None:
         promotion = releases.promotion(tx, run.release.promotion_id)
-        promotions: tuple[Promotion, ...] = (promotion,) if promotion else ()
         digest = run.release.digest
+        # A run of a canary has none, until its version is promoted.
+        promotions = (promotion,) if promotion else releases.list_promotions(tx, to_digest=digest)
     else:
         digest = run.spec_digest if run is not None else reference
         promotions = releases.list_promotions(tx, to_digest=digest)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
+from kneo.records import canary
 from kneo.records.audit import AuditEvent
 from kneo.records.release import (
     BundleRecord,
@@ -64,6 +65,7 @@ class ReleaseChange:
         policy_digest: Digest of the rules that allowed it.
         approvals: Ids of the approvals that allowed it.
         attestations: Ids of the attestations that allowed it.
+        canary: The id of the canary that allowed it.
         actor: The requester of a rollback, else the controller.
         reason: The requester's reason.
     """
@@ -72,6 +74,7 @@ class ReleaseChange:
     policy_digest: str | None = None
     approvals: tuple[str, ...] = ()
     attestations: tuple[str, ...] = ()
+    canary: str | None = None
     actor: str = CONTROLLER
     reason: str | None = None
 
@@ -147,7 +150,8 @@ def _promotion(
 def _facts(item: BundlePromotion) -> dict[str, object]:
     bundle, change = item.bundle, item.change
     facts = {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": change.policy_digest}
-    return {**facts, "attestations": list(change.attestations)} if change.attestations else facts
+    known = {"attestations": list(change.attestations), "canary": change.canary}
+    return {**facts, **{name: value for name, value in known.items() if value}}
 
 
 def update_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:
@@ -313,7 +317,13 @@ def _waits_for(item: Pending) -> tuple[object, ...]:
 
 
 def _differs(item: Pending, before: Pending | None) -> bool:
-    return before is None or replace(item, id="", who=(), since="") != replace(before, id="", who=(), since="")
+    return before is None or _lasting(item) != _lasting(before)
+
+
+def _lasting(item: Pending) -> Pending:
+    """Return a pending change without what differs at each reconciliation: a canary's message counts its runs."""
+    counts = item.gate == canary.GATE
+    return replace(item, id="", who=(), since="", message="" if counts else item.message)
 
 
 @dataclass(frozen=True)

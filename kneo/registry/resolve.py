@@ -12,12 +12,14 @@ from kneo.clock import parse_time
 from kneo.digest import Digest, canonical_json, digest_of
 from kneo.errors import Forbidden, KneoError, NotFound, Transient, Untrusted
 from kneo.names import check_environment_name
+from kneo.records.canary import Canary
 from kneo.records.release import BundleRecord, Release
 from kneo.records.run import ReleaseRef
+from kneo.registry.assignment import Caller, assign, candidate_release
 from kneo.registry.served import check_promoted, list_served
 from kneo.spec.code import BundleCode
 from kneo.spec.policy import PolicyFlags, strictest
-from kneo.store import audit, project_metadata, releases, requests
+from kneo.store import audit, canaries, project_metadata, releases, requests
 from kneo.store.engine import Tx
 from kneo.trust.dsse import find_signers, parse_envelope
 from kneo.trust.hmac_bundle import hmac_path, spec_in_hmac, verify_hmac_bundle
@@ -141,7 +143,7 @@ class ResolvedRelease:
     release: Release
     bundle: VerifiedBundle
     audit_seq: int | None
-    """Sequence number of the promotion in the audit chain; None before it is sealed."""
+    """Sequence number of the promotion in the audit chain; None before it is sealed, and for a canary."""
 
 
 @lru_cache(maxsize=64)
@@ -243,6 +245,8 @@ def resolve(
     pin: Digest | None,
     hmac_key: str = "",
     rules: Environment | None = None,
+    caller: Caller | None = None,
+    running: bool = False,
 ) -> ResolvedRelease:
     """Return the release that a reference names in an environment, verified.
 
@@ -253,10 +257,12 @@ def resolve(
         pin: See ``trust_root``.
         hmac_key: The shared secret of bundles in the older format, where the environment accepts them.
         rules: The environment file in force, where this transaction has read it.
+        caller: A new run, which a canary of the bundle may get; None for none.
+        running: Whether the reference is the digest of a run that has begun, which may be that of a canary.
 
     Raises:
         NotFound: there is no such environment.
-        Forbidden: ``bundle_not_approved``: the reference is not released there.
+        Forbidden: ``bundle_not_approved``: the reference is not released there; ``canary_not_addressable``: it is a canary.
         Untrusted: the stored bytes are not the approved ones, or fail verification today; ``ReleaseNotPromoted``.
         Transient: ``registry_rebuilding``: the present release may be that of an earlier commit.
     """
@@ -266,6 +272,9 @@ def resolve(
         raise Transient(msg, code="registry_rebuilding", hint="Try again; show the progress: kneo source show")
     rules = rules if rules is not None else declared(tx, environment)
     check_not_retired(tx, rules)
+    canary = _find_canary(tx, stored, reference, environment, caller=caller, running=running)
+    if canary is not None:
+        return _resolve_candidate(tx, canary, rules, trust_root(tx, pin), hmac_key)
     if stored is None:
         raise _not_approved(tx, reference, environment, list_served(tx, environment))
     verified = check_served(stored.bundle, stored.release, rules, trust_root(tx, pin), hmac_key)
@@ -273,6 +282,39 @@ def resolve(
     if stored.bundle is not None:
         releases.check_bundle(tx, stored.bundle)
     return ResolvedRelease(stored.release, verified, event.seq)
+
+
+def _find_canary(
+    tx: Tx,
+    stored: releases.StoredRelease | None,
+    reference: str,
+    environment: str,
+    *,
+    caller: Caller | None,
+    running: bool,
+) -> Canary | None:
+    """Return the canary that a new run is assigned to, or that a run which has begun executes; None for the release."""
+    if stored is not None:
+        if caller is None or reference != stored.release.bundle:
+            return None
+        live = canaries.find_live(tx, environment, stored.release.bundle)
+        return live if live is not None and assign(tx, live, caller) else None
+    for canary in canaries.list_live(tx, environment):
+        if reference in {f"{canary.bundle}@{canary.version}", canary.digest}:
+            if running:
+                return canary
+            msg = f"{canary.bundle}@{canary.version} is a canary; start it by name."
+            raise Forbidden(msg, code="canary_not_addressable", environment=environment, bundle=canary.bundle)
+    return None
+
+
+def _resolve_candidate(tx: Tx, canary: Canary, rules: Environment, root: TrustRoot, hmac_key: str) -> ResolvedRelease:
+    """Return the version of a canary, verified like a release."""
+    release, record = candidate_release(canary), releases.bundle(tx, canary.digest)
+    verified = check_served(record, release, rules, root, hmac_key)
+    if record is not None:
+        releases.check_bundle(tx, record)
+    return ResolvedRelease(release, verified, None)
 
 
 def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Release, ...]) -> KneoError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
@@ -13,9 +13,10 @@ from prometheus_client.registry import Collector
 from kneo import WIRE_VERSION, __version__
 from kneo.clock import monotonic, parse_time
 from kneo.errors import KneoError
+from kneo.records.canary import Canary
 from kneo.records.run import AgentUsage
 from kneo.service.events import Streams
-from kneo.store import audit, grants, metrics, project_metadata, requests, runs, usage
+from kneo.store import audit, canaries, grants, metrics, project_metadata, requests, runs, usage
 from kneo.store.engine import Store, Tx
 
 COUNT_SHARE = 100
@@ -105,6 +106,7 @@ class _DatabaseMetrics(Collector):
             backup = project_metadata.last_backup(tx)
             waiting_calls, _ = metrics.waiting_calls(tx)
             active_grants, covered = grants.count_active(tx), grants.total_uses(tx)
+            live, bad = canaries.list_live(tx), canaries.total_bad(tx)
             now = tx.now
         yield GaugeMetricFamily("kneo_store_up", "Whether the database is reachable.", value=1)
         yield GaugeMetricFamily("kneo_service_key", "Whether this process can sign receipts.", value=self._signs())
@@ -128,7 +130,23 @@ class _DatabaseMetrics(Collector):
         yield GaugeMetricFamily("kneo_calls_waiting", "Calls that wait for people.", value=waiting_calls)
         yield GaugeMetricFamily("kneo_grants_active", "Active standing grants.", value=active_grants)
         yield CounterMetricFamily("kneo_grant_uses_total", "Calls that standing grants covered.", value=covered)
+        yield from _canaries(live, bad)
         yield GaugeMetricFamily("kneo_controller_running", "Whether a controller holds its lease.", value=controller)
+
+
+def _canaries(live: Iterable[Canary], bad: Mapping[tuple[str, str, str, str], int]) -> Iterator[Metric]:
+    """Yield the shares of the canaries that have not ended, and the bad runs that they and their releases had."""
+    place = ["environment", "bundle"]
+    share = GaugeMetricFamily("kneo_canary_share", "Share of new runs that a canary gets, from 0 to 1.", labels=place)
+    for canary in live:
+        share.add_metric([canary.environment, canary.bundle], canary.share)
+    labels = [*place, "metric", "arm"]
+    count = CounterMetricFamily(
+        "kneo_canary_bad", "Bad runs that a canary compares: its own, and control.", labels=labels
+    )
+    for names, number in bad.items():
+        count.add_metric(names, number)
+    yield from (share, count)
 
 
 def _usage(used: Mapping[tuple[str, str, str], AgentUsage]) -> Iterator[Metric]:

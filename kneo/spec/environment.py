@@ -101,6 +101,11 @@ def _findings(name: str, spec: environment.EnvironmentSpec, *, accepted: bool) -
             message = f"The bundle {release.bundle} is listed twice; an environment runs one version of a bundle."
             yield error(CODE, message, ("spec", "releases", index, "bundle"))
         bundles.add(release.bundle)
+        if release.canary is not None and spec.atomic:
+            message = (
+                f"atomic changes all releases at once, and the canary of {release.bundle} changes one step by step."
+            )
+            yield error(CODE, message, ("spec", "releases", index, "canary"))
     for index, rule in enumerate(spec.windows):
         try:
             rule.window(accepted=accepted)

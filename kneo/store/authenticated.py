@@ -67,6 +67,7 @@ COVERED: Mapping[str, Covered] = dict(
         _all(tables.pending_plans, "The plan of the pending change", "id"),
         _all(tables.approvals, "The decision", "id", but={"origin": SHOWN}),
         _all(tables.attestations, "The attestation", "id"),
+        _all(tables.canaries, "The canary", "id"),
         _all(tables.requests, "The request", "id", but={"result": SHOWN, "finished_at": SHOWN}),
         _all(tables.project_metadata, "The value of the project", "key", but={"updated_at": SHOWN}),
         _all(tables.steps, "A step of the run", "run_id"),

@@ -994,6 +994,54 @@ grant_uses = Table(
     Index(None, "grant_id", "run_id"),
 )
 
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("environment", NAME, nullable=False),
+    Column("bundle", NAME, nullable=False),
+    Column("version", NAME, nullable=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("base_digest", DIGEST, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("plan", JSON, nullable=False),
+    Column("plan_digest", DIGEST, nullable=False),
+    Column("policy_digest", DIGEST, nullable=False),
+    Column("approvals", JSON, nullable=False),
+    Column("salt", Bounded(64), nullable=False),
+    Column("step", Integer, nullable=False),
+    # Shares in hundredths of a percent.
+    Column("share", Integer, nullable=False),
+    Column("counts", Boolean, nullable=False),
+    Column("state", Bounded(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", NAME, nullable=False),
+    Column("blocks", Boolean, nullable=False),
+    Column("promotes", Boolean, nullable=False),
+    Column("began_at", TIME, nullable=False),
+    Column("step_at", TIME, nullable=False),
+    Column("ended_at", TIME),
+    Column("result", JSON, nullable=False),
+    _mac(),
+    _partial("ended_at IS NULL", "environment", "bundle", unique=True),
+    Index(None, "environment", "digest"),
+)
+
+canary_runs = Table(
+    "canary_runs",
+    metadata,
+    Column("canary_id", ID),
+    Column("run_id", ID),
+    Column("candidate", Boolean, nullable=False),
+    Column("share", Integer, nullable=False),
+    # The age in seconds at which the run became bad, by metric.
+    Column("bad", JSON, nullable=False),
+    Column("settled", Boolean, nullable=False),
+    Column("started_at", TIME, nullable=False),
+    PrimaryKeyConstraint("canary_id", "run_id"),
+    _partial("NOT settled", "canary_id", "run_id", name="ix_canary_runs_open"),
+)
+
 audit_events = Table(
     "audit_events",
     metadata,

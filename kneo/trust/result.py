@@ -124,6 +124,11 @@ class ResultStatement:
         return Digest(f"sha256:{self.predicate.configuration[0].digest.sha256}")
 
 
+def attestation_id(payload: str) -> str:
+    """Return the id of an attestation: derived, so that the same statement is recorded once."""
+    return "att_" + payload.removeprefix("sha256:")[:26]
+
+
 def build_result(  # noqa: PLR0913 - one argument per field, all by name
     *,
     bundle_name: str,

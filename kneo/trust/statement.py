@@ -96,15 +96,28 @@ class RewriteSubject(dsse.SignedRecord):
     new: Commit
 
 
+class CanarySubject(dsse.SignedRecord):
+    """The steps of one bundle's canary in an environment, up to its promotion."""
+
+    environment: dsse.Name
+    bundle: dsse.Name
+    digest: dsse.DigestText
+    """The bundle."""
+
+    plan: dsse.DigestText
+    """Digest of the plan with its defaults."""
+
+
 class DecisionSubject(dsse.SignedRecord):
     """The subject of a decision that is no bundle; exactly one field is set."""
 
     prune: PruneSubject | None = None
     rewrite: RewriteSubject | None = None
+    canary: CanarySubject | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.prune is None) == (self.rewrite is None):
+        if sum(value is not None for value in (self.prune, self.rewrite, self.canary)) != 1:
             msg = "a decision is about one thing"
             raise ValueError(msg)
         return self
@@ -117,7 +130,7 @@ class DecisionSubject(dsse.SignedRecord):
     @property
     def name(self) -> str:
         """The name in place of a bundle's."""
-        return "prune" if self.prune is not None else "rewrite"
+        return next(name for name in ("prune", "rewrite", "canary") if getattr(self, name) is not None)
 
     def as_json(self) -> dict[str, object]:
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -138,6 +151,13 @@ def prune_subject(environment: str, revision: str, releases: Iterable[tuple[str,
 def rewrite_subject(old: str, new: str) -> DecisionSubject:
     """Return the subject of a replacement of exactly one commit by exactly another."""
     return DecisionSubject(rewrite=RewriteSubject(old=old, new=new))
+
+
+def canary_subject(environment: str, bundle: str, digest: str, plan: str) -> DecisionSubject:
+    """Return the subject of a canary of exactly this bundle by exactly this plan."""
+    return DecisionSubject(
+        canary=CanarySubject(environment=environment, bundle=bundle, digest=Digest(digest), plan=Digest(plan))
+    )
 
 
 BUNDLE_TYPE = "urn:kneo:attestation:bundle:v1"

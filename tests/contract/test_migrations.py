@@ -150,6 +150,8 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "agent_sessions",
         "attestations",
         "browser_sessions",
+        "canaries",
+        "canary_runs",
         "environment_files",
         "grant_uses",
         "grants",
@@ -278,7 +280,8 @@ def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys
         for table in ("grant_uses", "grants"):
             tx.connection.execute(text(f"DROP TABLE {table}"))
         tx.connection.execute(text("UPDATE alembic_version SET version_num = 'kneo_0016'"))
-        tx.connection.execute(text("DROP TABLE attestations"))
+        for table in ("attestations", "canaries", "canary_runs"):
+            tx.connection.execute(text(f"DROP TABLE {table}"))
     migrate.migrate(store)
     with store.read() as tx:
         columns = idempotency_keys.c

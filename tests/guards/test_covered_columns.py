@@ -21,6 +21,7 @@ DIGESTS = {
     "attestations": "14e77bcca1ca",
     "browser_sessions": "8530ebca7233",
     "bundles": "677082e6ab30",
+    "canaries": "a9af28b75c73",
     "checkpoints": "9cd8aad14251",
     "environments": "7c3ff7af19c1",
     "grants": "27315ba5e943",

@@ -134,15 +134,21 @@ class ConfigRepo:
         target.write_bytes(content)
 
     def environment(self, name: str, releases: Mapping[str, str], **spec: object) -> None:
-        """Write an environment file that names these versions; ``digests`` pins some of them."""
+        """Write an environment file that names these versions; ``digests`` pins some of them, ``canaries`` are plans."""
         digests: Mapping[str, str] = spec.pop("digests", {})  # type: ignore[assignment]
+        plans: Mapping[str, object] = spec.pop("canaries", {})  # type: ignore[assignment]
         content = {
             "apiVersion": "kneo/v1",
             "kind": "Environment",
             "metadata": {"name": name},
             "spec": {
                 "releases": [
-                    {"bundle": bundle, "version": version, **({"digest": digests[bundle]} if bundle in digests else {})}
+                    {
+                        "bundle": bundle,
+                        "version": version,
+                        **({"digest": digests[bundle]} if bundle in digests else {}),
+                        **({"canary": plans[bundle]} if bundle in plans else {}),
+                    }
                     for bundle, version in releases.items()
                 ],
                 "policy": {"enabled": True},

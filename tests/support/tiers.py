@@ -37,6 +37,7 @@ LONG_SUITES = (
     "tests/deploy/",
     "tests/e2e/",
     "tests/gates/test_killed.py",
+    "tests/integration/controller/test_canary_killed.py",
     "tests/integration/controller/test_killed.py",
     "tests/soak/",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -56,6 +56,9 @@ class ApprovalOptions(OptionGroup):
     key: Annotated[
         Path | None, typer.Option("--key", help="Your private key. Without it the service signs for you.")
     ] = None
+    full: Annotated[
+        bool, typer.Option("--full", help="The bundle itself, where the change is a canary: no canary is needed then.")
+    ] = False
     prune: Annotated[bool, typer.Option("--prune", help="The removal of more releases at once than allowed.")] = False
     policy: Annotated[bool, typer.Option("--policy", help="A change of the environment's own rules.")] = False
     reason: ReasonOption = None
@@ -72,8 +75,8 @@ class ApprovalOptions(OptionGroup):
     @property
     def gate(self) -> str | None:
         """The gate of a whole environment that the decision is about; None for a bundle."""
-        if self.prune and self.policy:
-            msg = "--prune and --policy are separate decisions."
+        if self.prune + self.policy + self.full > 1:
+            msg = "--prune, --policy and --full are separate decisions."
             raise Usage(msg, hint="Run the command once for each.")
         return PRUNE if self.prune else POLICY if self.policy else None
 
@@ -98,7 +101,7 @@ def approve(
     --key only if a version or digest is named or the repository has the same content. --yes signs in any case; the audit
     event records that the change was not read.
     """
-    change = parse_target(target, approval.gate)
+    change = replace(parse_target(target, approval.gate), full=approval.full)
     with options.open(existing=True) as service:
         answer = _decide(service, change, ApprovalDecision.APPROVE, approval, expires)
     _show_decision(answer, "Approved", as_json=options.as_json)
@@ -118,7 +121,7 @@ def reject(
 
     A rejection does not expire: it counts until the same person approves the same change.
     """
-    change = parse_target(target, approval.gate)
+    change = replace(parse_target(target, approval.gate), full=approval.full)
     with options.open(existing=True) as service:
         answer = _decide(service, change, ApprovalDecision.REJECT, approval, REJECTION_LIFE)
     _show_decision(answer, "Rejected", as_json=options.as_json)
@@ -144,13 +147,13 @@ def _decide(
     hint = REMOVAL_HINT if change.gate == PRUNE else CONTENT_HINT
     known = private is None or found.same or change.is_exact
     confirm(question, confirmed=options.yes, known=known, hint=hint)
-    given: dict[str, object] = {"reason": options.reason}
+    given: dict[str, object] = {"reason": options.reason, **({"full": True} if change.full else {})}
     if private is not None:
         now = SystemClock().now()
         envelope = sign_decision(subject, decision, private, now, time_after(expires, now), options.reason)
         if options.output is not None:
             write_whole(options.output, envelope)
-        given = {"envelope": envelope.decode()}
+        given = {"envelope": envelope.decode(), **({"full": True} if change.full else {})}
     body = request(DecisionRequest, **given, **({"unread": True} if options.yes and approves else {}))
     operation = approve_promotion if decision is ApprovalDecision.APPROVE else reject_promotion
     return service.call(operation, pending.id, body)
@@ -187,6 +190,7 @@ class ChangeReference:
         version: The version; empty where none is named.
         digest: The digest; empty where none is named.
         gate: ``policy``, ``prune`` or None for a bundle.
+        full: Whether it is about the bundle itself, where the change is a canary.
     """
 
     environment: str
@@ -194,6 +198,7 @@ class ChangeReference:
     version: str
     digest: str
     gate: str | None
+    full: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -255,11 +260,12 @@ def subject_of(change: ChangeReference, item: PendingPromotionView) -> Subject:
     if item.subject is None or item.policy_digest is None:
         msg = f"{item.bundle} needs no approval: {item.message}"
         raise Usage(msg, hint=f"kneo why {change.environment}/{item.bundle}")
-    about = read_record(DecisionSubject, item.about, file="pending change") if item.about else None
+    of_canary = item.about if not change.full else None
+    about = read_record(DecisionSubject, of_canary, file="pending change") if of_canary else None
     subject = Subject(
         environment=change.environment,
         name=about.name if about is not None else item.bundle,
-        digest=Digest(item.subject),
+        digest=Digest(item.digest if change.full and item.digest is not None else item.subject),
         policy_digest=Digest(item.policy_digest),
         about=about,
     )
@@ -274,8 +280,8 @@ def subject_of(change: ChangeReference, item: PendingPromotionView) -> Subject:
 def _mismatches(change: ChangeReference, item: PendingPromotionView, subject: Subject) -> Iterator[str]:
     if item.environment != change.environment:
         yield f"its environment is {item.environment}"
-    if change.digest and change.digest != subject.digest:
-        yield f"its digest is {subject.digest}"
+    if change.digest and change.digest != subject.of_bundle.digest:
+        yield f"its digest is {subject.of_bundle.digest}"
     kinds = {POLICY: _policy_mismatches, PRUNE: _prune_mismatches}
     yield from kinds[change.gate](change, subject) if change.gate else _release_mismatches(item, subject)
 
@@ -295,10 +301,15 @@ def _prune_mismatches(change: ChangeReference, subject: Subject) -> Iterator[str
 
 
 def _release_mismatches(item: PendingPromotionView, subject: Subject) -> Iterator[str]:
-    if subject.about is not None or item.kind == POLICY:
+    bundle, canary = subject.of_bundle, subject.about.canary if subject.about is not None else None
+    if (subject.about is not None and canary is None) or item.kind == POLICY:
         yield "it is not a release of a bundle"
-    elif item.digest != subject.digest:
-        yield f"the bundle is {item.digest}, and the subject of the decision {subject.digest}"
+    elif canary is not None and (canary.environment, canary.bundle) != (item.environment, item.bundle):
+        yield f"it is a canary of {canary.bundle} in {canary.environment}"
+    elif subject.about is not None and subject.about.digest != subject.digest:
+        yield f"its digest is {subject.digest}"
+    elif item.digest != bundle.digest:
+        yield f"the bundle is {item.digest}, and the subject of the decision {bundle.digest}"
     elif subject.digest == subject.policy_digest:
         yield "its digest is that of rules"
 

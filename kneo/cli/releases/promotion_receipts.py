@@ -75,6 +75,11 @@ def show(
             render.panel(title, _lines(each.receipt, str(each.unsigned["principal"])))
         for item in view.attestations if isinstance(view, PromotionReceiptsView) else ():
             render.text(f"Attestation {item.unsigned['id']}, first seen at {item.unsigned['first_seen_at']}")
+        canary = view.canary if isinstance(view, PromotionReceiptsView) else None
+        if canary is not None:
+            render.text(
+                f"Result of its canary {canary.unsigned['id']}, which ended at {canary.unsigned['first_seen_at']}"
+            )
 
     render.emit(view, as_json=options.as_json, text=text)
 
@@ -162,6 +167,8 @@ def verify(
     value = read_json(data, file=str(file), limits=LIMITS).value
     stated = value.get("attestations") if isinstance(value, dict) else None
     stated = stated[:MOST_RECEIPTS] if isinstance(stated, list) else []
+    if isinstance(value, dict) and value.get("canary") is not None:
+        stated.append(value["canary"])
     only_stated = isinstance(value, dict) and bool(stated) and value.get("receipts") == []
     presented = () if only_stated else find_receipts(value, file=str(file), most=MOST_RECEIPTS).receipts
     at = parse_time(seen_at) if seen_at is not None else SystemClock().now()

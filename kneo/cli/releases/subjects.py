@@ -6,7 +6,7 @@ import pydoc
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -57,6 +57,12 @@ class Subject:
     digest: Digest
     policy_digest: Digest
     about: DecisionSubject | None = None
+
+    @property
+    def of_bundle(self) -> Subject:
+        """The subject of a decision about the bundle of a canary; of any other subject itself."""
+        canary = self.about.canary if self.about is not None else None
+        return self if canary is None else replace(self, name=canary.bundle, digest=canary.digest, about=None)
 
 
 def sign_decision(
@@ -133,6 +139,8 @@ def review(
         shown = _first_rules(repository, subject) if rules is not None and (plan is None or not plan.rules) else []
         short, whole = ([*lines, *_changed_rules(plan, subject, whole=each), *shown] for each in (False, True))
         return SubjectReview(short, whole, rules is not None, is_known=short != lines)
+    lines += _steps(repository, subject)
+    subject = subject.of_bundle
     lines += [
         f"bundle       {subject.name} {item.version}",
         f"digest       {subject.digest}",
@@ -152,6 +160,23 @@ def review(
     lines.append(f"changes      {since}")
     short, whole = ([*lines, *(f"  {line}" for line in each)] for each in (short, short if is_first else whole))
     return SubjectReview(short, whole, bundle is not None)
+
+
+def _steps(repository: ConfigRepository | None, subject: Subject) -> Iterator[str]:
+    """Yield the plan of a canary: as the repository has it, which must be the offered one, else its digest."""
+    canary = subject.about.canary if subject.about is not None else None
+    if canary is None:
+        return
+    if repository is None or subject.environment not in repository.environment_names():
+        yield f"canary       {canary.plan}, which this folder does not have"
+        return
+    plan = read_environment(repository, subject.environment).canaries.get(canary.bundle)
+    if plan is None or plan.digest != canary.plan:
+        there = plan.digest if plan is not None else "not there"
+        raise _mismatch(f"the canary of {canary.bundle} in environments/{subject.environment}.yaml", there, canary.plan)
+    stops = ", ".join(f"{rule.metric} worse by {rule.worse_by}" for rule in plan.stop_if)
+    yield f"canary       {', '.join(plan.steps)} of new runs, each for {plan.every} and {plan.min_runs} ended runs"
+    yield f"stops if     {stops}"
 
 
 def _first_rules(repository: ConfigRepository | None, subject: Subject) -> list[str]:

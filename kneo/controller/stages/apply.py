@@ -20,7 +20,7 @@ def apply(
     """Write allowed actions with the approvals that allowed them; return the promotions."""
     serving, retired = [], []
     for action, verdict in actions:
-        because = replace(change, approvals=verdict.approvals, attestations=verdict.attestations)
+        because = replace(change, approvals=verdict.approvals, attestations=verdict.attestations, canary=verdict.canary)
         match action:
             case Promote() | Rollback():
                 bundle, kind = action.bundle.record, kind_of(action)

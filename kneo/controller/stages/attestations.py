@@ -14,7 +14,7 @@ from kneo.names import person_key
 from kneo.records.release import AttestationRecord, BundleRecord
 from kneo.spec.models.evidence import EvidenceRule, MetricRequirement
 from kneo.trust.dsse import CLOCK_TOLERANCE, find_signers, parse_envelope
-from kneo.trust.result import Metric, ResultStatement, decimal_text, parse_result, verify_result
+from kneo.trust.result import Metric, ResultStatement, attestation_id, decimal_text, parse_result, verify_result
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import parse_bundle
 
@@ -71,11 +71,6 @@ class Unmet:
     rule: EvidenceRule
     reason: str
     message: str
-
-
-def attestation_id(payload: str) -> str:
-    """Return the id of an attestation: derived, so that the same statement is recorded once."""
-    return "att_" + payload.removeprefix("sha256:")[:26]
 
 
 def makers_of(record: BundleRecord) -> Makers:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from kneo import registry
-from kneo.clock import isoformat
+from kneo.clock import isoformat, parse_time
 from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import GIT, ApprovalVotes, committed_records, count_votes, role_members
 from kneo.controller.stages.attestations import (
@@ -15,13 +16,14 @@ from kneo.controller.stages.attestations import (
     read_attestations,
     verify_attestations,
 )
-from kneo.controller.stages.gates import Evidence
+from kneo.controller.stages.gates import Evidence, KnownCanary
 from kneo.controller.stages.rejections import AcceptedFiles
 from kneo.errors import KneoError
+from kneo.records.canary import Canary
 from kneo.records.release import ApprovalRecord, Release
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment
-from kneo.store import attestations, audit, releases
+from kneo.store import attestations, audit, canaries, releases
 from kneo.store.engine import Tx
 
 
@@ -49,6 +51,7 @@ def gather_evidence(
     chained = any(is_chained(file) for file in files)
     soaking = {file.spec.promote_from for file in files if file.spec.soak} - {None}
     votes = count_votes(decisions(tx, name, approval_files, trust), name, trust)
+    known = canaries.newest_by_digest(tx, name, candidates)
     return Evidence(
         now=trust.now,
         served=served,
@@ -69,15 +72,30 @@ def gather_evidence(
             if (failed := releases.last_failure(tx, str(origin), release.digest)) is not None
         },
         served_before=releases.served_before(tx, name, candidates) | releases.qualified(tx, name)
-        if chained
+        if chained or known
         else frozenset(),
         facts=stated or stated_facts(tx, files, trust, served.get(name, {}), candidates),
+        canaries={digest: KnownCanary(canary, _votes_of(tx, canary, trust)) for digest, canary in known.items()},
     )
+
+
+def known_canaries(tx: Tx, evidence: Evidence, environment: str, trust: verify.TrustContext) -> Evidence:
+    """Return evidence with the canaries as this transaction has changed them."""
+    digests = {*evidence.canaries, *(canary.digest for canary in canaries.list_live(tx, environment))}
+    known = canaries.newest_by_digest(tx, environment, digests)
+    found = {digest: KnownCanary(canary, _votes_of(tx, canary, trust)) for digest, canary in known.items()}
+    return replace(evidence, canaries=found)
+
+
+def _votes_of(tx: Tx, canary: Canary, trust: verify.TrustContext) -> ApprovalVotes:
+    """Return the decisions with which a canary began, as they counted then."""
+    records = releases.approvals_by_id(tx, canary.approvals) if canary.approvals else ()
+    return count_votes(records, canary.environment, replace(trust, now=parse_time(canary.began_at)))
 
 
 def is_chained(file: Environment) -> bool:
     """Return whether a bundle that an environment served before passes gates that a new one does not."""
-    return file.spec.promote_from is not None or bool(file.spec.evidence)
+    return file.spec.promote_from is not None or bool(file.spec.evidence) or bool(file.canaries)
 
 
 def stated_facts(
@@ -98,7 +116,7 @@ def stated_facts(
         candidates: Digests of the bundles that may be released.
         committed: Attestation files that are not recorded.
     """
-    if not candidates or not any(file.spec.evidence for file in files):
+    if not candidates or not any(file.spec.evidence or file.canaries for file in files):
         return StatedFacts()
     current = {release.digest for release in here.values()}
     subjects = {*candidates, *current}

@@ -16,8 +16,8 @@ from itertools import chain
 
 from kneo.clock import isoformat, parse_time
 from kneo.controller.stages.approvals import ApprovalVote, ApprovalVotes, may_decide
-from kneo.controller.stages.attestations import EvidenceCase, StatedFacts, Unmet, satisfy
-from kneo.controller.stages.plan import Action, ReleasePlan, Retire, name_of, version_of
+from kneo.controller.stages.attestations import EvidenceCase, StatedFacts, StatedResult, Unmet, satisfy
+from kneo.controller.stages.plan import Action, Promote, ReleasePlan, Retire, Rollback, name_of, version_of
 from kneo.controller.stages.rejections import (
     AcceptedFiles,
     Involved,
@@ -29,12 +29,14 @@ from kneo.controller.stages.rejections import (
 from kneo.controller.stages.verify import Candidate
 from kneo.digest import Digest
 from kneo.names import person_key
+from kneo.records.canary import GATE, Canary, CanaryState
 from kneo.records.release import APPROVAL_EXPIRED, RULES_CHANGED, Hold, OutdatedApproval, Release, Suspension
 from kneo.spec.diff.weakening import weakenings
+from kneo.spec.models.canary import CanaryPlan
 from kneo.spec.models.environment import Approvals, Environment
 from kneo.spec.policy import next_opening, windows_open
 from kneo.trust.root import ROOT_ROLE
-from kneo.trust.statement import DecisionSubject, prune_subject
+from kneo.trust.statement import DecisionSubject, canary_subject, prune_subject
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class Allowed:
     Args:
         approvals: Ids of the approvals that allow it.
         attestations: Ids of the attestations that allow it.
+        canary: The id of the canary that allows it.
     """
 
     approvals: tuple[str, ...] = ()
     attestations: tuple[str, ...] = ()
+    canary: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Blocked:
         subject: Subject of an approval that unblocks it.
         also: The other blocked gates.
         outdated: Approvals that do not count any more.
+        approvals: Ids of the approvals that the open gates counted, where only the gate of canaries is closed.
+        begins: The plan of the canary that can begin.
     """
 
     gate: str
@@ -71,6 +77,8 @@ class Blocked:
     subject: str | None = None
     also: tuple[Blocked, ...] = ()
     outdated: tuple[OutdatedApproval, ...] = ()
+    approvals: tuple[str, ...] = ()
+    begins: CanaryPlan | None = None
 
 
 GateVerdict = Allowed | Blocked
@@ -89,6 +97,19 @@ class CommitTimes:
     since: Mapping[tuple[str, str], datetime]
     at: datetime
     until: datetime
+
+
+@dataclass(frozen=True)
+class KnownCanary:
+    """The newest canary of a bundle.
+
+    Args:
+        canary: The canary.
+        votes: The decisions of people that counted when it began, by the digest of their subject.
+    """
+
+    canary: Canary
+    votes: ApprovalVotes = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +131,7 @@ class Evidence:
         served_before: Digests of the bundles that this environment has ever released.
         commit_times: Commit dates, while a registry is rebuilt from Git.
         facts: Attestations about the bundles of this environment.
+        canaries: The newest canary of each bundle that may be released, by its digest.
     """
 
     now: datetime
@@ -126,6 +148,7 @@ class Evidence:
     commit_times: CommitTimes | None = None
     root_expires: datetime | None = None
     facts: StatedFacts = field(default_factory=StatedFacts)
+    canaries: Mapping[str, KnownCanary] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -263,14 +286,161 @@ def within_window(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: E
     return Blocked("windows", "WindowClosed", f"Changes are not allowed {when}.")
 
 
-def approved(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
-    """Require enough approvals by people of the required roles who have no part in the change."""
+def approved(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Require enough approvals by people of the required roles who have no part in the change.
+
+    An approval of a canary covers all of its steps, and counts until it ends; so does an approval of its bundle.
+    """
     rule = rules.environment.spec.approvals
     if rule is None or rule.required == 0 or isinstance(action, Retire):
         return Allowed()
+    verdict = _count_about(action, plan, rule, rules, evidence)
+    known = evidence.canaries.get(action.bundle.digest)
+    if not isinstance(verdict, Blocked) or verdict.reason != "AwaitingApproval" or known is None:
+        return verdict
+    if not (known.canary.is_live or known.canary.state is PASSED) or planned_subject(action, plan, evidence) is None:
+        return verdict
+    as_it_began = replace(evidence, now=parse_time(known.canary.began_at), votes=_merged(known.votes, evidence.votes))
+    earlier = _count_about(action, plan, rule, rules, as_it_began)
+    return earlier if isinstance(earlier, Allowed) else verdict
+
+
+def _merged(*votes: ApprovalVotes) -> ApprovalVotes:
+    subjects = {subject for each in votes for subject in each}
+    return {subject: tuple(vote for each in votes for vote in each.get(subject, ())) for subject in subjects}
+
+
+def _count_about(
+    action: Promote | Rollback, plan: ReleasePlan, rule: Approvals, rules: Rules, evidence: Evidence
+) -> GateVerdict:
     what, bundle = f"{name_of(action)} {version_of(action)}", action.bundle
     involved = partial(_involved, bundle, evidence.requester)
-    return count_approvals(bundle.digest, bundle.name, rule, rules, evidence, what, involved=involved)
+    about = planned_subject(action, plan, evidence)
+    if about is None:
+        return count_approvals(bundle.digest, bundle.name, rule, rules, evidence, what, involved=involved)
+    steps = ", ".join(plan.canaries[bundle.name].steps)
+    return count_approvals(
+        about.digest,
+        about.name,
+        rule,
+        rules,
+        evidence,
+        f"{what} by a canary of {steps}",
+        involved=involved,
+        about=about,
+    )
+
+
+def planned_subject(action: Action, plan: ReleasePlan, evidence: Evidence) -> DecisionSubject | None:
+    """Return the subject of the approvals of a canary; None where a change needs those of its bundle."""
+    steps = planned_canary(action, plan, evidence)
+    if steps is None or isinstance(action, Retire):
+        return None
+    known = evidence.canaries.get(action.bundle.digest)
+    if known is not None and known.canary.is_live and known.canary.promotes:
+        return None
+    return canary_subject(plan.environment, action.bundle.name, action.bundle.digest, steps.digest)
+
+
+def planned_canary(action: Action, plan: ReleasePlan, evidence: Evidence) -> CanaryPlan | None:
+    """Return the plan that a change has to follow. First releases, rollbacks and versions of before follow none."""
+    if not isinstance(action, Promote) or action.current is None or action.bundle.digest in evidence.served_before:
+        return None
+    return plan.canaries.get(action.bundle.name)
+
+
+# ---- canaries ---------------------------------------------------------------------------------------------------
+
+PASSED = CanaryState.PASSED
+CANARY, REBUILT, CANARY_PENDING, ROLLED_BACK = GATE, "Rebuilt", "CanaryPending", "CanaryRolledBack"
+
+CONTROLLER_ROLE = "controller"
+"""The role of the trust root whose keys state the results of canaries: that of the service key."""
+
+
+def canary_passed(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Require that the canary of a new version has passed; and after one that was rolled back, that people say so again."""
+    if isinstance(action, Retire) or action.bundle.digest in evidence.served_before:
+        return Allowed()
+    known = evidence.canaries.get(action.bundle.digest)
+    canary, steps = known.canary if known is not None else None, planned_canary(action, plan, evidence)
+    if canary is not None and canary.blocks and not _approved_since(action, plan, rules, evidence, canary.ended_at):
+        reason = ROLLED_BACK if canary.state is CanaryState.ROLLED_BACK else "CanaryEnded"
+        return _closed(action, plan, evidence, reason, canary.reason)
+    if steps is None:
+        return Allowed()
+    if canary is None or canary.reason == REBUILT:
+        stated = _stated_verdict(action, plan, steps, rules, evidence)
+        if stated is not None:
+            return stated
+    return _verdict_of(action, plan, steps, evidence, canary)
+
+
+def _verdict_of(
+    action: Promote | Rollback, plan: ReleasePlan, steps: CanaryPlan, evidence: Evidence, canary: Canary | None
+) -> GateVerdict:
+    """Return the verdict of the present canary of a version; of an earlier plan none counts."""
+    same = canary if canary is not None and canary.plan_digest == steps.digest else None
+    if same is not None and (same.promotes or same.state is PASSED):
+        return Allowed(canary=same.id)
+    if same is None or not same.is_live:
+        message = f"A canary begins when all other gates are open: {', '.join(steps.steps)} of new runs."
+        return replace(_closed(action, plan, evidence, CANARY_PENDING, message), begins=steps)
+    share = f"{same.share * 100:.4g} % of new runs since {same.step_at}"
+    if same.state is CanaryState.PAUSED:
+        return _closed(action, plan, evidence, "CanaryPaused", f"{share}; paused by {same.actor}: {same.reason}")
+    following = f"; {same.figures.next}" if same.figures.next else ""
+    return _closed(action, plan, evidence, "CanaryRunning", f"{share}{following}.")
+
+
+def _stated_verdict(
+    action: Promote | Rollback, plan: ReleasePlan, steps: CanaryPlan, rules: Rules, evidence: Evidence
+) -> GateVerdict | None:
+    """Return the verdict of a result in a commit, which a registry that was rebuilt from Git has instead of the canary."""
+    stated = _stated(action, plan, steps, evidence)
+    if stated is None:
+        return None
+    if stated.statement.predicate.result == "PASSED":
+        return Allowed(attestations=(stated.id,))
+    at = isoformat(stated.statement.facts.issued_at)
+    if _approved_since(action, plan, rules, evidence, at):
+        return None
+    return _closed(action, plan, evidence, ROLLED_BACK, f"Its canary was rolled back at {at}.")
+
+
+def _closed(action: Promote | Rollback, plan: ReleasePlan, evidence: Evidence, reason: str, message: str) -> Blocked:
+    about = planned_subject(action, plan, evidence)
+    return Blocked(CANARY, reason, message, subject=about.digest if about is not None else action.bundle.digest)
+
+
+def _approved_since(
+    action: Promote | Rollback, plan: ReleasePlan, rules: Rules, evidence: Evidence, since: str | None
+) -> bool:
+    """Return whether enough people approved a change after a time; where none have to, one approver has to."""
+    if since is None:
+        return False
+    rule = rules.environment.spec.approvals or Approvals()
+    later = {
+        subject: tuple(vote for vote in votes if vote.first_seen > parse_time(since))
+        for subject, votes in evidence.votes.items()
+    }
+    rule = rule.model_copy(update={"required": max(1, rule.required)})
+    return isinstance(_count_about(action, plan, rule, rules, replace(evidence, votes=later)), Allowed)
+
+
+def _stated(
+    action: Promote | Rollback, plan: ReleasePlan, steps: CanaryPlan, evidence: Evidence
+) -> StatedResult | None:
+    """Return the newest result of a canary by this plan that the service key has signed and a commit has."""
+    found = [
+        item
+        for item in evidence.facts.results.get(action.bundle.digest, ())
+        if item.statement.facts.type == CANARY
+        and (item.statement.bundle_name, item.statement.facts.environment) == (action.bundle.name, plan.environment)
+        and item.statement.suite_digest == steps.digest
+        and any(CONTROLLER_ROLE in roles for _, roles in item.signers)
+    ]
+    return max(found, key=lambda item: item.statement.facts.issued_at, default=None)
 
 
 def not_rejected(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
@@ -318,6 +488,10 @@ def count_approvals(
     """
     excluded = involved(rules.environment)
     every = [vote for vote in evidence.votes.get(subject, ()) if (vote.name, vote.about) == (name, about)]
+    if about is not None and about.canary is not None:
+        # A decision about a bundle is about its canary too.
+        of_bundle = evidence.votes.get(about.canary.digest, ())
+        every += [vote for vote in of_bundle if (vote.name, vote.about) == (about.canary.bundle, None)]
     votes = [
         vote
         for vote in every
@@ -423,6 +597,7 @@ GATES: Sequence[Gate] = (
     evidenced,
     within_window,
     approved,
+    canary_passed,
 )
 
 ROLLBACK_GATES: Sequence[Gate] = (not_suspended, not_rejected)
@@ -488,6 +663,7 @@ def _evaluate(
         return Blocked("policy", "PolicyInvalid", "The environment has no rules.")
     approvals: list[str] = []
     attestations: list[str] = []
+    canary: str | None = None
     closed: dict[str, Blocked] = {}
     for item in rules:
         for gate in gates:
@@ -497,10 +673,11 @@ def _evaluate(
             else:
                 approvals += verdict.approvals
                 attestations += verdict.attestations
+                canary = canary or verdict.canary
     if closed:
         first, *others = closed.values()
-        return replace(first, also=tuple(others))
-    return Allowed(tuple(dict.fromkeys(approvals)), tuple(dict.fromkeys(attestations)))
+        return replace(first, also=tuple(others), approvals=tuple(dict.fromkeys(approvals)))
+    return Allowed(tuple(dict.fromkeys(approvals)), tuple(dict.fromkeys(attestations)), canary)
 
 
 def _until(verdict: Blocked, rules: Rules) -> Blocked:

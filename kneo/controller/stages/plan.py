@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kneo.controller.stages.verify import Candidate, UnchangedBundle, Verified, unchanged_bundle
 from kneo.records.release import BundleRecord, PromotionKind, Release
+from kneo.spec.models.canary import CanaryPlan
+from kneo.spec.models.environment import Environment
 from kneo.trust.verify import UNSEQUENCED
 
 
@@ -46,9 +48,12 @@ class ReleasePlan:
     unchanged: Mapping[str, UnchangedBundle]
     """Releases that Git and the registry agree on, by bundle name."""
 
+    canaries: Mapping[str, CanaryPlan] = field(default_factory=dict)
+    """The declared canary plans, by bundle name."""
+
 
 def make_plan(
-    environment: str,
+    environment: Environment,
     revision: str,
     verified: Verified,
     served: Mapping[str, Release],
@@ -57,7 +62,7 @@ def make_plan(
     """Compare the declared releases of an environment with the current ones.
 
     Args:
-        environment: Name of the environment.
+        environment: The environment's file.
         revision: The commit.
         verified: The declared bundles; the current release of a rejected one stays.
         served: Current releases, by bundle name.
@@ -76,7 +81,7 @@ def make_plan(
         older = before is not None and UNSEQUENCED < bundle.record.seq < before.seq
         actions.append(Rollback(bundle, current) if older else Promote(bundle, current))
     actions += [Retire(served[name]) for name in sorted(served.keys() - verified.desired.keys() - rejected)]
-    return ReleasePlan(environment, revision, tuple(actions), unchanged)
+    return ReleasePlan(environment.name, revision, tuple(actions), unchanged, environment.canaries)
 
 
 def name_of(action: Action) -> str:

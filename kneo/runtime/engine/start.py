@@ -177,7 +177,7 @@ class Starter:
             msg = f"{queued} runs of {rules.name} wait for a worker, which is the quota queued of the environment."
             hint = "Try again once some have begun."
             raise QuotaExceeded(msg, quota="queued", limit=queued, environment=rules.name, retry_after=1, hint=hint)
-        chosen = self._freeze(tx, order, inline, rules)
+        chosen = self._freeze(tx, order, inline, rules, run_id)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         models = rules.spec.models if rules is not None else None
         used = {ref or program.agent_name: program.agents[ref] for ref in program.used_agents}
@@ -251,10 +251,10 @@ class Starter:
         return run
 
     def _freeze(
-        self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, rules: Environment | None
+        self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, rules: Environment | None, run_id: str
     ) -> _ResolvedSpec:
         """Return the exact spec that a run executes."""
-        chosen = self._choose(tx, order, inline, rules)
+        chosen = self._choose(tx, order, inline, rules, run_id)
         _check_target(chosen.frozen.spec, order.target, chosen.release)
         if rules is not None and rules.gates:
             chosen = replace(chosen, frozen=self.freezer.with_gates(chosen.frozen, rules.gates), gates=rules.gates)
@@ -266,13 +266,17 @@ class Starter:
         return chosen
 
     def _choose(
-        self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, rules: Environment | None
+        self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, rules: Environment | None, run_id: str
     ) -> _ResolvedSpec:
         if order.bundle is not None and order.spec is not None:
             msg = "A run takes a bundle or a spec, not both."
             raise Usage(msg)
         if order.bundle is not None:
-            return self._freeze_bundle(tx, order.bundle, order.environment, rules)
+            session = order.origin.get("session_id")
+            caller = registry.Caller(
+                run_id=run_id, requester=order.requester, session=session if isinstance(session, str) else None
+            )
+            return self._freeze_bundle(tx, order.bundle, order.environment, rules, caller)
         if inline is None:
             msg = "A run needs a bundle or a spec."
             raise Usage(msg, hint='Send {"bundle": NAME, "environment": ENV} or a spec.')
@@ -280,12 +284,14 @@ class Starter:
         return _ResolvedSpec(inline)
 
     def _freeze_bundle(
-        self, tx: Tx, reference: str, environment: str | None, rules: Environment | None
+        self, tx: Tx, reference: str, environment: str | None, rules: Environment | None, caller: registry.Caller
     ) -> _ResolvedSpec:
         if environment is None:
             msg = f"The run of {reference[:200]} names no environment."
             raise Usage(msg, hint="Name it: --env E, or environment in the request.")
-        approved = registry.resolve(tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key, rules=rules)
+        approved = registry.resolve(
+            tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key, rules=rules, caller=caller
+        )
         release = approved.release
         ref = ReleaseRef(
             bundle=release.bundle,
@@ -310,7 +316,9 @@ class Starter:
             self._check_inline_allowed(tx, run.environment)
         else:
             release = run.release
-            registry.resolve(tx, release.digest, release.environment, pin=self.pin, hmac_key=self.hmac_key)
+            registry.resolve(
+                tx, release.digest, release.environment, pin=self.pin, hmac_key=self.hmac_key, running=True
+            )
         policy = registry.policy_in_force(tx, run.environment, self.project, with_git=run.release is None)
         body = runs.load_spec(tx, run.spec_digest)
         if body is not None:

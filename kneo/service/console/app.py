@@ -24,6 +24,7 @@ from kneo.service.auth import PRINCIPAL
 from kneo.service.console import (
     audit_log,
     bundles,
+    canaries,
     environments,
     grants,
     inbox,
@@ -57,6 +58,7 @@ AREAS: tuple[Pages, ...] = (
     task.pages,
     grants.pages,
     release_acts.pages,
+    canaries.pages,
     environments.pages,
     bundles.pages,
     runs.pages,

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from kneo.api.bundles import list_bundles
+from kneo.api.canaries import CanaryView, get_canary
 from kneo.api.environments import (
     get_environment,
     get_environment_history,
@@ -245,6 +246,7 @@ def _page(
         "rules": shown_rules(plan.rules) if plan is not None else [],
         "serving": next((one for one in item.releases if one.bundle == bundle), None),
         "hold": next((one for one in item.holds if one.bundle == bundle), None),
+        "canary": _canary(request, item.name, bundle),
         "who": people(change.who) if change is not None and change.phase == "waiting" else "",
         "history": history,
         "receipt": _receipt(request, decisions),
@@ -254,6 +256,14 @@ def _page(
         "may_read_receipts": request.may("receipts:read"),
     }
     return Page("release.html", values, live="environments", problem=problem)
+
+
+def _canary(request: PageRequest, environment: str, bundle: str) -> CanaryView | None:
+    """Return the newest canary of a bundle; None without one."""
+    try:
+        return request.call(get_canary, environment, bundle)
+    except NotFound:
+        return None
 
 
 def _first(request: PageRequest) -> int:

@@ -7,6 +7,7 @@ version it accepted before. Fields that decide about trust are required: an envi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Literal, TypeAlias
@@ -16,6 +17,7 @@ from pydantic import ConfigDict, Field
 from kneo.digest import Digest
 from kneo.errors import Invalid
 from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, Pattern, SpecModel
+from kneo.spec.models.canary import CanaryPlan
 from kneo.spec.models.evidence import MAX_RULES, EvidenceRule
 from kneo.spec.models.human import AnyGate, AnyHuman, Gate
 from kneo.spec.models.spec import Spec
@@ -129,6 +131,9 @@ class ReleasePin(CamelModel):
     version: Name = Field(description="The version's file name without its suffix.")
     digest: DigestText | None = Field(
         default=None, description="SHA-256 of the bundle's payload; must agree with the version where both stand."
+    )
+    canary: CanaryPlan | None = Field(
+        default=None, description="The shares of new runs that this version gets before it replaces another one."
     )
 
 
@@ -327,3 +332,8 @@ class Environment:
     gates: tuple[EnvironmentGate, ...]
     policy_digest: Digest
     file: str
+
+    @property
+    def canaries(self) -> Mapping[str, CanaryPlan]:
+        """The canary plans, by bundle name."""
+        return {entry.bundle: entry.canary for entry in self.spec.releases if entry.canary is not None}

@@ -1,0 +1,143 @@
+"""``kneo canary``: a new version that gets a share of the new runs before its promotion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kneo.api import canaries as api
+from kneo.cli import render
+from kneo.cli.commands import examples
+from kneo.cli.connection import ServiceOptions, request
+from kneo.cli.files import write_whole
+from kneo.digest import canonical_json
+from kneo.errors import Usage
+
+app = typer.Typer(no_args_is_help=True)
+
+PlaceArgument = Annotated[str, typer.Argument(metavar="ENV/BUNDLE", help="Environment and bundle.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; the audit log and the status show it.")]
+
+BAR = 30
+"""Characters of a bar."""
+
+
+def _place(text: str) -> tuple[str, str]:
+    environment, _, bundle = text.partition("/")
+    if not environment or not bundle:
+        msg = f"{text[:80]!r} is no ENV/BUNDLE."
+        raise Usage(msg, hint="Such as prod/refunds.")
+    return environment, bundle
+
+
+@app.command("status")
+@examples("kneo canary status prod/refunds", "kneo canary status prod/refunds --json")
+def status(place: PlaceArgument, *, options: ServiceOptions) -> None:
+    """Show the newest canary of a bundle: its share, its runs, and how it compares."""
+    view = options.call(api.get_canary, *_place(place))
+    render.emit(view, as_json=options.as_json, text=lambda: _show(view))
+
+
+def _show(view: api.CanaryView) -> None:
+    lines = [
+        ("State", f"{view.state}{f': {view.reason}' if view.reason else ''}"),
+        ("Digest", view.digest),
+        *((f"Step {number}", _step(view, number, share)) for number, share in enumerate(view.steps, 1)),
+        ("Runs", f"{view.runs} of the canary, {view.control} of the release to compare with"),
+        *((("Next", view.next),) if view.next else ()),
+    ]
+    render.panel(f"{view.bundle} {view.version} in {view.environment}", lines)
+    rows = [
+        [
+            item.metric,
+            item.candidate_bad,
+            item.control_bad,
+            "none to compare" if item.ratio is None else f"{item.ratio:.2f}",
+            f"{_bar(item.evidence / item.limit)} {item.evidence:.2f} of {item.limit:g}",
+        ]
+        for item in view.metrics
+    ]
+    if rows:
+        render.table("", ["Metric", "Canary", "Release", "Ratio", "Evidence against it"], rows)
+
+
+def _step(view: api.CanaryView, number: int, share: float) -> str:
+    is_now = number == view.step and view.ended_at is None
+    return f"{_bar(share)} {share * 100:.4g} %{'  now' if is_now else ''}"
+
+
+def _bar(part: float) -> str:
+    filled = round(min(1.0, max(0.0, part)) * BAR)
+    return "█" * filled + "░" * (BAR - filled)
+
+
+@app.command("pause")
+@examples("kneo canary pause prod/refunds --reason 'look at the rejections first'")
+def pause(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+    """Pause a canary: it keeps its share, and no further step begins."""
+    with options.open(existing=True) as opened:
+        view = opened.call(api.pause_canary, *_place(place), request(api.CanaryChange, reason=reason))
+    _show_change("Paused", view, options)
+
+
+@app.command("resume")
+@examples("kneo canary resume prod/refunds --reason 'the rejections were a mistake'")
+def resume(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+    """Resume a paused canary with the share of its step."""
+    with options.open(existing=True) as opened:
+        view = opened.call(api.resume_canary, *_place(place), request(api.CanaryChange, reason=reason))
+    _show_change("Resumed", view, options)
+
+
+@app.command("promote")
+@examples("kneo canary promote prod/refunds --reason 'a fix that cannot wait'")
+def promote(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+    """Promote the version of a canary without its further steps. That needs kneo approve --full."""
+    with options.open(existing=True) as opened:
+        view = opened.call(api.promote_canary, *_place(place), request(api.CanaryChange, reason=reason))
+    _show_change("Asked to promote", view, options)
+
+
+@app.command("abort")
+@examples("kneo canary abort prod/refunds --reason 'wrong version'")
+def abort(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+    """End a canary; its version stays blocked until it is restarted."""
+    with options.open(existing=True) as opened:
+        view = opened.call(api.abort_canary, *_place(place), request(api.CanaryChange, reason=reason))
+    _show_change("Aborted", view, options)
+
+
+@app.command("restart")
+@examples("kneo canary restart prod/refunds --reason 'the outage was elsewhere'")
+def restart(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+    """Let a canary begin again that was rolled back or aborted."""
+    with options.open(existing=True) as opened:
+        view = opened.call(api.restart_canary, *_place(place), request(api.CanaryChange, reason=reason))
+    _show_change("Restarted", view, options)
+
+
+def _show_change(verb: str, view: api.CanaryView, options: ServiceOptions) -> None:
+    def text() -> None:
+        render.success(f"{verb} the canary of {view.bundle} {view.version} in {view.environment}")
+        _show(view)
+
+    render.emit(view, as_json=options.as_json, text=text)
+
+
+@app.command("result")
+@examples("kneo canary result prod/refunds --output bundles/refunds/1.1.0.evidence/canary.dsse.json")
+def result(
+    place: PlaceArgument,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the signed result to this file.")] = None,
+    *,
+    options: ServiceOptions,
+) -> None:
+    """Print or write the signed result of a canary that has ended, to commit it to Git."""
+    envelope = options.call(api.get_canary_result, *_place(place))
+    if output is not None:
+        write_whole(output, canonical_json(envelope) + b"\n")
+        render.success(f"Wrote {output}. Commit it, so that a registry that is rebuilt from Git decides the same.")
+        return
+    render.emit(envelope, as_json=True, text=lambda: None)

@@ -1,0 +1,60 @@
+"""The assignment of new runs to a canary or to the release, at random and the same for all runs of a session."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+from kneo.digest import canonical_json
+from kneo.records.canary import Canary
+from kneo.records.release import Release
+from kneo.spec.models.canary import control_share
+from kneo.store import canaries
+from kneo.store.engine import Tx
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """A new run, as it is assigned: a session by its requester and name, any other run by its id."""
+
+    run_id: str
+    requester: str
+    session: str | None = None
+
+
+def assign(tx: Tx, canary: Canary, caller: Caller) -> bool:
+    """Return whether a canary gets a new run, and count the run where it is compared."""
+    position = position_of(canary.salt, caller)
+    candidate = position < canary.share
+    is_control = position >= 1 - control_share(canary.share)
+    if canary.share and canary.counts and (candidate or is_control) and _is_first(tx, canary, caller):
+        canaries.count_run(tx, canary, caller.run_id, candidate=candidate)
+    return candidate
+
+
+def _is_first(tx: Tx, canary: Canary, caller: Caller) -> bool:
+    """Return whether a run is the first one of its session: the others of a session depend on it."""
+    if caller.session is None:
+        return True
+    return canaries.is_first_of_session(tx, canary, caller.requester, caller.session, caller.run_id)
+
+
+def position_of(salt: str, caller: Caller) -> float:
+    """Return a number from 0 to 1 that a caller can neither choose nor foresee."""
+    known = [caller.requester, caller.session] if caller.session is not None else [caller.run_id]
+    digest = hmac.digest(bytes.fromhex(salt), canonical_json(known), hashlib.sha256)
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def candidate_release(canary: Canary) -> Release:
+    """Return the version of a canary in the form of a release."""
+    return Release(
+        environment=canary.environment,
+        bundle=canary.bundle,
+        version=canary.version,
+        digest=canary.digest,
+        revision=canary.revision,
+        promotion_id=canary.id,
+        since=canary.began_at,
+    )
