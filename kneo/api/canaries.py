@@ -13,6 +13,7 @@ from pydantic import Field
 from kneo import __version__, registry
 from kneo.api.environments import change_result, check_forward, require_controller
 from kneo.api.operation import Body, Context, Json, operation
+from kneo.api.subjects import ENVIRONMENT
 from kneo.clock import parse_time
 from kneo.errors import Conflict
 from kneo.records.canary import Canary, CanaryState
@@ -101,7 +102,7 @@ class CanaryView:
         )
 
 
-@operation("GET", "/environments/{name}/canaries/{bundle}", scope="releases:read")
+@operation("GET", "/environments/{name}/canaries/{bundle}", scope="releases:read", about=ENVIRONMENT)
 def get_canary(context: Context, name: str, bundle: str) -> CanaryView:
     """Read the newest canary of a bundle in an environment."""
     with context.store.read() as tx:
@@ -109,7 +110,7 @@ def get_canary(context: Context, name: str, bundle: str) -> CanaryView:
         return CanaryView.of(changes.find_canary(tx, name, bundle))
 
 
-@operation("GET", "/environments/{name}/canaries/{bundle}/result", scope="releases:read")
+@operation("GET", "/environments/{name}/canaries/{bundle}/result", scope="releases:read", about=ENVIRONMENT)
 def get_canary_result(context: Context, name: str, bundle: str) -> Json:
     """Return the signed result of a canary that passed or was rolled back, to commit it to Git."""
     with context.store.read() as tx:
@@ -187,19 +188,19 @@ def _change(
     return get_canary(context, name, bundle)
 
 
-@operation("POST", "/environments/{name}/canaries/{bundle}/pause", scope="releases:operate")
+@operation("POST", "/environments/{name}/canaries/{bundle}/pause", scope="releases:operate", about=ENVIRONMENT)
 def pause_canary(context: Context, name: str, bundle: str, body: CanaryChange) -> CanaryView:
     """Pause a canary: it keeps its share, and no further step begins. It is rolled back also while it is paused."""
     return _change(context, name, bundle, body, changes.pause_by, forward=False)
 
 
-@operation("POST", "/environments/{name}/canaries/{bundle}/resume", scope="releases:operate")
+@operation("POST", "/environments/{name}/canaries/{bundle}/resume", scope="releases:operate", about=ENVIRONMENT)
 def resume_canary(context: Context, name: str, bundle: str, body: CanaryChange) -> CanaryView:
     """Resume a paused canary with the share of its step; the caller has to be an approver."""
     return _change(context, name, bundle, body, changes.resume_by, forward=True)
 
 
-@operation("POST", "/environments/{name}/canaries/{bundle}/promote", scope="releases:operate")
+@operation("POST", "/environments/{name}/canaries/{bundle}/promote", scope="releases:operate", about=ENVIRONMENT)
 def promote_canary(context: Context, name: str, bundle: str, body: CanaryChange) -> CanaryView:
     """Promote the version of a canary without its further steps. That needs the approvals of its bundle; the caller has to be an
     approver.
@@ -207,13 +208,13 @@ def promote_canary(context: Context, name: str, bundle: str, body: CanaryChange)
     return _change(context, name, bundle, body, changes.promote_by, forward=True)
 
 
-@operation("POST", "/environments/{name}/canaries/{bundle}/abort", scope="releases:operate")
+@operation("POST", "/environments/{name}/canaries/{bundle}/abort", scope="releases:operate", about=ENVIRONMENT)
 def abort_canary(context: Context, name: str, bundle: str, body: CanaryChange) -> CanaryView:
     """End a canary; its version stays blocked until it is restarted."""
     return _change(context, name, bundle, body, changes.abort_by, forward=False)
 
 
-@operation("POST", "/environments/{name}/canaries/{bundle}/restart", scope="releases:operate")
+@operation("POST", "/environments/{name}/canaries/{bundle}/restart", scope="releases:operate", about=ENVIRONMENT)
 def restart_canary(context: Context, name: str, bundle: str, body: CanaryChange) -> CanaryView:
     """Let a canary begin again that was rolled back or aborted; the caller has to be an approver."""
     return _change(context, name, bundle, body, changes.restart_by, forward=True)
