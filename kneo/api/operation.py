@@ -241,6 +241,9 @@ class Operation(Generic[P, V]):
         if self.about is None or context.find_access is None:
             return
         required = [scope for scope in self.scopes if scope != ANY_KEY]
+        with context.store.look() as tx:
+            if context.find_access(tx, context.principal) is None:
+                return
         with context.store.read() as tx:
             access = context.find_access(tx, context.principal)
             if access is not None:

@@ -127,7 +127,7 @@ _tables: dict[tuple[Row, ...], _AccessTable] = {}
 
 
 def _table(tx: Tx) -> _AccessTable:
-    stamps = releases.environment_stamps(tx)
+    stamps = tx.once("environment stamps", lambda: releases.environment_stamps(tx))
     found = _tables.get(stamps)
     if found is None:
         if len(_tables) >= REMEMBERED_TABLES:

@@ -344,7 +344,7 @@ class Store:
             Transient: the database stayed busy or unreachable.
         """
         with _translate(), self._connections.look() as connection:
-            yield self._limit(Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs))
+            yield self._limit(Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs, snapshot={}))
 
     def check_sessions(self) -> None:
         """Check that each connection to a server has a session to itself.

@@ -15,7 +15,7 @@ from kneo.digest import Digest, canonical_json, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
 from kneo.names import person_key
 from kneo.records.run import RunStatus
-from kneo.records.task import REPORTED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
+from kneo.records.task import REPORTED, UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import audit, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import decisions, people
@@ -276,9 +276,9 @@ def begin_call(store: Store, task_id: str, *, actor: str, first: Callable[[Tx, H
     """
 
     def work(tx: Tx, task: HumanTask) -> HumanTask:
-        check_unresolved(task)
         if task.claimed_by is not None or not task.is_for_caller:
             raise call_begun(task)
+        check_unresolved(task)
         first(tx, task)
         deadline = add_seconds(tx.at, task.timeout_seconds or 0)
         begun = _change(tx, task, status=TaskStatus.CLAIMED, claimed_by=actor, deadline_at=deadline)
@@ -328,7 +328,8 @@ def report_call(store: Store, task_id: str, report: Mapping[str, object], *, act
 
 def call_begun(task: HumanTask) -> Conflict:
     """Return the refusal of a second beginning of a call."""
-    msg = f"{task.run_id} was begun at {task.updated_at}; its result was not reported."
+    reported = "not reported" if task.status in UNRESOLVED else "reported"
+    msg = f"{task.run_id} was begun before, and its result was {reported}."
     return Conflict(msg, code="call_begun", run_id=task.run_id)
 
 

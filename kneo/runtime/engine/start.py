@@ -303,7 +303,8 @@ class Starter:
         )
         frozen, statement = self.freezer.released(approved.bundle), approved.bundle.statement
         code = statement.code.digest if statement is not None and statement.code is not None else None
-        check_code(frozen.spec, code is not None, registry.declared(tx, environment), f"{ref.bundle}@{ref.version}")
+        rules = rules if rules is not None else registry.declared(tx, environment)
+        check_code(frozen.spec, code is not None, rules, f"{ref.bundle}@{ref.version}")
         return _ResolvedSpec(frozen, ref, approved.audit_seq, code)
 
     def check_still_allowed(self, tx: Tx, run: Run) -> None:

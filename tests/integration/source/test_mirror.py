@@ -326,9 +326,9 @@ def test_a_deep_tree_is_refused(origin: Origin, mirror: Mirror) -> None:
 
 
 def test_a_large_file_of_ours_is_refused_and_named(origin: Origin, mirror: Mirror) -> None:
-    origin.put(BUNDLE, "x" * 1_048_576)
+    origin.put(BUNDLE, "x" * 3_145_728)
     assert mirror.fetch()
-    origin.put(BUNDLE, "x" * 1_048_578)
+    origin.put(BUNDLE, "x" * 3_145_730)
     refused = refusal(mirror)
     assert refused.code == "LimitExceeded"
     assert BUNDLE in str(refused)
@@ -336,7 +336,7 @@ def test_a_large_file_of_ours_is_refused_and_named(origin: Origin, mirror: Mirro
 
 def test_a_bomb_elsewhere_is_not_even_fetched(origin: Origin, mirror: Mirror) -> None:
     (origin.path / "bomb").write_bytes(b"\0" * 50_000_000)
-    (origin.path / "noise").write_bytes(os.urandom(3_000_000))
+    (origin.path / "noise").write_bytes(os.urandom(4_000_000))
     origin.put(BUNDLE)
     assert list(mirror.fetch().files) == [BUNDLE]
     assert sum(file.stat().st_size for file in mirror.path.rglob("*") if file.is_file()) < 100_000
@@ -409,14 +409,14 @@ def test_nothing_the_repository_or_the_surroundings_bring_is_run(
 
 
 def test_reading_never_makes_git_go_out_and_fetch(origin: Origin, mirror: Mirror) -> None:
-    origin.write(**{BUNDLE: "{}", "large": "x" * 2_000_000})
+    origin.write(**{BUNDLE: "{}", "large": "x" * 4_000_000})
     mirror.accept(mirror.fetch())
     left_out = origin.git("rev-parse", "HEAD:large")
     mirror._git.local("config", "remote.source.url", str(origin.path))
     origin.git("config", "uploadpack.allowAnySHA1InWant", "true")
     origin.git("config", "uploadpack.allowFilter", "true")
     with pytest.raises(KneoError):
-        mirror.read_blobs([Blob(left_out, 2_000_000)])
+        mirror.read_blobs([Blob(left_out, 4_000_000)])
 
 
 def test_replaced_objects_are_not_believed(origin: Origin, mirror: Mirror) -> None:
