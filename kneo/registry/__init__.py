@@ -5,7 +5,7 @@ one transaction, which the caller opens.
 """
 
 from kneo.registry.access import Access, AccessRules, find_access, find_reach, issued_groups, read_rules
-from kneo.registry.assignment import Caller, candidate_release
+from kneo.registry.assignment import NewRun, candidate_release
 from kneo.registry.controls import find_lost_rejection, holds_in_force, list_accepted_rules, suspension_in_force
 from kneo.registry.decisions import (
     UnsignedDecision,
@@ -76,8 +76,8 @@ __all__ = [
     "Access",
     "AccessRules",
     "BundlePromotion",
-    "Caller",
     "EnvironmentStatus",
+    "NewRun",
     "OpenTasks",
     "PlannedChange",
     "ReleaseChange",

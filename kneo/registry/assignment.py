@@ -15,7 +15,7 @@ from kneo.store.engine import Tx
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caller:
+class NewRun:
     """A new run, as it is assigned: a session by its requester and name, any other run by its id."""
 
     run_id: str
@@ -23,26 +23,26 @@ class Caller:
     session: str | None = None
 
 
-def assign(tx: Tx, canary: Canary, caller: Caller) -> bool:
+def assign(tx: Tx, canary: Canary, new: NewRun) -> bool:
     """Return whether a canary gets a new run, and count the run where it is compared."""
-    position = position_of(canary.salt, caller)
+    position = position_of(canary.salt, new)
     candidate = position < canary.share
     is_control = position >= 1 - control_share(canary.share)
-    if canary.share and canary.counts and (candidate or is_control) and _is_first(tx, canary, caller):
-        canaries.count_run(tx, canary, caller.run_id, candidate=candidate)
+    if canary.share and canary.counts and (candidate or is_control) and _is_first(tx, canary, new):
+        canaries.count_run(tx, canary, new.run_id, candidate=candidate)
     return candidate
 
 
-def _is_first(tx: Tx, canary: Canary, caller: Caller) -> bool:
+def _is_first(tx: Tx, canary: Canary, new: NewRun) -> bool:
     """Return whether a run is the first one of its session: the others of a session depend on it."""
-    if caller.session is None:
+    if new.session is None:
         return True
-    return canaries.is_first_of_session(tx, canary, caller.requester, caller.session, caller.run_id)
+    return canaries.is_first_of_session(tx, canary, new.requester, new.session, new.run_id)
 
 
-def position_of(salt: str, caller: Caller) -> float:
+def position_of(salt: str, new: NewRun) -> float:
     """Return a number from 0 to 1 that a caller can neither choose nor foresee."""
-    known = [caller.requester, caller.session] if caller.session is not None else [caller.run_id]
+    known = [new.requester, new.session] if new.session is not None else [new.run_id]
     digest = hmac.digest(bytes.fromhex(salt), canonical_json(known), hashlib.sha256)
     return int.from_bytes(digest[:8]) / 2**64
 

@@ -15,7 +15,7 @@ from kneo.names import check_environment_name
 from kneo.records.canary import Canary
 from kneo.records.release import BundleRecord, Release
 from kneo.records.run import ReleaseRef
-from kneo.registry.assignment import Caller, assign, candidate_release
+from kneo.registry.assignment import NewRun, assign, candidate_release
 from kneo.registry.served import check_promoted, list_served
 from kneo.spec.code import BundleCode
 from kneo.spec.policy import PolicyFlags, strictest
@@ -245,7 +245,7 @@ def resolve(
     pin: Digest | None,
     hmac_key: str = "",
     rules: Environment | None = None,
-    caller: Caller | None = None,
+    new: NewRun | None = None,
     running: bool = False,
 ) -> ResolvedRelease:
     """Return the release that a reference names in an environment, verified.
@@ -257,7 +257,7 @@ def resolve(
         pin: See ``trust_root``.
         hmac_key: The shared secret of bundles in the older format, where the environment accepts them.
         rules: The environment file in force, where this transaction has read it.
-        caller: A new run, which a canary of the bundle may get; None for none.
+        new: A new run, which a canary of the bundle may get; None for none.
         running: Whether the reference is the digest of a run that has begun, which may be that of a canary.
 
     Raises:
@@ -272,7 +272,7 @@ def resolve(
         raise Transient(msg, code="registry_rebuilding", hint="Try again; show the progress: kneo source show")
     rules = rules if rules is not None else declared(tx, environment)
     check_not_retired(tx, rules)
-    canary = _find_canary(tx, stored, reference, environment, caller=caller, running=running)
+    canary = _find_canary(tx, stored, reference, environment, new=new, running=running)
     if canary is not None:
         return _resolve_candidate(tx, canary, rules, trust_root(tx, pin), hmac_key)
     if stored is None:
@@ -290,15 +290,15 @@ def _find_canary(
     reference: str,
     environment: str,
     *,
-    caller: Caller | None,
+    new: NewRun | None,
     running: bool,
 ) -> Canary | None:
     """Return the canary that a new run is assigned to, or that a run which has begun executes; None for the release."""
     if stored is not None:
-        if caller is None or reference != stored.release.bundle:
+        if new is None or reference != stored.release.bundle:
             return None
         live = canaries.find_live(tx, environment, stored.release.bundle)
-        return live if live is not None and assign(tx, live, caller) else None
+        return live if live is not None and assign(tx, live, new) else None
     for canary in canaries.list_live(tx, environment):
         if reference in {f"{canary.bundle}@{canary.version}", canary.digest}:
             if running:

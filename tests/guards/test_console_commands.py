@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kneo.service.console.app import AREAS
+from kneo.service.console.canaries import ACTS
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -57,6 +58,8 @@ PAGES = {
     "audit checkpoint": "/audit/checkpoint",
     "task receipt show": "/inbox/{task}/receipt",
     "promotion receipt show": "/approvals/{approval}/receipt",
+    **{f"canary {act}": f"/environments/{{environment}}/{{bundle}}/canary/{act}" for act in ACTS},
+    "canary status": "/environments/{environment}/{bundle}/canary",
     "grant list": "/grants",
     "grant show": "/grants/{grant}",
     "grant revoke": "/grants/{grant}/revoke",
@@ -89,6 +92,7 @@ IN_TERMINALS = {
     "task summary": "The inbox counts what waits.",
     "grant create": "Its terms are signed with a person's own key, which no browser holds; the console drafts it.",
     "grant approve": "Its terms are signed with a person's own key, which no browser holds.",
+    "canary result": "It is committed to Git, from a clone.",
     "call": "Programs make calls; people decide them in the inbox.",
     "task link": "A link is made for another person by the owner of the process.",
     "task receipt key": "The key of receipts is kept on another machine than the service, where they are verified.",

@@ -273,10 +273,10 @@ class Starter:
             raise Usage(msg)
         if order.bundle is not None:
             session = order.origin.get("session_id")
-            caller = registry.Caller(
+            new = registry.NewRun(
                 run_id=run_id, requester=order.requester, session=session if isinstance(session, str) else None
             )
-            return self._freeze_bundle(tx, order.bundle, order.environment, rules, caller)
+            return self._freeze_bundle(tx, order.bundle, order.environment, rules, new)
         if inline is None:
             msg = "A run needs a bundle or a spec."
             raise Usage(msg, hint='Send {"bundle": NAME, "environment": ENV} or a spec.')
@@ -284,13 +284,13 @@ class Starter:
         return _ResolvedSpec(inline)
 
     def _freeze_bundle(
-        self, tx: Tx, reference: str, environment: str | None, rules: Environment | None, caller: registry.Caller
+        self, tx: Tx, reference: str, environment: str | None, rules: Environment | None, new: registry.NewRun
     ) -> _ResolvedSpec:
         if environment is None:
             msg = f"The run of {reference[:200]} names no environment."
             raise Usage(msg, hint="Name it: --env E, or environment in the request.")
         approved = registry.resolve(
-            tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key, rules=rules, caller=caller
+            tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key, rules=rules, new=new
         )
         release = approved.release
         ref = ReleaseRef(
