@@ -58,7 +58,10 @@ PEOPLE = {
 
 
 class GrantHouse(AgentRuns):
-    """A run calls refund with the amounts of its input, which is JSON: ``[20]``, or ``[{"amount": 20, "currency": "EUR"}]``."""
+    """A run calls refund with the amounts of its input, which is JSON: ``[20]``, or ``[{"amount": 20, "currency": "EUR"}]``.
+
+    A call with a ``question`` asks a person.
+    """
 
     def __init__(self, store: Store, folder: Path, server: ModelServer, patch: pytest.MonkeyPatch) -> None:
         super().__init__(store, folder / "code", server, patch)
@@ -87,10 +90,13 @@ class GrantHouse(AgentRuns):
             "tools": {"refund": refund},
         }
 
-    def release(self, spec: Mapping[str, object] | None = None, **rules: object) -> None:
-        """Release the next version of the bundle, and rules for prod."""
+    def release(
+        self, spec: Mapping[str, object] | None = None, *, signers: Sequence[str] = (), **rules: object
+    ) -> None:
+        """Release the next version of the bundle, which people sign as well, and rules for prod."""
         self.version += 1
-        self.repo.bundle("refunds", f"1.{self.version}.0", spec or self.spec(), environments=["prod"])
+        keys = [self.repo.key, *(self.keys[name] for name in signers)]
+        self.repo.bundle("refunds", f"1.{self.version}.0", spec or self.spec(), environments=["prod"], keys=keys)
         self.serve(f"1.{self.version}.0", **rules)
 
     def serve(self, version: str | None, **rules: object) -> None:
@@ -177,11 +183,13 @@ def _calls(request: ModelRequest) -> Reply:
     [text] = [each["content"] for each in request.body["messages"] if each["role"] == "user"]
     given = json.loads(text)
     calls: Sequence[object] = given if isinstance(given, list) else [given]
-    return Reply(
-        calls=[
-            Call("refund", each if isinstance(each, dict) else {"amount": each, "currency": "EUR"}) for each in calls
-        ]
-    )
+    return Reply(calls=[_call(each, f"c{number}") for number, each in enumerate(calls, 1)])
+
+
+def _call(given: object, call_id: str) -> Call:
+    if isinstance(given, dict):
+        return Call("ask_question" if "question" in given else "refund", given, id=call_id)
+    return Call("refund", {"amount": given, "currency": "EUR"}, id=call_id)
 
 
 @contextmanager

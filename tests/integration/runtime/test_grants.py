@@ -9,9 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from grant_house import PEOPLE, RULE, GrantHouse, grant_house
+from grant_house import FINANCE, PEOPLE, RULE, GrantHouse, grant_house
+from hostile_arguments import OTHER, UNKNOWN
 
 from kneo.errors import KneoError
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.grant import GrantStatus
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import HumanTask, TaskStatus
@@ -19,7 +21,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.session import RunSession
 from kneo.runtime.engine.timers import process_found
-from kneo.store import receipts
+from kneo.store import agent_journal, receipts
 from kneo.store.due import Due, find_due
 from kneo.store.engine import Store
 from kneo.tasks import grants
@@ -93,6 +95,17 @@ def test_a_call_outside_the_grant_is_asked_with_the_reason(house: GrantHouse, ca
     grant = house.active()
     assert house.why(house.refunds(call)) == why
     assert house.uses(grant) == []
+
+
+def test_a_grant_covers_no_call_of_which_its_condition_is_not_definitely_true(house: GrantHouse) -> None:
+    house.release(house.spec(parameters={"type": "object"}))
+    grants_of = [house.active(), house.active(when="!(args.amount > 100 || args.currency != 'EUR')")]
+    for arguments in (UNKNOWN, OTHER):
+        run = house.refunds(*arguments)
+        reasons = [task.metadata["grant"]["not_covered"] for task in house.open(run)]  # type: ignore[index]
+        assert reasons == ["total" if call.get("amount") in (-1, -1e300) else "condition" for call in arguments]
+    assert [house.uses(grant) for grant in grants_of] == [[], []]
+    assert house.refunded() == []
 
 
 def test_without_a_grant_the_task_says_nothing(house: GrantHouse) -> None:
@@ -209,6 +222,68 @@ def test_what_people_alone_decide_is_never_covered(house: GrantHouse, how: str) 
         refused("grant_not_allowed", house.create)
 
 
+def test_a_gate_for_people_alone_asks_after_one_that_a_grant_answered(house: GrantHouse) -> None:
+    human = {**FINANCE, "grants": "never"}
+    added = {"name": "out", "match": {"kinds": ["tool"], "tools": ["refund"]}, "before": {"human": human}}
+    house.release(gates=[added])
+    grant = house.active()
+    run = house.refunds(20)
+    assert house.why(run) == "never"
+    assert [task.status for task in house.all_tasks(run)] == [TaskStatus.APPLIED, TaskStatus.OPEN]
+    assert (len(house.uses(grant)), house.refunded()) == (1, [])
+
+
+def test_questions_that_are_not_about_a_call_are_never_covered(house: GrantHouse) -> None:
+    spec = house.spec()
+    agent = spec["agent"]
+    assert isinstance(agent, dict)
+    review = {"id": "look", "type": "keyword", "action": "human_review", "config": {"keywords": ["EUR"]}}
+    house.release({**spec, "agent": {**agent, "tools": ["refund", "ask_question"], "guardrails": {"tool": [review]}}})
+    grant = house.active(when=None)
+    asked = house.refunds({"question": "Refund 20?"})
+    assert (house.why(asked), house.open(asked)[0].kind) == (None, "freeform")
+    run = house.refunds(20)
+    [task] = house.open(run)
+    assert (house.why(run), task.position != "tool" or not task.is_about_a_call) == (None, True)
+    assert house.uses(grant) == []
+    house.say(task, "approved", "ann")
+    assert house.drive(run).status is RunStatus.SUCCEEDED
+    assert [number for number, _ in house.uses(grant)] == [1], "the gate after the review is answered"
+
+
+def test_a_question_about_an_interrupted_call_is_never_covered(house: GrantHouse) -> None:
+    run = house.refunds(20)
+    [task], [reply] = house.open(run), house.journal(run)
+    begun = ConversationEntry(
+        conversation=reply.conversation,
+        name="tool:1.c1",
+        number=1,
+        kind=EntryKind.TOOL,
+        status=EntryStatus.BEGUN,
+        body={"arguments": {"amount": 20, "currency": "EUR"}},
+        facts={"tool": "refund", "begun": 1},
+        started_at="2026-01-31T12:00:00.000000+00:00",
+    )
+    with house.store.write() as tx:
+        agent_journal.append(tx, run.id, [begun])
+    grant = house.active()
+    for name in ("ann", "ben"):
+        house.say(task, "approved", name)
+    run = house.drive(run)
+    [question] = house.open(run)
+    assert question.options == ("repeat", "done", "stop")
+    assert (house.why(run), house.uses(grant), house.refunded()) == (None, [], [])
+
+
+def test_a_signer_of_the_bundle_does_not_decide_its_calls(house: GrantHouse) -> None:
+    candidates = {"roles": ["finance"], "exclude": ["bundle_signer"]}
+    house.release(house.spec(human={"candidates": candidates}), signers=["ann"])
+    grant = house.active(actor="cid")
+    assert house.refunds(20).status is RunStatus.SUCCEEDED
+    refused("separation_of_duties", house.create)
+    assert [vote.actor for vote in house.grant(grant).votes] == ["cid", "ben"]
+
+
 def test_a_denied_call_is_not_made_though_a_grant_covers_it(house: GrantHouse) -> None:
     grant = house.active()
     house.serve("1.1.0", tools={"deny": [{"tools": ["refund"], "when": "args.amount > 10"}]})
@@ -220,10 +295,12 @@ def test_a_denied_call_is_not_made_though_a_grant_covers_it(house: GrantHouse) -
 # ---- ends -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["revoke", "reject", "promote", "expire"])
+@pytest.mark.parametrize("end", ["revoke", "reject", "promote", "rollback", "expire"])
 def test_an_end_between_a_decision_and_its_effect_asks_people(
     house: GrantHouse, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
+    if end == "rollback":
+        house.release()
     other = house.refunds(200)
     grant = house.active()
     has_decision, ended = RunSession._has_decision, []
@@ -238,6 +315,8 @@ def test_an_end_between_a_decision_and_its_effect_asks_people(
                 house.say(house.open(other)[0], "rejected", "ann")
             elif end == "promote":
                 house.release()
+            elif end == "rollback":
+                house.serve("1.1.0")
             else:
                 house.store.clock.advance(timedelta(days=14))  # type: ignore[attr-defined]
         return found
