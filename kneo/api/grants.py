@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -16,7 +15,7 @@ from kneo.api.operation import ANY_KEY, Body, Context, Json, operation
 from kneo.api.page import Limit, Word
 from kneo.api.subjects import ENVIRONMENT, GRANT
 from kneo.clock import isoformat, parse_duration
-from kneo.errors import Forbidden, InvalidValue, KneoError
+from kneo.errors import Forbidden, InvalidValue
 from kneo.records.grant import Grant, GrantLimits, GrantStatus, GrantUse
 from kneo.roles import may
 from kneo.spec.expression import MAX_CHARS
@@ -140,7 +139,7 @@ class GrantView:
         """Build the view of a grant at a time."""
         has_expired = grant.status is not GrantStatus.ENDED and grant.expires_at <= tx.at
         ended, limits, statement = ("expired" if has_expired else grant.ended), grant.limits, grants.terms_of(grant)
-        covers, needs = _gates(tx, grant) if ended is None else ((), {})
+        covers, needs = grants.gates_now(tx, grant) if ended is None else ((), {})
         left = {name: Decimal(str(most)) - Decimal(grant.totals.get(name, "0")) for name, most in limits.total.items()}
         return cls(
             id=grant.id,
@@ -170,15 +169,6 @@ class GrantView:
             ended_at=grant.ended_at or (grant.expires_at if has_expired else None),
             ended_by=grant.ended_by,
         )
-
-
-def _gates(tx: Tx, grant: Grant) -> tuple[tuple[str, ...], Mapping[str, int]]:
-    key = (GrantView, grant.environment, grant.bundle, grant.tool)
-    try:
-        found = tx.once(key, lambda: grants.find_tool(tx, grant.environment, grant.bundle, grant.tool))
-    except KneoError:
-        return (), {}  # the release is gone, and the grant with it
-    return grants.gates_covered(tx, found, grant)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -373,6 +373,17 @@ class GrantedTool:
     tool: Tool
     gates: Mapping[str, Human]
 
+    @property
+    def rules(self) -> list[tuple[int, GrantRule]]:
+        """The rules of the environment for the tool, with their numbers."""
+        names = self.tool.names(self.name)
+        return [(number, rule) for number, rule in enumerate(self.environment.spec.grants) if rule.matches(names)]
+
+    @property
+    def needs_signatures(self) -> bool:
+        """Whether each voter signs: a rule without signatures is enough."""
+        return all(rule.signed for _, rule in self.rules)
+
     def question(self, human: Human) -> HumanTask:
         """Return the question of a gate about a call, as far as it is known before."""
         return HumanTask(
@@ -438,14 +449,12 @@ def check_allowed(found: GrantedTool) -> list[tuple[int, GrantRule]]:
         Forbidden: ``grant_not_allowed``: no grant may cover its calls.
         Invalid: ``grant_unpinned``.
     """
-    environment, name, names = found.environment, found.name, found.tool.names(found.name)
-    rules = [(number, rule) for number, rule in enumerate(environment.spec.grants) if rule.matches(names)]
-    why = None
+    environment, name, rules, why = found.environment, found.name, found.rules, None
     if not rules:
         why = f"{environment.name} has no rule under grants for {name}."
     elif found.tool.always_ask:
         why = f"{name} always asks a person: always_ask of the tool."
-    elif environment.spec.tools.denied(names) is not None:
+    elif environment.spec.tools.denied(found.tool.names(name)) is not None:
         why = f"{environment.name} denies the tool {name}."
     elif not found.gates:
         why = f"No gate asks before calls of {name}."
@@ -674,9 +683,7 @@ def _check_signed(
     tx: Tx, found: GrantedTool, grant: Grant, actor: str, statement: Mapping[str, object] | None, pin: Digest | None
 ) -> Envelope | None:
     if statement is None:
-        names = found.tool.names(found.name)
-        rules = [rule for rule in found.environment.spec.grants if rule.matches(names)]
-        if all(rule.signed for rule in rules):
+        if found.needs_signatures:
             msg = f"Grants for {found.name} in {grant.environment} need the signature of each voter."
             raise Forbidden(msg, code="signature_required", hint="Sign with your own key: --key FILE")
         return None
@@ -698,12 +705,22 @@ def gates_covered(tx: Tx, found: GrantedTool, grant: Grant) -> tuple[tuple[str, 
             continue
         question = found.question(human)
         decisive, _ = decide_by_votes(tx, question, grant.votes)
-        if decisive is not None:
+        if decisive is not None and (not found.needs_signatures or _are_signed(tx, grant, decisive)):
             covers.append(gate)
         else:
             valid = sum(people.may_still_answer(tx, question, vote.actor) for vote in grant.votes)
             lacks[gate] = max(1, question.quorum.approvals - valid)
     return tuple(covers), lacks
+
+
+def gates_now(tx: Tx, grant: Grant) -> tuple[tuple[str, ...], Mapping[str, int]]:
+    """Return the gates of a grant, as ``gates_covered``, of the bundle that is released now; none where it is gone."""
+    key = (GrantedTool, grant.environment, grant.bundle, grant.tool)
+    try:
+        found = tx.once(key, lambda: find_tool(tx, grant.environment, grant.bundle, grant.tool))
+    except KneoError:
+        return (), {}
+    return gates_covered(tx, found, grant)
 
 
 def _record_active(tx: Tx, grant: Grant, actor: str) -> None:

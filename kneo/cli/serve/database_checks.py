@@ -29,7 +29,7 @@ from kneo.store.engine import Store
 from kneo.store.metrics import CONNECTIONS_PER_PROCESS, CONNECTIONS_PER_WORKER, has_worker, read_server
 from kneo.store.migrate import HEAD, migrate_database
 from kneo.store.service_key import FILE
-from kneo.tasks import people
+from kneo.tasks.grants import gates_now
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.keys import PrivateKey
 from kneo.trust.record_mac import RecordMacs
@@ -195,17 +195,14 @@ UNUSED = timedelta(days=14)
 
 
 def check_grants(store: Store) -> Diagnosis:
-    """Check that active standing grants are used, and that their voters may still answer."""
+    """Check that active standing grants are used, and that their votes still decide a gate."""
     with store.read() as tx:
         active = grants.list_grants(tx, status="active", unexpired=True, limit=1_000)
         last, before = grants.last_uses(tx, active), isoformat(tx.now - UNUSED)
         unused = [grant.id for grant in active if max(last.get(grant.id, ""), grant.created_at) < before]
-        known = {
-            grant.id: [people.known_name(tx, grant.environment, vote.actor) for vote in grant.votes] for grant in active
-        }
-    gone = [grant_id for grant_id, names in known.items() if None in names]
+        idle = [grant.id for grant in active if not gates_now(tx, grant)[0]]
     problems = [f"unused for 14 days: {', '.join(unused[:MAX_PROBLEMS])}"] if unused else []
-    problems += [f"voters are not known any more: {', '.join(gone[:MAX_PROBLEMS])}"] if gone else []
+    problems += [f"voters may no longer answer: {', '.join(idle[:MAX_PROBLEMS])}"] if idle else []
     if problems:
         return warning(
             f"Standing grants: {'; '.join(problems)}.", "Revoke those that are not needed: kneo grant revoke ID."

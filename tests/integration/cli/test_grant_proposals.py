@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
-from grant_house import GrantHouse
+from grant_house import PEOPLE, GrantHouse
 from integration.cli.conftest import Kneo
+
+from kneo.cli.serve.database_checks import check_grants
+from kneo.store.requests import ControllerRequest
 
 PROPOSE = ("grant", "propose", "prod/refunds", "--tool", "refund")
 
@@ -54,3 +58,43 @@ def test_grants_are_shown_where_people_look(house: GrantHouse, kneo: Kneo) -> No
     shown = kneo("task", "get", house.all_tasks(run)[0].id, "--json").json
     assert shown["decision"]["grant"] == {"id": grant.id, "number": 1, "terms_digest": grant.terms_digest}  # type: ignore[index]
     assert "1 standing grants are active." in kneo("doctor").out
+
+
+def test_doctor_names_grants_that_are_unused_or_decide_nothing(house: GrantHouse) -> None:
+    used, unused = (
+        house.active(when=when, expires_in=timedelta(days=30)) for when in ("args.amount > 0", "args.amount < 0")
+    )
+    assert "2 standing grants are active." in check_grants(house.store).message
+    house.store.clock.advance(timedelta(days=1))  # type: ignore[attr-defined]
+    house.refunds(20)
+    house.store.clock.advance(timedelta(days=13, seconds=1))  # type: ignore[attr-defined]
+    assert f"unused for 14 days: {unused.id}." in check_grants(house.store).message
+    house.serve("1.1.0", people={**PEOPLE, "ben": {"roles": ["office"]}})
+    idle = check_grants(house.store).message.partition("voters may no longer answer: ")[2]
+    assert used.id in idle
+    assert unused.id in idle
+
+
+def test_doctor_names_grants_whose_keys_are_revoked(house: GrantHouse, kneo: Kneo) -> None:
+    grant = house.active()
+    house.repo.revoke("ben")
+    house.serve("1.1.0")
+    assert f"voters may no longer answer: {grant.id}" in " ".join(kneo("doctor").out.split())
+    shown = kneo("grant", "show", grant.id, "--json").json
+    assert (shown["status"], shown["covers"], shown["lacks"]) == ("active", [], ["tools.refund.before"])
+
+
+def test_a_plan_names_the_grants_that_a_release_ends(house: GrantHouse) -> None:
+    grant = house.active()
+    house.repo.bundle("refunds", "1.2.0", house.spec(description="Refunds more."), environments=["prod"])
+    rules = {"unattended": [{"tools": ["refund"], "when": "args.ammount < 5"}]}
+    house.repo.environment("prod", {"refunds": "1.2.0"}, **house.rules, tools=rules)
+    house.repo.commit("Release 1.2.0")
+    plan = house.bench.reconciler().handlers["plan"]
+    request = ControllerRequest(id="ask_1", kind="plan", payload={}, actor="ann", status="open", result=None)
+    answer = json.loads(json.dumps(plan(request, house.bench.lease())))
+    [prod] = [each for each in answer["environments"] if each["name"] == "prod"]
+    assert prod["actions"][0]["ends_grants"] == [grant.id]
+    [call] = prod["calls"]
+    assert (call["tool"], call["agent"], call["coverage"], call["when"]) == ("refund", "teller", "asked", None)
+    assert any("refund has no argument ammount." in each for each in prod["warnings"])

@@ -21,6 +21,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.session import RunSession
 from kneo.runtime.engine.timers import process_found
+from kneo.spec.models.spec import McpToolRef
 from kneo.store import agent_journal, receipts
 from kneo.store.due import Due, find_due
 from kneo.store.engine import Store
@@ -435,6 +436,23 @@ def test_a_grant_needs_a_rule_of_the_environment(house: GrantHouse) -> None:
     assert refused("grant_not_allowed", house.create) == "prod has no rule under grants for refund."
     house.serve("1.1.0", grants=[RULE], tools={"deny": ["refund"]})
     refused("grant_not_allowed", house.create)
+
+
+def test_a_wider_rule_is_not_in_force_before_it_is_approved(house: GrantHouse) -> None:
+    house.serve("1.1.0", grants=[], approvals={"required": 1, "roles": ["finance"]})
+    house.repo.environment("prod", {"refunds": "1.1.0"}, prune={"maxPercent": 100}, **{**house.rules, "grants": [RULE]})
+    house.repo.commit("Accept grants")
+    outcome = house.bench.reconcile().outcomes["prod"]
+    assert "AwaitingApproval" in str(outcome)
+    assert refused("grant_not_allowed", house.create) == "prod has no rule under grants for refund."
+
+
+def test_a_tool_of_a_server_without_a_pin_has_no_grants(house: GrantHouse) -> None:
+    with house.store.read() as tx:
+        found = grants.find_tool(tx, "prod", "refunds", "refund")
+    mcp = McpToolRef(server="bank")
+    unpinned = replace(found, tool=found.tool.model_copy(update={"implementation": None, "mcp": mcp}))
+    assert "without a pin" in refused("grant_unpinned", lambda: grants.check_allowed(unpinned))
 
 
 def test_voters_are_candidates_who_sign_with_their_own_key(house: GrantHouse) -> None:

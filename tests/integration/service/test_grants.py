@@ -159,6 +159,36 @@ def test_the_console_shows_grants_and_revokes_them(house: GrantHouse, bench: Ben
     assert "revoked" in browser.get(f"/console/grants/{grant.id}").text
 
 
+NAMES = (
+    *("id", "environment", "bundle", "digest", "tool", "when", "uses", "uses_left", "uses_per_day", "uses_per_run"),
+    *("total", "total_left", "expires_at", "status", "reason", "voters", "covers", "lacks", "terms_digest"),
+    *("created_by", "created_at", "ended_at", "ended_by"),
+)
+
+
+def test_audit_metrics_and_logs_have_counts_and_digests_of_grants(
+    house: GrantHouse, bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    grant = created(house, bench, reason="known-customers", total={"amount": 1997})
+    assert set(NAMES) <= set(grant)
+    path = f"/grants/{grant['id']}"
+    bench.client("ben").post(path + "/approve", json={"statement": signed(house, str(grant["payload"]), "ben")})
+    house.refunds({"amount": 17.31, "currency": "EUR", "note": "to-iban-77"})
+    metrics = bench.client("viewer").get(f"{bench.url}/metrics").text
+    assert "kneo_grants_active 1.0" in metrics
+    assert "kneo_grant_uses_total 1.0" in metrics
+    bench.post(path + "/revoke", {"reason": "fraud-case-4"}, role="operator")
+    events = bench.get("/audit-events", limit=1000)["events"]
+    types = [event["event_type"] for event in events if str(event["event_type"]).startswith("grant.")]
+    assert sorted(types) == ["grant.activated", "grant.created", "grant.ended", "grant.voted"]
+    [decision] = [event for event in events if event["event_type"] == "human.decision"]
+    assert (decision["metadata"]["by"], decision["metadata"]["number"]) == ("grant", 1)
+    secrets = ("args.", "known-customers", "1997", "17.31", "to-iban-77", "fraud-case-4")
+    shown = json.dumps(events) + metrics + caplog.text
+    assert [each for each in secrets if each in shown] == []
+
+
 def test_people_of_the_rule_are_those_of_the_environment(house: GrantHouse, bench: Bench) -> None:
     assert set(PEOPLE) >= {"ann", "ben"}
     assert FINANCE["quorum"] == {"approvals": 2}
