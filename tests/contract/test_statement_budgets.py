@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,9 +14,11 @@ from service_bench import serving
 from sqlalchemy import Connection, event
 
 from kneo.cli.serve.controller import Repository, make_controller
+from kneo.runtime.engine.wait import RunSettled
 from kneo.runtime.engine.worker import Driver
-from kneo.store import audit
-from kneo.store.engine import Store
+from kneo.store import audit, runs
+from kneo.store.change_feed import ChangeFeed
+from kneo.store.engine import Store, Tx
 
 SOURCE = """
 def draft(text): return text + " (draft)"
@@ -123,6 +125,22 @@ def test_the_start_of_a_release_over_http_executes_no_more_statements_than_its_b
         with counted(bench.store, counts, "start"):
             bench.post("/runs", order, role="operator", expect=202, key="second")
         assert counts["start"] <= RELEASE_BUDGETS[bench.store.engine.dialect.name]
+
+
+@pytest.mark.both_databases
+def test_a_wait_for_a_run_executes_one_statement_for_each_poll(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    polls, counts = list[int](), dict[str, int]()
+    progress = runs.progress
+
+    def counted_progress(tx: Tx, run_ids: Sequence[str]) -> object:
+        polls.append(len(run_ids))
+        return progress(tx, run_ids)
+
+    monkeypatch.setattr(runs, "progress", counted_progress)
+    run = engine.start([step("a", "draft")])
+    with counted(engine.store, counts, "wait"), ChangeFeed(engine.store) as feed:
+        assert feed.wait_for(RunSettled(run.id), 0.3) is None
+    assert counts["wait"] == len(polls) > 0
 
 
 FLOWS = {"human run": human_run, "three steps": three_steps}

@@ -53,6 +53,11 @@ class RunSettled(Subscription[SettledRun]):
         return change if all(task.id != self.answered for task in change.tasks) else None
 
     @classmethod
+    def may_have_changed(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> bool:
+        progress = runs.progress(tx, [item.run_id for item in subscriptions])
+        return any(now.status is not RunStatus.RUNNING for now in progress.values())
+
+    @classmethod
     def read(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[SettledRun | None]:
         progress = runs.progress(tx, [item.run_id for item in subscriptions])
         return [
