@@ -66,11 +66,13 @@ class Demo:
         expect: int = 0,
         quiet: bool = False,
         lines: slice = slice(1),
+        to: str = "",
     ) -> str:
-        """Run one command; print the command and, unless ``quiet``, some lines of its output, by default the first one."""
-        shown = shlex.join(arguments).removesuffix(" --json")
+        """Run one command; print the command and, unless ``quiet``, some lines of its output, by default the first one; ``to`` is its file."""
+        shown = f"{shlex.join(arguments)} > {to}" if to else shlex.join(arguments).removesuffix(" --json")
         render.text(f"   [{who}] $ kneo {shown if len(shown) <= WIDTH - 15 else f'{shown[: WIDTH - 16]}…'}")
         command = [sys.executable, "-m", "kneo.cli.main", *arguments]
+        # A command with the key at its end verifies offline.
         if self.url and "--key" not in arguments[-2:] and arguments[0] in _SERVED:
             command += ["--service-url", self.url]
         done = subprocess.run(  # noqa: S603 - our own command
@@ -87,6 +89,8 @@ class Demo:
             self.show(*[line.strip() for line in output.splitlines() if line.strip()][lines])
         if done.returncode != expect:
             _give_up(f"kneo {shlex.join(arguments)} ended with {done.returncode} instead of {expect}.\n{output}")
+        if to:
+            (self.folder / cwd / to).write_text(done.stdout)
         return done.stdout
 
     def answer(self, *arguments: str, who: str = "bob") -> dict[str, Any]:
@@ -236,11 +240,13 @@ def _changed_byte(demo: Demo) -> None:
 
 
 def _proof(demo: Demo, task: str) -> None:
-    demo.heading("The receipt of Ann's decision is verified offline, with the key of the service alone.")
+    demo.heading(
+        "The receipt of Ann's decision is verified offline, by the key alone; a copy with another name is refused."
+    )
     demo.kneo("task", "receipt", "key", "--output", "service.pem", quiet=True)
-    receipt = json.dumps(demo.answer("task", "receipt", "show", task))
-    (demo.folder / "acme/receipt.json").write_text(receipt)
-    (demo.folder / "acme/forged.json").write_text(receipt.replace('"ann"', '"eve"'))
+    demo.kneo("task", "receipt", "show", task, "--json", quiet=True, to="receipt.json")
+    receipt = demo.folder / "acme/receipt.json"
+    receipt.with_name("forged.json").write_text(receipt.read_text().replace('"ann"', '"eve"'))
     demo.kneo("task", "receipt", "verify", "receipt.json", "--key", "service.pem", lines=slice(2))
     demo.kneo("task", "receipt", "verify", "forged.json", "--key", "service.pem", expect=3)
     demo.kneo("audit", "verify", cwd=".")
