@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from kneo_process import Machine, eventually
+from mcp.client import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from examples import demo_agent
 
@@ -72,3 +77,18 @@ def test_the_commands_of_the_readme_work(machine: Machine, template: str, last: 
                 assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
     assert "Refund 120 EUR for order 8" in printed
     assert last in printed.rpartition("kneo task decide")[2]
+    if template == "gateway":
+        named = (acme / ".mcp.json").read_text().replace(ADDRESS, up.url)
+        assert asyncio.run(small_refund(named.replace("${KNEO_SERV_API_KEY}", "KEY-OF-MY-AGENT"))) == 20
+
+
+async def small_refund(settings: str) -> float:
+    """Refund 20 EUR as a client of MCP that reads the generated settings."""
+    server = json.loads(settings)["mcpServers"]["support"]
+    async with (
+        httpx2.AsyncClient(headers=server["headers"]) as http,
+        Client(streamable_http_client(server["url"], http_client=http)) as client,
+    ):
+        assert {"lookup_order", "refund"} <= {tool.name for tool in (await client.list_tools()).tools}
+        done = await client.call_tool("refund", {"order": 7, "euros": 20})
+    return json.loads(done.content[0].text)["euros_refunded"]
