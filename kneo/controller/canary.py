@@ -18,10 +18,9 @@ from kneo.controller.stages.gates import CANARY, REBUILT, ROLLED_BACK, Allowed, 
 from kneo.controller.stages.plan import Action, Promote, ReleasePlan, name_of
 from kneo.controller.stages.verify import TrustContext, Verified
 from kneo.errors import KneoError
-from kneo.records.canary import Canary, CanaryFigures, CanaryState
+from kneo.records.canary import Canary, CanaryFigures, CanaryState, candidate_part
 from kneo.registry import CONTROLLER
 from kneo.registry.canaries import end, pause, plan_of, record_event
-from kneo.spec.models.canary import candidate_part
 from kneo.spec.models.environment import Environment
 from kneo.store import canaries, releases
 from kneo.store.engine import Store, Tx

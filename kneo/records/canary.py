@@ -124,3 +124,13 @@ class CountedRun:
     bad: Mapping[str, float]
     settled: bool
     started_at: datetime
+
+
+def control_share(share: float) -> float:
+    """Return the share of new runs of the release that a canary is compared with: up to four times its own."""
+    return min(4 * share, 1 - share)
+
+
+def candidate_part(share: float) -> float:
+    """Return the part of the counted runs that a canary with a share of the new runs gets."""
+    return share / (share + control_share(share))

@@ -7,9 +7,8 @@ import hmac
 from dataclasses import dataclass
 
 from kneo.digest import canonical_json
-from kneo.records.canary import Canary
+from kneo.records.canary import Canary, control_share
 from kneo.records.release import Release
-from kneo.spec.models.canary import control_share
 from kneo.store import canaries
 from kneo.store.engine import Tx
 

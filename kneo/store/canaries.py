@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import isoformat, parse_time
-from kneo.records.canary import Canary, CanaryFigures, CanaryState, CountedRun, MetricFigures
+from kneo.records.canary import Canary, CanaryFigures, CanaryState, CountedRun, MetricFigures, candidate_part
 from kneo.records.run import AgentUsage, RunStatus
 from kneo.records.task import DecisionKind
-from kneo.spec.models.canary import StopRule, candidate_part
 from kneo.store.authenticated import check, is_authentic, with_mac
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import canaries, canary_runs, runs, tasks
+
+if TYPE_CHECKING:
+    from kneo.spec.models.canary import StopRule
 
 MAX_COUNTED = 10_000
 """The most runs of a canary that are counted in one step."""

@@ -121,13 +121,3 @@ class CanaryPlan(CamelModel):
     def digest(self) -> Digest:
         """The digest of the content: what an approval of a canary is about."""
         return digest_of_json(self.content)
-
-
-def control_share(share: float) -> float:
-    """Return the share of new runs of the release that a canary is compared with: up to four times its own."""
-    return min(4 * share, 1 - share)
-
-
-def candidate_part(share: float) -> float:
-    """Return the part of the counted runs that a canary with a share of the new runs gets."""
-    return share / (share + control_share(share))

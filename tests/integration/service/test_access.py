@@ -190,6 +190,7 @@ def _body(operation: Operation[..., object], environment: str, bundle: str) -> o
         "get_answer_to_sign": {"decision": "approved"},
         "create_grant": {**TERMS, "bundle": bundle},
         "get_grant_to_sign": {**TERMS, "bundle": bundle},
+        **{f"{change}_canary": {"reason": "x"} for change in ("pause", "resume", "promote", "abort", "restart")},
         "report_call": {"result": None},
         "create_call": {"environment": environment, "bundle": bundle, "tool": "refund"},
     }

@@ -18,8 +18,8 @@ from kneo.controller.stages.canary import (
     compare_runs,
     decide_canary,
 )
-from kneo.records.canary import CountedRun
-from kneo.spec.models.canary import CanaryPlan, candidate_part, control_share
+from kneo.records.canary import CountedRun, candidate_part, control_share
+from kneo.spec.models.canary import CanaryPlan
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
