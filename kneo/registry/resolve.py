@@ -295,7 +295,7 @@ def _find_canary(
 ) -> Canary | None:
     """Return the canary that a new run is assigned to, or that a run which has begun executes; None for the release."""
     if stored is not None:
-        if new is None or reference != stored.release.bundle:
+        if new is None or reference != stored.release.bundle or not stored.has_canary:
             return None
         live = canaries.find_live(tx, environment, stored.release.bundle)
         return live if live is not None and assign(tx, live, new) else None

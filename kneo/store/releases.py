@@ -39,6 +39,7 @@ from kneo.store.tables import (
     audit_chain,
     audit_events,
     bundles,
+    canaries,
     conditions,
     environment_files,
     environments,
@@ -432,6 +433,7 @@ class StoredRelease:
         promotion: The latest promotion of its bundle in its environment; ``None`` where that is not authentic.
         event: The audit event of the promotion.
         is_rebuilding: Whether the registry is being rebuilt from the commits, so that the release may be outdated.
+        has_canary: Whether its bundle has a canary that has not ended, authentic or not.
     """
 
     release: Release
@@ -439,6 +441,7 @@ class StoredRelease:
     promotion: Promotion | None
     event: SealedEvent | None
     is_rebuilding: bool
+    has_canary: bool
 
 
 _PARTS = (releases, bundles, promotions, audit_events)
@@ -448,6 +451,13 @@ _SERVED = Prepared(
         audit_chain.c.seq,
         audit_chain.c.leaf,
         exists(select(sources.c.name).where(sources.c.rebuilding_since.is_not(None))).label("is_rebuilding"),
+        exists(
+            select(canaries.c.id).where(
+                canaries.c.environment == releases.c.environment,
+                canaries.c.bundle == releases.c.bundle,
+                canaries.c.ended_at.is_(None),
+            )
+        ).label("has_canary"),
     )
     .select_from(
         releases.outerjoin(bundles, bundles.c.digest == releases.c.digest)
@@ -490,6 +500,7 @@ def find_stored(tx: Tx, environment_name: str, reference: str) -> StoredRelease 
         promotion=read_promotion(promoted) if is_promoted else None,
         event=audit.sealed(recorded, row.seq, row.leaf) if recorded.id is not None else None,
         is_rebuilding=bool(row.is_rebuilding),
+        has_canary=bool(row.has_canary),
     )
 
 

@@ -107,7 +107,7 @@ def three_steps(engine: Engine, driver: Driver) -> dict[str, int]:
     return counts
 
 
-RELEASE_BUDGETS = {"sqlite": 16, "postgresql": 14}
+RELEASE_BUDGETS = {"sqlite": 15, "postgresql": 13}
 
 
 @pytest.mark.both_databases
