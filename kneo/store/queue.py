@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 from datetime import timedelta
+from typing import NamedTuple
 
 from sqlalchemy import text
 
@@ -17,7 +18,15 @@ from kneo.store.engine import Tx
 from kneo.store.prepared import Insertion
 
 DUE = "due"
-"""The topic of the ids of runs to drive."""
+"""The topic of runs to drive."""
+
+
+class DueRun(NamedTuple):
+    """A run to drive, and its environment."""
+
+    id: str
+    environment: str | None
+
 
 SCHEMA = "kneo_queue"
 """The schema of Procrastinate's tables."""
@@ -27,16 +36,27 @@ QUEUE, TASK = "runs", "kneo.drive"
 CLAIM_PREFIX = "job_"
 """A driver's claim is the id of its job, so that the next worker with the job of a dead driver takes over the run."""
 
+MAX_SHARE = 1_000
+"""Runs of an environment that are counted for the turn of a further one."""
+
+_TURN = f"""(SELECT coalesce((SELECT j.priority FROM {SCHEMA}.procrastinate_jobs j WHERE j.status = 'todo'
+    ORDER BY j.priority DESC, j.id LIMIT 1), 0) + 1 - count(*)::int
+    FROM (SELECT 1 FROM runs r WHERE r.environment IS NOT DISTINCT FROM %s AND r.status = 'running' AND r.id <> %s
+          LIMIT {MAX_SHARE}) AS others)"""  # noqa: S608 - our own names
+"""The priority of a job. Environments take turns: each further run of one is a turn after its last one, and the first run of
+another one is due in the present turn.
+"""
+
 _DEFER = Insertion(
     table="",
     head=f"SELECT {SCHEMA}.procrastinate_defer_jobs_v1(ARRAY[",
-    row=f"ROW(%s, %s, 0, NULL, NULL, CAST(%s AS jsonb), NULL)::{SCHEMA}.procrastinate_job_to_defer_v1",
-    names=("queue", "task", "args"),
+    row=f"ROW(%s, %s, {_TURN}, NULL, NULL, CAST(%s AS jsonb), NULL)::{SCHEMA}.procrastinate_job_to_defer_v1",
+    names=("queue", "task", "environment", "run", "args"),
     tail="])",
 )
 
 _LOST = text(f"""
-    SELECT r.id FROM runs r
+    SELECT r.id, r.environment FROM runs r
     WHERE r.status = 'running' AND r.owner IS NULL AND r.updated_at < :before AND r.state_version <= :version
       AND r.resume_at IS NULL
       AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.procrastinate_jobs j
@@ -51,7 +71,7 @@ _ORPHANED = text(f"""
     WHERE status = 'running' AND owner IS NOT NULL AND updated_at < :before
       AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.procrastinate_jobs j
                       WHERE j.status IN ('todo', 'doing') AND '{CLAIM_PREFIX}' || j.id = runs.owner)
-    RETURNING id
+    RETURNING id, environment
 """)  # noqa: S608 - our own names
 
 
@@ -71,8 +91,12 @@ WATCH = f"""
     SELECT 'alive' AS what, {SCHEMA}.procrastinate_update_heartbeat_v1(%(worker)s)::text AS id
     UNION ALL SELECT 'dead', id::text FROM ({_DEAD}) AS dead
     UNION ALL SELECT 'due', '' WHERE EXISTS (SELECT 1 FROM runs WHERE resume_at <= %(now)s AND owner IS NULL)
+    UNION ALL SELECT 'next', r.environment FROM runs r WHERE r.id = (
+        SELECT j.args ->> 'run_id' FROM {SCHEMA}.procrastinate_jobs j
+        WHERE j.status = 'todo' ORDER BY j.priority DESC, j.id LIMIT 1)
 """  # noqa: S608 - our own names
-"""One turn of a worker: store its heartbeat, and find the jobs of dead workers, and whether a parked run is due.
+"""One turn of a worker: store its heartbeat, and find the jobs of dead workers, whether a parked run is due, and
+the environment of the next job.
 
 A worker is dead that was silent for ``stall``, or lost its lock and was silent for ``gone``. A worker of a version without these
 locks counts by its heartbeats.
@@ -128,11 +152,11 @@ def create_schema(tx: Tx) -> None:
     tx.connection.exec_driver_sql(f"SET LOCAL search_path TO {before}")
 
 
-def enqueue(tx: Tx, run_id: str) -> None:
+def enqueue(tx: Tx, run_id: str, environment: str | None) -> None:
     """Hand a run to a worker once this transaction is committed."""
-    tx.notify(DUE, run_id)
+    tx.notify(DUE, DueRun(run_id, environment))
     if tx.dialect.name == "postgresql":
-        tx.calls[QUEUE, run_id] = _DEFER, [QUEUE, TASK, json.dumps({"run_id": run_id})]
+        tx.calls[QUEUE, run_id] = _DEFER, [QUEUE, TASK, environment, run_id, json.dumps({"run_id": run_id})]
 
 
 def restore(tx: Tx, older_than: timedelta) -> int:
@@ -143,10 +167,10 @@ def restore(tx: Tx, older_than: timedelta) -> int:
     before = isoformat(tx.now - older_than)
     freed = tx.connection.execute(_ORPHANED, {"before": before}).all()
     lost = tx.connection.execute(_LOST, {"before": before, "version": STATE_VERSION}).all()
-    run_ids = {row.id for row in (*freed, *lost)}
-    for run_id in sorted(run_ids):
-        enqueue(tx, run_id)
-    return len(run_ids)
+    found = {row.id: row.environment for row in (*freed, *lost)}
+    for run_id in sorted(found):
+        enqueue(tx, run_id, found[run_id])
+    return len(found)
 
 
 def drop(tx: Tx) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from operator import attrgetter
 
-from sqlalchemy import Boolean, Row, bindparam, case, func, insert, or_, select, update
+from sqlalchemy import Boolean, Row, bindparam, case, func, insert, literal_column, or_, select, update
 
 from kneo.clock import isoformat
 from kneo.records.run import (
@@ -26,7 +26,7 @@ from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import add_trace, read_error, visited
 from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow
-from kneo.store.queue import enqueue
+from kneo.store.queue import DueRun, enqueue
 from kneo.store.run_filter import EVERY_RUN, RunFilter, counting, listing
 from kneo.store.tables import runs, specs, tasks
 
@@ -108,7 +108,7 @@ def insert_run(tx: Tx, run: Run) -> None:
     times = {"created_at": tx.at, "updated_at": tx.at, "started_at": tx.at, "completed_at": completed_at}
     _INSERT.insert(tx, _row(tx, run) | times)
     if run.status is RunStatus.RUNNING:
-        enqueue(tx, run.id)
+        enqueue(tx, run.id, run.environment)
 
 
 def insert_ended(tx: Tx, run: Run) -> bool:
@@ -379,13 +379,17 @@ def park(tx: Tx, run: Run, until: str) -> bool:
     return _PARK.change(tx, expected | {"owner": None, "resume_at": until, "updated_at": tx.at}) == 1
 
 
-def list_resumable(tx: Tx, limit: int) -> tuple[str, ...]:
+def list_resumable(tx: Tx, limit: int) -> tuple[DueRun, ...]:
     """List parked runs whose time has come, and let them count as due."""
-    parked = select(runs.c.id).where(runs.c.resume_at <= tx.at, runs.c.owner.is_(None)).order_by(runs.c.resume_at)
-    ids = tuple(tx.connection.execute(parked.limit(limit).with_for_update(skip_locked=True)).scalars())
-    if ids:
-        tx.connection.execute(update(runs).where(runs.c.id.in_(ids)).values(resume_at=None))
-    return ids
+    parked = (
+        select(runs.c.id, runs.c.environment)
+        .where(runs.c.resume_at <= tx.at, runs.c.owner.is_(None))
+        .order_by(runs.c.resume_at)
+    )
+    found = tuple(DueRun(*row) for row in tx.connection.execute(parked.limit(limit).with_for_update(skip_locked=True)))
+    if found:
+        tx.connection.execute(update(runs).where(runs.c.id.in_([run.id for run in found])).values(resume_at=None))
+    return found
 
 
 def release(tx: Tx, run_id: str, claim: str, *, epoch: int | None = None, again: bool = True) -> None:
@@ -401,9 +405,9 @@ def release(tx: Tx, run_id: str, claim: str, *, epoch: int | None = None, again:
     held = [runs.c.id == run_id, runs.c.owner == claim, runs.c.status == RunStatus.RUNNING]
     if epoch is not None:
         held.append(runs.c.epoch == epoch)
-    done = tx.connection.execute(update(runs).where(*held).values(owner=None))
-    if done.rowcount and again:
-        enqueue(tx, run_id)
+    row = tx.connection.execute(update(runs).where(*held).values(owner=None).returning(runs.c.environment)).first()
+    if row is not None and again:
+        enqueue(tx, run_id, row.environment)
 
 
 _SIGNAL = Prepared(
@@ -413,13 +417,15 @@ _SIGNAL = Prepared(
         or_(runs.c.status == RunStatus.RUNNING.value, runs.c.status == RunStatus.PAUSED.value),
     )
     .values(status=RunStatus.RUNNING.value, signal_seq=runs.c.signal_seq + 1, updated_at=bindparam("at"))
+    .returning(runs.c.environment)
 )
 
 
 def signal(tx: Tx, run_id: str) -> None:
     """Signal a run that its tasks changed; a paused one runs again."""
-    if _SIGNAL.change(tx, {"of_run": run_id, "at": tx.at}):
-        enqueue(tx, run_id)
+    row = _SIGNAL.first(tx, {"of_run": run_id, "at": tx.at})
+    if row is not None:
+        enqueue(tx, run_id, row.environment)
 
 
 def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Iterable[RunStatus]) -> bool:
@@ -476,7 +482,7 @@ def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int)
         )
     )
     if done.rowcount:
-        enqueue(tx, run.id)
+        enqueue(tx, run.id, run.environment)
     return done.rowcount == 1
 
 
@@ -500,7 +506,7 @@ def count_suspects(tx: Tx) -> int:
 
 
 _RUNNABLE = Prepared(
-    select(runs.c.id, runs.c.epoch)
+    select(runs.c.id, runs.c.epoch, runs.c.environment)
     .where(
         runs.c.status == RunStatus.RUNNING.value,
         runs.c.owner.is_(None),
@@ -512,10 +518,35 @@ _RUNNABLE = Prepared(
 )
 
 
-def list_runnable(tx: Tx, limit: int) -> tuple[str, ...]:
+def list_runnable(tx: Tx, limit: int) -> tuple[DueRun, ...]:
     """List runs that are due and have no driver, oldest first."""
     rows = _RUNNABLE.rows(tx, {"most": limit, "now": tx.at})
-    return tuple(row.id for row in rows)
+    return tuple(DueRun(row.id, row.environment) for row in rows)
+
+
+# Without a parameter, so that the planner can use the partial index.
+_IS_RUNNING = runs.c.status == literal_column(f"'{RunStatus.RUNNING}'")
+
+_DUE = select(runs.c.id, runs.c.environment).where(
+    _IS_RUNNING,
+    runs.c.owner.is_(None),
+    runs.c.state_version <= STATE_VERSION,
+    or_(runs.c.resume_at.is_(None), runs.c.resume_at <= bindparam("now")),
+)
+_OF_NONE = Prepared(_DUE.where(runs.c.environment.is_(None)).order_by(runs.c.owner, runs.c.id).limit(1))
+_OF_NEXT = Prepared(
+    _DUE.where(runs.c.environment > bindparam("before")).order_by(runs.c.environment, runs.c.owner, runs.c.id).limit(1)
+)
+
+
+def list_first_runnable(tx: Tx) -> tuple[DueRun, ...]:
+    """List the first run of each environment that is due and has no driver."""
+    found = [DueRun(*row) for row in _OF_NONE.rows(tx, {"now": tx.at})]
+    environment = ""
+    while (row := _OF_NEXT.first(tx, {"now": tx.at, "before": environment})) is not None:
+        found.append(DueRun(row.id, row.environment))
+        environment = row.environment
+    return tuple(found)
 
 
 _STALLED = Prepared(
@@ -560,12 +591,11 @@ def is_queue_full(tx: Tx, limit: int) -> bool:
 _WAITING_HERE = Prepared(
     select(runs.c.id)
     .where(
-        runs.c.status == RunStatus.RUNNING.value,
+        _IS_RUNNING,
         runs.c.owner.is_(None),
         runs.c.resume_at.is_(None),
         runs.c.environment == bindparam("of_environment"),
     )
-    .order_by(runs.c.status, runs.c.updated_at)
     .offset(bindparam("others"))
     .limit(1)
 )

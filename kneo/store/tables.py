@@ -462,6 +462,7 @@ runs = Table(
     _partial("resume_at IS NOT NULL", "resume_at"),
     _partial("bundle_digest IS NOT NULL", "bundle_digest"),
     _partial("suspicion > 0", "suspicion"),
+    _partial("status = 'running'", "environment", "owner", "id", name="ix_runs_running"),
     Index(None, "spec_digest"),
     _partial("bundle IS NOT NULL", "bundle", "updated_at"),
     _partial("workflow_name IS NOT NULL", "workflow_name", "updated_at"),

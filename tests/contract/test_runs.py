@@ -136,7 +136,7 @@ def test_lists_filter_sort_and_page(store: Store, clock: ManualClock) -> None:
         assert {run.id for run in runs.list_runs(tx, RunFilter(environment="prod"))} == {made[1].id, made[3].id}
         assert runs.count_runs(tx, RunFilter(environment="prod")) == 2
         assert runs.count_runs(tx, RunFilter(statuses={RunStatus.PAUSED})) == 0
-        assert runs.list_runnable(tx, 2) == (made[0].id, made[1].id)
+        assert [run.id for run in runs.list_runnable(tx, 2)] == [made[0].id, made[1].id]
 
 
 # ---- the fence ---------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_news_wakes_a_paused_run(store: Store) -> None:
     with store.write() as tx:
         runs.pause(tx, mine)
         runs.signal(tx, run.id)
-        assert runs.list_runnable(tx, 10) == (run.id,)
+        assert [due.id for due in runs.list_runnable(tx, 10)] == [run.id]
     assert acquire(store, run, "b").signal_seq == 1
 
 

@@ -82,9 +82,21 @@ class Engine:
         components = {"functions": functions, "humans": {"ann": {"description": "Fine?"}, **humans}}
         return {"agent": AGENT, "workflow": workflow, "components": components}
 
-    def start(self, workflow: object, text: str = "in", *, timeout_seconds: int | None = None, **humans: object) -> Run:
+    def start(
+        self,
+        workflow: object,
+        text: str = "in",
+        *,
+        timeout_seconds: int | None = None,
+        environment: str | None = None,
+        **humans: object,
+    ) -> Run:
         order = StartRequest(
-            input=text, requester="bob", spec=self.tree(workflow, **humans), timeout_seconds=timeout_seconds
+            input=text,
+            requester="bob",
+            spec=self.tree(workflow, **humans),
+            environment=environment,
+            timeout_seconds=timeout_seconds,
         )
         return self.starter.start(order)
 

@@ -210,7 +210,9 @@ class QueueWorker:
                 await asyncio.sleep(TURN_SECONDS)
 
     async def _turn(self, jobs: _Jobs, session: AsyncConnection, worker_id: int) -> None:
-        """Give a sign of life, retry the jobs of dead workers, and enqueue parked runs whose time has come."""
+        """Give a sign of life, retry the jobs of dead workers, enqueue parked runs whose time has come, and let
+        a run give way to one of another environment.
+        """
         now = self.store.clock.now()
         values = {"worker": worker_id, "stall": self._stall, "gone": GONE, "now": isoformat(now)}
         for what, found in await (await session.execute(queue.WATCH, values)).fetchall():
@@ -221,6 +223,8 @@ class QueueWorker:
                 await session.execute(queue.ANNOUNCE, {"job": int(found)})
             elif what == "due":
                 await self.driver.write(_resume)
+            elif what == "next" and self.busy >= self.concurrency:
+                self.driver.give_way(found)
 
     async def _retry_ended(self, jobs: _Jobs, before: float) -> None:
         """Retry the jobs of this process that ended before a time and are still in progress in the queue.
@@ -321,5 +325,5 @@ def _pool(**arguments: Any) -> AsyncConnectionPool:  # noqa: ANN401 - those of t
 
 
 def _resume(tx: Tx) -> None:
-    for run_id in runs.list_resumable(tx, RESUMED):
-        queue.enqueue(tx, run_id)
+    for run in runs.list_resumable(tx, RESUMED):
+        queue.enqueue(tx, *run)

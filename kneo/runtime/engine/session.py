@@ -23,7 +23,7 @@ from typing import TypeAlias, TypeVar
 
 from kneo.agents.guardrails import passed_input
 from kneo.agents.turn import GIVEN_UP
-from kneo.clock import isoformat, parse_time, sleep
+from kneo.clock import isoformat, monotonic, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.function_context import CancelToken
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus, Suspicion
@@ -134,6 +134,12 @@ class RunSession:
         """Whether the bundle of the run was checked when the run was acquired."""
         self._tried = False
         """Whether a transaction that acquires the run was begun; the database may have become unreachable at its end."""
+        self.since = monotonic()
+        """The monotonic time of the session's beginning."""
+        self.environment: str | None = None
+        """The environment of the run, once the session has acquired it."""
+        self._gives_way = False
+        """Whether the run is released once its running steps have ended."""
         self._over = False
         """Whether the session was stopped; checked in every transaction."""
         self._busy: dict[str, LoopTask[record.AttemptResult]] = {}
@@ -175,6 +181,11 @@ class RunSession:
                 return True
             if self._suspend(pause):
                 return False
+
+    def give_way(self) -> None:
+        """Release the run after its running steps, so that another one begins in its place. From any thread."""
+        self._gives_way = True
+        self.wake()
 
     def wake(self) -> None:
         """Resume a suspended session, for a signal to its run. From any thread."""
@@ -228,7 +239,7 @@ class RunSession:
             run = self._acquire()
             if run is None:
                 return
-            self._epoch, self._signal_seq = run.epoch, run.signal_seq
+            self._epoch, self._signal_seq, self.environment = run.epoch, run.signal_seq, run.environment
             with span("kneo.worker.lease", kind="consumer", kneo_run__id=run.id, kneo_workflow=run.workflow_name):
                 yield from self._advance(run)
             if run.target == CALL_TARGET:
@@ -424,7 +435,7 @@ class RunSession:
         went_on = self._handle_received()
         if went_on is not None:
             return went_on
-        if self._deps.draining.is_set():
+        if self._gives_way or self._deps.draining.is_set():
             return self._drain()
         asks = waiting(self._program, self._run.state)
         if asks and self._has_decision():

@@ -14,11 +14,12 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 from kneo.clock import monotonic, new_id
 from kneo.errors import Conflict, Transient
 from kneo.runtime.engine.attempt import DEFAULT_BATCH
+from kneo.runtime.engine.fair_queue import FairQueue, find_excess
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.session import LOOK_SECONDS, RunSession, SessionDeps
 from kneo.runtime.steps.code import CodeUnavailable
@@ -29,7 +30,7 @@ from kneo.store.change_feed import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock
-from kneo.store.queue import DUE
+from kneo.store.queue import DUE, DueRun
 from kneo.trust.record_mac import RecordUnauthenticated
 
 log = logging.getLogger("kneo.runtime")
@@ -70,8 +71,7 @@ class Worker:
         """The event loop of steps that are not plain functions; runs begin only while there is one."""
         self._wakeup = asyncio.Event()
         self._stopping = False
-        self._due: dict[str, None] = {}
-        """Due runs that have not begun, in order."""
+        self._queue = FairQueue()
         self._busy: dict[str, RunSession] = {}
         self._left: dict[str, float] = {}
         """Runs that this process cannot drive, each with the monotonic time until which it leaves them."""
@@ -87,7 +87,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until ``stop``; running steps are finished first."""
-        with self.store.notifier.listen(DUE, lambda run_id: self._add(str(run_id))):
+        with self.store.notifier.listen(DUE, lambda run: self._add(cast("DueRun", run))):
             asyncio.run(self._work())
 
     def stop(self) -> None:
@@ -121,18 +121,19 @@ class Worker:
         except TimeoutError:
             return
 
-    def _find(self) -> tuple[str, ...]:
+    def _find(self) -> tuple[DueRun, ...]:
         # The runs that may begin before the next poll, and those that are known already.
         self._left = {run_id: until for run_id, until in self._left.items() if until > monotonic()}
         limit = self.concurrency + len(self._busy) + len(self._left)
         try:
             with self.store.read() as tx:
                 found = runs.list_runnable(tx, limit)
+                firsts = runs.list_first_runnable(tx) if len(found) >= limit else ()
         except Transient as error:
             log.warning("could not poll for runs: %s", error)
             return ()
         self._has_more = len(found) >= limit
-        return found
+        return *found, *firsts
 
     async def _check_sessions(self) -> None:
         if monotonic() - self._checked_at < LOOK_SECONDS:
@@ -163,14 +164,19 @@ class Worker:
 
     # ---- the threads: one run after the other ---------------------------------------------------------------------
 
-    def _add(self, *run_ids: str) -> None:
-        """Queue due runs, and begin as many as the concurrency allows."""
+    def _add(self, *due: DueRun) -> None:
+        """Queue due runs, and begin as many as the concurrency allows. Where others wait, a run gives way to them."""
         begun = []
         with self._lock:
-            self._due |= dict.fromkeys(run_id for run_id in run_ids if run_id not in self._left)
-            driven = [self._busy[run_id] for run_id in run_ids if run_id in self._busy]
+            for run in due:
+                if run.id not in self._left:
+                    self._queue.add(run)
+            driven = [self._busy[run.id] for run in due if run.id in self._busy]
             while (session := self._next()) is not None:
                 begun.append(session)
+            excess = self._queue.find_excess() if len(self._busy) >= self.concurrency else None
+            if excess is not None:
+                self._busy[excess].give_way()
         for session in driven:
             session.wake()
         for session in begun:
@@ -184,15 +190,15 @@ class Worker:
             log.warning("no thread to drive a run: %s", error, extra={"run_id": session.run_id})
             with self._lock:
                 self._busy.pop(session.run_id, None)
+                self._queue.end(session.run_id)
 
     def _next(self) -> RunSession | None:
-        """Return a session with the next due run. A due run that is still driven stays queued: its driver may have released it."""
+        """Return a session with the next due run."""
         if self._loop is None or self._stopping or len(self._busy) >= self.concurrency:
             return None
-        run_id = next((run_id for run_id in self._due if run_id not in self._busy), None)
+        run_id = self._queue.take()
         if run_id is None:
             return None
-        del self._due[run_id]
         session = self._busy[run_id] = self.driver.session(run_id, self._loop, self._begin, parks=True)
         return session
 
@@ -221,6 +227,7 @@ class Worker:
             if self._busy.get(session.run_id) is not session:
                 return None
             del self._busy[session.run_id]
+            self._queue.end(session.run_id)
             following = self._next()
             needs_poll = self._stopping or (following is None and self._has_more)
         if needs_poll:
@@ -387,6 +394,14 @@ class Driver:
                 loop.call_soon_threadsafe(settle, failure)
 
         self.threads.submit(advance)
+
+    def give_way(self, environment: str | None) -> None:
+        """Let a run that ``drive`` advances give way to a due one of an environment, where that has less than its share."""
+        sessions = {session.run_id: session for session in self._driven}
+        driven = {run_id: (session.environment, session.since) for run_id, session in sessions.items()}
+        excess = find_excess(driven, [environment])
+        if excess is not None:
+            sessions[excess].give_way()
 
     async def _check_driven(self) -> None:
         while self._driven:
