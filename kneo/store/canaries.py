@@ -63,7 +63,10 @@ def _points(share: float) -> int:
 
 _IN_PLACE = [canaries.c.environment == bindparam("of_environment"), canaries.c.bundle == bindparam("of_bundle")]
 _LIVE = Prepared(select(canaries).where(*_IN_PLACE, canaries.c.ended_at.is_(None)))
-_LATEST = Prepared(select(canaries).where(*_IN_PLACE).order_by(canaries.c.id.desc()).limit(1))
+# One that has not ended comes first, also where the clocks of two controllers differ.
+_LATEST = Prepared(
+    select(canaries).where(*_IN_PLACE).order_by(canaries.c.ended_at.is_not(None), canaries.c.id.desc()).limit(1)
+)
 
 
 def find_live(tx: Tx, environment: str, bundle: str) -> Canary | None:
@@ -72,7 +75,7 @@ def find_live(tx: Tx, environment: str, bundle: str) -> Canary | None:
 
 
 def find_latest(tx: Tx, environment: str, bundle: str) -> Canary | None:
-    """Read the newest canary of a bundle.
+    """Read the canary of a bundle that has not ended, or the newest one.
 
     Raises:
         Untrusted, Invalid: something else changed it; see ``RecordMacs.check``.

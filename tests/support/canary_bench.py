@@ -10,7 +10,7 @@ from typing import Any
 from controller_bench import Bench
 from sqlalchemy import update
 
-from kneo.clock import ManualClock, SystemClock
+from kneo.clock import ManualClock
 from kneo.controller.stages.report import Outcome
 from kneo.records.canary import Canary
 from kneo.records.run import Run, RunError, RunStatus
@@ -49,10 +49,6 @@ class CanaryBench(Bench):
     def later(self, by: timedelta) -> None:
         assert isinstance(self.store.clock, ManualClock)
         self.store.clock.advance(by)
-
-    def real_time(self) -> None:
-        """Let the time of the store be at least that of other processes."""
-        self.later(max(timedelta(0), SystemClock().now() - self.store.clock.now()))
 
     def start(self, number: int = 1, *, reference: str = "mail", **origin: object) -> list[Run]:
         order = StartRequest(input="x", requester="ann", environment="prod", bundle=reference, origin=origin)

@@ -13,6 +13,7 @@ from canary_bench import PLAN, CanaryBench, canary_bench
 from installation_key import SERVICE_KEY
 from processes import start_python
 
+from kneo.clock import isoformat
 from kneo.errors import Transient
 from kneo.records.canary import CanaryState
 from kneo.store import audit
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from sqlalchemy import event
 
-from kneo.clock import SystemClock
+from kneo.clock import ManualClock, parse_time
 from kneo.controller.reconcile import Reconciler
 from kneo.controller.source.mirror import Mirror
 from kneo.errors import Transient
@@ -37,8 +38,8 @@ from kneo.store.requests import Lease
 from kneo.store.writer import ANY_COMMIT
 from kneo.trust.keys import PrivateKey
 
-url, folder, mirrors, pin, at, key, what = sys.argv[1:]
-store = open_store(url, SystemClock(), lambda: PrivateKey.load(key.encode()))
+url, folder, mirrors, pin, at, key, what, now = sys.argv[1:]
+store = open_store(url, ManualClock(parse_time(now)), lambda: PrivateKey.load(key.encode()))
 with store.write() as tx:
     requests.drop_lease(tx, "controller", "me")
     fence = requests.take_lease(tx, "controller", "child", timedelta(minutes=5))
@@ -78,7 +79,9 @@ def kill(bench: CanaryBench, migrated_url: str) -> Callable[[int, str], bool]:
     def run(at: int, what: str) -> bool:
         folder, mirrors = str(bench.repo.folder), str(bench.folder / "mirrors")
         key = SERVICE_KEY.dump().decode()
-        child = start_python(CHILD, migrated_url, folder, mirrors, bench.repo.pin, str(at), key, what)
+        child = start_python(
+            CHILD, migrated_url, folder, mirrors, bench.repo.pin, str(at), key, what, isoformat(bench.store.clock.now())
+        )
         _, errors = child.communicate(timeout=240)
         assert child.returncode in {0, -signal.SIGKILL}, errors
         bench.take_over("child")
@@ -118,7 +121,6 @@ def test_killed_at_each_write_of_a_canary(bench: CanaryBench, kill: Callable[[in
         _whole(bench)
         for _ in range(2):
             assert bench.served() == {"mail": before}
-            bench.real_time()
             bench.end(bench.start(12))
             done &= kill(at, "reconcile")
             bench.reconcile()
@@ -134,7 +136,6 @@ def test_killed_at_each_write_of_a_rollback(bench: CanaryBench, kill: Callable[[
     at = 1
     while True:
         version = f"2.{at}.0"
-        bench.repo.bundle("mail", version)
         bench.declare(version, plan)
         bench.real_time()
         found = bench.start(50)
