@@ -17,6 +17,7 @@ from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import continue_run
+from kneo.settings import process_environment
 from kneo.store import runs
 from kneo.store.migrate import open_store
 
@@ -58,7 +59,9 @@ class Workers:
     def _start(self) -> subprocess.Popen[bytes]:
         crashing = Path(__file__).with_name("crashing.py")
         folder = str(self._engine.log.parent)
-        return start_python([sys.executable, str(crashing), self._url, folder, self._until.id, "0"])
+        # A function that runs in the worker, which kills it; in a sandbox it kills its own process alone.
+        inside = {**process_environment(), "KNEO_SERV_TOOLS_SANDBOX": "none"}
+        return start_python([sys.executable, str(crashing), self._url, folder, self._until.id, "0"], env=inside)
 
     def replace_dead(self) -> None:
         for ended in [process for process in self._alive if process.poll() is not None]:

@@ -136,8 +136,8 @@ def test_killed_at_each_write_of_a_rollback(bench: CanaryBench, kill: Callable[[
     at = 1
     while True:
         version = f"2.{at}.0"
+        bench.repo.bundle("mail", version)
         bench.declare(version, plan)
-        bench.real_time()
         found = bench.start(50)
         bench.end(found, *bench.arm(found, version))
         done = kill(at, "settle")
