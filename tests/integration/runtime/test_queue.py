@@ -290,7 +290,7 @@ def test_a_job_that_is_announced_during_a_search_in_vain_is_found(engine: Engine
 
             listener = asyncio.create_task(jobs.listen_for_jobs(on_notification=heard, queues=[queue.QUEUE]))
             while not listening.is_set():  # until the first announcement is heard
-                engine.store.transact(lambda tx: queue.enqueue(tx, "run_before"))
+                engine.store.transact(lambda tx: queue.enqueue(tx, "run_before", None))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(listening.wait(), 0.05)
             while await jobs.fetch_job([queue.QUEUE], worker) is not None:
@@ -299,7 +299,7 @@ def test_a_job_that_is_announced_during_a_search_in_vain_is_found(engine: Engine
             async def late() -> None:
                 jobs.on_search = None
                 listening.clear()
-                engine.store.transact(lambda tx: queue.enqueue(tx, "run_late"))
+                engine.store.transact(lambda tx: queue.enqueue(tx, "run_late", None))
                 await listening.wait()
 
             jobs.on_search = late
