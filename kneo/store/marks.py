@@ -1,4 +1,7 @@
-"""Marks of what pages show: each changes when a task, an environment or a run changes, and states nothing else."""
+"""Marks of what pages show: each changes when a task, an environment or a run changes, and states nothing else.
+
+They are the same for all readers, also for those who may read some environments only, so they hold no id, time or count.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
+from kneo.digest import hash_text
 from kneo.store import task_feed
 from kneo.store.change_feed import Subscription
 from kneo.store.engine import Store, Tx
@@ -51,10 +55,15 @@ def read(tx: Tx) -> Marks:
     unnumbered = task_feed.has_unnumbered(tx)
     run, environment = _RUNS.first(tx, {}), _ENVIRONMENTS.first(tx, {})
     return Marks(
-        inbox=f"{task_feed.last_position(tx)}{'+' if unnumbered else ''}",
-        environments=" ".join(str(part) for part in tuple(environment or ())),
-        runs=str(run.mark if run is not None else ""),
+        inbox=_opaque(tx, f"{task_feed.last_position(tx)}{'+' if unnumbered else ''}"),
+        environments=_opaque(tx, " ".join(str(part) for part in tuple(environment or ()))),
+        runs=_opaque(tx, str(run.mark if run is not None else "")),
     )
+
+
+def _opaque(tx: Tx, state: str) -> str:
+    """Return the mark of a state, which nothing can be learned from without the service key."""
+    return (tx.macs.make("marks", state.encode()) or b"").hex() or hash_text(state)
 
 
 @dataclass(frozen=True)

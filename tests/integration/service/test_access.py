@@ -12,11 +12,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from difflib import unified_diff
 from inspect import Parameter
 from urllib.parse import urlencode
 
 import pytest
 from config_repo import ConfigRepo, announcement
+from console_pages import signed_in
+from fastapi.routing import APIRoute
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, serving, spec_of
 
 import kneo.api
@@ -25,6 +28,8 @@ from kneo.cli.main import run
 from kneo.cli.serve.controller import Repository, make_controller
 from kneo.clock import monotonic
 from kneo.roles import ROLES
+from kneo.service.app import routers
+from kneo.service.console.app import AREAS
 from kneo.service.hidden_reads import HiddenReads
 from kneo.store import audit
 
@@ -213,7 +218,8 @@ NAMED = [each for each in OPERATIONS.values() if each.about is not None and "{" 
 def _hidden(text: str, ids: dict[str, str]) -> str:
     """Replace the ids that a response repeats, and the times of the request."""
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", "TIME", text)
-    text = text.replace(f"'{ids['seq']}'", "ID")
+    text = re.sub(r"Request <code>\w+</code>", "REQUEST", text)
+    text = text.replace("&#39;", "'").replace(f"'{ids['seq']}'", "ID").replace(f"/audit/{ids['seq']}/", "/audit/ID/")
     for name in sorted(ids.values(), key=len, reverse=True):
         if len(name) > 5:
             text = text.replace(name, "ID")
@@ -421,3 +427,166 @@ def test_narrowed_access_ends_open_streams_and_counts_in_the_next_request(house:
         assert (last.name, last.data) == ("end", {"error": "environment_not_found"})
         assert monotonic() - begun < 2
     assert house.bench.ask("GET", f"/runs/{house.mine['run_id']}", role="auditor").status_code == 404
+
+
+# ---- the console, protocols and the command line --------------------------------------------------------------------
+
+PARAMETERS = {
+    "environment": "name",
+    "task": "continuation_id",
+    "promotion": "promotion_id",
+    "approval": "approval_id",
+    "grant": "grant_id",
+    "number": "step",
+}
+"""Parameters of pages, and the subjects of the table of operations that they name."""
+
+PAGES = [route for area in AREAS for route in area.routes if route.method == "GET"]
+
+READERS = ["operator", "auditor", "viewer"]
+
+
+def _filled(path: str, values: dict[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(PARAMETERS.get(match[1], match[1]), "1"), path)
+
+
+def _difference(one: str, other: str) -> list[str]:
+    return list(unified_diff(one.splitlines(), other.splitlines(), lineterm="", n=0))
+
+
+@pytest.mark.parametrize("role", READERS)
+def test_a_page_about_an_environment_without_access_is_one_about_a_made_up_one(house: House, role: str) -> None:
+    made_up, browser = {**house.theirs, **MADE_UP}, signed_in(house.bench.url, role).client
+    for route in PAGES:
+        if "{" not in route.path:
+            continue
+        pages = []
+        for values in (house.theirs, made_up):
+            answer = browser.get(f"/console{_filled(route.path, values)}")
+            pages.append((answer.status_code, _hidden(answer.text, values)))
+        assert pages[0][0] in {403, 404}, (route.path, pages[0])
+        assert pages[0] == pages[1], (route.path, _difference(pages[0][1], pages[1][1]))
+
+
+@pytest.mark.parametrize("role", READERS)
+def test_pages_and_search_leave_out_an_environment_without_access(house: House, role: str) -> None:
+    browser = signed_in(house.bench.url, role).client
+    addresses = [route.path for route in PAGES if "{" not in route.path]
+    addresses += [f"/find?q={name}" for name in ("their", "flow", "bundle")]
+    addresses += [f"/runs?environment={name}" for name in ("mine", "")]
+    for address in addresses:
+        answer = browser.get(f"/console{address}", follow_redirects=True)
+        assert answer.status_code in {200, 403, 404, 422, 503}, (address, answer.status_code)
+        text = answer.text.replace("q=their", "").replace('value="their"', "").replace("<q>their</q>", "")
+        for mark in (*(value for value in house.theirs.values() if len(value) > 8), "theirs"):
+            assert mark not in text, (address, mark)
+    found = [browser.get(f"/console/find?q={house.theirs[name]}") for name in ("run_id", "continuation_id")]
+    assert [answer.status_code for answer in found] == [200, 200], "not led to it"
+
+
+PROTOCOLS = [
+    route
+    for router in routers()
+    for route in router.routes
+    if isinstance(route, APIRoute) and route.operation_id not in OPERATIONS
+]
+
+MESSAGES: dict[str, object] = {
+    "send_to_agent": {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "SendMessage",
+        "params": {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "x"}]}},
+    },
+    "send_to_mcp_server": {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}},
+    "send_to_bundle_tools": {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}},
+    "answer_claude_code_hook": {
+        "hook_event_name": "PreToolUse",
+        "session_id": "s",
+        "tool_use_id": "t",
+        "tool_name": "refund",
+        "tool_input": {},
+    },
+}
+
+
+@pytest.mark.parametrize("role", LIMITED)
+def test_a_route_of_a_protocol_without_access_is_one_for_a_made_up_environment(house: House, role: str) -> None:
+    compared = [route for route in PROTOCOLS if "{" in route.path and route.operation_id != "receive_hook"]
+    named = {"get_agent_card", *MESSAGES, "stream_run_events"}
+    assert {route.operation_id for route in compared} == named
+    tools = {"send_to_bundle_tools", "answer_claude_code_hook"}
+    for route in compared:
+        answers = []
+        for values in (house.theirs, {**house.theirs, **MADE_UP}):
+            bundle = values["bundle"].replace("bundle-", "tools-" if route.operation_id in tools else "bundle-")
+            path = _filled(route.path, {**values, "bundle": bundle})
+            # Without the environment's name the message, which repeats the caller's words, is the same.
+            method, body = next(iter(route.methods)), MESSAGES.get(route.operation_id)
+            status, text, headers = _answer(house, role, method, path, body, {**values, "bundle": bundle})
+            answers.append((status, text.replace("'theirs'", "ID").replace("theirs", "ID"), headers))
+        assert answers[0] == answers[1], route.operation_id
+        assert answers[0][0] in {403, 404}, (route.operation_id, answers[0])
+
+
+def test_lists_of_protocols_leave_out_an_environment_without_access(house: House) -> None:
+    served = house.bench.get("/agents", role="viewer")["agents"]
+    assert {each["environment"] for each in served} == {"mine"}
+    single = house.bench.ask("GET", "/.well-known/agent-card.json", role="viewer")
+    assert "theirs" not in single.text
+
+
+COMMANDS = (
+    "runs get {run_id}",
+    "runs steps {run_id}",
+    "runs trace {run_id}",
+    "runs checkpoints {run_id}",
+    "sessions show {session_id}",
+    "task get {continuation_id}",
+    "task history {continuation_id}",
+    "task link list {continuation_id}",
+    "call get {call_id}",
+    "grant show {grant_id}",
+    "history {name}",
+    "why {name}/{bundle}",
+    "access check me {name}",
+)
+LISTS = (
+    "runs list",
+    "sessions list",
+    "task list",
+    "task summary",
+    "inbox",
+    "call list",
+    "grant list",
+    "status",
+    "usage",
+)
+
+
+def _command(house: House, capsys: pytest.CaptureFixture[str], line: str, values: dict[str, str]) -> tuple[int, str]:
+    code = run([*line.format(**values).split(), "--json", "--service-url", house.bench.url])
+    answer = capsys.readouterr()
+    return code, _hidden(answer.out + answer.err, values).replace("theirs", "ID").replace(values["name"], "ID")
+
+
+@pytest.mark.parametrize("role", ["operator", "viewer"])
+def test_a_command_about_an_environment_without_access_is_one_about_a_made_up_one(
+    house: House, role: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNEO_SERV_API_KEY", f"{role}-key")
+    for line in COMMANDS:
+        hidden = _command(house, capsys, line, house.theirs)
+        assert hidden == _command(house, capsys, line, {**house.theirs, **MADE_UP}), line
+        assert hidden[0] in {1, 3, 4, 5}, (line, hidden)
+
+
+@pytest.mark.parametrize("role", ["operator", "viewer"])
+def test_commands_that_list_leave_out_an_environment_without_access(
+    house: House, role: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNEO_SERV_API_KEY", f"{role}-key")
+    for line in LISTS:
+        run([*line.split(), "--json", "--service-url", house.bench.url])
+        answer = capsys.readouterr()
+        assert "theirs" not in answer.out + answer.err, line
