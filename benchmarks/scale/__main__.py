@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from sqlalchemy import text
 from benchmarks.scale.populate import SECONDS_APART, fill, report
 from kneo.clock import ManualClock, isoformat
 from kneo.records.run import RunStatus
-from kneo.store import audit, metrics, prune, runs
+from kneo.store import audit, metrics, prune, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.migrate import open_store
 from kneo.store.run_filter import RunFilter
@@ -45,6 +46,9 @@ INDEXES = (
     "ix_outbox_run_id",
 )
 """The indexes of the second column's difference."""
+
+READABLE = frozenset({"env-7", "env-8", "env-9"})
+"""The environments of a caller with access to few."""
 
 RARE = ("ended runs and tasks, counted", "search in a day of runs")
 """Statements that no request waits for, or that read what they are told to read."""
@@ -72,6 +76,14 @@ def statements(count: int) -> Mapping[str, Callable[[Tx], object]]:
         if where.bundle or where.workflow_name or where.has_error
     }
     return reads | {
+        "runs of three environments": lambda tx: runs.list_runs(replace(tx, reach=READABLE), **some),
+        "runs of three environments by change": lambda tx: runs.list_runs(replace(tx, reach=READABLE), limit=50),
+        "runs of three environments, counted": lambda tx: runs.count_runs(replace(tx, reach=READABLE)),
+        "failed runs of three environments": lambda tx: runs.list_runs(
+            replace(tx, reach=READABLE), RunFilter(statuses={RunStatus.FAILED}), **some
+        ),
+        "tasks of three environments": lambda tx: tasks.list_tasks(replace(tx, reach=READABLE), limit=50),
+        "first due run of each environment": runs.list_first_runnable,
         "search in a day of runs": lambda tx: runs.list_runs(tx, RunFilter(text="nowhere", created_after=day), **some),
         "due runs": lambda tx: runs.list_runnable(tx, 50),
         "queue": metrics.queue,
