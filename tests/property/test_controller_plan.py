@@ -144,7 +144,7 @@ def plan_of(
     desired: Mapping[str, Candidate | UnchangedBundle], kept: set[str], served: Mapping[str, Release]
 ) -> ReleasePlan:
     rejected = tuple(Rejection(name, "1.0.0", "Malformed", "Not a bundle.") for name in sorted(kept))
-    return make_plan("prod", "main@sha1:0", Verified(desired, rejected), served, KNOWN)
+    return make_plan(environment(), "main@sha1:0", Verified(desired, rejected), served, KNOWN)
 
 
 def apply(served: Mapping[str, Release], actions: Sequence[Action]) -> dict[str, Release]:

@@ -99,7 +99,7 @@ def test_a_defect_in_an_environment_is_its_condition_and_tried_again(
     metrics.clear_findings()
     failed = counted("kneo_reconcile_total", result="failed")
     with monkeypatch.context() as defect:
-        defect.setattr(environment, "make_plan", fails(environment.make_plan, lambda name, *_: name == "dev"))
+        defect.setattr(environment, "make_plan", fails(environment.make_plan, lambda rules, *_: rules.name == "dev"))
         turn(bench, controller)
     assert (bench.served("dev"), bench.served()) == ({}, {"bank": "1.0.0"})
     assert bench.condition(ConditionType.STALLED, "dev") == (True, "ReconcileFailed")
@@ -123,7 +123,7 @@ def test_the_reason_of_a_failed_reconciliation_is_explained(bench: Bench, monkey
     bench.repo.bundle("bank", "1.1.0")
     bench.repo.environment("prod", {"bank": "1.1.0"})
     bench.repo.commit("Release another version")
-    monkeypatch.setattr(environment, "make_plan", fails(environment.make_plan, lambda name, *_: name == "prod"))
+    monkeypatch.setattr(environment, "make_plan", fails(environment.make_plan, lambda rules, *_: rules.name == "prod"))
     assert bench.reconcile().outcomes["prod"].state == "ReconcileFailed"
     with bench.store.read() as tx:
         (gate,) = explain.why(tx, "prod", "bank").gates
@@ -197,7 +197,7 @@ def test_a_plan_of_a_defective_environment_shows_the_others(bench: Bench, monkey
     bench.repo.bundle("bank", "1.1.0")
     bench.repo.environment("prod", {"bank": "1.1.0"})
     bench.repo.commit("Release another version")
-    monkeypatch.setattr(preview, "make_plan", fails(preview.make_plan, lambda name, *_: name == "dev"))
+    monkeypatch.setattr(preview, "make_plan", fails(preview.make_plan, lambda rules, *_: rules.name == "dev"))
     handler = bench.reconciler().handlers["plan"]
     request = ControllerRequest(id="ask_1", kind="plan", payload={}, actor="ann", status="open", result=None)
     plan = handler(request, bench.lease())

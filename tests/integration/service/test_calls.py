@@ -281,7 +281,7 @@ def test_the_caller_makes_the_call_itself_once(house: Bench) -> None:
     assert begun["arguments"] == {"branch": "older"}
     assert begun["idempotency_key"].startswith(waiting["id"])
     again = house.post(begin, role="caller", expect=409)
-    assert (again["error"], "was begun at" in again["message"]) == ("call_begun", True)
+    assert (again["error"], "was begun before" in again["message"]) == ("call_begun", True)
     assert house.get(f"/calls/{waiting['id']}", role="caller")["status"] == "begun"
     for wrong in ({}, {"result": "x", "error": "y"}):
         assert house.ask("POST", result, wrong, role="caller").status_code == 422

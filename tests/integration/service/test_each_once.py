@@ -18,6 +18,7 @@ from pathlib import Path
 import controller_bench
 import httpx
 import pytest
+from canary_bench import PLAN
 from kneo_process import eventually
 from service_bench import DRAFT, Bench, spec_of
 from sqlalchemy import func, select, update
@@ -146,6 +147,16 @@ RUNS: dict[str, Callable[[Bench], Request]] = {
     "set_environment_policy": lambda _bench: Request("/policies/environment/prod", {"require_guardrails": True}, "PUT"),
 }
 
+CANARY_ACTS = ("pause", "resume", "promote", "abort", "restart")
+
+BEFORE = {
+    "unsuspend_environment": "suspend_environment",
+    "unhold_release": "hold_release",
+    "resume_canary": "pause_canary",
+    "restart_canary": "abort_canary",
+}
+"""What has to be done first."""
+
 RELEASES: dict[str, tuple[str, Json]] = {
     "suspend_environment": ("/environments/prod/suspend", {"reason": "x"}),
     "unsuspend_environment": ("/environments/prod/unsuspend", {}),
@@ -156,6 +167,7 @@ RELEASES: dict[str, tuple[str, Json]] = {
     "approve_promotion": ("/promotions/{waiting}/approve", {}),
     "reject_promotion": ("/promotions/{waiting}/reject", {}),
     "accept_rewrite": ("/source/accept-rewrite", {}),
+    **{f"{act}_canary": (f"/environments/prod/canaries/mail/{act}", {"reason": "x"}) for act in CANARY_ACTS},
 }
 
 
@@ -316,7 +328,8 @@ def test_what_is_done_with_releases_is_done_once(store: Store, tmp_path: Path, n
     bench.repo.release("prod", "mail", "1.0.0")
     bench.reconcile()
     bench.repo.bundle("mail", "1.1.0", bench.repo.other_spec())
-    bench.repo.environment("prod", {"mail": "1.1.0"})
+    canaries = {"mail": PLAN} if name.endswith("_canary") else {}
+    bench.repo.environment("prod", {"mail": "1.1.0"}, canaries=canaries)
     bench.repo.commit("Release mail 1.1.0")
     bench.reconcile()
     path, body = RELEASES[name]
@@ -331,10 +344,9 @@ def test_what_is_done_with_releases_is_done_once(store: Store, tmp_path: Path, n
         body = rewritten(bench)
     bench.drop_lease()
     with reconciling(bench), asked(bench, tmp_path) as http:
-        for first in ("suspend", "hold"):
-            if name in {f"un{first}_environment", f"un{first}_release"}:
-                way, order = RELEASES[f"{first}_environment" if first == "suspend" else "hold_release"]
-                assert http.post(f"/v1{way}", json=order).is_success
+        if name in BEFORE:
+            way, order = RELEASES[BEFORE[name]]
+            assert http.post(f"/v1{way}", json=order).is_success
 
         def send() -> httpx.Response:
             return http.post(f"/v1{path}", json=body, headers={"Idempotency-Key": f"once-{name}"})

@@ -14,12 +14,17 @@ from kneo.service.app import create_app, description, routers
 from kneo.service.routing import RouteTable
 
 OPERATIONS = RouteTable(routers())
-OPEN = {"health", "live", "ready", "receive_hook", "get_signing_keys"}
+OPEN = {"health", "live", "ready", "receive_hook", "get_signing_keys", "get_canary_result"}
 KEYS_IN_MESSAGES = {"send_to_agent", "send_to_mcp_server", "send_to_bundle_tools", "answer_claude_code_hook"}
 """Operations whose idempotency key is part of a message of their protocol."""
 
-DEFINED_BY_PROTOCOLS = KEYS_IN_MESSAGES | {"get_agent_card", "get_only_agent_card", "get_signing_keys"}
-"""Operations whose answers the specifications of Agent2Agent, MCP and JSON Web Keys define."""
+DEFINED_BY_PROTOCOLS = KEYS_IN_MESSAGES | {
+    "get_agent_card",
+    "get_only_agent_card",
+    "get_signing_keys",
+    "get_canary_result",
+}
+"""Operations whose answers the specifications of Agent2Agent, MCP, JSON Web Keys and DSSE define."""
 
 
 def test_operation_ids_are_stable_and_one_of_a_kind() -> None:

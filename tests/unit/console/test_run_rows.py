@@ -57,6 +57,7 @@ def gate(path: str, opened: int, **changes: object) -> StepGateView:
         actor=None,
         comment=None,
         approvals=1,
+        grant=None,
         votes=[],
     )
     return replace(view, **changes)  # type: ignore[arg-type]

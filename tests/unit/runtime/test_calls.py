@@ -14,7 +14,7 @@ from kneo.agents.turn import CallQuestion
 from kneo.clock import isoformat
 from kneo.digest import digest_of
 from kneo.records.run import RunError, RunStatus
-from kneo.records.task import DecisionKind
+from kneo.records.task import CallDecision, DecisionKind
 from kneo.runtime.engine.questions import consequences
 from kneo.runtime.interpreter.node import (
     Ask,
@@ -167,7 +167,7 @@ def test_an_answer_passes_through_the_state_whole() -> None:
     given = decision("edited", '{"amount": 6}', feedback="less", selected_options=("x",))
     run.settle(run.asks["work.pay:1:0badf00d"].ticket, TaskDecided(decision=given))
     assert run.due is not None
-    assert run.due.call_answers == {question().key: given}
+    assert run.due.call_answers == {question().key: CallDecision(**vars(given))}
 
 
 def test_values_of_a_gates_form_are_arguments_of_the_same_names() -> None:
