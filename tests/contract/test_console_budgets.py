@@ -36,7 +36,7 @@ RUNS_SHOWN = 50
 
 MAX_STATEMENTS = 20
 
-MORE_STATEMENTS = {"task": 34, "environments": 25, "environment": 26, "release": 31, "promotion": 31}
+MORE_STATEMENTS = {"task": 34, "environments": 25, "environment": 26, "release": 35, "promotion": 35}
 """Statements of pages that show several lists: the task with the list of those that wait, all environments with their releases and
 the bundles, one environment and a release with their history, decisions and the signed results about the bundle."""
 
