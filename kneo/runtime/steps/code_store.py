@@ -76,7 +76,7 @@ class CodeStore:
 
     def __init__(self, folder: Path, read: Callable[[Digest], BundleCode]) -> None:
         self._root, self._read = folder, read
-        self._codes: dict[Digest, tuple[BundleCode, Stamps]] = {}
+        self._codes: dict[Digest, tuple[BundleCode, Stamps | None]] = {}
         self._lock = Lock()
 
     def open(self, run: RunCode, *, starts: bool = False) -> tuple[Path, BundleCode]:
@@ -101,7 +101,7 @@ class CodeStore:
                     raise _tampered(folder, f"the bundle {run.bundle} has the code {code.digest}")
                 if not folder.exists():
                     self._lay_out(folder, code)
-                known = (code, {})
+                known = (code, None)
             code, stamps = known
             if starts or stamps != _stamps(folder):
                 stamps = _stamps(folder)

@@ -129,8 +129,7 @@ def test_code_behind_a_denied_tool_is_not_needed(make: MakeRuns) -> None:
     assert (run.status, agents.notes()) == (RunStatus.SUCCEEDED, ["pay 5"])
 
 
-def test_code_that_changes_under_a_call_ends_the_step_and_is_not_described_to_the_model(make: MakeRuns) -> None:
-    """A child process loads the code again."""
+def test_a_call_executes_the_pinned_bytes_when_the_file_changes_under_it(make: MakeRuns) -> None:
     agents = make(pays)
     tree = agents.agent_tree(teller={"tools": ["look"]}, tools={"look": agents.tool("look", {}, timeout_seconds=240)})
     source = agents.log.with_suffix(".py")
@@ -138,10 +137,11 @@ def test_code_that_changes_under_a_call_ends_the_step_and_is_not_described_to_th
 
     def changes(request: ModelRequest) -> Reply:
         source.write_text("def look(arguments): return 'another'\n")
-        return Reply(calls=[Call("look", {"id": "x"})])
+        return Reply("Done.") if request.turns else Reply(calls=[Call("look", {"id": "x"})])
 
     agents.server.script = changes
     run = agents.drive(agents.begin(tree, environment=ENVIRONMENT))
-    assert (run.status, run.error and run.error.type) == (RunStatus.FAILED, "implementation_not_pinned")
-    assert len(agents.server.requests) == 1
-    assert not [entry for entry in agents.journal(run) if "not_pinned" in str(entry.body)]
+    assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "Done.")
+    journal = [str(entry.body) for entry in agents.journal(run)]
+    assert any("look" in body for body in journal)
+    assert not any("another" in body for body in journal)
