@@ -95,7 +95,8 @@ def taken_over(store: Store) -> Iterator[None]:
 def test_a_command_ends_its_steps_when_another_process_takes_its_lock(pg: Store, tmp_path: Path) -> None:
     engine = Engine(pg, tmp_path / "code", SOURCE)
     run = engine.start([step("waits")])
-    settings = replace(from_env({}), import_roots=(tmp_path / "code",))
+    # In the worker, where a function sees that it is cancelled; the process of a sandbox is killed.
+    settings = replace(from_env({"KNEO_SERV_TOOLS_SANDBOX": "none"}), import_roots=(tmp_path / "code",))
     driving = threading.Thread(target=lambda: drive_or_wait(settings, pg, run.id, 600))
     driving.start()
     eventually(lambda: engine.notes() == ["begun"])
@@ -114,7 +115,8 @@ def test_a_command_ends_its_steps_when_another_process_takes_its_lock(pg: Store,
 def test_a_command_takes_a_lock_that_was_lost_again_and_goes_on(pg: Store, tmp_path: Path) -> None:
     engine = Engine(pg, tmp_path / "code", SOURCE)
     run = engine.start([step("waits")])
-    settings = replace(from_env({}), import_roots=(tmp_path / "code",))
+    # In the worker, where a function sees that it is cancelled; the process of a sandbox is killed.
+    settings = replace(from_env({"KNEO_SERV_TOOLS_SANDBOX": "none"}), import_roots=(tmp_path / "code",))
     driving = threading.Thread(target=lambda: drive_or_wait(settings, pg, run.id, 600))
     driving.start()
     eventually(lambda: engine.notes() == ["begun"])
