@@ -27,6 +27,7 @@ from kneo.service.auth import PRINCIPAL, credential_of
 from kneo.service.callers import Callers
 from kneo.service.limits import Rate
 from kneo.service.problems import RECORDED, refusal
+from kneo.service.protected_resources import challenge
 from kneo.service.routing import JsonResponse, RouteEntry, route_of, without_version
 from kneo.settings import Settings
 from kneo.store import audit, idempotency
@@ -95,6 +96,7 @@ class Admission:
     def __init__(self, app: ASGIApp, *, callers: Callers, settings: Settings, store: Store) -> None:
         self.app = app
         self.callers = callers
+        self.settings = settings
         self.store = store
         self.rate = Rate(settings.http.rate_per_minute)
         self.refusals = Refusals(store)
@@ -117,7 +119,7 @@ class Admission:
             else:
                 await self._once(operation, key, scope, receive, response)
         except KneoError as error:
-            await refusal(error)(scope, receive, response.take)
+            await refusal(error, challenge(scope, self.settings))(scope, receive, response.take)
         await self._record_refusal(operation, scope, response)
         await response.release()
 

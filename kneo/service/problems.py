@@ -40,13 +40,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
 
 
-def refusal(error: KneoError) -> JsonResponse:
-    """Return the response to an error; its detail ``retry_after`` becomes the header."""
+def refusal(error: KneoError, challenge: str = "Bearer") -> JsonResponse:
+    """Return the response to an error; its detail ``retry_after`` becomes the header, as the challenge does where no credential is accepted."""
     headers = {}
     details = dict(error.details)
     wait = details.pop("retry_after", RETRY_AFTER_SECONDS if isinstance(error, Transient) else None)
     if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["WWW-Authenticate"] = challenge
     if wait is not None:
         headers["Retry-After"] = str(wait)
     if error.hint is not None:

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.api.agents import AgentView, find_agent, list_agents
-from kneo.api.calls import read_served
+from kneo.api.calls import MAKE, read_served
 from kneo.api.operation import Principal
 from kneo.api.run_start import Wait, seconds_of
 from kneo.errors import NotFound
@@ -21,6 +21,7 @@ from kneo.extensions.protocols.claude_code import ToolUse
 from kneo.service.auth import Require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.events import LimitedResponse
+from kneo.service.protected_resources import WELL_KNOWN, accepts_tokens, address_of, metadata_of
 from kneo.service.routing import VERSION, ApiRouter, JsonResponse, Responses
 from kneo.store.service_key import missing_key
 from kneo.trust.keys import PrivateKey
@@ -30,6 +31,7 @@ router = ApiRouter(
     errors={
         "get_only_agent_card": (400, 404),
         "get_signing_keys": (400,),
+        "get_protected_resource": (404,),
         "send_to_bundle_tools": (404,),
         "answer_claude_code_hook": (404,),
     },
@@ -94,7 +96,7 @@ async def send_to_agent(
     agent = await run_in_threadpool(find_agent, service.context(principal), environment, bundle, "a2a")
     module = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.a2a.server", "a2a", PURPOSE)
     response: Response = await module.serve_request(
-        request, AgentCalls(service, principal, agent, "a2a"), _address(request, service)
+        request, AgentCalls(service, principal, agent, "a2a"), address_of(request.scope, service.settings)
     )
     return response
 
@@ -119,7 +121,7 @@ async def send_to_mcp_server(
     """
     await run_in_threadpool(list_agents, service.context(principal), environment, "mcp")
     module = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.mcp.server", "mcp", PURPOSE)
-    tools = module.AgentTools(service, principal, environment, _address(request, service))
+    tools = module.AgentTools(service, principal, environment, address_of(request.scope, service.settings))
     response = module.McpResponse(tools, service.settings.limits.body_bytes)
     return LimitedResponse(response, service.streams, principal.name)
 
@@ -144,11 +146,28 @@ async def send_to_bundle_tools(
     served = await run_in_threadpool(read_served, service.context(principal), environment, bundle)
     gateway = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.mcp.gateway", "mcp", PURPOSE)
     server = await run_in_threadpool(import_with_extra, "kneo.extensions.protocols.mcp.server", "mcp", PURPOSE)
-    address = _address(request, service)
+    address = address_of(request.scope, service.settings)
     gone = asyncio.Event()
     tools = gateway.BundleTools(service, principal, served, environment, address, seconds, gone.is_set)
     response = server.McpResponse(tools, service.settings.limits.body_bytes, gone.set)
     return LimitedResponse(response, service.streams, principal.name)
+
+
+@router.get(
+    f"{WELL_KNOWN}{VERSION}/mcp/{{environment}}/{{bundle}}",
+    operation_id="get_protected_resource",
+    responses=JSON_OBJECT,
+)
+def get_protected_resource(environment: str, bundle: str, request: Request, service: ServiceDep) -> JsonResponse:
+    """Read at which issuer people sign in to call the tools of a bundle over MCP (RFC 9728). It is the same for bundles that do not exist."""
+    settings = service.settings
+    if not accepts_tokens(settings):
+        msg = "People do not sign in here: the service accepts API keys alone."
+        raise NotFound(msg, hint="Set KNEO_SERV_OIDC_ISSUER and KNEO_SERV_OIDC_AUDIENCE.")
+    resource = (
+        f"{address_of(request.scope, settings)}{VERSION}/mcp/{quote(environment, safe='')}/{quote(bundle, safe='')}"
+    )
+    return JsonResponse(metadata_of(resource, settings, MAKE))
 
 
 @router.post(
@@ -179,7 +198,9 @@ async def answer_claude_code_hook(
 def _card(request: Request, service: Service, agent: AgentView) -> JsonResponse:
     module = import_with_extra("kneo.extensions.protocols.a2a.server", "a2a", PURPOSE)
     return JsonResponse(
-        module.signed_card(agent, _address(request, service), f"{VERSION}{_path(agent)}", _key(service))
+        module.signed_card(
+            agent, address_of(request.scope, service.settings), f"{VERSION}{_path(agent)}", _key(service)
+        )
     )
 
 
@@ -192,15 +213,3 @@ def _key(service: Service) -> PrivateKey:
     if key is None:
         raise missing_key()
     return key
-
-
-def _address(request: Request, service: Service) -> str:
-    """Return the public address of this service, else the one that it listens at.
-
-    The Host header is the sender's choice, and a signed card must not name an address that others chose.
-    """
-    if service.settings.public_url:
-        return service.settings.public_url.rstrip("/")
-    host, port = request.scope["server"]
-    name = f"[{host}]" if ":" in host else host
-    return f"{request.scope['scheme']}://{name}:{port}"
