@@ -513,7 +513,7 @@ MESSAGES: dict[str, object] = {
 @pytest.mark.parametrize("role", LIMITED)
 def test_a_route_of_a_protocol_without_access_is_one_for_a_made_up_environment(house: House, role: str) -> None:
     compared = [route for route in PROTOCOLS if "{" in route.path and route.operation_id != "receive_hook"]
-    named = {"get_agent_card", *MESSAGES, "stream_run_events"}
+    named = {"get_agent_card", "get_protected_resource", *MESSAGES, "stream_run_events"}
     assert {route.operation_id for route in compared} == named
     tools = {"send_to_bundle_tools", "answer_claude_code_hook"}
     for route in compared:

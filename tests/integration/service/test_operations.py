@@ -14,7 +14,7 @@ from kneo.service.app import create_app, description, routers
 from kneo.service.routing import RouteTable
 
 OPERATIONS = RouteTable(routers())
-OPEN = {"health", "live", "ready", "receive_hook", "get_signing_keys", "get_canary_result"}
+OPEN = {"health", "live", "ready", "receive_hook", "get_signing_keys", "get_protected_resource"}
 KEYS_IN_MESSAGES = {"send_to_agent", "send_to_mcp_server", "send_to_bundle_tools", "answer_claude_code_hook"}
 """Operations whose idempotency key is part of a message of their protocol."""
 
@@ -23,8 +23,9 @@ DEFINED_BY_PROTOCOLS = KEYS_IN_MESSAGES | {
     "get_only_agent_card",
     "get_signing_keys",
     "get_canary_result",
+    "get_protected_resource",
 }
-"""Operations whose answers the specifications of Agent2Agent, MCP, JSON Web Keys and DSSE define."""
+"""Operations whose answers the specifications of Agent2Agent, MCP, JSON Web Keys, DSSE and OAuth define."""
 
 
 def test_operation_ids_are_stable_and_one_of_a_kind() -> None:
