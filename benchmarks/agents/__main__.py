@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.agents import conversation
 from benchmarks.agents.calls import measure_calls
 from benchmarks.agents.gates import gate_costs
+from benchmarks.agents.grants import grant_costs
 from benchmarks.agents.start import measure_start
 from benchmarks.engine import peers
 
@@ -37,7 +38,7 @@ def main() -> None:
         "--count", type=int, default=5, help="conversations of 20 turns in each round, and as many turns of others"
     )
     parser.add_argument("--runs", type=int, default=1000, help="agents that wait at once")
-    parser.add_argument("--only", choices=["turns", "waiting", "gates", "calls", "start"])
+    parser.add_argument("--only", choices=["turns", "waiting", "gates", "calls", "start", "grants"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     answer: dict[str, object] = {}
@@ -54,6 +55,8 @@ def main() -> None:
         answer |= measure_calls(options.count * 40, options.runs)
     if options.only in {None, "start"}:
         answer["the start of a local run, s of processor time"] = measure_start(options.rounds)
+    if options.only in {None, "grants"}:
+        answer["a call that a grant covers"] = grant_costs(options.rounds)
     if options.json:
         print(json.dumps(answer, indent=2))
         return
