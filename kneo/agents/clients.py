@@ -174,6 +174,7 @@ def warm_up(providers: Iterable[str]) -> None:
 
 def _import_chat() -> None:
     # The library would import its resources at the first request, on the event loop.
+    import openai.resources.chat.chat  # noqa: F401
     import pydantic_ai.models.openai
     import pydantic_ai.providers.openai  # noqa: F401
 
