@@ -156,7 +156,8 @@ class Processes:
             **process_environment("PATH"),
             "OPENAI_API_KEY": "key",
             "OPENAI_BASE_URL": self.server.openai_url,
-            **({"DIE_AFTER_EFFECT": "1"} if when == EFFECT else {}),
+            # In the worker, which the function kills.
+            **({"DIE_AFTER_EFFECT": "1", "KNEO_SERV_TOOLS_SANDBOX": "none"} if when == EFFECT else {}),
         }
         script = Path(__file__).with_name("crashing_agents.py")
         folder = str(self.engine.log.parent)

@@ -170,11 +170,11 @@ def test_audit_metrics_and_logs_have_counts_and_digests_of_grants(
     house: GrantHouse, bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    grant = created(house, bench, reason="known-customers", total={"amount": 1997})
+    grant = created(house, bench, reason="known-customers", total={"amount": 1997.0831})
     assert set(NAMES) <= set(grant)
     path = f"/grants/{grant['id']}"
     bench.client("ben").post(path + "/approve", json={"statement": signed(house, str(grant["payload"]), "ben")})
-    house.refunds({"amount": 17.31, "currency": "EUR", "note": "to-iban-77"})
+    house.refunds({"amount": 17.3100831, "currency": "EUR", "note": "to-iban-77"})
     metrics = bench.client("viewer").get(f"{bench.url}/metrics").text
     assert "kneo_grants_active 1.0" in metrics
     assert "kneo_grant_uses_total 1.0" in metrics
@@ -184,7 +184,7 @@ def test_audit_metrics_and_logs_have_counts_and_digests_of_grants(
     assert sorted(types) == ["grant.activated", "grant.created", "grant.ended", "grant.voted"]
     [decision] = [event for event in events if event["event_type"] == "human.decision"]
     assert (decision["metadata"]["by"], decision["metadata"]["number"]) == ("grant", 1)
-    secrets = ("args.", "known-customers", "1997", "17.31", "to-iban-77", "fraud-case-4")
+    secrets = ("args.", "known-customers", "1997.08", "17.31008", "to-iban-77", "fraud-case-4")
     shown = json.dumps(events) + metrics + caplog.text
     assert [each for each in secrets if each in shown] == []
 
