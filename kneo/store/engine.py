@@ -365,16 +365,21 @@ class Store:
         """
         return self._file_lock(name) if self.is_sqlite else self._session_lock(name, "")
 
-    def shared(self, name: str) -> contextlib.AbstractContextManager[Lock]:
-        """Try to acquire a lock together with other holders; it is true where that succeeded. On SQLite it is exclusive."""
-        return self._file_lock(name) if self.is_sqlite else self._session_lock(name, "_shared")
+    def shared(self, name: str, fact: str = "") -> contextlib.AbstractContextManager[Lock]:
+        """Try to acquire a lock together with other holders; it is true where that succeeded. On SQLite it is exclusive.
+
+        Args:
+            name: The name of the lock.
+            fact: A word about this process that ``metrics.list_workers`` reads on PostgreSQL.
+        """
+        return self._file_lock(name) if self.is_sqlite else self._session_lock(name, "_shared", fact)
 
     def _file_lock(self, name: str) -> contextlib.AbstractContextManager[Lock]:
         return file_lock(Path(f"{self.engine.url.database}.{name}.lock"))
 
     @contextlib.contextmanager
-    def _session_lock(self, name: str, kind: Kind) -> Iterator[Lock]:
-        lock = SessionLock(self.engine, name, kind)
+    def _session_lock(self, name: str, kind: Kind, fact: str = "") -> Iterator[Lock]:
+        lock = SessionLock(self.engine, name, kind, fact)
         with _translate():
             lock.acquire()
             try:

@@ -74,10 +74,12 @@ class SessionLock:
         engine: The database.
         name: The name of the lock.
         kind: Whether the lock is shared.
+        fact: A word about the holder, at the end of the name of the session, for others to read.
     """
 
-    def __init__(self, engine: Engine, name: str, kind: Kind = "") -> None:
+    def __init__(self, engine: Engine, name: str, kind: Kind = "", fact: str = "") -> None:
         self._engine = engine
+        self._fact = fact
         self._name = f"kneo:{name}"
         self._kind = kind
         self._mutex = threading.Lock()
@@ -98,6 +100,10 @@ class SessionLock:
             acquired = connection.execute(
                 text(f"SELECT pg_try_advisory_lock{self._kind}(hashtext(:n))"), {"n": self._name}
             ).scalar()
+            if acquired and self._fact:
+                named = "SELECT set_config('application_name', split_part(current_setting('application_name'), ' ', 1) || ' ' "
+                named += "|| split_part(current_setting('application_name'), ' ', 2) || ' ' || :f, false)"
+                connection.execute(text(named), {"f": self._fact})
         except BaseException:
             connection.close()
             raise

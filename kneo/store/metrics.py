@@ -82,11 +82,26 @@ CONNECTIONS_PER_PROCESS = 15
 CONNECTIONS_PER_WORKER = 6
 """Those that a worker opens besides: for its queue, its sign of life and what models write meanwhile."""
 
-_HELD = (
-    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
+_HOLDERS = (
+    "SELECT coalesce(split_part(application_name, ' ', 2), ''), coalesce(split_part(application_name, ' ', 3), '') "
+    "FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) "
+    "WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-    "AND objid = (hashtext(:name)::bigint & 4294967295)"
+    "AND objid = (hashtext(:name)::bigint & 4294967295) ORDER BY 1, 2"
 )
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """A process that executes the steps of runs.
+
+    Attributes:
+        name: Its host and process id.
+        sandbox: The highest level of sandboxes of its machine; empty where it is not known.
+    """
+
+    name: str
+    sandbox: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +136,12 @@ def read_server(store: Store) -> ServerFacts | None:
                 "current_setting('superuser_reserved_connections')::int + "
                 "coalesce(current_setting('reserved_connections', true), '0')::int, "
                 "(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), "
-                "(SELECT count(DISTINCT application_name) FROM pg_stat_activity "
+                "(SELECT count(DISTINCT split_part(application_name, ' ', 2)) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND application_name LIKE :processes)"
             ),
             {"processes": f"{APPLICATION}%"},
         ).one()
-        workers = _count_workers(tx)
+        workers = len(list_workers(tx))
     names = ("now", "max_connections", "reserved", "used", "processes")
     return ServerFacts(**dict(zip(names, row, strict=True)), workers=workers)
 
@@ -137,10 +152,12 @@ def has_worker(store: Store) -> bool:
         with store.exclusive(WORKER_LOCK) as lock:
             return not lock
     with store.read() as tx:
-        return _count_workers(tx) > 0
+        return bool(list_workers(tx))
 
 
-def _count_workers(tx: Tx) -> int:
-    """Count the processes that execute steps on a PostgreSQL database."""
-    held: int = tx.connection.execute(text(_HELD), {"name": f"kneo:{WORKER_LOCK}"}).scalar_one()
-    return held
+def list_workers(tx: Tx) -> list[WorkerProcess]:
+    """Return the processes that execute steps on a PostgreSQL database; none for SQLite, which has one at most."""
+    if tx.dialect.name == "sqlite":
+        return []
+    holders = tx.connection.execute(text(_HOLDERS), {"name": f"kneo:{WORKER_LOCK}"})
+    return [WorkerProcess(name, sandbox) for name, sandbox in holders]

@@ -19,14 +19,22 @@ from kneo.names import person_key
 from kneo.notify.channels import plain_name
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.code_store import package_differences
+from kneo.sandbox.levels import host_level
 from kneo.service.auth import configured, hash_keys
 from kneo.settings import Settings
 from kneo.spec.code import RunCode
 from kneo.spec.models.spec import Spec
+from kneo.spec.policy import SANDBOX_LEVELS, SandboxLevel
 from kneo.store import audit, audit_tree, grants, metrics, releases, requests, runs, tasks
 from kneo.store.adoption import count_without
-from kneo.store.engine import Store
-from kneo.store.metrics import CONNECTIONS_PER_PROCESS, CONNECTIONS_PER_WORKER, has_worker, read_server
+from kneo.store.engine import Store, Tx
+from kneo.store.metrics import (
+    CONNECTIONS_PER_PROCESS,
+    CONNECTIONS_PER_WORKER,
+    WorkerProcess,
+    has_worker,
+    read_server,
+)
 from kneo.store.migrate import HEAD, migrate_database
 from kneo.store.service_key import FILE
 from kneo.tasks.grants import gates_now
@@ -165,10 +173,12 @@ def _service_key(settings: Settings) -> PrivateKey | None:
 
 
 def check_worker(store: Store) -> Diagnosis:
-    """Check that a worker is alive, and that no run waits long for one."""
+    """Check that a worker is alive, that each gives the level of sandboxes that environments require, and that no run waits long."""
     with store.read() as tx:
         depth, since = metrics.queue(tx)
         waited = tx.now - parse_time(since) if since is not None else timedelta(0)
+        workers = metrics.list_workers(tx)
+        required = _required_levels(tx)
     is_late = waited > MOST_WAIT
     waiting = f"{depth} runs wait, the first for {waited.total_seconds():.0f} seconds"
     if not has_worker(store):
@@ -176,7 +186,24 @@ def check_worker(store: Store) -> Diagnosis:
         return error(f"No worker is alive; {waiting}.", hint) if depth else warning("No worker is alive.", hint)
     if is_late:
         return warning(f"A worker is alive, and {waiting}.", "Start more workers, or look for steps that hang.")
-    return ok(f"A worker is alive; {depth} runs wait.")
+    given = workers or [WorkerProcess("this machine", host_level().level)]
+    weak = [
+        f"{worker.name} gives sandboxes at level {worker.sandbox}, and {environment} requires {level}"
+        for worker in given
+        for environment, level in required.items()
+        if worker.sandbox in SANDBOX_LEVELS and SANDBOX_LEVELS.index(worker.sandbox) < SANDBOX_LEVELS.index(level)
+    ]
+    if weak:
+        hint = "Calls fail there with sandbox_unavailable. Run kneo doctor on that machine: its check sandbox shows what is missing."
+        return warning(f"{'; '.join(weak[:MAX_PROBLEMS])}.", hint)
+    shown = ", ".join(f"{worker.name} ({worker.sandbox or 'level of sandboxes not known'})" for worker in workers)
+    return ok(f"A worker is alive{f': {shown}' if shown else ''}; {depth} runs wait.")
+
+
+def _required_levels(tx: Tx) -> dict[str, SandboxLevel]:
+    """Return the weakest level that each environment permits."""
+    found = {item.name: registry.find_declared(tx, item.name) for item in releases.list_environments(tx)}
+    return {name: declared.spec.tools.sandbox.required for name, declared in found.items() if declared is not None}
 
 
 def check_suspects(store: Store) -> Diagnosis:

@@ -36,6 +36,7 @@ from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.code_store import CodeStore
 from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.sandboxes import Sandboxes
+from kneo.sandbox.levels import host_level
 from kneo.settings import ExecutionSettings, Settings, hide_settings
 from kneo.spec.code import BundleCode
 from kneo.spec.models.providers import PROVIDERS
@@ -268,7 +269,7 @@ def only_worker(store: Store) -> Iterator[Lock]:
     Raises:
         Conflict: another process holds it; on PostgreSQL: a command is driving a run of its own.
     """
-    with store.shared(WORKER_LOCK) as lock:
+    with store.shared(WORKER_LOCK, "" if store.is_sqlite else host_level().level) as lock:
         if not lock:
             msg = "Another process executes steps on this database."
             raise Conflict(msg, code="worker_running", hint="Stop it, or use its service: --service-url URL.")

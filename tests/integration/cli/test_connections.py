@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,8 @@ from databases import Server
 from kneo_process import Machine, eventually
 from sqlalchemy import make_url
 from transaction_pooler import pooling
+
+from kneo.sandbox.levels import host_level
 
 
 @pytest.fixture
@@ -44,6 +48,36 @@ def test_a_worker_starts_once_the_server_has_connections_for_it(
         )
     )
     assert worker.terminate() == 0, worker.log.read_text()
+
+
+UNDER_A_FILTER = """
+from kneo.sandbox import confine
+confine._prctl(confine._PR_SET_NO_NEW_PRIVS, 1)
+confine.restrict_calls(confine.refuse("landlock_create_ruleset"))
+from kneo.cli.main import main
+main()
+"""
+
+
+@pytest.mark.skipif(not host_level().gives("kernel"), reason=host_level().facts)
+def test_doctor_shows_the_level_of_sandboxes_of_each_worker(machine: Machine, tmp_path: Path) -> None:
+    machine.kneo("maintenance", "migrate")
+    filtered = Machine(tmp_path / "filtered", machine.env["KNEO_SERV_DATABASE_URL"])
+    filtered.program = ("-c", UNDER_A_FILTER)  # type: ignore[misc]
+    filtered.begin = subprocess.Popen  # type: ignore[misc]
+    workers = [machine.start("worker", answers=False), filtered.start("worker", answers=False)]
+
+    def shown() -> str:
+        [check] = [each for each in machine.json("doctor", expect=None)["checks"] if each["check"] == "worker"]
+        return str(check["message"])
+
+    try:
+        eventually(lambda: shown().count(f"{platform.node()[:40]}:") == 2)
+        assert shown().count("(kernel)") == shown().count("(process)") == 1
+    finally:
+        for worker in workers:
+            worker.kill()
+    eventually(lambda: "No worker is alive" in shown())
 
 
 def test_a_proxy_that_pools_transactions_is_refused_with_the_reason(

@@ -23,6 +23,7 @@ from kneo.clock import Clock, ManualClock, SystemClock
 from kneo.digest import digest_of
 from kneo.extensions.push.keys import VapidKey
 from kneo.records.run import RunStatus
+from kneo.sandbox.levels import HostLevel
 from kneo.service.auth import key_digest
 from kneo.store import audit, requests, runs
 from kneo.store.engine import WORKER_LOCK, Store
@@ -324,6 +325,23 @@ def test_no_worker_and_runs_that_wait_for_one(served: Installation) -> None:
             assert lock
             assert served.level("worker", clock=ManualClock(datetime(2020, 1, 1, tzinfo=UTC))) is OK
             assert served.level("worker", clock=ManualClock(datetime(2050, 1, 1, tzinfo=UTC))) is WARNING
+
+
+def test_a_worker_whose_machine_gives_less_than_an_environment_requires(
+    followed: ConfigRepo, local: Installation, kneo: Kneo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = HostLevel(level="process", facts="Landlock is off")
+    monkeypatch.setattr("kneo.cli.serve.database_checks.host_level", lambda: weak)
+    with closing(local.open()) as store, store.shared(WORKER_LOCK):
+        assert local.level("worker") is OK
+    followed.environment("dev", {"announce": "1.0.0"}, inlineSpecs=True, tools={"sandbox": {"required": "kernel"}})
+    followed.commit("Require the level kernel")
+    kneo("controller", "run", "--repo", followed.folder, "--once")
+    with closing(local.open()) as store, store.shared(WORKER_LOCK):
+        found = local.check("worker")
+    assert found.level is WARNING
+    assert found.message == "this machine gives sandboxes at level process, and dev requires kernel."
+    assert "sandbox_unavailable" in found.hint
 
 
 def test_a_run_during_which_workers_died(served: Installation) -> None:
