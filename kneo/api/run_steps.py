@@ -40,6 +40,11 @@ MAX_TEXT_CHARS = 100_000
 MAX_CALLS = 200
 """Tool calls of one step in a response."""
 
+SANDBOX_FIELD = Field(
+    description="The sandbox of the function, script or server: its level, the digest of its profile, and up to ten hosts with "
+    "ports that were denied. Absent where none was used."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepModelView:
@@ -68,6 +73,7 @@ class StepCallView:
     status: str
     started_at: str
     completed_at: str | None
+    sandbox: Annotated[Json | None, SANDBOX_FIELD] = None
 
     @classmethod
     def of(cls, entry: ConversationEntry) -> StepCallView:
@@ -79,6 +85,7 @@ class StepCallView:
             status=entry.status.value,
             started_at=entry.started_at,
             completed_at=entry.completed_at,
+            sandbox=_object(entry.facts, "sandbox"),
         )
 
     @classmethod
@@ -168,6 +175,7 @@ class StepView:
         Json | None,
         Field(description="The code that the step could execute: its digest, and bundle, project or program."),
     ] = None
+    sandbox: Annotated[Json | None, SANDBOX_FIELD] = None
     tool_calls: list[StepCallView]
 
     @classmethod
@@ -186,7 +194,8 @@ class StepView:
             error=RunErrorView.of_error(step.error),
             model=StepModelView.of(step.facts, entries),
             usage=_usage(entries),
-            code=_code(step.facts),
+            code=_object(step.facts, "code"),
+            sandbox=_object(step.facts, "sandbox"),
             tool_calls=StepCallView.list_of(entries),
         )
 
@@ -310,8 +319,8 @@ def _executing(context: Context, run: Run) -> tuple[Execute, ...]:
         return ()
 
 
-def _code(facts: Mapping[str, object]) -> Json | None:
-    found = facts.get("code")
+def _object(facts: Mapping[str, object], name: str) -> Json | None:
+    found = facts.get(name)
     return dict(found) if isinstance(found, Mapping) else None
 
 

@@ -107,9 +107,19 @@ def details(event: Mapping[str, object]) -> str:
         event.get("model_name") if str(event["type"]).startswith("model_") else None,
         f"{sum(tokens)} tokens" if tokens else None,
         f"{millis} ms" if isinstance(millis, int) else None,
+        _sandbox(facts.get("sandbox")),
         message or event.get("output_preview") or event.get("input_preview") or event.get("status"),
     ]
     return " ".join(" ".join(str(part) for part in parts if part is not None).split())
+
+
+def _sandbox(used: object) -> str | None:
+    """Return the level of a sandbox in words, with the hosts that it denied."""
+    if not isinstance(used, Mapping):
+        return None
+    denied = used.get("denied")
+    hosts = f", denied {', '.join(map(str, denied))}" if isinstance(denied, list) and denied else ""
+    return f"{used.get('level')} sandbox{hosts}"
 
 
 class StreamPrinter:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import temporal_server
 from engine import Engine, step
+from installation_key import find_key
 from kneo_process import Machine, Process, eventually
 from processes import free_port
 
@@ -58,7 +59,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def engine(postgres_url: str, tmp_path: Path) -> Iterator[Engine]:
-    store = open_store(postgres_url, SystemClock())
+    store = open_store(postgres_url, SystemClock(), find_key)
     yield Engine(store, tmp_path / "machine", SOURCE)
     store.close()
 
