@@ -64,9 +64,29 @@ def logged_settings(level: str | None = None) -> Settings:
     return settings
 
 
+SIGNAL_SECONDS = 1.0
+"""The longest time from a signal to its handler."""
+
+
+class StopEvent(threading.Event):
+    """An event that the handler of a signal sets.
+
+    The kernel can deliver a signal to any thread, and to another than the main thread where that was just continued after
+    SIGSTOP. Python then runs the handler once the main thread executes something, which one that waits without end never does.
+    """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the event, and let handlers of signals run each second."""
+        if timeout is not None:
+            return super().wait(timeout)
+        while not super().wait(SIGNAL_SECONDS):
+            pass
+        return True
+
+
 def until_stopped(work: Callable[[threading.Event], None]) -> None:
     """Call ``work`` with an event that SIGTERM and SIGINT set; again while the database accepts no more connections."""
-    stopping = threading.Event()
+    stopping = StopEvent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     retry_connecting(lambda: work(stopping), stopping.wait)

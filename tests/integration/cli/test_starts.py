@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kneo_process import Machine
 from sqlalchemy import create_engine, inspect
+from warm import run_python
 
 
 @pytest.fixture
@@ -141,3 +143,18 @@ def test_on_sqlite_a_process_creates_its_service_key(machine: Machine, tmp_path:
     machine.up()
     assert (tmp_path / "service_key.pem").stat().st_mode & 0o777 == 0o600
     machine.stop()
+
+
+def test_a_signal_that_another_thread_receives_stops_the_process() -> None:
+    program = (
+        "import os, signal, sys, threading, time\n"
+        "from kneo.cli.serve.worker import until_stopped\n"
+        "def receives(): signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
+        "def work(stopping):\n"
+        "    threading.Timer(0.2, receives).start()\n"
+        "    stopping.wait()\n"
+        "    print('stopped')\n"
+        "until_stopped(work)\n"
+    )
+    done = run_python([sys.executable, "-c", program], timeout=60)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
