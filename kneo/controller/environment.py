@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import chain
 
 from kneo import registry
 from kneo.controller import metrics
 from kneo.controller.canary import CanaryContext, follow
 from kneo.controller.differences import plan_of_action, plan_of_rules
-from kneo.controller.policy_gate import EnvironmentFiles, evaluate_policy_gate, pending_bundles, rules_before
+from kneo.controller.policy_gate import (
+    EnvironmentFiles,
+    environment_files,
+    evaluate_policy_gate,
+    pending_bundles,
+    root_threshold,
+    rules_before,
+)
 from kneo.controller.registry_cache import RegistryCache, RegistryState, Served
+from kneo.controller.settled import Basis, Result, SettledEnvironments, find_result, lasting
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report, verify
 from kneo.controller.stages.apply import apply
-from kneo.controller.stages.approvals import ApprovalVote, signed_by_known
+from kneo.controller.stages.approvals import ApprovalVote, decisions_in, signed_by_known
 from kneo.controller.stages.attestations import is_not_yet_valid
 from kneo.controller.stages.evidence import (
     gather_evidence,
@@ -126,12 +135,17 @@ class ReconcileContext:
     lease: Lease
     state: RegistryState
     cache: RegistryCache
-    files: EnvironmentFiles
     commit_times: CommitTimes | None = None
     """Set while a registry is rebuilt from Git."""
 
     quiet: bool = False
     """Whether notifications are suppressed, because these changes happened before."""
+
+    @cached_property
+    def files(self) -> EnvironmentFiles:
+        """The files whose rules apply to a changed file."""
+        threshold = root_threshold(self.trust.root)
+        return environment_files(self.state.records, self.declared.environments, self.declared.revision, threshold)
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,21 @@ class EnvironmentContext:
         return self.shared.state.records.get(self.name)
 
 
+@dataclass(frozen=True)
+class _Evaluated:
+    """The result of an evaluation.
+
+    Args:
+        outcome: The outcome.
+        changed: The promotions.
+        settled: What the result depends on and how long it stands, where it may be used again.
+    """
+
+    outcome: Outcome
+    changed: tuple[Promotion, ...] = ()
+    settled: tuple[Basis, Result] | None = None
+
+
 class EnvironmentReconciler:
     """Reconciles environments one by one, with a cache of verified bundles and of drift."""
 
@@ -168,9 +197,30 @@ class EnvironmentReconciler:
         self.store = store
         self.channels = tuple(channels)
         self.drift = DriftWatch()
+        self.settled = SettledEnvironments()
         self._verified = VerificationCache()
         self._recorded: dict[str, frozenset[tuple[str, str]]] = {}
         """By environment: the trust root and the ids of the attestation files whose statements are recorded."""
+
+    def begin_drift(self, now: datetime) -> None:
+        """Verify all releases, and evaluate every environment, in the next reconciliation."""
+        self.drift.begin(now)
+        self.settled.clear()
+
+    def find_settled(self, environment: Environment, shared: ReconcileContext) -> Outcome | None:
+        """Return the outcome of an environment that needs no evaluation; None for one that does."""
+        name = environment.name
+        record = shared.state.records.get(name)
+        if record is None or shared.trust.before is not None or shared.commit_times is not None:
+            return None
+        if rules_before(record, environment, shared.declared.revision) is not None:
+            return None
+        waiting = (item.bundle for item in record.pending)
+        basis = replace(self._basis(environment, record, shared), waiting=frozenset(waiting))
+        outcome = self.settled.find(name, basis, shared.trust.now)
+        if outcome is not None:
+            metrics.DRIFT.labels(name).set(0)
+        return outcome
 
     def run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
         """Bring one environment to its declared state, as far as trust and gates allow.
@@ -190,6 +240,7 @@ class EnvironmentReconciler:
 
     def _run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
         declared, name = shared.declared, environment.name
+        self.settled.forget(name)
         before = rules_before(shared.state.records.get(name), environment, declared.revision)
         if isinstance(before, SourceProblem):
             return self.refuse(name, before, shared)
@@ -205,21 +256,42 @@ class EnvironmentReconciler:
             lost = registry.find_lost_rejection(tx, name)
             if lost is None:
                 record_attestations(tx, name, tuple(evidence_files.values()), shared.trust, declared.revision)
-                outcome, changed = self._decide(tx, context, verified, approval_files)
+                done = self._decide(tx, context, verified, approval_files)
         if lost is not None:
             return self.refuse(name, SourceProblem("RejectionLost", lost), shared)
         if not shared.quiet:
-            _count(context, changed)
+            _count(context, done.changed)
         read = {key for key, text in evidence_files.items() if not is_not_yet_valid(text, shared.trust.now)}
         self._recorded[name] = self._recorded.get(name, frozenset()) | read
         self._verified.remember(name, shared.trust.epoch(environment), places, declared.blobs, verified)
-        return outcome
+        if done.settled is not None and len(read) == len(evidence_files):
+            self.settled.keep(name, *done.settled)
+        return done.outcome
 
     def refuse(self, name: str, problem: SourceProblem, shared: ReconcileContext) -> Outcome:
         """Report an environment that this commit cannot change."""
         return self._report(name, report.report_problem(problem, shared.declared.revision, trusted=True), shared)
 
+    def _basis(self, environment: Environment, record: EnvironmentRecord, shared: ReconcileContext) -> Basis:
+        declared, name = shared.declared, environment.name
+        served = shared.state.served.get(name, {})
+        paths = (
+            *find_bundles(environment, declared.blobs).values(),
+            *declared.evidence_paths(environment, served.values()),
+        )
+        return Basis(
+            file=declared.files[name],
+            epoch=shared.trust.epoch(environment),
+            blobs={path: declared.blobs[path] for path in paths},
+            approvals=declared.approval_files.get(name, ()),
+            decided=shared.state.decided.get(name, frozenset()),
+            served=served,
+            record=lasting(record),
+            waiting=frozenset(),
+        )
+
     def _report(self, name: str, result: report.EnvironmentReport, shared: ReconcileContext) -> Outcome:
+        self.settled.forget(name)
         with self.store.write() as tx:
             check_lease(tx, shared.lease)
             report.write_report(tx, name, result, revision=shared.declared.revision)
@@ -259,7 +331,7 @@ class EnvironmentReconciler:
 
     def _decide(
         self, tx: Tx, context: EnvironmentContext, verified: Verified, approval_files: Sequence[bytes]
-    ) -> tuple[Outcome, tuple[Promotion, ...]]:
+    ) -> _Evaluated:
         shared, trust = context.shared, context.shared.trust
         served = shared.cache.read(tx, shared.lease.fence).served
         _check_unmoved(context, served)
@@ -272,14 +344,20 @@ class EnvironmentReconciler:
             report.write_report(tx, context.name, result, revision=context.revision)
             weakened = gates.weakened(context.environment, context.before, evidence)
             registry.keep_plans(tx, context.name, (plan_of_rules(context.before, context.environment, weakened),))
-            return result.outcome, ()
-        _accept_file(tx, context, rules, evidence)
+            return _Evaluated(result.outcome)
+        record = _accept_file(tx, context, rules, evidence)
         both = gates.rules_of(context.environment, context.before, approved=bool(rules.approvals))
-        return self._change(tx, context, verified, evidence, both)
+        outcome, changed, standing = self._change(tx, context, verified, evidence, both)
+        if standing is None or trust.before is not None or not _all_recorded(tx, context.name, approval_files):
+            return _Evaluated(outcome, changed)
+        basis = self._basis(context.environment, record, shared)
+        after = shared.cache.read(tx, shared.lease.fence).served.get(context.name, {})
+        waiting = frozenset(item.bundle for item in releases.pending(tx, context.name))
+        return _Evaluated(outcome, changed, (replace(basis, served=after, waiting=waiting), standing))
 
     def _change(
         self, tx: Tx, context: EnvironmentContext, verified: Verified, evidence: Evidence, rules: Sequence[Rules]
-    ) -> tuple[Outcome, tuple[Promotion, ...]]:
+    ) -> tuple[Outcome, tuple[Promotion, ...], Result | None]:
         shared, name, revision = context.shared, context.name, context.revision
         plan = make_plan(
             context.environment, revision, verified, evidence.served.get(name, {}), shared.state.history.known
@@ -329,7 +407,15 @@ class EnvironmentReconciler:
             changes = report.notices_of_changes(name, revision, tx.at, allowed)
             findings = report.notices_of_findings(name, revision, pending, drift)
             outbox.post(tx, self.channels, chain(changes, findings))
-        return result.outcome, changed
+        root, is_changed = shared.trust.root, bool(changed)
+        return result.outcome, changed, find_result(result.outcome, blocked, rules, evidence, root, changed=is_changed)
+
+
+def _all_recorded(tx: Tx, environment: str, approval_files: Sequence[bytes]) -> bool:
+    """Return whether the decisions of a commit are recorded; one that is dated in the future is later."""
+    found = dict(decisions_in(approval_files))
+    here = {digest for digest, of in found.items() if of == environment}
+    return not here or here <= {record.payload_digest for record in releases.list_approvals(tx, environment)}
 
 
 def _qualified(
@@ -380,11 +466,11 @@ def _evaluate_rules(context: EnvironmentContext, evidence: Evidence) -> GateVerd
     return evaluate_policy_gate(context.environment, context.before, context.shared.files, evidence)
 
 
-def _accept_file(tx: Tx, context: EnvironmentContext, rules: Allowed, evidence: Evidence) -> None:
+def _accept_file(tx: Tx, context: EnvironmentContext, rules: Allowed, evidence: Evidence) -> EnvironmentRecord:
     before, overruled = context.before, tuple[ApprovalVote, ...]()
     if before is not None and rules.approvals:
         overruled = gates.ended_by(context.environment, before, evidence)
-    registry.accept_environment(
+    return registry.accept_environment(
         tx,
         context.name,
         context.shared.declared.files[context.name],

@@ -12,7 +12,7 @@ from kneo import registry
 from kneo.controller import metrics
 from kneo.controller.canary import settle_all
 from kneo.controller.environment import EnvironmentReconciler, ReconcileContext
-from kneo.controller.policy_gate import environment_files, is_retired, root_threshold
+from kneo.controller.policy_gate import is_retired
 from kneo.controller.preview import preview
 from kneo.controller.registry_cache import RegistryCache, Served, read_registry
 from kneo.controller.rollback import parse_rollback, roll_back
@@ -33,6 +33,8 @@ from kneo.controller.stages.report import (
 from kneo.controller.stages.verify import TrustConfig, TrustContext, establish_trust
 from kneo.digest import Digest
 from kneo.errors import Invalid, Transient
+from kneo.records.release import EnvironmentRecord
+from kneo.spec.models.environment import Environment
 from kneo.store import audit, requests
 from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest, Lease, check_lease
@@ -164,7 +166,7 @@ class Reconciler:
     def _reconcile(self, lease: Lease) -> ReconcileResult:
         self.commit = None
         if self.drift_due():
-            self.environments.drift.begin(self.store.clock.now())
+            self.environments.begin_drift(self.store.clock.now())
             self._cache.invalidate()
         with span("kneo.source.fetch", kind="client"):
             snapshot = self._guarded(lease, self._source.fetch)
@@ -179,6 +181,7 @@ class Reconciler:
 
     def _report_failure(self, error: Exception, lease: Lease) -> None:
         problem = failure("The reconciliation", error)
+        self.environments.settled.clear()
         with self.store.write() as tx:
             check_lease(tx, lease)
             _report_everywhere(tx, report_failure(problem, UNKNOWN), UNKNOWN)
@@ -232,9 +235,8 @@ class Reconciler:
             outcomes: Mapping[str, Outcome] = dict.fromkeys(declared.environments, stalled)
             return ReconcileResult(declared.revision, outcomes, trust), state.served
         metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
-        threshold = root_threshold(trust.root)
-        files = environment_files(state.records, declared.environments, declared.revision, threshold)
-        context = ReconcileContext(snapshot, declared, trust, lease, state, self._cache, files, times, quiet)
+        self.environments.settled.begin(lease.fence)
+        context = ReconcileContext(snapshot, declared, trust, lease, state, self._cache, times, quiet)
         outcomes = self._each_environment(context)
         audit.seal(self.store)
         with self.store.read() as tx:
@@ -266,6 +268,7 @@ class Reconciler:
         # A rollback changes releases outside of the cache.
         self._cache.invalidate()
         rollback = parse_rollback(request.payload, request.actor)
+        self.environments.settled.forget(rollback.environment)
         return roll_back(self.store, rollback, lease, self.config, self.environments.channels)
 
     def _preview(self, request: ControllerRequest, _lease: Lease) -> Mapping[str, object]:
@@ -281,6 +284,7 @@ class Reconciler:
         except Invalid as error:
             if error.code in UNREACHABLE:
                 raise
+            self.environments.settled.clear()
             with self.store.write() as tx:
                 check_lease(tx, lease)
                 self._source.refuse(tx, error)
@@ -302,6 +306,7 @@ class Reconciler:
         with self.store.write() as tx:
             check_lease(tx, lease)
             if isinstance(trust, SourceProblem):
+                self.environments.settled.clear()
                 self._source.refuse(tx, Invalid(trust.message, code=trust.reason, new=snapshot.commit))
                 result = report_problem(trust, declared.revision, trusted=False)
                 _report_everywhere(tx, result, declared.revision, declared.environments)
@@ -311,8 +316,16 @@ class Reconciler:
 
     def _each_environment(self, context: ReconcileContext) -> dict[str, Outcome]:
         declared, state, outcomes = context.declared, context.state, dict[str, Outcome]()
+        settled: list[EnvironmentRecord] = []
         for name in in_order(declared.environments):
             environment = declared.environments[name]
+            known = (
+                self.environments.find_settled(environment, context) if isinstance(environment, Environment) else None
+            )
+            if known is not None:
+                outcomes[name] = known
+                settled.append(state.records[name])
+                continue
             with span("kneo.reconcile.environment", kneo_environment=name) as traced:
                 if isinstance(environment, SourceProblem):
                     outcomes[name] = self.environments.refuse(name, environment, context)
@@ -325,6 +338,10 @@ class Reconciler:
             with self.store.read() as tx:
                 problem = removed(name, declared.revision, registry.open_tasks(tx, name))
             outcomes[name] = self.environments.refuse(name, problem, context)
+        if any(record.revision != declared.revision for record in settled):
+            with self.store.write() as tx:
+                check_lease(tx, context.lease)
+                registry.move_environments(tx, settled, declared.revision)
         return outcomes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kneo import registry
 from kneo.controller.stages import verify
@@ -34,6 +34,9 @@ class RegistryState:
     roots: tuple[tuple[str | None, bytes], ...]
     """Accepted trust roots, oldest first, each with the commit that brought it."""
 
+    decided: Mapping[str, frozenset[tuple[object, ...]]] = field(default_factory=dict)
+    """What people have decided, by environment; see ``registry.list_decided``."""
+
 
 def read_registry(tx: Tx, bundles: KnownBundles | None = None) -> RegistryState:
     """Read the state of the registry; ``bundles`` saves reading releases and bundles again."""
@@ -45,6 +48,7 @@ def read_registry(tx: Tx, bundles: KnownBundles | None = None) -> RegistryState:
         served=bundles.served,
         history=bundles.history,
         roots=tuple(zip(releases.trust_revisions(tx), (envelope for _, _, envelope in chain), strict=True)),
+        decided=registry.list_decided(tx),
     )
 
 

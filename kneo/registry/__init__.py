@@ -6,7 +6,13 @@ one transaction, which the caller opens.
 
 from kneo.registry.access import Access, AccessRules, find_access, find_reach, issued_groups, read_rules
 from kneo.registry.assignment import NewRun, candidate_release
-from kneo.registry.controls import find_lost_rejection, holds_in_force, list_accepted_rules, suspension_in_force
+from kneo.registry.controls import (
+    find_lost_rejection,
+    holds_in_force,
+    list_accepted_rules,
+    list_decided,
+    suspension_in_force,
+)
 from kneo.registry.decisions import (
     UnsignedDecision,
     check_declared,
@@ -33,6 +39,7 @@ from kneo.registry.record import (
     accept_roots,
     environment_subject,
     keep_plans,
+    move_environments,
     promote,
     report_conditions,
     report_pending,
@@ -113,8 +120,10 @@ __all__ = [
     "issued_groups",
     "keep_plans",
     "list_accepted_rules",
+    "list_decided",
     "list_served",
     "lock_environment",
+    "move_environments",
     "open_tasks",
     "pending_subject",
     "policy_in_force",

@@ -56,6 +56,11 @@ def list_accepted_rules(tx: Tx, environment: str) -> frozenset[str]:
     return frozenset(str(event.metadata.get("policy_digest")) for event, _ in events)
 
 
+def list_decided(tx: Tx) -> Mapping[str, frozenset[tuple[object, ...]]]:
+    """Return what people have decided about each environment: values that change with each decision, hold and suspension."""
+    return releases.list_decided(tx, (*CONTROLS, REJECTED))
+
+
 def _latest_set(tx: Tx, environment: str, sets: str, lifts: str) -> Mapping[str, AuditEvent]:
     """Return the events that have set what still holds, by bundle."""
     latest: dict[str, audit.RecordedEvent] = {}

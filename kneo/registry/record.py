@@ -224,8 +224,8 @@ def accept_environment(
     epoch: str,
     approvals: Sequence[str] = (),
     overruled: Sequence[str] = (),
-) -> None:
-    """Store an environment file as the one in force, with an audit event for changed rules.
+) -> EnvironmentRecord:
+    """Store an environment file as the one in force, with an audit event for changed rules; return its record.
 
     Args:
         tx: The transaction.
@@ -252,8 +252,8 @@ def accept_environment(
         trust_epoch=epoch,
     )
     if before is not None and record == replace(before, pending=(), updated_at=tx.at):
-        return
-    releases.put_environment(tx, record)
+        return record
+    releases.put_environments(tx, [record])
     if changes:
         if before is not None:
             releases.keep_replaced_file(tx, before)
@@ -271,6 +271,13 @@ def accept_environment(
                 "overruled": list(overruled),
             },
         )
+    return record
+
+
+def move_environments(tx: Tx, records: Sequence[EnvironmentRecord], revision: str) -> None:
+    """Let environments that a commit does not change stand as of that commit: their files in force, and their conditions."""
+    releases.put_environments(tx, [replace(item, revision=revision) for item in records if item.revision != revision])
+    releases.move_conditions(tx, [environment_subject(item.name) for item in records], revision)
 
 
 def report_pending(tx: Tx, environment: str, items: Iterable[Pending], *, revision: str) -> tuple[Pending, ...]:

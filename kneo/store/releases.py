@@ -222,10 +222,14 @@ def _batches(keys: Collection[str] | None) -> Iterator[list[str] | None]:
 # ---- environments -----------------------------------------------------------------------------------------------
 
 
-def put_environment(tx: Tx, item: EnvironmentRecord) -> None:
-    row = with_mac(tx, environments, {name: value for name, value in vars(item).items() if name != "pending"})
-    del row["name"]
-    upsert(tx, environments, {"name": item.name}, **row | {"updated_at": tx.at})
+def put_environments(tx: Tx, items: Iterable[EnvironmentRecord]) -> None:
+    """Write environments as accepted now."""
+    rows = (_without_pending(item) | {"updated_at": tx.at} for item in items)
+    upsert_many(tx, environments, ("name",), [with_mac(tx, environments, row) for row in rows])
+
+
+def _without_pending(item: EnvironmentRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(item).items() if name != "pending"}
 
 
 _ENVIRONMENTS = Prepared(select(environments).order_by(environments.c.name))
@@ -236,7 +240,11 @@ def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
     """List the environments; see ``environment`` for a file in force that something other than Kneo has changed."""
 
     def read() -> tuple[EnvironmentRecord, ...]:
-        return tuple(_authenticated(tx, row) for row in _ENVIRONMENTS.rows(tx, {}) if tx.sees(row.name))
+        waiting: dict[str, list[Pending]] = {}
+        for name, item in list_pending(tx):
+            waiting.setdefault(name, []).append(item)
+        rows = (row for row in _ENVIRONMENTS.rows(tx, {}) if tx.sees(row.name))
+        return tuple(_authenticated(tx, row, tuple(waiting.get(row.name, ()))) for row in rows)
 
     return tx.once(environments, read)
 
@@ -255,7 +263,9 @@ def environment_names(tx: Tx) -> tuple[str, ...]:
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
     """Read an environment. A file in force that something other than Kneo has changed is empty, so that its rules are unreadable."""
     row = _environment_row(tx, name)
-    return tx.once((EnvironmentRecord, name), lambda: _authenticated(tx, row) if row is not None else None)
+    return tx.once(
+        (EnvironmentRecord, name), lambda: _authenticated(tx, row, pending(tx, name)) if row is not None else None
+    )
 
 
 def _environment_row(tx: Tx, name: str) -> Row | None:
@@ -276,8 +286,8 @@ def environment_stamps(tx: Tx) -> tuple[Row, ...]:
     return tuple(_STAMPS.rows(tx, {}))
 
 
-def _authenticated(tx: Tx, row: Row) -> EnvironmentRecord:
-    record = _environment(tx, row)
+def _authenticated(tx: Tx, row: Row, waiting: tuple[Pending, ...]) -> EnvironmentRecord:
+    record = EnvironmentRecord(pending=waiting, **_without(row, MAC))
     return record if is_authentic(tx, environments, row) else replace(record, declaration=b"")
 
 
@@ -658,6 +668,13 @@ def put_conditions(tx: Tx, subject: str, items: Sequence[Condition]) -> None:
     upsert_many(tx, conditions, ("object", "type"), rows)
 
 
+def move_conditions(tx: Tx, subjects: Collection[str], revision: str) -> None:
+    """Let the conditions of some subjects stand as of another commit."""
+    for some in _batches(subjects):
+        stale = conditions.c.object.in_(some or ()), conditions.c.revision != revision
+        tx.connection.execute(update(conditions).where(*stale).values(revision=revision))
+
+
 def delete_condition(tx: Tx, subject: str, kind: ConditionType) -> None:
     tx.connection.execute(delete(conditions).where(conditions.c.object == subject, conditions.c.type == kind))
 
@@ -671,10 +688,6 @@ def _bundle(row: Row) -> BundleRecord:
 
 def _without(row: Row, *names: str) -> dict[str, Any]:
     return {column: value for column, value in row._asdict().items() if column not in names}
-
-
-def _environment(tx: Tx, row: Row) -> EnvironmentRecord:
-    return EnvironmentRecord(pending=pending(tx, row.name), **_without(row, MAC))
 
 
 def _release(row: Row) -> Release:
@@ -792,6 +805,31 @@ def list_holds(tx: Tx, environment: str | None = None) -> tuple[Hold, ...]:
         where.append(holds.c.environment == environment)
     rows = tx.connection.execute(select(holds).where(*where).order_by(holds.c.environment, holds.c.bundle))
     return tuple(Hold(**row._asdict()) for row in rows)
+
+
+def list_decided(tx: Tx, event_types: Collection[str]) -> Mapping[str, frozenset[tuple[object, ...]]]:
+    """Return what people have decided about each environment: values that change with each decision, hold and suspension.
+
+    Rows count as they are stored, whether they are authentic or not, and whether they have expired or not.
+
+    Args:
+        tx: An open transaction.
+        event_types: The audit events of such decisions, which count too.
+    """
+    found: dict[str, set[tuple[object, ...]]] = {}
+    decisions = func.count(), func.max(approvals.c.first_seen_at), func.max(approvals.c.id)
+    events = select(audit_events.c.environment, func.count(), func.max(audit_events.c.id)).where(
+        audit_events.c.event_type.in_(sorted(event_types)), audit_events.c.environment.is_not(None)
+    )
+    for statement in (
+        select(approvals.c.environment, *decisions).group_by(approvals.c.environment),
+        events.group_by(audit_events.c.environment),
+        select(holds),
+        select(suspensions),
+    ):
+        for row in tx.connection.execute(statement):
+            found.setdefault(row.environment, set()).add(tuple(row))
+    return {name: frozenset(rows) for name, rows in found.items()}
 
 
 # ---- suspensions ------------------------------------------------------------------------------------------------

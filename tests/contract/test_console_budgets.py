@@ -87,7 +87,7 @@ def test_promotions_of_a_page_and_their_audit_events_are_read_in_one_statement_e
         prod = releases.environment(tx, "prod")
         assert prod is not None
         for name in ("dev", "staging"):
-            releases.put_environment(tx, replace(prod, name=name, pending=()))
+            releases.put_environments(tx, [replace(prod, name=name, pending=())])
             serve(tx, name)
     for path, lists in (("/environments", 2), ("/environments/prod", 1), ("/environments/prod/refund-0", 1)):
         with statements(store) as found:

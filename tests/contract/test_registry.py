@@ -58,7 +58,7 @@ def test_an_environment_that_cannot_be_read_hides_no_other(store: Store) -> None
     )
     stalled = Condition(type=ConditionType.STALLED, status=True, reason="Invalid", message="", revision="main")
     with store.write() as tx:
-        releases.put_environment(tx, unreadable)
+        releases.put_environments(tx, [unreadable])
         releases.put_conditions(tx, "environment/new", [stalled])
     with store.read() as tx:
         assert {"user:ann", "role:prod/reviewer"} <= identities_of(tx, "ann")

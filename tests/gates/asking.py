@@ -47,7 +47,7 @@ def declare(store: Store, people: Mapping[str, object] | None = None, **more: ob
             pending=(),
             updated_at="",
         )
-        releases.put_environment(tx, record)
+        releases.put_environments(tx, [record])
 
 
 def ask(store: Store, run: Run | None = None, *, key: str = "q.step", **human: object) -> HumanTask:

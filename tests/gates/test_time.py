@@ -67,7 +67,7 @@ def test_a_task_whose_events_cannot_be_processed_delays_no_other(
     with store.write() as tx:
         record = releases.environment(tx, "prod")
         assert record is not None
-        releases.put_environment(tx, replace(record, declaration=b"kind: Other"))
+        releases.put_environments(tx, [replace(record, declaration=b"kind: Other")])
     assert pass_(clock, store, 2 * 3600) == 1
     assert look(store, other).status is TaskStatus.EXPIRED
     with store.read() as tx:

@@ -87,7 +87,7 @@ def declare(tx: Tx) -> None:
         pending=(),
         updated_at="",
     )
-    releases.put_environment(tx, record)
+    releases.put_environments(tx, [record])
     changes = [
         Pending(
             bundle=f"refund-{number}",

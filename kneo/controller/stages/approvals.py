@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -38,6 +39,9 @@ class ApprovalVote:
     first_seen: datetime
     roles: frozenset[str]
     """Trust root roles of the key; empty for a person whom the service authenticated."""
+
+    expires: datetime | None = None
+    """The end that its author set."""
 
     issued: datetime | None = None
     """Time of signing; a rejection without one has the time of first sight, an approval without one None."""
@@ -81,6 +85,14 @@ def _signers(envelope: bytes, root: TrustRoot) -> tuple[Signer, ...]:
         return tuple(find_signers(parse_envelope(envelope), root.keys))
     except KneoError:
         return ()
+
+
+def decisions_in(envelopes: Iterable[bytes]) -> Iterator[tuple[Digest, str]]:
+    """Yield digest and environment of the decisions in approval files, whether they count or not."""
+    for envelope in envelopes:
+        with contextlib.suppress(KneoError):
+            opened = parse_envelope(envelope)
+            yield opened.digest, parse_approval(opened.payload).predicate.environment
 
 
 def committed_records(
@@ -252,6 +264,7 @@ def vote_of(
         policy_digest=predicate.policy_digest,
         first_seen=first_seen,
         roles=_roles(root, signer.keyid) if signed else frozenset(),
+        expires=predicate.expires,
         issued=predicate.issued_at or (None if approves else first_seen),
         reason=predicate.reason or "",
         about=predicate.about,

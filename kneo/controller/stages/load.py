@@ -209,7 +209,7 @@ def _environment(name: str, path: str, text: bytes) -> Environment | SourceProbl
 
 def in_order(environments: Mapping[str, Environment | SourceProblem]) -> list[str]:
     """Sort environments so that each comes after the one it promotes from."""
-    ordered: list[str] = []
+    ordered: dict[str, None] = {}
 
     def visit(name: str, above: tuple[str, ...]) -> None:
         environment = environments.get(name)
@@ -217,8 +217,8 @@ def in_order(environments: Mapping[str, Environment | SourceProblem]) -> list[st
             return
         if isinstance(environment, Environment) and environment.spec.promote_from is not None:
             visit(environment.spec.promote_from, (*above, name))
-        ordered.append(name)
+        ordered[name] = None
 
     for name in sorted(environments):
         visit(name, ())
-    return ordered
+    return list(ordered)
