@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from installation_key import installation_variables
+from installation_key import SERVICE_KEY, installation_variables
 from kneo_process import Machine, eventually
 
 from kneo.settings import function_environment
@@ -147,7 +147,13 @@ def test_a_release_is_made_run_and_approved_without_the_repository(install: Inst
 @pytest.mark.parametrize(
     ("variables", "extra"),
     [
-        ({"KNEO_SERV_DATABASE_URL": "postgresql://localhost:1/nothing"}, "kneo[postgres]"),
+        (
+            {
+                "KNEO_SERV_DATABASE_URL": "postgresql://localhost:1/nothing",
+                "KNEO_SERV_SERVICE_KEY": SERVICE_KEY.dump().decode(),
+            },
+            "kneo[postgres]",
+        ),
         ({"KNEO_SERV_OTEL_ENABLED": "true"}, "kneo[telemetry]"),
     ],
 )
