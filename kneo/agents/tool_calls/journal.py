@@ -156,7 +156,11 @@ class CallJournal:
 
     def event(self, call: ToolCall, kind: str, **data: object) -> NewTrace:
         """Return a trace event of a call, without content."""
-        known = {"agent_name": self._turn.agent_name, "tool_name": call.name[:100], "call": call.key}
+        known: dict[str, object] = {
+            "agent_name": self._turn.agent_name,
+            "tool_name": call.name[:100],
+            "call": call.key,
+        }
         known |= {"sandbox": call.facts["sandbox"]} if "sandbox" in call.facts else {}
         return NewTrace(type=kind, step_id=self._turn.step_id, data={**known, **data})
 
