@@ -54,7 +54,7 @@ def lasting(record: EnvironmentRecord) -> EnvironmentRecord:
 
 
 @dataclass(frozen=True)
-class Result:
+class SettledResult:
     """The result of an evaluation.
 
     Args:
@@ -80,7 +80,7 @@ def find_result(
     root: TrustRoot,
     *,
     changed: bool,
-) -> Result | None:
+) -> SettledResult | None:
     """Return the result of an evaluation; None for one that may depend on more than its basis and the time.
 
     Args:
@@ -95,13 +95,13 @@ def find_result(
         return None
     environment = rules[0].environment
     if isinstance(outcome, Ready):
-        return Result(Ready(0), evidence.now, None)
+        return SettledResult(Ready(0), evidence.now, None)
     if changed or not isinstance(outcome, Reconciling) or is_chained(environment) or evidence.canaries:
         return None
     if any(isinstance(action, Retire) for action, _ in blocked):
         return None
     later = [time for time in _turning_times(environment, evidence, root) if time > evidence.now]
-    return Result(outcome, evidence.now, min(later, default=None))
+    return SettledResult(outcome, evidence.now, min(later, default=None))
 
 
 def _turning_times(environment: Environment, evidence: Evidence, root: TrustRoot) -> Iterator[datetime]:
@@ -126,7 +126,7 @@ class SettledEnvironments:
     """The results of one controller that still stand, by environment."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Basis, Result]] = {}
+        self._known: dict[str, tuple[Basis, SettledResult]] = {}
         self._fence: int | None = None
 
     def clear(self) -> None:
@@ -148,6 +148,6 @@ class SettledEnvironments:
         """Evaluate an environment next time."""
         self._known.pop(name, None)
 
-    def keep(self, name: str, basis: Basis, result: Result) -> None:
+    def keep(self, name: str, basis: Basis, result: SettledResult) -> None:
         """Remember a result."""
         self._known[name] = (basis, result)
