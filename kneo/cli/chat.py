@@ -289,7 +289,7 @@ def chat(
     if bundle is not None and (spec is not None or model is not None):
         msg = "A bundle runs as approved: without a spec and without another model."
         raise Usage(msg, hint="kneo agent chat --bundle NAME --env ENV")
-    current = CurrentSpec(lambda: _tree(spec, environment, model)) if bundle is None else None
+    current = CurrentSpec(lambda: spec_tree(spec, environment, model)) if bundle is None else None
     name = session or new_id("chat", SystemClock().now())
 
     def make_request(text: str) -> RunCreate:
@@ -336,7 +336,7 @@ class CurrentSpec:
         return tree
 
 
-def _tree(spec: Path | None, environment: str | None, model: str | None) -> Mapping[str, object]:
+def spec_tree(spec: Path | None, environment: str | None, model: str | None) -> Mapping[str, object]:
     """Return the spec of the runs, with another model where one is given."""
     if model is None:
         return read_tree(spec, environment)

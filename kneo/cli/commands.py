@@ -81,6 +81,7 @@ COMMANDS: dict[str, Entry] = {
         },
     ),
     "trust": Entry("kneo.cli.specs.trust:app", "Manage the trust root: keys, roles and thresholds", SPECS),
+    "dev": Entry("kneo.cli.dev:dev", "Try a spec while you write it: worker, console and chat", RUNS),
     "run": Entry("kneo.cli.runs.run:run", "Start a run and wait until it pauses or finishes", RUNS),
     "runs": Entry(
         "kneo.cli.runs.runs:app",

@@ -155,11 +155,7 @@ def serve_http(
         executes: Whether a worker is in this process; else the models of a run are checked by the worker that executes it.
         alive: Whether the other parts of the process still run.
     """
-    tools = spec_compiler(settings).tools
-    app = create_app(
-        settings, store, make_starter(settings, store, executes=lambda: executes), tools=tools, alive=alive
-    )
-    server = Server(app, settings.http)
+    server = make_server(settings, store, executes=executes, alive=alive)
 
     def stop(_number: int, _frame: object) -> None:
         server.should_exit = True
@@ -169,10 +165,19 @@ def serve_http(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     if settings.key_files:
-        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload_keys, args=(app,), daemon=True).start())
+        signal.signal(
+            signal.SIGHUP, lambda *_: threading.Thread(target=reload_keys, args=(server.app,), daemon=True).start()
+        )
     sockets = [listener.listen()]
     announce(listener.url)
     server.run(sockets=sockets)
+
+
+def make_server(settings: Settings, store: Store, *, executes: bool, alive: Callable[[], bool]) -> Server:
+    """Return the API server of a process; see ``serve_http``."""
+    starter = make_starter(settings, store, executes=lambda: executes)
+    app = create_app(settings, store, starter, tools=spec_compiler(settings).tools, alive=alive)
+    return Server(app, settings.http)
 
 
 class Server(uvicorn.Server):

@@ -19,7 +19,7 @@ from kneo.cli.compose import process_store, retry_connecting
 from kneo.cli.project import registered_tools, spec_compiler
 from kneo.cli.serve.listener import Listener
 from kneo.maintenance import make_retention
-from kneo.runtime.engine.assemble import LockedWorker, working
+from kneo.runtime.engine.assemble import LockedWorker, Wrap, unchanged, working
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 from kneo.telemetry import configure_logging, log_unknown_variables
@@ -45,10 +45,10 @@ def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) 
 
 
 @contextlib.contextmanager
-def executing(settings: Settings, store: Store, concurrency: int) -> Iterator[LockedWorker]:
+def executing(settings: Settings, store: Store, concurrency: int, wrap: Wrap = unchanged) -> Iterator[LockedWorker]:
     """Execute steps, process deadlines and delete old data in the background of a block; expose the worker's metrics."""
     retention, tools = make_retention(settings, store), registered_tools(settings)
-    with working(settings, store, concurrency, retention, tools) as worker, measured(worker):
+    with working(settings, store, concurrency, retention, tools, wrap) as worker, measured(worker):
         yield worker
 
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
+from typing import TypeAlias
 
 from kneo import registry
 from kneo.agents.function_tools import ToolRegistry
@@ -51,7 +52,16 @@ log = logging.getLogger("kneo.runtime")
 DEFAULT_STALL = timedelta(seconds=ExecutionSettings.worker_stall_seconds)
 
 
-def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = None) -> Driver:
+Wrap: TypeAlias = Callable[[MakeServices], MakeServices]
+"""Replaces services of agents by others."""
+
+
+def unchanged(make: MakeServices) -> MakeServices:
+    """Return the services of agents as they are."""
+    return make
+
+
+def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = None, wrap: Wrap = unchanged) -> Driver:
     """Return a driver with the modules and limits that the settings allow, and the tools that the program registered."""
     code = code_loader(settings, store)
     execution = settings.execution
@@ -61,7 +71,7 @@ def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = N
         preview_chars=execution.checkpoint_preview_chars,
     )
     sandboxes = open_sandboxes(settings, store, code)
-    executor = Executor(code, sandboxes, services_of(settings, store, code, sandboxes, tools))
+    executor = Executor(code, sandboxes, wrap(services_of(settings, store, code, sandboxes, tools)))
     batch = timedelta(milliseconds=execution.stream_ms)
     return Driver(store, ProgramLoader(store, settings.trust_root), executor, limits, batch)
 
@@ -111,6 +121,7 @@ def make_worker(
     concurrency: int,
     tools: ToolRegistry | None = None,
     beat: Callable[[], None] = lambda: None,
+    wrap: Wrap = unchanged,
 ) -> StepWorker:
     """Return this process's worker: the only one on a SQLite file, one of many on PostgreSQL.
 
@@ -119,7 +130,7 @@ def make_worker(
         ExtensionFailed: the dispatcher cannot be loaded.
     """
     dispatcher = find_dispatcher(settings, sqlite=store.is_sqlite)
-    driver = make_driver(settings, store, tools)
+    driver = make_driver(settings, store, tools, wrap)
     if dispatcher is not None:
         return dispatcher.make_worker(settings, store, driver, concurrency=concurrency, beat=beat)
     stall = timedelta(seconds=settings.execution.worker_stall_seconds)
@@ -171,6 +182,7 @@ def working(
     concurrency: int,
     prune: RetentionJob | None = None,
     tools: ToolRegistry | None = None,
+    wrap: Wrap = unchanged,
 ) -> Iterator[LockedWorker]:
     """Run a worker, timers and notifications in the background of a block.
 
@@ -180,6 +192,7 @@ def working(
         concurrency: Runs that are driven at the same time.
         prune: Deletes expired data.
         tools: The tools that the program registered.
+        wrap: Replaces the services of agents.
 
     Raises:
         Conflict: ``worker_running``; see ``only_worker``.
@@ -192,7 +205,7 @@ def working(
     hide_settings()
     with only_worker(store) as lock, contextlib.ExitStack() as stack:
         start_warm_up(store)
-        worker = LockedWorker(lock, lambda beat: make_worker(settings, store, concurrency, tools, beat))
+        worker = LockedWorker(lock, lambda beat: make_worker(settings, store, concurrency, tools, beat, wrap))
         stack.enter_context(deliver_notifications(settings, store))
         timers = partial(run_timers, store, stopping, worker.heartbeats.timers.beat)
         stack.enter_context(background("timers", timers, stopping.set))

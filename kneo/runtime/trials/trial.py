@@ -25,7 +25,7 @@ from kneo.runtime.engine.assemble import open_sandboxes
 from kneo.runtime.engine.programs import CheckSpec, ProgramLoader
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.worker import Driver
-from kneo.runtime.steps.agents import OpenServices
+from kneo.runtime.steps.agents import MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.trials.stubs import Stubs, TrialExecutor, TrialState
 from kneo.settings import Settings
@@ -280,6 +280,30 @@ def open_bench(
         yield bench
 
 
+NOWHERE = OperatorConnections(secret=lambda _name: "https://scripted.invalid")
+"""The connections of scripted models: each key and address is there, and none is used."""
+
+
+def playing(read_cases: Callable[[], Sequence[Case]]) -> Callable[[MakeServices], MakeServices]:
+    """Return what replaces the models of a worker by scripted ones, and leaves everything else as it is.
+
+    Args:
+        read_cases: Reads the cases, at each request.
+    """
+
+    def play(make: MakeServices) -> MakeServices:
+        def opened() -> OpenServices:
+            scripted = importlib.import_module("kneo.agents.scripted")
+            clients = scripted.ScriptedClients(lambda messages: scripted.played_reply(read_cases(), messages))
+            services = make()
+            models = replace(services.services.models, clients=clients, operator=NOWHERE)  # type: ignore[attr-defined]
+            return replace(services, services=replace(services.services, models=models))  # type: ignore[type-var]
+
+        return opened
+
+    return play
+
+
 def _make_services(
     settings: Settings, bench: TrialBench, executor: TrialExecutor, models: ModelMode, tools: ToolRegistry | None
 ) -> Callable[[], OpenServices]:
@@ -290,9 +314,8 @@ def _make_services(
         opened: OpenServices = engine.open_services(settings, bench.store, executor.code, executor.sandboxes, tools)
         services = opened.services
         if models == "scripted":
-            clients = scripted.ScriptedClients(bench.next_reply)
-            operator = OperatorConnections(secret=lambda _name: "https://scripted.invalid")
-            asked = replace(services.models, clients=clients, operator=operator)  # type: ignore[attr-defined]
+            clients = scripted.ScriptedClients(lambda _messages: bench.next_reply())
+            asked = replace(services.models, clients=clients, operator=NOWHERE)  # type: ignore[attr-defined]
         else:
             clients = scripted.ObservedClients(bench.check, lambda *answered: bench.models.add(answered))
             asked = replace(services.models, clients=clients)  # type: ignore[attr-defined]
