@@ -12,11 +12,12 @@ from typing import NoReturn
 from service_bench import serving
 
 from benchmarks.inbox.populate import soon
-from kneo.api.operation import EVERYTHING, Context, Principal
+from kneo.api.operation import Context, Principal
 from kneo.api.runs import list_runs
 from kneo.api.tasks import list_human_tasks, summarise_human_tasks
 from kneo.clock import ManualClock
-from kneo.service.event_streams import task_events
+from kneo.roles import EVERYTHING
+from kneo.service.event_streams import ReaderAccess, task_events
 from kneo.service.routing import JsonResponse
 from kneo.service.shared_reads import SharedReads
 from kneo.settings import from_env
@@ -135,7 +136,10 @@ def told(store: Store) -> float:
     async def follow() -> float:
         feed = ChangeFeed(store)
         reads = SharedReads(feed)
-        listeners = [task_events(reads, task_feed.find_cursor(store, None), heartbeat=60) for _ in range(LISTENERS)]
+        cursor, me = task_feed.find_cursor(store, None), _context(store).principal
+        listeners = [task_events(reads, cursor, ReaderAccess(feed, me, ()), heartbeat=60) for _ in range(LISTENERS)]
+        for listener in listeners:
+            await anext(listener)  # the id from which a reader that comes back would continue
         taken = []
         for _ in range(TURNS):
             hearing = [asyncio.create_task(anext(listener)) for listener in listeners]
