@@ -153,6 +153,12 @@ soak: SECONDS = 120
 soak: $(VENV)/.ready-dev ## Put services, workers and controllers under load and faults, for SECONDS, and check that nothing is lost or done twice (RATE=runs per second)
 	@PYTHONPATH=tests:tests/support $(BIN)/python -m soak.run --seconds $(SECONDS) --rate $(RATE)
 
+.PHONY: soak-stops
+soak-stops: SECONDS = 600
+soak-stops: RATE = 3
+soak-stops: $(VENV)/.ready-dev ## Stop processes at random for 5 or 20 seconds under load, and check that nothing is done twice
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m soak.run --only-stops --seconds $(SECONDS) --rate $(RATE)
+
 FROM ?=
 
 .PHONY: upgrade-check
@@ -183,6 +189,10 @@ bench-inbox: $(VENV)/.ready-dev ## Measure an inbox of 100,000 open tasks, on bo
 .PHONY: bench-console
 bench-console: $(VENV)/.ready-dev ## Measure the pages of the console with 10,000 runs and 2,000 open tasks, on both databases
 	@$(BIN)/python -m benchmarks.console
+
+.PHONY: bench-fleet
+bench-fleet: $(VENV)/.ready-dev ## Measure what runs and idle processes of the deployed form cost, in pairs with the commit BASE
+	@$(BIN)/python -m benchmarks.fleet $(if $(BASE),--base $(BASE) --rounds 3)
 
 .PHONY: bench-streams
 bench-streams: $(VENV)/.ready-dev ## Measure decisions with 200 slow clients of streams and 100 refused sign-ins a second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import signal
 import socket
 import threading
@@ -79,24 +80,42 @@ class Killed(Breakage):
 
 
 class Stopped(Breakage):
-    """A worker does not get the processor, longer than it takes to give its runs to another one, and continues then."""
+    """A worker does not get the processor for a while, and continues then."""
 
     name, interrupts, seconds = "worker stopped", True, 8.0
 
     def __init__(self, fleet: Fleet) -> None:
         super().__init__(fleet)
         self._stopped: int | None = None
+        self._victim = fleet.of("worker")[-1]
 
     def begin(self) -> None:
-        process = self.fleet.of("worker")[-1].process
+        process = self._victim.process
         self._stopped = process.popen.pid if process is not None and process.popen.poll() is None else None
         if process is not None and self._stopped is not None:
             process.popen.send_signal(signal.SIGSTOP)
 
     def end(self) -> None:
-        process = self.fleet.of("worker")[-1].process
+        process = self._victim.process
         if process is not None and process.popen.pid == self._stopped:
             process.popen.send_signal(signal.SIGCONT)
+
+
+class StoppedAtRandom(Stopped):
+    """Any process is stopped, for less than the time after which a worker that holds its session counts as lost: no step repeats."""
+
+    interrupts = False
+
+    LENGTHS = (5.0, 20.0)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self._victim.kind} stopped for {self.seconds:.0f} s"
+
+    def begin(self) -> None:
+        self._victim = random.choice(self.fleet.members)
+        self.seconds = random.choice(self.LENGTHS)
+        super().begin()
 
 
 class DatabaseRestarted(Breakage):
@@ -176,11 +195,13 @@ class SlowReaders(Breakage):
 class Faults:
     """All kinds of faults in turn, each after some calm."""
 
-    def __init__(self, fleet: Fleet, calm: float) -> None:
+    def __init__(self, fleet: Fleet, calm: float, *, only_stops: bool = False) -> None:
         self.fleet, self.calm = fleet, calm
         self.done: list[Fault] = []
         self._kinds: Iterator[Breakage] = itertools.cycle(
-            [
+            [StoppedAtRandom(fleet)]
+            if only_stops
+            else [
                 Killed(fleet, "worker"),
                 DatabaseRestarted(fleet),
                 Killed(fleet, "service"),

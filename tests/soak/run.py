@@ -49,9 +49,12 @@ Costs: TypeAlias = "tuple[dict[str, float], int]"
 class Soak:
     """One soak over a running fleet."""
 
-    def __init__(self, fleet: Fleet, seconds: float, rate: float, *, faulty: bool = True) -> None:
+    def __init__(
+        self, fleet: Fleet, seconds: float, rate: float, *, faulty: bool = True, only_stops: bool = False
+    ) -> None:
         self.fleet, self.seconds, self.rate, self.faulty = fleet, seconds, rate, faulty
-        self.faults = Faults(fleet, min(MOST_CALM, max(LEAST_CALM, CALM_SHARE * seconds)))
+        calm = LEAST_CALM if only_stops else min(MOST_CALM, max(LEAST_CALM, CALM_SHARE * seconds))
+        self.faults = Faults(fleet, calm, only_stops=only_stops)
         self.load = Load(fleet, self.faults)
         self.bytes_per_run = 0
         self.milliseconds_per_run: dict[str, float] = {}
@@ -182,12 +185,15 @@ def main() -> int:
         "--rate", type=float, default=0, help="runs per second; 0 takes half of what this machine carries"
     )
     parser.add_argument("--no-faults", action="store_true", help="measure what a run costs, without faults")
+    parser.add_argument(
+        "--only-stops", action="store_true", help="stop processes for 5 or 20 seconds, as the only fault"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="kneo-soak-"))
     with running(folder) as fleet, reading(fleet) as reader:
-        soak = Soak(fleet, options.seconds, options.rate, faulty=not options.no_faults)
+        soak = Soak(fleet, options.seconds, options.rate, faulty=not options.no_faults, only_stops=options.only_stops)
         try:
             evidence = soak.go(reader)
         except Overload as error:
