@@ -95,7 +95,7 @@ def waiting(rounds: int, runs: int) -> dict[str, object]:
     measured: dict[str, list[Costs]] = {name: [] for name in systems}
     for _ in range(rounds):
         for name, module in systems.items():
-            with conversation.served([0], delay=2.0) as url:
+            with conversation.served([0, 1], delay=2.0, together=runs) as url:
                 order = json.dumps({"url": url, "runs": runs})
                 measured[name].append({"": _printed([sys.executable, "-m", module, order])})
     middle = {name: _middle(each)[""] for name, each in measured.items()}

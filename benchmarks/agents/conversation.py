@@ -23,12 +23,18 @@ def model_name(turns: int) -> str:
 
 
 @contextlib.contextmanager
-def served(lengths: list[int], *, delay: float = 0.0) -> Iterator[str]:
-    """Serve the conversations in a process of its own, whose time counts for nobody; yields the URL of its OpenAI API."""
+def served(lengths: list[int], *, delay: float = 0.0, together: int = 0) -> Iterator[str]:
+    """Serve the conversations in a process of its own, whose time counts for nobody; yields the URL of its OpenAI API.
+
+    Args:
+        lengths: Tool calls of each conversation.
+        delay: Seconds before the last reply of one without tool calls.
+        together: So many of those have to wait at the same time before the first gets its reply.
+    """
     script = {
         model_name(turns): [
             *({"calls": [{"name": "look", "arguments": {"n": n}}], "usage": [50, 10]} for n in range(turns)),
-            {"text": ANSWER, "delay": delay},
+            {"text": ANSWER, **({} if turns else {"delay": delay, "together": together})},
         ]
         for turns in lengths
     }

@@ -1,4 +1,4 @@
-"""Many agents at once that each wait two seconds for their model, on one worker: ``python -m benchmarks.agents.waiting``.
+"""Many agents that all wait at the same time, two seconds longer than the last of them, for their model, on one worker: ``python -m benchmarks.agents.waiting``.
 
 Prints JSON: seconds until the last run has ended, the most threads of the process, and its peak memory in megabytes.
 """
@@ -32,7 +32,7 @@ def main(url: str, count: int) -> dict[str, float]:
         with PlatformManager(settings=settings) as manager:
             manager.start_worker(count)
             tree = spec(0)
-            manager.run_from_spec("Warm up.", spec=tree, target="agent")
+            manager.run_from_spec("Warm up.", spec=spec(1), target="agent")
             started, cpu, threads = time.perf_counter(), time.process_time(), 0
             for _ in range(count):
                 manager.start_run_from_spec("Begin.", spec=tree, target="agent")

@@ -15,12 +15,21 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from benchmarks.agents import conversation
 
 
+def look(n: int) -> str:
+    """Look something up."""
+    return str(n)
+
+
 async def main(url: str, count: int) -> dict[str, float]:
     """Make the requests."""
     async with AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=600) as client:
-        model = OpenAIChatModel(conversation.model_name(0), provider=OpenAIProvider(openai_client=client))
-        agent = Agent(model, instructions="Look everything up.")
-        await agent.run("Warm up.")
+        provider = OpenAIProvider(openai_client=client)
+        agent = Agent(
+            OpenAIChatModel(conversation.model_name(0), provider=provider), instructions="Look everything up."
+        )
+        warm = Agent(OpenAIChatModel(conversation.model_name(1), provider=provider), instructions="Look everything up.")
+        warm.tool_plain(look)
+        await warm.run("Warm up.")
         started, cpu = time.perf_counter(), time.process_time()
         await asyncio.gather(*(agent.run("Begin.") for _ in range(count)))
         return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--workers", default="1", help="numbers of workers, by comma")
     parser.add_argument("--idle", type=float, default=10, help="seconds without work")
     parser.add_argument("--database-core", type=int, help="the core of PostgreSQL; all other processes get the others")
+    parser.add_argument("--sandboxes", action="store_true", help="functions in sandboxes, where a commit has them")
     arguments = parser.parse_args()
     found: dict[str, Any] = {"load": os.getloadavg(), "runs": arguments.runs, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory(prefix="kneo-base-") as folder:
@@ -41,6 +42,7 @@ def main() -> None:
             sides["base"] = extracted(arguments.base, Path(folder))
         for workers in map(int, arguments.workers.split(",")):
             order = {"workers": workers, "runs": arguments.runs, "idle": arguments.idle}
+            order["sandboxes"] = arguments.sandboxes
             order["database_core"] = arguments.database_core
             rounds: dict[str, list[Any]] = {side: [] for side in sides}
             for number in range(arguments.rounds):

@@ -26,6 +26,8 @@ from soak import fleet as fleets
 from soak.program import MODULE
 from soak.program import spec as human_spec
 
+import kneo.spec.policy
+
 CLIENTS = 8
 WARM_UP = 8
 LOGGED = 16
@@ -42,10 +44,16 @@ def three_steps() -> dict[str, object]:
     }
 
 
+def rules_in_worker() -> dict[str, object]:
+    """Return the rules with which functions run in the worker; earlier commits know no others."""
+    known = hasattr(kneo.spec.policy, "SandboxRules")
+    return {"tools": {"sandbox": {"required": "none"}}} if known else {}
+
+
 class Site:
     """A running fleet, and its users."""
 
-    def __init__(self, folder: Path, workers: int, database_core: int | None) -> None:
+    def __init__(self, folder: Path, workers: int, database_core: int | None, *, sandboxes: bool) -> None:
         fleets.SIZES.update(service=1, worker=workers, controller=1)
         databases.SPEED.update(fleets.DURABLE | {"fsync": "on"})
         self.server = databases.start_server(folder)
@@ -53,7 +61,7 @@ class Site:
             os.sched_setaffinity(self.server.process.pid, {database_core})
             os.sched_setaffinity(0, os.sched_getaffinity(0) - {database_core})
         self.fleet = fleets.Fleet(folder / "fleet", self.server)
-        # Steps run in the workers on both sides: earlier commits have no processes for them.
+        self.rules = {} if sandboxes else rules_in_worker()
         path = os.environ["PYTHONPATH"]  # noqa: TID251 - of the side that is measured
         self.fleet.machine.env |= {"PYTHONPATH": path, "KNEO_SERV_TOOLS_SANDBOX": "none"}
         self.fleet.start()
@@ -71,7 +79,7 @@ class Site:
         repo = self.fleet.repo
         repo.bundle(fleets.BUNDLE, "1.1.0", {**human_spec(fleets.BUNDLE), "metadata": {"version": "1.1.0"}})
         repo.bundle("three", "1.0.0", three_steps())
-        repo.environment("dev", {fleets.BUNDLE: "1.1.0", "three": "1.0.0"})
+        repo.environment("dev", {fleets.BUNDLE: "1.1.0", "three": "1.0.0"}, **self.rules)
         commit = repo.commit("Declare what is measured")
         self.fleet.push()
         header = {"Authorization": f"Bearer {fleets.key_of(fleets.PEOPLE[-1])}"}
@@ -194,7 +202,7 @@ def main(options: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="kneo-fleet-", dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        site = Site(folder, options["workers"], options["database_core"])
+        site = Site(folder, options["workers"], options["database_core"], sandboxes=options["sandboxes"])
         try:
             found = {
                 "human": site.measure(site.human, options["runs"]),

@@ -45,6 +45,26 @@ def test_turns_of_one_loop_share_a_client_which_its_loop_closes(wire: Format) ->
     assert server.connections == 2
 
 
+def test_a_client_opens_as_many_connections_as_requests_run() -> None:
+    many = 130  # the client of Google's library has 100 by itself
+
+    async def talk() -> None:
+        services = conversation.services()
+        turn = conversation.turn("Hello.")
+
+        async def ask() -> None:
+            model = await recorded_model(turn, services, Progress.of((), token_budget=None))
+            await conversation.ask_model(model)
+
+        await asyncio.wait_for(asyncio.gather(*(ask() for _ in range(many))), 60)
+        await services.models.close()
+
+    with model_server([Reply("Hi.", together=many)]) as server:
+        conversation = Conversation(server, PROVIDERS["gemini"], settings=ModelSettings(concurrency=many))
+        asyncio.run(talk())
+    assert server.most_at_once == many
+
+
 def test_idle_clients_beyond_a_number_are_closed() -> None:
     async def talk() -> None:
         clients = ModelClients()

@@ -51,6 +51,7 @@ class Reply:
         finish: ``stop``, ``length`` or ``filter``; a reply with calls says so by itself. ``None``: the server gives no reason.
         usage: Input and output tokens.
         delay: Seconds before the first byte.
+        together: Requests that have to wait for their replies at the same time before the first one gets its own.
         status: An HTTP status; other than 200 the provider's error body with ``text`` as its message.
         headers: Further headers, such as Retry-After.
         cut: Of a streamed reply: the number of events after which the stream ends.
@@ -63,6 +64,7 @@ class Reply:
     finish: str | None = "stop"
     usage: tuple[int, int] = (10, 5)
     delay: float = 0.0
+    together: int = 0
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None
@@ -131,6 +133,7 @@ class ModelServer:
         self.port = 0
         self.connections = 0
         self.at_once = self.most_at_once = 0
+        self._together = asyncio.Event()
         self._answered: Counter[tuple[str, int]] = Counter()
         self._handlers: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
@@ -209,6 +212,10 @@ class ModelServer:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
+            if reply.together:
+                if self.at_once >= reply.together:
+                    self._together.set()
+                await self._together.wait()
             await asyncio.sleep(reply.delay)
         finally:
             self.at_once -= 1
