@@ -21,7 +21,7 @@ from kneo.controller.policy_gate import (
     rules_before,
 )
 from kneo.controller.registry_cache import RegistryCache, RegistryState, Served
-from kneo.controller.settled import Basis, Result, SettledEnvironments, find_result, lasting
+from kneo.controller.settled import Basis, SettledResult, SettledEnvironments, find_result, lasting
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report, verify
 from kneo.controller.stages.apply import apply
@@ -187,7 +187,7 @@ class _Evaluated:
 
     outcome: Outcome
     changed: tuple[Promotion, ...] = ()
-    settled: tuple[Basis, Result] | None = None
+    settled: tuple[Basis, SettledResult] | None = None
 
 
 class EnvironmentReconciler:
@@ -357,7 +357,7 @@ class EnvironmentReconciler:
 
     def _change(
         self, tx: Tx, context: EnvironmentContext, verified: Verified, evidence: Evidence, rules: Sequence[Rules]
-    ) -> tuple[Outcome, tuple[Promotion, ...], Result | None]:
+    ) -> tuple[Outcome, tuple[Promotion, ...], SettledResult | None]:
         shared, name, revision = context.shared, context.name, context.revision
         plan = make_plan(
             context.environment, revision, verified, evidence.served.get(name, {}), shared.state.history.known
