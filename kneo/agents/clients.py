@@ -10,7 +10,6 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pydantic_ai.models import Model
 
@@ -18,9 +17,6 @@ from kneo.agents.providers import ProviderConnection
 from kneo.agents.reply_limit import limit_replies
 from kneo.settings import ModelSettings
 from kneo.spec.models.providers import PROVIDERS, WireFormat
-
-if TYPE_CHECKING:
-    import httpx
 
 MAX_CLIENTS = 64
 """Clients that stay open; beyond that those that no request uses are closed."""
@@ -199,25 +195,19 @@ def _import_google() -> None:
     import pydantic_ai.models.google  # noqa: F401
 
 
-KEPT_CONNECTIONS = 100
-"""Connections to a provider that stay open without a request."""
-
-
-def _unlimited() -> httpx.Limits:
-    """Let a client open as many connections as requests may run: the concurrency of models is what limits them."""
-    import httpx
-
-    return httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS)
+AS_MANY_AS_REQUESTS = {"max_connections": None, "max_keepalive_connections": 100}
+"""The limits of a client's connections: the concurrency of models limits the open ones, and some stay open without a request."""
 
 
 def _openai(connection: ProviderConnection, reply_bytes: int) -> ModelClient:
+    from httpx2 import Limits
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.profiles import ModelProfile
     from pydantic_ai.profiles.openai import OpenAIModelProfile
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    http = DefaultAsyncHttpxClient(limits=_unlimited(), event_hooks=limit_replies(reply_bytes))
+    http = DefaultAsyncHttpxClient(limits=Limits(**AS_MANY_AS_REQUESTS), event_hooks=limit_replies(reply_bytes))
     key = connection.key or "none"
     sdk = AsyncOpenAI(api_key=key, base_url=connection.base_url, max_retries=0, http_client=http)
     provider = OpenAIProvider(openai_client=sdk)
@@ -238,10 +228,11 @@ def _openai(connection: ProviderConnection, reply_bytes: int) -> ModelClient:
 
 def _anthropic(connection: ProviderConnection, reply_bytes: int) -> ModelClient:
     from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
+    from httpx2 import Limits
     from pydantic_ai.models.anthropic import AnthropicModel
     from pydantic_ai.providers.anthropic import AnthropicProvider
 
-    http = DefaultAsyncHttpxClient(limits=_unlimited(), event_hooks=limit_replies(reply_bytes))
+    http = DefaultAsyncHttpxClient(limits=Limits(**AS_MANY_AS_REQUESTS), event_hooks=limit_replies(reply_bytes))
     sdk = AsyncAnthropic(api_key=connection.key, base_url=connection.base_url, max_retries=0, http_client=http)
     provider = AnthropicProvider(anthropic_client=sdk)
     return ModelClient(connection, lambda name: AnthropicModel(name, provider=provider), sdk.close)
@@ -255,7 +246,7 @@ def _google(connection: ProviderConnection, reply_bytes: int) -> ModelClient:
     from pydantic_ai.providers.google import GoogleProvider
 
     # Requests have a time limit of their own. Without this client the library would use aiohttp where that is installed.
-    hooks, limits = limit_replies(reply_bytes), _unlimited()
+    hooks, limits = limit_replies(reply_bytes), httpx.Limits(**AS_MANY_AS_REQUESTS)
     http = httpx.AsyncClient(timeout=None, follow_redirects=True, limits=limits, event_hooks=hooks)  # noqa: S113
     options = HttpOptions(base_url=connection.base_url, httpx_async_client=http)
     sdk = Client(vertexai=False, api_key=connection.key, http_options=options)

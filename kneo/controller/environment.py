@@ -21,7 +21,7 @@ from kneo.controller.policy_gate import (
     rules_before,
 )
 from kneo.controller.registry_cache import RegistryCache, RegistryState, Served
-from kneo.controller.settled import Basis, SettledResult, SettledEnvironments, find_result, lasting
+from kneo.controller.settled import Basis, SettledEnvironments, SettledResult, find_result, lasting
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.stages import gates, report, verify
 from kneo.controller.stages.apply import apply
