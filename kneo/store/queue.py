@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -55,13 +58,20 @@ _DEFER = Insertion(
     tail="])",
 )
 
+_PRESENT_TURN = f"""coalesce((SELECT j.priority FROM {SCHEMA}.procrastinate_jobs j WHERE j.status = 'todo'
+    ORDER BY j.priority DESC, j.id LIMIT 1), 0)"""  # noqa: S608 - our own names
+"""The priority of a job for a run that waited because its environment executed as many as it may: its turns have passed."""
+
+_DEFER_NOW = replace(_DEFER, row=_DEFER.row.replace(_TURN, _PRESENT_TURN), names=("queue", "task", "args"))
+
 _LOST = text(f"""
-    SELECT r.id, r.environment FROM runs r
-    WHERE r.status = 'running' AND r.owner IS NULL AND r.updated_at < :before AND r.state_version <= :version
-      AND r.resume_at IS NULL
-      AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.procrastinate_jobs j
-                      WHERE j.status IN ('todo', 'doing') AND j.args ->> 'run_id' = r.id)
-    LIMIT 1000
+    SELECT id, environment FROM (
+        SELECT r.id, r.environment, row_number() OVER (PARTITION BY r.environment ORDER BY r.id) AS place FROM runs r
+        WHERE r.status = 'running' AND r.owner IS NULL AND r.updated_at < :before AND r.state_version <= :version
+          AND r.resume_at IS NULL
+          AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.procrastinate_jobs j
+                          WHERE j.status IN ('todo', 'doing') AND j.args ->> 'run_id' = r.id)) AS lost
+    WHERE place <= 1000
 """)  # noqa: S608 - our own names
 
 _ORPHANED = text(f"""
@@ -159,18 +169,41 @@ def enqueue(tx: Tx, run_id: str, environment: str | None) -> None:
         tx.calls[QUEUE, run_id] = _DEFER, [QUEUE, TASK, environment, run_id, json.dumps({"run_id": run_id})]
 
 
-def restore(tx: Tx, older_than: timedelta) -> int:
+def enqueue_again(tx: Tx, run_id: str, environment: str | None) -> None:
+    """Hand a run that waited for another one of its environment to a worker, in the present turn."""
+    tx.notify(DUE, DueRun(run_id, environment))
+    if tx.dialect.name == "postgresql":
+        tx.calls[QUEUE, run_id] = _DEFER_NOW, [QUEUE, TASK, json.dumps({"run_id": run_id})]
+
+
+def unlimited(_tx: Tx, _environment: str | None) -> int | None:
+    """Return the number of further runs that an environment without a quota may execute."""
+    return None
+
+
+def restore(tx: Tx, older_than: timedelta, count_free: Callable[[Tx, str | None], int | None] = unlimited) -> int:
     """Enqueue runs without a driver and without a job, and release those whose driver is gone; return how many.
 
     Every change that makes a run runnable enqueues it; this covers other ways, such as a restored backup.
+
+    Args:
+        tx: The transaction.
+        older_than: Runs that changed later are left.
+        count_free: Returns how many further runs an environment may execute; ``None`` for any number. The others wait.
     """
     before = isoformat(tx.now - older_than)
     freed = tx.connection.execute(_ORPHANED, {"before": before}).all()
     lost = tx.connection.execute(_LOST, {"before": before, "version": STATE_VERSION}).all()
     found = {row.id: row.environment for row in (*freed, *lost)}
+    free = {environment: count_free(tx, environment) for environment in set(found.values())}
+    enqueued = Counter[str | None]()
     for run_id in sorted(found):
-        enqueue(tx, run_id, found[run_id])
-    return len(found)
+        environment = found[run_id]
+        most = free[environment]
+        if most is None or enqueued[environment] < most:
+            enqueued[environment] += 1
+            enqueue(tx, run_id, environment)
+    return enqueued.total()
 
 
 def drop(tx: Tx) -> None:

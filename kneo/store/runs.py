@@ -601,6 +601,33 @@ _WAITING_HERE = Prepared(
 )
 
 
+_DRIVEN_HERE = (
+    select(runs.c.id)
+    # A comparison instead of IS NOT NULL, so that both databases search the index.
+    .where(
+        _IS_RUNNING, runs.c.environment == bindparam("of_environment"), runs.c.owner > "", runs.c.id != bindparam("but")
+    )
+    .limit(bindparam("most"))
+)
+_COUNT_DRIVEN = Prepared(select(func.count().label("number")).select_from(_DRIVEN_HERE.subquery()))
+
+
+def count_driven(tx: Tx, environment: str, most: int, *, but: str = "") -> int:
+    """Count the runs of an environment that have a driver, up to a number; without one run, where it is named."""
+    row = _COUNT_DRIVEN.first(tx, {"of_environment": environment, "but": but, "most": most})
+    return int(row.number) if row is not None else 0
+
+
+_NEXT_HERE = Prepared(
+    _DUE.where(runs.c.environment == bindparam("of_environment")).order_by(runs.c.id).limit(bindparam("most"))
+)
+
+
+def list_waiting(tx: Tx, environment: str, limit: int) -> tuple[str, ...]:
+    """List the first due runs of an environment that have no driver."""
+    return tuple(row.id for row in _NEXT_HERE.rows(tx, {"now": tx.at, "of_environment": environment, "most": limit}))
+
+
 def has_waiting(tx: Tx, environment: str, number: int) -> bool:
     """Return whether this many runs of an environment wait for a driver. The cost grows with the queue."""
     return number == 0 or _WAITING_HERE.first(tx, {"of_environment": environment, "others": number - 1}) is not None

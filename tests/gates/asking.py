@@ -28,7 +28,9 @@ PEOPLE = {
 }
 
 
-def declare(store: Store, people: Mapping[str, object] | None = None, **more: object) -> None:
+def declare(
+    store: Store, people: Mapping[str, object] | None = None, *, environment: str = ENVIRONMENT, **more: object
+) -> None:
     """Make an environment known as the controller does after it has verified its file."""
     spec = {
         "people": PEOPLE if people is None else people,
@@ -36,11 +38,11 @@ def declare(store: Store, people: Mapping[str, object] | None = None, **more: ob
         "signatures": {"roles": ["release"], "threshold": 1},
         **more,
     }
-    tree = {"apiVersion": "kneo/v1", "kind": "Environment", "metadata": {"name": ENVIRONMENT}, "spec": spec}
+    tree = {"apiVersion": "kneo/v1", "kind": "Environment", "metadata": {"name": environment}, "spec": spec}
     declaration = json.dumps(tree).encode()
     with store.write() as tx:
         record = EnvironmentRecord(
-            name=ENVIRONMENT,
+            name=environment,
             declaration=declaration,
             policy_digest=digest_of(declaration),
             revision="main@sha1:1",

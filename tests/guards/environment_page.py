@@ -56,6 +56,7 @@ PAIRS: Mapping[str, Pair] = {
     "inlineSpecs": Pair(False, True),
     "access": Pair([RULE], [RULE, {"who": {"users": ["ann"]}, "may": ["viewer"]}]),
     "admins": Pair(False, True),
+    "quotas.running": Pair(10, 50),
     "quotas.queued": Pair(100, 1000),
     "people.<name>.groups": Pair([], ["editors"]),
     "people.<name>.roles": Pair([], ["approver"]),

@@ -33,6 +33,7 @@ KNOWN = {
     "integration/runtime/test_lock_lost.py": 2,
     "integration/runtime/test_queue.py": 2,
     "integration/runtime/test_session.py": 2,
+    "integration/runtime/test_running_quota.py": 2,
     # Functions, tools, servers and models that are slow or hang, because that is what is tested.
     "support/agent_runs.py": 1,
     "conformance/clients/scene.py": 1,

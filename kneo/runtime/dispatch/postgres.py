@@ -29,6 +29,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from kneo.clock import isoformat
 from kneo.errors import Transient
+from kneo.runtime.engine import running_quota
 from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver, log_refused
 from kneo.settings import ExecutionSettings
 from kneo.store import queue, runs
@@ -205,7 +206,7 @@ class QueueWorker:
                 await self._turn(jobs, session, worker_id)
                 if asyncio.get_running_loop().time() - last_restore > RESTORE_SECONDS:
                     last_restore = asyncio.get_running_loop().time()
-                    await self.driver.write(lambda tx: queue.restore(tx, timedelta(seconds=RESTORE_SECONDS)))
+                    await self.driver.write(_restore)
                     await self._retry_ended(jobs, last_restore - RESTORE_SECONDS)
                 await asyncio.sleep(TURN_SECONDS)
 
@@ -327,3 +328,7 @@ def _pool(**arguments: Any) -> AsyncConnectionPool:  # noqa: ANN401 - those of t
 def _resume(tx: Tx) -> None:
     for run in runs.list_resumable(tx, RESUMED):
         queue.enqueue(tx, *run)
+
+
+def _restore(tx: Tx) -> None:
+    queue.restore(tx, timedelta(seconds=RESTORE_SECONDS), running_quota.count_free)

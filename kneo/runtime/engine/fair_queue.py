@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from kneo.store.queue import DueRun
 
 SLICE_SECONDS = 0.5
 """The time that a run is driven at least before it gives way to a run of another environment."""
+
+FULL_SECONDS = 0.5
+"""The time for which no run is taken of an environment that has as many driven runs as its file allows."""
 
 Driven: TypeAlias = tuple[str | None, float]
 """The environment of a driven run, and the monotonic time since when it is driven."""
@@ -24,6 +28,10 @@ class FairQueue:
     _due: dict[str | None, dict[str, None]] = field(default_factory=dict)
     """The due runs of each environment, in order; the environment that was served longest ago is the first."""
     _driven: dict[str, Driven] = field(default_factory=dict)
+    _full: dict[str | None, float] = field(default_factory=dict)
+    """Environments with as many driven runs as their files allow, each with the monotonic time until which none is taken."""
+    _ended: dict[str | None, float] = field(default_factory=dict)
+    """The monotonic time at which the last driven run of an environment ended."""
 
     def add(self, run: DueRun) -> None:
         """Queue a run. One that is still driven stays queued: its driver may have released it."""
@@ -32,7 +40,7 @@ class FairQueue:
     def take(self) -> str | None:
         """Take a run of the environment with the fewest driven runs."""
         counts = _count(self._driven)
-        for environment in sorted(self._due, key=lambda name: counts[name]):
+        for environment in sorted(self._takeable(), key=lambda name: counts[name]):
             run_id = self._first(environment)
             if run_id is not None:
                 due = self._due.pop(environment)
@@ -43,13 +51,32 @@ class FairQueue:
                 return run_id
         return None
 
-    def end(self, run_id: str) -> None:
-        """Remember that a run is not driven any more."""
-        self._driven.pop(run_id, None)
+    def end(self, run_id: str, *, is_full: bool = False) -> None:
+        """Remember that a run is not driven any more.
+
+        Args:
+            run_id: The run.
+            is_full: Whether it was not driven because its environment has as many driven runs as its file allows. It is the first
+                of its environment then, and is taken once another one has ended, or after a moment: the file may allow more.
+        """
+        if run_id not in self._driven:
+            return
+        environment, since = self._driven.pop(run_id)
+        if not is_full:
+            self._full.pop(environment, None)
+            self._ended[environment] = monotonic()
+            return
+        self._due[environment] = {run_id: None, **self._due.get(environment, {})}
+        if self._ended.get(environment, -math.inf) < since:
+            self._full[environment] = monotonic() + FULL_SECONDS
+
+    def _takeable(self) -> list[str | None]:
+        now = monotonic()
+        return [name for name in self._due if self._full.get(name, now) <= now]
 
     def find_excess(self) -> str | None:
         """Return a driven run that gives way to a queued one of another environment; see ``find_excess``."""
-        return find_excess(self._driven, [name for name in self._due if self._first(name) is not None])
+        return find_excess(self._driven, [name for name in self._takeable() if self._first(name) is not None])
 
     def _first(self, environment: str | None) -> str | None:
         return next((run_id for run_id in self._due[environment] if run_id not in self._driven), None)

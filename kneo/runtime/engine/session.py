@@ -27,7 +27,7 @@ from kneo.clock import isoformat, monotonic, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.function_context import CancelToken
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus, Suspicion
-from kneo.runtime.engine import record
+from kneo.runtime.engine import record, running_quota
 from kneo.runtime.engine.admission import StepAdmission
 from kneo.runtime.engine.attempt import Attempt, code_of, open_deltas
 from kneo.runtime.engine.call_metrics import count_call
@@ -86,6 +86,8 @@ class SessionDeps:
     """The shortest time between two deltas of one reply."""
     admission: StepAdmission = field(default_factory=StepAdmission)
     """Admits sessions to executing steps."""
+    running_limits: running_quota.KnownLimits = field(default_factory=running_quota.KnownLimits)
+    """The quotas ``running`` of environments."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when no further steps may begin."""
 
@@ -138,6 +140,10 @@ class RunSession:
         """The monotonic time of the session's beginning."""
         self.environment: str | None = None
         """The environment of the run, once the session has acquired it."""
+        self.is_full = False
+        """Whether the run was not acquired because its environment has as many driven runs as its file allows."""
+        self._limited: str | None = None
+        """The environment of the run, where its file limits the number of driven runs."""
         self._gives_way = False
         """Whether the run is released once its running steps have ended."""
         self._over = False
@@ -233,6 +239,7 @@ class RunSession:
                 yield from self._drive_leased()
         finally:
             self._deps.admission.remove(self)
+            self._let_others_begin()
 
     def _drive_leased(self) -> Iterator[_Pause]:
         try:
@@ -317,12 +324,12 @@ class RunSession:
         except Exception:
             # The same error comes up again, and is recorded, when the run is driven.
             log.info("a decision could not be applied at once", extra={"run_id": self.run_id}, exc_info=True)
-            return self._write(lambda tx: runs.acquire(tx, self.run_id, self._claim))
+            return self._write(self._claimed)
 
     def _acquired(self, tx: Tx, *, may_settle: bool) -> Run | None:
         self._is_checked = False
         tried, self._tried = self._tried, True
-        run = runs.acquire(tx, self.run_id, self._claim, again=tried)
+        run = self._claimed(tx, again=tried)
         program = self._deps.programs.cached(run) if run is not None and run.state_version == STATE_VERSION else None
         if run is None or program is None:
             return run
@@ -332,6 +339,29 @@ class RunSession:
         if after is None and not may_settle:
             raise _SettlesError
         return after
+
+    def _claimed(self, tx: Tx, *, again: bool = False) -> Run | None:
+        """Claim the run, unless its environment has as many driven runs as its file allows."""
+        self.is_full = False
+        run = runs.acquire(tx, self.run_id, self._claim, again=again)
+        limit = self._deps.running_limits.find(tx, run.environment) if run is not None else None
+        self._limited = run.environment if run is not None and limit is not None else None
+        if run is None or limit is None or running_quota.admits(tx, run, limit):
+            return run
+        runs.release(tx, run.id, self._claim, again=False)
+        self.is_full = True
+        return None
+
+    def _let_others_begin(self) -> None:
+        """Let a waiting run of the environment begin, now that this one has ended or waits. The worker of SQLite finds it by itself."""
+        environment = self._limited
+        if environment is None or self.is_full or self._store.is_sqlite:
+            return
+        try:
+            self._store.transact(lambda tx: running_quota.enqueue_waiting(tx, environment))
+        except Transient as error:
+            # The search for runs without a job finds it.
+            log.warning("could not let a waiting run begin: %s", error)
 
     def _end_tampered(self, error: RecordTampered) -> None:
         """End a run that something other than Kneo has changed; nothing of it was executed."""

@@ -227,7 +227,7 @@ class Worker:
             if self._busy.get(session.run_id) is not session:
                 return None
             del self._busy[session.run_id]
-            self._queue.end(session.run_id)
+            self._queue.end(session.run_id, is_full=session.is_full)
             following = self._next()
             needs_poll = self._stopping or (following is None and self._has_more)
         if needs_poll:

@@ -30,6 +30,7 @@ NO_APPROVALS = Approvals(required=0)
 WEAKER_CHANGES: Mapping[str, str] = {
     "access": "removed, or a person, group, role or scope is added",
     "admins": "set to `true`",
+    "quotas.running": "raised or removed",
     "quotas.queued": "raised or removed",
     "inlineSpecs": "set to `true`",
     "people.<name>.groups": "a group is added",

@@ -172,6 +172,9 @@ class AccessRule(CamelModel):
 class Quotas(SpecModel):
     """Limits of what an environment uses. Each is optional."""
 
+    running: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Runs that workers execute at the same time; a further one waits."
+    )
     queued: int | None = Field(
         default=None, ge=0, le=100_000_000, description="Runs that wait for a worker; a further one is refused."
     )

@@ -45,6 +45,7 @@ def readers(bench: Bench) -> set[str]:
         ({"access": [ANN]}, {}),
         ({"access": [], "admins": False}, {"access": []}),
         ({"quotas": {"queued": 5}}, {"quotas": {"queued": 6}}),
+        ({"quotas": {"running": 5}}, {"quotas": {"running": 6}}),
         ({"quotas": {"queued": 5}}, {}),
     ],
 )
