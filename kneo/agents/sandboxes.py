@@ -15,7 +15,7 @@ from kneo.sandbox.network import Check
 from kneo.settings import Settings, named_files
 from kneo.spec.coverage.sandboxes import CodePart, code_parts, sandbox_refusals
 from kneo.spec.models.spec import Spec
-from kneo.spec.policy import NO_TOOL_RULES, SANDBOX_LEVELS, SandboxLevel, SandboxRules, memory_bytes
+from kneo.spec.policy import NO_TOOL_RULES, SANDBOX_LEVELS, SandboxLevel, SandboxRules, in_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class SandboxHost:
             read=profile.read,
             write=profile.write,
             env={name: fill(text) for name, text in profile.env.items()},
-            memory=memory_bytes(profile.memory),
+            memory=in_bytes(profile.memory),
             cpu_seconds=profile.cpu_seconds,
             processes=profile.processes,
             digest=profile.digest,

@@ -26,7 +26,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
@@ -108,6 +119,22 @@ def _unknown_caller(_tx: Tx, _name: str) -> Principal | None:
 def _count_nothing(_environment: str) -> None: ...
 
 
+class RequestQuota(Protocol):
+    """The quota ``requests_per_minute`` of environments, for one request."""
+
+    def limits(self, tx: Tx) -> Mapping[str, int]:
+        """Return the quotas of the environments that have one."""
+        ...
+
+    def count(self, environment: str, limit: int) -> None:
+        """Count the request, at most once.
+
+        Raises:
+            QuotaExceeded: as many requests were counted in this minute.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """The context of an operation.
@@ -125,6 +152,7 @@ class Context:
             process.
         count_hidden: Counts a request about an environment that the caller may not read.
         find_access: Returns what a caller may do in each environment; ``None`` for the owner of the process, whom none limits.
+        request_quota: Counts requests about environments; ``None`` for the owner of the process.
         find_caller: Returns a person of an API key or of the issuer, with the scopes of the key or issuer.
         on_behalf: The owner of the process where the caller is another person, whose part the owner tries.
     """
@@ -142,6 +170,7 @@ class Context:
     find_caller: Callable[[Tx, str], Principal | None] = _unknown_caller
     count_hidden: Callable[[str], None] = _count_nothing
     find_access: Callable[[Tx, Principal], Access | None] | None = None
+    request_quota: RequestQuota | None = None
 
     @property
     def actor(self) -> str:
@@ -232,22 +261,30 @@ class Operation(Generic[P, V]):
         Raises:
             NotFound: the subject does not exist, or stands in an environment that the caller may not read.
             Forbidden: the caller reads the environment, and does not have the operation's scopes there.
+            QuotaExceeded: the environment had as many requests in this minute as its file allows.
         """
         self.check(context, self.signature.bind(*args, **kwargs).arguments)
         return self.function(context.within(self.scopes), *args, **kwargs)
 
     def check(self, context: Context, values: Mapping[str, object]) -> None:
-        """Check that the caller has access to the subject of a call; see ``begin``."""
+        """Check that the caller has access to the subject of a call, and count the request; see ``begin``."""
         if self.about is None or context.find_access is None:
             return
         required = [scope for scope in self.scopes if scope != ANY_KEY]
+        quota = context.request_quota
         with context.store.look() as tx:
-            if context.find_access(tx, context.principal) is None:
+            limits = quota.limits(tx) if quota is not None else {}
+            if not limits and context.find_access(tx, context.principal) is None:
                 return
         with context.store.read() as tx:
             access = context.find_access(tx, context.principal)
-            if access is not None:
-                self.about.check(tx.unlimited, access, required, values, context.count_hidden)
+            found = self.about.check(tx.unlimited, access, required, values, context.count_hidden)
+        chosen = values.get("environment")
+        if not found and isinstance(chosen, str) and (access is None or access.is_readable(chosen)):
+            found = (chosen,)  # a list of one environment
+        # A request about a bundle of several environments is about none of them.
+        if quota is not None and len(found) == 1 and found[0] in limits:
+            quota.count(found[0], limits[found[0]])
 
     @property
     def id(self) -> str:

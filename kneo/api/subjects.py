@@ -35,16 +35,16 @@ class OperationSubject:
     def check(
         self,
         tx: Tx,
-        access: Access,
+        access: Access | None,
         scopes: Sequence[str],
         values: Mapping[str, object],
         count_hidden: Callable[[str], None],
-    ) -> None:
-        """Check that a caller has access to the subject of a call.
+    ) -> Sequence[str]:
+        """Check that a caller has access to the subject of a call; return the environments of the subject that the caller reads.
 
         Args:
             tx: A transaction that reads all rows.
-            access: What the caller may do in each environment.
+            access: What the caller may do in each environment; ``None`` where none limits the caller.
             scopes: The scopes of the operation.
             values: The parameters of the call.
             count_hidden: Counts a request about an environment that the caller may not read.
@@ -55,8 +55,10 @@ class OperationSubject:
         """
         identity = self._identity(values)
         if identity is None:
-            return
+            return ()
         found = self.environments(tx, identity)
+        if access is None:
+            return [name for name in found if name is not None]
         readable = [name for name in found if name is not None and access.is_readable(name)]
         if not readable:
             if found and found[0] is not None:
@@ -66,6 +68,7 @@ class OperationSubject:
         if all(missing):
             msg = f"Missing required scope in {readable[0]}: {missing[0]}"
             raise Forbidden(msg, required_scope=missing[0], environment=readable[0])
+        return readable
 
     def _identity(self, values: Mapping[str, object]) -> str | None:
         for name in self.parameters:

@@ -4,7 +4,7 @@ The controller writes the registry and the runtime reads it; they share nothing 
 one transaction, which the caller opens.
 """
 
-from kneo.registry.access import Access, AccessRules, find_access, find_reach, issued_groups, read_rules
+from kneo.registry.access import Access, AccessRules, find_access, find_reach, issued_groups, read_rules, request_limits
 from kneo.registry.assignment import NewRun, candidate_release
 from kneo.registry.controls import (
     find_lost_rejection,
@@ -136,6 +136,7 @@ __all__ = [
     "released_spec",
     "report_conditions",
     "report_pending",
+    "request_limits",
     "resolve",
     "restore_releases",
     "retire",

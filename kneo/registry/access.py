@@ -45,11 +45,12 @@ class AccessRules:
     groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The groups of the people whom the file names, by the key of the name."""
     admins: bool = True
+    requests_per_minute: int | None = None
 
     @classmethod
     def of(cls, spec: EnvironmentSpec) -> AccessRules:
         people = {person_key(name): frozenset(person.groups) for name, person in spec.people.items()}
-        return cls(spec.access, people, spec.admins)
+        return cls(spec.access, people, spec.admins, spec.quotas.requests_per_minute)
 
     def matching(self, caller: Caller, issued: frozenset[str]) -> Iterator[tuple[int, AccessRule]]:
         """Yield the rules that name a caller, each with its index.
@@ -112,6 +113,11 @@ class _AccessTable:
     def is_open(self) -> bool:
         return all(rules.rules is None for rules in self.rules.values())
 
+    @cached_property
+    def request_limits(self) -> Mapping[str, int]:
+        limits = {name: rules.requests_per_minute for name, rules in self.rules.items()}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
     def of(self, caller: Caller, issued: frozenset[str]) -> Access | None:
         key = (caller.name, caller.scopes, caller.roles, issued)
         if key not in self._found:
@@ -156,6 +162,11 @@ def find_access(tx: Tx, caller: Caller) -> Access | None:
     """Return what a caller may do in each environment; ``None`` where no environment limits the caller."""
     table = _table(tx)
     return None if table.is_open else table.of(caller, issued_groups(tx, caller.name))
+
+
+def request_limits(tx: Tx) -> Mapping[str, int]:
+    """Return the quota ``requests_per_minute`` of each environment that has one."""
+    return _table(tx).request_limits
 
 
 def find_reach(tx: Tx, caller: Caller, required: Collection[str]) -> frozenset[str] | None:

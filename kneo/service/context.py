@@ -25,6 +25,7 @@ from kneo.service.hidden_reads import HiddenReads
 from kneo.service.metrics import Metrics
 from kneo.service.published import expects_published_words, in_published_words, own_parameters
 from kneo.service.readiness import Readiness
+from kneo.service.request_quota import CountedRequest
 from kneo.service.routing import ApiRouter, JsonResponse, Responses
 from kneo.service.shared_reads import SharedReads
 from kneo.settings import Settings
@@ -86,6 +87,7 @@ class Service:
             find_caller=self.callers.find,
             count_hidden=partial(self.hidden_reads.count, principal.name),
             find_access=registry.find_access,
+            request_quota=CountedRequest(self.store),
         ).within(())
 
     def _settle(self, waiting: Waiting[object]) -> SettledRun:

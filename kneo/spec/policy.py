@@ -531,9 +531,20 @@ Memory: TypeAlias = Annotated[
 """16Mi to 64Gi."""
 
 
-def memory_bytes(text: str) -> int:
-    """Return an amount of memory in bytes."""
-    return int(text[:-2]) << (20 if text.endswith("Mi") else 30)
+Storage: TypeAlias = Annotated[
+    str,
+    Field(
+        pattern=r"^(?:6[4-9]|[7-9][0-9]|[1-9][0-9]{2,3})Ki$|^[1-9][0-9]{0,3}[MG]i$|^(?:[1-9]|10)Ti$", examples=["10Gi"]
+    ),
+]
+"""64Ki to 10Ti."""
+
+UNITS: Mapping[str, int] = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def in_bytes(text: str) -> int:
+    """Return an amount of memory or storage in bytes."""
+    return int(text[:-2]) * UNITS[text[-2:]]
 
 
 def permits_host(net: str, permitted: Sequence[str]) -> bool:

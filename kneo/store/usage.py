@@ -121,6 +121,10 @@ _LOCK_WINDOW = Prepared(select(rate_windows).where(*_OF_PROVIDER).with_for_updat
 _SET_WINDOW = Prepared(update(rate_windows).where(*_OF_PROVIDER))
 
 
+SERVICE = ""
+"""Stands in the place of a provider for the API of Kneo itself."""
+
+
 def admit_request(
     tx: Tx, environment: str | None, provider: str, *, requests: int | None, tokens: int | None
 ) -> timedelta | None:

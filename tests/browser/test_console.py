@@ -83,6 +83,7 @@ def pages(bench: Bench) -> list[str]:
         "/console/runs",
         "/console/runs?status=paused",
         "/console/usage",
+        "/console/access",
         run,
         f"{run}/steps/1",
         f"{run}/fork?step=draft",

@@ -58,6 +58,8 @@ PAIRS: Mapping[str, Pair] = {
     "admins": Pair(False, True),
     "quotas.running": Pair(10, 50),
     "quotas.queued": Pair(100, 1000),
+    "quotas.requests_per_minute": Pair(60, 600),
+    "quotas.stored": Pair("900Mi", "1Gi"),
     "people.<name>.groups": Pair([], ["editors"]),
     "people.<name>.roles": Pair([], ["approver"]),
     "promoteFrom": Pair("staging", None),

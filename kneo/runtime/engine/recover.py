@@ -14,7 +14,7 @@ from kneo.runtime.engine.passed_gates import FORK, ForkPoint, find_passed, fork_
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import SAMPLING_INPUT, input_digest, run_facts, sampling_seed_of
 from kneo.runtime.engine.record import snapshot
-from kneo.runtime.engine.start import Starter, no_extra_writes
+from kneo.runtime.engine.start import Starter, find_rules, no_extra_writes
 from kneo.runtime.engine.views import RunRecord, can_continue
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.interpreter.fork_gates import with_fork_gates
@@ -205,11 +205,12 @@ def fork(
 
     def work(tx: Tx) -> Run:
         starter.check_still_allowed(tx, parent)
+        starter.quotas.check(tx, find_rules(tx, parent.environment), parent.input_text)
         run = _insert(tx, parent, past, order)
         also(tx, run)
         return run
 
-    return store.transact(work)
+    return starter.quotas.transact(work)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,13 @@ from kneo.agents.sandboxes import NO_FILES, SandboxHost, check_sandboxes
 from kneo.agents.start_check import check_agents
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
-from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, QuotaExceeded, Transient, Usage
+from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
 from kneo.names import check_environment_name, name_problem
 from kneo.records.run import STATE_VERSION, NewTrace, ReleaseRef, Run, RunStatus, ending
 from kneo.runtime.engine import record
 from kneo.runtime.engine.programs import CheckSpec, FrozenSpec, SpecFreezer
 from kneo.runtime.engine.questions import input_digest, run_facts, sampling_seed
+from kneo.runtime.engine.start_quotas import StartQuotas
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.settings import ExecutionSettings
@@ -111,7 +112,7 @@ class Starter:
         self.store = store
         self._operator, self._host = operator, host
         self.project = project
-        self.max_queue = max_queue
+        self.quotas = StartQuotas(store, max_queue)
         self.check_spec = check_spec
         self.freezer = SpecFreezer(check_spec)
         self.pin = pin
@@ -148,7 +149,7 @@ class Starter:
             return run
 
         with span("kneo.queue.dispatch", kind="producer", kneo_environment=order.environment) as dispatching:
-            run = self.store.transact(work)
+            run = self.quotas.transact(work)
             dispatching.note(kneo_run__id=run.id, kneo_workflow=run.workflow_name)
         return run
 
@@ -168,15 +169,8 @@ class Starter:
     ) -> Run:
         run_id = new_id("run", tx.now)
         idempotency.bind(tx, run_id)
-        if runs.is_queue_full(tx, self.max_queue):
-            msg = f"{self.max_queue} runs wait for a worker; no further one is taken until some have begun."
-            raise Transient(msg, code="queue_full", limit=self.max_queue)
         rules = find_rules(tx, order.environment)
-        queued = rules.spec.quotas.queued if rules is not None else None
-        if rules is not None and queued is not None and runs.has_waiting(tx, rules.name, queued):
-            msg = f"{queued} runs of {rules.name} wait for a worker, which is the quota queued of the environment."
-            hint = "Try again once some have begun."
-            raise QuotaExceeded(msg, quota="queued", limit=queued, environment=rules.name, retry_after=1, hint=hint)
+        self.quotas.check(tx, rules, order.input)
         chosen = self._freeze(tx, order, inline, rules, run_id)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         models = rules.spec.models if rules is not None else None

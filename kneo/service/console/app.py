@@ -22,6 +22,7 @@ from kneo.errors import Forbidden, KneoError, NotFound, Unauthorized
 from kneo.service.admission import Refusals
 from kneo.service.auth import PRINCIPAL
 from kneo.service.console import (
+    access,
     audit_log,
     bundles,
     canaries,
@@ -60,6 +61,7 @@ AREAS: tuple[Pages, ...] = (
     release_acts.pages,
     canaries.pages,
     environments.pages,
+    access.pages,
     bundles.pages,
     runs.pages,
     run_page.pages,

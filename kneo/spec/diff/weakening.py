@@ -32,6 +32,8 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "admins": "set to `true`",
     "quotas.running": "raised or removed",
     "quotas.queued": "raised or removed",
+    "quotas.requests_per_minute": "raised or removed",
+    "quotas.stored": "raised or removed",
     "inlineSpecs": "set to `true`",
     "people.<name>.groups": "a group is added",
     "people.<name>.roles": "a role is added",
@@ -205,9 +207,13 @@ def _given(rules: Sequence[AccessRule]) -> frozenset[tuple[str, str]]:
 
 def _quotas(old: Quotas, new: Quotas) -> Iterator[Weakening]:
     for name in type(old).model_fields:
-        was, becomes = getattr(old, name), getattr(new, name)
+        was, becomes = _amount(getattr(old, name)), _amount(getattr(new, name))
         if not _at_most(becomes, was):
             yield Weakening(f"quotas.{name}", f"quotas.{name} is {'raised' if becomes is not None else 'removed'}")
+
+
+def _amount(quota: int | str | None) -> int | None:
+    return policy.in_bytes(quota) if isinstance(quota, str) else quota
 
 
 def _windows(old: Sequence[Window], new: Sequence[Window]) -> Iterator[Weakening]:
@@ -403,7 +409,7 @@ def _sandboxes(old: policy.SandboxRules, new: policy.SandboxRules) -> Iterator[W
 
 def _is_wider(key: str, before: Sequence[str] | str | int, after: Sequence[str] | str | int) -> bool:
     if key == "memory":
-        return policy.memory_bytes(str(after)) > policy.memory_bytes(str(before))
+        return policy.in_bytes(str(after)) > policy.in_bytes(str(before))
     if isinstance(after, int):
         return isinstance(before, int) and after > before
     return bool(set(after) - set(before if not isinstance(before, int) else ()))

@@ -21,7 +21,7 @@ from kneo.spec.models.canary import CanaryPlan
 from kneo.spec.models.evidence import MAX_RULES, EvidenceRule
 from kneo.spec.models.human import AnyGate, AnyHuman, Gate
 from kneo.spec.models.spec import Spec
-from kneo.spec.policy import GrantRule, ModelRules, PolicyFlags, ProtocolRules, ToolRules, Window, parse_window
+from kneo.spec.policy import GrantRule, ModelRules, PolicyFlags, ProtocolRules, Storage, ToolRules, Window, parse_window
 from kneo.spec.tool_kinds import Capability
 
 EnvironmentGatePosition: TypeAlias = Literal["before", "after"]
@@ -177,6 +177,16 @@ class Quotas(SpecModel):
     )
     queued: int | None = Field(
         default=None, ge=0, le=100_000_000, description="Runs that wait for a worker; a further one is refused."
+    )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="Requests about the environment in one minute; a further one is refused.",
+    )
+    stored: Storage | None = Field(
+        default=None,
+        description="Size of the inputs, outputs and conversations of its runs, `64Ki` to `10Ti`; a further run is refused.",
     )
 
 

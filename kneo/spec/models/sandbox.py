@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from kneo.digest import Digest, digest_of_json
 from kneo.spec.base import ListOf, SpecModel, refused
 from kneo.spec.models.providers import PROVIDER_VARIABLES
-from kneo.spec.policy import Memory, SandboxLevel, SandboxLimits, memory_bytes, permits_host, permits_name, permits_path
+from kneo.spec.policy import Memory, SandboxLevel, SandboxLimits, in_bytes, permits_host, permits_name, permits_path
 from kneo.spec.tool_kinds import Capability
 
 _NET = re.compile(r"(?:\*\.)?[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)*:([1-9][0-9]{0,4})")
@@ -133,7 +133,7 @@ def widenings(old: Sandbox | None, new: Sandbox | None) -> Iterator[tuple[str, s
             yield key, f"may also {verb} {each}"
     for each in sorted(set(after.secrets) - set(before.secrets)):
         yield "env", f"may use the secret {each}"
-    if memory_bytes(after.memory) > memory_bytes(before.memory):
+    if in_bytes(after.memory) > in_bytes(before.memory):
         yield "memory", f"may use {after.memory} of memory instead of {before.memory}"
     if after.cpu_seconds > before.cpu_seconds:
         yield "cpu_seconds", f"may use {after.cpu_seconds} s of processor time instead of {before.cpu_seconds} s"
@@ -156,7 +156,7 @@ def excesses(sandbox: Sandbox | None, limits: SandboxLimits) -> Iterator[tuple[s
         for each in values if permitted is not None else ():
             if not permits(each, permitted):
                 yield key, f"may {verb} {each}"
-    if limits.memory is not None and memory_bytes(profile.memory) > memory_bytes(limits.memory):
+    if limits.memory is not None and in_bytes(profile.memory) > in_bytes(limits.memory):
         yield "memory", f"may use {profile.memory} of memory"
     if limits.cpu_seconds is not None and profile.cpu_seconds > limits.cpu_seconds:
         yield "cpu_seconds", f"may use {profile.cpu_seconds} s of processor time"

@@ -26,7 +26,7 @@ import kneo.api
 from kneo.api.operation import ANY_KEY, Operation, operations_of
 from kneo.cli.main import run
 from kneo.cli.serve.controller import Repository, make_controller
-from kneo.clock import monotonic
+from kneo.clock import ManualClock, monotonic
 from kneo.roles import ROLES
 from kneo.service.app import routers
 from kneo.service.console.app import AREAS
@@ -413,6 +413,44 @@ def test_a_run_beyond_the_quota_of_the_queue_is_refused(house: House) -> None:
     house.accept("Limit")
     refused = house.bench.start(role="admin", environment="small", expect=429)
     assert (refused["error"], refused["quota"]) == ("quota_exceeded", "queued")
+
+
+def test_requests_beyond_the_quota_are_refused_and_those_without_access_do_not_count(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = house.bench.store.clock.now().replace(second=20, microsecond=0)
+    monkeypatch.setattr(house.bench.store, "clock", ManualClock(minute))
+    rules = {"access": [{"who": {"users": ["viewer"]}, "may": ["viewer"]}], "quotas": {"requests_per_minute": 3}}
+    house.repo.environment("busy", {}, inlineSpecs=True, **rules)
+    house.accept("Limit requests")
+    run = house.bench.start(role="admin", environment="busy")
+    path = f"/runs/{run['run_id']}"
+    for _ in range(5):
+        assert house.bench.ask("GET", path, role="operator").status_code == 404
+    assert house.bench.ask("GET", path, role="viewer").status_code == 200
+    assert house.bench.ask("GET", "/runs", role="viewer").status_code == 200, "it is about no environment"
+    assert house.bench.ask("GET", "/runs?environment=busy", role="viewer").status_code == 200
+    refused = house.bench.ask("GET", path, role="viewer")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "40")
+    assert refused.json()["quota"] == "requests_per_minute"
+    assert house.bench.ask("GET", f"/runs/{house.mine['run_id']}", role="viewer").status_code == 200
+    page = signed_in(house.bench.url, "viewer").client.get(f"/console/runs/{run['run_id']}")
+    assert (page.status_code, "requests_per_minute" in page.text) == (429, True)
+    house.bench.store.clock.advance(timedelta(seconds=41))
+    assert house.bench.ask("GET", path, role="viewer").status_code == 200
+
+
+def test_a_page_says_what_a_person_may_do_and_which_line_says_so(house: House) -> None:
+    browser = signed_in(house.bench.url, "viewer")
+    page = browser.get("/console/access?environment=mine")
+    assert "What viewer may do in mine" in page.text
+    assert re.search(r"environments/mine\.yaml:\d+ gives", page.text)
+    other = browser.get("/console/access?environment=mine&who=caller")
+    assert "What caller may do in mine" in other.text
+    assert "theirs" not in browser.client.get("/console/access?environment=mine").text
+    for name in ("theirs", MADE_UP["environment"]):
+        browser.get(f"/console/access?environment={name}", expect=404)
+    assert "/console/access?environment=mine" in browser.client.get("/console/environments/mine").text
 
 
 def test_narrowed_access_ends_open_streams_and_counts_in_the_next_request(house: House) -> None:
