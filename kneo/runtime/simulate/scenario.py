@@ -107,15 +107,17 @@ class Scenario:
         if asked is not None:
             yield Transition("", CallsWaiting(questions=(asked,)))
             return
+        otherwise = ""
         if known is None and not action.call_answers:
             for call in self.layout.calls.get(action.activity.path, ()):
+                otherwise = "makes no call that asks"
                 yield Transition(f"calls {call.tool}", CallsWaiting(questions=(call.questions[0],)))
         if known is not None:
             yield Transition("", Succeeded(text=known))
             return
         choices = action.activity.choices
         for label, text in ((name, name) for name in choices) if choices else self._texts(location):
-            yield Transition(label, Succeeded(text=text))
+            yield Transition(label or otherwise, Succeeded(text=text))
         if action.activity.path in self.layout.caught:
             yield Transition(
                 "fails", StepFailed(error=RunError(type="simulated", message=f"{location} failed"), final=True)

@@ -10,6 +10,8 @@ from kneo.spec.models.spec import Spec
 PAY = {"description": "Pays.", "implementation": "acme.pay", "capabilities": ["privileged"]}
 LOOK = {"description": "Looks.", "implementation": "acme.look"}
 
+NO_CALL = "makes no call that asks"
+
 
 def spec_of(tools: dict[str, object], *gates: dict[str, object], **agents: list[str]) -> Spec:
     declared = {name: {"name": name, "tools": {"include": include}} for name, include in agents.items()}
@@ -41,8 +43,8 @@ def test_a_gated_call_may_be_made_or_not_and_be_approved_edited_or_rejected() ->
         spec_of({"pay": {**PAY, "review": {"before": {"human": "ann"}}}, "look": LOOK}, clerk=["pay", "look"])
     )
     assert sorted(ways(simulation)) == [
-        (("",), "succeeded"),
         (("calls pay", "approved rejected edited"), "succeeded"),
+        ((NO_CALL,), "succeeded"),
     ]
     assert simulation.findings == ()
     assert {each.ran for each in simulation.outcomes} == {("work",)}
@@ -52,9 +54,9 @@ def test_a_rejection_that_stops_the_run_is_a_branch_of_its_own() -> None:
     gate = {"human": "ann", "on_reject": "stop"}
     simulation = walk(spec_of({"pay": {**PAY, "review": {"before": gate}}}, clerk=["pay"]))
     assert sorted(ways(simulation)) == [
-        (("",), "succeeded"),
         (("calls pay", "approved edited"), "succeeded"),
         (("calls pay", "rejected"), "cancelled"),
+        ((NO_CALL,), "succeeded"),
     ]
 
 
@@ -66,10 +68,10 @@ def test_the_gate_of_an_environment_asks_after_that_of_the_spec() -> None:
     }
     simulation = walk(spec_of({"pay": {**PAY, "review": {"before": {"human": "ann"}}}}, added, clerk=["pay"]))
     assert sorted(ways(simulation)) == [
-        (("",), "succeeded"),
         (("calls pay", "approved edited", "approved edited"), "succeeded"),
         (("calls pay", "approved edited", "rejected"), "failed"),
         (("calls pay", "rejected"), "succeeded"),
+        ((NO_CALL,), "succeeded"),
     ]
     assert simulation.findings == ()
 
