@@ -134,6 +134,9 @@ class Controller:
         if not (looks or announced or due or monotonic() >= self._next or self.reconciler.drift_due()):
             return
         self._announced.clear()
+        for request in looks:
+            # A person who asks for one environment expects its evaluation; a webhook names none.
+            self.reconciler.environments.settled.forget(str(request.payload.get("environment")))
         with self._renewing(lease):
             forced = bool(looks) or due or self.reconciler.drift_due()
             result = self._pass(lease, forced=forced, announced=announced or bool(looks))
