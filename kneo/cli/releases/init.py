@@ -109,7 +109,10 @@ class Request:
     def files(self) -> dict[str, str]:
         """The generated files, with their templates."""
         own = {
-            RepositoryTemplate.WORKFLOW: {f"{self.module}.py": "workflow/functions.py.txt"},
+            RepositoryTemplate.WORKFLOW: {
+                f"{self.module}.py": "workflow/functions.py.txt",
+                f"evals/{self.name}.yaml": "workflow/suite.yaml",
+            },
             RepositoryTemplate.AGENT: {
                 f"{self.module}.py": "agent/tools.py.txt",
                 "tests/test_tools.py": "agent/test_tools.py.txt",

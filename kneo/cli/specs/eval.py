@@ -19,6 +19,7 @@ from kneo.cli.commands import examples
 from kneo.cli.files import read_bytes, write_whole
 from kneo.cli.options import JsonOption
 from kneo.cli.repository import find_repository
+from kneo.cli.specs import eval_markdown
 from kneo.cli.specs.check import read_tree
 from kneo.cli.specs.keys import load_private
 from kneo.cli.specs.result_files import MAX_BYTES, ResultFormat, read_results
@@ -89,9 +90,19 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option("--report", help="Write each case with its texts, in the clear, to this file.")
     ] = None,
+    no_code: Annotated[
+        bool,
+        typer.Option(
+            "--no-code",
+            help="Execute no code of the repository: a function without an output in its case ends the case.",
+        ),
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the figures as a part of a comment on a pull request.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a bundle by the cases of a suite. Exit status 1 if a case fails.
+    """Evaluate a bundle by the cases of a suite. Exit status 1 if a case fails, 2 if the suite asks models and may not.
 
     Each case is a run on a temporary database: tools, people and, unless live, models are what the case says. No tool is called. With
     --key and --output the result is signed, also a failed one.
@@ -104,15 +115,20 @@ def evaluate(
         msg = f"A signed result has at least the {loaded.spec.repeats} repetitions of its suite."
         raise Usage(msg)
     chosen = models.value if models is not None else loaded.spec.models
-    if chosen == "scripted" and loaded.spec.judges:
-        msg = "The suite has judges, which are models: evaluate it with --models live."
+    if no_code and chosen == "live":
+        msg = "Models are not asked with --no-code."
+        raise Usage(msg, hint="Pass --models scripted too.")
+    if chosen == "scripted" and (needed := _live_part(loaded)) is not None:
+        if markdown:
+            render.text("\n".join(eval_markdown.unevaluated(suite, needed)))
+        msg = f"{needed}: evaluate it with --models live."
         raise Usage(msg)
     subject = _find_bundle(bundle, env)
     if key is not None and subject.digest is None:
         msg = "A spec file has no digest that a result could be about."
         raise Usage(msg, hint="Sign a bundle: kneo spec bundle sign.")
     private = load_private(key) if key is not None else None
-    evaluation = _evaluate(loaded, subject, env, chosen, repeats or loaded.spec.repeats)
+    evaluation = _evaluate(loaded, subject, env, chosen, repeats or loaded.spec.repeats, runs_code=not no_code)
     signed: ResultStatement | None = None
     if private is not None and output is not None and subject.digest is not None:
         signed = build_result(
@@ -137,8 +153,20 @@ def evaluate(
     if report is not None:
         content = {**answer, "environment": env, "cases": evaluation.report()}
         write_whole(report, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
-    render.emit(answer, as_json=as_json, text=lambda: _print(evaluation, subject, output, report))
+    if markdown and not as_json:
+        render.text("\n".join(eval_markdown.evaluated(suite, evaluation)))
+    else:
+        render.emit(answer, as_json=as_json, text=lambda: _print(evaluation, subject, output, report))
     raise typer.Exit(0 if evaluation.passed else 1)
+
+
+def _live_part(suite: LoadedSuite) -> str | None:
+    """Return which part of a suite only live models can give; None where scripted ones can."""
+    if suite.spec.judges:
+        return "The suite has judges, which are models"
+    if suite.spec.models == "live" and not any(case.replies for case in suite.spec.cases):
+        return "The suite has no replies for scripted models"
+    return None
 
 
 def _find_bundle(reference: str, env: str | None) -> EvaluatedBundle:
@@ -162,13 +190,18 @@ def _find_bundle(reference: str, env: str | None) -> EvaluatedBundle:
     return EvaluatedBundle(predicate.name, predicate.version, statement.digest, predicate.spec)
 
 
-def _evaluate(suite: LoadedSuite, subject: EvaluatedBundle, env: str | None, models: str, repeats: int) -> Evaluation:
+def _evaluate(
+    suite: LoadedSuite, subject: EvaluatedBundle, env: str | None, models: str, repeats: int, *, runs_code: bool
+) -> Evaluation:
     # The engine is imported here, because most commands start no run.
     from kneo.cli.project import registered_tools, spec_compiler
     from kneo.runtime.trials.evaluation import Evaluator
     from kneo.runtime.trials.trial import TrialSubject, open_bench
 
     settings: Settings = from_env()
+    if not runs_code and settings.execution.platform:
+        msg = "KNEO_SERV_PLATFORM names code, and --no-code executes none."
+        raise Usage(msg, hint="Unset one of them.")
     project, compiler = read_config(settings), spec_compiler(settings)
     mode = "live" if models == "live" else "scripted"
 
@@ -180,6 +213,7 @@ def _evaluate(suite: LoadedSuite, subject: EvaluatedBundle, env: str | None, mod
             check_spec=compiler.compile,
             project=project,
             tools=registered_tools(settings),
+            runs_code=runs_code,
         )
         return stack.enter_context(bench)
 

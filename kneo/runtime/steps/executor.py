@@ -52,7 +52,7 @@ class Executor:
             PeopleRequired, Postponed, Stopped: an agent cannot continue now; see ``kneo.agents.turn``.
             Exception: any other failure of the step.
         """
-        await self.sandboxes.check_levels(program.spec, conversation.environment)
+        await self._check_levels(program, conversation.environment)
         async with asyncio.timeout(activity.timeout_seconds):
             if activity.kind == "function":
                 return await self._call_function(
@@ -62,6 +62,14 @@ class Executor:
             load_code = partial(self._load_code, conversation.code)
             conversation = replace(conversation, functions=functions, load_code=load_code)
             return await self.agents.run(program, activity, text, context, conversation)
+
+    async def _check_levels(self, program: Program, environment: str | None) -> None:
+        """Refuse a step where this machine cannot give the level of some part.
+
+        Raises:
+            Forbidden: ``sandbox_unavailable``.
+        """
+        await self.sandboxes.check_levels(program.spec, environment)
 
     def plain(self, program: Program, activity: Activity, run_code: RunCode, environment: str | None) -> Call | None:
         """Return the call of a plain function at level ``none``, for the thread that drives the run.

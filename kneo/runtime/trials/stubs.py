@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,8 +13,10 @@ from kneo.function_context import StepContext
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
+from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.functions import StepOutput
+from kneo.runtime.steps.sandboxes import Sandboxes
 from kneo.spec.code import RunCode
 from kneo.spec.models.suite import Case, ScriptedReply
 
@@ -89,20 +92,25 @@ class Stubs(Mapping[str, ToolBackend]):
 
 
 class TrialExecutor(Executor):
-    """An executor whose function steps give the outputs of a case; one with capabilities and without an output is never called."""
+    """An executor whose functions give the outputs of a case; one with capabilities and without an output is never called.
+
+    Args:
+        code: The modules that specs may name.
+        sandboxes: The sandboxes of functions without an output.
+        runs_code: Whether a function without capabilities and without an output is called.
+    """
 
     state: Callable[[], TrialState]
 
+    def __init__(self, code: CodeLoader, sandboxes: Sandboxes, *, runs_code: bool) -> None:
+        super().__init__(code, sandboxes)
+        self._runs_code = runs_code
+
     def plain(self, program: Program, activity: Activity, run_code: RunCode, environment: str | None) -> Call | None:
         declared = program.functions.get(activity.ref) if activity.kind == "function" else None
-        if (
-            declared is None
-            or declared.all_capabilities
-            or self.state().case.outputs
-            or self.state().reason is not None
-        ):
-            return None
-        return super().plain(program, activity, run_code, environment)
+        state = self.state()
+        is_stubbed = declared is None or declared.all_capabilities or state.case.outputs or state.reason is not None
+        return super().plain(program, activity, run_code, environment) if self._runs_code and not is_stubbed else None
 
     async def execute(
         self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
@@ -113,23 +121,41 @@ class TrialExecutor(Executor):
             for place in (context.location, activity.path):
                 if place in state.case.outputs:
                     return StepOutput(text=state.case.outputs[place])
-            self._check_capabilities(program.functions[activity.ref].all_capabilities, activity.path)
+            self._check_function(program.functions[activity.ref].all_capabilities, activity.path)
         return await super().execute(program, activity, text, context, conversation)
+
+    async def _check_levels(self, program: Program, environment: str | None) -> None:
+        if self._runs_code:
+            await super()._check_levels(program, environment)
 
     async def _call_for_agent(
         self, program: Program, context: StepContext, conversation: Conversation, name: str, text: str
     ) -> object:
-        declared = program.spec.components.functions.get(name)
+        declared, outputs = program.spec.components.functions.get(name), self.state().case.outputs
+        if declared is not None and name in outputs:
+            return _value(outputs[name])
         if declared is not None:
-            self._check_capabilities(declared.all_capabilities, name)
+            self._check_function(declared.all_capabilities, name)
         return await super()._call_for_agent(program, context, conversation, name, text)
 
     async def _load_code(self, run_code: RunCode, implementations: Collection[str]) -> None:
         """Load no code: what stands behind tools is not called."""
 
-    def _check_capabilities(self, capabilities: Collection[str], what: str) -> None:
+    def _check_function(self, capabilities: Collection[str], what: str) -> None:
+        """Raise the end of the trial at a function that is not called without an output."""
         if capabilities:
             has = ", ".join(capabilities)
             raise self.state().end(
                 f"The function at {what} has the capability {has}, and the case has no output of it."
             )
+        if not self._runs_code:
+            raise self.state().end(f"The case has no output of the function at {what}, and no code is executed.")
+
+
+def _value(output: str) -> object:
+    """Return the output of a function of a guardrail or memory: JSON, or a text."""
+    try:
+        value: object = json.loads(output)
+    except (ValueError, RecursionError):
+        return output
+    return value

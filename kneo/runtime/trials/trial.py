@@ -251,6 +251,7 @@ def open_bench(
     check_spec: CheckSpec,
     project: ProjectConfig | None,
     tools: ToolRegistry | None = None,
+    runs_code: bool = True,
 ) -> Iterator[TrialBench]:
     """Open a temporary database for trials, and delete it at the end.
 
@@ -261,6 +262,8 @@ def open_bench(
         check_spec: Validates the spec.
         project: The project's config, whose policies apply too.
         tools: The tools that the program registered; a trial calls none of them.
+        runs_code: Whether functions without capabilities and without an output in the case are called. If not, no module
+            that a spec names is imported.
     """
     clock, key = TrialClock(), PrivateKey.generate()
     with tempfile.TemporaryDirectory(prefix="kneo-trial-") as folder, contextlib.ExitStack() as stack:
@@ -270,8 +273,8 @@ def open_bench(
             declare(store, subject.environment, subject.declaration)
         operator = OperatorConnections.of(settings, project) if models == "live" else None
         starter = Starter(store, check_spec, pin=None, project=project, operator=lambda: operator)
-        code = CodeLoader(settings.import_roots, settings.import_allow)
-        executor = TrialExecutor(code, open_sandboxes(settings, store, code))
+        code = CodeLoader(*(settings.import_roots, settings.import_allow) if runs_code else ((), ()))
+        executor = TrialExecutor(code, open_sandboxes(settings, store, code), runs_code=runs_code)
         bench = TrialBench(
             store, clock, starter, Driver(store, ProgramLoader(store), executor), subject, models == "scripted"
         )

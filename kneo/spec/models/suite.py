@@ -105,7 +105,10 @@ class Case(SpecModel):
     tools: ListOf[StubbedCall] = Field(
         default=(), max_length=1_000, description="Results of tool calls; the first that fits."
     )
-    outputs: MapOf[Text] = Field(default_factory=dict, description="Outputs of function steps, by their path.")
+    outputs: MapOf[Text] = Field(
+        default_factory=dict,
+        description="Outputs of function steps, by their path; of the functions of guardrails and memory, by their name.",
+    )
     answers: MapOf[ScriptedAnswer] = Field(
         default_factory=dict, description="Answers of people, by the key of the question."
     )

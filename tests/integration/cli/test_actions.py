@@ -344,8 +344,11 @@ def test_a_fresh_repository_passes_and_the_plan_is_commented(made: Made) -> None
     assert failed is None, failed
     assert made.runner.ran[-2:] == ["Comment", JUDGED]
     assert "announcement" in made.runner.summary
+    assert "2 of 2 cases passed with scripted models." in made.runner.summary
     assert "dev" in (made.runner.temp / "comment").read_text()
-    assert (made.runner.temp / "comment").read_text() in made.runner.summary
+    plan, _, figures = (made.runner.temp / "comment").read_text().partition("\n### Kneo evaluation\n\n")
+    assert plan in made.runner.summary
+    assert figures in made.runner.summary
 
 
 def test_the_workflow_of_a_pull_request_checks_it_and_comments_where_it_may(made: Made) -> None:
@@ -369,6 +372,80 @@ def test_a_commit_that_would_stall_an_environment_is_commented_and_fails(made: M
     assert "PolicyInvalid" in (made.runner.temp / "comment").read_text()
 
 
+EVALUATED = frozenset({"Evaluate suites", "Plan", "Comment", JUDGED})
+
+SUITE = """
+apiVersion: kneo/v1
+kind: Suite
+metadata: {{name: announcement}}
+spec:
+  cases:
+    - id: approved
+      input: the room moves
+      answers: {{approve.step: {{decision: approved}}}}
+      outputs: {{{outputs}}}
+      expect: [{{status: succeeded}}, {{outputContains: "{text}"}}]
+"""
+
+
+def _with_suite(made: Made, *, text: str = "announced", outputs: str = "draft: Draft, publish: announced") -> Path:
+    """Write a suite into the repository, and a module that shows that it was imported; return the file that shows it."""
+    repo, shown = made.runner.repo, made.runner.temp / "imported"
+    for module in repo.glob("*.py"):
+        module.write_text(f"open({str(shown)!r}, 'w').close()\n{module.read_text()}")
+    (repo / "evals/announcement.yaml").write_text(SUITE.format(text=text, outputs=outputs))
+    _commit(made, "Add a suite")
+    made.runner.only = EVALUATED
+    return shown
+
+
+def test_suites_are_evaluated_and_their_figures_commented(made: Made) -> None:
+    imported = _with_suite(made)
+    failed = made.runner.run("check", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
+    assert failed is None, made.runner.printed
+    comment = (made.runner.temp / "comment").read_text()
+    assert comment.startswith("<!-- kneo-plan -->")
+    assert "1 of 1 case passed with scripted models." in comment
+    assert "| pass\\_rate | 1 | 1 |" in comment
+    assert "1 of 1 case passed" in made.runner.summary
+    assert not imported.exists(), "nothing of the pull request is executed"
+
+
+def test_a_failing_case_is_commented_and_fails_the_check(made: Made) -> None:
+    imported = _with_suite(made, text="postponed")
+    failed = made.runner.run("check", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
+    assert failed is not None
+    assert made.runner.failed_at == "Evaluate suites"
+    comment = (made.runner.temp / "comment").read_text()
+    assert "0 of 1 case passed" in comment
+    assert "**approved** the output does not contain 'postponed'." in comment
+    assert not imported.exists()
+
+
+def test_a_case_that_needs_code_fails_without_its_execution(made: Made) -> None:
+    imported = _with_suite(made, outputs="draft: Draft")
+    assert made.runner.run("check", trust_root=made.pin, base="HEAD~1", comment="7", token="t") is not None
+    assert "no code is executed" in (made.runner.temp / "comment").read_text()
+    assert not imported.exists()
+    spec = ["--bundle", "specs/announcement.yaml"]
+    command = [sys.executable, "-m", "kneo.cli.main", "eval", "evals/announcement.yaml", *spec]
+    subprocess.run(command, cwd=made.runner.repo, env=made.runner.env, capture_output=True, timeout=240, check=False)
+    assert imported.exists(), "the module shows that it is imported where code is executed"
+
+
+def test_a_suite_that_asks_models_is_left_out(made: Made) -> None:
+    imported = _with_suite(made)
+    suite = made.runner.repo / "evals/announcement.yaml"
+    suite.write_text(suite.read_text().replace("spec:", "spec:\n  models: live", 1))
+    (made.runner.repo / "evals/other.yaml").write_text("no suite of a spec here")
+    _commit(made, "Ask models")
+    failed = made.runner.run("check", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
+    assert failed is None, made.runner.printed
+    assert "The suite has no replies for scripted models" in (made.runner.temp / "comment").read_text()
+    assert "evals/other.yaml is not evaluated: there is no specs/other.yaml." in "".join(made.runner.printed)
+    assert not imported.exists()
+
+
 def test_only_its_own_comment_is_edited(made: Made) -> None:
     made.runner.only = PLANNED
     comment = made.runner.temp / "comment"
@@ -387,6 +464,8 @@ def test_names_with_line_breaks_give_the_runner_no_commands(made: Made) -> None:
     (specs / "x\n::add-mask::pwned\n.yaml").write_text(text)
     (specs / "y.yaml").write_text(text.replace("id: draft", 'id: "a\\n::add-mask::pwned"'))
     (specs / "z\n::warning::pwned\n.yaml").write_text("x: [\n")
+    (made.runner.repo / "evals/e\n::add-mask::pwned\n.yaml").write_text(text)
+    (made.runner.repo / "evals/y.yaml").write_text(SUITE.format(text="x\\n::add-mask::pwned", outputs="draft: Draft"))
     _commit(made, "Names with line breaks")
     made.runner.keep_going = True
     made.runner.run("check", trust_root=made.pin, base="HEAD~1")

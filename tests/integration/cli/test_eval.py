@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,53 @@ def test_options_that_do_not_fit_exit_with_2(repo: ConfigRepo, kneo: Kneo, tmp_p
     suite.write_text(suite.read_text().replace("spec:", "spec:\n  repeats: 3", 1))
     named = [str(tmp_path / "eva.pem") if item == "KEY" else item for item in options]
     assert kneo("eval", str(suite), "--bundle", "mail@1.0.0", *named).status == 2
+
+
+JUDGES = {"strict": {"model": {"provider": "openai", "name": "gpt-5"}, "system_prompt": "Answer 0 to 1."}}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"models": "live"}, ["--no-code"], "Models are not asked with --no-code."),
+        ({"models": "live"}, ["--no-code", "--models", "scripted"], "The suite has no replies for scripted models"),
+        ({"models": "live", "judges": JUDGES}, ["--models", "scripted"], "The suite has judges, which are models"),
+    ],
+    ids=["live", "replies", "judges"],
+)
+def test_a_suite_that_asks_models_is_not_evaluated_without_them(
+    repo: ConfigRepo, kneo: Kneo, change: dict[str, object], options: list[str], message: str
+) -> None:
+    suite = _suite(repo)
+    content = yaml.safe_load(suite.read_text())
+    content["spec"] |= change
+    suite.write_text(yaml.safe_dump(content))
+    done = kneo("eval", str(suite), "--bundle", "mail@1.0.0", "--markdown", *options)
+    assert (done.status, message in done.err) == (2, True), done.err
+    assert ("Not evaluated here. " in done.out) is ("scripted" in options)
+
+
+def test_a_platform_is_not_loaded_where_no_code_is_executed(
+    repo: ConfigRepo, kneo: Kneo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo.write("own_platform.py", b"raise SystemExit('the platform was imported')\n")
+    monkeypatch.setenv("KNEO_SERV_PLATFORM", "own_platform:make")
+    done = kneo("eval", str(_suite(repo)), "--bundle", "mail@1.0.0", "--no-code")
+    assert (done.status, "KNEO_SERV_PLATFORM names code" in done.err) == (2, True), done.err
+
+
+def test_texts_of_a_suite_are_no_markdown_of_the_comment(repo: ConfigRepo, kneo: Kneo) -> None:
+    suite = _suite(repo)
+    content = yaml.safe_load(suite.read_text())
+    hostile = "x\n| <img src=x> [a](b) <!-- @ann"
+    content["spec"]["cases"][0]["expect"] = [{"outputContains": f"{number}{hostile}"} for number in range(25)]
+    suite.write_text(json.dumps(content))
+    done = kneo("eval", str(suite), "--bundle", "mail@1.0.0", "--markdown")
+    assert done.status == 1
+    lines = [line for line in done.out.splitlines() if line]
+    assert not [line for line in lines if not line.startswith(("#### ✗ Suite", "0 of 1 case", "|", "- "))], lines
+    assert not re.search(r"(?<!\\)[<@]|(?<!\\)\[a", done.out)
+    assert "5 more failures" in done.out
 
 
 JUNIT = b"""<testsuites><testsuite><testcase classname="a" name="x"/><testcase classname="a" name="y"><failure/></testcase>

@@ -72,6 +72,7 @@ def test_everything_is_committed_and_verifies(kneo: Kneo, tmp_path: Path):
         f"environments/staging.approvals/{approver}.dsse.json",
         "environments/staging.yaml",
         "environments/trust.json",
+        "evals/announcement.yaml",
         "specs/announcement.yaml",
     ]
     now = SystemClock().now()
@@ -175,6 +176,16 @@ def test_the_suite_of_the_agent_holds_and_stops_a_gate_that_asks_less(
     failed = kneo(*words)
     assert failed.status == 1
     assert "large-refund-asks-finance" in failed.err
+
+
+@pytest.mark.parametrize("template", ["workflow", "agent"])
+def test_the_suite_of_a_template_needs_no_code_and_no_model(
+    template: str, kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kneo("init", "acme", "--template", template, "--name", "shop-agent")
+    monkeypatch.chdir(tmp_path / "acme")
+    done = kneo("eval", "evals/shop-agent.yaml", "--bundle", "specs/shop-agent.yaml", "--no-code", "--json")
+    assert (done.status, done.json["ok"], done.json["scripted"]) == (0, True, True)
 
 
 def test_the_model_of_the_agent_is_named(kneo: Kneo, tmp_path: Path):

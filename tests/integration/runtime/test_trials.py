@@ -15,6 +15,7 @@ import pytest
 from model_server import Call, Reply, model_server
 
 from kneo.clock import monotonic
+from kneo.errors import Forbidden
 from kneo.runtime.trials.evaluation import Evaluation, EvaluationCostExceeded, EvaluationIncomplete, Evaluator
 from kneo.runtime.trials.trial import TrialBench, TrialSubject, open_bench
 from kneo.settings import from_env
@@ -113,6 +114,7 @@ def evaluate(
     spec: Mapping[str, object] = SPEC,
     declaration: bytes | None = None,
     models: Any = "scripted",
+    runs_code: bool = True,
     **changes: object,
 ) -> Evaluation:
     content = {
@@ -126,7 +128,8 @@ def evaluate(
     settings = from_env(variables, folder)
 
     def opened(stack: ExitStack, subject: TrialSubject) -> TrialBench:
-        bench = open_bench(settings, subject, models, check_spec=SpecCompiler().compile, project=None)
+        check = SpecCompiler().compile
+        bench = open_bench(settings, subject, models, check_spec=check, project=None, runs_code=runs_code)
         return stack.enter_context(bench)
 
     environment = "prod" if declaration is not None else None
@@ -215,6 +218,62 @@ def test_a_function_with_capabilities_runs_only_as_the_output_of_its_case(folder
     stubbed = plain | {"outputs": {"send": "sent HI"}, "expect": [{"outputEquals": "sent HI"}]}
     assert failures(evaluate(folder, stubbed, spec=WORKFLOW)) == []
     assert not (folder / "witness.txt").exists()
+
+
+IMPORTED = 'Path(__file__).with_name("imported.txt").write_text("imported")\n'
+"""A line by which a module shows that it was imported, in whatever process."""
+
+STUBBED: dict[str, Any] = {
+    "id": "mail",
+    "input": "hi",
+    "answers": {"ok.step": {"decision": "approved"}},
+    "outputs": {"shout": "HI", "send": "sent HI"},
+    "expect": [{"outputEquals": "sent HI"}],
+}
+
+
+@pytest.mark.parametrize("level", ["none", "process"])
+@pytest.mark.parametrize("runs_code", [True, False])
+def test_the_module_of_a_stubbed_function_is_not_imported(folder: Path, level: str, runs_code: bool) -> None:
+    (folder / "trial_tools.py").write_text(MODULE.replace("\n\n\n", f"\n{IMPORTED}\n\n", 1))
+    spec = copy.deepcopy(WORKFLOW)
+    for function in spec["components"]["functions"].values():
+        function["sandbox"] = {"level": level}
+    assert failures(evaluate(folder, STUBBED, spec=spec, runs_code=runs_code)) == []
+    assert failures(evaluate(folder, case(), runs_code=runs_code)) == []
+    assert not (folder / "imported.txt").exists()
+    unstubbed = STUBBED | {"outputs": {"send": "sent HI"}}
+    ended = ["The case has no output of the function at shout, and no code is executed."]
+    assert failures(evaluate(folder, unstubbed, spec=spec, runs_code=runs_code)) == ([] if runs_code else ended)
+    assert (folder / "imported.txt").exists() is runs_code
+
+
+def test_a_trial_without_code_needs_no_sandbox(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise Forbidden("This machine gives no sandbox.", code="sandbox_unavailable")
+
+    monkeypatch.setattr("kneo.agents.sandboxes.SandboxHost.check_level", refuse)
+    spec = copy.deepcopy(SPEC)
+    spec["tools"]["pay"]["sandbox"] = {"level": "kernel"}
+    assert failures(evaluate(folder, case(), spec=spec, runs_code=False)) == []
+    assert (
+        failures(evaluate(folder, case(), spec=spec))[0]
+        == "the status is failed (sandbox_unavailable); succeeded is expected."
+    )
+
+
+def test_the_function_of_a_guardrail_gives_the_output_of_its_case(folder: Path) -> None:
+    (folder / "trial_tools.py").write_text(MODULE.replace("\n\n\n", f"\n{IMPORTED}\n\n", 1))
+    spec = copy.deepcopy(SPEC)
+    spec["components"]["functions"] = {"polite": {"implementation": "trial_tools.shout"}}
+    spec["agent"]["guardrails"] = {"output": [{"id": "polite", "type": "function", "ref": "polite", "action": "block"}]}
+    passed = case(outputs={"polite": '{"passed": true}'})
+    assert failures(evaluate(folder, passed, spec=spec, runs_code=False)) == []
+    blocked = case(outputs={"polite": "false"}, expect=[{"status": "failed"}])
+    assert failures(evaluate(folder, blocked, spec=spec, runs_code=False)) == []
+    ended = ["The case has no output of the function at polite, and no code is executed."]
+    assert failures(evaluate(folder, case(), spec=spec, runs_code=False)) == ended
+    assert not (folder / "imported.txt").exists()
 
 
 def test_a_question_times_out_without_waiting(folder: Path) -> None:
