@@ -101,6 +101,13 @@ def list_live(tx: Tx, environment: str | None = None) -> tuple[Canary, ...]:
     return _list(tx, where)
 
 
+def list_ended(tx: Tx, since: str) -> tuple[Canary, ...]:
+    """List the newest canary of each bundle that ended at a time or later; none of a bundle that has one now."""
+    where = [or_(canaries.c.ended_at.is_(None), canaries.c.ended_at >= since)]
+    newest = {(canary.environment, canary.bundle): canary for canary in _list(tx, where)}
+    return tuple(canary for canary in newest.values() if canary.ended_at is not None)
+
+
 def newest_by_digest(tx: Tx, environment: str, digests: Collection[str]) -> Mapping[str, Canary]:
     """Return the newest canary of each of these bundles in an environment."""
     if not digests:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kneo import registry
 from kneo.cli.checks import Checks, Diagnosis, error, ok, warning
+from kneo.cli.serve.evidence_checks import check_evidence
 from kneo.clock import Clock, isoformat, parse_time
 from kneo.controller.source.mirror import Mirror
 from kneo.digest import canonical_json
@@ -99,6 +100,7 @@ def database_checks(settings: Settings, store: Store, processes: int) -> Checks:
         "trust_root": partial(check_trust_root, settings, store),
         "source": partial(check_source, settings, store),
         "controller": partial(check_controller, settings, store),
+        "evidence": partial(check_evidence, settings, store),
         "channels": partial(check_channels, settings, store),
         "code": partial(check_code, settings, store),
     }

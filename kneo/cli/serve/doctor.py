@@ -20,6 +20,7 @@ from kneo.cli.checks import as_json as report_as_json
 from kneo.cli.commands import EXTENSIONS, examples
 from kneo.cli.options import JsonOption
 from kneo.cli.serve.database_checks import check_schema, database_checks
+from kneo.cli.serve.evidence_checks import check_suites
 from kneo.clock import Clock, SystemClock
 from kneo.errors import Invalid, KneoError
 from kneo.extension_points import import_target, list_extensions, list_points
@@ -126,6 +127,7 @@ def process_checks(settings: Settings, host: str) -> Checks:
         "issuer": check_issuer,
         **_added_checks(),
         "model_keys": check_model_keys,
+        "suites": check_suites,
         "disk": check_disk,
     }
     return {name: partial(check, settings) for name, check in checks.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -194,17 +194,9 @@ class EvidenceCase:
 
     def fitting(self, rule: EvidenceRule, digest: str, makers: Makers) -> tuple[StatedResult, ...]:
         """Return the newest attestations about a bundle that count under a rule: several, where they are of one time."""
-        excluded = makers.excluded_by(rule)
-        found = [
-            item
-            for item in self.facts.results.get(digest, ())
-            if item.statement.bundle_name == self.bundle.name
-            and _is_about(item.statement, rule, self.environment)
-            and item.statement.facts.issued_at <= self.now + CLOCK_TOLERANCE
-            and any(rule.signers.role in roles and person_key(name) not in excluded for name, roles in item.signers)
-        ]
-        newest = max((item.statement.facts.issued_at for item in found), default=None)
-        return tuple(item for item in found if item.statement.facts.issued_at == newest)
+        stated = self.facts.results.get(digest, ())
+        here = [item for item in stated if item.statement.bundle_name == self.bundle.name]
+        return newest_fitting(rule, here, self.environment, makers.excluded_by(rule), self.now)
 
     def age_at(self, issued: datetime) -> datetime:
         """Return the time up to which the age of a statement counts: in a rebuild the date of the replayed commit.
@@ -214,6 +206,29 @@ class EvidenceCase:
         if self.replayed_at is None:
             return self.now
         return max(self.replayed_at, issued, self.bundle.issued_at or self.now)
+
+
+def newest_fitting(
+    rule: EvidenceRule, stated: Iterable[StatedResult], environment: str, excluded: Collection[str], now: datetime
+) -> tuple[StatedResult, ...]:
+    """Return the newest attestations about a bundle that count under a rule: several, where they are of one time.
+
+    Args:
+        rule: The rule.
+        stated: The attestations about the bundle.
+        environment: The environment of the rule.
+        excluded: The keys of the people whose statements do not count.
+        now: The time of this reconciliation.
+    """
+    found = [
+        item
+        for item in stated
+        if _is_about(item.statement, rule, environment)
+        and item.statement.facts.issued_at <= now + CLOCK_TOLERANCE
+        and any(rule.signers.role in roles and person_key(name) not in excluded for name, roles in item.signers)
+    ]
+    newest = max((item.statement.facts.issued_at for item in found), default=None)
+    return tuple(item for item in found if item.statement.facts.issued_at == newest)
 
 
 def _is_about(statement: ResultStatement, rule: EvidenceRule, environment: str) -> bool:
