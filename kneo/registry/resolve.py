@@ -144,6 +144,8 @@ class ResolvedRelease:
     bundle: VerifiedBundle
     audit_seq: int | None
     """Sequence number of the promotion in the audit chain; None before it is sealed, and for a canary."""
+    policy: PolicyFlags | None
+    """The policy of its environment that was set through the service; None where none was set."""
 
 
 @lru_cache(maxsize=64)
@@ -274,14 +276,22 @@ def resolve(
     check_not_retired(tx, rules)
     canary = _find_canary(tx, stored, reference, environment, new=new, running=running)
     if canary is not None:
-        return _resolve_candidate(tx, canary, rules, trust_root(tx, pin), hmac_key)
+        policy = _policy(tx, stored, environment)
+        return _resolve_candidate(tx, canary, rules, trust_root(tx, pin), hmac_key, policy)
     if stored is None:
         raise _not_approved(tx, reference, environment, list_served(tx, environment))
     verified = check_served(stored.bundle, stored.release, rules, trust_root(tx, pin), hmac_key)
     event = check_promoted(tx, stored)
     if stored.bundle is not None:
         releases.check_bundle(tx, stored.bundle)
-    return ResolvedRelease(stored.release, verified, event.seq)
+    return ResolvedRelease(stored.release, verified, event.seq, _policy(tx, stored, environment))
+
+
+def _policy(tx: Tx, stored: releases.StoredRelease | None, environment: str) -> PolicyFlags | None:
+    """Return the policy that was set through the service, which was read with a release."""
+    if stored is None:
+        return project_metadata.find_policy(tx, environment)
+    return project_metadata.policies_in(tx, stored.policies).get(environment)
 
 
 def _find_canary(
@@ -308,13 +318,15 @@ def _find_canary(
     return None
 
 
-def _resolve_candidate(tx: Tx, canary: Canary, rules: Environment, root: TrustRoot, hmac_key: str) -> ResolvedRelease:
+def _resolve_candidate(
+    tx: Tx, canary: Canary, rules: Environment, root: TrustRoot, hmac_key: str, policy: PolicyFlags | None
+) -> ResolvedRelease:
     """Return the version of a canary, verified like a release."""
     release, record = candidate_release(canary), releases.bundle(tx, canary.digest)
     verified = check_served(record, release, rules, root, hmac_key)
     if record is not None:
         releases.check_bundle(tx, record)
-    return ResolvedRelease(release, verified, None)
+    return ResolvedRelease(release, verified, None, policy)
 
 
 def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Release, ...]) -> KneoError:
@@ -336,7 +348,7 @@ def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Relea
 
 
 def policy_in_force(
-    tx: Tx, environment: str | None, project: ProjectConfig | None = None, *, with_git: bool = True
+    tx: Tx, environment: str | None, project: ProjectConfig | None = None, *, approved: ResolvedRelease | None = None
 ) -> PolicyFlags:
     """Return the policy in force: the strictest of all sources.
 
@@ -344,15 +356,16 @@ def policy_in_force(
         tx: An open transaction.
         environment: Its name; None has no policy.
         project: The config of the project that this process works in.
-        with_git: Whether to look at the environment's file too.
+        approved: The release that the policy is for. It satisfied the environment's file when it was promoted, so that only
+            the other policies, which may be newer, count.
     """
     if environment is None:
         return strictest()
     flags = [
-        project_metadata.find_policy(tx, environment),
+        approved.policy if approved is not None else project_metadata.find_policy(tx, environment),
         project.policy(environment) if project is not None else None,
     ]
-    rules = find_declared(tx, environment) if with_git else None
+    rules = find_declared(tx, environment) if approved is None else None
     if rules is not None:
         flags.append(rules.spec.policy)
     return strictest(*(item for item in flags if item is not None))

@@ -48,7 +48,17 @@ def lock(tx: Tx, key: str) -> None:
 
 def list_policies(tx: Tx) -> Mapping[str, PolicyFlags]:
     """Return all policies, by environment."""
-    return {name: PolicyFlags.model_validate(flags) for name, flags in read(tx, POLICIES).items()}
+    return policies_in(tx, _row(tx, POLICIES))
+
+
+def policies_in(tx: Tx, row: Row | None) -> Mapping[str, PolicyFlags]:
+    """Return the policies of a row that was read; empty for none.
+
+    Raises:
+        Untrusted, Invalid: as ``read``.
+    """
+    value = _value(check(tx, project_metadata, row)) if row is not None else {}
+    return {name: PolicyFlags.model_validate(flags) for name, flags in value.items()}
 
 
 def find_policy(tx: Tx, environment: str) -> PolicyFlags | None:

@@ -34,6 +34,7 @@ from kneo.store import audit
 from kneo.store.authenticated import MAC, check, is_authentic, with_mac
 from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
 from kneo.store.prepared import Prepared, Row
+from kneo.store.project_metadata import POLICIES
 from kneo.store.tables import (
     approvals,
     audit_chain,
@@ -46,6 +47,7 @@ from kneo.store.tables import (
     holds,
     pending_plans,
     pending_releases,
+    project_metadata,
     promotions,
     qualified_bundles,
     releases,
@@ -444,6 +446,7 @@ class StoredRelease:
         event: The audit event of the promotion.
         is_rebuilding: Whether the registry is being rebuilt from the commits, so that the release may be outdated.
         has_canary: Whether its bundle has a canary that has not ended, authentic or not.
+        policies: The row of the policies that were set through the service; see ``project_metadata.policies_in``.
     """
 
     release: Release
@@ -452,9 +455,10 @@ class StoredRelease:
     event: SealedEvent | None
     is_rebuilding: bool
     has_canary: bool
+    policies: Row | None
 
 
-_PARTS = (releases, bundles, promotions, audit_events)
+_PARTS = (releases, bundles, promotions, audit_events, project_metadata)
 _SERVED = Prepared(
     select(
         *(column.label(f"{table.name}_{column.name}") for table in _PARTS for column in table.c),
@@ -480,6 +484,7 @@ _SERVED = Prepared(
         )
         .outerjoin(audit_events, audit_events.c.id == promotions.c.audit_event_id)
         .outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id)
+        .outerjoin(project_metadata, project_metadata.c.key == POLICIES)
     )
     .where(
         releases.c.environment == bindparam("in_environment"),
@@ -502,7 +507,7 @@ def find_stored(tx: Tx, environment_name: str, reference: str) -> StoredRelease 
     row = _SERVED.first(tx, parameters)
     if row is None:
         return None
-    release, record, promoted, recorded = (_part(row, table) for table in _PARTS)
+    release, record, promoted, recorded, policies = (_part(row, table) for table in _PARTS)
     is_promoted = promoted.id is not None and is_authentic(tx, promotions, promoted)
     return StoredRelease(
         release=_release(release),
@@ -511,6 +516,7 @@ def find_stored(tx: Tx, environment_name: str, reference: str) -> StoredRelease 
         event=audit.sealed(recorded, row.seq, row.leaf) if recorded.id is not None else None,
         is_rebuilding=bool(row.is_rebuilding),
         has_canary=bool(row.has_canary),
+        policies=policies if policies.key is not None else None,
     )
 
 

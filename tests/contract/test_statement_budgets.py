@@ -107,7 +107,7 @@ def three_steps(engine: Engine, driver: Driver) -> dict[str, int]:
     return counts
 
 
-RELEASE_BUDGETS = {"sqlite": 15, "postgresql": 13}
+RELEASE_BUDGETS = {"sqlite": 14, "postgresql": 12}
 
 
 @pytest.mark.both_databases

@@ -65,7 +65,7 @@ class _ResolvedSpec:
 
     frozen: FrozenSpec
     release: ReleaseRef | None = None
-    audit_seq: int | None = None
+    approved: registry.ResolvedRelease | None = None
     code: Digest | None = None
     gates: tuple[EnvironmentGate, ...] = ()
 
@@ -252,8 +252,7 @@ class Starter:
         _check_target(chosen.frozen.spec, order.target, chosen.release)
         if rules is not None and rules.gates:
             chosen = replace(chosen, frozen=self.freezer.with_gates(chosen.frozen, rules.gates), gates=rules.gates)
-        # A release satisfied Git's policy when it was promoted; other policies may be newer.
-        policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
+        policy = registry.policy_in_force(tx, order.environment, self.project, approved=chosen.approved)
         require_policy(chosen.frozen.spec, policy, order.environment, order.target)
         if rules is not None and rules.spec.tools.mcp.pinned:
             _require_pins(chosen.frozen.spec, rules.name)
@@ -299,7 +298,7 @@ class Starter:
         code = statement.code.digest if statement is not None and statement.code is not None else None
         rules = rules if rules is not None else registry.declared(tx, environment)
         check_code(frozen.spec, code is not None, rules, f"{ref.bundle}@{ref.version}")
-        return _ResolvedSpec(frozen, ref, approved.audit_seq, code)
+        return _ResolvedSpec(frozen, ref, approved, code)
 
     def check_still_allowed(self, tx: Tx, run: Run) -> None:
         """Check that a run could be started today.
@@ -307,14 +306,15 @@ class Starter:
         Raises:
             Forbidden, Untrusted, NotFound: it could not be started.
         """
+        approved = None
         if run.release is None:
             self._check_inline_allowed(tx, run.environment)
         else:
             release = run.release
-            registry.resolve(
+            approved = registry.resolve(
                 tx, release.digest, release.environment, pin=self.pin, hmac_key=self.hmac_key, running=True
             )
-        policy = registry.policy_in_force(tx, run.environment, self.project, with_git=run.release is None)
+        policy = registry.policy_in_force(tx, run.environment, self.project, approved=approved)
         body = runs.load_spec(tx, run.spec_digest)
         if body is not None:
             spec = read_spec(body)
@@ -481,7 +481,7 @@ def _metadata(order: StartRequest, chosen: _ResolvedSpec, rules: Environment | N
         values["implementations"] = dict(rules.spec.implementations)
     if chosen.code is not None:
         values["code"] = {"digest": chosen.code, "packages": rules.spec.packages if rules is not None else "recorded"}
-    if chosen.release is not None:
+    if chosen.release is not None and chosen.approved is not None:
         ref = chosen.release
         values["release"] = {
             "bundle": ref.bundle,
@@ -489,6 +489,6 @@ def _metadata(order: StartRequest, chosen: _ResolvedSpec, rules: Environment | N
             "digest": ref.digest,
             "environment": ref.environment,
             "revision": ref.revision,
-            "audit_seq": chosen.audit_seq,
+            "audit_seq": chosen.approved.audit_seq,
         }
     return values
