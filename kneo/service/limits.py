@@ -51,8 +51,15 @@ class RequestLimits:
         )
 
 
+DISCARDED_BYTES = 16 * 1024 * 1024
+"""Bytes of a body above the limit that are read and discarded before the answer.
+
+A client, or a proxy, that sends a body before it reads would not read the answer: a connection that is closed with unread input is reset.
+"""
+
+
 class BodyLimit:
-    """Counts the bytes of a request's body and answers 413 when there are too many."""
+    """Counts the bytes of a request's body and answers 413 when there are too many, after reading the rest of them."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
@@ -64,6 +71,9 @@ class BodyLimit:
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > self.max_bytes:
+            # A client that waits for the permission to send a body has sent none.
+            if not any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]):
+                await _discard_body(receive)
             await too_large(self.max_bytes)(scope, receive, send)
             return
         counted = 0
@@ -79,6 +89,8 @@ class BodyLimit:
             message = await receive()
             counted += len(message.get("body", b""))
             if counted > self.max_bytes:
+                if message.get("more_body", False):
+                    await _discard_body(receive)
                 raise HTTPException(413)
             return message
 
@@ -89,6 +101,16 @@ class BodyLimit:
             if error.status_code != 413 or begun:
                 raise
             await too_large(self.max_bytes)(scope, receive, send)
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read the rest of a body, up to ``DISCARDED_BYTES``; the server's time limit of a request holds."""
+    left = DISCARDED_BYTES
+    while left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 def peer_address(request: HTTPConnection) -> str:

@@ -102,6 +102,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield made
 
 
+def status_after_sending(url: str, body: bytes) -> int:
+    """Send a whole request before reading, as many clients do; return the status of the response."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    head = f"POST /v1/runs HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), 60) as connection:
+        connection.sendall(head.encode() + body)
+        return int(connection.makefile("rb").readline().split()[1])
+
+
 @pytest.mark.parametrize("proxy", PROXIES.values(), ids=PROXIES)
 def test_a_service_behind_a_proxy(
     proxy: Callable, bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -126,6 +135,8 @@ def test_a_service_behind_a_proxy(
             assert any(each.startswith(("event:", "data:", ":")) for each in answer.iter_lines())
         # A body above the limit of the service is refused; one below it reaches the service, which knows a smaller limit here.
         assert client.post("/v1/runs", content=b"x" * 2_000_000).status_code == 413
+        # It holds more than the buffers between: the client reads the answer although it sends the whole body first.
+        assert status_after_sending(url, b"x" * 12_000_000) == 413
         assert "error" in client.post("/v1/runs", content=b"x" * 500_000).json()
 
 
@@ -152,6 +163,7 @@ def test_nginx_accepts_the_file_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_proxy_waits_longer_than_the_longest_request_and_has_the_limits_of_the_service() -> None:
+    from kneo.service.limits import DISCARDED_BYTES
     from kneo.settings import HttpSettings, Limits
 
     longest = 600
@@ -161,4 +173,5 @@ def test_a_proxy_waits_longer_than_the_longest_request_and_has_the_limits_of_the
     assert "client_max_body_size 1m;" in NGINX.read_text()
     for file in CADDY.values():
         assert int(re.search(r"response_header_timeout (\d+)s", file.read_text())[1]) > longest
-        assert "max_size 1MiB" in file.read_text()
+        assert "max_size 16MiB" in file.read_text()
+        assert DISCARDED_BYTES == 16 * 2**20

@@ -25,6 +25,11 @@ SPEC = spec("update")
 REPEATED, REJECTED, LATER = 4, 7, 5
 """Of so many runs one is requested twice with its key, one is rejected, and one waits for the next part of the update."""
 
+CONNECTIONS = httpx.Limits(keepalive_expiry=2)
+"""Earlier versions close a connection that was idle for 5 seconds, which is also how long httpx keeps one: at a high load a request would
+go into a connection that is being closed.
+"""
+
 PAUSE_SECONDS = 0.1
 """Time between two things that one client does, which leaves the processor to processes that start."""
 
@@ -138,7 +143,8 @@ class Clients:
                 return
 
     def _client(self, person: str) -> httpx.Client:
-        return httpx.Client(headers={"Authorization": f"Bearer {key_of(person)}"}, timeout=PATIENCE_SECONDS)
+        headers = {"Authorization": f"Bearer {key_of(person)}"}
+        return httpx.Client(headers=headers, timeout=PATIENCE_SECONDS, limits=CONNECTIONS)
 
     def _send(self, client: httpx.Client, method: str, path: str, body: Json | None = None, key: str = "") -> Json:
         """Send a request once to the next service in rotation."""

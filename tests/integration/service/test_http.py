@@ -147,6 +147,32 @@ def test_bodies_are_bounded_when_streamed_too(client: httpx.Client) -> None:
         assert answer.json()["max_body_bytes"] == 20_000
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: 12000000", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_too_large_is_read_before_the_answer(client: httpx.Client, framing: str) -> None:
+    """Half of the body is sent, then a request on another connection is answered, and the first one still is not."""
+    host, port = client.base_url.host, client.base_url.port
+    half = b"x" * 6_000_000
+    part = half if "Length" in framing else b"5b8d80\r\n" + half + b"\r\n"
+    head = f"POST /v1/runs HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEYS['operator']}\r\n{framing}\r\n\r\n"
+    with socket.create_connection((host, port), 60) as connection:
+        connection.sendall(head.encode() + part)
+        assert client.get("/v1/livez").status_code == 200
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connection.recv(1)
+        connection.settimeout(60)
+        connection.sendall(part + (b"" if "Length" in framing else b"0\r\n\r\n"))
+        assert connection.makefile("rb").readline().split()[1] == b"413"
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent_where_the_client_waits(client: httpx.Client) -> None:
+    host, port = client.base_url.host, client.base_url.port
+    head = f"POST /v1/runs HTTP/1.1\r\nHost: {host}\r\nExpect: 100-Continue\r\nContent-Length: 30000\r\n\r\n"
+    with socket.create_connection((host, port), 60) as connection:
+        connection.sendall(head.encode())
+        assert connection.makefile("rb").readline().split()[1] == b"413"
+
+
 def test_an_input_that_is_too_long_is_refused(client: httpx.Client) -> None:
     answer = client.post("/v1/runs", json={"input": "x" * 501, "spec": announcement()}, headers=bearer("operator"))
     assert answer.status_code == 422
