@@ -6,6 +6,7 @@ begins, reports and cancels its own calls only; everything else about a call is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from kneo.runtime.engine.call_metrics import CallOutcome, outcome_of, output_of
 from kneo.runtime.engine.calls import ServedBundle, StatedCall, find_served, join_key, start
 from kneo.runtime.engine.questions import run_facts
 from kneo.runtime.engine.recover import cancel_run as end_run
-from kneo.runtime.engine.wait import CallSettled, SettledRun, open_tasks, read_settled_run
+from kneo.runtime.engine.wait import CallAsks, CallSettled, SettledRun, open_tasks, read_settled_run
 from kneo.spec.models.environment import read_spec
 from kneo.spec.models.human import CALLER
 from kneo.spec.models.spec import Tool
@@ -39,7 +40,8 @@ from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import agent_journal, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.run_filter import RunFilter
-from kneo.tasks import inbox
+from kneo.tasks import inbox, people
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.served_calls import find_refusal_in
 
 CallStatus: TypeAlias = Literal["running", "waiting", "allowed", "begun", "ended"]
@@ -301,6 +303,25 @@ def find_own_call(context: Context, call_id: str) -> Run:
         return runs.check(tx, run)
 
 
+def list_input_questions(context: Context, settled: SettledRun) -> Sequence[HumanTask]:
+    """List the questions of a call's own tool (MCP elicitation) that the caller may answer; questions of gates are none of them."""
+    with context.store.read() as tx:
+        return [task for task in settled.tasks if task.is_input and people.may_still_answer(tx, task, context.actor)]
+
+
+def answer_input_question(context: Context, run: Run, task_id: str, answer: DecisionRequest) -> None:
+    """Answer a question of a call's own tool as its caller; one that is not open to the caller, or not open, stays as it is.
+
+    Raises:
+        DecisionNotAllowed: the answer does not fit the form.
+    """
+    questions = list_input_questions(context, read_settled_run(context.store, run.id))
+    if all(task.id != task_id for task in questions):
+        return
+    with contextlib.suppress(Conflict):  # it was answered meanwhile
+        inbox.decide(context.store, task_id, answer, actor=context.actor)
+
+
 def _task_of(context: Context, call_id: str) -> tuple[Run, HumanTask]:
     """Return a call with the task for its caller.
 
@@ -353,10 +374,12 @@ def _facts(task: HumanTask) -> Mapping[str, object]:
     return facts
 
 
-def wait_for_call(context: Context, run: Run, seconds: float, *, joined: bool = False) -> Waiting[CallView]:
-    """Return the wait for a call to end or to be allowed, at most this many seconds."""
+def wait_for_call(
+    context: Context, run: Run, seconds: float, *, joined: bool = False, shown: frozenset[str] | None = None
+) -> Waiting[CallView]:
+    """Return the wait for a call to end or to be allowed, at most this many seconds; with ``shown`` also for another question."""
     return Waiting(
-        CallSettled(run.id),
+        CallSettled(run.id) if shown is None else CallAsks(run.id, shown=shown),
         partial(_delivered, context, joined=joined),
         seconds,
         read_settled_run(context.store, run.id),

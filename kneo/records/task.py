@@ -230,6 +230,12 @@ class HumanTask:
         return use if is_granted and isinstance(use, Mapping) else None
 
     @property
+    def is_input(self) -> bool:
+        """Whether a tool asks for input of its own (MCP elicitation). Such a question allows nothing: gates stand before the call."""
+        facts = self.metadata.get("facts")
+        return isinstance(facts, Mapping) and ARGUMENTS_DIGEST in facts
+
+    @property
     def is_for_caller(self) -> bool:
         """Whether a program is to make a call itself and report its result, and no person has taken over."""
         return TAKES_OVER in self.metadata and self.escalation == 0

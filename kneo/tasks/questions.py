@@ -130,8 +130,11 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
 def _of_call(task: HumanTask, question: Question) -> HumanTask:
     """Return a task of a call: its requester decides nothing about it, and may have to make it itself.
 
-    The time to report begins when the requester begins the call.
+    The time to report begins when the requester begins the call. Input that the tool itself asks for allows nothing, so that the
+    requester may give it.
     """
+    if task.is_input:
+        return task
     others = replace(task.candidates, exclude=tuple(dict.fromkeys((*task.candidates.exclude, "requester"))))
     if not question.for_caller:
         return replace(task, candidates=others)

@@ -82,6 +82,33 @@ class CallSettled(RunSettled):
         return [each if each is not None and _is_callers_turn(each) else None for each in found]
 
 
+@dataclass(frozen=True)
+class CallAsks(RunSettled):
+    """As ``CallSettled``; a question that the caller was not shown ends the wait, too.
+
+    Attributes:
+        shown: The tasks that the caller was shown.
+    """
+
+    shown: frozenset[str] = frozenset()
+
+    def accept(self, change: object) -> SettledRun | None:
+        settled = super().accept(change)
+        return settled if settled is not None and self.ends_with(settled) else None
+
+    @classmethod
+    def read(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[SettledRun | None]:
+        found = zip(super().read(tx, subscriptions), subscriptions, strict=True)
+        return [
+            each if each is not None and isinstance(item, CallAsks) and item.ends_with(each) else None
+            for each, item in found
+        ]
+
+    def ends_with(self, settled: SettledRun) -> bool:
+        """Return whether the wait ends with this state of the call."""
+        return _is_callers_turn(settled) or any(task.id not in self.shown for task in settled.tasks)
+
+
 def _is_callers_turn(settled: SettledRun) -> bool:
     return settled.run.status.is_final or any(task.is_for_caller for task in settled.tasks)
 

@@ -17,7 +17,7 @@ import pytest
 from config_repo import ConfigRepo
 from integration.service.test_calls import ADDED, CALLS, ORDER, allowed, asking, decide, make, post, spec
 from integration.service.test_mcp_tools import call, connected, structured, text
-from mcp_types import ElicitResult
+from mcp_types import ElicitRequestParams, ElicitResult
 from served_agents import served_agents
 from service_bench import Bench, Json, serving
 from sqlalchemy import select
@@ -68,16 +68,20 @@ def test_an_expression_that_is_false_alone_lets_no_privileged_call_of_the_caller
     house.post(f"/calls/{made['id']}/cancel", role="caller")
 
 
-def test_a_client_that_accepts_everything_and_may_answer_questions_approves_no_call_of_its_own(house: Bench) -> None:
-    asked: list[object] = []
+@pytest.mark.parametrize(("mode", "asks"), [("auto", ["url", "url"]), ("legacy", [])])
+def test_a_client_that_accepts_everything_and_may_answer_questions_approves_no_call_of_its_own(
+    house: Bench, mode: str, asks: list[str]
+) -> None:
+    """A client of a version before 2026-07-28 cannot be asked over HTTP, and gets the link in the result."""
+    asked: list[str] = []
 
-    async def accept(_context: object, params: object) -> ElicitResult:
-        asked.append(params)
+    async def accept(_context: object, params: ElicitRequestParams) -> ElicitResult:
+        asked.append(params.mode)
         return ElicitResult(action="accept", content={"decision": "approved"})
 
     async def work() -> Any:
-        async with connected(house, "admin", wait="1s", elicitation_callback=accept) as client:
-            return await client.call_tool("refund", {"id": "own", "amount": 1})
+        async with connected(house, "admin", wait="1s", mode=mode, elicitation_callback=accept) as client:
+            return await client.call_tool("refund", {"id": f"own-{mode}", "amount": 1})
 
     made = structured(asyncio.run(work()))
     task = asking(house, {"id": made["call_id"]})["questions"][0]["id"]
@@ -86,10 +90,10 @@ def test_a_client_that_accepts_everything_and_may_answer_questions_approves_no_c
         refused = house.post(f"/human-tasks/{task}/{path}", body, role="admin", expect=403)
         assert refused["error"] in {"separation_of_duties", "not_a_candidate"}
     again = asyncio.run(work())
-    assert structured(again)["status"] == "waiting"
+    assert (structured(again)["status"], asked) == ("waiting", asks)
     house.post(f"/calls/{made['call_id']}/cancel", role="admin")
     refunds = house.folder / "refunds.jsonl"
-    assert not refunds.exists() or '"own"' not in refunds.read_text()
+    assert not refunds.exists() or f'"own-{mode}"' not in refunds.read_text()
 
 
 def test_a_key_belongs_to_its_caller_and_a_foreign_one_finds_no_call(house: Bench) -> None:

@@ -1,26 +1,29 @@
 """The MCP server of the tools of one released bundle, for one caller: each call of a tool is a call of ``/v1/calls``.
 
 What it lists is in the signed bundle, and it keeps nothing between two requests. Approvals never come through the client, which
-could accept for its user: a call that waits is answered with the link where people sign in.
+could accept for its user: a call that waits is answered with the link where people sign in, with a task where the client takes one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 from mcp.server.lowlevel import Server
 from mcp_types import (
     CallToolRequestParams,
     CallToolResult,
+    InputRequiredResult,
     ListToolsResult,
     PaginatedRequestParams,
     TextContent,
     Tool,
     ToolAnnotations,
 )
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.concurrency import run_in_threadpool
 
 from kneo import __version__
@@ -31,7 +34,16 @@ from kneo.clock import monotonic
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, KneoError, NotFound
 from kneo.extensions.protocols.calls import execute_once
-from kneo.extensions.protocols.mcp.server import RequestContext
+from kneo.extensions.protocols.mcp.call_inputs import (
+    CallState,
+    RequestContext,
+    ask_now,
+    asks_at,
+    find_requests,
+    required_inputs,
+    take_responses,
+)
+from kneo.extensions.protocols.mcp.call_tasks import CallTasks, created_task, takes_tasks
 from kneo.records.run import Run
 from kneo.runtime.engine.calls import ServedBundle
 from kneo.runtime.engine.wait import SettledRun, read_settled_run
@@ -42,6 +54,9 @@ from kneo.spec.tool_kinds import GET_CALL
 
 PROGRESS_SECONDS = 15.0
 """Seconds between two reports of progress."""
+
+TASK_SECONDS = 5.0
+"""Seconds after which a client that takes tasks gets one."""
 
 LISTED_MS = 60_000
 """Milliseconds for which a client may keep the list of tools."""
@@ -90,7 +105,7 @@ class BundleTools:
 
     def server(self) -> Server[object]:
         """Return the server."""
-        return Server(
+        server: Server[object] = Server(
             "kneo",
             version=__version__,
             instructions=self.served.spec.agent.description,
@@ -98,6 +113,10 @@ class BundleTools:
             on_call_tool=self.call_tool,
             get_tool_input_schema=self._find_schema,
         )
+        operations = self.service.context(self.principal)
+        result_of, url_of = partial(_result, address=self.address), partial(_url, address=self.address)
+        CallTasks(operations, result_of, url_of, self.is_gone).add_to(server)
+        return server
 
     def _find_schema(self, called: str) -> Mapping[str, object] | None:
         found = self._find_tool(called)
@@ -121,25 +140,52 @@ class BundleTools:
         about = Tool(name=GET_CALL, description=ABOUT_GET_CALL, input_schema=CALL_SCHEMA, annotations=reads)
         return ListToolsResult(tools=[*tools, about], ttl_ms=LISTED_MS, cache_scope="private")
 
-    async def call_tool(self, context: RequestContext, params: CallToolRequestParams) -> CallToolResult:
+    async def call_tool(
+        self, context: RequestContext, params: CallToolRequestParams
+    ) -> CallToolResult | InputRequiredResult:
         """Make a call, or join the one that an earlier request has made; an error is a result of the tool."""
         try:
-            return await self._call(context, params)
+            # The runner accepts results of extensions, which its signature does not name.
+            return cast("CallToolResult | InputRequiredResult", await self._call(context, params))
         except KneoError as error:
             return _failure(error.code, f"{error.message} {error.hint}" if error.hint else error.message)
 
-    async def _call(self, context: RequestContext, params: CallToolRequestParams) -> CallToolResult:
+    async def _call(
+        self, context: RequestContext, params: CallToolRequestParams
+    ) -> CallToolResult | InputRequiredResult | dict[str, object]:
         meta, arguments = dict(context.meta or {}), params.arguments or {}
-        operations = self.service.context(self.principal)
-        if params.name == GET_CALL:
-            run, joined = await run_in_threadpool(find_own_call, operations, str(arguments.get("call_id"))), False
+        operations, shown, waits, joined = self.service.context(self.principal), list[str](), True, False
+        if params.request_state is not None:
+            state = CallState.read(params.request_state)
+            run, shown = await run_in_threadpool(find_own_call, operations, state.call_id), state.shown
+            waits = await run_in_threadpool(take_responses, operations, run, params.input_responses)
+        elif params.name == GET_CALL:
+            run = await run_in_threadpool(find_own_call, operations, str(arguments.get("call_id")))
         else:
             run, joined = await self._start(params.name, arguments, meta)
-        waiting = await run_in_threadpool(partial(wait_for_call, operations, run, self.seconds, joined=joined))
-        settled = await self._settled(context, waiting)
-        if self.is_gone():
-            return _failure("client_gone", "The client has gone.")
+        links, forms = asks_at(context)
+        takes_task = takes_tasks(context)
+        until = monotonic() + (min(self.seconds, TASK_SECONDS) if takes_task else self.seconds)
+        while True:
+            seen = frozenset(shown) if links or forms else None
+            left = max(0.0, until - monotonic()) if waits else 0.0
+            waiting = await run_in_threadpool(partial(wait_for_call, operations, run, left, joined=joined, shown=seen))
+            settled = await self._settled(context, waiting)
+            if self.is_gone():
+                return _failure("client_gone", "The client has gone.")
+            find = partial(find_requests, links=self.address if links else None, forms=forms, shown=shown)
+            requests = await run_in_threadpool(find, operations, settled) if waits else {}
+            if not requests and (left == 0 or not _asks_another(settled, shown)):
+                break
+            if requests and context.protocol_version in MODERN_PROTOCOL_VERSIONS:
+                return required_inputs(run, requests, shown)
+            shown += [task.id for task in settled.tasks]
+            waits = await run_in_threadpool(
+                take_responses, operations, run, await ask_now(context, requests, max(1.0, left))
+            )
         view = await run_in_threadpool(waiting.view, settled)
+        if takes_task and waits and view.status != "ended":
+            return created_task(view, settled.run, _url(view, self.address))
         return _result(view, self.address)
 
     async def _start(
@@ -189,6 +235,14 @@ def _failure(code: str, message: str) -> CallToolResult:
     return CallToolResult(content=[TextContent(text=message)], structured_content=data, is_error=True)
 
 
+def _asks_another(settled: SettledRun, shown: Sequence[str]) -> bool:
+    return any(task.id not in shown and not task.is_for_caller for task in settled.tasks)
+
+
+def _url(view: CallView, address: str) -> str | None:
+    return f"{address}/console/inbox/{view.questions[0].id}" if view.questions else None
+
+
 def _result(view: CallView, address: str) -> CallToolResult:
     meta: dict[str, object] = {CALL_ID: view.id}
     if view.status == "ended" and view.error is not None:
@@ -199,7 +253,7 @@ def _result(view: CallView, address: str) -> CallToolResult:
     if view.status == "ended":
         text = view.result if isinstance(view.result, str) else json.dumps(view.result, ensure_ascii=False)
         return CallToolResult(content=[TextContent(text=text)], is_error=view.outcome != "success", _meta=meta)
-    url = f"{address}/console/inbox/{view.questions[0].id}" if view.questions else None
+    url = _url(view, address)
     again = f"Call {model_name(view.tool)} again with the same arguments, or {GET_CALL} with call_id {view.id}."
     match view.status:
         case "waiting":

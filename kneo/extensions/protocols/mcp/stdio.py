@@ -72,7 +72,8 @@ def _routed(message: SessionMessage) -> SessionMessage:
     if not isinstance(version, str):
         return message
     headers = {MCP_PROTOCOL_VERSION_HEADER: version, MCP_METHOD_HEADER: request.method}
-    name = params.get(NAME_BEARING_METHODS.get(request.method, ""))
+    is_of_task = request.method.startswith("tasks/")
+    name = params.get("taskId" if is_of_task else NAME_BEARING_METHODS.get(request.method, ""))
     if isinstance(name, str):
         headers[MCP_NAME_HEADER] = encode_header_value(name)
     return SessionMessage(request, ClientMessageMetadata(headers=headers))
