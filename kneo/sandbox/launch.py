@@ -316,3 +316,4 @@ elif __name__ == "__main__":
     if exit_status:
         with suppress(OSError):
             os.write(2, f"exit status {exit_status}\n".encode())
+    sys.exit(exit_status if exit_status >= 0 else 128 - exit_status)

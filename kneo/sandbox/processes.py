@@ -112,7 +112,7 @@ class SandboxProcesses:
     """
 
     def __init__(self, limit: int = 8) -> None:
-        self._free = asyncio.Semaphore(limit)
+        self.free = asyncio.Semaphore(limit)
         self._limit, self._live = limit, 0
         self._idle: list[_Template] = []
 
@@ -140,7 +140,7 @@ class SandboxProcesses:
             ChildFailed: the function raised, or took its process down with it.
             KneoError: ``sandbox_unavailable``, ``sandbox_path_denied``, ``sandbox_limit``, ``implementation_invalid`` …
         """
-        async with self._free:
+        async with self.free:
             template = await self._take(name, code, rights)
             ended = False
             try:
@@ -281,6 +281,17 @@ class Sandboxed:
         self.control.close()
         self._theirs.close()
 
+    async def end_process(self, process: Process | None) -> None:
+        """End all processes of a launcher and remove the scratch folder."""
+        self.close()
+        if process is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), END_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        self.remove()
+
     def remove(self) -> None:
         """Close the control socket, and remove the scratch folder where the supervisor could not."""
         self.close()
@@ -357,7 +368,7 @@ class _Template(Sandboxed):
                     counting.cancel()
         if exceeded:
             self.has_ended = True
-            raise _limit(name, f"started more than {self.rights.processes} processes")
+            raise limit_exceeded(name, f"started more than {self.rights.processes} processes")
         if data is None:
             self.has_ended = True
             msg = f"The function answered with more than {MAX_ANSWER_BYTES} bytes."
@@ -379,14 +390,13 @@ class _Template(Sandboxed):
         status, used = report.get("status"), report.get("cpu")
         slow = isinstance(used, float) and used >= self.rights.cpu_seconds and status == -signal.SIGKILL
         if status == -signal.SIGXCPU or slow:
-            raise _limit(name, f"used more than {self.rights.cpu_seconds} s of processor time")
+            raise limit_exceeded(name, f"used more than {self.rights.cpu_seconds} s of processor time")
         raise ChildFailed("process_died", f"The function took its process down (exit status {status}).")
 
     async def _count(self) -> None:
         """Return once there are more processes than the profile allows."""
         assert self._process is not None
-        while sum(1 for _ in _below(self._process.pid)) - 1 <= self.rights.processes:  # noqa: ASYNC110 - other processes
-            await asyncio.sleep(COUNT_SECONDS)
+        await has_more_processes(self._process.pid, self.rights.processes + 1)
         self.control.close()
 
     def wait_for(self, seconds: float, then: object) -> None:
@@ -401,34 +411,28 @@ class _Template(Sandboxed):
     async def end(self) -> None:
         """End all processes of the template and remove its folder."""
         self.stop_waiting()
-        self.close()
-        if self._process is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), END_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
+        await self.end_process(self._process)
         if self._errors is not None:
             self._errors.cancel()
-        self.remove()
 
 
 def program_task(
-    rights: Rights, command: Sequence[str], env: Mapping[str, str], folder: str | None
+    rights: Rights, command: Sequence[str], env: Mapping[str, str] | None, folder: str | None
 ) -> dict[str, object]:
     """Return the task of a launcher that becomes a program.
 
     Args:
         rights: The rights of the program.
         command: The program and its arguments.
-        env: Its whole environment.
+        env: Its whole environment; ``None`` is that of functions.
         folder: Its working directory; ``None`` is the scratch folder.
     """
     task = _task(rights, confine.RUN)
-    network = PROXY_VARIABLES if rights.level == "kernel" and rights.net else {}
-    program = shutil.which(command[0], path=env.get("PATH")) or command[0]
+    if env is not None:
+        task["environment"] = {**(PROXY_VARIABLES if rights.level == "kernel" and rights.net else {}), **env}
+    program = shutil.which(command[0], path=env.get("PATH") if env is not None else None) or command[0]
     system = [*_list_of(task["system"]), (program, confine.RUN)]
-    return {**task, "environment": {**network, **env}, "command": list(command), "folder": folder, "system": system}
+    return {**task, "command": list(command), "folder": folder, "system": system}
 
 
 def _list_of(value: object) -> list[object]:
@@ -497,6 +501,12 @@ def _top(path: str, name: str, data: bytes | None) -> Path:
     return place.parents[parts - 1] if parts else place
 
 
+async def has_more_processes(pid: int, most: int) -> None:
+    """Return once there are more processes below one."""
+    while sum(1 for _ in _below(pid)) <= most:  # noqa: ASYNC110 - other processes
+        await asyncio.sleep(COUNT_SECONDS)
+
+
 def _below(pid: int) -> Iterator[int]:
     """Yield the processes below one."""
     for task in _entries(f"/proc/{pid}/task"):
@@ -513,7 +523,8 @@ def _entries(folder: str) -> list[Path]:
         return []
 
 
-def _limit(name: str, what: str) -> KneoError:
+def limit_exceeded(name: str, what: str) -> KneoError:
+    """Return the error of a call that used more than its profile grants."""
     return Forbidden(f"{name} {what}.", code="sandbox_limit", hint="Raise the limit under sandbox in the spec.")
 
 
@@ -523,7 +534,7 @@ def _failure(name: str, rights: Rights, error: object) -> Exception:
     kind, message, hint = str(found.get("type", "process_died")), str(found.get("message", "")), found.get("hint")
     match kind:
         case "MemoryError":
-            return _limit(name, f"used more than {rights.memory >> 20} MiB of memory")
+            return limit_exceeded(name, f"used more than {rights.memory >> 20} MiB of memory")
         case "sandbox_unavailable":
             msg = f"{name} needs a sandbox at level {rights.level}, which this machine cannot give: {message}."
             return Forbidden(msg, code=kind, hint="kneo doctor shows what is missing.")

@@ -149,7 +149,7 @@ def check_secrets(code: BundleCode) -> None:
 
 def names_functions(spec: Spec) -> bool:
     """Return whether a spec names code that a bundle has to carry: all but objects of the program that starts its runs."""
-    return any(not name.startswith(INPROCESS) for name in spec.implementations())
+    return any(not name.startswith(INPROCESS) for name in spec.implementations()) or any(spec.scripts())
 
 
 def _check_size(files: Mapping[str, bytes]) -> None:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write", "shell", "privileged"]
 """What a call may do beyond computing its result; ``privileged`` is anything that should not happen unseen."""
 
-Backing: TypeAlias = Literal["implementation", "http", "mcp", "agent", "a2a", "extension"]
+Backing: TypeAlias = Literal["implementation", "http", "mcp", "agent", "a2a", "extension", "script"]
 """A field of a tool that says what is behind it."""
 
 ASK_QUESTION = "ask_question"
@@ -106,6 +106,7 @@ TOOL_KINDS = _table(
     ),
     # Kneo does not know what a package does: the spec can only declare more than the network.
     ToolKind(name="extension", backing="extension", capabilities=("network",), span_type="extension"),
+    ToolKind(name="script", backing="script"),
 )
 """Every kind by its field, in the order of the fields."""
 

@@ -1,4 +1,4 @@
-"""Collect the code of a bundle: the project modules that a spec's functions import, read and never executed."""
+"""Collect the code of a bundle: the project modules that a spec's functions import, and the scripts of its skills, read and never executed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CollectedCode:
 
 
 def collect_code(spec: Spec, roots: Sequence[Path]) -> CollectedCode:
-    """Collect the code that a spec names; none where it names no function and includes no file.
+    """Collect the code that a spec names; none where it names no function and no script and includes no file.
 
     Args:
         spec: The spec.
@@ -41,7 +41,7 @@ def collect_code(spec: Spec, roots: Sequence[Path]) -> CollectedCode:
     """
     roots = tuple(root.resolve() for root in roots)
     names = {each.rpartition(".")[0] for each in spec.implementations() if not each.startswith(INPROCESS)}
-    if not names and not spec.code.include:
+    if not names and not any(spec.scripts()) and not spec.code.include:
         return CollectedCode(None)
     files, imported = dict[str, bytes](), set[str]()
     for name in sorted(names - {""}):
@@ -51,6 +51,11 @@ def collect_code(spec: Spec, roots: Sequence[Path]) -> CollectedCode:
             if source.data is not None:
                 _add(files, source.path, source.data, roots)
                 imported |= imports_of(source.data, source.name, is_package=source.is_package)
+    for file, data in _scripts(spec):
+        if files.setdefault(file, data) != data:
+            msg = f"{file} is a script of a skill, and another file of the project has its path."
+            raise Invalid(msg, code="E_CODE_OUTSIDE", hint="Give the skill another name.", file=file)
+        imported |= imports_of(data, PurePosixPath(file).stem, is_package=False)
     for path in _included(spec.code.include, roots[0]):
         data = path.read_bytes()
         _add(files, path, data, roots[:1])
@@ -62,6 +67,11 @@ def collect_code(spec: Spec, roots: Sequence[Path]) -> CollectedCode:
     code = BundleCode(files, _packages(imported, roots))
     check_secrets(code)
     return CollectedCode(code, tuple(_dynamic(code)))
+
+
+def _scripts(spec: Spec) -> Iterator[tuple[str, bytes]]:
+    for script in spec.scripts():
+        yield from spec.script_files(script).items()
 
 
 def environments_without_code(repository: ConfigRepository | None, environments: Iterable[str]) -> Iterator[str]:

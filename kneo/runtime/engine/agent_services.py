@@ -21,12 +21,14 @@ from kneo.agents.tools.backends import Backends
 from kneo.agents.tools.kinds import BackendContext
 from kneo.agents.tools.middleware import MiddlewareTools
 from kneo.agents.tools.python.backend import PythonTools
+from kneo.agents.tools.script import ScriptTools
 from kneo.agents.turn import PeopleRequired, Postponed
 from kneo.project import read_config
 from kneo.records.run import AgentUsage
 from kneo.runtime.engine.rules_in_force import RulesInForce
 from kneo.runtime.steps.agents import OpenServices
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.code_store import package_paths
 from kneo.runtime.steps.sandboxes import Sandboxes
 from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.settings import Settings
@@ -61,7 +63,8 @@ def open_services(
         quota=StoreQuota(store, rules.models),
         clients=requests.ModelClients(settings.models.reply_bytes),
     )
-    python = PythonTools(ToolFunctions(code, sandboxes), registry)
+    functions = ToolFunctions(code, sandboxes)
+    python, script = PythonTools(functions, registry), ScriptTools(functions, package_paths())
     closing = AsyncExitStack()
     context = BackendContext(
         settings=settings,
@@ -73,7 +76,11 @@ def open_services(
     around = registry.middleware if registry is not None else {}
     services = AgentServices(
         models=models,
-        tools=Backends(context, {"python": python}, lambda backend: MiddlewareTools(SecretFilter(backend), around)),
+        tools=Backends(
+            context,
+            {"python": python, "script": script},
+            lambda backend: MiddlewareTools(SecretFilter(backend), around),
+        ),
         middleware=frozenset(around),
         turn_middleware=registry.turn_middleware if registry is not None else {},
         rules=rules.tools,

@@ -27,6 +27,7 @@ from kneo.runtime.steps.modules import ModuleSource
 from kneo.sandbox.functions import import_function
 from kneo.sandbox.processes import ModuleCode
 from kneo.spec.code import INPROCESS, BundleCode, RunCode
+from kneo.spec.models.spec import SkillScript, Spec
 from kneo.spec.modules import OWN_PACKAGES
 
 
@@ -115,6 +116,20 @@ class CodeLoader:
             self._sources[implementation, run.digest] = known
         _check_pins(_split(implementation)[0], known.sources, run.pins)
         return known.code
+
+    def script(self, script: SkillScript, spec: Spec, run: RunCode) -> dict[str, bytes]:
+        """Return a script and the files below its folder, by their paths below the folder of its skill.
+
+        Raises:
+            Invalid: ``implementation_invalid``: there is no such file.
+            Untrusted, Conflict: as ``CodeStore.open``.
+        """
+        files = spec.script_files(script) if run.digest is None else self._open(run, starts=True)[1].files
+        if script.path not in files:
+            where = f"the skill {script.skill}" if run.digest is None else f"the code {run.digest}"
+            raise Invalid(f"{where} has no file {script.path}.", code="implementation_invalid")
+        root = f"skills/{script.skill}/"
+        return {path.removeprefix(root): data for path, data in files.items() if path.startswith(root)}
 
     def _open(self, run: RunCode, *, starts: bool = False) -> tuple[Path, BundleCode]:
         if self._store is None:

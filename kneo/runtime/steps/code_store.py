@@ -27,14 +27,19 @@ Stamps = dict[str, tuple[int, int, int]]
 
 
 def import_path(folder: Path) -> list[str]:
-    """Return the ``sys.path`` of a process that imports the code of a bundle: its folder, the standard library, packages.
+    """Return the ``sys.path`` of a process that imports the code of a bundle: its folder, the standard library, packages."""
+    return list(dict.fromkeys([str(folder), *package_paths()]))
 
-    The working directory, ``PYTHONPATH`` and folders that packages add by ``.pth`` files are not on it.
+
+def package_paths() -> list[str]:
+    """Return the folders of the standard library and of installed packages.
+
+    The working directory, ``PYTHONPATH`` and folders that packages add by ``.pth`` files are not among them.
     """
     stdlib = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     dynamic = [f"{each}/lib-dynload" for each in stdlib]
-    return list(dict.fromkeys([str(folder), *stdlib, *dynamic, *site.getsitepackages(), *user]))
+    return list(dict.fromkeys([*stdlib, *dynamic, *site.getsitepackages(), *user]))
 
 
 def sources_in(folder: Path, code: BundleCode) -> list[ModuleSource]:

@@ -29,7 +29,7 @@ from kneo.runtime.steps.sandboxes import Called, FunctionUse, Sandboxes
 from kneo.runtime.steps.threads import in_thread
 from kneo.spec.code import RunCode
 from kneo.spec.coverage.sandboxes import CodePart
-from kneo.spec.models.spec import FunctionComponent
+from kneo.spec.models.spec import FunctionComponent, Spec
 
 Call = Callable[[str, StepContext], StepOutput]
 """The work of a step that any thread can do."""
@@ -59,7 +59,7 @@ class Executor:
                     activity.ref, program.functions[activity.ref], text, context, conversation
                 )
             functions = partial(self._call_for_agent, program, context, conversation)
-            load_code = partial(self._load_code, conversation.code)
+            load_code = partial(self._load_code, program.spec, conversation.code)
             conversation = replace(conversation, functions=functions, load_code=load_code)
             return await self.agents.run(program, activity, text, context, conversation)
 
@@ -91,8 +91,8 @@ class Executor:
         # In a context of its own: a context variable that a step sets is not seen by later steps of the same thread.
         return lambda text, context: copy_context().run(_call, code, text, context, schemas)
 
-    async def _load_code(self, run_code: RunCode, implementations: Collection[str]) -> None:
-        """Find the code that an agent's step may call.
+    async def _load_code(self, spec: Spec, run_code: RunCode, implementations: Collection[str]) -> None:
+        """Find the code that an agent's step may call, and the scripts of its spec.
 
         Raises:
             Invalid, Forbidden, CodeUnavailable: it cannot be called in this process.
@@ -101,6 +101,8 @@ class Executor:
         def load() -> None:
             for each in implementations:
                 self.code.source(each, run_code)
+            for script in spec.scripts():
+                self.code.script(script, spec, run_code)
 
         await in_thread(load)
 

@@ -1,9 +1,9 @@
-"""Functions that specs name, in sandboxes: the rights of each call, its answer, and the facts about it."""
+"""Functions and scripts that specs name, in sandboxes: the rights of each call, its answer, and the facts about it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -12,8 +12,10 @@ from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.function_context import WaitForAnswer, read_wait_request
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.threads import in_thread
+from kneo.sandbox.levels import Rights
 from kneo.sandbox.network import Check
 from kneo.sandbox.processes import ChildFailed, SandboxProcesses
+from kneo.sandbox.programs import ScriptProgram, run_program
 from kneo.spec.code import RunCode
 from kneo.spec.coverage.sandboxes import CodePart, code_parts
 from kneo.spec.models.spec import Spec
@@ -60,8 +62,16 @@ class Called:
     facts: Mapping[str, object]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """The output of a script in a sandbox, and the facts about the sandbox."""
+
+    output: bytes
+    facts: Mapping[str, object]
+
+
 class Sandboxes:
-    """Calls functions at the level that the spec and the environment of a run require.
+    """Calls functions and runs scripts at the level that the spec and the environment of a run require.
 
     Args:
         code: The modules that specs may name.
@@ -123,13 +133,11 @@ class Sandboxes:
             ChildFailed: the function raised, or took its process down with it.
             KneoError: it cannot be called so.
         """
-        rules = await self._rules(use.environment)
-        fill = partial(hidden.fill, secrets=self._secrets)
-        rights = self._host.rights(use.part, rules.sandbox, use.environment, fill, use.floor)
+        rights, inside = await self._rights(use, hidden)
         if use.implementation is None or (rights.level == "none" and use.code.digest is None):
             return None
         code = await in_thread(partial(self._code.source, use.implementation, use.code))
-        hosts = (check or public_hosts)(rules.inside)
+        hosts = (check or public_hosts)(inside)
         try:
             answer = await self._processes.call(use.part.name, code, rights, request, check=hosts, review=review)
         except ChildFailed as error:
@@ -138,6 +146,39 @@ class Sandboxes:
         if "waiting" in content:
             raise _question(content["waiting"])
         return Called(answer=content, code_digest=code.digest, facts=sandbox_facts(rights, answer.denied))
+
+    async def run(
+        self,
+        use: FunctionUse,
+        program: ScriptProgram,
+        hidden: CallSecrets,
+        env: Mapping[str, str],
+        *,
+        check: CheckHosts,
+    ) -> Ran:
+        """Run a script in a sandbox to its end. A cancellation kills it.
+
+        Args:
+            use: The tool.
+            program: The script and its input.
+            hidden: Takes the secrets that the script is given.
+            env: Variables beside those of the profile.
+            check: Makes the check of hosts beyond the profile.
+
+        Raises:
+            ChildFailed: its exit status is not 0, or its output is too long.
+            KneoError: it may not run.
+        """
+        rights, inside = await self._rights(use, hidden)
+        async with self._processes.free:
+            ran = await run_program(program, replace(rights, env={**rights.env, **env}), check(inside))
+        return Ran(output=ran.data, facts=sandbox_facts(rights, ran.denied))
+
+    async def _rights(self, use: FunctionUse, hidden: CallSecrets) -> tuple[Rights, Sequence[str]]:
+        """Return the rights of a call now, and the services inside the network that it may reach."""
+        rules = await self._rules(use.environment)
+        fill = partial(hidden.fill, secrets=self._secrets)
+        return self._host.rights(use.part, rules.sandbox, use.environment, fill, use.floor), rules.inside
 
     async def close(self) -> None:
         """End the processes."""

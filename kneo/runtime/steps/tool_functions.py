@@ -1,9 +1,10 @@
-"""The functions that tools name, in this process and in sandboxes."""
+"""The functions and scripts that tools name, in this process and in sandboxes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.function_tools import Handler
@@ -16,9 +17,11 @@ from kneo.runtime.steps.sandboxes import FunctionUse, Sandboxes
 from kneo.runtime.steps.threads import in_thread
 from kneo.sandbox.network import Check
 from kneo.sandbox.processes import ChildFailed
+from kneo.sandbox.programs import ScriptProgram
 from kneo.spec.code import RunCode
 from kneo.spec.coverage.sandboxes import tool_part
 from kneo.spec.models.agent import Agent
+from kneo.spec.models.spec import SkillScript
 
 
 class ToolFunctions:
@@ -46,21 +49,14 @@ class ToolFunctions:
         Raises:
             KneoError: the function raised, took its process down with it, or may not be called.
         """
-        turn, tool = call.turn, call.tool
-        use = FunctionUse(
-            part=tool_part(call.name, tool),
-            implementation=tool.implementation,
-            environment=turn.environment,
-            code=turn.code,
-            floor=call.floor,
-        )
+        use = _use(call)
         request = {"arguments": dict(call.arguments), "context": asdict(context_of(call))}
         try:
             called = await self._sandboxes.call(
                 use,
                 request,
                 call.secrets,
-                check=lambda inside: _agent_hosts(turn.agent, inside),
+                check=lambda inside: _agent_hosts(call.turn.agent, inside),
                 review=gates_of(call),
             )
         except ChildFailed as error:
@@ -69,6 +65,33 @@ class ToolFunctions:
             return None
         call.observed.update(called.facts)
         return (called.answer.get("value"),)
+
+    async def run_script(self, call: ToolCall, script: SkillScript, command: Sequence[str], data: bytes) -> bytes:
+        """Run a script in a sandbox, and return its output.
+
+        Raises:
+            KneoError: its exit status is not 0, or it may not run.
+        """
+        files = await in_thread(partial(self._code.script, script, call.turn.spec, call.turn.code))
+        program = ScriptProgram(name=call.name, command=command, files=files, data=data)
+        key = {"KNEO_IDEMPOTENCY_KEY": call.idempotency_key}
+        hosts = partial(_agent_hosts, call.turn.agent)
+        try:
+            ran = await self._sandboxes.run(_use(call), program, call.secrets, key, check=hosts)
+        except ChildFailed as error:
+            raise KneoError(str(error), code=error.kind) from None
+        call.observed.update(ran.facts)
+        return ran.output
+
+
+def _use(call: ToolCall) -> FunctionUse:
+    return FunctionUse(
+        part=tool_part(call.name, call.tool),
+        implementation=call.tool.implementation,
+        environment=call.turn.environment,
+        code=call.turn.code,
+        floor=call.floor,
+    )
 
 
 def _agent_hosts(agent: Agent, inside: Sequence[str]) -> Check:

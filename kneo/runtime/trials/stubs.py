@@ -18,6 +18,7 @@ from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.functions import StepOutput
 from kneo.runtime.steps.sandboxes import Sandboxes
 from kneo.spec.code import RunCode
+from kneo.spec.models.spec import Spec
 from kneo.spec.models.suite import Case, ScriptedReply
 
 
@@ -138,7 +139,7 @@ class TrialExecutor(Executor):
             self._check_function(declared.all_capabilities, name)
         return await super()._call_for_agent(program, context, conversation, name, text)
 
-    async def _load_code(self, run_code: RunCode, implementations: Collection[str]) -> None:
+    async def _load_code(self, spec: Spec, run_code: RunCode, implementations: Collection[str]) -> None:
         """Load no code: what stands behind tools is not called."""
 
     def _check_function(self, capabilities: Collection[str], what: str) -> None:

@@ -18,10 +18,12 @@ def check_code(spec: Spec, has_code: bool, environment: Environment, bundle: str
     """
     rules = environment.spec
     modules = {each.rpartition(".")[0] for each in spec.implementations() if not each.startswith(INPROCESS)}
-    missing = sorted(modules - rules.implementations.keys() if rules.code == "pinned" else modules)
+    modules -= rules.implementations.keys() if rules.code == "pinned" else set()
+    missing = sorted(modules) or sorted(script.path for script in spec.scripts())
     if has_code or not missing or rules.code == "any":
         return
     pinned = ", and implementations does not pin it" if rules.code == "pinned" else ""
-    msg = f"{bundle} names functions of {missing[0]}, and carries no code{pinned}; {environment.name} accepts no other code."
+    names = "functions of " if modules else ""
+    msg = f"{bundle} names {names}{missing[0]}, and carries no code{pinned}; {environment.name} accepts no other code."
     hint = "Sign it again as a new version, with its code: kneo spec bundle sign SPEC --key KEY --approved-by NAME -o bundles/NAME/VERSION.dsse.json"
     raise Untrusted(msg, code="CodeMissing", hint=hint)

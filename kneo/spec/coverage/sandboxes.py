@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from kneo.spec.models.sandbox import Sandbox, excesses
 from kneo.spec.models.spec import McpServer, Spec, Tool, Verify
 from kneo.spec.policy import SandboxLevel, SandboxRules
-from kneo.spec.tool_kinds import REGISTERED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class CodePart:
 def code_parts(spec: Spec) -> Iterator[CodePart]:
     """Yield the parts of a spec that run code."""
     for name, tool in spec.tools.items():
-        if tool.kind is REGISTERED:
+        if tool.runs_code:
             yield tool_part(name, tool)
         elif isinstance(tool.on_interrupted, Verify):
             yield CodePart(name=name, sandbox=tool.sandbox)
@@ -62,7 +61,7 @@ def server_part(name: str, server: McpServer) -> CodePart:
 
 def called_part(spec: Spec, name: str, tool: Tool) -> CodePart | None:
     """Return what a call of a tool runs; ``None`` where it runs no code of this machine."""
-    if tool.kind is REGISTERED:
+    if tool.runs_code:
         return tool_part(name, tool)
     server = spec.mcp_servers.get(tool.mcp.server or "") if tool.mcp is not None else None
     if tool.mcp is None or server is None or server.transport != "stdio":

@@ -370,6 +370,7 @@ def _code(spec: Spec, environment: Environment | None) -> Iterator[str]:
     for module in dict.fromkeys(path.rpartition(".")[0] or path for path in paths):
         digest = pins.get(module)
         yield f"{module} {digest[:19]}…" if digest else f"{module} (not pinned)"
+    yield from dict.fromkeys(script.path for script in spec.scripts())
     tools = [tool for tool in spec.tools.values() if tool.mcp is not None]
     if tools:
         yield f"pins of {len(tools) - len(spec.unpinned_tools())} of {count(len(tools), 'MCP tool')}"
@@ -382,7 +383,8 @@ def new_words(owner: Owner, value: object, humans: Mapping[str, Human]) -> str |
         case "tool":
             tool = Tool.model_validate(value)
             gates = list(tool_gates(tool, humans)) or (["no gate asks about a call"] if tool.has_effects else [])
-            parts = [call_words(tool), *(text for text in (tool.implementation,) if text), *gates]
+            runs = tool.implementation or (tool.script.path if tool.script is not None else None)
+            parts = [call_words(tool), *([runs] if runs else []), *gates]
         case "function":
             function = FunctionComponent.model_validate(value)
             parts = [function.implementation, *function.capabilities]

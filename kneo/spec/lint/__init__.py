@@ -54,6 +54,7 @@ RULES: tuple[Rule, ...] = (
     tools.tool_backings,
     tools.effects,
     sandbox.sandboxes,
+    sandbox.scripts,
     tools.call_titles,
     tools.requests,
     tools.tool_people,

@@ -1,10 +1,11 @@
-"""Rules for sandboxes: levels that protect nothing, and capabilities that a profile cannot use."""
+"""Rules for sandboxes and scripts: levels that protect nothing, capabilities that a profile cannot use, and files that no skill has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from kneo.spec.documents import Diagnostic, Path, warning
+from kneo.spec.call_title import named_arguments
+from kneo.spec.documents import Diagnostic, Path, error, warning
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.sandbox import Sandbox
 from kneo.spec.tool_kinds import Capability
@@ -25,6 +26,33 @@ def sandboxes(index: SpecIndex) -> Iterator[Diagnostic]:
         yield from _sandbox(name, function.sandbox, function.capabilities, ("components", "functions", name))
     for name, server in index.spec.mcp_servers.items():
         yield from _sandbox(name, server.sandbox, (), ("mcp_servers", name))
+
+
+def scripts(index: SpecIndex) -> Iterator[Diagnostic]:
+    """A script is a file of a declared skill, and its command line names arguments of the tool."""
+    for name, tool in index.spec.tools.items():
+        script, path = tool.script, ("tools", name, "script")
+        if script is None:
+            continue
+        skill = index.spec.skills.get(script.skill)
+        if skill is None:
+            message = f"The skill {script.skill} of the tool {name} is not in skills."
+            yield index.undeclared("E_SCRIPT", message, (*path, "skill"), script.skill, index.spec.skills, "skills")
+        elif skill.content is not None and script.file not in skill.resources:
+            message = f"The skill {script.skill} has no text {script.file}."
+            hint = (
+                index.hints.near(script.file, skill.resources)
+                or "Name a file by its path below the folder of the skill."
+            )
+            yield error("E_SCRIPT", message, (*path, "file"), suggestion=hint)
+        declared = tool.parameters.get("properties")
+        known = list(declared) if isinstance(declared, Mapping) else []
+        for number, text in enumerate(script.args):
+            for argument in named_arguments(text):
+                if argument not in known:
+                    message = f"{{{argument}}} stands for no argument of {name}."
+                    near = index.hints.near(argument, known) or "Declare it under parameters.properties."
+                    yield error("E_SCRIPT", message, (*path, "args", number), suggestion=near)
 
 
 def _sandbox(

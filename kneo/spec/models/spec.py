@@ -119,6 +119,36 @@ class ExtensionTool(SpecModel):
         return self
 
 
+class SkillScript(SpecModel):
+    """A program in the folder of a skill. Its input is the arguments as JSON, its output the result."""
+
+    skill: str = Field(description="A name in skills.")
+    file: Annotated[str, FindingCode("E_SCRIPT")] = Field(
+        max_length=500,
+        description="A file in the folder of the skill: .py runs with the Python of the worker, .sh with /bin/sh.",
+        examples=["scripts/total.py"],
+    )
+    args: ListOf[str] = Field(
+        default=(),
+        max_length=100,
+        description="Arguments of its command line; {name} stands for an argument of the call.",
+        examples=[["--order", "{id}"]],
+    )
+
+    @model_validator(mode="after")
+    def _names_a_program(self) -> Self:
+        parts = self.file.split("/")
+        if {"", ".", ".."} & {*parts} or not self.file.endswith(SCRIPT_SUFFIXES):
+            message = f"{self.file[:200]!r} is no {' or '.join(SCRIPT_SUFFIXES)} file by its path below the folder of the skill."
+            raise refused("E_SCRIPT", message, "file")
+        return self
+
+    @property
+    def path(self) -> str:
+        """The path of the file in the code of a bundle."""
+        return f"skills/{self.skill}/{self.file}"
+
+
 class Verify(SpecModel):
     """A function that finds out whether an interrupted call took effect."""
 
@@ -137,17 +167,19 @@ OnInterrupted: TypeAlias = Annotated[
     Discriminator(_verify_tag),
 ]
 
+SCRIPT_SUFFIXES = (".py", ".sh")
+
 _WITH_EFFECTS: frozenset[Capability] = frozenset({"filesystem_write", "shell", "privileged"})
 
 
 class Tool(SpecModel):
-    """Something an agent can call, backed by exactly one of implementation, http, mcp, agent, a2a and extension."""
+    """Something an agent can call, backed by exactly one of implementation, http, mcp, agent, a2a, extension and script."""
 
     description: Text = Field(description="The purpose of the tool, for the model.")
     parameters: JsonObject = Field(default_factory=dict, description="JSON Schema of its arguments.")
     sandbox: Sandbox | None = Field(
         default=None,
-        description="With implementation: what the processes of its calls may do. Left out: nothing, at level kernel.",
+        description="With implementation or script: what the processes of its calls may do. Left out: nothing, at level kernel.",
     )
     title: Text | None = Field(
         default=None,
@@ -174,6 +206,7 @@ class Tool(SpecModel):
         description="An agent of another service. Without parameters it is given a text, else the arguments as data.",
     )
     extension: ExtensionTool | None = None
+    script: SkillScript | None = None
     transfer: bool = Field(
         default=False,
         description="With agent: the call hands the task over. The agent's answer is the answer of the step, and the caller is "
@@ -224,8 +257,8 @@ class Tool(SpecModel):
 
     @model_validator(mode="after")
     def _only_code_has_a_sandbox(self) -> Self:
-        if self.sandbox is not None and self.implementation is None:
-            raise refused("E_SANDBOX_BACKING", "sandbox is for tools with implementation.", "sandbox")
+        if self.sandbox is not None and self.implementation is None and self.script is None:
+            raise refused("E_SANDBOX_BACKING", "sandbox is for tools with implementation or script.", "sandbox")
         return self
 
     @property
@@ -242,6 +275,11 @@ class Tool(SpecModel):
     def kind(self) -> ToolKind:
         """The kind of the tool; one without a backing is a Python function that the process registered."""
         return next(iter(self.kinds), REGISTERED)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether calls run code of a spec or of the process that registered it."""
+        return self.kind in (REGISTERED, TOOL_KINDS["script"])
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -269,6 +307,8 @@ class Tool(SpecModel):
             called += [".".join(parts[start:]) for start in range(len(parts))]
         if self.extension is not None:
             called.append(self.extension.kind)
+        if self.script is not None:
+            called.append(f"{self.script.skill}/{self.script.file}")
         return ToolNames(own, tuple(called), (*self.addresses, *([self.agent] if self.agent is not None else [])))
 
     def implementations(self) -> Iterator[str]:
@@ -461,6 +501,19 @@ class Spec(SpecModel):
             yield from tool.implementations()
         for function in self.components.functions.values():
             yield function.implementation
+
+    def scripts(self) -> Iterator[SkillScript]:
+        """Yield the script of each tool that has one."""
+        yield from (tool.script for tool in self.tools.values() if tool.script is not None)
+
+    def script_files(self, script: SkillScript) -> dict[str, bytes]:
+        """Return a script and the files below its folder, by their paths in the code of a bundle; none where its skill has no such file."""
+        skill = self.skills.get(script.skill)
+        if skill is None or script.file not in skill.resources:
+            return {}
+        folder = script.file.rpartition("/")[0]
+        beside = (name for name in skill.resources if not folder or name.startswith(f"{folder}/"))
+        return {f"skills/{script.skill}/{name}": skill.resources[name].encode() for name in beside}
 
     def unpinned_tools(self) -> tuple[str, ...]:
         """Return the names of the tools of MCP servers that have no pin."""

@@ -1,4 +1,4 @@
-"""Tools, verifications, guardrails and functions of memory run the code of their bundle, as functions of steps do."""
+"""Tools, verifications, guardrails, functions of memory and scripts run the code of their bundle, as functions of steps do."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ def find(arguments):
 """
 
 PAY = [Reply(calls=[Call("pay", {"amount": 5}, id="c1")]), Reply("Done.")]
+SCRIPT = "import mark\nprint('{\"paid\": \"by ' + mark.MARK + '\"}')\n"
+SKILL = {
+    "content": "How to pay.",
+    "resources": {"scripts/pay.py": SCRIPT, "scripts/mark.py": "MARK = 'the bundle'\n"},
+}
+
 FUNCTIONS = {name: {"implementation": f"acme.pay.{name}"} for name in ("check", "find")}
 
 
@@ -61,6 +67,9 @@ def spec_of(place: str) -> dict[str, object]:
     match place:
         case "tool":
             teller["tools"] = ["pay"]
+        case "script":
+            teller["tools"] = ["pay"]
+            tool = {**tool, "implementation": None, "script": {"skill": "pay", "file": "scripts/pay.py"}}
         case "verification":
             teller["tools"] = ["pay"]
             tool["on_interrupted"] = {"verify": "acme.pay.was_paid"}
@@ -73,11 +82,12 @@ def spec_of(place: str) -> dict[str, object]:
         "agent": teller,
         "workflow": {"type": "sequential", "steps": [{"id": "work", "kind": "agent", "ref": "teller"}]},
         "tools": {"pay": tool} if teller["tools"] else {},
+        "skills": {"pay": SKILL} if place == "script" else {},
         "components": {"functions": FUNCTIONS},
     }
 
 
-PLACES = ("tool", "verification", "guardrail", "memory")
+PLACES = ("tool", "verification", "guardrail", "memory", "script")
 
 
 class AgentReleases:
@@ -112,7 +122,7 @@ class AgentReleases:
             input="Go.", requester="bob", bundle="mail", environment="prod", origin={"session_id": uuid.uuid4().hex}
         )
         run = Starter(self.store, Spec.model_validate, pin=self.repo.pin).start(order)
-        self.server.script = script or (PAY if place in {"tool", "verification"} else [Reply("Done.")])
+        self.server.script = script or (PAY if place in {"tool", "verification", "script"} else [Reply("Done.")])
         self.server.requests.clear()
         if place == "verification":
             with self.store.write() as tx:
@@ -150,7 +160,8 @@ def releases(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def edit(folder: Path) -> None:
-    (folder / "acme" / "mark.py").write_text("MARK = 'an edit'\n")
+    for file in (folder / "acme" / "mark.py", *folder.glob("skills/pay/scripts/*.py")):
+        file.write_text("MARK = 'an edit'\n")
 
 
 def shadow(folder: Path) -> None:

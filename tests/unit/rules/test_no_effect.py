@@ -112,6 +112,10 @@ READ: dict[str, dict[str, str]] = {
         "bridge_provider adapter_ref",
     },
     "SequentialWorkflow": {PROGRAM: "type name steps"},
+    "SkillScript": {
+        "kneo/agents/tools/script/__init__.py": "file args",
+        "kneo/runtime/steps/code.py": "skill",
+    },
     "Skill": {
         "kneo/agents/skills.py": "content description tools resources",
         "kneo/spec/models/spec.py": "source",
@@ -144,6 +148,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/agents/tools/python/backend.py": "implementation",
         "kneo/agents/tools/agent/__init__.py": "agent",
         "kneo/agents/tools/http/__init__.py": "http",
+        "kneo/agents/tools/script/__init__.py": "script",
         "kneo/spec/models/spec.py": "capabilities effects extension sandbox",
         "kneo/agents/tools/mcp/servers.py": "mcp",
         "kneo/extensions/protocols/a2a/client/__init__.py": "a2a",

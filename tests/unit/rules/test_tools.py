@@ -60,6 +60,7 @@ BACKINGS: dict[str, object] = {
     "agent": "a",
     "a2a": AGENT,
     "extension": {"kind": "sqlite"},
+    "script": {"skill": "orders", "file": "scripts/total.py"},
 }
 
 
