@@ -282,7 +282,7 @@ class _Recalling:
     async def _call(self, name: str, function: FunctionComponent, arguments: Mapping[str, object]) -> object:
         """Call a function of the spec with one map of arguments."""
         backend = self._services.tools["python"]
-        tool = Tool(description="Memory.", implementation=function.implementation)
+        tool = Tool(description="Memory.", implementation=function.implementation, sandbox=function.sandbox)
         call = ToolCall(key=MEMORY_ENTRY, name=name, tool=tool, arguments=arguments, turn=self._turn)
         async with asyncio.timeout(self._services.limits.tool_seconds):
             return await backend.call(call)

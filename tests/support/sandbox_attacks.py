@@ -1,6 +1,6 @@
 """What a hostile function tries in a sandbox. The standard library alone: it is executed inside.
 
-``run`` tries everything and returns the names of what succeeded. ``needs`` are the things that have to work.
+``run`` tries everything and returns the names of what succeeded. ``needs`` are the things that have to work. ``report`` is both in one text.
 """
 
 from __future__ import annotations
@@ -48,8 +48,21 @@ def run(target):
     return reached
 
 
+def report(target):
+    """Return what was reached, and what does not work and has to."""
+    return f"REACHED:{','.join(run(target))};FAILED:{','.join(each.partition(':')[0] for each in needs())};"
+
+
 def attacks(target):
-    """Return attacks by name. ``target`` has ``worker``, ``secret``, ``dir``, ``port``, ``unix`` and ``shm``."""
+    """Return attacks by name. ``target`` has ``worker``, ``secret``, ``dir``, ``port``, ``unix`` and ``shm``.
+
+    With ``program`` the attacker is a program of its own, which may become another one and change its own copy of its file.
+    """
+    of_program = {"replace_itself", "run_memory", "write_own_module"} if target.get("program") else set()
+    return {name: attack for name, attack in _attacks(target).items() if name not in of_program}
+
+
+def _attacks(target):
     worker, secret, folder, port = target["worker"], target["secret"], target["dir"], target["port"]
     found = {}
 
@@ -95,7 +108,7 @@ def attacks(target):
         _named("write_own_module", lambda: open(__file__, "a").write("x") if os.path.exists(__file__) else _blocked())
     )
     attack(_named("write_launcher", lambda: open(sys.modules["kneo.sandbox.confine"].__file__, "a")))
-    attack(_named("list_earlier_scratch", lambda: os.listdir("..")))
+    attack(_named("list_earlier_scratch", lambda: os.listdir(target.get("above", ".."))))
 
     @attack
     def change_mode_of_secret():
@@ -246,7 +259,9 @@ def attacks(target):
     def send_without_connection():
         socket.socket().sendto(b"x", ("127.0.0.1", port))
 
-    attack(_named("environment", lambda: _need([name for name in os.environ if "SECRET" in name or "KNEO" in name])))
+    attack(
+        _named("environment", lambda: _need([name for name in os.environ if "SECRET" in name or "KNEO_SERV" in name]))
+    )
     return found
 
 

@@ -19,6 +19,10 @@ from kneo.sandbox import confine
 from kneo.sandbox.levels import Rights
 from kneo.sandbox.processes import ChildFailed, ModuleCode, SandboxProcesses
 
+AS_USER = ("setpriv", "--reuid=10001", "--regid=10001", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
+AS_USER += ("--no-new-privs",)
+"""The command that runs another as a user without capabilities."""
+
 ATTACKS = Path(__file__).with_name("sandbox_attacks.py")
 
 MODULE = """
@@ -48,25 +52,34 @@ def code(function: str, folder: str, text: str = MODULE) -> ModuleCode:
     return ModuleCode(function=f"hostile.{function}", sources=sources, paths=(*filter(None, sys.path), folder))
 
 
+_held: list[socket.socket] = []
+
 CONTEXT = step_context_as_json(StepContext(run_id="r", step_id="s", attempt=1, idempotency_key="k"))
 
 
-async def main(folder: str) -> dict[str, object]:
-    project = f"{folder}/project"
-    Path(project).mkdir()
+def prepare(folder: str) -> dict[str, object]:
+    """Start what attacks aim at, in this process and in a folder, and return the target."""
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_serve, args=(listener,), daemon=True).start()
     datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     datagrams.bind(f"{folder}/unix")
+    _held.append(datagrams)
     secret = Path(folder, "service.key")
     secret.write_text("secret")
     secret.chmod(0o600)
     os.environ["KNEO_SERV_API_SECRET"] = "x"
     shm = ctypes.CDLL(None).shmget(0, 100, 0o1600)
-    target = {
+    return {
         "worker": os.getpid(), "secret": str(secret), "dir": folder, "port": listener.getsockname()[1],
         "home": str(Path(os.sep, "root", "evil")), "unix": f"{folder}/unix", "shm": shm, "safe": True,
     }  # fmt: skip
+
+
+async def main(folder: str) -> dict[str, object]:
+    project = f"{folder}/project"
+    Path(project).mkdir()
+    target = prepare(folder)
+    secret, shm = Path(folder, "service.key"), target["shm"]
     processes = SandboxProcesses()
     results: dict[str, object] = {}
     before = secret.stat()

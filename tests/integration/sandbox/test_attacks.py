@@ -20,9 +20,6 @@ REPOSITORY = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(not host_level().gives("kernel"), reason=host_level().facts)
 
-AS_USER = ("setpriv", "--reuid=10001", "--regid=10001", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
-AS_USER += ("--no-new-privs",)
-
 
 def attack(folder: Path, *prefix: str, python: str = sys.executable, outer: str = "none") -> dict[str, object]:
     packages = folder / "packages"
@@ -68,6 +65,6 @@ def test_nothing_is_reached_by_a_user_without_capabilities_in_a_container(
     folder = Path("/var/tmp") / tmp_path_factory.mktemp("x").parent.name / os.urandom(4).hex()  # every user reaches it
     folder.mkdir(parents=True)
     try:
-        check(attack(folder, *AS_USER, python=python, outer="docker"))
+        check(attack(folder, *sandbox_driver.AS_USER, python=python, outer="docker"))
     finally:
         shutil.rmtree(folder.parent)
