@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +25,7 @@ from kneo.runtime.steps.code_store import package_paths
 from kneo.runtime.steps.tool_functions import ToolFunctions
 from kneo.sandbox.levels import host_level
 from kneo.spec.models.spec import Skill
-from kneo.spec.policy import SandboxRules, ToolRules
+from kneo.spec.policy import SandboxLevel, SandboxRules, ToolRules
 
 ECHO = """
 import json, os, sys
@@ -70,12 +72,13 @@ def run(
     args: tuple[str, ...] = (),
     level: str = "process",
     folder: Path = Path(os.sep, "nowhere"),
+    floor: SandboxLevel | None = None,
     **tool: object,
 ) -> object:
     rules = ToolRules(sandbox=SandboxRules.model_validate({"required": level}))
     call = tool_call(arguments, script={"skill": "orders", "file": f"scripts/{file}", "args": args}, **tool)
     spec = call.turn.spec.model_copy(update={"skills": {"orders": Skill(content="Orders.", resources=SCRIPTS)}})
-    call = replace(call, turn=replace(call.turn, spec=spec))
+    call = replace(call, turn=replace(call.turn, spec=spec), floor=floor)
 
     async def main() -> object:
         code = CodeLoader((folder,), ())
@@ -213,3 +216,31 @@ def test_nothing_of_a_script_is_left(tmp_path: Path, level: str, monkeypatch: py
     refusal("fails.py", level=level)
     assert list(tmp_path.iterdir()) == []
     assert len([*Path("/proc/self/fd").iterdir()]) <= descriptors
+
+
+def test_a_script_never_runs_at_a_lower_level_than_the_approved_one() -> None:
+    with pytest.raises(KneoError, match="approved at level kernel and would run at process") as refused:
+        run("deaf.py", floor="kernel")
+    assert refused.value.code == "sandbox_too_weak"
+
+
+@LEVELS
+def test_a_script_ends_with_a_killed_worker(tmp_path: Path, level: str) -> None:
+    file = tmp_path / "pid"
+    file.touch()
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:4]; import test_script_tools\n"
+        f"file, sandbox = {str(file)!r}, {{'write': [{str(file)!r}]}}\n"
+        f"test_script_tools.run('hangs.py', {{'file': file}}, args=('{{file}}',), level={level!r}, sandbox=sandbox)"
+    )
+    tests = Path(__file__).parents[2]
+    folders = [Path(__file__).parent, tests / "support", tests.parent]
+    worker = subprocess.Popen([sys.executable, "-c", program, *map(str, folders)])
+    try:
+        eventually(lambda: file.read_text() != "")
+    finally:
+        worker.kill()
+        worker.wait()
+    killed = time.monotonic()
+    eventually(lambda: not is_executing(int(file.read_text())))
+    assert time.monotonic() - killed < 1
