@@ -224,6 +224,12 @@ class PromotionPlanView:
     more: int
     rules: list[Json]
     weakened: list[str]
+    facts: Annotated[
+        list[Json],
+        Field(
+            description="Each evidence rule with what it requires, and what the newest statement that counts states."
+        ),
+    ] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

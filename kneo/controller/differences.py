@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from kneo.clock import isoformat
+from kneo.controller.stages.attestations import EvidenceCase, stated_facts
 from kneo.controller.stages.plan import Action, Retire, name_of
 from kneo.errors import KneoError
 from kneo.registry import PlannedChange, code_in, spec_in
@@ -109,9 +110,17 @@ def window_state(environment: Environment, now: datetime) -> Json:
 # ---- pending changes ----------------------------------------------------------------------------------------------
 
 
-def plan_of_action(tx: Tx, action: Action, environment: Environment) -> PlannedChange:
-    """Return the plan of a change of a release, with all lines of what changes."""
+def plan_of_action(tx: Tx, action: Action, environment: Environment, case: EvidenceCase | None) -> PlannedChange:
+    """Return the plan of a change of a release, with all lines of what changes, and the facts about it.
+
+    Args:
+        tx: The transaction.
+        action: The change.
+        environment: The rules in force.
+        case: What the evidence of its bundle is judged by; None where it needs none.
+    """
     current = action.current
+    facts = [stated_facts(rule, case) for rule in environment.spec.evidence] if case is not None else []
 
     def content() -> Json:
         if isinstance(action, Retire):
@@ -138,9 +147,10 @@ def plan_of_action(tx: Tx, action: Action, environment: Environment) -> PlannedC
             summary=found.summary,
             changes=[change.as_json() for change in shown],
             more=more,
+            facts=facts,
         )
 
-    return PlannedChange(name_of(action), current.digest if current is not None else None, content)
+    return PlannedChange(name_of(action), current.digest if current is not None else None, content, facts)
 
 
 def plan_of_rules(before: Environment | None, after: Environment, weakened: Sequence[str]) -> PlannedChange:
@@ -169,5 +179,6 @@ def _content(**values: object) -> Json:
         "more": 0,
         "rules": [],
         "weakened": [],
+        "facts": [],
     }
     return empty | values

@@ -402,7 +402,8 @@ class EnvironmentReconciler:
             )
         )
         pending = report.write_report(tx, name, result, revision=revision)
-        registry.keep_plans(tx, name, (plan_of_action(tx, action, context.environment) for action, _ in blocked))
+        cases = ((action, gates.evidence_case(action, plan, evidence)) for action, _ in blocked)
+        registry.keep_plans(tx, name, (plan_of_action(tx, each, context.environment, case) for each, case in cases))
         if not shared.quiet:
             changes = report.notices_of_changes(name, revision, tx.at, allowed)
             findings = report.notices_of_findings(name, revision, pending, drift)

@@ -335,15 +335,18 @@ def _lasting(item: Pending) -> Pending:
 
 @dataclass(frozen=True)
 class PlannedChange:
-    """A pending change: its name among those of the environment, what it replaces, and its comparison when it is needed."""
+    """A pending change: its name among those of the environment, what it replaces, its comparison when it is needed, and the facts
+    about its bundle, which change while it is pending.
+    """
 
     name: str
     base: str | None
     content: Callable[[], Mapping[str, object]]
+    facts: Sequence[Mapping[str, object]] = ()
 
 
 def keep_plans(tx: Tx, environment: str, changes: Iterable[PlannedChange]) -> None:
-    """Store the plan of each pending change once, and delete those of changes that are not pending any more."""
+    """Store the plan of each pending change, again where its facts differ, and delete those of changes that are not pending any more."""
     known = releases.plan_bases(tx, environment)
     wanted = list(changes)[:MAX_PLANS]
     if not wanted and not known:
@@ -352,9 +355,15 @@ def keep_plans(tx: Tx, environment: str, changes: Iterable[PlannedChange]) -> No
     present = {ids[change.name]: change for change in wanted if change.name in ids}
     releases.delete_plans(tx, known.keys() - present.keys())
     for identity, change in present.items():
-        if identity not in known or known[identity] != change.base:
+        if identity not in known or known[identity] != change.base or _has_new_facts(tx, identity, change):
             plan = PendingPlan(id=identity, environment=environment, base=change.base, content=change.content())
             releases.put_plan(tx, plan)
+
+
+def _has_new_facts(tx: Tx, identity: str, change: PlannedChange) -> bool:
+    """Return whether the kept plan of a pending change states other facts; one without evidence rules is not read."""
+    kept = releases.pending_plan(tx, identity) if change.facts else None
+    return bool(change.facts) and (kept is None or kept.content.get("facts") != list(change.facts))
 
 
 def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:

@@ -315,6 +315,41 @@ def _decimal(number: float) -> Decimal:
     return Decimal(str(number))
 
 
+def stated_facts(rule: EvidenceRule, case: EvidenceCase) -> dict[str, object]:
+    """Return what a rule requires next to what the newest attestation that counts states, as JSON for reviewers.
+
+    Times are absolute, so that the facts stay the same while the attestations do.
+    """
+    makers = Makers(tuple(case.bundle.record.signers), case.bundle.author)
+    result = satisfy(rule, case)
+    newest = next(iter(case.fitting(rule, case.bundle.digest, makers)), None)
+    stated = newest.statement.facts if newest is not None else None
+    signers = [name for name, roles in newest.signers if rule.signers.role in roles] if newest is not None else []
+    return {
+        "rule": rule.name,
+        "type": rule.type,
+        "origin": rule.origin,
+        "role": rule.signers.role,
+        "problem": result.message if isinstance(result, Unmet) else None,
+        "attestation": newest.id if newest is not None else None,
+        "signed_by": signers,
+        "scripted": stated.scripted if stated is not None else None,
+        "issued_at": isoformat(stated.issued_at) if stated is not None else None,
+        "expires_at": isoformat(stated.issued_at + rule.max_age) if stated is not None else None,
+        "requirements": [
+            {"required": _describe(item), **_stated(stated.metrics.get(item.metric) if stated is not None else None)}
+            for item in rule.require
+        ],
+    }
+
+
+def _stated(metric: Metric | None) -> dict[str, object]:
+    return {
+        "stated": metric.value if metric is not None else None,
+        "samples": metric.samples if metric is not None else 0,
+    }
+
+
 def describe_rule(rule: EvidenceRule) -> str:
     """Describe what a rule requires, in words."""
     return "; ".join(_describe(item) for item in rule.require)
@@ -327,5 +362,8 @@ def _describe(item: MetricRequirement) -> str:
     if item.at_most is not None:
         parts.append(f"at most {decimal_text(_decimal(item.at_most))}")
     if item.not_worse_than is not None:
-        parts.append("not worse than the current release")
+        margin = f" by more than {decimal_text(_decimal(item.margin))}" if item.margin else ""
+        parts.append(f"not worse than the current release{margin}")
+    if item.min_samples > 1:
+        parts.append(f"of {item.min_samples} cases or more")
     return f"{item.metric} {' and '.join(parts)}"

@@ -254,13 +254,12 @@ def _released_since(times: CommitTimes, origin: str, bundle: Candidate, now: dat
     return max(since, bundle.issued_at) if bundle.issued_at is not None else now
 
 
-def evidenced(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
-    """Require the facts about a new bundle that an environment's evidence rules name."""
-    required = rules.environment.spec.evidence
-    if not required or isinstance(action, Retire) or action.bundle.digest in evidence.served_before:
-        return Allowed()
+def evidence_case(action: Action, plan: ReleasePlan, evidence: Evidence) -> EvidenceCase | None:
+    """Return the bundle of an action and what its evidence is judged by; None where it needs none."""
+    if isinstance(action, Retire) or action.bundle.digest in evidence.served_before:
+        return None
     current = evidence.served.get(plan.environment, {}).get(action.bundle.name)
-    case = EvidenceCase(
+    return EvidenceCase(
         environment=plan.environment,
         bundle=action.bundle,
         current=current.digest if current is not None else None,
@@ -268,6 +267,13 @@ def evidenced(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidenc
         now=evidence.now,
         replayed_at=evidence.commit_times.at if evidence.commit_times is not None else None,
     )
+
+
+def evidenced(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
+    """Require the facts about a new bundle that an environment's evidence rules name."""
+    required, case = rules.environment.spec.evidence, evidence_case(action, plan, evidence)
+    if not required or case is None:
+        return Allowed()
     results = [satisfy(rule, case) for rule in required]
     unmet = [item for item in results if isinstance(item, Unmet)]
     if not unmet:
