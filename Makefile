@@ -41,7 +41,8 @@ durations: $(READY_TESTS) ## Record how long each test takes, which decides what
 	@$(PYTEST) --record-durations $(FILES)
 
 crash: $(VENV)/.ready-dev ## Kill processes at every write of every kind of run
-	@$(PYTEST) tests/e2e/crash tests/integration/controller/test_killed.py tests/integration/agents/test_model_quota.py tests/soak --every-write
+	@$(PYTEST) tests/e2e/crash tests/integration/controller/test_killed.py \
+		tests/integration/controller/test_canary_killed.py tests/integration/agents/test_model_quota.py tests/soak --every-write
 
 databases: $(VENV)/.ready-dev ## Run on both databases what `make test-all` runs on one of them
 	@$(PYTEST) tests/conformance tests/e2e tests/gates tests/integration/agents tests/integration/controller tests/integration/notify tests/integration/service --every-database
