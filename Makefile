@@ -187,6 +187,10 @@ bench-agents: $(VENV)/.ready-dev ## Measure turns of agents, side by side with o
 bench-inbox: $(VENV)/.ready-dev ## Measure an inbox of 100,000 open tasks, on both databases
 	@$(BIN)/python -m benchmarks.inbox
 
+.PHONY: bench-canaries
+bench-canaries: $(VENV)/.ready-dev ## Measure starts with a canary, reconciliations with 1,000 statements, settlements and trials
+	@$(BIN)/python -m benchmarks.canaries
+
 .PHONY: bench-console
 bench-console: $(VENV)/.ready-dev ## Measure the pages of the console with 10,000 runs and 2,000 open tasks, on both databases
 	@$(BIN)/python -m benchmarks.console

@@ -22,6 +22,7 @@ GENERATED = {"docs/reference/cli.md"}
 EXECUTED = {
     "README.md": "tests/e2e/test_readme.py",
     "docs/guides/releases/README.md": "tests/e2e/controller/test_release_guide.py",
+    "docs/guides/releases/story.md": "tests/integration/cli/test_release_story.py",
     "docs/guides/specs/agents.md": "tests/e2e/test_agents_guide.py",
     "docs/guides/specs/memory.md": "tests/e2e/test_memory_guide.py",
     "docs/guides/specs/skills.md": "tests/e2e/test_skills_guide.py",
