@@ -278,13 +278,16 @@ class Operation(Generic[P, V]):
                 return
         with context.store.read() as tx:
             access = context.find_access(tx, context.principal)
-            found = self.about.check(tx.unlimited, access, required, values, context.count_hidden)
+            found = self.about.find_readable(tx.unlimited, access, values, context.count_hidden)
         chosen = values.get("environment")
+        counted = found
         if not found and isinstance(chosen, str) and (access is None or access.is_readable(chosen)):
-            found = (chosen,)  # a list of one environment
+            counted = (chosen,)  # a list of one environment
         # A request about a bundle of several environments is about none of them.
-        if quota is not None and len(found) == 1 and found[0] in limits:
-            quota.count(found[0], limits[found[0]])
+        if quota is not None and len(counted) == 1 and counted[0] in limits:
+            quota.count(counted[0], limits[counted[0]])
+        if access is not None:
+            access.check(found, required)
 
     @property
     def id(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kneo.errors import Forbidden, NotFound
+from kneo.errors import NotFound
 from kneo.names import shown
 from kneo.registry.access import Access
 from kneo.registry.decisions import environment_not_found
@@ -32,26 +32,19 @@ class OperationSubject:
     environments: Callable[[Tx, str], Sequence[str | None]]
     not_found: Callable[[str], NotFound]
 
-    def check(
-        self,
-        tx: Tx,
-        access: Access | None,
-        scopes: Sequence[str],
-        values: Mapping[str, object],
-        count_hidden: Callable[[str], None],
+    def find_readable(
+        self, tx: Tx, access: Access | None, values: Mapping[str, object], count_hidden: Callable[[str], None]
     ) -> Sequence[str]:
-        """Check that a caller has access to the subject of a call; return the environments of the subject that the caller reads.
+        """Return the environments of the subject of a call that the caller reads; none where the call names no subject.
 
         Args:
             tx: A transaction that reads all rows.
             access: What the caller may do in each environment; ``None`` where none limits the caller.
-            scopes: The scopes of the operation.
             values: The parameters of the call.
             count_hidden: Counts a request about an environment that the caller may not read.
 
         Raises:
             NotFound: the subject does not exist, or the caller may not read its environments.
-            Forbidden: the caller reads them, and has the scopes in none of them.
         """
         identity = self._identity(values)
         if identity is None:
@@ -64,10 +57,6 @@ class OperationSubject:
             if found and found[0] is not None:
                 count_hidden(found[0])
             raise self.not_found(identity)
-        missing = [access.missing(name, scopes) for name in readable]
-        if all(missing):
-            msg = f"Missing required scope in {readable[0]}: {missing[0]}"
-            raise Forbidden(msg, required_scope=missing[0], environment=readable[0])
         return readable
 
     def _identity(self, values: Mapping[str, object]) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from kneo.errors import KneoError
+from kneo.errors import Forbidden, KneoError
 from kneo.names import person_key
 from kneo.registry.resolve import find_declared
 from kneo.roles import EVERYTHING, common, may, reads, scopes_of
@@ -94,6 +94,17 @@ class Access:
         """Return the first scope that the caller has elsewhere and not in an environment."""
         here = self.scopes.get(environment, frozenset())
         return next((scope for scope in required if may(self.held, scope) and not may(here, scope)), None)
+
+    def check(self, environments: Sequence[str], required: Collection[str]) -> None:
+        """Check that the caller has these scopes in one of the environments of a subject; one without an environment needs none.
+
+        Raises:
+            Forbidden: the caller has them in none.
+        """
+        missing = [self.missing(name, required) for name in environments]
+        if missing and all(missing):
+            msg = f"Missing required scope in {environments[0]}: {missing[0]}"
+            raise Forbidden(msg, required_scope=missing[0], environment=environments[0])
 
     def reach(self, required: Collection[str]) -> frozenset[str]:
         """Return the environments in which the caller has these scopes."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
@@ -337,6 +338,9 @@ def reload_keys(app: FastAPI) -> None:
 async def _until_the_end(app: FastAPI) -> AsyncIterator[None]:
     yield
     drain(app)
+    service: Service | None = getattr(app.state, "service", None)
+    if service is not None:
+        await run_in_threadpool(service.hidden_reads.record)
 
 
 def drain(app: FastAPI) -> None:

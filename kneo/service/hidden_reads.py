@@ -31,7 +31,7 @@ class HiddenReads:
         self._counts: Counter[tuple[str | None, str]] = Counter()
         self._lock = threading.Lock()
 
-    def count(self, caller: str, environment: str) -> None:
+    def count(self, caller: str | None, environment: str, number: int = 1) -> None:
         """Count a request; the first one of a minute begins it."""
         with self._lock:
             if not self._counts:
@@ -39,15 +39,19 @@ class HiddenReads:
                 timer.daemon = True
                 timer.start()
             is_full = len(self._counts) >= MAX_COUNTED and (caller, environment) not in self._counts
-            self._counts[None if is_full else caller, environment] += 1
+            self._counts[None if is_full else caller, environment] += number
 
     def record(self) -> None:
-        """Record the counts, and begin again."""
+        """Record the counts, and begin again. Where the database does not respond, they are recorded with the next ones."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
+        if not counts:
+            return
         try:
             with self._store.write() as tx:
                 for (caller, environment), count in counts.items():
                     audit.record(tx, "access.refused", actor=caller, environment=environment, metadata={"count": count})
         except KneoError as error:
             log.warning("refused reads could not be recorded: %s", error)
+            for (caller, environment), count in counts.items():
+                self.count(caller, environment, count)

@@ -304,7 +304,7 @@ class Store:
         if self.is_sqlite:
             return self.transact(work)
         with _translate(), self._connections.look() as connection:
-            tx = Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs)
+            tx = self._limit(Tx(connection, self.clock.now(), self.find_key, self._data_keys, self.macs))
             result = work(tx)
             tx.finish()
         self.notifier.notify(tx.notifications)

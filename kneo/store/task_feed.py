@@ -7,18 +7,22 @@ One transaction at a time assigns positions to committed events, so that no even
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Row, Select, bindparam, select, update
 
 from kneo.errors import Conflict
 from kneo.records.task import TaskEvent
 from kneo.store.engine import Store, Tx, lock_table, upsert
 from kneo.store.prepared import Prepared
-from kneo.store.tables import task_events, task_feed
+from kneo.store.tables import task_events, task_feed, tasks
 from kneo.store.tasks import EVENT, read_event
 
 BATCH = 1_000
 """Events of one numbering transaction, which bounds the wait of other writers."""
+
+SEARCHED = 10_000
+"""The newest events among which the last one that a caller may read is searched. Without one the caller's cursor is the beginning."""
 
 BEGINNING = "0"
 """The cursor before the first event."""
@@ -71,7 +75,7 @@ class Cursor:
 
 
 def find_cursor(store: Store, event_id: str | None) -> Cursor:
-    """Return the cursor after an event; without an id, after the newest event.
+    """Return the cursor after an event that the caller may read; without an id, after the newest event.
 
     Raises:
         Conflict: ``unknown_event``: the event does not exist, so the events after it are unknown.
@@ -82,18 +86,30 @@ def find_cursor(store: Store, event_id: str | None) -> Cursor:
             return _newest(tx)
         if event_id in {"", BEGINNING}:
             return Cursor(BEGINNING, 0)
-        position = tx.connection.execute(select(task_events.c.seq).where(task_events.c.id == event_id)).scalar()
-    if position is None:
+        found = _visible(tx, select(task_events.c.id, task_events.c.seq).where(task_events.c.id == event_id))
+    if found is None or found.seq is None:
         msg = f"There is no task event {event_id[:80]}: it was deleted, or the database was restored from an earlier backup."
         hint = "List the tasks, then follow without a last event; 0 follows from the first stored event."
         raise Conflict(msg, code="unknown_event", hint=hint)
-    return Cursor(event_id, position)
+    return Cursor(event_id, found.seq)
 
 
 def _newest(tx: Tx) -> Cursor:
-    rows = select(task_events.c.id, task_events.c.seq).where(task_events.c.seq.is_not(None))
-    row = tx.connection.execute(rows.order_by(task_events.c.seq.desc()).limit(1)).first()
-    return Cursor(row.id, row.seq) if row is not None else Cursor(BEGINNING, 0)
+    newest = select(task_events.c.id, task_events.c.seq).where(task_events.c.seq.is_not(None))
+    newest = newest.order_by(task_events.c.seq.desc())
+    row = _visible(tx, newest.limit(SEARCHED if tx.reach is not None else 1))
+    # After the newest event that the caller may read there is none for the caller yet.
+    return Cursor(row.id if row is not None else BEGINNING, last_position(tx))
+
+
+def _visible(tx: Tx, events: Select[tuple[str, int]]) -> Row[Any, Any] | None:
+    """Return the newest of some events, of those that the transaction reads."""
+    chosen = events.add_columns(task_events.c.task_id).subquery()
+    statement = select(chosen.c.id, chosen.c.seq).order_by(chosen.c.seq.desc()).limit(1)
+    if tx.reach is not None:
+        statement = statement.join(tasks, tasks.c.id == chosen.c.task_id)
+        statement = statement.where(tasks.c.environment.in_(sorted(tx.reach)))
+    return tx.connection.execute(statement).first()
 
 
 def events_after(store: Store, position: int, limit: int = BATCH) -> tuple[tuple[int, TaskEvent], ...]:

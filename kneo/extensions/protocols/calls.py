@@ -28,7 +28,7 @@ from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun, list_settled_runs, read_settled_run
 from kneo.service.admission import MAX_KEY_CHARS
 from kneo.service.context import Service, settled_after
-from kneo.service.event_streams import run_events, trace_events
+from kneo.service.event_streams import ReaderAccess, run_events, trace_events, while_readable
 from kneo.service.events import Event
 from kneo.store import idempotency, tasks
 from kneo.store.idempotency import KeyedRequest, KeyOf, Known
@@ -153,7 +153,8 @@ class AgentCalls:
         service = self.service
         heartbeat = service.settings.http.stream_heartbeat_seconds
         events = run_events(service.reads, run_id, after, heartbeat=heartbeat, published=False)
-        async with aclosing(events):
+        access = ReaderAccess(service.changes, self.principal, ())
+        async with aclosing(while_readable(events, access, self.agent.environment)) as events:
             async for event in events:
                 if event is not None and event.name.startswith(PROGRESS):
                     yield event

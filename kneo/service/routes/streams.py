@@ -90,7 +90,8 @@ async def stream_human_tasks(
     """Stream the events of the inbox, from now on or after a given event: each event once, in the same order for every
     reader.
     """
-    cursor = await run_in_threadpool(task_feed.find_cursor, service.store, last_event_id)
+    store = service.context(principal).within(list_human_tasks.scopes).store
+    cursor = await run_in_threadpool(task_feed.find_cursor, store, last_event_id)
     heartbeat = service.settings.http.stream_heartbeat_seconds
     access = ReaderAccess(service.changes, principal, list_human_tasks.scopes)
     await access.advance()

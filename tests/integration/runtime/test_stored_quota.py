@@ -84,9 +84,11 @@ def test_a_deleted_run_makes_room_at_the_next_measurement(
     for _ in range(2):
         engine.drive(start(engine))
     clock.advance(timedelta(days=1))
+    time.now += 1
     with pytest.raises(QuotaExceeded):
         start(engine)
     prune_runs(store, timedelta(hours=1))
+    assert size(store) == 0
     with pytest.raises(QuotaExceeded):
         start(engine)
     time.now += 1

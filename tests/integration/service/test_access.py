@@ -301,6 +301,16 @@ def test_a_subject_in_an_environment_with_access_is_read_as_before(house: House,
             assert answer.status_code == 200, (identity, answer.text)
 
 
+@pytest.mark.parametrize("role", LIMITED)
+def test_a_subject_with_access_names_nothing_of_an_environment_without(house: House, role: str) -> None:
+    for operation in NAMED:
+        if operation.method == "GET" and _may(role, operation):
+            answer = house.bench.ask("GET", _path(operation, {**MADE_UP, **house.mine}), role=role)
+            marks = {value for value in house.theirs.values() if len(value) > 8} - set(MADE_UP.values())
+            for mark in (*marks, "theirs"):
+                assert mark not in answer.text, (operation.id, mark)
+
+
 def test_each_operation_states_what_it_is_about() -> None:
     about_the_service = {each.id for each in OPERATIONS.values() if each.about is None}
     assert about_the_service == {
@@ -599,6 +609,10 @@ LISTS = (
     "grant list",
     "status",
     "usage",
+    "audit list",
+    "history",
+    "bundle list",
+    "doctor",
 )
 
 
