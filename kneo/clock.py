@@ -103,17 +103,30 @@ _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _RANDOM_BITS = 80
 
 
+_RANDOM_BYTES = _RANDOM_BITS // 8
+
+_DRAWN_IDS = 400
+"""Ids whose random parts are drawn at once: each call for random bytes lets another thread of the process run, for milliseconds."""
+
+
 class _Ids:
     """Ids that only increase within a process, so that rows written together stay in the order they were written."""
 
     def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget everything: a forked process has no id in common with its parent."""
         self._lock = threading.Lock()
         self._last = 0
+        self._drawn = memoryview(b"")
 
     def next(self, now: datetime) -> int:
         first = int(now.timestamp() * 1000) << _RANDOM_BITS
-        chance = int.from_bytes(os.urandom(_RANDOM_BITS // 8))
         with self._lock:
+            if not self._drawn:
+                self._drawn = memoryview(os.urandom(_RANDOM_BYTES * _DRAWN_IDS))
+            chance, self._drawn = int.from_bytes(self._drawn[:_RANDOM_BYTES]), self._drawn[_RANDOM_BYTES:]
             # Within one millisecond the random part grows by a random step, so that the next id cannot be guessed.
             same = first >> _RANDOM_BITS == self._last >> _RANDOM_BITS
             self._last = self._last + 1 + (chance >> _RANDOM_BITS // 2) if same else first | chance
@@ -121,6 +134,7 @@ class _Ids:
 
 
 _ids = _Ids()
+os.register_at_fork(after_in_child=_ids.begin_anew)
 
 
 def new_id(prefix: str, now: datetime) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -114,3 +115,17 @@ def test_ids_of_one_moment_stay_in_the_order_they_were_made() -> None:
     now = SystemClock().now()
     made = [new_id("evt", now) for _ in range(1_000)]
     assert made == sorted(made)
+
+
+def test_a_forked_process_makes_other_ids_than_its_parent() -> None:
+    now = SystemClock().now()
+    new_id("run", now)
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(sending, new_id("run", now).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(receiving, 100).decode() != new_id("run", now)
+    os.close(receiving)
+    os.close(sending)
