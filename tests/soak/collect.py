@@ -15,7 +15,7 @@ from soak.fleet import BUNDLE, Fleet
 from soak.load import Load, is_left_alone
 from sqlalchemy import func, select, text
 
-from kneo.clock import SystemClock
+from kneo.clock import SystemClock, parse_time
 from kneo.records.task import UNRESOLVED
 from kneo.store import audit, queue
 from kneo.store.engine import Store, Tx
@@ -78,6 +78,8 @@ class Reader:
                 samples=tuple(self._fleet.samples),
                 warm_up=max(LEAST_WARM_UP, 2 * self._fleet.start_seconds),
                 ended_alone=tuple(self._fleet.ended_alone),
+                poisoned_deaths=self._fleet.poisoned_deaths,
+                waits=_waits(tx),
                 failures=tuple(load.failures),
             )
 
@@ -129,6 +131,12 @@ def _tasks(tx: Tx) -> tuple[TaskRow, ...]:
         )
         for task_id, run_id, status, decision in rows
     )
+
+
+def _waits(tx: Tx) -> tuple[float, ...]:
+    asked = select(runs.c.created_at, func.min(tasks.c.created_at)).join(tasks, tasks.c.run_id == runs.c.id)
+    rows = tx.connection.execute(asked.group_by(runs.c.id))
+    return tuple((parse_time(question) - parse_time(start)).total_seconds() for start, question in rows)
 
 
 def _steps(tx: Tx) -> tuple[StepRow, ...]:

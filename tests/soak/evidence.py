@@ -115,6 +115,8 @@ class Evidence:
         released: The last version that was declared for each environment.
         served: The versions that each environment serves.
         jobs: Jobs in the queue when every run had ended or waited.
+        poisoned_deaths: Workers that were killed by runs.
+        waits: Seconds from the start of each run to its question.
         warm_up: Seconds in which a process of this machine becomes what it stays.
         ended_alone: Processes that ended without being stopped.
         failures: Requests that failed while no fault was on.
@@ -132,6 +134,8 @@ class Evidence:
     released: Mapping[str, str] = field(default_factory=dict)
     served: Mapping[str, str] = field(default_factory=dict)
     jobs: int = 0
+    poisoned_deaths: int = 0
+    waits: Sequence[float] = ()
     samples: Sequence[Sample] = ()
     warm_up: float = 30.0
     ended_alone: Sequence[str] = ()

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 import psycopg
 from soak.evidence import Fault
-from soak.fleet import PEOPLE, Fleet, Member, key_of
+from soak.fleet import PEOPLE, REQUESTER, Fleet, Member, key_of
+from soak.program import POISONOUS, poisonous_spec
 
 SETTLE_SECONDS = 10.0
 """Time after a fault in which requests may still fail."""
@@ -192,6 +193,45 @@ class SlowReaders(Breakage):
             self._open.pop().close()
 
 
+class PoisonousRun(Breakage):
+    """A run whose step kills each worker that executes it, until it ends ``worker_lost``."""
+
+    name, interrupts = "poisonous run", True
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet)
+        self._numbers = itertools.count(1)
+        self._run: str | None = None
+
+    def begin(self) -> None:
+        self.fleet.is_poisoned = True
+        text = f"{POISONOUS} {next(self._numbers)}"
+        body = {"input": text, "spec": poisonous_spec(), "environment": "dev", "async_mode": True}
+        response = self._client().post("/v1/runs", json=body)
+        response.raise_for_status()
+        self._run = response.json()["run_id"]
+
+    def end(self) -> None:
+        pass
+
+    def is_over(self) -> bool:
+        try:
+            status = self._client().get(f"/v1/runs/{self._run}").raise_for_status().json()["status"]
+        except httpx.HTTPError:
+            return False
+        has_ended = status not in {"running", "pending"}
+        # The last death is counted while the fault is on: a killed process may not have been collected yet.
+        if has_ended and all(member.is_alive for member in self.fleet.of("worker")):
+            self.fleet.is_poisoned = False
+            return True
+        return False
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.fleet.urls()[0], headers={"Authorization": f"Bearer {key_of(REQUESTER)}"}, timeout=240
+        )
+
+
 class Faults:
     """All kinds of faults in turn, each after some calm."""
 
@@ -209,6 +249,7 @@ class Faults:
                 Killed(fleet, "controller"),
                 Stopped(fleet),
                 GitAway(fleet),
+                PoisonousRun(fleet),
                 SessionsEnded(fleet),
             ]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -88,6 +89,9 @@ class Fleet:
         self.clock = SystemClock()
         self.lock = threading.Lock()
         self.ended_alone: list[str] = []
+        self.is_poisoned = False
+        """Whether a run kills its workers."""
+        self.poisoned_deaths = 0
         self.restarts = 0
         self.start_seconds = 0.0
         self.samples: list[Sample] = []
@@ -110,7 +114,8 @@ class Fleet:
     def declare(self, version: str) -> None:
         """Sign a version and declare it for both environments, in the clone."""
         self.repo.bundle(BUNDLE, version, {**spec(BUNDLE), "metadata": {"version": version}})
-        self.repo.environment("dev", {BUNDLE: version})
+        # Poisonous runs are specs of their own, whose function is executed in the worker.
+        self.repo.environment("dev", {BUNDLE: version}, inlineSpecs=True, tools={"sandbox": {"trusted": ["poison"]}})
         rules = {"people": {PEOPLE[-1]: {"roles": ["approver"]}}, "approvals": {"required": 1, "roles": ["approver"]}}
         self.repo.environment("prod", {BUNDLE: version}, **(rules if version != "1.0.0" else {}))
         self.repo.commit(f"Release {version}")
@@ -194,6 +199,8 @@ class Fleet:
                 continue
             if may_end(process.popen.returncode, member.age, is_stopped=False):
                 self.restarts += 1
+            elif self.is_poisoned and member.kind == "worker" and process.popen.returncode == -signal.SIGKILL:
+                self.poisoned_deaths += 1
             else:
                 last = process.log.read_text().strip().splitlines()[-1:] or [""]
                 self.ended_alone.append(f"{member.name} ended with {process.popen.returncode}: {last[0][:300]}")

@@ -7,14 +7,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from soak.evidence import Effect, Evidence
+from soak.evidence import Effect, Evidence, RunRow
 from soak.growth import growths
+from soak.program import POISONOUS
 
 ENDED_WELL = frozenset({"succeeded", "cancelled"})
 WAITING = "paused"
 
 TAKEOVER_SECONDS = 30.0
 """Time after a fault in which a step that it interrupted may be executed again."""
+
+DEATHS = 3
+"""Workers that a run may kill before it ends."""
+
+LOST = "worker_lost"
+"""The error of a run that has killed as many."""
 
 LAST_STEP = "publish"
 """The step behind the gate of every run."""
@@ -51,6 +58,7 @@ def violations(evidence: Evidence) -> list[Violation]:
         *_of_runs(evidence),
         *_of_gates(evidence),
         *_of_effects(evidence),
+        *_of_poisonous(evidence),
         *_of_decisions(evidence),
         *_of_releases(evidence),
         *_of_processes(evidence),
@@ -73,7 +81,7 @@ def _of_runs(evidence: Evidence) -> Iterator[Violation]:
     if evidence.jobs:
         yield Violation("the queue is empty when nothing is due", f"{evidence.jobs} jobs")
     asking = {task.run_id for task in evidence.tasks if task.is_open}
-    for run in evidence.runs:
+    for run in honest(evidence):
         if run.status == WAITING and run.id not in asking:
             yield Violation("a run ends or waits", f"{run.id} is paused without an open task")
         elif run.status != WAITING and run.status not in ENDED_WELL:
@@ -82,10 +90,25 @@ def _of_runs(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("an ended run asks nothing", f"{run.id} is {run.status} and has an open task")
 
 
+def honest(evidence: Evidence) -> list[RunRow]:
+    """Return the runs that kill no worker."""
+    return [run for run in evidence.runs if not run.input.startswith(POISONOUS)]
+
+
+def _of_poisonous(evidence: Evidence) -> Iterator[Violation]:
+    poisonous = [run for run in evidence.runs if run.input.startswith(POISONOUS)]
+    for run in poisonous:
+        if run.status != "failed" or LOST not in (run.error or ""):
+            yield Violation("a run that kills its workers ends", f"{run.id} is {run.status}: {run.error}")
+    if evidence.poisoned_deaths > DEATHS * len(poisonous):
+        facts = f"{evidence.poisoned_deaths} workers died of {len(poisonous)} runs"
+        yield Violation("a run that kills its workers ends", facts)
+
+
 def _of_gates(evidence: Evidence) -> Iterator[Violation]:
     decisions = {task.run_id: task.decision for task in evidence.tasks}
     committed = {step.run_id for step in evidence.steps if step.step == LAST_STEP}
-    for run in evidence.runs:
+    for run in honest(evidence):
         decision = decisions.get(run.id)
         wanted = {"approved": "succeeded", "rejected": "cancelled", None: WAITING}.get(decision)
         if run.status in ENDED_WELL | {WAITING} and run.status != wanted:

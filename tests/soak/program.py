@@ -1,4 +1,7 @@
-"""The program of the runs under load: two functions that log their effects, and a person's decision between them."""
+"""The program of the runs under load: two functions that log their effects, and a person's decision between them.
+
+Beside it a program whose step kills the worker that executes it, as the kernel kills a process that takes all memory.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,27 @@ def effect(text, context):
         os.close(log)
     time.sleep(0.02)
     return f"{text} > {context.step_id}"
+def poison(text):
+    os.kill(os.getpid(), 9)
 """
+
+POISONOUS = "poisonous"
+"""The beginning of the inputs of runs that kill their workers."""
+
+
+def poisonous_spec() -> dict[str, object]:
+    """Return the spec of a run that kills its workers: its function is executed in the worker."""
+    function = {"implementation": f"{MODULE}.poison", "sandbox": {"level": "none"}}
+    return {
+        "version": "v1",
+        "agent": {"name": POISONOUS, "model": {"provider": "dummy", "name": "dummy"}},
+        "workflow": {
+            "type": "sequential",
+            "name": POISONOUS,
+            "steps": [{"id": "die", "kind": "function", "ref": "poison"}],
+        },
+        "components": {"functions": {"poison": function}},
+    }
 
 
 def spec(name: str) -> dict[str, object]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
@@ -25,7 +26,7 @@ from soak.evidence import Evidence
 from soak.faults import Faults
 from soak.fleet import Fleet, remove, running
 from soak.growth import growths
-from soak.laws import Violation, repeats, violations
+from soak.laws import Violation, honest, repeats, violations
 from soak.load import Load
 from soak.pace import Overload, PaceCheck
 
@@ -41,6 +42,8 @@ CALM_SHARE, LEAST_CALM, MOST_CALM = 0.08, 1.0, 30.0
 """Calm between two faults: this share of the soak, within bounds."""
 
 SHOWN = 20
+
+QUANTILES = {"p50": 0.5, "p95": 0.95, "max": 1.0}
 
 
 Costs: TypeAlias = "tuple[dict[str, float], int]"
@@ -139,6 +142,13 @@ def per_run(before: Costs, after: Costs) -> dict[str, float]:
     }
 
 
+def quantiles_of(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, the 95th percentile and the greatest of values."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {name: round(ordered[round(last * share)], 2) for name, share in QUANTILES.items()} if ordered else {}
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -151,7 +161,9 @@ def report(soak: Soak, evidence: Evidence, found: list[Violation]) -> dict[str, 
         "bytes_per_run": soak.bytes_per_run,
         "milliseconds_per_run": soak.milliseconds_per_run,
         "restarts": soak.fleet.restarts,
-        "runs": len(evidence.runs),
+        "runs": len(honest(evidence)),
+        "seconds_to_the_question": quantiles_of(evidence.waits),
+        "poisoned_deaths": evidence.poisoned_deaths,
         "acknowledged": sum(bool(run.run_ids) for run in evidence.started),
         "statuses": dict(Counter(run.status for run in evidence.runs)),
         "decisions": sum(task.decision is not None for task in evidence.tasks),

@@ -21,6 +21,8 @@ def samples(growth: int = 0, descriptors: int = 0) -> tuple[Sample, ...]:
     return tuple(Sample("worker 1", float(at), 100 * MIB + growth * at, 30 + descriptors * at) for at in range(200))
 
 
+POISONED = RunRow("p1", "poisonous 1", "failed", '{"type": "worker_lost"}')
+
 GOOD = Evidence(
     started=(StartedRun("soak 1", ("r1", "r1")), StartedRun("soak 2", ("r2",)), StartedRun("soak 3", ("r3",))),
     sent=(
@@ -32,6 +34,7 @@ GOOD = Evidence(
         RunRow("r1", "soak 1", "succeeded"),
         RunRow("r2", "soak 2", "cancelled"),
         RunRow("r3", "soak 3", "paused"),
+        POISONED,
     ),
     tasks=(
         TaskRow("t1", "r1", False, "approved", "ann", 1, 1),
@@ -46,6 +49,7 @@ GOOD = Evidence(
     ),
     effects=(effect("r1", "prepare"), effect("r2", "prepare"), effect("r3", "prepare"), effect("r1", "publish")),
     faults=(Fault("worker killed", 50.0, 51.0, True), Fault("service killed", 150.0, 151.0, False)),
+    poisoned_deaths=3,
     promotions=(Promotion("prod", "1.1.0", 1),),
     released={"prod": "1.1.0"},
     served={"prod": "1.1.0"},
@@ -119,6 +123,15 @@ WRONGS: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "the log is broken": ("the audit log is whole", having(audit_problem="event 7 was changed")),
     "a version was promoted twice": ("a version is promoted once", having(promotions=(Promotion("prod", "1.1.0", 2),))),
     "another version is served": ("environments serve what Git declares", having(served={"prod": "1.0.0"})),
+    "a run kills workers for ever": ("a run that kills its workers ends", having(poisoned_deaths=4)),
+    "a poisonous run goes on": (
+        "a run that kills its workers ends",
+        lambda evidence: replace(evidence, runs=(*evidence.runs[:-1], replace(POISONED, status="running", error=None))),
+    ),
+    "an honest run is lost": (
+        "a run ends or waits",
+        lambda evidence: replace(evidence, runs=(*evidence.runs, replace(POISONED, id="r4", input="soak 4"))),
+    ),
     "a process ended": ("no process ends alone", having(ended_alone=("worker 1 ended with 1",))),
     "a request failed": ("no request fails without a fault", having(failures=("GET /runs: 500",))),
     "memory grows": ("memory and descriptors stay flat", having(samples=samples(growth=MIB))),
