@@ -33,6 +33,9 @@ def main() -> None:
     parser.add_argument("--workers", default="1", help="numbers of workers, by comma")
     parser.add_argument("--idle", type=float, default=10, help="seconds without work")
     parser.add_argument("--database-core", type=int, help="the core of PostgreSQL; all other processes get the others")
+    parser.add_argument(
+        "--temporal", action="store_true", help="a further side that dispatches through a Temporal server"
+    )
     parser.add_argument("--sandboxes", action="store_true", help="functions in sandboxes, where a commit has them")
     arguments = parser.parse_args()
     found: dict[str, Any] = {"load": os.getloadavg(), "runs": arguments.runs, "rounds": arguments.rounds}
@@ -40,6 +43,8 @@ def main() -> None:
         sides = {"now": ROOT}
         if arguments.base:
             sides["base"] = extracted(arguments.base, Path(folder))
+        if arguments.temporal:
+            sides["temporal"] = ROOT
         for workers in map(int, arguments.workers.split(",")):
             order = {"workers": workers, "runs": arguments.runs, "idle": arguments.idle}
             order["sandboxes"] = arguments.sandboxes
@@ -47,11 +52,11 @@ def main() -> None:
             rounds: dict[str, list[Any]] = {side: [] for side in sides}
             for number in range(arguments.rounds):
                 for side in [*sides][:: 1 if number % 2 else -1]:
-                    rounds[side].append(measured(sides[side], order))
+                    rounds[side].append(measured(sides[side], order | {"temporal": side == "temporal"}))
             middles = {side: middle(each) for side, each in rounds.items()}
-            if "base" in middles:
-                middles["processor time, now : base"] = {
-                    flow: round(middles["now"][flow]["processor_ms"] / middles["base"][flow]["processor_ms"], 2)
+            for other in set(sides) - {"now"}:
+                middles[f"processor time, now : {other}"] = {
+                    flow: round(middles["now"][flow]["processor_ms"] / middles[other][flow]["processor_ms"], 2)
                     for flow in ("human", "three")
                 }
             found[f"workers: {workers}"] = middles

@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ import httpx
 import psycopg
 from kneo_process import eventually
 from soak import fleet as fleets
+from soak.costs import ProcessorTime
 from soak.program import MODULE
 from soak.program import spec as human_spec
 
@@ -50,10 +52,44 @@ def rules_in_worker() -> dict[str, object]:
     return {"tools": {"sandbox": {"required": "none"}}} if known else {}
 
 
-class Site:
-    """A running fleet, and its users."""
+@contextmanager
+def temporal(log: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Serve Temporal in memory; yield the id of the process and the settings with which runs are dispatched through it."""
+    from temporal_server import serving
 
-    def __init__(self, folder: Path, workers: int, database_core: int | None, *, sandboxes: bool) -> None:
+    with serving(log) as address:
+        (pid,) = (pid for pid in children() if b"start-dev" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        yield pid, {"KNEO_SERV_DISPATCH": "temporal", "KNEO_SERV_TEMPORAL_ADDRESS": address}
+
+
+def children() -> list[int]:
+    """Return the ids of the processes that this one has started."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return [int(pid) for found in lists for pid in found.read_text(encoding="ascii").split()]
+
+
+class Site:
+    """A running fleet, and its users.
+
+    Args:
+        folder: For all files.
+        workers: How many workers.
+        database_core: The core of PostgreSQL; the others belong to all other processes.
+        sandboxes: Whether functions run in sandboxes.
+        settings: Further settings of all processes.
+        helpers: Further processes whose time counts, with their kinds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        workers: int,
+        database_core: int | None,
+        *,
+        sandboxes: bool,
+        settings: Mapping[str, str],
+        helpers: Mapping[int, str],
+    ) -> None:
         fleets.SIZES.update(service=1, worker=workers, controller=1)
         databases.SPEED.update(fleets.DURABLE | {"fsync": "on"})
         self.server = databases.start_server(folder)
@@ -63,7 +99,8 @@ class Site:
         self.fleet = fleets.Fleet(folder / "fleet", self.server)
         self.rules = {} if sandboxes else rules_in_worker()
         path = os.environ["PYTHONPATH"]  # noqa: TID251 - of the side that is measured
-        self.fleet.machine.env |= {"PYTHONPATH": path, "KNEO_SERV_TOOLS_SANDBOX": "none"}
+        self.fleet.machine.env |= {"PYTHONPATH": path, "KNEO_SERV_TOOLS_SANDBOX": "none", **settings}
+        self.helpers, self.helper_costs = helpers, ProcessorTime()
         self.fleet.start()
         self._declare()
         self.admin = psycopg.connect(self._dsn(), autocommit=True)
@@ -161,7 +198,9 @@ class Site:
 
     def _used(self) -> dict[str, float]:
         self.fleet.measure()
-        return {kind: value for kind, value in self.fleet.costs.seconds.items() if kind != "load"}
+        self.helper_costs.sample(self.helpers)
+        found = self.fleet.costs.seconds | self.helper_costs.seconds
+        return {kind: value for kind, value in found.items() if kind != "load"}
 
     def _logging(self) -> StatementLog:
         return StatementLog(self.admin, self.server.folder / "log")
@@ -202,15 +241,25 @@ def main(options: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="kneo-fleet-", dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        site = Site(folder, options["workers"], options["database_core"], sandboxes=options["sandboxes"])
-        try:
+        helpers, settings = dict[int, str](), dict[str, str]()
+        with ExitStack() as stack:
+            if options["temporal"]:
+                pid, settings = stack.enter_context(temporal(folder / "temporal.log"))
+                helpers[pid] = "temporal"
+            site = Site(
+                folder,
+                options["workers"],
+                options["database_core"],
+                sandboxes=options["sandboxes"],
+                settings=settings,
+                helpers=helpers,
+            )
+            stack.callback(site.close)
             found = {
                 "human": site.measure(site.human, options["runs"]),
                 "three": site.measure(site.three, options["runs"]),
                 "idle": site.idle(options["idle"]),
             }
-        finally:
-            site.close()
     sys.stdout.write(json.dumps(found) + "\n")
 
 

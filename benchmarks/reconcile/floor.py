@@ -6,9 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from config_repo import ConfigRepo
-
-from benchmarks.reconcile.repository import ENVIRONMENT
+from benchmarks.reconcile.repository import Fleet
 from kneo.clock import SystemClock
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
@@ -22,25 +20,28 @@ MANY = 100
 class Floor:
     """A bare ``git fetch``, reading the blobs, verifying the signatures, parsing and validating the payloads."""
 
-    def __init__(self, repo: ConfigRepo, mirror: Path) -> None:
-        self.repo = repo
+    def __init__(self, fleet: Fleet, mirror: Path) -> None:
+        self.fleet = fleet
+        self.repo = repo = fleet.repo
         self.git = ["git", "--git-dir", str(mirror), "-c", "fetch.fsckObjects=true", "-c", "gc.auto=0"]
         subprocess.run(["git", "init", "-q", "--bare", str(mirror)], check=True)
         self.now = SystemClock().now()
         self.root = verify_chain(repo.pin, [(repo.folder / "environments/trust.json").read_bytes()], self.now)
 
     def run(self, paths: Sequence[str]) -> None:
-        """Take in these bundles, and the environment file that names them."""
+        """Take in these bundles, and the environment files that name them."""
         subprocess.run([*self.git, "fetch", "-q", str(self.repo.folder), "+main:refs/heads/main"], check=True)
-        blobs = self._read([ENVIRONMENT, *paths])
-        environment = parse_environment(blobs[ENVIRONMENT], file=ENVIRONMENT)
+        files = self.fleet.files(paths)
+        blobs = self._read([*files, *paths])
+        environments = {file: parse_environment(blobs[file], file=file) for file in files}
         for path in paths:
+            environment = environments[self.fleet.files([path])[0]]
             bundle = verify_bundle(
                 blobs[path],
                 root=self.root,
                 signatures=environment.spec.signatures,
                 path=path,
-                environment="prod",
+                environment=environment.name,
                 now=self.now,
             )
             if not load_tree(dict(bundle.spec), rules=check).valid:

@@ -32,6 +32,8 @@ from kneo.store.migrate import open_store
 from kneo.store.requests import Lease
 
 COLD_TURNS, TURNS, POLLS, PUSHES = 7, 15, 40, 7
+MANY_BUNDLES = 20_000
+"""From so many bundles on the first reconciliation is measured once."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Subject:
     def run(self) -> None:
         """Do one pass, which has to end well."""
         done = self.reconciler.reconcile(self.lease)
-        if done.outcomes["prod"].state != "Ready":
+        if any(outcome.state != "Ready" for outcome in done.outcomes.values()):
             raise AssertionError(done)
 
     def close(self) -> None:
@@ -90,8 +92,8 @@ class Subject:
 def cold(fleet: Fleet, folder: Path) -> dict[str, float]:
     """A database and a mirror that hold nothing yet."""
     ours, floors = [], []
-    for turn in range(COLD_TURNS):
-        floor = Floor(fleet.repo, folder / f"floor{turn}.git")
+    for turn in range(COLD_TURNS if len(fleet.versions) < MANY_BUNDLES else 1):
+        floor = Floor(fleet, folder / f"floor{turn}.git")
         floors.append(spend(lambda it=floor: it.run(fleet.paths())))
         subject = Subject(fleet.repo, folder / f"cold{turn}")
         ours.append(spend(subject.run))
@@ -103,7 +105,7 @@ def cold(fleet: Fleet, folder: Path) -> dict[str, float]:
 
 def changes(fleet: Fleet, folder: Path) -> dict[str, float]:
     """Five new versions in one commit, once everything else is known; then nothing new; then another process."""
-    floor, subject = Floor(fleet.repo, folder / "floor.git"), Subject(fleet.repo, folder / "warm")
+    floor, subject = Floor(fleet, folder / "floor.git"), Subject(fleet.repo, folder / "warm")
     floor.run(fleet.paths()[:1])
     subject.run()
     ours, floors = [], []

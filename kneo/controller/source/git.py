@@ -56,7 +56,7 @@ class SourceLimits:
     """Largest file that is read; equal to the largest envelope. Larger blobs are not fetched where the host can filter.
     """
 
-    files: int = 100_000
+    files: int = 120_000
     """Most files below ``bundles`` and ``environments``."""
 
     commits: int = 1_000
