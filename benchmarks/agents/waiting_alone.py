@@ -7,7 +7,8 @@ import json
 import sys
 import time
 
-from openai import AsyncOpenAI
+from httpx2 import Limits
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -22,7 +23,9 @@ def look(n: int) -> str:
 
 async def main(url: str, count: int) -> dict[str, float]:
     """Make the requests."""
-    async with AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=600) as client:
+    # The library's own limit of 1,000 connections would let the others wait for those that wait for all.
+    http = DefaultAsyncHttpxClient(limits=Limits(max_connections=None, max_keepalive_connections=100))
+    async with AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=600, http_client=http) as client:
         provider = OpenAIProvider(openai_client=client)
         agent = Agent(
             OpenAIChatModel(conversation.model_name(0), provider=provider), instructions="Look everything up."
