@@ -7,6 +7,8 @@ lines and descriptors.
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import os
 import select
@@ -81,17 +83,25 @@ def _signal_group(leader: int, number: int) -> None:
             send(leader, number)
 
 
-def end_children() -> None:
-    """Kill the processes below this one, which their orphans become too, until none is left."""
+def end_children(but: int = 0) -> None:
+    """Kill the processes below this one, which their orphans become too, until none is left but one."""
     listing = Path(f"/proc/self/task/{os.getpid()}/children")
     known = listing.exists()
-    with suppress(ChildProcessError):
-        while True:
-            for pid in listing.read_text().split() if known else ():
-                _signal_group(int(pid), signal.SIGKILL)
-            found, _ = os.waitpid(-1, 0 if known else os.WNOHANG)
-            if not found:
-                return
+    while True:
+        found = [int(pid) for pid in listing.read_text().split() if int(pid) != but] if known else []
+        for pid in found:
+            _signal_group(pid, signal.SIGKILL)
+        ended = [_reap(pid) for pid in found] if known else [_reap(-1, os.WNOHANG)]
+        if not any(ended):
+            return
+
+
+def _reap(pid: int, options: int = 0) -> int:
+    """Return the process that ended; 0 where there is none."""
+    try:
+        return os.waitpid(pid, options)[0]
+    except ChildProcessError:
+        return 0
 
 
 def remove_folder(path: str) -> None:
@@ -160,41 +170,69 @@ class ConfinedProcess:
             os._exit(127)
 
     def serve_calls(self) -> None:
-        """Import the function, and make each call in a process of its own until the worker closes the socket."""
+        """Import the function, and make each call in a process of its own until the worker closes the socket.
+
+        The process of the next call is started while a call runs, and waits for the socket of its call with all its rights given
+        up: neither this process nor a later one ever has the arguments of a call.
+        """
         self._redirect()
         self._restrict()
         function = Function(self._task)
+        gc.freeze()  # a collection in a call would copy the pages of all that is imported
         _send(self._control, {"ready": True, **function.facts})
-        number = 0
-        while True:
-            _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
-            if not descriptors:
-                return
-            number += 1
-            call = os.fork()
-            if not call:
-                self._serve(function, socket.socket(fileno=descriptors[0]), self._scratch / str(number))
-            os.close(descriptors[0])
+        folders = (self._scratch / str(number) for number in itertools.count(1))
+        folder = next(folders)
+        if not self._control.recv(1):  # the worker allows a first process
+            return
+        call, begun = self._start_call(function, folder)
+        while os.read(begun, 1):
+            os.close(begun)
+            following = next(folders)
+            waiting, begun = self._start_call(function, following) if self._serves_more else (0, -1)
             _, status, used = os.wait4(call, 0)
             if not self._is_kernel:
                 _signal_group(call, signal.SIGKILL)
-                end_children()
-            remove_folder(str(self._scratch / str(number)))
+                end_children(but=waiting)
+            remove_folder(str(folder))
             _send(self._control, {"status": os.waitstatus_to_exitcode(status), "cpu": used.ru_utime + used.ru_stime})
+            if not waiting:
+                return
+            call, folder = waiting, following
 
-    def _serve(self, function: Function, call: socket.socket, folder: Path) -> None:
-        """Make one call, answer it, and end this process."""
+    @property
+    def _serves_more(self) -> bool:
+        """Whether there are calls after the first: a template whose processes are counted serves one."""
+        return self._processes == 1 or not self._is_kernel
+
+    def _start_call(self, function: Function, folder: Path) -> tuple[int, int]:
+        """Start the process of a call; return its id and a pipe, which has a byte once the worker sends the call."""
+        begun, begins = os.pipe()
+        call = os.fork()
+        if not call:
+            os.close(begun)
+            self._serve(function, begins, folder)
+        os.close(begins)
+        return call, begun
+
+    def _serve(self, function: Function, begins: int, folder: Path) -> None:
+        """Wait for a call, make it, answer it, and end this process."""
+        failed: dict[str, object] | None = None
+        try:
+            self._prepare(folder)
+        except BaseException as error:  # noqa: BLE001 - reported to the worker
+            failed = error_of(error)
+        _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
+        if not descriptors:
+            os._exit(0)
+        self._control.close()
+        os.write(begins, b"c")
+        os.close(begins)
+        call = socket.socket(fileno=descriptors[0])
         request = _all(call)
         try:
-            self._control.close()
-            if _IS_LINUX:
-                confine.end_with_parent()
-            if self._processes == 1 or not self._is_kernel:
-                os.setsid()
-            folder.mkdir()
-            self._enter(folder)
-            self._restrict_last(folder)
-            answer = function.call(json.loads(request))
+            if not self._is_kernel:
+                folder.mkdir()
+            answer = failed or function.call(json.loads(request))
         except BaseException as error:  # noqa: BLE001 - reported to the worker
             answer = error_of(error)
         with suppress(OSError):
@@ -203,6 +241,17 @@ class ConfinedProcess:
             with suppress(Exception):
                 stream.flush()
         os._exit(0)
+
+    def _prepare(self, folder: Path) -> None:
+        """Give up the rights that a call does not need."""
+        if _IS_LINUX:
+            confine.end_with_parent()
+        if self._serves_more:
+            os.setsid()
+        if self._is_kernel:
+            folder.mkdir()
+        self._enter(folder)
+        self._restrict_last(folder)
 
     def _enter(self, folder: Path) -> None:
         if self._task["level"] == "none":

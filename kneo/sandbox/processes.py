@@ -163,7 +163,7 @@ class SandboxProcesses:
             await self._end(self._idle.pop())
 
     async def _take(self, name: str, code: ModuleCode, rights: Rights) -> _Template:
-        key = json.dumps([code.identity, asdict(rights)])
+        key = (code.identity, rights)
         for template in reversed(self._idle):
             if template.key == key and template.is_alive:
                 self._idle.remove(template)
@@ -301,7 +301,7 @@ class Sandboxed:
 class _Template(Sandboxed):
     """A process that has imported a function, and forks for each call."""
 
-    def __init__(self, key: str, rights: Rights) -> None:
+    def __init__(self, key: tuple[str, Rights], rights: Rights) -> None:
         super().__init__(rights)
         self.key = key
         self.ending: asyncio.Future[None] | None = None
@@ -329,6 +329,9 @@ class _Template(Sandboxed):
         assert self._process.stderr is not None
         self._errors = asyncio.ensure_future(_relay(self._process.stderr))
         ready = await self.begin(name, task)
+        self._allow_fork()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.control.send(b"c")
         review = ready.get("review")
         self._review = [str(each) for each in review] if isinstance(review, list) else []
 
@@ -356,8 +359,7 @@ class _Template(Sandboxed):
         with ours:
             try:
                 with theirs:
-                    if self._notifier is not None:
-                        self._notifier.forks = 1
+                    self._allow_fork()
                     socket.send_fds(self.control, [b"c"], [theirs.fileno()])
                 data = await _exchange(ours, json.dumps(request).encode())
             except (BrokenPipeError, ConnectionResetError):
@@ -392,6 +394,11 @@ class _Template(Sandboxed):
         if status == -signal.SIGXCPU or slow:
             raise limit_exceeded(name, f"used more than {self.rights.cpu_seconds} s of processor time")
         raise ChildFailed("process_died", f"The function took its process down (exit status {status}).")
+
+    def _allow_fork(self) -> None:
+        """Let the template start the process of its next call."""
+        if self._notifier is not None:
+            self._notifier.forks += 1
 
     async def _count(self) -> None:
         """Return once there are more processes than the profile allows."""

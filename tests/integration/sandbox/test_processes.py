@@ -28,6 +28,13 @@ import asyncio, os, signal, socket, subprocess, sys
 KEPT = []
 
 def echo(text): return text
+def descriptors(text):
+    found = []
+    for number in range(256):
+        try: os.fstat(number)
+        except OSError: continue
+        found.append(number)
+    return found
 def raises(text): raise ValueError("no " + text)
 def exits(text): os._exit(3)
 def memory(text): return len(bytearray(1 << 30))
@@ -178,6 +185,32 @@ def test_a_call_sees_nothing_of_an_earlier_one(tmp_path: Path, level: Level, lef
             else:
                 with pytest.raises(ChildFailed, match="Permission denied"):
                     await call("keeps", level=level)
+
+    asyncio.run(calls())
+
+
+@LEVELS
+def test_a_call_has_its_own_descriptors_alone(tmp_path: Path, level: Level, left: None) -> None:
+    async def calls() -> None:
+        async with caller(tmp_path) as call:
+            found = [await call("descriptors", level=level) for _ in range(4)]
+            assert [len(each) for each in found if isinstance(each, list)] == [4] * 4  # three streams and its socket
+
+    asyncio.run(calls())
+
+
+@LINUX
+@LEVELS
+def test_a_call_whose_process_was_killed_before_it_gets_another(tmp_path: Path, level: Level, left: None) -> None:
+    async def calls() -> None:
+        async with caller(tmp_path) as call:
+            assert await call("echo", level=level) == "x"
+            [template] = call.processes._idle
+            assert template._process is not None
+            waiting = [*processes._below(template._process.pid)][-1]
+            os.kill(waiting, signal.SIGKILL)
+            await template._process.wait()
+            assert await call("echo", level=level) == "x"
 
     asyncio.run(calls())
 
