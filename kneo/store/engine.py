@@ -156,6 +156,11 @@ class Tx:
         return replace(self, reach=None, snapshot={} if self.snapshot is not None else None)
 
     @property
+    def remembering(self) -> Tx:
+        """The same transaction, which reads what ``once`` names once: for work that changes nothing of it."""
+        return replace(self, snapshot={}) if self.snapshot is None else self
+
+    @property
     def connection(self) -> Connection:
         """The connection, on which the inserts that wait have been executed."""
         if self.inserts:

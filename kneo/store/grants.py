@@ -49,10 +49,12 @@ def _read(row: Row) -> Grant:
     return Grant(**values)
 
 
+_PUT = Prepared(update(grants).where(grants.c.id == bindparam("of_grant")))
+
+
 def put(tx: Tx, grant: Grant) -> Grant:
     """Write a grant that this transaction locked; return it."""
-    row = with_mac(tx, grants, _row(grant))
-    tx.connection.execute(update(grants).where(grants.c.id == grant.id).values(**row))
+    _PUT.change(tx, {"of_grant": grant.id, **with_mac(tx, grants, _row(grant))})
     return grant
 
 

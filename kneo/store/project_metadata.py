@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from kneo.clock import parse_time
 from kneo.names import person_key
 from kneo.spec.policy import PolicyFlags
 from kneo.store.authenticated import MAC, check, is_authentic, with_mac
 from kneo.store.engine import Tx, lock_table, upsert
-from kneo.store.prepared import Row
+from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import project_metadata
 
 POLICIES, KEY_NAMES, BACKUP = "environment_policy_enforcement", "api_key_names", "last_backup"
@@ -28,8 +28,11 @@ def read(tx: Tx, key: str) -> Mapping[str, object]:
     return _value(check(tx, project_metadata, row)) if row is not None else {}
 
 
+_VALUE = Prepared(select(project_metadata).where(project_metadata.c.key == bindparam("of_key")))
+
+
 def _row(tx: Tx, key: str) -> Row | None:
-    return tx.connection.execute(select(project_metadata).where(project_metadata.c.key == key)).first()
+    return tx.once((project_metadata, key), lambda: _VALUE.first(tx, {"of_key": key}))
 
 
 def _value(row: Row) -> Mapping[str, object]:

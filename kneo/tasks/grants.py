@@ -128,8 +128,11 @@ def _answered(tx: Tx, run: Run, task: HumanTask, asked: CallAsked, environment: 
     name = _fact(task, "tool")
     reason: tuple[str, object] | None = None
     assert run.release is not None
-    for grant in grants.lock_open(tx, environment.name, run.release.digest, name):
-        cover = _Cover(tx, run, task, grant, asked, environment)
+    found = grants.lock_open(tx, environment.name, run.release.digest, name)
+    # People, keys and rules are read after the locks, once for all grants.
+    reading = tx.remembering
+    for grant in found:
+        cover = _Cover(reading, run, task, grant, asked, environment)
         why = cover.find_obstacle()
         if why is None:
             return cover.use()
@@ -237,7 +240,6 @@ class _Cover:
         totals = {name: str(self._total(name)) for name in self.amounts}
         grants.count_use(tx, grant, use, totals)
         about = {"id": grant.id, "number": use.number, "of": grant.limits.uses, "terms_digest": grant.terms_digest}
-        task = tasks.note(tx, self.task, {**self.task.metadata, GRANTED: about})
         decision = Decision(
             kind=DecisionKind.APPROVED,
             content=None,
@@ -249,7 +251,8 @@ class _Cover:
             voters=tuple(vote.actor for vote in self.voters),
             source=grant.id,
         )
-        return inbox.record(tx, task, decision, votes=self.voters)
+        metadata = {**self.task.metadata, GRANTED: about}
+        return inbox.record(tx, self.task, decision, votes=self.voters, metadata=metadata)
 
 
 def decide_by_votes(

@@ -189,9 +189,17 @@ def _store_vote(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) ->
     return changed
 
 
-def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ...] = ()) -> HumanTask:
-    """Record the decision of a task, and wake its run."""
-    decided = _change(tx, task, status=TaskStatus.DECIDED, decision=decision, votes=votes or task.votes)
+def record(
+    tx: Tx,
+    task: HumanTask,
+    decision: Decision,
+    *,
+    votes: tuple[Vote, ...] = (),
+    metadata: Mapping[str, object] | None = None,
+) -> HumanTask:
+    """Record the decision of a task, with its votes and metadata where they change, and wake its run."""
+    changes = {"metadata": metadata} if metadata is not None else {}
+    decided = _change(tx, task, status=TaskStatus.DECIDED, decision=decision, votes=votes or task.votes, **changes)
     runs.signal(tx, task.run_id)
     content = decision.content or ""
     facts = {
