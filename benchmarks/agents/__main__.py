@@ -21,6 +21,7 @@ from benchmarks.agents import conversation
 from benchmarks.agents.calls import measure_calls
 from benchmarks.agents.gates import gate_costs
 from benchmarks.agents.grants import grant_costs
+from benchmarks.agents.sandbox import sandbox_costs
 from benchmarks.agents.start import measure_start
 from benchmarks.engine import peers
 
@@ -38,25 +39,13 @@ def main() -> None:
         "--count", type=int, default=5, help="conversations of 20 turns in each round, and as many turns of others"
     )
     parser.add_argument("--runs", type=int, default=1000, help="agents that wait at once")
-    parser.add_argument("--only", choices=["turns", "waiting", "gates", "calls", "start", "grants"])
+    parser.add_argument("--only", choices=SECTIONS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     answer: dict[str, object] = {}
-    if options.only in {None, "turns"}:
-        answer["a turn, model on loopback"] = turns(options.rounds, options.count, SYSTEMS)
-        answer["a turn, model in the process"] = turns(
-            options.rounds, options.count, ("kneo", "pydantic-ai"), wire=False
-        )
-    if options.only in {None, "waiting"}:
-        answer[f"{options.runs} agents that wait 2 s"] = waiting(options.rounds, options.runs)
-    if options.only in {None, "gates"}:
-        answer["the gates of a call, ms"] = gate_costs(options.rounds)
-    if options.only in {None, "calls"}:
-        answer |= measure_calls(options.count * 40, options.runs)
-    if options.only in {None, "start"}:
-        answer["the start of a local run, s of processor time"] = measure_start(options.rounds)
-    if options.only in {None, "grants"}:
-        answer["a call that a grant covers"] = grant_costs(options.rounds)
+    for name, measure in SECTIONS.items():
+        if options.only in {None, name}:
+            answer |= measure(options)
     if options.json:
         print(json.dumps(answer, indent=2))
         return
@@ -65,6 +54,14 @@ def main() -> None:
         assert isinstance(found, Mapping)
         for name, value in found.items():
             print(f"  {name:16} {value}")
+
+
+def _turns(options: argparse.Namespace) -> dict[str, object]:
+    alone = turns(options.rounds, options.count, ("kneo", "pydantic-ai"), wire=False)
+    return {
+        "a turn, model on loopback": turns(options.rounds, options.count, SYSTEMS),
+        "a turn, model in the process": alone,
+    }
 
 
 def turns(rounds: int, count: int, names: Sequence[str], *, wire: bool = True) -> dict[str, object]:
@@ -114,6 +111,16 @@ def _printed(command: list[str]) -> Any:
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=conversation.ROOT)
     return json.loads(done.stdout)
 
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Mapping[str, object]]] = {
+    "turns": _turns,
+    "waiting": lambda options: {f"{options.runs} agents that wait 2 s": waiting(options.rounds, options.runs)},
+    "gates": lambda options: {"the gates of a call, ms": gate_costs(options.rounds)},
+    "calls": lambda options: measure_calls(options.count * 40, options.runs),
+    "start": lambda options: {"the start of a local run, s of processor time": measure_start(options.rounds)},
+    "grants": lambda options: {"a call that a grant covers": grant_costs(options.rounds)},
+    "sandbox": lambda options: {"a function in a sandbox, ms": sandbox_costs(options.rounds)},
+}
 
 if __name__ == "__main__":
     main()

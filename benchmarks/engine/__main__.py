@@ -51,10 +51,15 @@ def main() -> None:
 
 
 def in_process(rounds: int, count: int) -> dict[str, Found]:
-    """Kneo and LangGraph, each in a process of its own, on one SQLite file with every commit on disk."""
+    """Kneo and LangGraph, each in a process of its own, on one SQLite file with every commit on disk.
+
+    Kneo with its functions in sandboxes at level ``process``, and with functions in the worker as LangGraph has them.
+    """
     order = json.dumps({"count": count, "workers": WORKERS, "lengths": LENGTHS})
+    none = json.dumps(json.loads(order) | {"settings": {"KNEO_SERV_TOOLS_SANDBOX": "none"}})
     systems = {
         "kneo": [sys.executable, "-m", "benchmarks.engine.in_process", order],
+        "kneo at level none": [sys.executable, "-m", "benchmarks.engine.in_process", none],
         "langgraph": [str(peers.langgraph()), str(HERE / "peer_langgraph.py"), order],
     }
     return _in_turns(rounds, {name: lambda command=command: _printed(command) for name, command in systems.items()})

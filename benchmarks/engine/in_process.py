@@ -15,12 +15,12 @@ from kneo.platform import PlatformManager
 from kneo.settings import from_env
 
 
-def main(count: int, workers: int, lengths: list[int]) -> dict[str, object]:
+def main(count: int, workers: int, lengths: list[int], settings: dict[str, str]) -> dict[str, object]:
     """Run every flow; return what each cost."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / f"{flows.MODULE}.py").write_text(flows.SOURCE)
-        with PlatformManager(settings=from_env({"HOME": name}, folder)) as manager:
+        with PlatformManager(settings=from_env({"HOME": name, **settings}, folder)) as manager:
             manager.start_worker(8)
 
             def plain(number: int) -> None:
@@ -64,4 +64,4 @@ def measure(work: Callable[[int], None], count: int, workers: int) -> dict[str, 
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    print(json.dumps(main(asked["count"], asked["workers"], asked["lengths"])))
+    print(json.dumps(main(asked["count"], asked["workers"], asked["lengths"], asked.get("settings", {}))))
