@@ -41,7 +41,7 @@ KNOWN = {
     "e2e/test_tools.py": 1,
     "integration/agents/test_python_tools.py": 1,
     "integration/runtime/test_driver.py": 4,
-    "integration/runtime/test_fair_queue.py": 1,
+    "integration/runtime/test_fair_queue.py": 2,
     "integration/runtime/test_heartbeats.py": 1,
     "support/mcp_server.py": 2,
     "support/model_server.py": 1,
