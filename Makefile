@@ -233,8 +233,8 @@ $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.ready-models: pyproject.toml | $(VENV)/bin/python
-	@echo "Installing Kneo into $(VENV), with the library of OpenAI, which every compatible server needs too"
-	@$(PIP) install --editable '.[openai]'
+	@echo "Installing Kneo into $(VENV), with the libraries of OpenAI, which compatible servers need too, and of MCP"
+	@$(PIP) install --editable '.[openai,mcp]'
 	@touch $(VENV)/.ready $@
 
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready

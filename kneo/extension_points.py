@@ -15,6 +15,7 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from kneo.distribution import install_extra
 from kneo.errors import Invalid
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def import_with_extra(module: str, extra: str, purpose: str, code: str | None = 
         if error.name is None or error.name.partition(".")[0] == "kneo":
             raise
         msg = f"{purpose} needs a package that is not installed here."
-        hint = f"Install it: pip install 'kneo[{extra}]'."
+        hint = f"Install it: {install_extra(extra)}."
         raise Invalid(msg, code=code or f"{extra}_not_installed", hint=hint) from None
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from kneo.distribution import install_extra
 from kneo.errors import Invalid
 from kneo.names import plain
 from kneo.redaction import redact_text
@@ -108,7 +109,7 @@ def configure_tracing(tracing: Tracing, *, version: str) -> contextlib.AbstractC
         resources = importlib.import_module("opentelemetry.sdk.resources")
     except ImportError as error:
         msg = "KNEO_SERV_OTEL_ENABLED is set, and OpenTelemetry is not installed."
-        raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[telemetry]'") from error
+        raise Invalid(msg, code="invalid_setting", hint=install_extra("telemetry")) from error
     provider = trace.get_tracer_provider()
     made = None
     if not isinstance(provider, sdk.TracerProvider):

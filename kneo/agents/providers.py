@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from kneo.agents.public_addresses import is_address, is_public
 from kneo.agents.secrets import Secrets
+from kneo.distribution import install_extra
 from kneo.errors import Invalid
 from kneo.settings import OWN_PREFIX, Settings
 from kneo.spec.models.agent import UNNAMED, Agent, ModelChoice
@@ -147,7 +148,7 @@ def check_models(
             continue
         if not installed(provider):
             msg = f"The agent {agent_name} needs the provider {choice.provider}, whose library is not installed here."
-            hint = f"Install it: pip install 'kneo[{provider.extra}]'."
+            hint = f"Install it: {install_extra(provider.extra)}."
             raise Invalid(msg, code="provider_not_configured", hint=hint, lacking="library")
         connect(agent_name, choice, provider, operator, rules)
 

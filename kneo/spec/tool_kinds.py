@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+from kneo.distribution import install_extra
+
 Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write", "shell", "privileged"]
 """What a call may do beyond computing its result; ``privileged`` is anything that should not happen unseen."""
 
@@ -51,7 +53,7 @@ class Library:
     @property
     def hint(self) -> str:
         """How to install it."""
-        return f"Install it: pip install 'kneo[{self.extra}]'."
+        return f"Install it: {install_extra(self.extra)}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

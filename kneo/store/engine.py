@@ -26,6 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
+from kneo.distribution import install_extra
 from kneo.errors import Invalid, Transient
 from kneo.store.connections import (
     Connections,
@@ -533,7 +534,7 @@ def open_engine(url: str) -> Engine:
             engine = create_engine(url, hide_parameters=True, connect_args=options, **_POOL, **_JSON)
         except ModuleNotFoundError as error:
             msg = "KNEO_SERV_DATABASE_URL names a PostgreSQL database, and the driver for it is not installed."
-            raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[postgres]'") from error
+            raise Invalid(msg, code="invalid_setting", hint=install_extra("postgres")) from error
         event.listen(engine, "before_cursor_execute", _check_text, retval=True)
         event.listen(engine, "after_cursor_execute", _watch_idle)
         check_idle_connections(engine)

@@ -1,4 +1,4 @@
-"""The release workflow: what needs what, and which rights a job has. Only the forge can execute it."""
+"""The release workflow: what needs what, which rights a job has, and a rehearsal of every script without a network connection."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from kneo import __version__
+from kneo import __version__, distribution
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / ".github" / "workflows"
 RELEASE = yaml.safe_load((WORKFLOWS / "release.yml").read_text())
 JOBS = RELEASE["jobs"]
 VERIFY = (ROOT / "docs" / "install" / "verify.md").read_text()
+TRACKED = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+    "\0"
+)[:-1]
 NOTES = runpy.run_path(str(ROOT / ".github" / "scripts" / "release_notes.py"))["notes_of"]
 
 CHANGELOG = (
@@ -108,42 +115,234 @@ def script(job: str, name: str) -> str:
     return next(str(step["run"]) for step in JOBS[job]["steps"] if step.get("name") == name)
 
 
-def test_the_chart_of_a_release_has_the_image_of_the_release(tmp_path: Path) -> None:
-    chart = tmp_path / "deploy" / "helm" / "kneo"
-    shutil.copytree(ROOT / "deploy" / "helm" / "kneo", chart)
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    helm = programs / "helm"
-    helm.write_text(
-        '#!/bin/sh\ntest "$1 $2 $3" = "package deploy/helm/kneo --destination" && : > "$4/kneo-1.2.3.tgz"\n'
-    )
-    helm.chmod(0o755)
-    run = script("chart", "Package the chart with the image of this release as its default")
-    environment = {"PATH": f"{programs}:/usr/bin:/bin", "IMAGE": "r.example.org/team/kneo"}
-    subprocess.run(["bash", "-e", "-c", run], cwd=tmp_path, env=environment, check=True)
-    values = yaml.safe_load((chart / "values.yaml").read_text())
-    assert values["image"]["repository"] == "r.example.org/team/kneo"
-    # A second time the default is another one, so the step fails instead of publishing it.
-    again = {**environment, "IMAGE": "elsewhere"}
-    assert subprocess.run(["bash", "-e", "-c", run], cwd=tmp_path, env=again, check=False).returncode != 0
+PYTHON = """#!/bin/sh
+# The machine's Python, except for the tools that the workflow installs from the package index: hatchling is what they call.
+case "$*" in
+  "-m pip install "*) exit 0 ;;
+  "-m build --outdir dist")
+    {python} -m hatchling build --target sdist --directory dist && mkdir ../unpacked && tar -xzf dist/*.tar.gz -C ../unpacked &&
+    cd ../unpacked/* && exec {python} -m hatchling build --target wheel --directory "$OLDPWD/dist" ;;
+  "-m twine check --strict "*) shift 4; exec {python} {metadata} "$@" ;;
+  *) exec {python} "$@" ;;
+esac
+"""
+
+METADATA = """import sys, tarfile, zipfile
+from packaging.metadata import Metadata
+for name in sys.argv[1:]:
+    if name.endswith(".whl"):
+        archive = zipfile.ZipFile(name)
+        (path,) = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
+        text = archive.read(path)
+    else:
+        archive = tarfile.open(name)
+        (path,) = [each for each in archive.getnames() if each.count("/") == 1 and each.endswith("/PKG-INFO")]
+        text = archive.extractfile(path).read()
+    assert Metadata.from_email(text, validate=True).description_content_type == "text/markdown", name
+"""
+
+TOOLS = {
+    "docker": """#!/bin/sh
+# Builds nothing: the image is the wheel of the build context, and its command is that of the wheel.
+echo "docker $*" >> "$CALLS"
+case "$1 $2" in
+  "build --file") set -- deploy/image/kneo-*.whl && test $# = 1 && test -f deploy/image/Containerfile && cp "$1" "$REGISTRY_FOLDER/" ;;
+  "run --rm") PYTHONPATH="$(echo "$REGISTRY_FOLDER"/kneo-*.whl)" exec {python} -m kneo.cli.main --version ;;
+  "login ghcr.io") test "$(cat)" = TOKEN ;;
+  "push "*) ;;
+  "inspect --format") echo "${{4%:*}}@sha256:$(sha256sum "$REGISTRY_FOLDER"/kneo-*.whl | cut -d' ' -f1)" ;;
+  *) exit 1 ;;
+esac
+""",
+    "helm": """#!/bin/sh
+echo "helm $*" >> "$CALLS"
+case "$1 $2" in
+  "package deploy/helm/kneo") tar -czf "$4/kneo-$(sed -n 's/^version: //p' deploy/helm/kneo/Chart.yaml).tgz" -C deploy/helm kneo ;;
+  "registry login") test "$(cat)" = TOKEN ;;
+  "push "*) test -f "$2" && echo "Digest: sha256:$(sha256sum "$2" | cut -d' ' -f1)" >&2 ;;
+  *) exit 1 ;;
+esac
+""",
+    "cosign": '#!/bin/sh\necho "cosign $*" >> "$CALLS"\ncase "$1" in sign|attest) ;; *) exit 1 ;; esac\n',
+    "gh": """#!/bin/sh
+test "$1 $2" = "release create" || exit 1
+echo "gh $*" >> "$CALLS"
+shift 8 && cp "$@" "$REGISTRY_FOLDER/released/" && cp release/notes.md "$REGISTRY_FOLDER/"
+""",
+}
 
 
-def test_files_are_verified_as_the_page_says(tmp_path: Path) -> None:
-    for path in ("dist/kneo-1.2.3.whl", "dist/kneo-1.2.3.tar.gz", "sbom/sbom.cdx.json", "chart/kneo-1.2.3.tgz"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text(path)
-    subprocess.run(["bash", "-e", "-c", script("notes", "Sum the files")], cwd=tmp_path, check=True)
-    sums = tmp_path / "SHA256SUMS"
-    assert len(sums.read_text().splitlines()) == 4
-    files = tmp_path / "files"
-    (files / sums.name).write_text(sums.read_text())
-    check = next(line for line in VERIFY.splitlines() if line.startswith("sha256sum "))
-    (files / "kneo-1.2.3.tar.gz").unlink()
-    subprocess.run(shlex.split(check), cwd=files, check=True)
-    (files / "kneo-1.2.3.whl").write_text("changed")
-    assert subprocess.run(shlex.split(check), cwd=files, check=False).returncode == 1
-    release = script("notes", "Create the release with its notes and files")
-    assert {"files/*", "SHA256SUMS"} <= set(release.split())
+class Rehearsal:
+    """A run of the workflow for a tag: each script in a checkout of its job, with artifacts and outputs handed on as the forge does.
+
+    Stand-ins take the place of what needs a network connection: the registry, the forge, keyless signatures and the actions of others.
+    """
+
+    def __init__(self, folder: Path, tag: str) -> None:
+        self.folder, self.tag = folder, tag
+        self.outputs: dict[str, dict[str, str]] = {}
+        self.ran: list[str] = []
+        self.calls, self.registry, self.artifacts = folder / "calls", folder / "registry", folder / "artifacts"
+        (self.registry / "released").mkdir(parents=True)
+        self.source, tools = folder / "source", folder / "tools"
+        tools.mkdir()
+        (folder / "metadata.py").write_text(METADATA)
+        programs = {"python": PYTHON} | TOOLS
+        for name, text in programs.items():
+            (tools / name).write_text(
+                text.replace("{python}", sys.executable)
+                .replace("{metadata}", str(folder / "metadata.py"))
+                .replace("{{", "{")
+                .replace("}}", "}")
+            )
+            (tools / name).chmod(0o755)
+        for name in TRACKED:
+            (self.source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.source / name, follow_symlinks=False)
+        log = self.source / "CHANGELOG.md"
+        log.write_text(f"# Changelog\n\n## [{tag[1:]}] - 2026-11-24\n\n- Everything.\n\n" + log.read_text())
+        self.env = {
+            "PATH": f"{tools}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "CALLS": str(self.calls),
+            "REGISTRY_FOLDER": str(self.registry),
+            "GITHUB_SHA": "c" * 40,
+            "GITHUB_SERVER_URL": "https://git.example.org",
+        }
+
+    def run(self) -> None:
+        """Run each job whose condition holds, in the order of their needs."""
+        for name, job in JOBS.items():
+            if "steps" not in job or not self._holds(job.get("if", "")):
+                continue
+            place = self.folder / name
+            shutil.copytree(self.source, place, symlinks=True) if "actions/checkout" in str(job) else place.mkdir()
+            for step in job["steps"]:
+                self._step(name, place, {**RELEASE.get("env", {}), **job.get("env", {})}, step)
+            self.ran.append(name)
+            for output, value in job.get("outputs", {}).items():
+                self.outputs.setdefault(name, {})[output] = self._value(value, name)
+
+    def _holds(self, condition: str) -> bool:
+        if "index_name" in condition:
+            return self.outputs["build"]["index_name"] != ""
+        return all(name in self.ran for name in re.findall(r"needs\.(\w+)\.result == 'success'", condition))
+
+    def _step(self, job: str, place: Path, env: dict[str, str], step: dict[str, Any]) -> None:
+        uses, given = str(step.get("uses", "")), step.get("with", {})
+        if "upload-artifact" in uses:
+            shutil.copytree(place / given["path"], self.artifacts / given["name"]) if (
+                place / given["path"]
+            ).is_dir() else (
+                (self.artifacts / given["name"]).mkdir(parents=True),
+                shutil.copy(place / given["path"], self.artifacts / given["name"]),
+            )
+        elif "download-artifact" in uses and "name" in given:
+            shutil.copytree(self.artifacts / given["name"], place / given["path"])
+        elif "download-artifact" in uses:
+            shutil.copytree(self.artifacts, place, dirs_exist_ok=True)
+        elif "sbom-action" in uses:
+            (place / given["output-file"]).write_text('{"bomFormat": "CycloneDX"}')
+        if "run" not in step:
+            return
+        output = self.folder / f"output-{len(list(self.folder.iterdir()))}"
+        values = {name: self._value(text, job) for name, text in {**env, **step.get("env", {})}.items()}
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+            cwd=place,
+            env=self.env | values | {"GITHUB_OUTPUT": str(output)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{job}: {step['name']}\n{done.stdout}{done.stderr}"
+        if "id" in step and output.exists():
+            pairs = dict(line.split("=", 1) for line in output.read_text().splitlines())
+            self.outputs[f"{job}.{step['id']}"] = pairs
+
+    def _value(self, text: str, job: str) -> str:
+        context = {
+            "github.ref_name": self.tag,
+            "github.repository": "Acme/Kneo",
+            "github.server_url": "https://git.example.org",
+            "github.actor": "ann",
+            "github.token": "TOKEN",
+        }
+        for step, pairs in self.outputs.items():
+            owner, _, name = step.partition(".")
+            for key, value in pairs.items():
+                if not name:
+                    context[f"needs.{owner}.outputs.{key}"] = value
+                elif owner == job:
+                    context[f"steps.{name}.outputs.{key}"] = value
+        return re.sub(r"\$\{\{ (.*?) \}\}", lambda found: context[found[1]], text)
+
+
+@pytest.fixture
+def rehearsal(tmp_path: Path) -> Rehearsal:
+    return Rehearsal(tmp_path, f"v{__version__}")
+
+
+def test_a_rehearsal_makes_every_file_of_a_release(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    rehearsal.run()
+    assert rehearsal.ran == ["build", "image", "chart", "notes"]
+    released = rehearsal.registry / "released"
+    assert sorted(path.name for path in released.iterdir()) == [
+        "SHA256SUMS",
+        f"kneo-{__version__}-py3-none-any.whl",
+        f"kneo-{__version__}.tar.gz",
+        f"kneo-{__version__}.tgz",
+        "sbom.cdx.json",
+    ]
+    with zipfile.ZipFile(released / f"kneo-{__version__}-py3-none-any.whl") as wheel:
+        assert "kneo/cli/main.py" in wheel.namelist()
+        assert b"Source, https://git.example.org/Acme/Kneo" in wheel.read(f"kneo-{__version__}.dist-info/METADATA")
+    # The image that is signed is the one that was pushed, the notes name it, and the chart has it as its default.
+    image = "ghcr.io/acme/kneo"
+    notes = (rehearsal.registry / "notes.md").read_text()
+    digest = re.search(rf"{image}:{re.escape(__version__)}@(sha256:[0-9a-f]{{64}})", notes)[1]
+    calls = rehearsal.calls.read_text().splitlines()
+    assert "- Everything." in notes
+    assert f"docker push {image}:{__version__}" in calls
+    assert f"cosign sign --yes {image}@{digest}" in calls
+    assert f"cosign attest --yes --type cyclonedx --predicate sbom.cdx.json {image}@{digest}" in calls
+    with tarfile.open(released / f"kneo-{__version__}.tgz") as chart:
+        values = yaml.safe_load(chart.extractfile("kneo/values.yaml").read())
+    assert values["image"]["repository"] == image
+    # Whoever downloads the files verifies them as the page says.
+    check = shlex.split(next(line for line in VERIFY.splitlines() if line.startswith("sha256sum ")))
+    (released / f"kneo-{__version__}.tar.gz").unlink()
+    subprocess.run(check, cwd=released, check=True)
+    (released / f"kneo-{__version__}-py3-none-any.whl").write_text("changed")
+    assert subprocess.run(check, cwd=released, check=False).returncode == 1
+
+
+def test_a_name_at_the_index_is_one_setting(rehearsal: Rehearsal) -> None:
+    setting = rehearsal.source / "kneo/distribution.py"
+    setting.write_text(setting.read_text().replace("INDEX_NAME: str | None = None", 'INDEX_NAME: str | None = "kneo"'))
+    rehearsal.run()
+    assert rehearsal.ran == ["build", "image", "chart", "publish", "notes"]
+    assert sorted(path.suffix for path in (rehearsal.folder / "publish/dist").iterdir()) == [".gz", ".whl"]
+
+
+@pytest.mark.parametrize("tag", ["v9.9.9", "v0.1"])
+def test_a_tag_of_another_version_is_not_released(tag: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="The tag, the package and the changelog have one version"):
+        Rehearsal(tmp_path, tag).run()
+
+
+def test_a_chart_without_the_image_of_the_release_is_not_published(rehearsal: Rehearsal) -> None:
+    values = rehearsal.source / "deploy/helm/kneo/values.yaml"
+    values.write_text(values.read_text().replace("registry.example.org/kneo", "elsewhere.example.org/kneo"))
+    with pytest.raises(AssertionError, match="chart: Package the chart"):
+        rehearsal.run()
+
+
+def test_the_package_has_the_name_of_the_setting() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [line for extra in project["optional-dependencies"].values() for line in extra]
+    own = {line.partition("[")[0] for line in listed if line.startswith(("kneo", project["name"]))}
+    assert {project["name"]} | own == {distribution.NAME}
 
 
 def test_the_page_about_verifying_names_what_the_workflow_signs() -> None:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from kneo import __version__
+from kneo import __version__, distribution
 from kneo.cli import render
 from kneo.cli.clone import Clone
 from kneo.cli.commands import examples
@@ -47,14 +47,12 @@ ROOT_LIFE = timedelta(days=365)
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _NAME_CHARS = 60
-WHEEL = "python3 -m pip wheel --no-deps --wheel-dir .github/wheels CLONE"
-"""The command that puts the wheel of a clone of Kneo into the repository: no package index has Kneo yet."""
+WHEEL = "python3 -m pip wheel --no-deps --wheel-dir .github/wheels /path/to/a/clone/of/kneo"
+"""The command that puts the wheel of a clone of Kneo into the repository, where no package index has Kneo. A bare name of a folder would
+be one of an index to pip."""
 
-LOCK = (
-    "uv pip compile --generate-hashes --universal --find-links .github/wheels .github/kneo.in "
-    "--output-file .github/kneo.txt"
-)
-"""The command that creates the lock file from which CI installs; pip-compile --generate-hashes does the same."""
+LOCK = "uv pip compile --generate-hashes --universal .github/kneo.in --output-file .github/kneo.txt"
+"""The command that creates the lock file from which CI installs, with the hashes of Kneo and of what it needs."""
 
 _TEMPLATES = Path(__file__).with_name("templates")
 MODEL = "openai/gpt-5-mini"
@@ -151,6 +149,9 @@ class Request:
             "@MODULE@": self.module,
             "@DIRECTORY@": self.directory.name,
             "@TRUST_ROOT@": trust_root,
+            "@KNEO@": distribution.requirement(__version__),
+            "# @GET@\n": "" if distribution.INDEX_NAME else _template("get-wheel.txt"),
+            "@MCP@": distribution.install_extra("mcp"),
             "@VERSION@": __version__,
             "@PRINCIPAL@": self.principal,
             "@APPROVER_NAME@": self.approver,
@@ -377,7 +378,6 @@ def _print(directory: Path, request: Request, result: Made) -> None:
         f"              {request.key_files['approver'].name} approves releases to prod ({request.approver})\n"
         f"  trust root  {result.trust_root}\n"
         f"\nNext: kneo up --repo {directory}\nNext steps are in {directory / 'README.md'}.\n"
-        f"Before CI runs, in that folder, with CLONE for a clone of Kneo {__version__}; then commit what they write:\n"
-        f"  {WHEEL}\n"
-        f"  {LOCK}"
+        "Before CI runs, in that folder; then commit what is written:\n"
+        + "\n".join(f"  {command}" for command in ((LOCK,) if distribution.INDEX_NAME else (WHEEL, LOCK)))
     )

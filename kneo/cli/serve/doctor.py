@@ -22,6 +22,7 @@ from kneo.cli.options import JsonOption
 from kneo.cli.serve.database_checks import check_schema, database_checks
 from kneo.cli.serve.evidence_checks import check_suites
 from kneo.clock import Clock, SystemClock
+from kneo.distribution import install_extra
 from kneo.errors import Invalid, KneoError
 from kneo.extension_points import import_target, list_extensions, list_points
 from kneo.maintenance import RetentionPolicy
@@ -196,7 +197,7 @@ def check_extras(settings: Settings) -> Diagnosis:
     }
     missing = [extra for extra, (module, is_needed) in needed.items() if is_needed and not _is_installed(module)]
     if missing:
-        return error(f"Packages are missing: {', '.join(missing)}.", f"pip install 'kneo[{','.join(missing)}]'")
+        return error(f"Packages are missing: {', '.join(missing)}.", install_extra(*missing))
     return ok("All packages that the settings need are installed.")
 
 

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from kneo.distribution import install_extra
 from kneo.errors import Invalid, NotFound, Transient
 from kneo.extensions.kneo_serv.conversion import MAX_PAYLOAD_CHARS, SourceAuditEvent, SourceRun
 
@@ -189,7 +190,7 @@ def _open(location: str) -> Engine:
             raise Invalid(msg, code="import_unsupported") from error
         except ModuleNotFoundError as error:
             msg = "The driver for PostgreSQL is not installed."
-            raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[postgres]'") from error
+            raise Invalid(msg, code="invalid_setting", hint=install_extra("postgres")) from error
         return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     path = Path(location.removeprefix("sqlite:///"))
     if not path.is_file():

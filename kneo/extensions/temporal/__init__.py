@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 
+from kneo.distribution import install_extra
 from kneo.errors import Invalid
 from kneo.runtime.engine.dispatchers import Dispatcher, StepWorker
 from kneo.runtime.engine.worker import Driver
@@ -25,7 +26,7 @@ def check(_settings: Settings, *, sqlite: bool) -> None:
         raise Invalid(msg, code="invalid_setting", hint=hint)
     if importlib.util.find_spec("temporalio") is None:
         msg = "KNEO_SERV_DISPATCH is temporal, and its library is not installed."
-        raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[temporal]'")
+        raise Invalid(msg, code="invalid_setting", hint=install_extra("temporal"))
 
 
 def make_worker(

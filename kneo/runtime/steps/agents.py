@@ -25,6 +25,7 @@ from kneo.agents.turn import (
     no_functions,
 )
 from kneo.clock import Clock, SystemClock
+from kneo.distribution import install_extra
 from kneo.errors import Invalid
 from kneo.function_context import StepContext
 from kneo.records.task import Decision
@@ -188,7 +189,7 @@ class Agents:
             return loop, self._make()
         except ImportError as error:
             msg = f"The agent {agent} needs the library of agents, which is not installed: {error}."
-            raise Invalid(msg, code="provider_not_configured", hint="pip install 'kneo[agents]'") from error
+            raise Invalid(msg, code="provider_not_configured", hint=install_extra("agents")) from error
 
 
 def _turn(program: Program, activity: Activity, context: StepContext, conversation: Conversation) -> Turn:

@@ -301,11 +301,14 @@ def test_the_check_installs_by_the_lock_file_of_the_commit_it_compares_with(made
 
 
 def _with_wheel(made: Made) -> Path:
-    """Put the wheel of Kneo into the repository, and leave none at a package index; return the wheel."""
+    """Put the wheel of Kneo into the repository, as the lock file names it, beside another package at the index; return the wheel."""
     wheel = made.runner.repo / ".github/wheels" / "kneo-0.1.0-py3-none-any.whl"
     wheel.parent.mkdir()
-    (made.runner.temp.parent / "packages" / wheel.name).rename(wheel)
-    del made.runner.env["PIP_FIND_LINKS"]
+    packages = made.runner.temp.parent / "packages"
+    (packages / wheel.name).rename(wheel)
+    (packages / wheel.name).write_bytes(b"the package of that name at the index")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (made.runner.repo / LOCK).write_text(f"./.github/wheels/{wheel.name} --hash=sha256:{digest}\n")
     _commit(made, "Add the wheel of Kneo")
     return wheel
 

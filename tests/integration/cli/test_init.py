@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import kneo.cli.releases.init as command
+from kneo import __version__, distribution
 from kneo.clock import SystemClock
 from kneo.errors import Invalid
 from kneo.spec.environment import parse_environment
@@ -153,6 +154,25 @@ def test_the_readme_of_a_template_has_one_screen_and_names_each_file(
     assert template == "workflow" or len(readme.splitlines()) <= 60
     for folder in ("specs/", "bundles/", "environments/", ".github/"):
         assert f"`{folder}" in readme
+
+
+def test_ci_installs_the_wheel_of_the_repository_until_an_index_has_kneo(
+    kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = kneo("init", "acme")
+    requirements = (tmp_path / "acme/.github/kneo.in").read_text()
+    assert f"\n./.github/wheels/kneo-{__version__}-py3-none-any.whl\n" in requirements
+    for command_line in (command.WHEEL, command.LOCK):
+        assert command_line in made.out
+        assert command_line in requirements
+    monkeypatch.setattr(distribution, "INDEX_NAME", "kneo-platform")
+    monkeypatch.setattr(distribution, "NAME", "kneo-platform")
+    made = kneo("init", "other", "--template", "gateway")
+    requirements = (tmp_path / "other/.github/kneo.in").read_text()
+    assert requirements.endswith(f"\nkneo-platform=={__version__}\n")
+    assert command.LOCK in requirements
+    assert not {"wheel", ".github/wheels"} & {*(requirements + made.out).split()}
+    assert "pip install 'kneo-platform[mcp]'" in (tmp_path / "other/README.md").read_text()
 
 
 @pytest.mark.parametrize("template", ["agent", "gateway"])
