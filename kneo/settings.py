@@ -759,6 +759,10 @@ class Settings:
     """Port at which `controller run` and `worker` serve `/livez` and `/metrics`, to everyone that reaches it. Default: 0,
     none. Read by: worker, controller."""
 
+    slack_signing_secret: str = setting("KNEO_SERV_SLACK_SIGNING_SECRET", "", _secret, secret=True)
+    """Signing secret of your app in Slack, whose [buttons](../guides/people/notify.md#decide-in-slack) decide questions. Default: none, they
+    are refused. Read by: service."""
+
     limits: Limits = field(default_factory=Limits)
     git: GitCredentials = field(default_factory=GitCredentials)
     http: HttpSettings = field(default_factory=HttpSettings)

@@ -124,7 +124,7 @@ def _decide(context: Context, task_id: str, body: TaskDecision) -> HumanTask:
     if request.statement is not None and not context.over_http:
         # The command line authenticates no person: the key that signed the statement identifies the decider.
         actor = open_answer(read_envelope(request.statement)).answer.reviewer
-    via, first = None, None
+    via, first = context.via, None
     if context.on_behalf is not None:
         via, first = f"local developer {context.on_behalf}", lambda tx, _task: _check_undeclared(context, tx)
     return inbox.decide(

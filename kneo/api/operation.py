@@ -154,6 +154,7 @@ class Context:
         find_access: Returns what a caller may do in each environment; ``None`` for the owner of the process, whom none limits.
         request_quota: Counts requests about environments; ``None`` for the owner of the process.
         find_caller: Returns a person of an API key or of the issuer, with the scopes of the key or issuer.
+        via: The chat program in which the caller decides; ``None`` where the caller authenticated itself.
         on_behalf: The owner of the process where the caller is another person, whose part the owner tries.
     """
 
@@ -166,6 +167,7 @@ class Context:
     drive: Callable[[str], object]
     tools: frozenset[str] = frozenset()
     over_http: bool = False
+    via: str | None = None
     on_behalf: str | None = None
     find_caller: Callable[[Tx, str], Principal | None] = _unknown_caller
     count_hidden: Callable[[str], None] = _count_nothing

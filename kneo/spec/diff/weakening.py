@@ -37,6 +37,7 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "inlineSpecs": "set to `true`",
     "people.<name>.groups": "a group is added",
     "people.<name>.roles": "a role is added",
+    "people.<name>.slack": "added or changed",
     "promoteFrom": "removed or changed",
     "policy.enabled": "set to `false`",
     "policy.fail_on_warnings": "set to `false`",
@@ -57,6 +58,7 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "questions.exclude": "an entry is removed",
     "questions.denyOnTimeout": "an entry is removed",
     "questions.context": "calls instead of none",
+    "questions.via": "a chat program is added",
     "questions.receipt": "removed, or `signed` instead of `signed_by_reviewer`",
     "humans": "the human of a gate is changed",
     "gates": "a gate is removed or changed",
@@ -175,6 +177,8 @@ def _people(old: Mapping[str, Person], new: Mapping[str, Person]) -> Iterator[We
         for field, names in (("roles", person.roles), ("groups", person.groups)):
             if more := set(names) - has:
                 yield Weakening(f"people.<name>.{field}", f"{name} gets {', '.join(sorted(more))}")
+        if person.slack is not None and person.slack != known.slack:
+            yield Weakening("people.<name>.slack", f"the account {person.slack} of Slack could decide as {name}")
 
 
 def _access(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[Weakening]:
@@ -236,6 +240,8 @@ def _questions(old: QuestionPolicy, new: QuestionPolicy) -> Iterator[Weakening]:
         yield Weakening("questions.exclude", f"{', '.join(sorted(fewer))} could answer questions")
     if allowed := set(old.deny_on_timeout) - set(new.deny_on_timeout):
         yield Weakening("questions.denyOnTimeout", f"silence could {', '.join(sorted(allowed))}")
+    if chats := set(new.via) - set(old.via):
+        yield Weakening("questions.via", f"questions could be decided in {', '.join(sorted(chats))}")
     if strongest(old.receipt, new.receipt) != new.receipt:
         signed = "be signed by those who answer" if new.receipt else "have a signed receipt"
         yield Weakening("questions.receipt", f"decisions would not have to {signed}")

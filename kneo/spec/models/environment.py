@@ -54,6 +54,11 @@ class QuestionPolicy(CamelModel):
         description="Whether every decision needs a signed receipt, or also the reviewer's signature with a key of "
         "their own.",
     )
+    via: ListOf[Literal["slack"]] = Field(
+        default=(),
+        description="Chat programs whose buttons decide questions, as the person whose account `people` names. Their administrators can "
+        "act for anyone. Left out: none.",
+    )
     context: Literal["calls", "none"] = Field(
         default="calls",
         description="What a question about a tool call shows its candidates besides the call: the earlier calls of the step with "
@@ -142,6 +147,12 @@ class Person(CamelModel):
 
     groups: ListOf[Name] = ()
     roles: ListOf[Name] = ()
+    slack: str | None = Field(
+        default=None,
+        pattern=r"^T[A-Z0-9]{1,30}/[UW][A-Z0-9]{1,30}$",
+        description="The person's account in Slack, as TEAM/USER with the ids of Slack; for `questions.via`.",
+        examples=["T0123ABCD/U0456EFGH"],
+    )
 
 
 PersonText: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]

@@ -26,7 +26,7 @@ STRICT: dict[str, object] = {
     "policy": {"enabled": True, "require_guardrails": True, "fail_on_warnings": True, "blocked_diagnostic_codes": ["W_X"]},
     "signatures": {"accept": ["dsse"], "roles": ["release"], "threshold": 2},
     "approvals": {"required": 2, "roles": ["approver"], "exclude": ["bundle_signer", "author"], "expires": "7d", "signed": True},
-    "people": {"ann": {"roles": ["editor"], "groups": ["editors"]}},
+    "people": {"ann": {"roles": ["editor"], "groups": ["editors"], "slack": "T1/U1"}},
     "windows": [{"deny": "Fri 16:00 - Mon 08:00"}, {"allow": "* 06:00 - 20:00"}],
     "promoteFrom": "staging",
     "soak": "24h",
@@ -130,7 +130,12 @@ LOOSER: dict[str, list[object]] = {
         {**dict(STRICT["approvals"]), "expires": "8d"},  # type: ignore[call-overload]
         {**dict(STRICT["approvals"]), "signed": False},  # type: ignore[call-overload]
     ],
-    "people": [{"ann": {"roles": ["editor", "approver"], "groups": ["editors"]}}, {"bob": {"groups": ["approvers"]}}],
+    "people": [
+        {"ann": {"roles": ["editor", "approver"], "groups": ["editors"]}},
+        {"bob": {"groups": ["approvers"]}},
+        {"ann": {"roles": ["editor"], "groups": ["editors"], "slack": "T1/U2"}},
+        {"ann": {"slack": "T1/U1"}, "bob": {"slack": "T1/U3"}},
+    ],
     "windows": [
         [],
         [{"allow": "* 06:00 - 20:00"}],
@@ -147,6 +152,7 @@ LOOSER: dict[str, list[object]] = {
     "packages": ["recorded"],
     "implementations": [{}, {"acme.mail": "sha256:" + "2" * 64}],
     "questions": [
+        {**dict(STRICT["questions"]), "via": ["slack"]},  # type: ignore[call-overload]
         {},
         {**dict(STRICT["questions"]), "approvals": 1},  # type: ignore[call-overload]
         {**dict(STRICT["questions"]), "exclude": ["bundle_signer"]},  # type: ignore[call-overload]
