@@ -142,6 +142,10 @@ class PackWriter:
         return entry
 
 
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+"""What reading an entry of a damaged archive raises: a changed header can claim a password or another compression."""
+
+
 class PackReader:
     """An opened pack whose index was signed with one of the keys. Each file is compared with its digest while it is read.
 
@@ -172,8 +176,12 @@ class PackReader:
         if not exists:
             msg = f"{path} is not an audit pack: it has no {INDEX}."
             raise Invalid(msg, code="Malformed", hint="kneo audit pack writes one.")
-        with self._archive.open(INDEX) as source:
-            envelope = dsse.parse_envelope(source.read(dsse.ENVELOPE_BYTES + 1), file=INDEX)
+        try:
+            with self._archive.open(INDEX) as source:
+                data = source.read(dsse.ENVELOPE_BYTES + 1)
+        except DAMAGED as error:
+            raise tampered(INDEX, "cannot be unpacked") from error
+        envelope = dsse.parse_envelope(data, file=INDEX)
         if envelope.payload_type != PAYLOAD_TYPE or not dsse.find_signers(envelope, service_keys(keys)):
             msg = f"{path} was not signed with any of the keys given."
             raise Untrusted(
@@ -201,13 +209,20 @@ class PackReader:
 
     def _parts(self, name: str, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
         hashed = hashlib.sha256()
-        with self._archive.open(name) as source:
-            try:
-                while part := read(source):
-                    hashed.update(part)
-                    yield part
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise tampered(name, "cannot be unpacked") from error
+        try:
+            source = self._archive.open(name)
+        except DAMAGED as error:
+            raise tampered(name, "cannot be unpacked") from error
+        with source:
+            while True:
+                try:
+                    part = read(source)
+                except DAMAGED as error:
+                    raise tampered(name, "cannot be unpacked") from error
+                if not part:
+                    break
+                hashed.update(part)
+                yield part
         if self.index.files[name] != f"sha256:{hashed.hexdigest()}":
             raise tampered(name, "is not the file that was signed")
 

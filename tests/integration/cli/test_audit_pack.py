@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from kneo.api.audit_pack import write_pack
 from kneo.clock import parse_time
 from kneo.errors import KneoError
 from kneo.records.audit import EMPTY_ROOT, Frontier, edge_of, parent_of
+from kneo.store.audit_pack import PackReader
 from kneo.store.service_key import service_key
 from kneo.trust.checkpoint import make_checkpoint, read_checkpoint
-from kneo.trust.keys import PrivateKey
+from kneo.trust.keys import PrivateKey, PublicKey
 
 REASON = "Too | long\nfor `us`"
 
@@ -107,6 +109,25 @@ def test_a_changed_file_is_named(archive: Path, auditor: Desk, tmp_path: Path, n
     refused = verify(auditor, tampered, expect=3)
     assert refused["error"] in {"PackTampered", "SignatureInvalid"}
     assert name in refused["message"] or name == "checkpoint.txt"
+
+
+def test_a_damaged_archive_is_refused(archive: Path, auditor: Desk, tmp_path: Path) -> None:
+    """Each byte of each header: names, flags that claim a password, methods of compression."""
+    key = PublicKey.load((auditor.folder / "service.pem").read_bytes())
+    whole, damaged = archive.read_bytes(), tmp_path / "damaged.zip"
+    with zipfile.ZipFile(archive) as pack:
+        headers = [entry.header_offset + at for entry in pack.infolist() for at in range(30)]
+    refused: Counter[str] = Counter()
+    for position in [*headers, *range(len(whole) - 400, len(whole))]:
+        damaged.write_bytes(whole[:position] + bytes([whole[position] ^ 0x41]) + whole[position + 1 :])
+        try:
+            reader = PackReader(damaged, [key])
+            for name in reader.index.files:
+                reader.read(name)
+        except KneoError as error:
+            refused[error.code] += 1
+    assert refused["PackTampered"] > 100
+    assert refused["Malformed"] > 20
 
 
 def test_a_removed_or_added_file_and_another_key_are_refused(archive: Path, auditor: Desk, tmp_path: Path) -> None:
