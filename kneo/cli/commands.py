@@ -155,6 +155,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "approve": Entry("kneo.cli.releases.approvals:approve", "Approve a pending change", RELEASES),
     "reject": Entry("kneo.cli.releases.approvals:reject", "Reject a pending change", RELEASES),
+    "rehearse": Entry("kneo.cli.releases.rehearse:rehearse", "Rehearse a bundle on recorded runs", RELEASES),
     "canary": Entry("kneo.cli.releases.canary:app", "Show, pause, promote, abort and restart canaries", RELEASES),
     "promotion": Entry(
         "kneo.cli.releases.promotion_receipts:app",

@@ -82,11 +82,11 @@ class Period(OptionGroup):
 
     @property
     def created_after(self) -> str | None:
-        return _parse_since(self.since)
+        return parse_since(self.since)
 
     @property
     def created_before(self) -> str | None:
-        return _parse_since(self.until)
+        return parse_since(self.until)
 
     def show(self, searched: SearchPeriod | None) -> None:
         """Print the period of a text search that had no option for it."""
@@ -114,7 +114,12 @@ def parse_until(text: str | None) -> str | None:
     return isoformat(time_after(text) if _is_duration(text) else parse_time(text))
 
 
-def _parse_since(text: str | None) -> str | None:
+def parse_since(text: str | None) -> str | None:
+    """Return a beginning that is a time, or a duration ago.
+
+    Raises:
+        InvalidValue: the text is neither, or the beginning is before the year 1.
+    """
     if text is None:
         return None
     return isoformat(_shifted(text, -parse_duration(text)) if _is_duration(text) else parse_time(text))

@@ -154,8 +154,8 @@ def _evidence(name: str, spec: environment.EnvironmentSpec) -> Iterator[Diagnost
         if rule.name in names:
             yield error(CODE, f"Two evidence rules are called {rule.name}.", ("spec", "evidence", index, "name"))
         names.add(rule.name)
-        if rule.environment == name:
-            message = "A release cannot need evidence from the environment that it is not released to."
+        if rule.type == "canary" and rule.environment == name:
+            message = "A release cannot need a canary in the environment that it is not released to."
             yield error(CODE, message, ("spec", "evidence", index, "environment"))
 
 

@@ -142,6 +142,7 @@ def build_result(  # noqa: PLR0913 - one argument per field, all by name
     passed: Iterable[str],
     failed: Iterable[str],
     kneo: str,
+    warned: Iterable[str] = (),
     environment: str | None = None,
     models: Iterable[AskedModel] = (),
     commitments: Mapping[str, str] | None = None,
@@ -154,6 +155,7 @@ def build_result(  # noqa: PLR0913 - one argument per field, all by name
     """
     successes: list[JsonValue] = [*sorted(passed)]
     failures: list[JsonValue] = [*sorted(failed)]
+    warnings: list[JsonValue] = [*sorted(warned)]
     facts: dict[str, JsonValue] = {
         "type": type,
         "environment": environment,
@@ -166,9 +168,10 @@ def build_result(  # noqa: PLR0913 - one argument per field, all by name
         "kneo": kneo,
     }
     predicate: dict[str, JsonValue] = {
-        "result": "FAILED" if failures else "PASSED",
+        "result": "FAILED" if failures else "WARNED" if warnings else "PASSED",
         "configuration": [{"name": suite, "digest": {"sha256": suite_digest.removeprefix("sha256:")}}],
         "passedTests": successes,
+        **({"warnedTests": warnings} if warnings else {}),
         "failedTests": failures,
         EXTENSION: {name: value for name, value in facts.items() if value is not None},
     }
@@ -179,12 +182,13 @@ def parse_result(payload: bytes, *, file: str = "result") -> ResultStatement:
     """Parse the payload of a result; signatures are not verified here.
 
     Raises:
-        Invalid: ``Malformed``: not a statement with exactly this predicate, or a case both passed and failed.
+        Invalid: ``Malformed``: not a statement with exactly this predicate, or a case has two results.
     """
     statement = read_statement(payload, RESULT_TYPE, file=file)
     predicate = dsse.read_record(ResultPredicate, statement.predicate, file=f"{file}: predicate")
-    if set(predicate.passed_tests) & set(predicate.failed_tests):
-        msg = f"{file}: a case both passed and failed."
+    cases = [*predicate.passed_tests, *predicate.warned_tests, *predicate.failed_tests]
+    if len(set(cases)) < len(cases):
+        msg = f"{file}: a case has two results."
         raise Invalid(msg, code="Malformed")
     return ResultStatement(payload, predicate, statement.subject_name, statement.subject_digest)
 

@@ -47,6 +47,7 @@ EVIDENCE = {
     "signers": {"role": "evaluator"},
     "require": [{"metric": "pass_rate", "atLeast": 0.95}],
 }
+RECORDINGS = {"use": ["rehearsal"]}
 PEOPLE = {"cfo": {"description": "May it pay?"}}
 
 CALLS = {"tools": ["refund"], "when": "args.amount > 100"}
@@ -90,6 +91,9 @@ PAIRS: Mapping[str, Pair] = {
     "windows": Pair([DENY], [OTHER]),
     "soak": Pair("24h", "1h"),
     "evidence": Pair([EVIDENCE], []),
+    "recordings": Pair(None, RECORDINGS),
+    "recordings.redact": Pair("personal", "secrets"),
+    "recordings.maxAge": Pair("7d", "30d"),
     "prune.maxPercent": Pair(10, 20),
     "atomic": Pair(True, False),
     "models.allow": Pair([{"provider": "openai"}], None),
@@ -170,6 +174,7 @@ def _environment(path: str, value: object) -> Environment:
         "models": {"budgets": [{"per": "day", "cost": 1}]} if path == "models.prices" else {},
         "promoteFrom": "staging",
         "access": [RULE],
+        **({"recordings": RECORDINGS} if path.startswith("recordings.") else {}),
     }
     spec = copy.deepcopy(spec)
     *parents, last = ["ann" if key == "<name>" else key for key in path.split(".")]

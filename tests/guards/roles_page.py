@@ -127,6 +127,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "spec policy-report": ("report_spec_policy",),
     "spec validate": ("validate_spec",),
     "access check": ("check_access",),
+    "rehearse": ("list_recordings",),
     "status": ("list_environments", "get_environment"),
     "suspend": ("suspend_environment",),
     "trace": ("trace",),

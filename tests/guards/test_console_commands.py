@@ -92,6 +92,7 @@ IN_TERMINALS = {
     "task summary": "The inbox counts what waits.",
     "grant create": "Its terms are signed with a person's own key, which no browser holds; the console drafts it.",
     "grant approve": "Its terms are signed with a person's own key, which no browser holds.",
+    "rehearse": "It tries a bundle of a clone, with the models of the evaluator's machine.",
     "canary result": "It is committed to Git, from a clone.",
     "call": "Programs make calls; people decide them in the inbox.",
     "task link": "A link is made for another person by the owner of the process.",

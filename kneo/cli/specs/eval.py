@@ -123,7 +123,7 @@ def evaluate(
             render.text("\n".join(eval_markdown.unevaluated(suite, needed)))
         msg = f"{needed}: evaluate it with --models live."
         raise Usage(msg)
-    subject = _find_bundle(bundle, env)
+    subject = find_bundle(bundle, env)
     if key is not None and subject.digest is None:
         msg = "A spec file has no digest that a result could be about."
         raise Usage(msg, hint="Sign a bundle: kneo spec bundle sign.")
@@ -169,7 +169,7 @@ def _live_part(suite: LoadedSuite) -> str | None:
     return None
 
 
-def _find_bundle(reference: str, env: str | None) -> EvaluatedBundle:
+def find_bundle(reference: str, env: str | None) -> EvaluatedBundle:
     """Return the bundle of a reference.
 
     Raises:
@@ -217,13 +217,18 @@ def _evaluate(
         )
         return stack.enter_context(bench)
 
-    declaration = _declaration(env) if env is not None else None
+    declaration = read_declaration(env) if env is not None else None
     about = TrialSubject(spec=subject.spec, environment=env, declaration=declaration)
     evaluator = Evaluator(suite, about, "live" if mode == "live" else "scripted", repeats, opened)
     return asyncio.run(evaluator.evaluate())
 
 
-def _declaration(name: str) -> bytes:
+def read_declaration(name: str) -> bytes:
+    """Return the environment file of a name in the repository.
+
+    Raises:
+        NotFound: there is none.
+    """
     from kneo.spec.environment import ENVIRONMENT_LIMITS
 
     repository = find_repository(Path.cwd())
@@ -295,7 +300,7 @@ def import_results(
     """Sign the results of another tool about a bundle."""
     results = read_results(read_bytes(file, max_bytes=MAX_BYTES + 1, what="file of results"), format)
     cases = read_bytes(suite, max_bytes=SUITE_LIMITS.max_bytes, what="suite")
-    subject = _find_bundle(bundle, None)
+    subject = find_bundle(bundle, None)
     if subject.digest is None:
         msg = "A spec file has no digest that a result could be about."
         raise Usage(msg, hint="Pass a bundle: NAME@VERSION or its file.")

@@ -14,6 +14,7 @@ from typing import Protocol
 from kneo.agents.texts import marked_untrusted
 from kneo.digest import canonical_json
 from kneo.errors import Invalid
+from kneo.runtime.trials.stubs import CaseState
 from kneo.runtime.trials.trial import Observed, TrialBench, TrialSubject, count_calls
 from kneo.spec.models.suite import Case, Expected, ModelMode
 from kneo.spec.patterns import compile_pattern
@@ -155,7 +156,7 @@ class Evaluator:
     async def _case(self, case: Case, bench: TrialBench, target: str, stack: ExitStack) -> CaseResult:
         result = CaseResult(case.id)
         for number in range(1, self.repeats + 1):
-            observed = await bench.run(case, target)
+            observed = await bench.run(CaseState(case), case.input, target)
             self._count(case, observed)
             failures = [f"{observed.ended}"] if observed.ended is not None else []
             for expected in case.expect if observed.ended is None else ():
@@ -190,7 +191,7 @@ class Evaluator:
             self._judges[name] = self._open(stack, TrialSubject(spec={"version": "v1", "agent": agent}))
         parts = [question, "Input:", marked_untrusted(case.input, "input")]
         text = "\n\n".join((*parts, "Output:", marked_untrusted(observed.output, "output")))
-        asked = await self._judges[name].run(case.model_copy(update={"input": text}), "agent")
+        asked = await self._judges[name].run(CaseState(case), text, "agent")
         self._count(case, asked)
         score = SCORE.match(asked.output) if asked.status == "succeeded" else None
         if score is None or Decimal(score[1]) > 1:

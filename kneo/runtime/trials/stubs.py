@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 
 from kneo.agents.turn import ToolBackend, ToolCall
 from kneo.digest import canonical_json
 from kneo.errors import KneoError
 from kneo.function_context import StepContext
+from kneo.records.task import HumanTask
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.agents import Conversation
@@ -18,30 +20,33 @@ from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.functions import StepOutput
 from kneo.runtime.steps.sandboxes import Sandboxes
 from kneo.spec.code import RunCode
+from kneo.spec.models.answers import ScriptedAnswer
 from kneo.spec.models.spec import Spec
 from kneo.spec.models.suite import Case, ScriptedReply
 
 
 class TrialEnded(KneoError):
-    """A trial has come to a call, function, reply or question that its case does not have."""
+    """A trial has come to a call, function, reply or question that its source does not have."""
 
     default_code = "trial_ended"
 
 
-@dataclass
-class TrialState:
-    """The state of one trial. What its case does not have ends it, and everything that would follow.
+class TrialState(ABC):
+    """The state of one trial. What its source does not have ends it, and everything that would follow.
 
     Attributes:
-        case: The case.
         reason: Why the trial has ended early; None while it has not.
         asked: The keys of the questions so far.
+        has_outputs: Whether function steps may have outputs of the source.
+        source: What the source is, in messages.
     """
 
-    case: Case
-    reason: str | None = None
-    asked: list[str] = field(default_factory=list)
-    _replies: int = 0
+    has_outputs = True
+    source = "recording"
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.asked: list[str] = []
 
     def end(self, reason: str) -> TrialEnded:
         """Note the first reason why the trial ends, and return the error to raise."""
@@ -53,13 +58,79 @@ class TrialState:
         if self.reason is not None:
             raise TrialEnded(self.reason)
 
+    @abstractmethod
     def next_reply(self) -> ScriptedReply:
-        """Return the next reply of the models."""
+        """Return the next reply of scripted models.
+
+        Raises:
+            TrialEnded: there is none.
+        """
+
+    @abstractmethod
+    def result_of(self, call: ToolCall) -> object:
+        """Return the result of a tool call.
+
+        Raises:
+            TrialEnded: there is none.
+            KneoError: the call fails.
+        """
+
+    @abstractmethod
+    def output_of(self, activity: Activity, location: str, text: str, capabilities: Collection[str]) -> str | None:
+        """Return the output of a function step; None where there is none: a function with capabilities then ends the trial.
+
+        Raises:
+            TrialEnded: the function has capabilities, and there is no output.
+        """
+
+    def output_for_agent(self, name: str) -> str | None:  # noqa: ARG002 - a case has some
+        """Return the output of a function that a guardrail or a memory calls."""
+        return None
+
+    @abstractmethod
+    def answer_to(self, task: HumanTask) -> ScriptedAnswer | None:
+        """Return the answer to a question; None where there is none, which ends the trial."""
+
+
+class CaseState(TrialState):
+    """The state of a trial of a case."""
+
+    source = "case"
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case, self._replies, self.has_outputs = case, 0, bool(case.outputs)
+
+    def next_reply(self) -> ScriptedReply:
         self.check()
         if self._replies >= len(self.case.replies):
             raise self.end(f"A model was asked for reply {self._replies + 1}, and the case has {self._replies}.")
         self._replies += 1
         return self.case.replies[self._replies - 1]
+
+    def result_of(self, call: ToolCall) -> object:
+        self.check()
+        made = canonical_json(dict(call.arguments))
+        for stub in self.case.tools:
+            if stub.tool == call.name and (stub.arguments is None or canonical_json(stub.arguments) == made):
+                return stub.returns
+        raise self.end(f"{call.name} was called with {made.decode()[:500]}, and no stub fits.")
+
+    def output_of(self, activity: Activity, location: str, text: str, capabilities: Collection[str]) -> str | None:  # noqa: ARG002
+        for place in (location, activity.path):
+            if place in self.case.outputs:
+                return self.case.outputs[place]
+        return None
+
+    def output_for_agent(self, name: str) -> str | None:
+        return self.case.outputs.get(name)
+
+    def answer_to(self, task: HumanTask) -> ScriptedAnswer | None:
+        key = plain_key(task.key)
+        written = self.case.answers.get(task.key) or self.case.answers.get(key)
+        if written is None:
+            self.end(f"{key} was asked, and the case has no answer to it.")
+        return written
 
 
 class Stubs(Mapping[str, ToolBackend]):
@@ -82,14 +153,8 @@ class Stubs(Mapping[str, ToolBackend]):
         return 0
 
     async def call(self, call: ToolCall) -> object:
-        """Return the result of the first stub that fits a call."""
-        state = self._state()
-        state.check()
-        made = canonical_json(dict(call.arguments))
-        for stub in state.case.tools:
-            if stub.tool == call.name and (stub.arguments is None or canonical_json(stub.arguments) == made):
-                return stub.returns
-        raise state.end(f"{call.name} was called with {made.decode()[:500]}, and no stub fits.")
+        """Return the result that the trial has of a call."""
+        return self._state().result_of(call)
 
 
 class TrialExecutor(Executor):
@@ -110,7 +175,7 @@ class TrialExecutor(Executor):
     def plain(self, program: Program, activity: Activity, run_code: RunCode, environment: str | None) -> Call | None:
         declared = program.functions.get(activity.ref) if activity.kind == "function" else None
         state = self.state()
-        is_stubbed = declared is None or declared.all_capabilities or state.case.outputs or state.reason is not None
+        is_stubbed = declared is None or declared.all_capabilities or state.has_outputs or state.reason is not None
         return super().plain(program, activity, run_code, environment) if self._runs_code and not is_stubbed else None
 
     async def execute(
@@ -119,10 +184,11 @@ class TrialExecutor(Executor):
         state = self.state()
         state.check()
         if activity.kind == "function":
-            for place in (context.location, activity.path):
-                if place in state.case.outputs:
-                    return StepOutput(text=state.case.outputs[place])
-            self._check_function(program.functions[activity.ref].all_capabilities, activity.path)
+            capabilities = program.functions[activity.ref].all_capabilities
+            output = state.output_of(activity, context.location, text, capabilities)
+            if output is not None:
+                return StepOutput(text=output)
+            self._check_function(capabilities, activity.path)
         return await super().execute(program, activity, text, context, conversation)
 
     async def _check_levels(self, program: Program, environment: str | None) -> None:
@@ -132,9 +198,9 @@ class TrialExecutor(Executor):
     async def _call_for_agent(
         self, program: Program, context: StepContext, conversation: Conversation, name: str, text: str
     ) -> object:
-        declared, outputs = program.spec.components.functions.get(name), self.state().case.outputs
-        if declared is not None and name in outputs:
-            return _value(outputs[name])
+        declared, output = program.spec.components.functions.get(name), self.state().output_for_agent(name)
+        if declared is not None and output is not None:
+            return _value(output)
         if declared is not None:
             self._check_function(declared.all_capabilities, name)
         return await super()._call_for_agent(program, context, conversation, name, text)
@@ -146,9 +212,9 @@ class TrialExecutor(Executor):
         """Raise the end of the trial at a function that is not called without an output."""
         if capabilities:
             has = ", ".join(capabilities)
-            raise self.state().end(
-                f"The function at {what} has the capability {has}, and the case has no output of it."
-            )
+            source = self.state().source
+            msg = f"The function at {what} has the capability {has}, and the {source} has no output of it."
+            raise self.state().end(msg)
         if not self._runs_code:
             raise self.state().end(f"The case has no output of the function at {what}, and no code is executed.")
 
@@ -160,3 +226,12 @@ def _value(output: str) -> object:
     except (ValueError, RecursionError):
         return output
     return value
+
+
+_ARGUMENTS = re.compile(r":[0-9a-f]{8}(?=>|\+|$)")
+"""The digests of arguments in the key of a question about a call."""
+
+
+def plain_key(key: str) -> str:
+    """Return the key of a question without digests of arguments."""
+    return _ARGUMENTS.sub("", key)

@@ -1,4 +1,4 @@
-"""One trial: a run on a temporary database, driven to its end with the answers of its case."""
+"""One trial: a run on a temporary database, driven to its end with the answers of its source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import importlib
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.agents import MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.trials.stubs import Stubs, TrialExecutor, TrialState
+from kneo.runtime.trials.stubs import Stubs, TrialExecutor, TrialState, plain_key
 from kneo.settings import Settings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.answers import ScriptedAnswer
@@ -50,16 +49,8 @@ TRIAL_SECONDS = 900
 
 MAX_QUESTIONS = 1_000
 
-_ARGUMENTS = re.compile(r":[0-9a-f]{8}(?=>|\+|$)")
-"""The digests of arguments in the key of a question about a call."""
-
 MADE = frozenset({EntryStatus.DONE, EntryStatus.FAILED, EntryStatus.BEGUN, EntryStatus.WAITING})
 """The states of a call that was made, or would have been."""
-
-
-def plain_key(key: str) -> str:
-    """Return the key of a question without digests of arguments."""
-    return _ARGUMENTS.sub("", key)
 
 
 class TrialClock:
@@ -140,16 +131,21 @@ class TrialBench:
         """Raise the error of the present trial, if it has ended."""
         self.state.check()
 
-    async def run(self, case: Case, target: str) -> Observed:
-        """Run one trial of a case.
+    async def run(self, state: TrialState, text: str, target: str) -> Observed:
+        """Run one trial.
+
+        Args:
+            state: Has what stands for the outside.
+            text: The input of the run.
+            target: ``workflow`` or ``agent``.
 
         Raises:
             KneoError: the run cannot start.
         """
-        self._state = TrialState(case)
+        self._state = state
         subject = self.subject
         order = StartRequest(
-            input=case.input, requester="eval", target=target, environment=subject.environment, spec=subject.spec
+            input=text, requester="eval", target=target, environment=subject.environment, spec=subject.spec
         )
         run = self.starter.start(order)
         try:
@@ -180,11 +176,8 @@ class TrialBench:
                 self.state.asked.append(key)
             if len(self.state.asked) > MAX_QUESTIONS:
                 self.state.end(f"The trial asked more than {MAX_QUESTIONS} questions.")
-            answers = self.state.case.answers
-            written = answers.get(task.key) or answers.get(key)
-            if written is None:
-                self.state.end(f"{key} was asked, and the case has no answer to it.")
-            elif not self._give(task, written):
+            written = self.state.answer_to(task)
+            if written is not None and not self._give(task, written):
                 self.state.end(f"{key} has no time limit to run out.")
             if self.state.reason is not None:
                 return False

@@ -19,6 +19,7 @@ from kneo.spec.models.environment import (
     Person,
     QuestionPolicy,
     Quotas,
+    Recordings,
     Signatures,
 )
 from kneo.spec.models.evidence import EvidenceRule, MetricRequirement
@@ -66,6 +67,9 @@ WEAKER_CHANGES: Mapping[str, str] = {
     "soak": "shortened",
     "evidence": "a rule is removed or comes from elsewhere; an exclusion or a requirement is removed or eased; `maxAge` is "
     "lengthened; `allowScripted` is set",
+    "recordings": "added",
+    "recordings.redact": "`secrets` instead of `personal`",
+    "recordings.maxAge": "lengthened",
     "prune.maxPercent": "raised",
     "atomic": "set to `false`",
     "models.allow": "removed, or a provider or pattern is added",
@@ -272,6 +276,7 @@ def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[Weakening]:
     if old.atomic and not new.atomic:
         yield Weakening("atomic", "changes would not have to happen together")
     yield from _evidence(old.evidence, new.evidence)
+    yield from _recordings(old.recordings, new.recordings)
     yield from _questions(old.questions, new.questions)
     if new.allow_self and not old.allow_self:
         yield Weakening("allowSelf", "people could approve what they signed or asked for")
@@ -290,6 +295,18 @@ def _evidence(old: Sequence[EvidenceRule], new: Sequence[EvidenceRule]) -> Itera
             yield Weakening("evidence", f"the evidence {rule.name} would come from another suite, environment or role")
         else:
             yield from _eased(rule, now)
+
+
+def _recordings(old: Recordings | None, new: Recordings | None) -> Iterator[Weakening]:
+    if new is None:
+        return
+    if old is None:
+        yield Weakening("recordings", "recordings of its runs could be read for rehearsals")
+        return
+    if (old.redact, new.redact) == ("personal", "secrets"):
+        yield Weakening("recordings.redact", "recordings would have personal data")
+    if new.max_age > old.max_age:
+        yield Weakening("recordings.maxAge", "older recordings could be read")
 
 
 def _source_of(rule: EvidenceRule) -> tuple[object, ...]:

@@ -252,6 +252,17 @@ class WindowRule(CamelModel):
         raise Invalid(message)
 
 
+class Recordings(CamelModel):
+    """Consent to read ended runs of the environment, redacted, to rehearse other versions on them."""
+
+    use: ListOf[Literal["rehearsal"]] = Field(min_length=1, description="What the recordings are for.")
+    redact: Literal["personal", "secrets"] = Field(
+        default="personal",
+        description="What no recording has: secrets and personal data as e-mail addresses, or secrets alone.",
+    )
+    max_age: Duration = Field(default=timedelta(days=30), description="The oldest runs that are read.")
+
+
 class EnvironmentSpec(CamelModel):
     """The releases of an environment, and the requirements for a change."""
 
@@ -293,6 +304,7 @@ class EnvironmentSpec(CamelModel):
     evidence: ListOf[EvidenceRule] = Field(
         default=(), max_length=MAX_RULES, description="Signed statements about a bundle that its release needs."
     )
+    recordings: Recordings | None = Field(default=None, description="Left out: recordings of its runs cannot be read.")
     prune: PruneGuard = PruneGuard()
     atomic: bool = Field(default=False, description="All changes of this environment happen, or none.")
     suspend: bool = Field(default=False, description="Change nothing here; what runs keeps running.")

@@ -352,3 +352,55 @@ def test_the_receipts_of_a_promotion_have_its_attestations_and_are_verified_offl
     assert [problem.field for problem in check_attestation(attestation, terms).problems] == ["predicate"]
     attestation["envelope"]["payload"] = attestation["envelope"]["payload"][:-8] + "AAAAAAA="
     assert check_attestation(attestation, terms).problems
+
+
+REHEARSAL: dict[str, object] = {
+    "name": "rehearsal",
+    "type": "rehearsal",
+    "environment": "prod",
+    "signers": {"role": "evaluator"},
+    "require": [{"metric": "unsafe", "atMost": 0, "minSamples": 20}, {"metric": "gates_lost", "atMost": 0}],
+}
+
+
+def _rehearsed(bench: Bench, unsafe: str, *, person: str = "eva", **fields: object) -> None:
+    metrics = {"unsafe": (unsafe, 20), "gates_lost": ("0", 20)}
+    stated = {"type": "rehearsal", "environment": "prod", "suite": "recordings", "metrics": metrics, **fields}
+    bench.repo.attest("mail", "1.0.0", person, **stated)
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "fields", "reason"),
+    [
+        ("0", {}, "Ready"),
+        ("0.05", {}, "EvidenceFailed"),
+        ("0", {"environment": "dev"}, "AwaitingEvidence"),
+        ("0", {"type": "eval"}, "AwaitingEvidence"),
+        ("0", {"person": "ann"}, "AwaitingEvidence"),
+        ("0", {"metrics": {"unsafe": ("0", 19), "gates_lost": ("0", 19)}}, "EvidenceFailed"),
+    ],
+    ids=str,
+)
+def test_a_rehearsal_opens_the_gate_where_it_fits(
+    bench: Bench, unsafe: str, fields: dict[str, object], reason: str
+) -> None:
+    bench.repo.person("ann", "evaluator")
+    _require(bench, {}, REHEARSAL)
+    bench.repo.agree("prod")
+    bench.repo.commit("Require a rehearsal")
+    bench.reconcile()
+    bench.repo.commit("Nothing")
+    bench.reconcile()
+    _rehearsed(bench, unsafe, **fields)  # type: ignore[arg-type]
+    assert _release(bench, "1.0.0", REHEARSAL) == reason
+
+
+def test_the_newest_rehearsal_decides(bench: Bench) -> None:
+    _require(bench, {}, rule(), REHEARSAL)
+    bench.repo.commit("Require a rehearsal too")
+    bench.reconcile()
+    bench.repo.attest("mail", "1.0.0", "eva")
+    now = SystemClock().now()
+    _rehearsed(bench, "0", issued_at=now - timedelta(hours=1))
+    _rehearsed(bench, "0.1", issued_at=now)
+    assert _release(bench, "1.0.0", rule(), REHEARSAL) == "EvidenceFailed"

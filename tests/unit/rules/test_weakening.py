@@ -31,6 +31,7 @@ STRICT: dict[str, object] = {
     "promoteFrom": "staging",
     "soak": "24h",
     "evidence": [EVIDENCE],
+    "recordings": {"use": ["rehearsal"], "redact": "personal", "maxAge": "7d"},
     "prune": {"maxPercent": 20},
     "atomic": True,
     "inlineSpecs": False,
@@ -144,6 +145,10 @@ LOOSER: dict[str, list[object]] = {
     ],
     "promoteFrom": [None, "dev"],
     "soak": ["1h"],
+    "recordings": [
+        {"use": ["rehearsal"], "redact": "secrets", "maxAge": "7d"},
+        {"use": ["rehearsal"], "redact": "personal", "maxAge": "8d"},
+    ],
     "prune": [{"maxPercent": 21}],
     "atomic": [False],
     "inlineSpecs": [True],
