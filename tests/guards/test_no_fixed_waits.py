@@ -23,7 +23,6 @@ KNOWN = {
     "conformance/weaknesses/test_weaknesses.py": 1,
     "support/foreign_agent.py": 1,
     "integration/agents/test_remote_agents.py": 1,
-    "integration/service/test_mcp_tasks.py": 1,
     # Gates of functions, and polls of the test that opens them.
     "e2e/crash/test_kill.py": 2,
     "e2e/crash/test_kill_agents.py": 2,

@@ -58,6 +58,7 @@ SENT_TWICE_ELSEWHERE = dict.fromkeys(("create_grant", "approve_grant", "revoke_g
 
 NEEDS_NO_KEY = SENT_TWICE_ELSEWHERE | {
     "receive_hook": "its sender has no key; a delivery makes the controller look at the repository, and counts once",
+    "answer_slack": "its sender has no key; a button decides one request of a task once; test_slack_buttons.py",
     "send_to_agent": "the id of its message is the key; test_a2a.py sends a message twice",
     "send_to_mcp_server": "`_meta.idempotencyKey` of a call is the key; test_mcp_face.py sends a call twice",
     "send_to_bundle_tools": "as send_to_mcp_server; test_mcp_tools.py sends a call twice",

@@ -121,7 +121,7 @@ class Tasks(ClientExtension):
                 await ask(
                     context.session, "tasks/update", task.task_id, {**answers, "cont_unknown": {"action": "accept"}}
                 )
-            await asyncio.sleep(0.05)
+            await asyncio.to_thread(self.house.get, f"/calls/{task.task_id}", role="caller", wait="1s")
 
 
 ANSWERS: dict[str, Json] = {"colour": {"colour": "red"}, "size": {"size": 3}}

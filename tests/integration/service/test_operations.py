@@ -14,7 +14,7 @@ from kneo.service.app import create_app, description, routers
 from kneo.service.routing import RouteTable
 
 OPERATIONS = RouteTable(routers())
-OPEN = {"health", "live", "ready", "receive_hook", "get_signing_keys", "get_protected_resource"}
+OPEN = {"health", "live", "ready", "receive_hook", "answer_slack", "get_signing_keys", "get_protected_resource"}
 KEYS_IN_MESSAGES = {"send_to_agent", "send_to_mcp_server", "send_to_bundle_tools", "answer_claude_code_hook"}
 """Operations whose idempotency key is part of a message of their protocol."""
 
@@ -24,8 +24,9 @@ DEFINED_BY_PROTOCOLS = KEYS_IN_MESSAGES | {
     "get_signing_keys",
     "get_canary_result",
     "get_protected_resource",
+    "answer_slack",
 }
-"""Operations whose answers the specifications of Agent2Agent, MCP, JSON Web Keys, DSSE and OAuth define."""
+"""Operations whose answers the specifications of Agent2Agent, MCP, Slack, JSON Web Keys, DSSE and OAuth define."""
 
 
 def test_operation_ids_are_stable_and_one_of_a_kind() -> None:
