@@ -35,7 +35,7 @@ def desk_of(server: ModelServer, folder: Path) -> Desk:
 def test_the_page_works(tmp_path: Path) -> None:
     with model_server(SCRIPT) as server:
         machine = desk_of(server, tmp_path / "work")
-        run, resolve = [shlex.split(command)[1:] for command in COMMANDS]
+        run, resolve = [shlex.split(command)[1:] for command in COMMANDS[:2]]
         assert "Gift cards are not refunded, sorry." in machine.kneo(*run).stdout
         machine.kneo(*resolve)
 
