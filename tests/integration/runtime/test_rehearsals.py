@@ -18,10 +18,11 @@ from model_server import Call, Reply, model_server
 from operation_context import operation_context
 from sqlalchemy import update
 
+from kneo.agents.turn import ToolCall
 from kneo.api.recordings import RecordingsView, list_recordings
 from kneo.clock import ManualClock
-from kneo.errors import Forbidden
-from kneo.records.recording import Recording, recorded_key, redacted_json, subject_digest
+from kneo.errors import Forbidden, Invalid
+from kneo.records.recording import RecordedCall, Recording, recorded_key, redacted_json, subject_digest
 from kneo.records.task import UNRESOLVED, DecisionKind
 from kneo.runtime.engine.assemble import open_sandboxes, services_of
 from kneo.runtime.engine.programs import ProgramLoader
@@ -29,10 +30,11 @@ from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
-from kneo.runtime.trials.rehearsal import Rehearsal, rehearse
+from kneo.runtime.trials.rehearsal import RecordedState, Rehearsal, rehearse
 from kneo.runtime.trials.trial import TrialSubject, open_bench
 from kneo.settings import from_env
 from kneo.spec.compiler import SpecCompiler
+from kneo.spec.models.spec import Tool
 from kneo.store import tasks
 from kneo.store.engine import Store
 from kneo.store.tables import agent_journal
@@ -113,6 +115,9 @@ DONE = Reply("120 EUR paid.")
 
 REDACTED_LOOK = Reply(calls=[Call("lookup", {"id": 7, "mail": "[REDACTED_EMAIL]"})])
 REDACTED_PAY = Reply(calls=[Call("pay", {"amount": 120, "to": "[REDACTED_EMAIL]"})])
+
+NO_TURN: Any = None
+"""The turn of a call whose result needs none."""
 
 CONSENT = {"recordings": {"use": ["rehearsal"]}}
 
@@ -301,6 +306,21 @@ def test_equal_calls_have_their_results_in_order_and_failures_fail_again(house: 
     assert [call.failed for call in recording.calls] == [True, True]
     assert outcome(house.rehearse(bad, bad, DONE))[0] == "matched"
     assert outcome(house.rehearse(bad, bad, bad, DONE)) == ("diverged_safe", 'New call of lookup with {"id":13}.')
+
+
+def test_arguments_match_as_they_are_after_redaction(house: RecordedHouse) -> None:
+    house.run(LOOK, PAY, DONE)
+    assert outcome(house.rehearse(LOOK, PAY, DONE))[0] == "matched", "the candidate names what was redacted"
+
+
+def test_a_recorded_failure_fails_with_its_error() -> None:
+    failure = {"error": "ValueError", "message": "no such invoice"}
+    made = RecordedCall(path="clerk", tool="lookup", arguments={"id": 13}, result=failure, failed=True)
+    recording = Recording(run_id="run_1", bundle="clerk", version="1", target="agent", status="succeeded", calls=[made])
+    call = ToolCall(key="1.a", name="lookup", tool=Tool(description="Look."), arguments={"id": 13.0}, turn=NO_TURN)
+    with pytest.raises(Invalid, match="no such invoice") as failed:
+        RecordedState(recording, "personal").result_of(call)
+    assert failed.value.code == "ValueError"
 
 
 def test_an_edited_call_is_edited_again_and_a_rejected_one_is_rejected_again(house: RecordedHouse) -> None:
