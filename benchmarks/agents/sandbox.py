@@ -120,7 +120,7 @@ async def _call(code: CodeLoader, sandboxes: Sandboxes) -> float:
 
 
 async def _connections(folder: Path) -> dict[str, float]:
-    """Return what a connection to a declared host takes in a function, beside one without the proxy in this process."""
+    """Return what a connection to a declared host takes in a function, and one without the proxy in this process."""
 
     async def check(_host: str, _port: int) -> Sequence[str]:
         return ["127.0.0.1"]

@@ -113,7 +113,7 @@ def _oldest(now: datetime, rules: Recordings) -> datetime:
 
 
 def _runs(tx: Tx, where: RunFilter, after: str | None) -> Iterator[Run]:
-    """Yield the runs of releases that a rehearsal can begin anew."""
+    """Yield the runs of releases that a rehearsal can start again."""
     while True:
         page = runs.list_runs(tx, where, sort_by="created_at", limit=PAGE, after=after)
         yield from (

@@ -95,7 +95,7 @@ def recorded_key(key: str) -> str:
 
 
 def subject_digest(subject: str, redaction: Redaction) -> Digest:
-    """Return the digest of a question's subject after redaction: nobody can guess from it what was redacted.
+    """Return the digest of a question's subject after redaction: what was redacted cannot be guessed from it.
 
     A subject of data, as that of a question about a call, is redacted as data, so that the names of its fields count.
     """

@@ -27,7 +27,8 @@ wait
 """The server of a demo, which obeys SIGTERM and nothing else."""
 
 DEMO = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background with SIGINT ignored
 sys.path.insert(0, sys.argv[1])
 from examples import demo
 

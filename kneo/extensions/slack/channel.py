@@ -78,7 +78,7 @@ def allows_buttons(tx: Tx, task: HumanTask) -> bool:
 
 
 def shown_subject(task: HumanTask) -> str:
-    """Return the subject as a message shows it, with invisible characters spelled out."""
+    """Return the subject as a message shows it, with invisible characters made visible."""
     return reveal(task.subject or "")
 
 

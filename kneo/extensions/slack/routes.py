@@ -134,9 +134,9 @@ def _decide(service: Service, pressed: Pressed, kind: DecisionKind, value: str) 
             task = inbox.find(tx, asked.task)
         is_open = task.status in {TaskStatus.OPEN, TaskStatus.CLAIMED}
         text = f"{principal.name}: {kind}. {task.title}" + (" It waits for further people." if is_open else "")
-        return _told(app, pressed, text, everyone=not is_open)
+        return _reply(app, pressed, text, everyone=not is_open)
     except KneoError as error:
-        return _told(app, pressed, f"Nothing was decided: {error.message}", everyone=False)
+        return _reply(app, pressed, f"Nothing was decided: {error.message}", everyone=False)
 
 
 def find_principal(service: Service, tx: Tx, task_id: str, pressed: Pressed) -> Principal:
@@ -165,7 +165,7 @@ def find_principal(service: Service, tx: Tx, task_id: str, pressed: Pressed) -> 
     return principal
 
 
-def _told(app: SlackApp | None, pressed: Pressed, text: str, *, everyone: bool) -> JsonResponse:
+def _reply(app: SlackApp | None, pressed: Pressed, text: str, *, everyone: bool) -> JsonResponse:
     """Return the response; what became of the decision replaces the buttons, or is shown to the person alone."""
     response = JsonResponse({"text": text})
     if app is not None:

@@ -512,8 +512,8 @@ class Spec(SpecModel):
         if skill is None or script.file not in skill.resources:
             return {}
         folder = script.file.rpartition("/")[0]
-        beside = (name for name in skill.resources if not folder or name.startswith(f"{folder}/"))
-        return {f"skills/{script.skill}/{name}": skill.resources[name].encode() for name in beside}
+        files = (name for name in skill.resources if not folder or name.startswith(f"{folder}/"))
+        return {f"skills/{script.skill}/{name}": skill.resources[name].encode() for name in files}
 
     def unpinned_tools(self) -> tuple[str, ...]:
         """Return the names of the tools of MCP servers that have no pin."""

@@ -18,13 +18,11 @@ from mcp_types import (
     InputRequiredResult,
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from kneo.api.calls import answer_input_question, list_input_questions
 from kneo.api.operation import Context
-from kneo.errors import Invalid
-from kneo.extensions.protocols.mcp.server import link_of
-from kneo.json_text import parse_json
+from kneo.extensions.protocols.mcp.server import RequestState, link_of
 from kneo.records.run import Run
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.wait import SettledRun
@@ -36,26 +34,11 @@ MAX_SHOWN = 100
 """Questions of one call that are shown at a client."""
 
 
-class CallState(BaseModel):
-    """The state that a client sends back with its responses: the call, and the questions that it was shown."""
-
-    model_config = ConfigDict(extra="forbid")
+class CallState(RequestState):
+    """The state of a call that waits: the call, and the questions that the client was shown."""
 
     call_id: str
     shown: list[str]
-
-    @classmethod
-    def read(cls, state: str) -> CallState:
-        """Read a state. It proves nothing: the call has to be one of the caller, and its questions are read anew.
-
-        Raises:
-            Invalid: it is not one of these.
-        """
-        try:
-            return cls.model_validate(parse_json(state))
-        except ValueError as error:
-            msg = "The request state is not one of this server."
-            raise Invalid(msg, code="invalid_request_state") from error
 
 
 def asks_at(context: RequestContext) -> tuple[bool, bool]:

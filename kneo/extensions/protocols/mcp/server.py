@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from json import JSONDecodeError
-from typing import Protocol
+from typing import Protocol, Self
 
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
@@ -67,28 +67,32 @@ _DECISIONS = (
 )
 
 
-class Elicited(BaseModel):
-    """The state of an elicitation, which the client sends back with the answer: the question as it was shown."""
+class RequestState(BaseModel):
+    """A state that a client sends back with its answer. It proves nothing: what it names is read again for the caller."""
 
     model_config = ConfigDict(extra="forbid")
 
-    run_id: str
-    task_id: str
-    request_id: str
-    subject_digest: str | None
-
     @classmethod
-    def read(cls, state: str) -> Elicited:
+    def read(cls, state: str) -> Self:
         """Read the state that a client sends back.
 
         Raises:
-            Invalid: it is not one of these.
+            Invalid: ``invalid_request_state``: it is not one of this server.
         """
         try:
             return cls.model_validate(parse_json(state))
         except ValueError as error:
             msg = "The request state is not one of this server."
             raise Invalid(msg, code="invalid_request_state") from error
+
+
+class Elicited(RequestState):
+    """The state of an elicitation: the question as it was shown."""
+
+    run_id: str
+    task_id: str
+    request_id: str
+    subject_digest: str | None
 
 
 def link_of(task: HumanTask, address: str) -> str:
