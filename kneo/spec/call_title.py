@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from kneo.names import visible
+from kneo.redaction import redact_text
 
 MAX_TEMPLATE_CHARS = 120
 MAX_VALUE_CHARS = 40
@@ -50,6 +51,10 @@ def _value(value: object) -> str:
         return "–"
     text = " ".join(value.split()) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = visible(text)
+    if len(text) <= MAX_VALUE_CHARS:
+        return text
+    # What redacts titles on the way out does not find a secret that was cut.
+    text = redact_text(text, personal=False)
     if len(text) <= MAX_VALUE_CHARS:
         return text
     half = (MAX_VALUE_CHARS - 1) // 2
