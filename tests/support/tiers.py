@@ -39,6 +39,7 @@ LONG_SUITES = (
     "tests/gates/test_killed.py",
     "tests/integration/controller/test_canary_killed.py",
     "tests/integration/controller/test_killed.py",
+    "tests/integration/sandbox/test_places.py",
     "tests/soak/",
 )
 """Folders and files of which the short tier has nothing but ``SMOKE``."""

@@ -331,6 +331,7 @@ SECRET_SETTINGS = {
     "KNEO_SERV_DATA_KEYS": lambda settings: settings.data_keys,
     "KNEO_SERV_SPEC_SIGNING_KEY": lambda settings: settings.spec_signing_key,
     "KNEO_SERV_NOTIFY_TOKEN": lambda settings: settings.notify_token,
+    "KNEO_SERV_SLACK_SIGNING_SECRET": lambda settings: settings.slack_signing_secret,
     "KNEO_SERV_OIDC_CLIENT_SECRET": lambda settings: settings.oidc.client_secret,
     "KNEO_SERV_VAPID_PRIVATE_KEY": lambda settings: settings.push.private_key,
     **{f"KNEO_SERV_HOOK_SECRET_{name.upper()}": lambda settings: settings.hook_secrets for name in HOOK_PROVIDERS},
