@@ -113,9 +113,9 @@ class _Ids:
     """Ids that only increase within a process, so that rows written together stay in the order they were written."""
 
     def __init__(self) -> None:
-        self.begin_anew()
+        self.reset()
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Forget everything: a forked process has no id in common with its parent."""
         self._lock = threading.Lock()
         self._last = 0
@@ -134,7 +134,7 @@ class _Ids:
 
 
 _ids = _Ids()
-os.register_at_fork(after_in_child=_ids.begin_anew)
+os.register_at_fork(after_in_child=_ids.reset)
 
 
 def new_id(prefix: str, now: datetime) -> str:
