@@ -246,7 +246,11 @@ class Store:
         return view
 
     def _limit(self, tx: Tx) -> Tx:
-        return replace(tx, reach=self.find_reach(tx)) if self.find_reach is not None else tx
+        if self.find_reach is None:
+            return tx
+        reach = self.find_reach(tx)
+        # What was read to find the reach, such as the files of all environments, is not read for the caller.
+        return tx if reach is None else replace(tx, reach=reach, snapshot={} if tx.snapshot is not None else None)
 
     @property
     def is_sqlite(self) -> bool:

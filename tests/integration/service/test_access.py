@@ -23,15 +23,18 @@ from fastapi.routing import APIRoute
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, serving, spec_of
 
 import kneo.api
+from kneo import registry
 from kneo.api.operation import ANY_KEY, Operation, operations_of
 from kneo.cli.main import run
 from kneo.cli.serve.controller import Repository, make_controller
 from kneo.clock import ManualClock, monotonic
+from kneo.registry import access
 from kneo.roles import ROLES
 from kneo.service.app import routers
 from kneo.service.console.app import AREAS
 from kneo.service.hidden_reads import HiddenReads
 from kneo.store import audit
+from kneo.store.engine import Tx
 
 OPERATIONS: dict[str, Operation[..., object]] = {
     operation.id: operation
@@ -559,7 +562,9 @@ MESSAGES: dict[str, object] = {
 
 
 @pytest.mark.parametrize("role", LIMITED)
-def test_a_route_of_a_protocol_without_access_is_one_for_a_made_up_environment(house: House, role: str) -> None:
+def test_a_route_of_a_protocol_without_access_is_one_for_a_made_up_environment(
+    house: House, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compared = [route for route in PROTOCOLS if "{" in route.path and route.operation_id != "receive_hook"]
     named = {"get_agent_card", "get_protected_resource", *MESSAGES, "stream_run_events"}
     assert {route.operation_id for route in compared} == named
@@ -571,10 +576,21 @@ def test_a_route_of_a_protocol_without_access_is_one_for_a_made_up_environment(h
             path = _filled(route.path, {**values, "bundle": bundle})
             # Without the environment's name the message, which repeats the caller's words, is the same.
             method, body = next(iter(route.methods)), MESSAGES.get(route.operation_id)
+            monkeypatch.setattr(access, "_tables", {})  # a service that has just started has read no rules of access
             status, text, headers = _answer(house, role, method, path, body, {**values, "bundle": bundle})
             answers.append((status, text.replace("'theirs'", "ID").replace("theirs", "ID"), headers))
         assert answers[0] == answers[1], route.operation_id
         assert answers[0][0] in {403, 404}, (route.operation_id, answers[0])
+
+
+def test_what_was_read_to_find_the_reach_of_a_caller_is_not_read_for_the_caller(house: House) -> None:
+    def find_reach(tx: Tx) -> frozenset[str]:
+        assert registry.find_declared(tx, "theirs") is not None
+        return frozenset({"mine"})
+
+    with house.bench.store.limited(find_reach).read() as tx:
+        assert registry.find_declared(tx, "theirs") is None
+        assert registry.find_declared(tx, "mine") is not None
 
 
 def test_lists_of_protocols_leave_out_an_environment_without_access(house: House) -> None:
