@@ -151,7 +151,7 @@ def _capability(change: ChangeContext, name: str) -> Sentence:
 
 def _sandbox(change: ChangeContext) -> Sentence:
     """Describe a change of what the processes of a call may do."""
-    old, new = (Sandbox.model_validate(each or {}) for each in (change.old("sandbox"), change.new("sandbox")))
+    old, new = (_profile(each) for each in (change.old("sandbox"), change.new("sandbox")))
     key = change.location.rest[1:2]
     wider = [words for name, words in widenings(old, new) if key in {(), (name,)}]
     if wider:
@@ -159,6 +159,11 @@ def _sandbox(change: ChangeContext) -> Sentence:
     if "env" in key:
         return Sentence(MEDIUM, "permissions", f"{start(change.name)} has other variables in its sandbox.")
     return Sentence(LOW, "permissions", f"{start(change.name)} may do less in its sandbox.")
+
+
+def _profile(declared: object) -> Sandbox:
+    """Return a sandbox; one that is not declared is the default."""
+    return Sandbox() if declared is ABSENT or declared is None else Sandbox.model_validate(declared)
 
 
 def server(change: ChangeContext) -> Sentence:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from kneo.spec.diff import diff
 from kneo.spec.diff.weakening import find_weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.sandbox import Sandbox, excesses, widenings
-from kneo.spec.models.spec import FunctionComponent, Tool
+from kneo.spec.models.spec import FunctionComponent, Spec, Tool
 from kneo.spec.policy import SandboxLimits, SandboxRules
+from kneo.spec.reading.load import load_tree
 
 
 @pytest.mark.parametrize(
@@ -163,3 +165,39 @@ spec:
 def test_weaker_rules_of_an_environment_are_named(before: str, after: str, keys: list[str]) -> None:
     found = find_weakenings(environment(before), environment(after))
     assert [each.key for each in found] == [f"tools.sandbox.{key}" for key in keys]
+
+
+def spec_with(sandbox: dict[str, object] | None) -> Spec:
+    declared = {"sandbox": sandbox} if sandbox is not None else {}
+    tool = {"description": "Adds up.", "implementation": "acme.total.run", **declared}
+    tree = {
+        "version": "v1",
+        "agent": {"name": "root", "model": {"provider": "dummy", "name": "x"}, "tools": {"include": ["sum"]}},
+        "tools": {"sum": tool},
+        "components": {"functions": {"score": {"implementation": "acme.score.run", **declared}}},
+        "mcp_servers": {"crm": {"transport": "stdio", "command": "/usr/bin/crm", **declared}},
+    }
+    found = load_tree(tree).spec
+    assert found is not None
+    return found
+
+
+NET = {"net": ["a.example:443"]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "severity", "words"),
+    [
+        (None, NET, "to check", "may also reach a.example:443"),
+        ({}, NET, "to check", "may also reach a.example:443"),
+        (NET, None, "minor", "may do less in its sandbox"),
+        (NET, {}, "minor", "may do less in its sandbox"),
+    ],
+)
+def test_reviewers_read_what_a_sandbox_adds(
+    before: dict[str, object] | None, after: dict[str, object] | None, severity: str, words: str
+) -> None:
+    text = diff(spec_with(before), spec_with(after)).to_text()
+    lines = [line for line in text.splitlines() if words in line]
+    assert len(lines) == 3, text
+    assert text.splitlines()[0] == f"3 {severity}"
