@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from pydantic_ai.models import Model
 
+from kneo.agents.http import limit_replies
 from kneo.agents.providers import ProviderConnection
-from kneo.agents.reply_limit import limit_replies
 from kneo.settings import ModelSettings
 from kneo.spec.models.providers import PROVIDERS, WireFormat
 

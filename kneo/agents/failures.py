@@ -13,8 +13,8 @@ from email.utils import parsedate_to_datetime
 
 from pydantic_ai.exceptions import ContentFilterError, ModelAPIError, ModelHTTPError, UnexpectedModelBehavior
 
+from kneo.agents.http import ReplyTooLarge
 from kneo.agents.providers import ProviderConnection
-from kneo.agents.reply_limit import ReplyTooLarge
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.spec.models.agent import ModelChoice
 from kneo.spec.models.providers import PROVIDERS

@@ -48,8 +48,8 @@ from kneo.agents.structured import (
 )
 from kneo.agents.tool_calls.calls import ToolCalls
 from kneo.agents.tools.kinds import schema_of
+from kneo.agents.tools.middleware import take_inside
 from kneo.agents.turn import GuardrailViolation, ToolCall, Turn, TurnResult
-from kneo.agents.turn_middleware import take_inside
 from kneo.digest import canonical_json
 from kneo.errors import Invalid
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus

@@ -21,10 +21,10 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
 from kneo.agents.texts import marked_untrusted, sound_text
 from kneo.agents.tool_calls.calls import ToolCalls
+from kneo.agents.tools.agent import NestedTurn
 from kneo.agents.turn import GuardrailViolation, PeopleRequired, Postponed, SessionHistory, Stopped, ToolCall, Turn
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, KneoError

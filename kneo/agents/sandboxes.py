@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kneo.agents.operator_rules import operator_rules
+from kneo.agents.services import operator_rules
 from kneo.errors import Forbidden
 from kneo.sandbox.levels import HostLevel, Rights, host_level
 from kneo.sandbox.network import Check

@@ -1,4 +1,4 @@
-"""The services of agents in one process, and the progress of a turn. Imports no model library."""
+"""The services of agents in one process, the rules of its operator, and the progress of a turn. Imports no model library."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kneo.agents.function_tools import TurnMiddleware
 from kneo.agents.turn import ToolBackend
 from kneo.clock import Clock, SystemClock
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
-from kneo.settings import AgentSettings
+from kneo.settings import AgentSettings, Settings
 from kneo.spec.models.spec import Tool
-from kneo.spec.policy import ToolRules
+from kneo.spec.policy import McpRules, SandboxRules, ToolRules
 
 RulesNow: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
 """From an environment to its tool rules as they are now; for ``None`` those of the operator. Waits without blocking the event loop."""
@@ -141,3 +141,12 @@ class Progress:
 def _counted(entry: ConversationEntry, *facts: str) -> int:
     counts = (entry.facts.get(fact) for fact in facts)
     return sum(count for count in counts if isinstance(count, int))
+
+
+def operator_rules(settings: Settings) -> ToolRules:
+    """Return the tool rules of the operator."""
+    return ToolRules(
+        inside=settings.agents.inside,
+        mcp=McpRules(commands=settings.mcp.commands),
+        sandbox=SandboxRules.model_validate({"required": settings.agents.sandbox}),
+    )

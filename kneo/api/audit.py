@@ -8,9 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from kneo.api.operation import Context, Json, operation
-from kneo.api.page import Limit, Moment, Offset, Order, PageView, Word, page_fields, stored_time, total_of
+from kneo.api.page import Limit, Moment, Offset, Order, PageView, Word, page_fields, stored_time, total_of, view_of
 from kneo.api.subjects import EVENT, SERVICE
-from kneo.api.view import view_of
 from kneo.errors import Invalid, NotFound
 from kneo.records.audit import SealedEvent, leaf_of
 from kneo.redaction import redact

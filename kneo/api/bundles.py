@@ -10,9 +10,9 @@ from pydantic import Field
 
 from kneo import registry
 from kneo.api.operation import Context, Json, operation
+from kneo.api.page import view_of
 from kneo.api.release_views import SpecChangeView
 from kneo.api.subjects import BUNDLE, environments_of_bundle
-from kneo.api.view import view_of
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
 from kneo.spec.diff import bounded_changes, compare_specs, whole_command

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from kneo.api.may_answer import MayAnswerView, approval_gates, may_decide_change, may_decide_task, waits_for
 from kneo.api.operation import ANY_KEY, Context, Json, Principal, operation
+from kneo.api.page import view_of
 from kneo.api.subjects import TASK
 from kneo.api.task_views import votes_of
-from kneo.api.view import view_of
 from kneo.records.release import Pending
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.store import releases, tasks

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kneo.api.operation import Body, Context, OneTimeSecret, operation
+from kneo.api.page import view_of
 from kneo.api.subjects import TASK
-from kneo.api.view import view_of
 from kneo.clock import parse_duration, parse_time
 from kneo.records.task import TaskLink
 from kneo.store import tasks

@@ -12,7 +12,7 @@ from kneo import registry
 from kneo.api.environments import change_result, decided_before, require_controller
 from kneo.api.may_answer import MayAnswerView, check_may_decide, check_root, may_decide_change
 from kneo.api.operation import Body, Context, Json, operation
-from kneo.api.page import Limit
+from kneo.api.page import Limit, view_of
 from kneo.api.release_views import (
     ApprovalView,
     DecidedView,
@@ -25,7 +25,6 @@ from kneo.api.release_views import (
     SpecChangeView,
 )
 from kneo.api.subjects import PROMOTION
-from kneo.api.view import view_of
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.records.release import ApprovalRecord, Pending, Promotion
 from kneo.settings import Settings

@@ -14,7 +14,7 @@ from kneo import registry
 from kneo.api.audit import AuditEventView
 from kneo.api.may_answer import MayAnswerView
 from kneo.api.operation import Json
-from kneo.api.view import view_of
+from kneo.api.page import view_of
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.grant import use_words

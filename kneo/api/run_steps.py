@@ -12,10 +12,9 @@ from urllib.parse import unquote
 from pydantic import Field
 
 from kneo.api.operation import Context, Json, operation
-from kneo.api.page import Limit, Offset, PageView, page_fields
+from kneo.api.page import Limit, Offset, PageView, page_fields, view_of
 from kneo.api.run_views import RunErrorView, UsageView, readable
 from kneo.api.subjects import RUN
-from kneo.api.view import view_of
 from kneo.clock import parse_time
 from kneo.errors import Invalid, Untrusted
 from kneo.records.conversation import ConversationEntry, EntryKind

@@ -13,9 +13,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from kneo.api.operation import Json
-from kneo.api.page import PageView, SearchPeriod
+from kneo.api.page import PageView, SearchPeriod, view_of
 from kneo.api.task_views import epoch, human_request, votes_of
-from kneo.api.view import view_of
 from kneo.records.run import AgentUsage, Checkpoint, Run, RunError, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.redaction import hide_paths, redact, redact_text

@@ -10,9 +10,8 @@ from pydantic import Field
 
 from kneo.api.conversation_messages import ContentTexts
 from kneo.api.operation import Context, operation
-from kneo.api.page import Limit, Offset, Word
+from kneo.api.page import Limit, Offset, Word, view_of
 from kneo.api.subjects import SESSION
-from kneo.api.view import view_of
 from kneo.errors import InvalidValue, NotFound
 from kneo.records.agent_session import AgentSession, SessionKey
 from kneo.roles import EVERYTHING

@@ -11,8 +11,7 @@ from pydantic import Field
 
 from kneo.api.may_answer import MayAnswerView
 from kneo.api.operation import Json
-from kneo.api.page import PageView, SearchPeriod
-from kneo.api.view import view_of
+from kneo.api.page import PageView, SearchPeriod, view_of
 from kneo.clock import parse_time
 from kneo.records.run import Run
 from kneo.records.task import HumanTask, TaskEvent

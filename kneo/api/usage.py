@@ -9,9 +9,8 @@ from typing import Annotated
 from pydantic import Field
 
 from kneo.api.operation import Context, operation
-from kneo.api.page import Word
+from kneo.api.page import Word, view_of
 from kneo.api.subjects import RUN
-from kneo.api.view import view_of
 from kneo.errors import InvalidValue
 from kneo.records.run import AgentUsage
 from kneo.store.usage import UsageGroup, UsageRow, day_of, list_usage

@@ -27,8 +27,8 @@ from kneo.service.auth import PRINCIPAL, credential_of
 from kneo.service.callers import Callers
 from kneo.service.limits import Rate
 from kneo.service.problems import RECORDED, refusal
-from kneo.service.protected_resources import challenge
 from kneo.service.routing import JsonResponse, RouteEntry, route_of, without_version
+from kneo.service.sign_in_providers import challenge
 from kneo.settings import Settings
 from kneo.store import audit, idempotency
 from kneo.store.engine import Store

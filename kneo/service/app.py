@@ -54,6 +54,7 @@ from kneo.service.access_log import AccessLog, RequestMetrics
 from kneo.service.admission import Admission
 from kneo.service.auth import AuthConfig, configured, hash_keys, keyring
 from kneo.service.callers import Callers, HeadCheck, make_callers
+from kneo.service.console import links
 from kneo.service.console.app import Console, show_console
 from kneo.service.console.parts import load_parts
 from kneo.service.context import Service, mount
@@ -65,7 +66,7 @@ from kneo.service.metrics import Metrics
 from kneo.service.mounts import load_routers
 from kneo.service.openapi import describe
 from kneo.service.readiness import Readiness
-from kneo.service.routes import health, hooks, links, streams
+from kneo.service.routes import health, hooks, streams
 from kneo.service.routing import VERSION, ApiRouter, DirectRoute, RouteTable
 from kneo.service.shared_reads import SharedReads
 from kneo.settings import Settings, from_env

@@ -22,10 +22,10 @@ from kneo.service.auth import Keyring, Require, principal_of
 from kneo.service.callers import Callers
 from kneo.service.events import Streams
 from kneo.service.hidden_reads import HiddenReads
+from kneo.service.limits import CountedRequest
 from kneo.service.metrics import Metrics
 from kneo.service.published import expects_published_words, in_published_words, own_parameters
 from kneo.service.readiness import Readiness
-from kneo.service.request_quota import CountedRequest
 from kneo.service.routing import ApiRouter, JsonResponse, Responses
 from kneo.service.shared_reads import SharedReads
 from kneo.settings import Settings

@@ -1,7 +1,9 @@
-"""Limits of requests: their sizes, under the published names too, the bytes of a body, and the rate of a caller."""
+"""Limits of requests: their sizes, under the published names too, the bytes of a body, and the rates of callers and environments."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from threading import Lock
@@ -10,10 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kneo import registry
 from kneo.clock import monotonic
-from kneo.errors import Invalid, Transient
+from kneo.errors import Invalid, QuotaExceeded, Transient
 from kneo.service.problems import too_large
 from kneo.settings import Limits
+from kneo.store import usage
+from kneo.store.engine import Store, Tx
 
 
 @dataclass(frozen=True)
@@ -186,3 +191,42 @@ class Rate:
         if wait:
             msg = f"{caller} may send {self.per_minute} requests in a minute."
             raise TooMany(msg, retry_after=seconds)
+
+
+class CountedRequest:
+    """One request, which counts once for an environment, whatever operations it calls.
+
+    Args:
+        store: The database.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._counted: set[str] = set()
+
+    def limits(self, tx: Tx) -> Mapping[str, int]:
+        """Return the quotas of the environments that have one."""
+        return registry.request_limits(tx)
+
+    def count(self, environment: str, limit: int) -> None:
+        """Count the request. A crash of the machine may lose the count of its last moment.
+
+        Raises:
+            QuotaExceeded: as many requests were counted in this minute.
+        """
+        if environment in self._counted:
+            return
+        wait = self._store.transact(
+            lambda tx: usage.admit_request(tx, environment, usage.SERVICE, requests=limit, tokens=None), durable=False
+        )
+        if wait is not None:
+            msg = f"{environment} had {limit} requests in this minute, which is the quota requests_per_minute of the environment."
+            raise QuotaExceeded(
+                msg,
+                quota="requests_per_minute",
+                limit=limit,
+                environment=environment,
+                retry_after=math.ceil(wait.total_seconds()),
+                hint="Try again in the next minute.",
+            )
+        self._counted.add(environment)

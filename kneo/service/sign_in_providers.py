@@ -1,17 +1,22 @@
-"""Sign-in providers: extensions that admit the people of an issuer, next to the owners of API keys."""
+"""Sign-in providers: extensions that admit the people of an issuer, and where a client without a key learns of the issuer (RFC 9728)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
+from urllib.parse import quote
+
+from starlette.types import Scope
 
 from kneo.api.operation import Principal
 from kneo.errors import Invalid
 from kneo.extension_points import Point
 from kneo.service.auth import Keyring
-from kneo.settings import OidcSettings
+from kneo.service.routing import VERSION
+from kneo.settings import OidcSettings, Settings
 from kneo.store.engine import Store
 
 OIDC = "oidc"
@@ -103,3 +108,42 @@ def find_provider(settings: OidcSettings) -> SignInProvider | None:
         msg = "KNEO_SERV_OIDC_ISSUER is set, and no installed package signs people in with OpenID Connect."
         raise Invalid(msg, code="invalid_setting", hint="Install Kneo again, with its extensions.")
     return SIGN_IN_PROVIDERS.load(OIDC)
+
+
+WELL_KNOWN = "/.well-known/oauth-protected-resource"
+
+_RESOURCE = re.compile(rf"{VERSION}/mcp/[^/]+/[^/]+")
+
+
+def address_of(scope: Scope, settings: Settings) -> str:
+    """Return the public address of this service, else the one that it listens at.
+
+    The Host header is the sender's choice, and what is signed or names an issuer must not name an address that others chose.
+    """
+    if settings.public_url:
+        return settings.public_url.rstrip("/")
+    host, port = scope["server"]
+    name = f"[{host}]" if ":" in host else host
+    return f"{scope['scheme']}://{name}:{port}"
+
+
+def challenge(scope: Scope, settings: Settings) -> str:
+    """Return the challenge to a request without an accepted credential; it names the metadata of a resource that has some."""
+    if not accepts_tokens(settings) or not _RESOURCE.fullmatch(scope["path"]):
+        return "Bearer"
+    return f'Bearer resource_metadata="{address_of(scope, settings)}{WELL_KNOWN}{quote(scope["path"])}"'
+
+
+def accepts_tokens(settings: Settings) -> bool:
+    """Return whether people sign in at an issuer whose tokens this service accepts."""
+    return bool(settings.oidc.issuer and settings.oidc.audience)
+
+
+def metadata_of(resource: str, settings: Settings, scope: str) -> Mapping[str, object]:
+    """Return the metadata of a resource, which is the same whether or not it exists."""
+    return {
+        "resource": resource,
+        "authorization_servers": [settings.oidc.issuer],
+        "scopes_supported": [scope],
+        "bearer_methods_supported": ["header"],
+    }

@@ -20,8 +20,7 @@ from kneo.spec.coverage.gates import (
 from kneo.spec.documents import Diagnostic, Document, Path, ReadLimits, error, locate
 from kneo.spec.expression import STEP_FACTS, call_facts
 from kneo.spec.gates import POSITIONS
-from kneo.spec.lint.conditions import condition_findings, expression_findings
-from kneo.spec.lint.gates import form_findings
+from kneo.spec.lint.gates import condition_findings, expression_findings, form_findings
 from kneo.spec.lint.texts import environment_names, gate_names
 from kneo.spec.models import environment
 from kneo.spec.models.human import NOT_HONOURED, Candidates, Gate, Human

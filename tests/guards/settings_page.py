@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kneo import settings
-from kneo.agents.tools.python.functions import MAX_RESULT_CHARS
+from kneo.agents.tools.python import MAX_RESULT_CHARS
 from kneo.embed.database import MAX_CHARS
 from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kneo.agents.tools.python.functions import MAX_RESULT_CHARS
+from kneo.agents.tools.python import MAX_RESULT_CHARS
 from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,6 @@ from dataclasses import replace
 from kneo.agents.addresses import HostRules
 from kneo.agents.arguments import Arguments, find_flaw
 from kneo.agents.guardrails import Refused, TurnGuardrails
-from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
 from kneo.agents.tool_calls.denials import find_call_denial
@@ -34,6 +33,7 @@ from kneo.agents.tool_calls.questions import (
     reason_of,
     schema_misfit,
 )
+from kneo.agents.tools.agent import NestedTurn
 from kneo.agents.tools.kinds import schema_of
 from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolCall, ToolGate, Turn
 from kneo.digest import Digest, digest_of_json

@@ -10,13 +10,12 @@ from functools import partial
 
 from kneo.agents.agent_spans import note_call, tool_span
 from kneo.agents.guardrails import Refused, TurnGuardrails
-from kneo.agents.nested import NestedTurn
 from kneo.agents.services import AgentServices
 from kneo.agents.text_checks import text_of
 from kneo.agents.texts import cut_text, marked_untrusted, sound_text, sound_value
 from kneo.agents.tool_calls.journal import CallJournal, count
 from kneo.agents.tool_calls.questions import answer_of, find_misfits, form_question, interrupted_question
-from kneo.agents.tools.agent import call_agent
+from kneo.agents.tools.agent import NestedTurn, call_agent
 from kneo.agents.turn import AnswerRequired, PeopleRequired, Stopped, ToolCall, Turn
 from kneo.digest import is_deeper
 from kneo.errors import Invalid, KneoError

@@ -9,8 +9,8 @@ from kneo.cli.backend import Json
 from kneo.names import plain
 from kneo.spec.coverage.calls import call_words, served_words
 from kneo.spec.diff import COMMENTED_CHARS, change_lines, change_markdown, fact_lines, fenced, shortened
-from kneo.spec.diff.comments import bounded_comment
 from kneo.spec.diff.rules import WHOLE, shown_rule
+from kneo.spec.diff.texts import bounded_comment
 
 MARKER = "<!-- kneo-plan -->"
 """First line of the comment on a pull request, by which the check finds its own comment again."""

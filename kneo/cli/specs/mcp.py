@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from kneo.agents.operator_rules import operator_rules
 from kneo.agents.sandboxes import SandboxHost
+from kneo.agents.services import operator_rules
 from kneo.agents.tools.mcp import McpTools
 from kneo.agents.tools.mcp.pins import OfferedTool
 from kneo.cli import render

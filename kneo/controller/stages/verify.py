@@ -11,8 +11,7 @@ from kneo.controller.stages.load import DeclaredState, SourceProblem, failure, f
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.records.release import BundleRecord
-from kneo.spec.coverage.bundle_code import check_code
-from kneo.spec.coverage.policy import check_policy
+from kneo.spec.coverage.policy import check_code, check_policy
 from kneo.spec.coverage.sandboxes import code_parts, sandbox_refusals
 from kneo.spec.lint import check
 from kneo.spec.models.environment import Environment, ReleasePin, with_gates

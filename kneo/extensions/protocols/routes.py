@@ -21,8 +21,8 @@ from kneo.extensions.protocols.claude_code import ToolUse
 from kneo.service.auth import Require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.events import LimitedResponse
-from kneo.service.protected_resources import WELL_KNOWN, accepts_tokens, address_of, metadata_of
 from kneo.service.routing import VERSION, ApiRouter, JsonResponse, Responses
+from kneo.service.sign_in_providers import WELL_KNOWN, accepts_tokens, address_of, metadata_of
 from kneo.store.service_key import missing_key
 from kneo.trust.keys import PrivateKey
 

@@ -29,7 +29,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from kneo.clock import isoformat
 from kneo.errors import Transient
-from kneo.runtime.engine import running_quota
+from kneo.runtime.engine import quotas
 from kneo.runtime.engine.worker import DRAIN_SECONDS, Driver, log_refused
 from kneo.settings import ExecutionSettings
 from kneo.store import queue, runs
@@ -331,4 +331,4 @@ def _resume(tx: Tx) -> None:
 
 
 def _restore(tx: Tx) -> None:
-    queue.restore(tx, timedelta(seconds=RESTORE_SECONDS), running_quota.count_free)
+    queue.restore(tx, timedelta(seconds=RESTORE_SECONDS), quotas.count_free)

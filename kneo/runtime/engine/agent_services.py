@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -17,12 +17,12 @@ from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
 from kneo.agents.secret_filter import SecretFilter
 from kneo.agents.services import AgentServices
-from kneo.agents.tools.backends import Backends
-from kneo.agents.tools.kinds import BackendContext
+from kneo.agents.tools import http, mcp
+from kneo.agents.tools.kinds import BACKEND_KINDS, BackendContext, BackendKind
 from kneo.agents.tools.middleware import MiddlewareTools
-from kneo.agents.tools.python.backend import PythonTools
+from kneo.agents.tools.python import PythonTools
 from kneo.agents.tools.script import ScriptTools
-from kneo.agents.turn import PeopleRequired, Postponed
+from kneo.agents.turn import PeopleRequired, Postponed, ToolBackend
 from kneo.project import read_config
 from kneo.records.run import AgentUsage
 from kneo.runtime.engine.rules_in_force import RulesInForce
@@ -151,3 +151,40 @@ def _used(tx: Tx, request: PlannedRequest, rules: ModelRules) -> dict[Period, Ag
             first = today if period == "day" else today.replace(day=1)
             used[period] = usage.usage_since(tx, request.environment, usage.day_of(first))
     return used
+
+
+OWN: Mapping[str, BackendKind] = {"http": http.KIND, "mcp": mcp.KIND}
+
+
+class Backends(Mapping[str, ToolBackend]):
+    """Backends that are opened before their first call.
+
+    Args:
+        context: What they are opened with.
+        opened: Backends that are open.
+        around: Returns a backend with what holds for all of them.
+    """
+
+    def __init__(
+        self, context: BackendContext, opened: Mapping[str, ToolBackend], around: Callable[[ToolBackend], ToolBackend]
+    ) -> None:
+        self._context, self._around = context, around
+        self._opened = {name: around(backend) for name, backend in opened.items()}
+
+    def __getitem__(self, name: str) -> ToolBackend:
+        """Return the backend of a kind.
+
+        Raises:
+            KeyError: no such kind is installed.
+            ExtensionFailed: its extension cannot be loaded.
+        """
+        if name not in self._opened:
+            kind = OWN[name] if name in OWN else BACKEND_KINDS.load(name)
+            self._opened[name] = self._around(kind.open(self._context))
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._opened.keys() | OWN.keys() | {*BACKEND_KINDS.names()})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kneo import registry
-from kneo.agents.operator_rules import operator_rules
+from kneo.agents.services import operator_rules
 from kneo.errors import NotFound
 from kneo.runtime.steps.threads import in_thread
 from kneo.settings import Settings

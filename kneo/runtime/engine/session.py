@@ -27,7 +27,7 @@ from kneo.clock import isoformat, monotonic, parse_time, sleep
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.function_context import CancelToken
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus, Suspicion
-from kneo.runtime.engine import record, running_quota
+from kneo.runtime.engine import quotas, record
 from kneo.runtime.engine.admission import StepAdmission
 from kneo.runtime.engine.attempt import Attempt, code_of, open_deltas
 from kneo.runtime.engine.call_metrics import count_call
@@ -86,7 +86,7 @@ class SessionDeps:
     """The shortest time between two deltas of one reply."""
     admission: StepAdmission = field(default_factory=StepAdmission)
     """Admits sessions to executing steps."""
-    running_limits: running_quota.KnownLimits = field(default_factory=running_quota.KnownLimits)
+    running_limits: quotas.KnownLimits = field(default_factory=quotas.KnownLimits)
     """The quotas ``running`` of environments."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when no further steps may begin."""
@@ -346,7 +346,7 @@ class RunSession:
         run = runs.acquire(tx, self.run_id, self._claim, again=again)
         limit = self._deps.running_limits.find(tx, run.environment) if run is not None else None
         self._limited = run.environment if run is not None and limit is not None else None
-        if run is None or limit is None or running_quota.admits(tx, run, limit):
+        if run is None or limit is None or quotas.admits(tx, run, limit):
             return run
         runs.release(tx, run.id, self._claim, again=False)
         self.is_full = True
@@ -358,7 +358,7 @@ class RunSession:
         if environment is None or self.is_full or self._store.is_sqlite:
             return
         try:
-            self._store.transact(lambda tx: running_quota.enqueue_waiting(tx, environment))
+            self._store.transact(lambda tx: quotas.enqueue_waiting(tx, environment))
         except Transient as error:
             # The search for runs without a job finds it.
             log.warning("could not let a waiting run begin: %s", error)

@@ -18,12 +18,11 @@ from kneo.records.run import STATE_VERSION, NewTrace, ReleaseRef, Run, RunStatus
 from kneo.runtime.engine import record
 from kneo.runtime.engine.programs import CheckSpec, FrozenSpec, SpecFreezer
 from kneo.runtime.engine.questions import input_digest, run_facts, sampling_seed
-from kneo.runtime.engine.start_quotas import StartQuotas
+from kneo.runtime.engine.quotas import StartQuotas
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.settings import ExecutionSettings
-from kneo.spec.coverage.bundle_code import check_code
-from kneo.spec.coverage.policy import check_policy
+from kneo.spec.coverage.policy import check_code, check_policy
 from kneo.spec.lint import check as check_rules
 from kneo.spec.models.environment import Environment, EnvironmentGate, GatedSpec, read_spec
 from kneo.spec.models.spec import Spec

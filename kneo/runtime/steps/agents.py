@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from kneo.agents import dummy
-from kneo.agents.choice import choice_message, choosing
 from kneo.agents.guardrails import PASS, TurnGuardrails
 from kneo.agents.named_code import LoadCode, code_of_helpers, load_nothing
 from kneo.agents.providers import provider_name
@@ -36,7 +35,27 @@ from kneo.runtime.steps.functions import StepOutput
 from kneo.runtime.steps.threads import in_thread
 from kneo.settings import AgentSettings
 from kneo.spec.code import RunCode
+from kneo.spec.models.agent import Agent, Strategy
 from kneo.spec.models.providers import DUMMY
+
+
+def choosing(agent: Agent, choices: Mapping[str, str | None]) -> Agent:
+    """Return an agent that answers with one of the choices; it is asked once, without tools and memory."""
+    schema = {
+        "type": "object",
+        "properties": {"choice": {"type": "string", "enum": list(choices)}},
+        "required": ["choice"],
+        "additionalProperties": False,
+    }
+    changes = {"strategy": Strategy(type="simple"), "tools": None, "memory": None, "output_schema": schema}
+    return agent.model_copy(update=changes)
+
+
+def choice_message(text: str, choices: Mapping[str, str | None]) -> str:
+    """Return the input of an agent that chooses: the text, then the choices with their descriptions."""
+    listed = "\n".join(f"- {name}: {about}" if about else f"- {name}" for name, about in choices.items())
+    return f"{text}\n\nChoose what comes next. Answer with one of these names:\n{listed}"
+
 
 LOOP, CLIENTS, SINGLE_CALL = "kneo.agents.loop", "kneo.agents.clients", "kneo.agents.single_call"
 """The modules of the agents' loop, of the clients of providers and of single calls, imported by name: they need libraries that only agents with a

@@ -9,7 +9,7 @@ from functools import partial
 from kneo.agents.addresses import HostRules
 from kneo.agents.function_tools import Handler
 from kneo.agents.tools.middleware import context_of
-from kneo.agents.tools.python.backend import gates_of
+from kneo.agents.tools.python import gates_of
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
 from kneo.runtime.steps.code import CodeLoader

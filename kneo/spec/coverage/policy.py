@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from kneo.errors import Untrusted
+from kneo.spec.code import INPROCESS
 from kneo.spec.coverage.calls import call_coverage
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent, gates_at_call
 from kneo.spec.coverage.exposure import callable_tools, declared_tools, is_unrestricted, reached_parts, reached_steps
@@ -12,6 +14,7 @@ from kneo.spec.coverage.gates import all_gates, step_gates
 from kneo.spec.documents import Diagnostic, Severity, error, format_path
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedAgent, Part, SpecIndex
 from kneo.spec.models.agent import MATCHED_BY, Agent, Guardrail
+from kneo.spec.models.environment import Environment
 from kneo.spec.models.human import CALLER
 from kneo.spec.models.providers import DUMMY
 from kneo.spec.models.spec import Spec, Tool
@@ -384,3 +387,24 @@ def _ask(part: Step | Tool) -> bool:
         for gate in step_gates(part).values()
         if gate.human != CALLER
     )
+
+
+def check_code(spec: Spec, has_code: bool, environment: Environment, bundle: str) -> None:
+    """Check that an environment accepts where the functions of a bundle come from.
+
+    Functions of the program that starts a run are the program's, and need no code.
+
+    Raises:
+        Untrusted: ``CodeMissing``.
+    """
+    rules = environment.spec
+    modules = {each.rpartition(".")[0] for each in spec.implementations() if not each.startswith(INPROCESS)}
+    modules -= rules.implementations.keys() if rules.code == "pinned" else set()
+    missing = sorted(modules) or sorted(script.path for script in spec.scripts())
+    if has_code or not missing or rules.code == "any":
+        return
+    pinned = ", and implementations does not pin it" if rules.code == "pinned" else ""
+    names = "functions of " if modules else ""
+    msg = f"{bundle} names {names}{missing[0]}, and carries no code{pinned}; {environment.name} accepts no other code."
+    hint = "Sign it again as a new version, with its code: kneo spec bundle sign SPEC --key KEY --approved-by NAME -o bundles/NAME/VERSION.dsse.json"
+    raise Untrusted(msg, code="CodeMissing", hint=hint)

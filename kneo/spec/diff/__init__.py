@@ -16,7 +16,6 @@ from kneo.names import visible
 from kneo.spec.code import BundleCode
 from kneo.spec.diff import agents, components
 from kneo.spec.diff.code import CODE, CodeChange, code_changes, code_facts
-from kneo.spec.diff.comments import bounded_comment
 from kneo.spec.diff.locations import (
     HIGH,
     LOW,
@@ -31,7 +30,7 @@ from kneo.spec.diff.locations import (
     location_of,
 )
 from kneo.spec.diff.summary import TEXTS, new_words, summarize
-from kneo.spec.diff.texts import Rows, as_text, count, shorten, text_rows, value_lines, without_secrets
+from kneo.spec.diff.texts import Rows, as_text, bounded_comment, count, shorten, text_rows, value_lines, without_secrets
 from kneo.spec.models.environment import Environment
 from kneo.spec.models.human import Human
 from kneo.spec.models.spec import Spec

@@ -1,4 +1,4 @@
-"""The lines of a changed value: whole, and shortened around the first difference with the count of what is left out."""
+"""The lines of a changed value, shortened around the first difference with the count of what is left out; and bounded comments."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 
-from kneo.names import visible
+from kneo.names import plain, visible
 
 MAX_LINES = 40  # lines of a changed text that are shown
 MAX_WIDTH = 200  # characters of one of them
@@ -238,3 +238,49 @@ def without_secrets(value: object, keys: Sequence[str]) -> object:
     if isinstance(value, list):
         return [without_secrets(inner, (*keys, str(number))) for number, inner in enumerate(value)]
     return value
+
+
+MAX_COMMENT = 65_536
+"""Characters of a comment on GitHub."""
+
+_NOTE_CHARS = 400
+"""Characters that are kept for the note about what is left out, without its command."""
+
+_FENCE = re.compile(r" *(`{3,})")
+
+
+def bounded_comment(lines: Iterable[str], command: str) -> str:
+    """Return the lines of a comment as one text; what is more than a comment may have is counted.
+
+    Args:
+        lines: Lines of Markdown, of which some have several lines.
+        command: The command that shows all.
+    """
+    text = plain("\n".join(lines))
+    if len(text) <= MAX_COMMENT:
+        return text
+    whole, kept = text.split("\n"), list[str]()
+    room = MAX_COMMENT - _NOTE_CHARS - len(command)
+    for line in whole:
+        room -= len(line) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    left = whole[len(kept) :]
+    left_out = f"{count(len(left), 'more line')} with {count(sum(map(len, left)), 'character')}"
+    return "\n".join((*kept, *_ends(kept), "", f"‼ … {left_out}: `{command}`"))
+
+
+def _ends(lines: Iterable[str]) -> Iterable[str]:
+    """Yield the ends of the fence and of the folded part that lines leave open."""
+    fence, folded = "", 0
+    for line in lines:
+        if fence:
+            fence = "" if line.strip() == fence else fence
+        elif found := _FENCE.match(line):
+            fence = found[1]
+        else:
+            folded += line.count("<details") - line.count("</details>")
+    if fence:
+        yield fence
+    yield from ["</details>"] * folded

@@ -15,7 +15,6 @@ from kneo.spec.index import SpecIndex
 from kneo.spec.lint import (
     agents,
     calls,
-    conditions,
     gates,
     implementations,
     no_effect,
@@ -42,7 +41,7 @@ RULES: tuple[Rule, ...] = (
     agents.unsupported_fields,
     no_effect.policies,
     workflows.families,
-    conditions.conditions,
+    gates.conditions,
     agents.models,
     tools.governance,
     tools.capabilities,

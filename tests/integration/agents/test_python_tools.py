@@ -15,8 +15,7 @@ from kneo_process import eventually
 from processes import is_executing
 from tool_calls import KEY, tool_call
 
-from kneo.agents.tools.python.backend import PythonTools
-from kneo.agents.tools.python.functions import MAX_RESULT_CHARS
+from kneo.agents.tools.python import MAX_RESULT_CHARS, PythonTools
 from kneo.errors import KneoError
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.tool_functions import ToolFunctions

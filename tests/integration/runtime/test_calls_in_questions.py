@@ -7,7 +7,7 @@ from agent_runs import AgentRuns, MakeRuns
 from gates.asking import ENVIRONMENT, declare
 from model_server import Call, ModelRequest, Reply
 
-from kneo.api.task_calls import with_calls
+from kneo.api.decisions import with_calls
 from kneo.records.run import Run
 
 

@@ -16,7 +16,7 @@ from kneo.background import background
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunError, RunStatus
 from kneo.runtime.dispatch.postgres import QueueWorker
-from kneo.runtime.engine import fair_queue, running_quota
+from kneo.runtime.engine import fair_queue, quotas
 from kneo.runtime.engine.fair_queue import FairQueue
 from kneo.runtime.engine.worker import Worker
 from kneo.store import runs
@@ -138,9 +138,9 @@ def test_a_cancelled_run_frees_its_place(engine: Engine) -> None:
         second = start(engine, "quick")
         cause = RunError(type="cancelled", message="Cancelled.")
         with engine.store.write() as tx:
-            assert running_quota.count_free(tx, LIMITED) == 0
+            assert quotas.count_free(tx, LIMITED) == 0
             runs.end(tx, first.id, RunStatus.CANCELLED, cause, allowed=[RunStatus.RUNNING])
-            assert running_quota.count_free(tx, LIMITED) == 1
+            assert quotas.count_free(tx, LIMITED) == 1
         open_gate(engine)
         eventually(lambda: succeeded(engine, second))
 

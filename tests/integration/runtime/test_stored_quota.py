@@ -13,7 +13,7 @@ from kneo.clock import ManualClock
 from kneo.errors import QuotaExceeded
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
-from kneo.runtime.engine import start_quotas
+from kneo.runtime.engine import quotas
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.store import agent_journal, stored_content
@@ -38,7 +38,7 @@ class Time:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     made = Time()
-    monkeypatch.setattr(start_quotas, "monotonic", lambda: made.now)
+    monkeypatch.setattr(quotas, "monotonic", lambda: made.now)
     return made
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import select, update
 
 from kneo.cli.main import run as kneo
 from kneo.clock import isoformat
-from kneo.service.routes import links as routes
+from kneo.service.console import links as routes
 from kneo.store.adoption import Adoption, adopt
 from kneo.store.tables import audit_events, idempotency_keys, metadata, task_links, tasks
 from kneo.tasks.links import LINKS_OF_A_TASK

@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from kneo.api.view import view_of
+from kneo.api.page import view_of
 
 
 @dataclass(frozen=True, kw_only=True)

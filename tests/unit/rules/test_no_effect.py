@@ -142,10 +142,10 @@ READ: dict[str, dict[str, str]] = {
     "Tool": {
         "kneo/agents/tool_calls/questions.py": "title",
         "kneo/agents/tools/kinds.py": "parameters",
-        "kneo/api/task_calls.py": "shows",
+        "kneo/api/decisions.py": "shows",
         "kneo/agents/tool_calls/execution.py": "returns timeout_seconds max_result_chars keep retries on_interrupted output",
         "kneo/agents/loop.py": "description transfer",
-        "kneo/agents/tools/python/backend.py": "implementation",
+        "kneo/agents/tools/python/__init__.py": "implementation",
         "kneo/agents/tools/agent/__init__.py": "agent",
         "kneo/agents/tools/http/__init__.py": "http",
         "kneo/agents/tools/script/__init__.py": "script",

@@ -9,7 +9,7 @@ import pytest
 
 from kneo.cli.specs.bundle_code import collect_code
 from kneo.errors import Invalid, Untrusted
-from kneo.spec.coverage.bundle_code import check_code
+from kneo.spec.coverage.policy import check_code
 from kneo.spec.coverage.sandboxes import code_parts
 from kneo.spec.diff import Danger, compare_specs
 from kneo.spec.environment import parse_environment

@@ -11,7 +11,7 @@ from engine import level_sandboxes
 from pydantic import BaseModel, Field
 from tool_calls import KEY, tool_call
 
-from kneo.agents.tools.python.backend import PythonTools
+from kneo.agents.tools.python import PythonTools
 from kneo.errors import Conflict, Forbidden
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.tool_functions import ToolFunctions

@@ -1,10 +1,11 @@
-"""MCP over HTTP: checked addresses, bounded responses, and failures that end one request only."""
+"""MCP over HTTP: checked addresses, bounded responses, failures that end one request only, and OAuth client credentials."""
 
 from __future__ import annotations
 
 import contextlib
 import ssl
 import tempfile
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -13,14 +14,64 @@ from typing import TypeVar
 import httpcore2
 import httpx2
 from mcp.client import Transport
+from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR
 
 from kneo.agents.addresses import HostRules, Resolve, first_connection, resolve
 from kneo.agents.tools.mcp.failures import McpRefused
-from kneo.agents.tools.mcp.oauth import ClientCredentials, ConnectionTokens
 from kneo.errors import Invalid
+
+KEPT_TOKENS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientCredentials:
+    """The credentials of a client at one authorization server, the only one that gets them."""
+
+    issuer: str
+    client_id: str
+    client_secret: str = field(repr=False)
+
+    def flow(self, url: str, tokens: ConnectionTokens) -> httpx2.Auth:
+        """Return the flow that requests a token when the server at a URL answers 401, and sends it from then on."""
+        return ClientCredentialsOAuthProvider(
+            server_url=url,
+            storage=tokens,
+            client_id=self.client_id,
+            client_secret=self.client_secret,
+            issuer=self.issuer,
+        )
+
+
+class ConnectionTokens:
+    """The tokens of one connection.
+
+    Attributes:
+        values: The newest tokens; a server may still repeat one that was replaced.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: OAuthToken | None = None
+        self.values: deque[str] = deque(maxlen=KEPT_TOKENS)
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return self._tokens
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        self._tokens = tokens
+        self.values += [each for each in (tokens.access_token, tokens.refresh_token) if each]
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        return None
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        """Refuse a client of another authorization server: the credentials of the declaration are the only ones."""
+        msg = f"The MCP server asks to register the client {client_info.client_id!r}."
+        raise PermissionError(msg)
+
 
 S = TypeVar("S")
 

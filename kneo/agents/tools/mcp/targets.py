@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from kneo.agents.addresses import HostRules
 from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.agents.tools.mcp.failures import McpRefused
-from kneo.agents.tools.mcp.http import READ_SECONDS, Endpoint, Tls
-from kneo.agents.tools.mcp.oauth import ClientCredentials
+from kneo.agents.tools.mcp.http import READ_SECONDS, ClientCredentials, Endpoint, Tls
 from kneo.agents.tools.mcp.stdio import ServerCommand
 from kneo.errors import Forbidden
 from kneo.sandbox.levels import Rights
