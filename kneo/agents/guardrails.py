@@ -16,9 +16,8 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Literal, TypeAlias
 
-from kneo.agents.arguments import Arguments
 from kneo.agents.text_checks import finds_in, redacted_value, text_check, text_of
-from kneo.agents.texts import sound_value
+from kneo.agents.texts import Arguments, sound_value
 from kneo.agents.tools.agent import NestedTurn, nested_turn, take_nested
 from kneo.agents.turn import CallQuestion, GuardrailViolation, ToolCall, Turn
 from kneo.clock import Clock, isoformat

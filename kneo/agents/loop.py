@@ -29,7 +29,6 @@ from pydantic_ai.tools import ToolDefinition
 
 from kneo.agents import dummy
 from kneo.agents.agent_spans import agent_span
-from kneo.agents.arguments import Arguments, read_arguments
 from kneo.agents.guardrails import Refused, TurnGuardrails, json_value
 from kneo.agents.memory import NOTHING, Recollection, recall
 from kneo.agents.providers import provider_name
@@ -46,6 +45,7 @@ from kneo.agents.structured import (
     read_answer,
     structured_answer,
 )
+from kneo.agents.texts import Arguments, read_arguments
 from kneo.agents.tool_calls.calls import ToolCalls
 from kneo.agents.tools.kinds import schema_of
 from kneo.agents.tools.middleware import take_inside

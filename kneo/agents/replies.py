@@ -13,8 +13,7 @@ from itertools import count
 from pydantic_ai.messages import ModelResponse, ToolCallPart
 from pydantic_ai.usage import RequestUsage
 
-from kneo.agents.arguments import find_flaw
-from kneo.agents.texts import UNSOUND, paired, sound_text
+from kneo.agents.texts import UNSOUND, find_flaw, paired, sound_text
 from kneo.spec.models.agent import ModelChoice
 from kneo.spec.models.providers import PROVIDERS
 from kneo.spec.policy import ModelPrice, ModelRules

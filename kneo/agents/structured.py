@@ -12,7 +12,7 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
-from kneo.agents.arguments import MAX_DEPTH
+from kneo.agents.texts import MAX_DEPTH
 from kneo.agents.tool_calls.questions import find_misfits
 from kneo.digest import canonical_json, find_uncanonical
 from kneo.spec.models.agent import OUTPUT_TOOL

@@ -33,7 +33,7 @@ SHORTENED: Mapping[str, str] = {
     "sdk/waits.py ask_question": "a key that people read; answers are found by whole digests",
     "service/console/render.py version_of": "the address of files that are cached",
     "service/console/search.py _bundles": "a search",
-    "service/console/words.py short": "a page",
+    "service/console/render.py short": "a page",
     "spec/conditions.py draw": "a random number",
     "spec/diff/summary.py _code": "a review that people read; the whole digest is in the environment file",
     "extensions/protocols/mcp/server.py tool_name": "a name for models",

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kneo.agents.http import HttpClient
-from kneo.agents.secret_filter import SecretFilter
 from kneo.agents.secrets import Secrets
 from kneo.agents.services import RulesNow, unrestricted
 from kneo.agents.tools.kinds import BackendContext
+from kneo.agents.tools.middleware import SecretFilter
 from kneo.agents.turn import Journal, ToolBackend, ToolCall, Turn
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace

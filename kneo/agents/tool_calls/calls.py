@@ -14,10 +14,10 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 
 from kneo.agents.addresses import HostRules
-from kneo.agents.arguments import Arguments, find_flaw
 from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.services import AgentServices
 from kneo.agents.skills import AgentSkills
+from kneo.agents.texts import Arguments, find_flaw
 from kneo.agents.tool_calls.denials import find_call_denial
 from kneo.agents.tool_calls.execution import CallExecution, tool_failed
 from kneo.agents.tool_calls.journal import CallJournal

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from kneo.agents.arguments import Arguments
+from kneo.agents.texts import Arguments
 from kneo.agents.turn import ToolCall, Turn
 from kneo.clock import Clock, isoformat
 from kneo.records.conversation import EDITED_BY, ConversationEntry, EntryKind, EntryStatus

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from kneo.agents.arguments import Arguments, find_flaw
+from kneo.agents.texts import Arguments, find_flaw
 from kneo.agents.tools.kinds import schema_of
 from kneo.agents.turn import CallQuestion, ToolCall, ToolGate
 from kneo.digest import DigestLabel, digest_of_json

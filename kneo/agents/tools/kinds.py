@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kneo.agents.arguments import Arguments
+from kneo.agents.texts import Arguments
 from kneo.errors import Invalid
 from kneo.extension_points import Point
 from kneo.spec.models.spec import Tool

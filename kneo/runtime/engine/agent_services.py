@@ -15,11 +15,10 @@ from kneo.agents.function_tools import ToolRegistry
 from kneo.agents.http import HttpClient
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.quota import BudgetExceeded, ModelUnpriced, Period, PlannedRequest, check_budgets, minute_limits
-from kneo.agents.secret_filter import SecretFilter
 from kneo.agents.services import AgentServices
 from kneo.agents.tools import http, mcp
 from kneo.agents.tools.kinds import BACKEND_KINDS, BackendContext, BackendKind
-from kneo.agents.tools.middleware import MiddlewareTools
+from kneo.agents.tools.middleware import MiddlewareTools, SecretFilter
 from kneo.agents.tools.python import PythonTools
 from kneo.agents.tools.script import ScriptTools
 from kneo.agents.turn import PeopleRequired, Postponed, ToolBackend

@@ -18,8 +18,8 @@ from typing import ClassVar, TypeVar, cast
 
 from kneo.clock import monotonic, new_id
 from kneo.errors import Conflict, Transient
+from kneo.runtime.engine.admission import FairQueue, find_excess
 from kneo.runtime.engine.attempt import DEFAULT_BATCH
-from kneo.runtime.engine.fair_queue import FairQueue, find_excess
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.session import LOOK_SECONDS, RunSession, SessionDeps
 from kneo.runtime.steps.code import CodeUnavailable

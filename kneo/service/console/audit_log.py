@@ -14,7 +14,7 @@ from kneo.api.audit import AuditEventView, AuditPageView, get_audit_checkpoint, 
 from kneo.api.environments import trace
 from kneo.errors import InvalidValue, NotFound
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages, download
-from kneo.service.console.words import count
+from kneo.service.console.render import count
 
 pages = Pages(MenuEntry("audit", "Audit", "/audit", "audit:read"))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from kneo.api.release_views import EnvironmentView, PromotionPlanView, ReleaseView, SpecChangeView
 from kneo.records.release import RECONCILE_FAILED, Condition, ConditionType, Hold, Pending
-from kneo.service.console.words import count, span
+from kneo.service.console.render import count, span
 from kneo.spec.diff.summary import TEXTS
 
 ADVERSE = frozenset({"Stalled", "Reconciling", "Held", "DriftDetected"})

@@ -13,7 +13,7 @@ from kneo.clock import parse_time
 from kneo.errors import InvalidValue
 from kneo.records.run import RunStatus
 from kneo.service.console.page import MenuEntry, Page, PageRequest, Pages
-from kneo.service.console.words import count, peek, span
+from kneo.service.console.render import count, peek, span
 from kneo.spec.tool_kinds import CALL_TARGET
 
 MENU = MenuEntry("runs", "Runs", "/runs", "runs:read")

@@ -14,8 +14,8 @@ from kneo.background import background
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.dispatch.postgres import QueueWorker
-from kneo.runtime.engine import fair_queue
-from kneo.runtime.engine.fair_queue import FairQueue
+from kneo.runtime.engine import admission
+from kneo.runtime.engine.admission import FairQueue
 from kneo.runtime.engine.worker import Worker
 from kneo.store import runs
 from kneo.store.migrate import open_store
@@ -74,7 +74,7 @@ def test_a_driven_run_stays_queued_until_its_driver_has_ended() -> None:
 
 def test_a_run_gives_way_to_an_environment_without_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(fair_queue, "monotonic", lambda: now)
+    monkeypatch.setattr(admission, "monotonic", lambda: now)
     queue = queue_of(flood=4)
     for _ in range(2):
         queue.take()

@@ -16,8 +16,8 @@ from kneo.background import background
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunError, RunStatus
 from kneo.runtime.dispatch.postgres import QueueWorker
-from kneo.runtime.engine import fair_queue, quotas
-from kneo.runtime.engine.fair_queue import FairQueue
+from kneo.runtime.engine import admission, quotas
+from kneo.runtime.engine.admission import FairQueue
 from kneo.runtime.engine.worker import Worker
 from kneo.store import runs
 from kneo.store.migrate import open_store
@@ -158,7 +158,7 @@ def test_the_place_of_a_dead_driver_is_free_once_its_run_is_taken_over(engine: E
 
 def test_a_full_environment_is_passed_over_until_one_of_its_runs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(fair_queue, "monotonic", lambda: now)
+    monkeypatch.setattr(admission, "monotonic", lambda: now)
     queue = FairQueue()
     for index in range(3):
         queue.add(DueRun(f"full{index}", "full"))
@@ -171,13 +171,13 @@ def test_a_full_environment_is_passed_over_until_one_of_its_runs_ends(monkeypatc
     queue.end("full0")
     assert queue.take() == "full1", "it is the first again"
     queue.end("full1", is_full=True)
-    now += fair_queue.FULL_SECONDS
+    now += admission.FULL_SECONDS
     assert queue.take() == "full1", "the file may allow more by now"
 
 
 def test_a_refusal_that_an_end_has_overtaken_blocks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(fair_queue, "monotonic", lambda: now)
+    monkeypatch.setattr(admission, "monotonic", lambda: now)
     queue = FairQueue()
     for index in range(2):
         queue.add(DueRun(f"full{index}", "full"))

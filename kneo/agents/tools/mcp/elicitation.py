@@ -19,9 +19,9 @@ from mcp_types import (
     InputResponses,
 )
 
-from kneo.agents.secret_filter import MAX_PROMPT_CHARS
 from kneo.agents.secrets import CallSecrets
 from kneo.agents.tools.mcp.failures import McpToolFailed
+from kneo.agents.tools.middleware import MAX_PROMPT_CHARS
 from kneo.agents.turn import AnswerRequired
 from kneo.records.task import Decision
 

@@ -21,7 +21,6 @@ from mcp_types import (
 
 from kneo.agents.addresses import Resolve, resolve
 from kneo.agents.sandboxes import SandboxHost
-from kneo.agents.secret_filter import hide_in_error
 from kneo.agents.secrets import CallSecrets, Secrets
 from kneo.agents.services import RulesNow
 from kneo.agents.tools.mcp.connection import Connection, ServerTransport
@@ -31,6 +30,7 @@ from kneo.agents.tools.mcp.http import HttpTransport
 from kneo.agents.tools.mcp.pins import OfferedTool, changed_parts, check_pin
 from kneo.agents.tools.mcp.stdio import ServerCommand, ServerProcess
 from kneo.agents.tools.mcp.targets import ConnectionTarget, target_of
+from kneo.agents.tools.middleware import hide_in_error
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
 from kneo.records.run import NewTrace
