@@ -322,7 +322,7 @@ class TurnGuardrails:
             facts["error"] = verdict.error
         if verdict.tokens:
             facts["total_tokens"] = verdict.tokens
-        return await self._record(name, _number(at.n), body, facts, self._event(at, guardrail, facts))
+        return await self._record(name, int(at.n.partition(".")[0]), body, facts, self._event(at, guardrail, facts))
 
     def _outcome(self, at: CheckedText, guardrail: Guardrail, verdict: Verdict) -> str:
         if verdict.passed:
@@ -470,10 +470,6 @@ def _at_call(call: ToolCall, side: str, what: str, edited: Digest | None = None)
 
 def _digest(text: str) -> str:
     return sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def _number(n: str) -> int:
-    return int(n.partition(".")[0])
 
 
 def _refusal(at: CheckedText, guardrail: Guardrail, reason: object) -> str:

@@ -178,11 +178,12 @@ WITHHELD_ALL = "all"
 WITHHELD = "[withheld: a guardrail checks it]"
 """Stands for a text that a guardrail has not passed on."""
 
-_OUTCOMES: Mapping[EntryStatus, str] = {
+OUTCOMES: Mapping[EntryStatus, str] = {
     EntryStatus.DONE: "succeeded",
     EntryStatus.FAILED: "failed",
     EntryStatus.DENIED: "not made",
 }
+"""The outcomes of calls that have ended."""
 
 
 class ConversationReader:
@@ -224,7 +225,7 @@ class ConversationReader:
     def _recorded(self, call: MessageCallView) -> MessageCallView:
         """Return a call with its result, also where the model has not been shown it yet."""
         entry = self._made.get(f"tool:{call.key}")
-        if call.result is not None or entry is None or entry.status not in _OUTCOMES or "result" not in entry.body:
+        if call.result is not None or entry is None or entry.status not in OUTCOMES or "result" not in entry.body:
             return call
         hides = call.arguments == WITHHELD
         return replace(call, result=WITHHELD if hides else self._texts.shown(entry.body["result"]))
@@ -308,8 +309,8 @@ class ConversationReader:
         )
 
     def _outcome(self, made: ConversationEntry | None) -> str:
-        if made is not None and made.status in _OUTCOMES:
-            return _OUTCOMES[made.status]
+        if made is not None and made.status in OUTCOMES:
+            return OUTCOMES[made.status]
         if made is not None and made.status is EntryStatus.BEGUN:
             return "under way" if self._is_under_way else "interrupted"
         return "waiting" if self._is_under_way else "not made"

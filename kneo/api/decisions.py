@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, WithJsonSchema
 
 from kneo import registry
-from kneo.api.conversation_messages import WITHHELD_ALL, ContentTexts
+from kneo.api.conversation_messages import OUTCOMES, WITHHELD_ALL, ContentTexts
 from kneo.api.may_answer import may_decide_task
 from kneo.api.operation import DONE, Body, Context, Json, Waiting, check_length, operation, run_operation
 from kneo.api.run_answers import wait_after_answer
@@ -20,7 +20,7 @@ from kneo.api.subjects import TASK
 from kneo.api.task_views import HumanTaskDetailView
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import Forbidden, InvalidValue, KneoError
-from kneo.records.conversation import EDITED_BY, ConversationEntry, EntryKind, EntryStatus
+from kneo.records.conversation import EDITED_BY, ConversationEntry, EntryKind
 from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.redaction import redact
@@ -41,12 +41,6 @@ MAX_CALLS = 10
 
 PREVIEW_CHARS = 2_000
 """Characters of one result."""
-
-OUTCOMES: Mapping[EntryStatus, str] = {
-    EntryStatus.DONE: "succeeded",
-    EntryStatus.FAILED: "failed",
-    EntryStatus.DENIED: "not made",
-}
 
 
 def with_calls(tx: Tx, task: HumanTask, run: Run | None, *, may_read_content: bool, is_candidate: bool) -> HumanTask:

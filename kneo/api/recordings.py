@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from typing import Annotated
 
@@ -82,7 +81,7 @@ def list_recordings(
     begin = stored_time(since)
     with context.store.read() as tx:
         rules = _consent(tx, name)
-        first = max(begin or "", isoformat(_oldest(tx.now, rules)))
+        first = max(begin or "", isoformat(tx.now - rules.max_age))
         where = RunFilter(environment=name, bundle=bundle, statuses=ENDED, created_after=first)
         found, next_after, size = list[Recording](), None, 0
         for run in _runs(tx, where, after):
@@ -106,10 +105,6 @@ def _consent(tx: Tx, name: str) -> Recordings:
         hint = "Add recordings: {use: [rehearsal]} to the environment's file; that weakens its rules and needs an approval."
         raise Forbidden(msg, code="recordings_not_allowed", hint=hint)
     return rules
-
-
-def _oldest(now: datetime, rules: Recordings) -> datetime:
-    return now - rules.max_age
 
 
 def _runs(tx: Tx, where: RunFilter, after: str | None) -> Iterator[Run]:

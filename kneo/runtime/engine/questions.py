@@ -384,7 +384,7 @@ def _after(
     new = [action for action in actions(program, after) if action.ticket not in before]
     leads_to: Mapping[str, list[object]] = {
         "next": [action.activity.path for action in new if isinstance(action, Execute)],
-        "asks": [_following(action) for action in new if isinstance(action, Ask)],
+        "asks": [_asked_by(action.key, action.gate.human, action.prompt) for action in new if isinstance(action, Ask)],
         "waits": [other.key for other in waiting(program, after).values()] if not new else [],
         "running": [a.activity.path for a in actions(program, after) if isinstance(a, Execute)] if not new else [],
     }
@@ -402,15 +402,6 @@ def _decision_of(kind: DecisionKind, option: str | None) -> Decision:
         by="person",
         at="",
     )
-
-
-def _following(ask: Ask) -> dict[str, object]:
-    """Return a following question: its key, the people it asks, and its prompt.
-
-    ``human`` is None where everyone who may decide tasks may answer. The content that the prompt quotes is not known yet: an
-    ellipsis stands for each value.
-    """
-    return _asked_by(ask.key, ask.gate.human, ask.prompt)
 
 
 def _asked_by(key: str, human: Human, asked: str | None = None) -> dict[str, object]:

@@ -36,7 +36,7 @@ def replay_context(record: RunRecord) -> Json:
     """Return the completed steps and the next one."""
     run, steps = record.run, record.steps
     done = [step.step_id for step in steps if step.status == "completed"]
-    failed = _failed_step(steps)
+    failed = steps[-1].step_id if steps and steps[-1].status == "failed" else None
     texts = [step.output_text for step in steps if step.status == "completed" and step.output_text is not None]
     return {
         "run_id": run.id,
@@ -52,10 +52,6 @@ def replay_context(record: RunRecord) -> Json:
         "can_continue": can_continue(run),
         "can_replay": bool(record.checkpoints),
     }
-
-
-def _failed_step(steps: Sequence[StepRecord]) -> str | None:
-    return steps[-1].step_id if steps and steps[-1].status == "failed" else None
 
 
 def replay_view(record: RunRecord) -> Json:

@@ -50,7 +50,12 @@ class RunSettled(Subscription[SettledRun]):
     def accept(self, change: object) -> SettledRun | None:
         if not isinstance(change, SettledRun) or change.run.epoch < self.epoch:
             return None
-        return change if all(task.id != self.answered for task in change.tasks) else None
+        is_new = all(task.id != self.answered for task in change.tasks)
+        return change if is_new and self.ends_with(change) else None
+
+    def ends_with(self, settled: SettledRun) -> bool:  # noqa: ARG002 - some waits end with some of these states alone
+        """Return whether the wait ends with this state of the run, which is paused or has ended."""
+        return True
 
     @classmethod
     def may_have_changed(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> bool:
@@ -61,8 +66,11 @@ class RunSettled(Subscription[SettledRun]):
     def read(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[SettledRun | None]:
         progress = runs.progress(tx, [item.run_id for item in subscriptions])
         return [
-            _settled(tx, item.run_id)
-            if (now := progress.get(item.run_id)) and now.status is not RunStatus.RUNNING
+            found
+            if (now := progress.get(item.run_id))
+            and now.status is not RunStatus.RUNNING
+            and (found := _settled(tx, item.run_id)) is not None
+            and item.ends_with(found)
             else None
             for item in subscriptions
         ]
@@ -72,18 +80,12 @@ class RunSettled(Subscription[SettledRun]):
 class CallSettled(RunSettled):
     """A run with the target call has ended, or its caller is to make the call itself; people do not end the wait."""
 
-    def accept(self, change: object) -> SettledRun | None:
-        settled = super().accept(change)
-        return settled if settled is not None and _is_callers_turn(settled) else None
-
-    @classmethod
-    def read(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[SettledRun | None]:
-        found = super().read(tx, subscriptions)
-        return [each if each is not None and _is_callers_turn(each) else None for each in found]
+    def ends_with(self, settled: SettledRun) -> bool:
+        return settled.run.status.is_final or any(task.is_for_caller for task in settled.tasks)
 
 
 @dataclass(frozen=True)
-class CallAsks(RunSettled):
+class CallAsks(CallSettled):
     """As ``CallSettled``; a question that the caller was not shown ends the wait, too.
 
     Attributes:
@@ -92,25 +94,8 @@ class CallAsks(RunSettled):
 
     shown: frozenset[str] = frozenset()
 
-    def accept(self, change: object) -> SettledRun | None:
-        settled = super().accept(change)
-        return settled if settled is not None and self.ends_with(settled) else None
-
-    @classmethod
-    def read(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[SettledRun | None]:
-        found = zip(super().read(tx, subscriptions), subscriptions, strict=True)
-        return [
-            each if each is not None and isinstance(item, CallAsks) and item.ends_with(each) else None
-            for each, item in found
-        ]
-
     def ends_with(self, settled: SettledRun) -> bool:
-        """Return whether the wait ends with this state of the call."""
-        return _is_callers_turn(settled) or any(task.id not in self.shown for task in settled.tasks)
-
-
-def _is_callers_turn(settled: SettledRun) -> bool:
-    return settled.run.status.is_final or any(task.is_for_caller for task in settled.tasks)
+        return super().ends_with(settled) or any(task.id not in self.shown for task in settled.tasks)
 
 
 def _settled(tx: Tx, run_id: str) -> SettledRun | None:

@@ -311,13 +311,7 @@ def _record(request: PageRequest, promotion: str) -> DecidedView:
     if decide is None:
         msg = "Choose Approve or Reject."
         raise InvalidValue(msg, code="decision_required")
-    reason = " ".join(request.form.get("reason").split())
-    if not reason and decide is reject_promotion:
-        msg = "A rejection needs a reason."
-        raise InvalidValue(msg, code="reason_required")
-    if len(reason) > MAX_REASON:
-        msg = f"The reason is {len(reason)} characters long; at most {MAX_REASON} are accepted."
-        raise InvalidValue(msg, code="input_too_large")
+    reason = request.reason(MAX_REASON, "A rejection needs a reason." if decide is reject_promotion else "")
     if reveal(reason) != reason:
         msg = "The reason has characters that cannot be printed, for example some that change the direction of text."
         raise InvalidValue(msg, code="invalid_reason")

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.responses import Response
 
 from kneo.api.operation import Context, Operation, Waiting
-from kneo.errors import Invalid, KneoError
+from kneo.errors import Invalid, InvalidValue, KneoError
 from kneo.service.console.session import SignedIn
 
 P = ParamSpec("P")
@@ -150,6 +150,24 @@ class PageRequest:
         result = operation.begin(self.context, *args, **kwargs)
         assert isinstance(result, Waiting), f"{operation.id} does not wait for a run; use call"
         return result.settling.run_id
+
+    def reason(self, most: int, missing: str) -> str:
+        """Return the reason that the form states, in one line.
+
+        Args:
+            most: Characters of a reason.
+            missing: The message where there is none; empty where none is needed.
+
+        Raises:
+            InvalidValue: ``reason_required`` or ``input_too_large``.
+        """
+        reason = " ".join(self.form.get("reason").split())
+        if not reason and missing:
+            raise InvalidValue(missing, code="reason_required")
+        if len(reason) > most:
+            msg = f"The reason is {len(reason)} characters long; at most {most} are accepted."
+            raise InvalidValue(msg, code="input_too_large")
+        return reason
 
     def _require(self, operation: Operation[P, V]) -> None:
         for scope in operation.scopes:

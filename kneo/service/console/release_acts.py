@@ -51,14 +51,9 @@ class Act:
 
 
 def _reason(request: PageRequest) -> str:
-    reason = " ".join(request.form.get("reason").split())
-    if not reason:
-        msg = "A reason is required: it stands beside the release, in the history and in the audit log."
-        raise InvalidValue(msg, code="reason_required")
-    if len(reason) > MAX_REASON:
-        msg = f"The reason is {len(reason)} characters long; at most {MAX_REASON} are accepted."
-        raise InvalidValue(msg, code="input_too_large")
-    return reason
+    return request.reason(
+        MAX_REASON, "A reason is required: it is shown with the release, in the history and in the audit log."
+    )
 
 
 def _bundle(request: PageRequest) -> str:

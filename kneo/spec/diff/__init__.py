@@ -122,11 +122,6 @@ def _is_said(value: object) -> bool:
     return isinstance(value, dict) and value.keys() <= {"id", "kind", "ref", "from", "to"}
 
 
-def _is_reported(difference: Difference, words: Sentence) -> bool:
-    """Return whether a difference within a removed part has a sentence of its own: gates alone have."""
-    return difference.kind == "removed" and words.area == "gates" and words.danger > LOW
-
-
 Map = dict[str, object]
 
 __all__ = ["WHOLE", "Danger", "SpecChange", "SpecDiff", "diff"]
@@ -322,7 +317,7 @@ def _changes(
         words = describe_difference(outer, old, new, humans)
         number += 1
         if outer.kind != "added":
-            if not outer.within or _is_reported(outer, words):
+            if not outer.within or (outer.kind == "removed" and words.area == "gates" and words.danger > LOW):
                 yield _change(outer, words)
             continue
         inner = []

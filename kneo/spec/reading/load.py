@@ -232,17 +232,13 @@ _POLICY_WORDS = {
 def source_path(path: Path, root: SourceLocation) -> Path:
     """Return the path under which a file says what the normal form has at ``path``, as far as it says it."""
     written, rest = _follow(path, root)
-    if rest and _in_policy(path):
+    if rest and any(pair == ("tools", "permissions") for pair in pairwise(path)):
         at = path.index("tools")
         other = (*path[:at], "policies", "tool", *(_POLICY_WORDS.get(str(part), part) for part in path[at + 2 :]))
         followed, left = _follow(other, root)
         if len(left) < len(rest):
             return (*followed, *left)
     return (*written, *rest)
-
-
-def _in_policy(path: Path) -> bool:
-    return any(pair == ("tools", "permissions") for pair in pairwise(path))
 
 
 def _follow(path: Path, location: SourceLocation) -> tuple[Path, Path]:

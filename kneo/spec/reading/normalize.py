@@ -187,7 +187,7 @@ def _with_tool_policy(agent: Tree) -> Tree:
     permissions = dict(stated or {})
     for word, names in _GRANTS:
         if policy.get(word) is not None:
-            permissions |= {name: _stricter(permissions.get(name), policy[word]) for name in names}
+            permissions |= {name: (False if permissions.get(name) is False else policy[word]) for name in names}
     if policy.get("allow") is not None:
         permissions["allowed_tools"] = _both(permissions.get("allowed_tools"), policy["allow"])
     if policy.get("deny"):
@@ -197,10 +197,6 @@ def _with_tool_policy(agent: Tree) -> Tree:
 
 
 _POLICY_KEYS = {"allow", "deny", "network", "filesystem", "shell"}
-
-
-def _stricter(stated: object, wanted: object) -> object:
-    return False if stated is False else wanted
 
 
 def _both(stated: object, wanted: object) -> object:
