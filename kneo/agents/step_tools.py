@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kneo.agents.named_code import agents_of_helpers, code_of_helpers
 from kneo.agents.services import AgentServices
 from kneo.agents.tool_calls.denials import find_denial
 from kneo.agents.tool_calls.questions import ASK_TOOL
 from kneo.agents.turn import Turn
 from kneo.errors import Invalid
-from kneo.spec.models.agent import Agent
+from kneo.spec.models.agent import Agent, Guardrail
 from kneo.spec.models.providers import DUMMY
-from kneo.spec.models.spec import Tool
+from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.policy import ToolRules
 from kneo.spec.tool_kinds import ASK_QUESTION
 
@@ -119,3 +118,27 @@ def _callable(turn: Turn, services: AgentServices, rules: ToolRules, called: str
 def _calls_tools(agent: Agent) -> bool:
     strategy = agent.strategy.type if agent.strategy is not None else "simple"
     return strategy != "simple" and agent.model is not None and agent.model.provider != DUMMY
+
+
+def code_of_helpers(spec: Spec, agent: Agent) -> Iterator[str]:
+    """Yield the functions of an agent's guardrails and memory."""
+    for name in (*(str(each.ref) for each in _guardrails(agent) if each.type == "function"), *_memory(agent)):
+        if name in spec.components.functions:
+            yield spec.components.functions[name].implementation
+
+
+def agents_of_helpers(spec: Spec, agent: Agent) -> Iterator[str]:
+    """Yield the names of the agents of an agent's guardrails and memory."""
+    for name in (*(str(each.ref) for each in _guardrails(agent) if each.type == "agent"), *_memory(agent)):
+        if name in spec.components.agents or name == spec.agent.name:
+            yield name
+
+
+def _guardrails(agent: Agent) -> Iterator[Guardrail]:
+    for stage in agent.guardrails.stages().values() if agent.guardrails is not None else ():
+        yield from stage
+
+
+def _memory(agent: Agent) -> Iterator[str]:
+    memory = agent.memory
+    yield from (part.ref for part in (memory.summarizer, memory.retriever) if part is not None) if memory else ()

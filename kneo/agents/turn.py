@@ -6,12 +6,11 @@ call, and the loop continues behind them.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Literal, Protocol, TypeAlias
 
-from kneo.agents.named_code import LoadCode, load_nothing
 from kneo.agents.secrets import CallSecrets
 from kneo.digest import DigestLabel, digest_of_json
 from kneo.errors import Invalid
@@ -24,6 +23,14 @@ from kneo.spec.models.agent import Agent
 from kneo.spec.models.spec import Spec, Tool
 from kneo.spec.policy import SandboxLevel
 from kneo.spec.tool_kinds import ASK_QUESTION
+
+LoadCode: TypeAlias = Callable[[Collection[str]], Awaitable[None]]
+"""Loads functions by their dotted names, or raises why this process may not call one of them."""
+
+
+async def load_nothing(_implementations: Collection[str]) -> None:
+    """Load no code, where a turn has no modules."""
+
 
 QuestionKind: TypeAlias = Literal["approval", "external", "question", "elicitation", "interrupted", "guardrail"]
 

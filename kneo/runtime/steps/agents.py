@@ -10,17 +10,19 @@ from typing import Protocol, TypeAlias
 
 from kneo.agents import dummy
 from kneo.agents.guardrails import PASS, TurnGuardrails
-from kneo.agents.named_code import LoadCode, code_of_helpers, load_nothing
 from kneo.agents.providers import provider_name
 from kneo.agents.start_check import check_libraries
+from kneo.agents.step_tools import code_of_helpers
 from kneo.agents.turn import (
     CallFunction,
     DeltaStream,
     GuardrailViolation,
     Journal,
+    LoadCode,
     SessionHistory,
     Turn,
     TurnResult,
+    load_nothing,
     no_functions,
 )
 from kneo.clock import Clock, SystemClock
