@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from kneo.spec.base import JsonObject, ListOf, Seconds, Shorthand, SpecModel, Text, TimeoutEffect, refused
 from kneo.spec.expression import MAX_CHARS
-from kneo.spec.gates import POSITIONS, Decision, Position, RejectEffect, gate_position
+from kneo.spec.gates import POSITIONS, REVIEW_POSITIONS, Decision, Position, RejectEffect, gate_position
 from kneo.spec.models import shorthand
 
 ConditionType: TypeAlias = Literal[
@@ -253,15 +253,8 @@ class Review(SpecModel):
 
     def gates(self) -> dict[Position, Gate]:
         """Return the gates by their position."""
-        all_places: dict[Position, Gate | None] = {
-            "before": self.before,
-            "after": self.after,
-            "each": self.each,
-            "route": self.route,
-            "error": self.error,
-            "external": self.external,
-        }
-        return {place: gate for place, gate in all_places.items() if gate is not None}
+        stated: dict[Position, Gate | None] = {place: getattr(self, place) for place in REVIEW_POSITIONS}
+        return {place: gate for place, gate in stated.items() if gate is not None}
 
 
 TOOL = "a tool"
