@@ -27,7 +27,13 @@ from kneo.controller.source.snapshot import Commit, SourceSnapshot
 from kneo.controller.source_tracker import check_history
 from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import committed_records, count_votes, role_members
-from kneo.controller.stages.attestations import StatedFacts, makers_of, read_attestations, verify_attestations
+from kneo.controller.stages.attestations import (
+    StatedFacts,
+    by_bundle,
+    makers_of,
+    read_attestations,
+    verify_attestation,
+)
 from kneo.controller.stages.evidence import gather_evidence, stated_facts
 from kneo.controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of, weakened
 from kneo.controller.stages.load import (
@@ -527,7 +533,7 @@ def _committed_evidence(
         suspension=live.suspensions.get(name),
         served_before=frozenset(simulated.before.get(name, ())),
         facts=StatedFacts(
-            results=verify_attestations(stated, trust),
+            results=by_bundle(verify_attestation(item, trust.root) for item in stated),
             current={
                 release.digest: makers_of(simulated.accepted[release.digest])
                 for release in served.get(name, {}).values()

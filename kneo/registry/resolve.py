@@ -305,10 +305,10 @@ def _find_canary(
 ) -> Canary | None:
     """Return the canary that a new run is assigned to, or that a run which has begun executes; None for the release."""
     if stored is not None:
-        if new is None or reference != stored.release.bundle or not stored.has_canary:
+        if new is None or reference != stored.release.bundle or stored.canary is None:
             return None
-        live = canaries.find_live(tx, environment, stored.release.bundle)
-        return live if live is not None and assign(tx, live, new) else None
+        live = canaries.get(tx, *stored.canary)
+        return live if live is not None and live.is_live and assign(tx, live, new) else None
     for canary in canaries.list_live(tx, environment):
         if reference in {f"{canary.bundle}@{canary.version}", canary.digest}:
             if running:

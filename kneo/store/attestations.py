@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from sqlalchemy import or_, select
+from pydantic_core import from_json
+from sqlalchemy import ColumnElement, func, or_, select
 
 from kneo.records.release import AttestationRecord
 from kneo.store.authenticated import MAC, is_authentic, with_mac
@@ -24,34 +24,50 @@ def put(tx: Tx, item: AttestationRecord) -> None:
     upsert(tx, attestations, {"id": item.id}, **values)
 
 
+def find_version(tx: Tx, subjects: Collection[str]) -> tuple[object, ...]:
+    """Return what differs once an attestation about some bundles was added or removed: their number, and the events of all."""
+    rows = select(func.count()).where(attestations.c.subject.in_(sorted(subjects))).scalar_subquery()
+    events = select(rows, func.count(), func.max(audit_events.c.id)).where(audit_events.c.event_type == ACCEPTED)
+    return tuple(tx.connection.execute(events).one())
+
+
+def list_keys(tx: Tx, subjects: Collection[str]) -> Mapping[str, tuple[object, ...]]:
+    """Return the rows about some bundles in short, by id: the time of first sight, and the MAC, which covers the whole row."""
+    columns = (attestations.c.id, attestations.c.first_seen_at, attestations.c.mac)
+    rows = tx.connection.execute(select(*columns).where(attestations.c.subject.in_(sorted(subjects))))
+    return {name: (name, seen, mac) for name, seen, mac in rows}
+
+
 def list_about(tx: Tx, subjects: Collection[str]) -> tuple[AttestationRecord, ...]:
     """List the attestations about some bundles, by their digests, in the order of their issue."""
-    if not subjects:
-        return ()
-    about = attestations.c.subject.in_(sorted(subjects))
-    rows = tx.connection.execute(
-        select(attestations).where(about).order_by(attestations.c.issued_at, attestations.c.id)
-    )
-    return tuple(_record(row) for row in rows.all() if is_authentic(tx, attestations, row))
+    return _list(tx, attestations.c.subject.in_(sorted(subjects))) if subjects else ()
 
 
 def list_by_id(tx: Tx, ids: Iterable[str]) -> tuple[AttestationRecord, ...]:
     """List attestations by their ids, in the order of their issue."""
+    return _list(tx, attestations.c.id.in_(sorted(ids)))
+
+
+def _list(tx: Tx, where: ColumnElement[bool]) -> tuple[AttestationRecord, ...]:
     rows = tx.connection.execute(
-        select(attestations)
-        .where(attestations.c.id.in_(sorted(ids)))
-        .order_by(attestations.c.issued_at, attestations.c.id)
-    )
-    return tuple(_record(row) for row in rows.all() if is_authentic(tx, attestations, row))
+        select(attestations).where(where).order_by(attestations.c.issued_at, attestations.c.id)
+    ).all()
+    return tuple(_record(row) for row in rows if is_authentic(tx, attestations, row))
 
 
 def _record(row: Row) -> AttestationRecord:
     return AttestationRecord(**{name: value for name, value in row._asdict().items() if name != MAC})
 
 
-def find_lost(tx: Tx, subjects: Collection[str]) -> str | None:
-    """Return the id of an attestation about one of some bundles that the audit log has and the registry does not."""
+def find_lost(tx: Tx, subjects: Collection[str], present: Collection[str]) -> str | None:
+    """Return the id of an attestation about one of some bundles that the audit log has and the registry does not.
+
+    Args:
+        tx: The transaction.
+        subjects: The digests of the bundles.
+        present: The ids of those that the registry has.
+    """
     about = or_(*(audit_events.c.metadata.contains(subject) for subject in sorted(subjects)))
     events = select(audit_events.c.metadata).where(audit_events.c.event_type == ACCEPTED, about)
-    accepted = {str(json.loads(row.metadata)["attestation"]) for row in tx.connection.execute(events)}
-    return min(accepted - {item.id for item in list_about(tx, subjects)}, default=None)
+    accepted = {str(from_json(text)["attestation"]) for text in tx.connection.execute(events).scalars()}
+    return min(accepted.difference(present), default=None)

@@ -88,9 +88,25 @@ def _one(tx: Tx, row: Row | None) -> Canary | None:
     return _read(row) if row is not None and is_authentic(tx, canaries, row) else None
 
 
-def get(tx: Tx, canary_id: str) -> Canary | None:
-    """Read a canary by its id; a row that is not authentic is none."""
-    return _one(tx, tx.connection.execute(select(canaries).where(canaries.c.id == canary_id)).first())
+REMEMBERED = 64
+"""Canaries that a process remembers."""
+
+_remembered: dict[tuple[object, ...], Canary] = {}
+"""Canaries by service key, id and MAC. The MAC covers the whole row, so that each change of it is another entry."""
+
+
+def get(tx: Tx, canary_id: str, mac: bytes | None = None) -> Canary | None:
+    """Read a canary by its id; a row that is not authentic is none. One whose MAC the caller has read may be remembered."""
+    key = (tx.macs.head, canary_id, mac)
+    if key in _remembered:
+        return _remembered[key]
+    row = tx.connection.execute(select(canaries).where(canaries.c.id == canary_id)).first()
+    canary = _one(tx, row)
+    if canary is not None and mac is not None and row is not None and row.mac == mac:
+        if len(_remembered) >= REMEMBERED:
+            _remembered.clear()
+        _remembered[key] = canary
+    return canary
 
 
 def list_live(tx: Tx, environment: str | None = None) -> tuple[Canary, ...]:

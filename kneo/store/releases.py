@@ -445,7 +445,7 @@ class StoredRelease:
         promotion: The latest promotion of its bundle in its environment; ``None`` where that is not authentic.
         event: The audit event of the promotion.
         is_rebuilding: Whether the registry is being rebuilt from the commits, so that the release may be outdated.
-        has_canary: Whether its bundle has a canary that has not ended, authentic or not.
+        canary: The id and the MAC of the canary of its bundle that has not ended, authentic or not.
         policies: The row of the policies that were set through the service; see ``project_metadata.policies_in``.
     """
 
@@ -454,7 +454,7 @@ class StoredRelease:
     promotion: Promotion | None
     event: SealedEvent | None
     is_rebuilding: bool
-    has_canary: bool
+    canary: tuple[str, bytes | None] | None
     policies: Row | None
 
 
@@ -465,13 +465,8 @@ _SERVED = Prepared(
         audit_chain.c.seq,
         audit_chain.c.leaf,
         exists(select(sources.c.name).where(sources.c.rebuilding_since.is_not(None))).label("is_rebuilding"),
-        exists(
-            select(canaries.c.id).where(
-                canaries.c.environment == releases.c.environment,
-                canaries.c.bundle == releases.c.bundle,
-                canaries.c.ended_at.is_(None),
-            )
-        ).label("has_canary"),
+        canaries.c.id.label("canary_id"),
+        canaries.c.mac.label("canary_mac"),
     )
     .select_from(
         releases.outerjoin(bundles, bundles.c.digest == releases.c.digest)
@@ -485,6 +480,12 @@ _SERVED = Prepared(
         .outerjoin(audit_events, audit_events.c.id == promotions.c.audit_event_id)
         .outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id)
         .outerjoin(project_metadata, project_metadata.c.key == POLICIES)
+        .outerjoin(
+            canaries,
+            (canaries.c.environment == releases.c.environment)
+            & (canaries.c.bundle == releases.c.bundle)
+            & canaries.c.ended_at.is_(None),
+        )
     )
     .where(
         releases.c.environment == bindparam("in_environment"),
@@ -515,7 +516,7 @@ def find_stored(tx: Tx, environment_name: str, reference: str) -> StoredRelease 
         promotion=read_promotion(promoted) if is_promoted else None,
         event=audit.sealed(recorded, row.seq, row.leaf) if recorded.id is not None else None,
         is_rebuilding=bool(row.is_rebuilding),
-        has_canary=bool(row.has_canary),
+        canary=(row.canary_id, row.canary_mac) if row.canary_id is not None else None,
         policies=policies if policies.key is not None else None,
     )
 

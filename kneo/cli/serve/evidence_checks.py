@@ -12,9 +12,9 @@ from kneo.cli.checks import Diagnosis, ok, warning
 from kneo.cli.files import read_bytes
 from kneo.cli.repository import find_repository
 from kneo.clock import isoformat, parse_time
-from kneo.controller.stages.attestations import Makers, makers_of, newest_fitting, verify_attestations
+from kneo.controller.stages.attestations import Makers, makers_of, newest_fitting
+from kneo.controller.stages.evidence import verify_recorded
 from kneo.controller.stages.gates import CONTROLLER_ROLE
-from kneo.controller.stages.verify import TrustContext
 from kneo.errors import KneoError
 from kneo.names import visible
 from kneo.settings import Settings
@@ -22,6 +22,7 @@ from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
 from kneo.spec.reading.suite import SUITE_LIMITS, parse_suite
 from kneo.store import attestations, canaries, releases
 from kneo.store.engine import Store, Tx
+from kneo.trust.root import TrustRoot
 
 EXPIRY_WARNING = timedelta(days=3)
 """Time before the expiry of evidence from which it should be issued again; at most a fifth of its ``maxAge``."""
@@ -43,7 +44,7 @@ def check_evidence(settings: Settings, store: Store) -> Diagnosis:
         if not registry.is_followed(tx, settings.trust_root) or not releases.trust_chain(tx):
             return ok("No config repository is reconciled with this database.")
         root = registry.trust_root(tx, settings.trust_root)
-        expiring = list(_expiring(tx, TrustContext(root=root, before=None, now=tx.now)))
+        expiring = list(_expiring(tx, root))
         # Without a key in that role no result counts, so that none is missed.
         missing = list(_missing_results(tx)) if CONTROLLER_ROLE in root.document.roles else []
     hints = ["Evaluate again and commit the result: kneo eval."] if expiring else []
@@ -65,7 +66,7 @@ def _diagnose(problems: Sequence[str], hint: str, well: str) -> Diagnosis:
     return warning(f"{'; '.join(map(visible, problems[:MAX_SHOWN]))}{more}.", hint)
 
 
-def _expiring(tx: Tx, trust: TrustContext) -> Iterator[str]:
+def _expiring(tx: Tx, root: TrustRoot) -> Iterator[str]:
     """Yield the evidence about pending releases and live canaries that is too old now or soon."""
     wanted = {
         (name, item.bundle, item.version, item.digest)
@@ -73,13 +74,13 @@ def _expiring(tx: Tx, trust: TrustContext) -> Iterator[str]:
         if item.digest is not None
     }
     wanted |= {(item.environment, item.bundle, item.version, item.digest) for item in canaries.list_live(tx)}
-    stated = verify_attestations(attestations.list_about(tx, {digest for *_, digest in wanted}), trust)
+    stated, _ = verify_recorded(tx, {digest for *_, digest in wanted}, root)
     for name, bundle, version, digest in sorted(wanted):
         declared, record = registry.find_declared(tx, name), releases.bundle(tx, digest)
         # The registry has the signers of a bundle once it is a canary or a release.
         makers = makers_of(record) if record is not None else Makers()
         for rule in declared.spec.evidence if declared is not None else ():
-            found = newest_fitting(rule, stated.get(digest, ()), name, makers.excluded_by(rule), tx.now)
+            found = newest_fitting(rule, bundle, stated.get(digest, ()), name, makers.excluded_by(rule), tx.now)
             issued = [item.statement.facts.issued_at for item in found]
             left = min(issued) + rule.max_age - tx.now if issued else None
             if left is not None and left < min(EXPIRY_WARNING, rule.max_age / 5):

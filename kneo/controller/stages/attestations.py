@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from kneo.clock import isoformat, parse_time
-from kneo.controller.stages.verify import Candidate, TrustContext
+from kneo.controller.stages.verify import Candidate
 from kneo.errors import KneoError
 from kneo.names import person_key
 from kneo.records.release import AttestationRecord, BundleRecord
@@ -33,6 +33,10 @@ class StatedResult:
     statement: ResultStatement
     signers: tuple[tuple[str, frozenset[str]], ...]
 
+    @property
+    def issued_at(self) -> datetime:
+        return self.statement.facts.issued_at
+
 
 @dataclass(frozen=True)
 class Makers:
@@ -54,7 +58,7 @@ class StatedFacts:
     """The attestations about the bundles of an environment.
 
     Args:
-        results: The verified ones, by the digest of the bundle.
+        results: The verified ones, by the digest of the bundle, in the order of their issue.
         current: The makers of each current release, by its digest, for comparisons.
         lost: The id of one that the audit log has and the registry does not.
     """
@@ -145,23 +149,22 @@ def _keyids(envelope: bytes, root: TrustRoot) -> frozenset[str]:
     return frozenset(signer.keyid for signer in find_signers(parse_envelope(envelope), root.keys))
 
 
-def verify_attestations(
-    records: Iterable[AttestationRecord], trust: TrustContext
-) -> Mapping[str, tuple[StatedResult, ...]]:
-    """Verify attestations under the trust in force, by the digest of their bundle; one that fails is left out."""
+def verify_attestation(record: AttestationRecord, root: TrustRoot) -> StatedResult | None:
+    """Verify an attestation under the trust root in force; None for one that fails."""
+    seen, roles = parse_time(record.first_seen_at), tuple(root.document.roles)
+    try:
+        result = verify_result(record.envelope, root=root, roles=roles, first_seen=seen)
+    except KneoError:
+        return None
+    signers = tuple((signer.principal, _roles(root, signer.keyid)) for signer in result.signers)
+    return StatedResult(record.id, result.statement, signers)
+
+
+def by_bundle(results: Iterable[StatedResult | None]) -> Mapping[str, tuple[StatedResult, ...]]:
+    """Group verified attestations by the digest of their bundle, each group in the order of their issue."""
     found: dict[str, list[StatedResult]] = {}
-    for record in records:
-        try:
-            result = verify_result(
-                record.envelope,
-                root=trust.root,
-                roles=tuple(trust.root.document.roles),
-                first_seen=parse_time(record.first_seen_at),
-            )
-        except KneoError:
-            continue
-        signers = tuple((signer.principal, _roles(trust.root, signer.keyid)) for signer in result.signers)
-        found.setdefault(result.statement.bundle_digest, []).append(StatedResult(record.id, result.statement, signers))
+    for item in sorted(filter(None, results), key=lambda item: (item.issued_at, item.id)):
+        found.setdefault(item.statement.bundle_digest, []).append(item)
     return {subject: tuple(items) for subject, items in found.items()}
 
 
@@ -195,8 +198,7 @@ class EvidenceCase:
     def fitting(self, rule: EvidenceRule, digest: str, makers: Makers) -> tuple[StatedResult, ...]:
         """Return the newest attestations about a bundle that count under a rule: several, where they are of one time."""
         stated = self.facts.results.get(digest, ())
-        here = [item for item in stated if item.statement.bundle_name == self.bundle.name]
-        return newest_fitting(rule, here, self.environment, makers.excluded_by(rule), self.now)
+        return newest_fitting(rule, self.bundle.name, stated, self.environment, makers.excluded_by(rule), self.now)
 
     def age_at(self, issued: datetime) -> datetime:
         """Return the time up to which the age of a statement counts: in a rebuild the date of the replayed commit.
@@ -209,26 +211,35 @@ class EvidenceCase:
 
 
 def newest_fitting(
-    rule: EvidenceRule, stated: Iterable[StatedResult], environment: str, excluded: Collection[str], now: datetime
+    rule: EvidenceRule,
+    bundle: str,
+    stated: Sequence[StatedResult],
+    environment: str,
+    excluded: Collection[str],
+    now: datetime,
 ) -> tuple[StatedResult, ...]:
     """Return the newest attestations about a bundle that count under a rule: several, where they are of one time.
 
     Args:
         rule: The rule.
-        stated: The attestations about the bundle.
+        bundle: The name of the bundle.
+        stated: The attestations about its digest, in the order of their issue.
         environment: The environment of the rule.
         excluded: The keys of the people whose statements do not count.
         now: The time of this reconciliation.
     """
-    found = [
-        item
-        for item in stated
-        if _is_about(item.statement, rule, environment)
-        and item.statement.facts.issued_at <= now + CLOCK_TOLERANCE
-        and any(rule.signers.role in roles and person_key(name) not in excluded for name, roles in item.signers)
-    ]
-    newest = max((item.statement.facts.issued_at for item in found), default=None)
-    return tuple(item for item in found if item.statement.facts.issued_at == newest)
+    found: list[StatedResult] = []
+    for item in reversed(stated):
+        if found and item.issued_at != found[0].issued_at:
+            break
+        if (
+            item.statement.bundle_name == bundle
+            and _is_about(item.statement, rule, environment)
+            and item.issued_at <= now + CLOCK_TOLERANCE
+            and any(rule.signers.role in roles and person_key(name) not in excluded for name, roles in item.signers)
+        ):
+            found.append(item)
+    return tuple(reversed(found))
 
 
 def _is_about(statement: ResultStatement, rule: EvidenceRule, environment: str) -> bool:
@@ -251,19 +262,20 @@ def satisfy(rule: EvidenceRule, case: EvidenceCase) -> tuple[str, ...] | Unmet:
     if not newest:
         message = f"No evidence {rule.name} about {bundle.name} {bundle.version} signed by {rule.signers.role} for {rule.origin}."
         return Unmet(rule, "AwaitingEvidence", message)
-    for item in newest:
-        issued = item.statement.facts.issued_at
-        age = case.age_at(issued) - issued
-        if age > rule.max_age:
-            return Unmet(rule, "EvidenceExpired", f"Evidence {rule.name}: {_too_old(age, rule.max_age)}")
-        for requirement in rule.require:
-            unmet = _unmet(requirement, item.statement.facts.metrics, rule, case)
-            if unmet is not None:
-                return unmet
-    return tuple(item.id for item in newest)
+    unmet = next(filter(None, (_unmet(rule, item, case) for item in newest)), None)
+    return unmet or tuple(item.id for item in newest)
 
 
-def _unmet(
+def _unmet(rule: EvidenceRule, item: StatedResult, case: EvidenceCase) -> Unmet | None:
+    """Return why an attestation does not satisfy a rule; None where it does."""
+    age = case.age_at(item.issued_at) - item.issued_at
+    if age > rule.max_age:
+        return Unmet(rule, "EvidenceExpired", f"Evidence {rule.name}: {_too_old(age, rule.max_age)}")
+    checked = (_unmet_requirement(each, item.statement.facts.metrics, rule, case) for each in rule.require)
+    return next(filter(None, checked), None)
+
+
+def _unmet_requirement(
     requirement: MetricRequirement, metrics: Mapping[str, Metric], rule: EvidenceRule, case: EvidenceCase
 ) -> Unmet | None:
     metric = metrics.get(requirement.metric)
@@ -318,11 +330,13 @@ def _decimal(number: float) -> Decimal:
 def stated_facts(rule: EvidenceRule, case: EvidenceCase) -> dict[str, object]:
     """Return what a rule requires next to what the newest attestation that counts states, as JSON for reviewers.
 
-    Times are absolute, so that the facts stay the same while the attestations do.
+    Of several of one time it is the one that does not satisfy the rule. Times are absolute, so that the facts stay the same while the
+    attestations do.
     """
     makers = Makers(tuple(case.bundle.record.signers), case.bundle.author)
     result = satisfy(rule, case)
-    newest = next(iter(case.fitting(rule, case.bundle.digest, makers)), None)
+    fitting = case.fitting(rule, case.bundle.digest, makers)
+    newest = min(fitting, key=lambda item: _unmet(rule, item, case) is None, default=None)
     stated = newest.statement.facts if newest is not None else None
     signers = [name for name, roles in newest.signers if rule.signers.role in roles] if newest is not None else []
     return {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from weakref import WeakKeyDictionary
 
 from kneo import registry
 from kneo.clock import isoformat, parse_time
@@ -11,10 +13,12 @@ from kneo.controller.stages import verify
 from kneo.controller.stages.approvals import GIT, ApprovalVotes, committed_records, count_votes, role_members
 from kneo.controller.stages.attestations import (
     StatedFacts,
+    StatedResult,
+    by_bundle,
     makers_of,
     not_recorded,
     read_attestations,
-    verify_attestations,
+    verify_attestation,
 )
 from kneo.controller.stages.gates import Evidence, KnownCanary
 from kneo.controller.stages.rejections import AcceptedFiles
@@ -25,6 +29,8 @@ from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment
 from kneo.store import attestations, audit, canaries, releases
 from kneo.store.engine import Tx
+from kneo.trust.record_mac import RecordMacs
+from kneo.trust.root import TrustRoot
 
 
 def gather_evidence(
@@ -120,15 +126,80 @@ def stated_facts(
         return StatedFacts()
     current = {release.digest for release in here.values()}
     subjects = {*candidates, *current}
-    recorded = attestations.list_about(tx, subjects)
-    found = not_recorded(read_attestations(committed, trust.root, trust.now), recorded, trust.root)
-    known = {item.payload_digest: item for item in (*recorded, *found)}
+    results, lost = verify_recorded(tx, subjects, trust.root)
+    if committed:
+        read = read_attestations(committed, trust.root, trust.now)
+        found = not_recorded(read, attestations.list_about(tx, subjects), trust.root)
+        others = {item.id for item in found}
+        kept = (item for item in chain.from_iterable(results.values()) if item.id not in others)
+        results = by_bundle((*kept, *(verify_attestation(item, trust.root) for item in found)))
     bundles = {digest: releases.bundle(tx, digest) for digest in current}
     return StatedFacts(
-        results=verify_attestations(known.values(), trust),
+        results=results,
         current={digest: makers_of(bundle) for digest, bundle in bundles.items() if bundle is not None},
-        lost=attestations.find_lost(tx, subjects),
+        lost=lost,
     )
+
+
+REMEMBERED, REMEMBERED_READS = 4_096, 64
+"""Verified attestations, and sets of bundles with all of theirs, that a process remembers of a database."""
+
+FEW = 500
+"""New attestations that are read by their ids; of more, all about the same bundles are read."""
+
+RecordedResults = tuple[Mapping[str, tuple[StatedResult, ...]], str | None]
+"""The verified attestations by the digest of their bundle, and the id of one that the registry has lost."""
+
+
+@dataclass
+class _Memory:
+    """What a process remembers of the attestations of one database. A row without a valid MAC is not remembered.
+
+    Args:
+        verified: What the verification found, by trust root and row.
+        read: What was read about a set of bundles, by trust root and bundles, with the version of then.
+    """
+
+    verified: dict[tuple[object, ...], StatedResult | None] = field(default_factory=dict)
+    read: dict[tuple[object, ...], tuple[tuple[object, ...], RecordedResults]] = field(default_factory=dict)
+
+
+_memories: WeakKeyDictionary[RecordMacs, _Memory] = WeakKeyDictionary()
+"""By the MACs of each open database."""
+
+
+def verify_recorded(tx: Tx, subjects: Collection[str], root: TrustRoot) -> RecordedResults:
+    """Verify the recorded attestations about some bundles under the trust root in force, each once for the same root and row.
+
+    The verification depends on no clock: a revocation counts as of the first sight, which is in the row. A row that was changed outside
+    of Kneo stands for what it was until the process ends, and then for nothing.
+    """
+    memory = _memories.setdefault(tx.macs, _Memory())
+    key, version = (root.digest, frozenset(subjects)), attestations.find_version(tx, subjects)
+    known = memory.read.get(key)
+    if known is not None and known[0] == version:
+        return known[1]
+    found = _verify_rows(tx, subjects, root, memory)
+    results = by_bundle(found.values()), attestations.find_lost(tx, subjects, found)
+    if len(memory.read) >= REMEMBERED_READS:
+        memory.read.clear()
+    memory.read[key] = version, results
+    return results
+
+
+def _verify_rows(
+    tx: Tx, subjects: Collection[str], root: TrustRoot, memory: _Memory
+) -> Mapping[str, StatedResult | None]:
+    """Verify the rows that are not remembered. Return all by id: None for one that fails, nothing for one without a valid MAC."""
+    keys = {name: (root.digest, *key) for name, key in attestations.list_keys(tx, subjects).items()}
+    found = {name: memory.verified[key] for name, key in keys.items() if key in memory.verified}
+    new = keys.keys() - found.keys()
+    if len(memory.verified) + len(new) > REMEMBERED:
+        memory.verified.clear()
+    for record in attestations.list_by_id(tx, new) if len(new) <= FEW else attestations.list_about(tx, subjects):
+        if record.id in new:
+            found[record.id] = memory.verified[keys[record.id]] = verify_attestation(record, root)
+    return found
 
 
 def record_attestations(

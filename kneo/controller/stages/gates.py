@@ -408,7 +408,7 @@ def _stated_verdict(
         return None
     if stated.statement.predicate.result == "PASSED":
         return Allowed(attestations=(stated.id,))
-    at = isoformat(stated.statement.facts.issued_at)
+    at = isoformat(stated.issued_at)
     if _approved_since(action, plan, rules, evidence, at):
         return None
     return _closed(action, plan, evidence, ROLLED_BACK, f"Its canary was rolled back at {at}.")
@@ -446,7 +446,7 @@ def _stated(
         and item.statement.suite_digest == steps.digest
         and any(CONTROLLER_ROLE in roles for _, roles in item.signers)
     ]
-    return max(found, key=lambda item: item.statement.facts.issued_at, default=None)
+    return max(found, key=lambda item: item.issued_at, default=None)
 
 
 def not_rejected(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from canary_bench import PLAN, CanaryBench, canary_bench
+from console_load import statements
 from operation_context import operation_context
 from pydantic_core import to_json
 from sqlalchemy import select, update
@@ -307,11 +308,26 @@ def test_the_message_of_a_canary_is_recorded_once(bench: CanaryBench) -> None:
     assert reasons == ["CanaryRunning"]
 
 
-def test_the_approved_share_is_that_of_the_row(bench: CanaryBench) -> None:
-    bench.declare("1.1.0", {**PLAN, "steps": ["10%", "100%"]})
+@pytest.mark.parametrize("before", [0, 3], ids=["read first", "remembered"])
+def test_a_share_that_was_raised_in_the_database_starts_no_more_runs(bench: CanaryBench, before: int) -> None:
+    bench.declare("1.1.0", {**PLAN, "steps": ["5%", "100%"]})
+    bench.start(before)
     with bench.store.write() as tx:
         tx.connection.execute(update(canaries.canaries).values(share=10_000))
-    assert {run.release.version for run in bench.start(12) if run.release} == {"1.0.0"}
+    assert len(bench.arm(bench.start(20), "1.1.0")) <= (10 if before else 0)
+
+
+def test_a_start_with_a_canary_reads_no_more_than_one_without(bench: CanaryBench) -> None:
+    def count_reads() -> int:
+        with statements(bench.store) as found:
+            bench.start()
+        return len(found)
+
+    bench.start()
+    before = count_reads()
+    bench.declare("1.1.0", {**PLAN, "steps": ["5%", "100%"]})
+    bench.start()
+    assert min(count_reads() for _ in range(5)) == before, "the few runs of the canary read its bundle"
 
 
 # ---- operators ------------------------------------------------------------------------------------------------------

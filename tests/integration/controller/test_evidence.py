@@ -6,17 +6,20 @@ import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from config_repo import SUITE
 from controller_bench import Bench
 from operation_context import operation_context
 from pydantic_core import to_json
-from sqlalchemy import delete
+from sqlalchemy import Delete, Update, delete, update
 
 from kneo.api.promotion_receipts import list_promotion_receipts
 from kneo.clock import ManualClock, SystemClock
 from kneo.controller.approval_receipts import ReceiptTerms, check_attestation
+from kneo.controller.stages import attestations as stages
+from kneo.controller.stages.evidence import _memories
 from kneo.controller.stages.report import Ready
 from kneo.digest import Digest
 from kneo.store import releases
@@ -25,6 +28,7 @@ from kneo.store.migrate import open_store
 from kneo.store.requests import ControllerRequest
 from kneo.store.tables import attestations
 from kneo.trust.dsse import add_signature, parse_envelope, serialise
+from kneo.trust.result import VerifiedResult, verify_result
 from kneo.trust.root import verify_chain
 
 pytestmark = pytest.mark.both_databases
@@ -158,6 +162,19 @@ def test_the_newest_statement_decides_and_deleting_its_file_changes_nothing(benc
 
 
 def test_a_statement_that_was_removed_from_the_database_blocks(bench: Bench) -> None:
+    _tamper(bench, delete(attestations))
+    assert bench.reconcile().outcomes["prod"].state == "EvidenceLost"
+
+
+def test_a_statement_that_was_dated_back_in_the_database_blocks(bench: Bench) -> None:
+    _tamper(bench, update(attestations).values(issued_at="2020-01-01T00:00:00.000Z"))
+    assert bench.reconcile().outcomes["prod"].state == "EvidenceFailed", "what was verified is remembered"
+    _memories.clear()
+    assert bench.reconcile().outcomes["prod"].state == "EvidenceLost", "as in another process"
+
+
+def _tamper(bench: Bench, change: Delete | Update) -> None:
+    """Change the row of the newest result, which fails, and delete its file."""
     now = SystemClock().now()
     bench.repo.attest("mail", "1.0.0", "eva", issued_at=now - timedelta(hours=1))
     failing = bench.repo.attest("mail", "1.0.0", "eva", passed=1, failed=39, issued_at=now)
@@ -165,9 +182,42 @@ def test_a_statement_that_was_removed_from_the_database_blocks(bench: Bench) -> 
     digest = parse_envelope(failing.read_bytes()).digest
     failing.unlink()
     with bench.store.write() as tx:
-        tx.connection.execute(delete(attestations).where(attestations.c.payload_digest == digest))
+        tx.connection.execute(change.where(attestations.c.payload_digest == digest))
     bench.repo.commit("Delete the failing result")
-    assert bench.reconcile().outcomes["prod"].state == "EvidenceLost"
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The attestations whose signatures were verified."""
+    seen: list[bytes] = []
+
+    def counted(envelope: bytes, **options: Any) -> VerifiedResult:
+        seen.append(envelope)
+        return verify_result(envelope, **options)
+
+    monkeypatch.setattr(stages, "verify_result", counted)
+    return seen
+
+
+def test_each_statement_is_verified_once_under_a_trust_root(bench: Bench, verified: list[bytes]) -> None:
+    now, reconciler, lease = SystemClock().now(), bench.reconciler(), bench.lease()
+
+    def release(**changes: object) -> tuple[str, int]:
+        _require(bench, {"mail": "1.0.0"}, rule(**changes))
+        bench.repo.commit("Release")
+        verified.clear()
+        return reconciler.reconcile(lease).outcomes["prod"].state, len(verified)
+
+    for minute in range(20):
+        bench.repo.attest("mail", "1.0.0", "eva", passed=1, failed=39, issued_at=now - timedelta(minutes=minute))
+    assert release() == ("EvidenceFailed", 40), "once in the commit, and once as it is recorded"
+    assert release(maxAge="31d") == ("EvidenceFailed", 0)
+    bench.repo.attest("mail", "1.0.0", "eva", passed=2, failed=38, issued_at=now + timedelta(minutes=1))
+    assert release(maxAge="32d") == ("EvidenceFailed", 2), "the new one"
+    assert "0.05 of 40 cases" in bench.pending()[0].message
+    bench.repo.revoke("eva", compromised_since=bench.repo.now - timedelta(days=1))
+    assert release() == ("AwaitingEvidence", 42), "under another trust root the files and the rows are verified again"
+    assert release(maxAge="31d") == ("AwaitingEvidence", 0)
 
 
 def test_old_evidence_does_not_count(bench: Bench) -> None:
