@@ -16,6 +16,7 @@ from kneo.controller.policy_gate import is_retired
 from kneo.controller.preview import preview
 from kneo.controller.registry_cache import RegistryCache, Served, read_registry
 from kneo.controller.rollback import parse_rollback, roll_back
+from kneo.controller.settled import turning_times_of
 from kneo.controller.source.mirror import Mirror
 from kneo.controller.source.snapshot import SourceSnapshot
 from kneo.controller.source_tracker import UNREACHABLE, SourceTracker
@@ -134,6 +135,9 @@ class Reconciler:
         self.commit: str | None = None
         """The last commit that was reconciled whole."""
 
+        self._until: datetime | None = None
+        """The first time after that at which its trust root may cease to count."""
+
         self.environments = EnvironmentReconciler(store, channels)
         self._source = SourceTracker(store, mirror, pin)
         self._loader = Loader()
@@ -234,6 +238,8 @@ class Reconciler:
             stalled = Stalled(trust.reason, trust.message)
             outcomes: Mapping[str, Outcome] = dict.fromkeys(declared.environments, stalled)
             return ReconcileResult(declared.revision, outcomes, trust), state.served
+        later = (time for time in turning_times_of(trust.root) if time > trust.now)
+        self._until = min(later, default=None)
         metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
         self.environments.settled.begin(lease.fence)
         context = ReconcileContext(snapshot, declared, trust, lease, state, self._cache, times, quiet)
@@ -249,12 +255,14 @@ class Reconciler:
         return {"rollback": self._roll_back, "plan": self._preview}
 
     def is_current(self) -> bool:
-        """Return whether the ref still names the last commit that was reconciled whole.
+        """Return whether the ref still names the last commit that was reconciled whole, whose trust no time has changed.
 
         Raises:
             Transient, Invalid: see ``Mirror.poll``.
         """
-        return self.commit is not None and self._source.poll() == self.commit
+        if self.commit is None or (self._until is not None and self.store.clock.now() >= self._until):
+            return False
+        return self._source.poll() == self.commit
 
     def drift_due(self) -> bool:
         """Return whether all releases are due for verification."""

@@ -104,11 +104,16 @@ def find_result(
     return SettledResult(outcome, evidence.now, min(later, default=None))
 
 
-def _turning_times(environment: Environment, evidence: Evidence, root: TrustRoot) -> Iterator[datetime]:
-    """Yield every time at which a gate may open or close. More than that cost evaluations, and change nothing."""
+def turning_times_of(root: TrustRoot) -> Iterator[datetime]:
+    """Yield every time at which a trust root, or a key in it, may cease to count."""
     yield root.expires
     for revocation in root.document.revoked:
         yield from (time for time in (revocation.at, revocation.compromised_since) if time is not None)
+
+
+def _turning_times(environment: Environment, evidence: Evidence, root: TrustRoot) -> Iterator[datetime]:
+    """Yield every time at which a gate may open or close. More than that cost evaluations, and change nothing."""
+    yield from turning_times_of(root)
     for window in environment.windows:
         yield from window.edges(evidence.now)
     ends = [hold.until for hold in evidence.holds.values()]

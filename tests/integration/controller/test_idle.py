@@ -13,9 +13,11 @@ from kneo.controller import loop
 from kneo.controller.environment import DRIFT_INTERVAL
 from kneo.controller.loop import Controller
 from kneo.controller.reconcile import ReconcileResult
+from kneo.records.release import ConditionType
 from kneo.store import requests
 from kneo.store.engine import Store
 from kneo.store.requests import Lease
+from kneo.trust.root_edit import revoke_key
 
 
 def test_an_idle_controller_tidies_its_mirror(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,3 +111,24 @@ def test_a_drift_check_that_cannot_be_made_waits_for_the_next_interval(
     for _ in range(3):
         controller._turn()
     assert reconciled == 1
+
+
+def test_a_revocation_that_was_dated_in_advance_is_noticed_at_its_time(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, now = Bench(store, tmp_path), 1_000.0
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
+    assert isinstance(store.clock, ManualClock)
+    bench.repo.person("bob", "root")
+    at = store.clock.now() + DRIFT_INTERVAL / 2
+    bench.repo.next_root(revoke_key(bench.repo.root, bench.repo.key.keyid, at=at, reason="replaced"))
+    bench.repo.release("prod", "mail", "1.0.0")
+    controller = Controller(bench.store, bench.reconciler())
+    controller._turn()
+    results = []
+    for _ in range(3):
+        now += 3_600
+        store.clock.advance(DRIFT_INTERVAL / 5)
+        controller._turn()
+        results.append(bench.condition(ConditionType.READY))
+    assert results == [(True, "Serving"), (True, "Serving"), (False, "KeyRevoked")]
