@@ -1,11 +1,11 @@
-"""A PostgreSQL database of some years: rows copied inside the server from one of each kind that the store wrote itself."""
+"""A database of some years: rows copied inside of it from one of each kind that the store wrote itself."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from builders import build_run, build_task
@@ -22,7 +22,8 @@ SECONDS_APART = 30
 
 BUNDLES, ENVIRONMENTS, WORKFLOWS, ACTORS, SPECS = 2_000, 50, 300, 500, 20_000
 
-TIME_FORMAT = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
+SEVERAL = ("runs", "audit_events", "tasks")
+"""The tables of lists that environments limit."""
 
 
 def report(line: str) -> None:
@@ -30,15 +31,20 @@ def report(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
-def fill(store: Store, count: int) -> None:
+def fill(
+    store: Store, count: int, environment: str = f"'env-' || n % {ENVIRONMENTS}", only: Collection[str] = ()
+) -> None:
     """Add so many runs with three steps for every two, a checkpoint, two audit events and an idempotency key each, and a
-    message and a task for every fourth. Reports each table before its rows.
+    message and a task for every fourth; with ``only`` the rows of these tables. Reports each table before its rows.
+
+    The expression ``environment`` makes the environment of the n-th row.
     """
     begun = store.clock.now() - timedelta(seconds=SECONDS_APART * count)
     _add_templates(store, begun)
-    at = f"to_char(timestamp '{begun:%Y-%m-%d %H:%M:%S}' + n * interval '{SECONDS_APART} s', '{TIME_FORMAT}')"
-    actor, environment = f"'actor-' || n % {ACTORS}", f"'env-' || n % {ENVIRONMENTS}"
-    digest = f"'sha256:' || lpad((n % {SPECS})::text, 64, '0')"
+    sql = _Sqlite() if store.is_sqlite else _Postgres()
+    _id, at = sql.identity, sql.time_of(begun)
+    actor = f"'actor-' || n % {ACTORS}"
+    digest = f"'sha256:' || {sql.padded(f'n % {SPECS}', 64)}"
     copies: list[tuple[Table, int, dict[str, str]]] = [
         (
             tables.runs,
@@ -52,7 +58,7 @@ def fill(store: Store, count: int) -> None:
                 "workflow_name": f"'workflow-' || n % {WORKFLOWS}",
                 "spec_digest": digest,
                 "status": "CASE WHEN n % 10000 > 9990 THEN 'running' WHEN n % 50 = 0 THEN 'failed' ELSE 'succeeded' END",
-                "error": "CASE WHEN n % 50 = 0 THEN jsonb_build_object('type', 'failed', 'message', 'It failed.') END",
+                "error": f"CASE WHEN n % 50 = 0 THEN {sql.object}('type', 'failed', 'message', 'It failed.') END",
             },
         ),
         (tables.steps, count * 3 // 2, {"run_id": _id("run", "n / 3 * 2"), "sequence": "n % 3"}),
@@ -77,7 +83,7 @@ def fill(store: Store, count: int) -> None:
                 "status": "'sent'",
                 "created_at": at,
                 "run_id": _id("run", "n * 4"),
-                "payload": f"jsonb_build_object('run_id', {_id('run', 'n * 4')})",
+                "payload": f"{sql.object}('run_id', {_id('run', 'n * 4')})",
             },
         ),
         (
@@ -98,24 +104,48 @@ def fill(store: Store, count: int) -> None:
     ]
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for table, rows, members in copies:
-            report(f"{table.name}: {rows:,} rows")
-            _copy(connection, table, rows, members)
-        report("vacuum and analyze")
-        connection.execute(text("VACUUM ANALYZE"))
+            if not only or table.name in only:
+                report(f"{table.name}: {rows:,} rows")
+                _copy(connection, table, rows, members)
+        if not store.is_sqlite:
+            report("vacuum and analyze")
+            connection.execute(text("VACUUM ANALYZE"))
 
 
-def _id(prefix: str, number: str) -> str:
-    return f"'{prefix}_' || lpad(({number})::text, 26, '0')"
+class _Postgres:
+    object = "jsonb_build_object"
+
+    def padded(self, number: str, digits: int) -> str:
+        return f"lpad(({number})::text, {digits}, '0')"
+
+    def identity(self, prefix: str, number: str) -> str:
+        return f"'{prefix}_' || {self.padded(number, 26)}"
+
+    def time_of(self, begun: datetime) -> str:
+        moment = f"timestamp '{begun:%Y-%m-%d %H:%M:%S}' + n * interval '{SECONDS_APART} s'"
+        return f"""to_char({moment}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+
+class _Sqlite(_Postgres):
+    object = "json_object"
+
+    def padded(self, number: str, digits: int) -> str:
+        return f"printf('%0{digits}d', {number})"
+
+    def time_of(self, begun: datetime) -> str:
+        return f"strftime('%Y-%m-%dT%H:%M:%S.000000Z', {int(begun.timestamp())} + n * {SECONDS_APART}, 'unixepoch')"
 
 
 def _copy(connection: Connection, table: Table, rows: int, members: Mapping[str, str]) -> None:
     """Copy the one row of a table so often, with these members instead of its own."""
     names = ", ".join(f'"{column.name}"' for column in table.columns)
     values = ", ".join(members.get(column.name, f'template."{column.name}"') for column in table.columns)
-    connection.exec_driver_sql(
-        f"WITH template AS (SELECT * FROM {table.name} LIMIT 1) INSERT INTO {table.name} ({names}) "  # noqa: S608 - constants
-        f"SELECT {values} FROM template, generate_series(1, {rows}) n ON CONFLICT DO NOTHING".replace("%", "%%")
+    statement = (
+        f"WITH RECURSIVE template AS (SELECT * FROM {table.name} LIMIT 1), "  # noqa: S608 - constants
+        f"series (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < {rows}) INSERT INTO {table.name} ({names}) "
+        f"SELECT {values} FROM template, series WHERE true ON CONFLICT DO NOTHING"
     )
+    connection.exec_driver_sql(statement if connection.dialect.name == "sqlite" else statement.replace("%", "%%"))
 
 
 def _add_templates(store: Store, begun: datetime) -> None:

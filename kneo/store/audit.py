@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, UnaryExpression, bindparam, delete, func, insert, select, update
 
 from kneo.clock import first_id, isoformat, new_id, parse_time
 from kneo.errors import Invalid, NotFound, Untrusted
@@ -28,6 +28,7 @@ from kneo.store import append_only, audit_tree
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow
+from kneo.store.reach import MOST_PARTS, Unindexed, first_of_each
 from kneo.store.tables import audit_chain, audit_events, audit_pending
 from kneo.trust.checkpoint import parse_checkpoint, read_checkpoint
 
@@ -453,15 +454,19 @@ def events(
     **where: Unpack[AuditConditions],
 ) -> tuple[SealedEvent, ...]:
     """List events, newest first by default; ``after`` is the id of the last event of the previous page."""
-    conditions = _conditions(tx, where)
+    row_id, names, conditions = audit_events.c.id, _environments(tx, where), _conditions(tx, where)
     if after is not None:
-        conditions.append(audit_events.c.id < after if descending else audit_events.c.id > after)
-    rows = tx.connection.execute(
-        _SEALED.where(*conditions)
-        .order_by(audit_events.c.id.desc() if descending else audit_events.c.id)
-        .limit(limit)
-        .offset(offset)
-    ).all()
+        conditions.append(row_id < after if descending else row_id > after)
+
+    def order(key: ColumnElement[str]) -> Sequence[UnaryExpression[str]]:
+        return [key.desc() if descending else key.asc()]
+
+    if names and len(names) <= MOST_PARTS and where.get("run_id") is None:
+        here = [audit_events.c.environment == name for name in names]
+        statement = first_of_each(_SEALED, row_id, row_id, here, conditions, order, limit + offset)
+    else:
+        statement = _SEALED.where(*conditions).order_by(*order(row_id))
+    rows = tx.connection.execute(statement.limit(limit).offset(offset)).all()
     return tuple(SealedEvent(seq=row.seq, leaf=row.leaf, event=_event(row)) for row in rows)
 
 
@@ -501,12 +506,23 @@ def seq_of(tx: Tx, event_id: str) -> int | None:
     return tx.connection.execute(select(audit_chain.c.seq).where(audit_chain.c.event_id == event_id)).scalar()
 
 
+def _environments(tx: Tx, where: AuditConditions) -> Sequence[str] | None:
+    """Return the environments whose events are read; ``None`` for all events."""
+    chosen = where.get("environment")
+    if chosen is not None:
+        return (chosen,) if tx.sees(chosen) else ()
+    return sorted(tx.reach) if tx.reach is not None else None
+
+
 def _conditions(tx: Tx, where: AuditConditions) -> list[ColumnElement[bool]]:
     columns = audit_events.c
-    equal = {name: where.get(name) for name in ("event_type", "run_id", "environment", "actor")}
-    conditions = [columns[name] == value for name, value in equal.items() if value is not None]
-    if tx.reach is not None:
-        conditions.append(columns.environment.in_(sorted(tx.reach)))
+    names, is_of_run = _environments(tx, where), where.get("run_id") is not None
+    equal = {name: where.get(name) for name in ("event_type", "run_id", "actor")}
+    # The index of environments has the type and the actor.
+    column = (lambda name: columns[name]) if names is None or is_of_run else (lambda name: Unindexed(columns[name]))
+    conditions = [column(name) == value for name, value in equal.items() if value is not None]
+    if names is not None:
+        conditions.append((Unindexed(columns.environment) if is_of_run else columns.environment).in_(names))
     # Ids sort by the time at which they were created.
     first, last = where.get("created_after"), where.get("created_before")
     if first is not None:

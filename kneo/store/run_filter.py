@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -13,6 +13,7 @@ from sqlalchemy import (
     Integer,
     Select,
     String,
+    UnaryExpression,
     and_,
     bindparam,
     func,
@@ -20,50 +21,11 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
-    union_all,
 )
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
 from kneo.records.run import RunStatus
+from kneo.store.reach import MOST_PARTS, Computed, Unindexed, first_of_each
 from kneo.store.tables import runs, task_candidates, tasks
-
-
-class Unindexed(FunctionElement[Any]):
-    """A column that SQLite compares without an index; PostgreSQL plans by its statistics."""
-
-    inherit_cache = True
-
-    def __init__(self, column: ColumnElement[Any]) -> None:
-        super().__init__(column)
-        self.type = column.type
-
-
-@compiles(Unindexed)
-def _as_it_is(element: Unindexed, compiler: SQLCompiler, **more: object) -> str:
-    return compiler.process(element.clauses, **more)
-
-
-@compiles(Unindexed, "sqlite")
-def _with_a_plus(element: Unindexed, compiler: SQLCompiler, **more: object) -> str:
-    return f"+{compiler.process(element.clauses, **more)}"
-
-
-class Computed(FunctionElement[Any]):
-    """The value of a text column as an expression, which neither database reads or orders by an index."""
-
-    inherit_cache = True
-
-    def __init__(self, column: ColumnElement[Any]) -> None:
-        super().__init__(column)
-        self.type = column.type
-
-
-@compiles(Computed)
-def _concatenated(element: Computed, compiler: SQLCompiler, **more: object) -> str:
-    return f"({compiler.process(element.clauses, **more)} || '')"
-
 
 LIKE_ESCAPE = "\\"
 
@@ -90,9 +52,9 @@ SORTABLE: Mapping[str, ColumnElement[Any]] = {
 LASTING = frozenset({"id", "run_id", "created_at"})
 """Orders in which runs keep their place, so that a list can continue after any of them."""
 
-EQUAL = ("environment", "bundle", "target", "workflow_type", "workflow_name", "session_id", "requester")
-MOST_PARTS = 20
-"""Environments of a caller that are read one by one; more of them are mostly found soon in the order of all runs."""
+EQUAL = ("bundle", "target", "workflow_type", "workflow_name", "session_id", "requester")
+INDEXED = frozenset({"reach", "status", "statuses"})
+"""Conditions on the columns of the indexes of environments."""
 
 OTHERS = ("updated_after", "created_after", "created_before")
 
@@ -126,13 +88,14 @@ class RunFilter:
 
     def within(self, reach: frozenset[str] | None) -> RunFilter:
         """Return this filter for a transaction that reads these environments."""
-        is_limited = reach is not None and self.environment is None
-        return replace(self, reach=tuple(sorted(reach or ()))) if is_limited else self
+        if self.environment is not None:
+            return replace(self, environment=None, reach=(self.environment,))
+        return replace(self, reach=tuple(sorted(reach))) if reach is not None else self
 
-    def parts(self, sort_by: str) -> int:
-        """Return the number of environments that are read one by one, each in the order of its index; 0 for a single scan."""
-        by_index = sort_by == "updated_at" and self.reach is not None and len(self.reach) <= MOST_PARTS
-        return len(self.reach or ()) if by_index else 0
+    @property
+    def parts(self) -> int:
+        """The number of environments that are read one by one; 0 for a single scan."""
+        return len(self.reach or ()) if len(self.reach or ()) <= MOST_PARTS else 0
 
     @property
     def values(self) -> dict[str, object]:
@@ -231,35 +194,27 @@ def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: boo
     Its parameters are those of the conditions, ``most``, ``skipped``, and ``after`` for the id of the last listed run. With
     ``parts`` the newest of each of so many environments are read by its index, and then merged.
     """
-    if parts:
-        return _merged(names, sort_by, descending=descending, parts=parts)
     conditions = _WALKING if sort_by == "created_at" else _CHOOSING
     column = SORTABLE[sort_by]
     nullable = getattr(column, "nullable", False)
     if "text" in names and sort_by != "created_at":
         # In any other order a rare text would be looked for in runs outside of the period.
         column = Computed(column)
-    statement = _LISTED.where(*(conditions[name] for name in sorted(names)))
-    if after:
-        statement = statement.where(beyond(column, runs.c.id, descending=descending))
-    first, second = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
-    # NULLS LAST on a column without NULLs would prevent an ordered scan of its index.
-    ordered = statement.order_by(first.nulls_last() if nullable else first, second)
-    return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
 
+    def order(key: ColumnElement[Any]) -> Sequence[UnaryExpression[Any]]:
+        first, second = (key.desc(), runs.c.id.desc()) if descending else (key.asc(), runs.c.id.asc())
+        # NULLS LAST on a column without NULLs would prevent an ordered scan of its index.
+        return (first.nulls_last() if nullable else first, second)
 
-def _merged(names: frozenset[str], sort_by: str, *, descending: bool, parts: int) -> Select[Any]:
-    column = SORTABLE[sort_by]
-    keys = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
-    others = [_CHOOSING[name] for name in sorted(names - {"reach"})]
-    enough = bindparam("most", type_=Integer) + bindparam("skipped", type_=Integer)
-    ids = []
-    for number in range(parts):
-        here = runs.c.environment == bindparam(f"reach_{number}")
-        newest = select(runs.c.id, column).where(here, *others).order_by(*keys).limit(enough).subquery()
-        ids.append(select(newest.c.id))
-    merged = _LISTED.where(runs.c.id.in_(union_all(*ids))).order_by(*keys)
-    return merged.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
+    most, skipped = bindparam("most", type_=Integer), bindparam("skipped", type_=Integer)
+    rest = [beyond(column, runs.c.id, descending=descending)] if after else []
+    if parts:
+        here = [runs.c.environment == bindparam(f"reach_{number}") for number in range(parts)]
+        rest += [(_WALKING if name in INDEXED else _CHOOSING)[name] for name in sorted(names - {"reach"})]
+        statement = first_of_each(_LISTED, runs.c.id, column, here, rest, order, most + skipped)
+    else:
+        statement = _LISTED.where(*(conditions[name] for name in sorted(names)), *rest).order_by(*order(column))
+    return statement.limit(most).offset(skipped)
 
 
 def beyond(column: ColumnElement[Any], row_id: Column[Any], *, descending: bool) -> ColumnElement[bool]:
@@ -276,4 +231,6 @@ def beyond(column: ColumnElement[Any], row_id: Column[Any], *, descending: bool)
 def counting(names: frozenset[str]) -> Select[Any]:
     """Return the statement that counts runs, with the parameters of the conditions."""
     conditions = _CHOOSING if len(names) == 1 else _WALKING
+    if names <= INDEXED:
+        conditions = {**conditions, "reach": _CHOOSING["reach"]}
     return select(func.count()).select_from(runs).where(*(conditions[name] for name in sorted(names)))

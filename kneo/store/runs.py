@@ -659,9 +659,7 @@ def list_runs(
     if not tx.sees(where.environment) and where.environment is not None:
         return ()
     where = where.within(tx.reach)
-    statement = listing(
-        where.conditions, sort_by, descending=descending, after=after is not None, parts=where.parts(sort_by)
-    )
+    statement = listing(where.conditions, sort_by, descending=descending, after=after is not None, parts=where.parts)
     values = {**where.values, "most": limit, "skipped": offset} | ({"after": after} if after is not None else {})
     return tuple(_run(row) for row in tx.connection.execute(statement, values))
 

@@ -457,7 +457,11 @@ runs = Table(
     # Partial, because each step moves the run in every index with its time.
     _partial("session_id IS NOT NULL", "session_id", "updated_at"),
     Index(None, "updated_at"),
-    _partial("environment IS NOT NULL", "environment", "updated_at"),
+    # With the columns by which a list of some environments is filtered and counted.
+    *(
+        _partial("environment IS NOT NULL", "environment", at, "id", "status", name=f"ix_runs_environment_{at}")
+        for at in ("created_at", "updated_at")
+    ),
     _partial("deadline_at IS NOT NULL", "status", "deadline_at"),
     _partial("resume_at IS NOT NULL", "resume_at"),
     _partial("bundle_digest IS NOT NULL", "bundle_digest"),
@@ -466,7 +470,7 @@ runs = Table(
     Index(None, "spec_digest"),
     _partial("bundle IS NOT NULL", "bundle", "updated_at"),
     _partial("workflow_name IS NOT NULL", "workflow_name", "updated_at"),
-    _partial("error IS NOT NULL", "created_at", "id", name="ix_runs_failed"),
+    _partial("error IS NOT NULL", "created_at", "id", "environment", name="ix_runs_failed"),
     Index("ix_runs_requester", "requester", "created_at", "id"),
     # The order of creation with the constant filter columns, so that a count or a filtered list reads the index alone.
     Index("ix_runs_created", "created_at", "id", "environment", "bundle", "target", "workflow_name"),
@@ -1057,7 +1061,11 @@ audit_events = Table(
     _mac(),
     Index(None, "event_type", "id"),
     Index(None, "run_id", "id"),
-    _partial("environment IS NOT NULL", "environment", "id"),
+    _partial(
+        "environment IS NOT NULL",
+        *("environment", "id", "event_type", "actor"),
+        name="ix_audit_events_environment_id",
+    ),
     _partial("actor IS NOT NULL", "actor", "id"),
 )
 

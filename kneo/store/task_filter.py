@@ -22,7 +22,8 @@ from kneo.records.task import (
     TaskStatus,
     Vote,
 )
-from kneo.store.run_filter import LIKE_ESCAPE, Unindexed, beyond, escaped, identity_values
+from kneo.store.reach import Unindexed
+from kneo.store.run_filter import LIKE_ESCAPE, beyond, escaped, identity_values
 from kneo.store.tables import task_candidates, tasks
 
 SORTABLE: Mapping[str, ColumnElement[Any]] = {

@@ -174,6 +174,7 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "outbox_continuation_id",
         "outbox_run_id",
         "runs_bundle_updated_at",
+        "runs_environment_created_at",
         "runs_failed",
         "runs_requester",
         "runs_running",
@@ -277,7 +278,8 @@ def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys
             tx.connection.execute(insert(idempotency_keys).values(**row, scope=scope, key=scope, response=response))
     with store.write() as tx:
         tx.connection.execute(text("DROP INDEX ix_runs_suspicion"))
-        tx.connection.execute(text("DROP INDEX ix_runs_running"))
+        for name in ("runs_running", "runs_environment_created_at"):
+            tx.connection.execute(text(f"DROP INDEX ix_{name}"))
         tx.connection.execute(text("ALTER TABLE runs DROP COLUMN suspicion"))
         for table in ("grant_uses", "grants"):
             tx.connection.execute(text(f"DROP TABLE {table}"))
@@ -304,7 +306,7 @@ def test_what_is_to_be_migrated_is_listed_oldest_first(store: Store) -> None:
     assert current_version(store) == "kneo_0002"
 
 
-ADDITIVE = {"create_table", "create_index", "add_column", "get_bind", "get_context", "batch_alter_table"}
+ADDITIVE = {"create_table", "create_index", "drop_index", "add_column", "get_bind", "get_context", "batch_alter_table"}
 """Operations of Alembic after which an earlier version still works."""
 
 
