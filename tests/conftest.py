@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import shutil
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
+import httpx._transports.default as transports
 import hypothesis
 import pytest
 from databases import DIALECTS, Server, start_server
@@ -25,6 +29,23 @@ hypothesis.settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("suite")
+
+
+create_tls_context = transports.create_ssl_context
+
+
+@functools.cache
+def tls_context(authorities: str | None, *given: object, **options: object) -> ssl.SSLContext:
+    """The TLS context of clients: reading all authorities takes 20 ms of the processor, and a test opens several clients."""
+    return create_tls_context(*given, **options)
+
+
+def shared_tls_context(*given: object, **options: object) -> ssl.SSLContext:
+    """Return the context for these options and the authorities that the environment names."""
+    return tls_context(os.environ.get("SSL_CERT_FILE"), *given, **options)  # noqa: TID251
+
+
+transports.create_ssl_context = shared_tls_context
 
 pytest_plugins = ("tiers",)
 
