@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
-import httpx._transports.default as transports
+import certifi
 import hypothesis
 import pytest
 from databases import DIALECTS, Server, start_server
@@ -31,21 +31,22 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
-create_tls_context = transports.create_ssl_context
+AUTHORITIES = (certifi.where(), os.environ.get("SSL_CERT_FILE"))  # noqa: TID251 - what the libraries read
+"""The files of all authorities: reading one takes 20 ms of the processor, and a test opens several clients."""
+
+create_tls_context = ssl.create_default_context
+context_of_clients = functools.cache(create_tls_context)
 
 
-@functools.cache
-def tls_context(authorities: str | None, *given: object, **options: object) -> ssl.SSLContext:
-    """The TLS context of clients: reading all authorities takes 20 ms of the processor, and a test opens several clients."""
-    return create_tls_context(*given, **options)
+def shared_tls_context(*purpose: ssl.Purpose, **options: str) -> ssl.SSLContext:
+    """Read the certificates of all authorities once for each process."""
+    create = (
+        context_of_clients if list(options) == ["cafile"] and options["cafile"] in AUTHORITIES else create_tls_context
+    )
+    return create(*purpose, **options)
 
 
-def shared_tls_context(*given: object, **options: object) -> ssl.SSLContext:
-    """Return the context for these options and the authorities that the environment names."""
-    return tls_context(os.environ.get("SSL_CERT_FILE"), *given, **options)  # noqa: TID251
-
-
-transports.create_ssl_context = shared_tls_context
+ssl.create_default_context = shared_tls_context
 
 pytest_plugins = ("tiers",)
 
