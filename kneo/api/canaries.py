@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo import __version__, registry
+from kneo import registry
 from kneo.api.environments import change_result, check_forward, require_controller
 from kneo.api.operation import Body, Context, Json, operation
 from kneo.api.subjects import ENVIRONMENT
 from kneo.clock import parse_time
 from kneo.errors import Conflict
-from kneo.records.canary import Canary, CanaryState
+from kneo.records.canary import Canary, CanaryState, MetricFigures
 from kneo.registry import canaries as changes
 from kneo.store.engine import Tx
 from kneo.store.service_key import missing_key
@@ -29,24 +29,6 @@ class CanaryChange(Body):
     """A change of a canary by an operator."""
 
     reason: str = Field(min_length=1, max_length=1_000)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CanaryMetricView:
-    """A metric that a canary is compared by."""
-
-    metric: Literal["failed", "rejected_by_people", "edited", "guardrail_blocked", "cost"]
-    candidate_bad: int
-    control_bad: int
-    ratio: Annotated[
-        float | None,
-        Field(
-            description="How many times as often a run of the canary is bad, at the age where that is worst; null while no "
-            "compared run of the release is bad."
-        ),
-    ]
-    evidence: Annotated[float, Field(description="The highest evidence that the canary is worse than the plan allows.")]
-    limit: Annotated[float, Field(description="The evidence that rolls the canary back.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +47,7 @@ class CanaryView:
     ended_at: str | None
     runs: Annotated[int, Field(description="Its counted runs.")]
     control: Annotated[int, Field(description="The runs of the release that it is compared with.")]
-    metrics: list[CanaryMetricView]
+    metrics: list[MetricFigures]
     next: Annotated[str | None, Field(description="What the next step needs.")]
     reason: str
 
@@ -86,17 +68,7 @@ class CanaryView:
             ended_at=canary.ended_at,
             runs=canary.figures.runs,
             control=canary.figures.control,
-            metrics=[
-                CanaryMetricView(
-                    metric=item.metric,  # type: ignore[arg-type]  # as the plan names it
-                    candidate_bad=item.candidate_bad,
-                    control_bad=item.control_bad,
-                    ratio=item.ratio,
-                    evidence=item.evidence,
-                    limit=item.limit,
-                )
-                for item in canary.figures.metrics
-            ],
+            metrics=list(canary.figures.metrics),
             next=canary.figures.next if canary.is_live else None,
             reason=canary.reason,
         )
@@ -160,7 +132,6 @@ def find_result(canary: Canary) -> ResultStatement | None:
         metrics=metrics,
         passed=[item.metric for item in figures.metrics if item.metric not in worse],
         failed=worse,
-        kneo=__version__,
     )
 
 

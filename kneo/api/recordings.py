@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Annotated
 
@@ -33,7 +33,6 @@ from kneo.records.run import Run, RunStatus, StepRecord
 from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 from kneo.redaction import redact, redact_text
 from kneo.runtime.engine.questions import spec_of
-from kneo.spec.models.environment import Recordings
 from kneo.spec.tool_kinds import CALL_TARGET
 from kneo.store import agent_journal, audit, history, runs, tasks
 from kneo.store.engine import Tx
@@ -80,12 +79,16 @@ def list_recordings(
     """
     begin = stored_time(since)
     with context.store.read() as tx:
-        rules = _consent(tx, name)
+        rules = registry.declared(tx, name).spec.recordings
+        if rules is None:
+            msg = f"{name} does not allow its recordings to be rehearsed."
+            hint = "Add recordings: {use: [rehearsal]} to the environment's file; that weakens its rules and needs an approval."
+            raise Forbidden(msg, code="recordings_not_allowed", hint=hint)
         first = max(begin or "", isoformat(tx.now - rules.max_age))
         where = RunFilter(environment=name, bundle=bundle, statuses=ENDED, created_after=first)
         found, next_after, size = list[Recording](), None, 0
         for run in _runs(tx, where, after):
-            recording = _bounded(_recording(tx, run, rules.redact))
+            recording = _recording(tx, run, rules.redact)
             size += len(to_json(recording))
             if len(found) == limit or (found and size > MAX_BYTES):
                 next_after = found[-1].run_id
@@ -98,15 +101,6 @@ def list_recordings(
     return RecordingsView(recordings=found, redact=rules.redact, next_after=next_after)
 
 
-def _consent(tx: Tx, name: str) -> Recordings:
-    rules = registry.declared(tx, name).spec.recordings
-    if rules is None:
-        msg = f"{name} does not allow its recordings to be rehearsed."
-        hint = "Add recordings: {use: [rehearsal]} to the environment's file; that weakens its rules and needs an approval."
-        raise Forbidden(msg, code="recordings_not_allowed", hint=hint)
-    return rules
-
-
 def _runs(tx: Tx, where: RunFilter, after: str | None) -> Iterator[Run]:
     """Yield the runs of releases that a rehearsal can start again."""
     while True:
@@ -117,22 +111,6 @@ def _runs(tx: Tx, where: RunFilter, after: str | None) -> Iterator[Run]:
         if len(page) < PAGE:
             return
         after = page[-1].id
-
-
-def _bounded(recording: Recording) -> Recording:
-    return recording if len(to_json(recording)) <= MAX_RECORDING_BYTES else _without_content(recording, "too_large")
-
-
-def _without_content(recording: Recording, why: str) -> Recording:
-    return Recording(
-        run_id=recording.run_id,
-        bundle=recording.bundle,
-        version=recording.version,
-        target=recording.target,
-        status=recording.status,
-        started_at=recording.started_at,
-        unavailable=why,
-    )
 
 
 class _Unavailable(Exception):
@@ -151,13 +129,14 @@ def _recording(tx: Tx, run: Run, redaction: Redaction) -> Recording:
     )
     try:
         whole = runs.get(tx, run.id)  # a list has runs without their state, which cannot be checked
-        return _with_content(tx, runs.check(tx, whole or run), bare, redaction)
+        recording = _with_content(tx, runs.check(tx, whole or run), bare, redaction)
+        return recording if len(to_json(recording)) <= MAX_RECORDING_BYTES else replace(bare, unavailable="too_large")
     except JournalSealed:
-        return _without_content(bare, "sealed")
+        return replace(bare, unavailable="sealed")
     except _Unavailable as error:
-        return _without_content(bare, str(error))
+        return replace(bare, unavailable=str(error))
     except KneoError:
-        return _without_content(bare, "unreadable")
+        return replace(bare, unavailable="unreadable")
 
 
 def _with_content(tx: Tx, run: Run, bare: Recording, redaction: Redaction) -> Recording:
@@ -183,19 +162,13 @@ def _with_content(tx: Tx, run: Run, bare: Recording, redaction: Redaction) -> Re
     ordered = sorted([*made, *steps], key=lambda item: item[0])
     begun = [at for at, _ in ordered]
     asked = [task for task in tasks.of_run(tx, run.id, TaskStatus) if _is_repeated(task)]
-    return Recording(
-        **{
-            **vars(bare),
-            "input": redact_text(run.input_text, personal=personal),
-            "output": redact_text(run.output_text or "", personal=personal),
-            "calls": [call for _, call in ordered],
-            "questions": [
-                _question(task, redaction, after=sum(at < task.created_at for at in begun)) for task in asked
-            ],
-            "cost": decimal_text(Decimal(run.usage.cost_micros) / 1_000_000)
-            if not run.usage.unpriced_requests
-            else None,
-        }
+    return replace(
+        bare,
+        input=redact_text(run.input_text, personal=personal),
+        output=redact_text(run.output_text or "", personal=personal),
+        calls=[call for _, call in ordered],
+        questions=[_question(task, redaction, after=sum(at < task.created_at for at in begun)) for task in asked],
+        cost=decimal_text(Decimal(run.usage.cost_micros) / 1_000_000) if not run.usage.unpriced_requests else None,
     )
 
 

@@ -29,7 +29,6 @@ class MetricFigures:
         control_bad: Bad runs of the release among those that are compared.
         ratio: How many times as often a known run of the canary is bad, at the age where that is worst; None without a bad run of
             the release to compare with.
-        is_worse: Whether the ratio is higher than the plan allows at any age.
         evidence: The highest evidence so far that the canary is worse than the plan allows.
         limit: The evidence that rolls it back.
     """
@@ -38,7 +37,6 @@ class MetricFigures:
     candidate_bad: int
     control_bad: int
     ratio: float | None
-    is_worse: bool
     evidence: float
     limit: float
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from pydantic_core import from_json
 from sqlalchemy import ColumnElement, func, or_, select
@@ -29,13 +29,6 @@ def find_version(tx: Tx, subjects: Collection[str]) -> tuple[object, ...]:
     rows = select(func.count()).where(attestations.c.subject.in_(sorted(subjects))).scalar_subquery()
     events = select(rows, func.count(), func.max(audit_events.c.id)).where(audit_events.c.event_type == ACCEPTED)
     return tuple(tx.connection.execute(events).one())
-
-
-def list_keys(tx: Tx, subjects: Collection[str]) -> Mapping[str, tuple[object, ...]]:
-    """Return the rows about some bundles in short, by id: the time of first sight, and the MAC, which covers the whole row."""
-    columns = (attestations.c.id, attestations.c.first_seen_at, attestations.c.mac)
-    rows = tx.connection.execute(select(*columns).where(attestations.c.subject.in_(sorted(subjects))))
-    return {name: (name, seen, mac) for name, seen, mac in rows}
 
 
 def list_about(tx: Tx, subjects: Collection[str]) -> tuple[AttestationRecord, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ POINTS = 10_000
 KEPT = timedelta(days=30)
 """How long the runs of a canary that has ended are kept."""
 
+_FIGURES = [item.name for item in fields(MetricFigures)]
 _NAMES = [item.name for item in fields(Canary) if item.name != "figures"]
 
 
@@ -51,7 +52,9 @@ def put(tx: Tx, canary: Canary) -> Canary:
 
 def _read(row: Row) -> Canary:
     values = {name: getattr(row, name) for name in _NAMES}
-    figures = CanaryFigures(**{**row.result, "metrics": tuple(MetricFigures(**item) for item in row.result["metrics"])})
+    # Rows of earlier versions have a further figure of each metric.
+    metrics = tuple(MetricFigures(**{name: item[name] for name in _FIGURES}) for item in row.result["metrics"])
+    figures = CanaryFigures(**{**row.result, "metrics": metrics})
     values |= {"approvals": tuple(row.approvals), "state": CanaryState(row.state), "share": row.share / POINTS}
     return Canary(**values, figures=figures)
 
@@ -256,32 +259,24 @@ def _decisions(tx: Tx, canary: Canary) -> Mapping[str, Sequence[tuple[str, datet
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """A run as it stands: its age in seconds, and what became of it."""
+    """A run as it stands, and what became of it."""
 
-    def __init__(
-        self,
-        started: datetime,
-        now: datetime,
-        *,
-        ended: datetime | None,
-        status: str | None,
-        error: str | None,
-        cost: float,
-        decisions: Sequence[tuple[str, datetime]],
-    ) -> None:
-        self._started, self._ended, self._decisions = started, ended, decisions
-        self._status, self._error, self._cost = status, error, cost
-        # Retention deletes runs that have ended.
-        self.has_ended = status is None or ended is not None
-        self.age = self._age_at(now)
+    started: datetime
+    now: datetime
+    ended: datetime | None
+    status: str | None
+    error: str | None
+    cost: float
+    decisions: Sequence[tuple[str, datetime]]
 
     @classmethod
     def of(cls, row: Row, decisions: Sequence[tuple[str, datetime]], now: datetime) -> _Seen:
         is_final = row.status is not None and RunStatus(row.status).is_final
         return cls(
-            parse_time(row.started_at),
-            now,
+            started=parse_time(row.started_at),
+            now=now,
             ended=parse_time(row.completed_at) if is_final and row.completed_at is not None else None,
             status=row.status,
             error=row.error["type"] if row.error else None,
@@ -289,19 +284,28 @@ class _Seen:
             decisions=decisions,
         )
 
+    @property
+    def has_ended(self) -> bool:
+        return self.status is None or self.ended is not None  # retention deletes runs that have ended
+
+    @property
+    def age(self) -> float:
+        """Its age in seconds."""
+        return self._age_at(self.now)
+
     def _age_at(self, time: datetime) -> float:
-        return max(0.0, (time - self._started).total_seconds())
+        return max(0.0, (time - self.started).total_seconds())
 
     def bad_age(self, rule: StopRule) -> float | None:
         """Return the age at which it became bad by a metric; None where it is not."""
         if rule.metric in _BY_PEOPLE:
             kind = _BY_PEOPLE[rule.metric]
-            return min((self._age_at(at) for found, at in self._decisions if found == kind), default=None)
+            return min((self._age_at(at) for found, at in self.decisions if found == kind), default=None)
         if rule.over is not None:
-            end = self._age_at(self._ended) if self._ended is not None else self.age
-            return end if self._cost > rule.over else None
-        is_bad = self._error == _GUARDRAIL if rule.metric == "guardrail_blocked" else self._status in _FAILED
-        return self._age_at(self._ended) if is_bad and self._ended is not None else None
+            end = self._age_at(self.ended) if self.ended is not None else self.age
+            return end if self.cost > rule.over else None
+        is_bad = self.error == _GUARDRAIL if rule.metric == "guardrail_blocked" else self.status in _FAILED
+        return self._age_at(self.ended) if is_bad and self.ended is not None else None
 
 
 def count_in_step(tx: Tx, canary: Canary, within: timedelta) -> tuple[int, int]:
@@ -312,8 +316,5 @@ def count_in_step(tx: Tx, canary: Canary, within: timedelta) -> tuple[int, int]:
         canary_runs.c.started_at >= canary.step_at,
     )
     is_known = or_(canary_runs.c.settled.is_(True), canary_runs.c.started_at <= isoformat(tx.now - within))
-    counted = select(func.count()).select_from(canary_runs).where(*mine)
-    return (
-        tx.connection.execute(counted).scalar_one(),
-        tx.connection.execute(counted.where(is_known)).scalar_one(),
-    )
+    row = tx.connection.execute(select(func.count(), func.count().filter(is_known)).where(*mine)).one()
+    return row[0], row[1]

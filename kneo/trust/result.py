@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, JsonValue
 
+from kneo import __version__
 from kneo.clock import isoformat
 from kneo.digest import Digest, canonical_json, digest_of
 from kneo.errors import Invalid, Untrusted
@@ -141,7 +142,6 @@ def build_result(  # noqa: PLR0913 - one argument per field, all by name
     metrics: Mapping[str, Metric],
     passed: Iterable[str],
     failed: Iterable[str],
-    kneo: str,
     warned: Iterable[str] = (),
     environment: str | None = None,
     models: Iterable[AskedModel] = (),
@@ -165,7 +165,7 @@ def build_result(  # noqa: PLR0913 - one argument per field, all by name
         "metrics": {name: item.model_dump(by_alias=True) for name, item in metrics.items()},
         "commitments": dict(commitments or {}),
         "cost": decimal_text(cost) if cost is not None else None,
-        "kneo": kneo,
+        "kneo": __version__,
     }
     predicate: dict[str, JsonValue] = {
         "result": "FAILED" if failures else "WARNED" if warnings else "PASSED",

@@ -287,7 +287,6 @@ class ConfigRepo:
             "suite": "support",
             "suite_digest": SUITE,
             "scripted": False,
-            "kneo": "1.0.0",
             **fields,
         }
         statement = build_result(

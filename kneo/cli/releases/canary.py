@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kneo.api import canaries as api
+from kneo.api.operation import Operation
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
@@ -77,48 +78,43 @@ def _bar(part: float) -> str:
 @examples("kneo canary pause prod/refunds --reason 'look at the rejections first'")
 def pause(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """Pause a canary: it keeps its share, and no further step begins."""
-    with options.open(existing=True) as opened:
-        view = opened.call(api.pause_canary, *_place(place), request(api.CanaryChange, reason=reason))
-    _show_change("Paused", view, options)
+    _change("Paused", api.pause_canary, place, reason, options)
 
 
 @app.command("resume")
 @examples("kneo canary resume prod/refunds --reason 'the rejections were a mistake'")
 def resume(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """Resume a paused canary with the share of its step."""
-    with options.open(existing=True) as opened:
-        view = opened.call(api.resume_canary, *_place(place), request(api.CanaryChange, reason=reason))
-    _show_change("Resumed", view, options)
+    _change("Resumed", api.resume_canary, place, reason, options)
 
 
 @app.command("promote")
 @examples("kneo canary promote prod/refunds --reason 'a fix that cannot wait'")
 def promote(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """Promote the version of a canary without its further steps. That needs kneo approve --full."""
-    with options.open(existing=True) as opened:
-        view = opened.call(api.promote_canary, *_place(place), request(api.CanaryChange, reason=reason))
-    _show_change("Asked to promote", view, options)
+    _change("Asked to promote", api.promote_canary, place, reason, options)
 
 
 @app.command("abort")
 @examples("kneo canary abort prod/refunds --reason 'wrong version'")
 def abort(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """End a canary; its version stays blocked until it is restarted."""
-    with options.open(existing=True) as opened:
-        view = opened.call(api.abort_canary, *_place(place), request(api.CanaryChange, reason=reason))
-    _show_change("Aborted", view, options)
+    _change("Aborted", api.abort_canary, place, reason, options)
 
 
 @app.command("restart")
 @examples("kneo canary restart prod/refunds --reason 'the outage was elsewhere'")
 def restart(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """Let a canary begin again that was rolled back or aborted."""
+    _change("Restarted", api.restart_canary, place, reason, options)
+
+
+def _change(
+    verb: str, change: Operation[..., api.CanaryView], place: str, reason: str, options: ServiceOptions
+) -> None:
     with options.open(existing=True) as opened:
-        view = opened.call(api.restart_canary, *_place(place), request(api.CanaryChange, reason=reason))
-    _show_change("Restarted", view, options)
+        view = opened.call(change, *_place(place), request(api.CanaryChange, reason=reason))
 
-
-def _show_change(verb: str, view: api.CanaryView, options: ServiceOptions) -> None:
     def text() -> None:
         render.success(f"{verb} the canary of {view.bundle} {view.version} in {view.environment}")
         _show(view)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kneo import __version__
 from kneo.api import recordings as api
 from kneo.cli import render
 from kneo.cli.commands import examples
@@ -158,7 +157,6 @@ def _statement(
         environment=environment,
         models=done.models,
         cost=done.cost,
-        kneo=__version__,
     )
 
 
@@ -170,10 +168,7 @@ def _answer(done: Rehearsal, subject: EvaluatedBundle, environment: str) -> dict
         "version": subject.version,
         "digest": subject.digest,
         "runs": len(done.runs),
-        "matched": len(done.of("matched")),
-        "diverged_safe": len(done.of("diverged_safe")),
-        "unsafe": len(done.of("unsafe")),
-        "unknown": len(done.of("unknown")),
+        **done.counts(),
         "new_calls": done.new_calls,
         "gates_lost": done.gates_lost,
         "cost": decimal_text(done.cost) if done.cost is not None else None,
@@ -183,15 +178,8 @@ def _answer(done: Rehearsal, subject: EvaluatedBundle, environment: str) -> dict
 
 
 def _print(done: Rehearsal, subject: EvaluatedBundle, output: Path | None) -> None:
-    counts = [
-        (len(done.of("matched")), "matched"),
-        (len(done.of("diverged_safe")), "diverged safely"),
-        (len(done.of("unknown")), "unknown"),
-        (len(done.of("unsafe")), "unsafe"),
-    ]
-    text = f"{len(done.runs)} runs: {', '.join(f'{count} {word}' for count, word in counts)}"
-    show = render.success if done.passed else render.failure
-    show(text)
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in done.counts().items())
+    (render.success if done.passed else render.failure)(f"{len(done.runs)} runs: {counts}")
     render.text(f"New calls: {done.new_calls}. Lost gates: {done.gates_lost}.")
     if output is not None:
         render.success(f"Signed the result about {subject.name} {subject.version}: {output}")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kneo import __version__
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.files import read_bytes, write_whole
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from kneo.runtime.trials.evaluation import Evaluation
     from kneo.runtime.trials.trial import TrialBench, TrialSubject
     from kneo.settings import Settings
+    from kneo.spec.models.suite import ModelMode
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -114,7 +114,7 @@ def evaluate(
     if key is not None and repeats is not None and repeats < loaded.spec.repeats:
         msg = f"A signed result has at least the {loaded.spec.repeats} repetitions of its suite."
         raise Usage(msg)
-    chosen = models.value if models is not None else loaded.spec.models
+    chosen: ModelMode = loaded.spec.models if models is None else "live" if models is Models.LIVE else "scripted"
     if no_code and chosen == "live":
         msg = "Models are not asked with --no-code."
         raise Usage(msg, hint="Pass --models scripted too.")
@@ -146,7 +146,6 @@ def evaluate(
             models=evaluation.models,
             commitments=evaluation.commitments(),
             cost=evaluation.cost,
-            kneo=__version__,
         )
         write_whole(output, serialise(sign(PAYLOAD_TYPE, signed.payload, private)))
     answer = _answer(evaluation, subject)
@@ -191,7 +190,7 @@ def find_bundle(reference: str, env: str | None) -> EvaluatedBundle:
 
 
 def _evaluate(
-    suite: LoadedSuite, subject: EvaluatedBundle, env: str | None, models: str, repeats: int, *, runs_code: bool
+    suite: LoadedSuite, subject: EvaluatedBundle, env: str | None, models: ModelMode, repeats: int, *, runs_code: bool
 ) -> Evaluation:
     # The engine is imported here, because most commands start no run.
     from kneo.cli.project import registered_tools, spec_compiler
@@ -203,13 +202,12 @@ def _evaluate(
         msg = "KNEO_SERV_PLATFORM names code, and --no-code executes none."
         raise Usage(msg, hint="Unset one of them.")
     project, compiler = read_config(settings), spec_compiler(settings)
-    mode = "live" if models == "live" else "scripted"
 
     def opened(stack: ExitStack, subject: TrialSubject) -> TrialBench:
         bench = open_bench(
             settings,
             subject,
-            "live" if mode == "live" else "scripted",
+            models,
             check_spec=compiler.compile,
             project=project,
             tools=registered_tools(settings),
@@ -219,8 +217,7 @@ def _evaluate(
 
     declaration = read_declaration(env) if env is not None else None
     about = TrialSubject(spec=subject.spec, environment=env, declaration=declaration)
-    evaluator = Evaluator(suite, about, "live" if mode == "live" else "scripted", repeats, opened)
-    return asyncio.run(evaluator.evaluate())
+    return asyncio.run(Evaluator(suite, about, models, repeats, opened).evaluate())
 
 
 def read_declaration(name: str) -> bytes:
@@ -316,7 +313,6 @@ def import_results(
         passed=[name for name, passed in results.cases.items() if passed],
         failed=[name for name, passed in results.cases.items() if not passed],
         models=results.models,
-        kneo=__version__,
     )
     write_whole(output, serialise(sign(PAYLOAD_TYPE, statement.payload, load_private(key))))
     answer = _facts(statement) | {"output": str(output)}

@@ -338,6 +338,7 @@ def stated_facts(rule: EvidenceRule, case: EvidenceCase) -> dict[str, object]:
     fitting = case.fitting(rule, case.bundle.digest, makers)
     newest = min(fitting, key=lambda item: _unmet(rule, item, case) is None, default=None)
     stated = newest.statement.facts if newest is not None else None
+    metrics = stated.metrics if stated is not None else {}
     signers = [name for name, roles in newest.signers if rule.signers.role in roles] if newest is not None else []
     return {
         "rule": rule.name,
@@ -351,16 +352,13 @@ def stated_facts(rule: EvidenceRule, case: EvidenceCase) -> dict[str, object]:
         "issued_at": isoformat(stated.issued_at) if stated is not None else None,
         "expires_at": isoformat(stated.issued_at + rule.max_age) if stated is not None else None,
         "requirements": [
-            {"required": _describe(item), **_stated(stated.metrics.get(item.metric) if stated is not None else None)}
+            {
+                "required": _describe(item),
+                "stated": metrics[item.metric].value if item.metric in metrics else None,
+                "samples": metrics[item.metric].samples if item.metric in metrics else 0,
+            }
             for item in rule.require
         ],
-    }
-
-
-def _stated(metric: Metric | None) -> dict[str, object]:
-    return {
-        "stated": metric.value if metric is not None else None,
-        "samples": metric.samples if metric is not None else 0,
     }
 
 

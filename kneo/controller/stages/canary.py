@@ -42,7 +42,6 @@ def _figures(
         candidate_bad=views[-1].candidate_bad,
         control_bad=views[-1].control_bad,
         ratio=None if None in ratios else max(ratio for ratio in ratios if ratio is not None),
-        is_worse=any(ratio is None or ratio > rule.ratio for ratio in ratios),
         evidence=_evidence([view.outcomes for view in views], rule.ratio),
         limit=limit,
     )
@@ -183,7 +182,8 @@ def decide_canary(
         )
         return RollBack(message)
     missing = [text for text in _missing(plan, progress, now) if text]
-    worse = [item.metric for item in figures if item.is_worse]
+    compared = zip(plan.stop_if, figures, strict=True)
+    worse = [item.metric for rule, item in compared if item.ratio is None or item.ratio > rule.ratio]
     if missing:
         return Stay(f"the next step needs {' and '.join(missing)}")
     if worse:

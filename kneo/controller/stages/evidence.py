@@ -22,9 +22,10 @@ from kneo.controller.stages.attestations import (
 )
 from kneo.controller.stages.gates import Evidence, KnownCanary
 from kneo.controller.stages.rejections import AcceptedFiles
+from kneo.digest import Digest
 from kneo.errors import KneoError
 from kneo.records.canary import Canary
-from kneo.records.release import ApprovalRecord, Release
+from kneo.records.release import ApprovalRecord, AttestationRecord, Release
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Environment
 from kneo.store import attestations, audit, canaries, releases
@@ -144,23 +145,20 @@ def stated_facts(
 REMEMBERED, REMEMBERED_READS = 4_096, 64
 """Verified attestations, and sets of bundles with all of theirs, that a process remembers of a database."""
 
-FEW = 500
-"""New attestations that are read by their ids; of more, all about the same bundles are read."""
-
 RecordedResults = tuple[Mapping[str, tuple[StatedResult, ...]], str | None]
 """The verified attestations by the digest of their bundle, and the id of one that the registry has lost."""
 
 
 @dataclass
 class _Memory:
-    """What a process remembers of the attestations of one database. A row without a valid MAC is not remembered.
+    """What a process remembers of the attestations of one database.
 
     Args:
-        verified: What the verification found, by trust root and row.
+        verified: What the verification found, by trust root and record.
         read: What was read about a set of bundles, by trust root and bundles, with the version of then.
     """
 
-    verified: dict[tuple[object, ...], StatedResult | None] = field(default_factory=dict)
+    verified: dict[tuple[Digest, AttestationRecord], StatedResult | None] = field(default_factory=dict)
     read: dict[tuple[object, ...], tuple[tuple[object, ...], RecordedResults]] = field(default_factory=dict)
 
 
@@ -169,37 +167,30 @@ _memories: WeakKeyDictionary[RecordMacs, _Memory] = WeakKeyDictionary()
 
 
 def verify_recorded(tx: Tx, subjects: Collection[str], root: TrustRoot) -> RecordedResults:
-    """Verify the recorded attestations about some bundles under the trust root in force, each once for the same root and row.
+    """Verify the recorded attestations about some bundles under the trust root in force, each once for the same root and record.
 
-    The verification depends on no clock: a revocation counts as of the first sight, which is in the row. A row that was changed outside
-    of Kneo stands for what it was until the process ends, and then for nothing.
+    The verification depends on no clock: a revocation counts as of the first sight, which is recorded. A row that was changed outside
+    of Kneo stands for what it was until the next attestation or the end of the process, and then for nothing.
     """
+    if not subjects:
+        return {}, None
     memory = _memories.setdefault(tx.macs, _Memory())
     key, version = (root.digest, frozenset(subjects)), attestations.find_version(tx, subjects)
     known = memory.read.get(key)
     if known is not None and known[0] == version:
         return known[1]
-    found = _verify_rows(tx, subjects, root, memory)
+    found: dict[str, StatedResult | None] = {}
+    for record in attestations.list_about(tx, subjects):
+        if (root.digest, record) not in memory.verified:
+            if len(memory.verified) >= REMEMBERED:
+                memory.verified.clear()
+            memory.verified[root.digest, record] = verify_attestation(record, root)
+        found[record.id] = memory.verified[root.digest, record]
     results = by_bundle(found.values()), attestations.find_lost(tx, subjects, found)
     if len(memory.read) >= REMEMBERED_READS:
         memory.read.clear()
     memory.read[key] = version, results
     return results
-
-
-def _verify_rows(
-    tx: Tx, subjects: Collection[str], root: TrustRoot, memory: _Memory
-) -> Mapping[str, StatedResult | None]:
-    """Verify the rows that are not remembered. Return all by id: None for one that fails, nothing for one without a valid MAC."""
-    keys = {name: (root.digest, *key) for name, key in attestations.list_keys(tx, subjects).items()}
-    found = {name: memory.verified[key] for name, key in keys.items() if key in memory.verified}
-    new = keys.keys() - found.keys()
-    if len(memory.verified) + len(new) > REMEMBERED:
-        memory.verified.clear()
-    for record in attestations.list_by_id(tx, new) if len(new) <= FEW else attestations.list_about(tx, subjects):
-        if record.id in new:
-            found[record.id] = memory.verified[keys[record.id]] = verify_attestation(record, root)
-    return found
 
 
 def record_attestations(

@@ -15,7 +15,7 @@ from kneo.agents.texts import marked_untrusted
 from kneo.digest import canonical_json
 from kneo.errors import Invalid
 from kneo.runtime.trials.stubs import CaseState
-from kneo.runtime.trials.trial import Observed, TrialBench, TrialSubject, count_calls
+from kneo.runtime.trials.trial import Observed, TrialBench, TrialSubject
 from kneo.spec.models.suite import Case, Expected, ModelMode
 from kneo.spec.patterns import compile_pattern
 from kneo.spec.reading.suite import LoadedSuite
@@ -241,17 +241,12 @@ def _output(expected: Expected, observed: Observed) -> str | None:
 
 def _calls(expected: Expected, observed: Observed) -> str | None:
     if expected.not_called is not None:
-        made = sum(1 for _ in count_calls(observed.calls, expected.not_called))
+        made = any(call.tool == expected.not_called for call in observed.calls)
         return f"{expected.not_called} was called." if made else None
-    calls = list(count_calls(observed.calls, str(expected.called)))
-    if expected.arguments is not None:
-        wanted = canonical_json(expected.arguments)
-        fitting = [call for call in calls if canonical_json(dict(call.arguments)) == wanted]
-    else:
-        fitting = calls
-    if expected.times is None and fitting:
-        return None
-    if expected.times == len(fitting):
+    calls = [call for call in observed.calls if call.tool == expected.called]
+    wanted = canonical_json(expected.arguments) if expected.arguments is not None else None
+    fitting = [call for call in calls if wanted in {None, canonical_json(dict(call.arguments))}]
+    if expected.times == len(fitting) or (expected.times is None and fitting):
         return None
     times = "at least one" if expected.times is None else str(expected.times)
     with_them = " with these arguments" if expected.arguments is not None else ""

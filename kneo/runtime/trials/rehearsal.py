@@ -139,7 +139,7 @@ class RecordedState(TrialState):
 
     def _new_call(self, what: str, arguments: Mapping[str, object], *, is_unsafe: bool) -> NoReturn:
         self.new_calls += 1
-        with_them = f"with {shorten(canonical_json(arguments).decode())}"
+        with_them = f"with {canonical_json(arguments).decode()[:300]}"
         if is_unsafe:
             self._diverge("unsafe", f"New call of {what} {with_them}, which has effects and about which no gate asks.")
         self._diverge("diverged_safe", f"New call of {what} {with_them}.")
@@ -158,16 +158,8 @@ class RecordedState(TrialState):
         if question.decision is None and not question.timeout:
             self.end(f"The recording has no answer to {key}.")
             return None
-        return ScriptedAnswer(
-            decision=question.decision,
-            timeout=question.timeout,
-            content=question.content,
-            selected_option=question.selected_option,
-            selected_options=tuple(question.selected_options) if question.selected_options is not None else None,
-            values=question.values,
-            arguments=question.arguments,
-            feedback=question.feedback,
-        )
+        given = {name: value for name, value in vars(question).items() if name in ScriptedAnswer.model_fields}
+        return ScriptedAnswer(**given)
 
     def judge(self, observed: Observed) -> RehearsedRun:
         """Return what became of the run, once its trial has ended."""
@@ -211,19 +203,12 @@ class RecordedState(TrialState):
 
 
 def _call_key(tool: str | None, path: str, arguments: Mapping[str, object]) -> CallKey:
-    return (
-        ("tool", tool, canonical_json(arguments)) if tool is not None else ("function", path, canonical_json(arguments))
-    )
+    return (tool or "", "" if tool else path, canonical_json(arguments))
 
 
 def _gate_of(key: str) -> str:
     """Return the gate of a question about a call, without the number of the call."""
     return _NUMBER.sub("", key)
-
-
-def shorten(text: str) -> str:
-    """Return the beginning of a text for a message."""
-    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 @dataclass(frozen=True)
@@ -245,13 +230,15 @@ class Rehearsal:
         """Return the ids of the runs with an outcome."""
         return [run.run_id for run in self.runs if run.outcome == outcome]
 
+    def counts(self) -> dict[str, int]:
+        """Return the number of runs with each outcome."""
+        return {name: len(self.of(name)) for name in OUTCOMES}
+
     def metrics(self) -> dict[str, Metric]:
         """Return the metrics, each over all runs: those that could not be rehearsed stay in the denominator."""
         count = len(self.runs)
-        shares: dict[str, Decimal] = {
-            name: Decimal(len(self.of(name))) / count for name in OUTCOMES if name != "diverged_safe"
-        }
-        stated: dict[str, Decimal] = {**shares, "gates_lost": Decimal(self.gates_lost)}
+        stated = {name: Decimal(number) / count for name, number in self.counts().items() if name != "diverged_safe"}
+        stated["gates_lost"] = Decimal(self.gates_lost)
         return {name: Metric(value=decimal_text(value), samples=count) for name, value in stated.items()}
 
 

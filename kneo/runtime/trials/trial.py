@@ -338,8 +338,3 @@ def declare(store: Store, name: str, declaration: bytes) -> None:
     parsed = parse_environment(text, file=f"environments/{name}.yaml", accepted=True)
     with store.write() as tx:
         registry.accept_environment(tx, name, text, parsed.policy_digest, revision="trial", epoch=parsed.policy_digest)
-
-
-def count_calls(calls: Sequence[MadeCall], tool: str) -> Iterator[MadeCall]:
-    """Yield the calls of a tool."""
-    return (call for call in calls if call.tool == tool)

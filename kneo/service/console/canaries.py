@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 from kneo.api.canaries import (
     CanaryChange,
-    CanaryMetricView,
     CanaryView,
     abort_canary,
     get_canary,
@@ -19,6 +18,7 @@ from kneo.api.canaries import (
 )
 from kneo.api.operation import Operation
 from kneo.errors import InvalidValue, KneoError
+from kneo.records.canary import MetricFigures
 from kneo.service.console.environments import PLACE
 from kneo.service.console.page import Page, PageRequest, Pages, SeeOther, Shown
 
@@ -72,7 +72,7 @@ def _steps(view: CanaryView) -> list[Bar]:
     ]
 
 
-def _compared(view: CanaryView, item: CanaryMetricView) -> list[Bar]:
+def _compared(view: CanaryView, item: MetricFigures) -> list[Bar]:
     """Return the bars of a metric: the parts of bad runs, and the evidence against the canary."""
     parts = [
         (item.candidate_bad / view.runs if view.runs else 0.0),
