@@ -62,7 +62,7 @@ EITHER = (
 """Folders of tests whose subject is not the store: each case runs on one kind of database, every second one on PostgreSQL."""
 
 SHORT_EITHER = (*EITHER, "tests/integration/")
-"""The same in the short tier, of whose cases every eighth runs on PostgreSQL: a case takes a third more there."""
+"""The same in the short tier, of whose cases every eighth runs on PostgreSQL, where a case takes a third more, and none on both."""
 
 WHOLE = ("--every-database", "--every-write", "--every-gate")
 """Options with which every case runs on both kinds."""
@@ -101,7 +101,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     is_named = any("::" in word for word in config.args)
     tier = config.getoption("tier")
     if not is_named and not any(config.getoption(name, default=False) for name in WHOLE):
-        keep(config, items, [item for item in items if not is_on_the_other(item, EITHER, 2)])
+        either, every = (SHORT_EITHER, 8) if tier == "short" else (EITHER, 2)
+        keep(config, items, [item for item in items if not is_on_the_other(item, either, every)])
     if tier is None:
         return
     short = short_tier(items)
@@ -125,7 +126,7 @@ def short_tier(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     tests: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         is_quick = is_short_suite(item.nodeid) and expected_seconds(table, item) <= LIMIT
-        if (is_quick or item.nodeid.startswith(SMOKE)) and not is_on_the_other(item, SHORT_EITHER, 8):
+        if is_quick or item.nodeid.startswith(SMOKE):
             tests[item.nodeid.partition("[")[0]].append(item)
     return [item for cases in tests.values() for item in cover(cases)]
 
@@ -161,7 +162,7 @@ def is_on_the_other(item: pytest.Item, either: tuple[str, ...], every: int) -> b
     spec = getattr(item, "callspec", None)
     if spec is None or "dialect" not in spec.params or not item.nodeid.startswith(either):
         return False
-    if item.get_closest_marker("both_databases") is not None:
+    if either is EITHER and item.get_closest_marker("both_databases") is not None:
         return False
     case = re.sub("|".join(DIALECTS), "", item.nodeid)
     return bool(spec.params["dialect"] != DIALECTS[zlib.crc32(case.encode()) % every == 0])
