@@ -1,17 +1,23 @@
 """What a function of a spec receives: the context of a step or of a tool's call, and its questions to people.
 
-The standard library alone, because the launcher of a sandbox imports it.
+The standard library alone, because the launcher of a sandbox imports it; and none of it that has work to do in each process
+that a call is made in, as ``threading`` and ``random`` have.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
-import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from kneo.errors import Invalid
+
+if TYPE_CHECKING:
+    from threading import Event
 
 # ---- tools ------------------------------------------------------------------------------------------------------
 
@@ -54,10 +60,27 @@ class BindsArguments:
         raise NotImplementedError
 
 
+def parameters_of(function: Callable[..., object]) -> tuple[inspect.Parameter, ...] | None:
+    """Return the parameters of a callable; ``None`` for some callables of C, which have no signature."""
+    try:
+        return tuple(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def is_async_function(function: Callable[..., object]) -> bool:
+    """Return whether a call of a function, or of an object, is a coroutine."""
+    called = function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
+    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(called)
+
+
 def bind_arguments(
-    function: Callable[..., object], arguments: Mapping[str, object], context: ToolContext
+    function: Callable[..., object],
+    parameters: Sequence[inspect.Parameter] | None,
+    arguments: Mapping[str, object],
+    context: ToolContext,
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return the positional and the named arguments with which a tool is called.
+    """Return the positional and the named arguments with which a tool of these parameters is called.
 
     Raises:
         Invalid: ``tool_signature_invalid``: the function does not take one map of arguments.
@@ -65,11 +88,9 @@ def bind_arguments(
     """
     if isinstance(function, BindsArguments):
         return (), function.bind(arguments, context)
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some callables of C have no signature
+    if parameters is None:
         return (dict(arguments),), {}
-    named = named_arguments(function, context)
+    named = named_arguments(parameters, context)
     others = [each for each in parameters if each.name not in BY_NAME]
     variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     required = [each.name for each in others if each.default is each.empty and each.kind not in variadic]
@@ -89,9 +110,9 @@ def bind_arguments(
     return (), {first.name: dict(arguments), **named}
 
 
-def named_arguments(function: Callable[..., object], context: ToolContext) -> dict[str, object]:
+def named_arguments(parameters: Iterable[inspect.Parameter], context: ToolContext) -> dict[str, object]:
     given = {"key": context.idempotency_key, "context": context}
-    return {name: given[name] for name in inspect.signature(function).parameters if name in given}
+    return {each.name: given[each.name] for each in parameters if each.name in given}
 
 
 # ---- questions ------------------------------------------------------------------------------------------------------
@@ -205,7 +226,7 @@ class CancelToken:
     """The cancellation signal for work in a thread."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._event: Event = importlib.import_module("threading").Event()
 
     @property
     def is_cancelled(self) -> bool:
@@ -226,6 +247,19 @@ class CancelToken:
         """
         if self.is_cancelled:
             raise Cancelled
+
+
+class NoCancelToken(CancelToken):
+    """The token of a process that a cancellation kills."""
+
+    is_cancelled = False
+
+    def __init__(self) -> None:
+        pass
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +368,6 @@ def step_context_as_json(context: StepContext) -> dict[str, object]:
 
 
 def read_step_context(content: Mapping[str, object]) -> StepContext:
-    """Read the JSON of ``step_context_as_json``."""
+    """Read the JSON of ``step_context_as_json``, in the process of the call."""
     read = {"answers": read_wait_answers(content["answers"]), "messages": read_messages(content["messages"])}
-    return StepContext(**{**content, **read})  # type: ignore[arg-type]  # written by the function above
+    return StepContext(**{**content, **read}, token=NoCancelToken())  # type: ignore[arg-type]  # written by the function above

@@ -16,7 +16,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from kneo.errors import Conflict, Invalid, NotFound
-from kneo.function_context import BY_NAME, BindsArguments, ToolContext, ToolResult, bind_arguments, named_arguments
+from kneo.function_context import (
+    BY_NAME,
+    BindsArguments,
+    ToolContext,
+    ToolResult,
+    bind_arguments,
+    named_arguments,
+    parameters_of,
+)
 from kneo.spec.json_schema import find_flaws
 
 __all__ = [
@@ -97,7 +105,7 @@ class FunctionTool(BindsArguments):
         """
         values = self._arguments.model_validate(dict(arguments))
         found = {name: getattr(values, name) for name in values.model_fields_set}
-        return found | named_arguments(self.function, context)
+        return found | named_arguments(parameters_of(self.function) or (), context)
 
 
 def _arguments_model(function: Callable[..., object]) -> type[BaseModel]:
@@ -255,7 +263,7 @@ class ToolRegistry:
         """
         handler = self.get(name).handler
         context = ToolContext(run_id="", step_id="", agent="", tool=name, idempotency_key="")
-        positional, named = bind_arguments(handler, arguments, context)
+        positional, named = bind_arguments(handler, parameters_of(handler), arguments, context)
         output = handler(*positional, **named)
         if inspect.isawaitable(output):
             output = asyncio.run(_await(output))

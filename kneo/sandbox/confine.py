@@ -142,7 +142,18 @@ def open_path(path: str) -> int:
 
 
 def restrict_files(rules: Iterable[FileRule], declared: Iterable[FileRule] = (), abi: int | None = None) -> None:
-    """Refuse all contents and changes of files, except for these rules; and signals to other processes, where Landlock can.
+    """Refuse all contents and changes of files, except for these rules; takes and raises what ``file_ruleset`` does."""
+    enter_ruleset(file_ruleset(rules, declared, abi))
+
+
+def enter_ruleset(ruleset: int) -> None:
+    """Refuse what a ruleset does not allow, and close its descriptor."""
+    _call("landlock_restrict_self", _RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def file_ruleset(rules: Iterable[FileRule], declared: Iterable[FileRule] = (), abi: int | None = None) -> int:
+    """Return the descriptor of a ruleset for files; it confines signals to other processes too, where Landlock can.
 
     Args:
         rules: Paths of the system; missing ones are left out, symbolic links are followed.
@@ -169,8 +180,7 @@ def restrict_files(rules: Iterable[FileRule], declared: Iterable[FileRule] = (),
         _allow(ruleset, opened, rights & handled)
     for path, rights in declared:
         _allow(ruleset, open_path(path), rights & handled)
-    _call("landlock_restrict_self", _RESTRICT_SELF, ruleset, 0)
-    os.close(ruleset)
+    return ruleset
 
 
 def _allow(ruleset: int, opened: int, rights: int) -> None:
@@ -310,8 +320,20 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def restrict_calls(rules: Iterable[CallRule], *, listener: bool = False) -> int:
-    """Decide system calls by the first rule that fits, and allow the others; calls of other architectures kill the process.
+def call_filter(rules: Iterable[CallRule]) -> bytes:
+    """Return the program that decides system calls by the first rule that fits; calls of other architectures kill the process.
+
+    Raises:
+        OSError: there is none for this machine.
+    """
+    machine = platform.machine()
+    if machine not in _MACHINES:
+        raise OSError(errno.ENOSYS, f"no filter of system calls is known for {machine}")
+    return b"".join(struct.pack("=HBBI", *each) for each in _compile(rules, machine))
+
+
+def restrict_calls(code: bytes, *, listener: bool = False) -> int:
+    """Decide system calls by a program of ``call_filter``.
 
     Returns:
         The descriptor on which the rules with ``NOTIFY`` report; 0 without ``listener``.
@@ -319,14 +341,9 @@ def restrict_calls(rules: Iterable[CallRule], *, listener: bool = False) -> int:
     Raises:
         OSError: an outer filter denies it, or has a listener already.
     """
-    machine = platform.machine()
-    if machine not in _MACHINES:
-        raise OSError(errno.ENOSYS, f"no filter of system calls is known for {machine}")
-    code = b"".join(struct.pack("=HBBI", *each) for each in _compile(rules, machine))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.addressof(buffer))
-    flags = _NEW_LISTENER if listener else 0
-    return _call("seccomp", _numbers(machine)["seccomp"], _SET_FILTER, flags, ctypes.byref(program))
+    return _call("seccomp", number_of("seccomp"), _SET_FILTER, _NEW_LISTENER if listener else 0, ctypes.byref(program))
 
 
 def number_of(name: str) -> int:

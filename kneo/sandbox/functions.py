@@ -10,10 +10,9 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import partial
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -26,6 +25,8 @@ from kneo.function_context import (
     ToolResult,
     WaitForAnswer,
     bind_arguments,
+    is_async_function,
+    parameters_of,
     read_step_context,
 )
 
@@ -140,7 +141,7 @@ class _Loader(SourceFileLoader):
         return code
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds the modules whose bytes the worker read, before any other finder does."""
 
     def __init__(self, sources: Mapping[str, tuple[str, str | None]]) -> None:
@@ -179,7 +180,8 @@ class Function:
             return listed if allow else module in sources
 
         self._function = import_function(task["function"], owns, lambda _: None)
-        if self._waits():
+        self._parameters = parameters_of(self._function)
+        if is_async_function(self._function):
             importlib.import_module("asyncio")  # once, for all calls
 
     @property
@@ -194,26 +196,21 @@ class Function:
             if "arguments" in request:
                 return {"value": self._call_tool(request["arguments"], ToolContext(**request["context"]))}
             context = read_step_context(request["context"])
-            takes_context = "context" in inspect.signature(self._function).parameters
+            takes_context = any(each.name == "context" for each in self._parameters or ())
             named = {"context": context} if takes_context else {}
             return _answer(self._awaited(self._function(request["text"], **named)))
         except WaitForAnswer as waiting:
             return {"waiting": waiting.request.as_json()}
 
     def _call_tool(self, arguments: Mapping[str, object], context: ToolContext) -> object:
-        positional, named = bind_arguments(self._function, arguments, context)
+        positional, named = bind_arguments(self._function, self._parameters, arguments, context)
         try:
             result = self._awaited(self._function(*positional, **named))
         except Exception:
             raise
         except BaseException as error:  # noqa: BLE001 - of the tool
-            msg = f"The tool tried to end its process: {type(error).__name__}({str(error)[:200]})."
-            raise Invalid(msg, code="tool_exited", hint="Return a result, or raise an Exception.") from None
+            raise tool_exited(error) from None
         return checked_result(result)
-
-    def _waits(self) -> bool:
-        called = self._function if inspect.isroutine(self._function) else type(self._function).__call__
-        return any(inspect.iscoroutinefunction(each) for each in (inspect.unwrap(self._function), called))
 
     @staticmethod
     def _awaited(result: object) -> object:
@@ -224,6 +221,27 @@ class Function:
             return await result
 
         return importlib.import_module("asyncio").run(wait())
+
+
+def tool_exited(error: BaseException) -> Invalid:
+    """Return the error of a tool that raised something else than an ``Exception``."""
+    msg = f"The tool tried to end its process: {type(error).__name__}({str(error)[:200]})."
+    return Invalid(msg, code="tool_exited", hint="Return a result, or raise an Exception.")
+
+
+def check_review(tool: str, required: Collection[str], declared: Collection[str]) -> None:
+    """Refuse a function that declares gates which the tool of the spec does not have.
+
+    Raises:
+        Forbidden: ``tool_review_missing``.
+    """
+    missing = [each for each in required if each not in declared]
+    if missing:
+        msg = (
+            f"The function of the tool {tool} requires a person ({', '.join(missing)}), and the spec has no such gate."
+        )
+        hint = f"Declare tools.{tool}.review.{missing[0]} in the spec."
+        raise Forbidden(msg, code="tool_review_missing", hint=hint)
 
 
 def checked_result(result: object) -> object:

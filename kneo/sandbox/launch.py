@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # an isolated interpreter ha
 from kneo.errors import KneoError
 from kneo.sandbox import confine
 from kneo.sandbox.functions import Function, error_of
+from kneo.sandbox.scratch import remove_folder
 
 _IS_LINUX = sys.platform == "linux"
 
@@ -85,13 +85,18 @@ def _signal_group(leader: int, number: int) -> None:
 
 def end_children(but: int = 0) -> None:
     """Kill the processes below this one, which their orphans become too, until none is left but one."""
-    listing = Path(f"/proc/self/task/{os.getpid()}/children")
-    known = listing.exists()
     while True:
-        found = [int(pid) for pid in listing.read_text().split() if int(pid) != but] if known else []
+        try:
+            listing = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY)
+        except OSError:  # no children are listed here
+            while _reap(-1, os.WNOHANG):
+                pass
+            return
+        found = [pid for pid in map(int, os.read(listing, 65_536).split()) if pid != but]
+        os.close(listing)
         for pid in found:
             _signal_group(pid, signal.SIGKILL)
-        ended = [_reap(pid) for pid in found] if known else [_reap(-1, os.WNOHANG)]
+        ended = [_reap(pid) for pid in found]
         if not any(ended):
             return
 
@@ -102,15 +107,6 @@ def _reap(pid: int, options: int = 0) -> int:
         return os.waitpid(pid, options)[0]
     except ChildProcessError:
         return 0
-
-
-def remove_folder(path: str) -> None:
-    """Remove a folder and all in it, also where permissions hide a part of it."""
-    for folder, names, _ in os.walk(path):
-        for place in (Path(folder, name) for name in names):
-            if not place.is_symlink():
-                place.chmod(0o700)
-    shutil.rmtree(path, ignore_errors=True)
 
 
 # ---- the confined process ---------------------------------------------------------------------------------------
@@ -145,7 +141,7 @@ class ConfinedProcess:
     """
 
     def __init__(self, control: socket.socket, scratch: str, task: dict[str, object]) -> None:
-        self._control, self._scratch, self._task = control, Path(scratch), task
+        self._control, self._scratch, self._task = control, scratch, task
         self._is_kernel = task["level"] == "kernel"
         self._processes, self._runs = int(str(task["processes"])), "command" in task
         os.environ.clear()
@@ -159,7 +155,7 @@ class ConfinedProcess:
         if folder is not None:
             os.chdir(folder)
         self._restrict()
-        self._restrict_last(self._scratch)
+        self._restrict_last(self._last_filter())
         _send(self._control, {"ready": True})
         self._control.set_inheritable(False)
         try:
@@ -177,23 +173,23 @@ class ConfinedProcess:
         """
         self._redirect()
         self._restrict()
-        function = Function(self._task)
+        function, last = Function(self._task), self._last_filter()
         gc.freeze()  # a collection in a call would copy the pages of all that is imported
         _send(self._control, {"ready": True, **function.facts})
-        folders = (self._scratch / str(number) for number in itertools.count(1))
+        folders = (f"{self._scratch}/{number}" for number in itertools.count(1))
         folder = next(folders)
         if not self._control.recv(1):  # the worker allows a first process
             return
-        call, begun = self._start_call(function, folder)
+        call, begun = self._start_call(function, folder, last)
         while os.read(begun, 1):
             os.close(begun)
             following = next(folders)
-            waiting, begun = self._start_call(function, following) if self._serves_more else (0, -1)
+            waiting, begun = self._start_call(function, following, last) if self._serves_more else (0, -1)
             _, status, used = os.wait4(call, 0)
             if not self._is_kernel:
                 _signal_group(call, signal.SIGKILL)
                 end_children(but=waiting)
-            remove_folder(str(folder))
+            remove_folder(folder)
             _send(self._control, {"status": os.waitstatus_to_exitcode(status), "cpu": used.ru_utime + used.ru_stime})
             if not waiting:
                 return
@@ -204,23 +200,31 @@ class ConfinedProcess:
         """Whether there are calls after the first: a template whose processes are counted serves one."""
         return self._processes == 1 or not self._is_kernel
 
-    def _start_call(self, function: Function, folder: Path) -> tuple[int, int]:
-        """Start the process of a call; return its id and a pipe, which has a byte once the worker sends the call."""
+    def _start_call(self, function: Function, folder: str, last: bytes) -> tuple[int, int]:
+        """Start the process of a call; return its id and a pipe, which has a byte once the worker sends the call.
+
+        This process does what it can do for that one, which has to copy each page of memory that it touches.
+        """
+        failed, files = None, -1
+        try:
+            if self._is_kernel:
+                os.mkdir(folder)
+                files = self._file_ruleset(folder)
+            self._enter(folder)
+        except BaseException as error:  # noqa: BLE001 - the answer of the call
+            failed = error_of(error)
         begun, begins = os.pipe()
         call = os.fork()
         if not call:
             os.close(begun)
-            self._serve(function, begins, folder)
+            self._serve(function, begins, folder, failed or self._prepare(files, last))
         os.close(begins)
+        if files >= 0:
+            os.close(files)
         return call, begun
 
-    def _serve(self, function: Function, begins: int, folder: Path) -> None:
+    def _serve(self, function: Function, begins: int, folder: str, failed: dict[str, object] | None) -> None:
         """Wait for a call, make it, answer it, and end this process."""
-        failed: dict[str, object] | None = None
-        try:
-            self._prepare(folder)
-        except BaseException as error:  # noqa: BLE001 - reported to the worker
-            failed = error_of(error)
         _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
         if not descriptors:
             os._exit(0)
@@ -231,32 +235,37 @@ class ConfinedProcess:
         request = _all(call)
         try:
             if not self._is_kernel:
-                folder.mkdir()
+                os.mkdir(folder)
             answer = failed or function.call(json.loads(request))
         except BaseException as error:  # noqa: BLE001 - reported to the worker
             answer = error_of(error)
         with suppress(OSError):
             call.sendall(json.dumps(answer).encode())
+            call.close()  # the worker reads the end with the answer
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()
         os._exit(0)
 
-    def _prepare(self, folder: Path) -> None:
-        """Give up the rights that a call does not need."""
-        if _IS_LINUX:
-            confine.end_with_parent()
-        if self._serves_more:
-            os.setsid()
-        if self._is_kernel:
-            folder.mkdir()
-        self._enter(folder)
-        self._restrict_last(folder)
+    def _prepare(self, files: int, last: bytes) -> dict[str, object] | None:
+        """Give up the rights that a call does not need; return the answer of the call where that fails."""
+        try:
+            if _IS_LINUX:
+                confine.end_with_parent()
+            if self._serves_more:
+                os.setsid()
+            if files >= 0:
+                confine.enter_ruleset(files)
+            self._restrict_last(last)
+        except BaseException as error:  # noqa: BLE001 - reported to the worker
+            return error_of(error)
+        return None
 
-    def _enter(self, folder: Path) -> None:
+    def _enter(self, folder: str) -> None:
         if self._task["level"] == "none":
             return
-        os.environ.update(HOME=str(folder), TMPDIR=str(folder))
+        # Not by ``update``: whatever a call touches is a page of memory that is copied.
+        os.environ["HOME"] = os.environ["TMPDIR"] = folder
         if "tempfile" in sys.modules:
             vars(sys.modules["tempfile"])["tempdir"] = None
         if self._is_kernel:
@@ -291,32 +300,33 @@ class ConfinedProcess:
             if not self._runs:
                 confine.adopt_orphans()
         if self._is_kernel:
-            self._restrict_files(self._scratch)
+            confine.enter_ruleset(self._file_ruleset(self._scratch))
             net = bool(self._task["net"])
             rules = [*confine.call_rules(net=net, scoped=confine.landlock_abi() >= confine.SCOPES_ABI)]
             forks = not self._runs and self._processes == 1
             if forks:
                 rules += confine.fork_rules()
-            listener = confine.restrict_calls(rules, listener=net or forks)
+            listener = confine.restrict_calls(confine.call_filter(rules), listener=net or forks)
             if net or forks:
                 socket.send_fds(self._control, [b'{"listener": true}\n'], [listener])
                 os.close(listener)
         confine.limit(memory=int(str(self._task["memory"])))
 
-    def _restrict_last(self, folder: Path) -> None:
-        if self._task["level"] == "none":
-            return
-        confine.limit(cpu_seconds=int(str(self._task["cpu_seconds"])))
-        if self._is_kernel:
-            if folder != self._scratch:
-                self._restrict_files(folder)
-            several = self._processes > 1
-            confine.restrict_calls(confine.last_rules(starts_processes=several, runs_programs=several or self._runs))
+    def _last_filter(self) -> bytes:
+        several = self._processes > 1
+        rules = confine.last_rules(starts_processes=several, runs_programs=several or self._runs)
+        return confine.call_filter(rules) if self._is_kernel else b""
 
-    def _restrict_files(self, folder: Path) -> None:
-        system = [*self._rules("system"), *self._rules("own"), (str(folder), confine.WRITE)]
+    def _restrict_last(self, last: bytes) -> None:
+        if self._task["level"] != "none":
+            confine.limit(cpu_seconds=int(str(self._task["cpu_seconds"])))
+        if last:
+            confine.restrict_calls(last)
+
+    def _file_ruleset(self, folder: str) -> int:
+        system = [*self._rules("system"), *self._rules("own"), (folder, confine.WRITE)]
         try:
-            confine.restrict_files(system, self._rules("declared"))
+            return confine.file_ruleset(system, self._rules("declared"))
         except confine.PathRefused as error:
             raise KneoError(f"reads {error.strerror}.", code="sandbox_path_denied") from None
 
@@ -351,7 +361,8 @@ def probe() -> dict[str, object]:
         confine.drop_privileges()
         abi = confine.landlock_abi()
         confine.restrict_files([])
-        confine.restrict_calls(confine.call_rules(net=True, scoped=abi >= confine.SCOPES_ABI), listener=True)
+        rules = confine.call_rules(net=True, scoped=abi >= confine.SCOPES_ABI)
+        confine.restrict_calls(confine.call_filter(rules), listener=True)
     except OSError as error:
         reason = error.strerror or str(error)
         return {"missing": _EXPLAINED.get(reason, reason)}

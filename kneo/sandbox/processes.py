@@ -22,8 +22,10 @@ from pathlib import Path
 import kneo
 from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.sandbox import confine
+from kneo.sandbox.functions import check_review
 from kneo.sandbox.levels import INTERPRETER, Rights
 from kneo.sandbox.network import PROXY_VARIABLES, Check, ConnectionNotifier, FilterProxy
+from kneo.sandbox.scratch import remove_folder
 from kneo.settings import function_environment
 from kneo.spec.models.providers import PROVIDER_VARIABLES
 
@@ -144,7 +146,8 @@ class SandboxProcesses:
             template = await self._take(name, code, rights)
             ended = False
             try:
-                template.check_review(name, review)
+                if review is not None:
+                    check_review(name, template.review, review)
                 answer = await template.call(name, request, check)
                 ended = template.has_ended
             except BaseException as error:
@@ -295,7 +298,7 @@ class Sandboxed:
     def remove(self) -> None:
         """Close the control socket, and remove the scratch folder where the supervisor could not."""
         self.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        remove_folder(self.scratch)
 
 
 class _Template(Sandboxed):
@@ -307,7 +310,7 @@ class _Template(Sandboxed):
         self.ending: asyncio.Future[None] | None = None
         self._process: Process | None = None
         self._errors: asyncio.Task[None] | None = None
-        self._review: Sequence[str] = ()
+        self.review: Sequence[str] = ()
         self._calls = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -333,19 +336,7 @@ class _Template(Sandboxed):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.control.send(b"c")
         review = ready.get("review")
-        self._review = [str(each) for each in review] if isinstance(review, list) else []
-
-    def check_review(self, name: str, declared: Collection[str] | None) -> None:
-        """Refuse a function that declares gates which the tool of the spec does not have.
-
-        Raises:
-            Forbidden: ``tool_review_missing``.
-        """
-        missing = [each for each in self._review if declared is not None and each not in declared]
-        if missing:
-            msg = f"The function of the tool {name} requires a person ({', '.join(missing)}), and the spec has no such gate."
-            hint = f"Declare tools.{name}.review.{missing[0]} in the spec."
-            raise Forbidden(msg, code="tool_review_missing", hint=hint)
+        self.review = [str(each) for each in review] if isinstance(review, list) else []
 
     async def call(self, name: str, request: Mapping[str, object], check: Check | None) -> Answer:
         """Make one call; raises what ``SandboxProcesses.call`` raises."""

@@ -113,5 +113,7 @@ def _serve(listener: socket.socket) -> None:
 if __name__ == "__main__":
     if sys.argv[2] == "docker":
         confine.drop_privileges()
-        confine.restrict_calls(confine.refuse("unshare setns mount umount2 pidfd_getfd pivot_root"))
+        confine.restrict_calls(
+            confine.call_filter(confine.refuse("unshare setns mount umount2 pidfd_getfd pivot_root"))
+        )
     print(json.dumps(asyncio.run(main(sys.argv[1]))))

@@ -50,7 +50,7 @@ async def results() -> dict[str, object]:
 def main() -> None:
     confine._numbers("x86_64").update(system_calls())
     confine.drop_privileges()
-    confine.restrict_calls(confine.refuse(sys.stdin.read()))
+    confine.restrict_calls(confine.call_filter(confine.refuse(sys.stdin.read())))
     host_level.cache_clear()
     print(json.dumps(asyncio.run(results())))
 

@@ -98,6 +98,11 @@ class CodeLoader:
             _check_pins(module_name, known.sources, pins or {})
         return known.code
 
+    def known_source(self, implementation: str, run: RunCode) -> ModuleCode | None:
+        """Return a function of the project that ``source`` returned before; no file is read. Raises what ``source`` raises."""
+        known = self._sources.get((implementation, None)) if run.digest is None else None
+        return self._checked(implementation, known, run) if known is not None else None
+
     def source(self, implementation: str, run: RunCode) -> ModuleCode:
         """Return a function with the bytes that it is executed from. Nothing of the module is executed.
 
@@ -114,6 +119,10 @@ class CodeLoader:
         if known is None:
             known = self._of_bundle(implementation, *opened, run) if opened else self._of_project(implementation)
             self._sources[implementation, run.digest] = known
+        return self._checked(implementation, known, run)
+
+    @staticmethod
+    def _checked(implementation: str, known: _Source, run: RunCode) -> ModuleCode:
         _check_pins(_split(implementation)[0], known.sources, run.pins)
         return known.code
 

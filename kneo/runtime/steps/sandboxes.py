@@ -136,7 +136,9 @@ class Sandboxes:
         rights, inside = await self._rights(use, hidden)
         if use.implementation is None or (rights.level == "none" and use.code.digest is None):
             return None
-        code = await in_thread(partial(self._code.source, use.implementation, use.code))
+        code = self._code.known_source(use.implementation, use.code)
+        if code is None:
+            code = await in_thread(partial(self._code.source, use.implementation, use.code))
         hosts = (check or public_hosts)(inside)
         try:
             answer = await self._processes.call(use.part.name, code, rights, request, check=hosts, review=review)

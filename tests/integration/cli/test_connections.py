@@ -53,7 +53,7 @@ def test_a_worker_starts_once_the_server_has_connections_for_it(
 UNDER_A_FILTER = """
 from kneo.sandbox import confine
 confine._prctl(confine._PR_SET_NO_NEW_PRIVS, 1)
-confine.restrict_calls(confine.refuse("landlock_create_ruleset"))
+confine.restrict_calls(confine.call_filter(confine.refuse("landlock_create_ruleset")))
 from kneo.cli.main import main
 main()
 """

@@ -19,7 +19,7 @@ import pytest
 from kneo.errors import Forbidden, KneoError
 from kneo.function_context import StepContext, step_context_as_json
 from kneo.sandbox import confine, processes
-from kneo.sandbox.levels import Level, Rights, host_level
+from kneo.sandbox.levels import LAUNCHER, Level, Rights, host_level
 from kneo.sandbox.network import is_named
 from kneo.sandbox.processes import Answer, ChildFailed, ModuleCode, SandboxProcesses
 
@@ -51,6 +51,12 @@ def keeps(text):
 def large(text):
     with open(os.environ["TMPDIR"] + "/large", "wb") as file:
         for _ in range(1000): file.write(bytes(1 << 20))
+def nests(text):
+    os.chdir(os.environ["HOME"])
+    for _ in range(int(text)):
+        os.mkdir("d")
+        os.chdir("d")
+    return text
 def starts(text):
     return subprocess.run(["/bin/echo", text], capture_output=True, text=True).stdout
 def bomb(text):
@@ -187,6 +193,24 @@ def test_a_call_sees_nothing_of_an_earlier_one(tmp_path: Path, level: Level, lef
                     await call("keeps", level=level)
 
     asyncio.run(calls())
+
+
+@LEVELS
+def test_a_folder_deeper_than_paths_may_be_is_removed(tmp_path: Path, level: Level, left: None) -> None:
+    async def calls() -> None:
+        async with caller(tmp_path) as call:
+            assert await call("nests", "2200", level=level) == "2200"
+            assert await call("nests", "2200", level=level, processes=2) == "2200"
+
+    asyncio.run(calls())
+
+
+def test_the_launcher_imports_nothing_that_works_in_each_forked_process() -> None:
+    """``threading`` alone doubles what a fork costs."""
+    code = f"import runpy, sys; runpy.run_path({str(LAUNCHER)!r}); print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert "kneo.sandbox.functions" in ran.stdout.split()
+    assert not {"threading", "random", "logging", "asyncio"} & {*ran.stdout.split()}
 
 
 @LEVELS
@@ -385,7 +409,7 @@ def test_an_outer_filter_makes_the_level_unavailable(tmp_path: Path, denied: str
         "from integration.sandbox.test_processes import Caller\n"
         "from kneo.sandbox import confine\n"
         "from kneo.sandbox.levels import host_level\n"
-        f"confine.drop_privileges(); confine.restrict_calls(confine.refuse({denied!r}))\n"
+        f"confine.drop_privileges(); confine.restrict_calls(confine.call_filter(confine.refuse({denied!r})))\n"
         "print(host_level.__wrapped__())\n"
         f"asyncio.run(Caller(Path({str(tmp_path)!r}))('write', {str(tmp_path / 'touched')!r}, level='kernel'))"
     )
@@ -407,7 +431,8 @@ def test_older_kernels_confine_files_as_well(tmp_path: Path) -> None:
         if not pid:
             confine.drop_privileges()
             confine.restrict_files([], abi=version)
-            confine.restrict_calls(confine.call_rules(net=False, scoped=version >= confine.SCOPES_ABI))
+            rules = confine.call_rules(net=False, scoped=version >= confine.SCOPES_ABI)
+            confine.restrict_calls(confine.call_filter(rules))
             refused = 0
             for attack in (secret.read_text, lambda: os.kill(os.getppid(), 0), lambda: os.truncate(secret, 0)):
                 try:

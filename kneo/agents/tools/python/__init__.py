@@ -13,18 +13,13 @@ from kneo.agents.function_tools import FunctionTool, Handler, ToolRegistry
 from kneo.agents.tools.middleware import context_of
 from kneo.agents.turn import ToolCall
 from kneo.errors import Forbidden, Invalid
-from kneo.function_context import ToolContext, ToolResult, bind_arguments
+from kneo.function_context import ToolContext, bind_arguments, is_async_function, parameters_of
+from kneo.sandbox.functions import check_review, checked_result, tool_exited
 from kneo.spec.code import RunCode
 from kneo.spec.models.spec import Tool
 
 MAX_RESULT_CHARS = 1_000_000
 """Characters of a result; the rest is cut."""
-
-
-def is_async_tool(function: Callable[..., object]) -> bool:
-    """Return whether a call of a function, or of an object, is a coroutine."""
-    called = function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
-    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(called)
 
 
 def call_tool(function: Callable[..., object], arguments: Mapping[str, object], context: ToolContext) -> object:
@@ -34,13 +29,13 @@ def call_tool(function: Callable[..., object], arguments: Mapping[str, object], 
         Invalid: ``tool_exited``: the tool tried to end more than its call.
         Exception: the tool raised it.
     """
-    positional, named = bind_arguments(function, arguments, context)
+    positional, named = bind_arguments(function, parameters_of(function), arguments, context)
     try:
         return function(*positional, **named)
     except Exception:
         raise
     except BaseException as error:  # noqa: BLE001 - of the tool, not of this process
-        raise _exited(error) from None
+        raise tool_exited(error) from None
 
 
 async def await_tool(pending: Awaitable[object]) -> object:
@@ -59,7 +54,7 @@ async def await_tool(pending: Awaitable[object]) -> object:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        raise _exited(error) from None
+        raise tool_exited(error) from None
 
 
 def bounded_result(result: object) -> object:
@@ -68,31 +63,11 @@ def bounded_result(result: object) -> object:
     Raises:
         Invalid: ``tool_result_invalid``: JSON cannot represent it.
     """
-    if isinstance(result, ToolResult):
-        result = result.output
-    if isinstance(result, str):
-        return _cut(result)
-    try:
-        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        msg = f"The tool returned {type(result).__name__}, which JSON cannot represent: {str(error)[:300]}"
-        hint = "Return a text, or values that JSON can represent."
-        raise Invalid(msg, code="tool_result_invalid", hint=hint) from None
-    if len(text) > MAX_RESULT_CHARS:
-        return _cut(text)
-    value: object = json.loads(text)
-    return value
-
-
-def _cut(text: str) -> str:
+    value = checked_result(result)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if len(text) <= MAX_RESULT_CHARS:
-        return text
+        return value
     return f"{text[:MAX_RESULT_CHARS]} [cut: {len(text)} characters in all]"
-
-
-def _exited(error: BaseException) -> Invalid:
-    msg = f"The tool tried to end its process: {type(error).__name__}({str(error)[:200]})."
-    return Invalid(msg, code="tool_exited", hint="Return a result, or raise an Exception.")
 
 
 class Functions(Protocol):
@@ -153,11 +128,11 @@ class PythonTools:
             if call.tool.implementation is None
             else self._functions.load(call.tool.implementation, call.turn.code)
         )
-        check_review(function, call.name, gates_of(call))
+        check_review(call.name, function.review if isinstance(function, FunctionTool) else (), gates_of(call))
         return await self._call(function, call, context_of(call))
 
     async def _call(self, function: Handler, call: ToolCall, context: ToolContext) -> object:
-        if is_async_tool(function):
+        if is_async_function(function):
             result = call_tool(function, call.arguments, context)
         else:
             result = await self._functions.in_thread(partial(call_tool, function, call.arguments, context))
@@ -169,20 +144,3 @@ class PythonTools:
 def gates_of(call: ToolCall) -> list[str]:
     """Return the positions at which the tool of the spec asks people."""
     return list(call.tool.review.gates()) if call.tool.review is not None else []
-
-
-def check_review(function: Handler, tool: str, declared: Collection[str]) -> None:
-    """Refuse a function that declares gates which the tool of the spec does not have.
-
-    Raises:
-        Forbidden: ``tool_review_missing``.
-    """
-    missing = [
-        place for place in (function.review if isinstance(function, FunctionTool) else ()) if place not in declared
-    ]
-    if missing:
-        msg = (
-            f"The function of the tool {tool} requires a person ({', '.join(missing)}), and the spec has no such gate."
-        )
-        hint = f"Declare tools.{tool}.review.{missing[0]} in the spec."
-        raise Forbidden(msg, code="tool_review_missing", hint=hint)
