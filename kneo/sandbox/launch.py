@@ -55,25 +55,28 @@ def main(control: socket.socket, scratch: str) -> int:
     signal.signal(signal.SIGTERM, lambda *_: _signal_group(confined, signal.SIGTERM))
     for stream in (0, 1):
         os.close(stream)  # the program's own copies remain, so their ends mean its end
-    status = _wait(confined, control, changed)
+    status, memory = _wait(confined, control, changed)
     _signal_group(confined, signal.SIGKILL)
     end_children()
     remove_folder(scratch)
-    return status
+    if status:
+        with suppress(OSError):
+            os.write(2, f"exit status {status}, {memory >> (10 if _IS_LINUX else 20)} MiB of memory\n".encode())
+    return status if status >= 0 else 128 - status
 
 
-def _wait(confined: int, control: socket.socket, changed: int) -> int:
-    """Return the exit status of a process once it ends; return earlier when the worker ends."""
+def _wait(confined: int, control: socket.socket, changed: int) -> tuple[int, int]:
+    """Return the exit status and the largest memory, in the unit of this system, of a process once it ends; return earlier when the worker ends."""
     poll = select.poll()
     poll.register(control, 0)  # its end alone
     poll.register(changed, select.POLLIN)
     while True:
-        found, status = os.waitpid(confined, os.WNOHANG)
+        found, status, used = os.wait4(confined, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), used.ru_maxrss
         for descriptor, _ in poll.poll():
             if descriptor != changed:
-                return 0
+                return 0, 0
             os.read(changed, 4096)
 
 
@@ -372,8 +375,4 @@ def probe() -> dict[str, object]:
 if __name__ == "__main__" and sys.argv[1:] == ["probe"]:
     sys.stdout.write(json.dumps(probe()))
 elif __name__ == "__main__":
-    exit_status = main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
-    if exit_status:
-        with suppress(OSError):
-            os.write(2, f"exit status {exit_status}\n".encode())
-    sys.exit(exit_status if exit_status >= 0 else 128 - exit_status)
+    sys.exit(main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]))

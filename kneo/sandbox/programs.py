@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,14 @@ from kneo.sandbox.processes import (
 
 MAX_ERROR_BYTES = 4_000
 """The end of a program's standard error, for the message of a failure."""
+
+_ENDED = re.compile(r"exit status -?[0-9]+, ([0-9]+) MiB of memory")
+
+_NO_MEMORY = re.compile(r"^MemoryError$|[Oo]ut of memory|[Cc]annot allocate|memory exhausted", re.MULTILINE)
+"""The last words of Python, bash, awk, sort and Perl where memory is at its limit."""
+
+_CRASHES = {128 + each: each.name for each in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)}
+"""How other programs end there: ``dash`` recurses without an end when it cannot report that memory is short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +118,15 @@ async def _exchange(
     status = await process.wait()
     if not status:
         return data
-    message = _shown(await errors)
+    message, used = _shown(await errors)
     if status == 128 + signal.SIGXCPU:
         raise limit_exceeded(program.name, f"used more than {rights.cpu_seconds} s of processor time")
-    if message.rpartition("\n")[2] == "MemoryError":
-        raise limit_exceeded(program.name, f"used more than {rights.memory >> 20} MiB of memory")
+    limit = rights.memory >> 20
+    if _NO_MEMORY.search(message[-200:]):
+        raise limit_exceeded(program.name, f"used more than {limit} MiB of memory")
+    if status in _CRASHES and used >= limit // 4:
+        what = f"was ended by {_CRASHES[status]} with {used} of its {limit} MiB of memory in use"
+        raise limit_exceeded(program.name, what)
     raise ChildFailed("script_failed", f"The script ended with exit status {status}: {message or 'it wrote no error'}")
 
 
@@ -150,10 +163,14 @@ async def _last(stream: asyncio.StreamReader) -> bytes:
     return found
 
 
-def _shown(errors: bytes) -> str:
-    """Return a standard error without a line that was cut, of which a part of a secret could be left, and without the launcher's own."""
+def _shown(errors: bytes) -> tuple[str, int]:
+    """Return a standard error and the MiB of memory that the launcher wrote after it.
+
+    A line that was cut is left out: a part of a secret could be left of it.
+    """
     text = errors.decode(errors="replace").rstrip()
     if len(errors) > MAX_ERROR_BYTES:
         text = text.partition("\n")[2]
     head, _, last = text.rpartition("\n")
-    return head.rstrip() if last.startswith("exit status ") else text
+    ended = _ENDED.fullmatch(last)
+    return (head.rstrip(), int(ended[1])) if ended else (text, 0)

@@ -51,6 +51,8 @@ SCRIPTS = {
     "scripts/floods.py": "import sys\nwhile True: sys.stdout.write('x' * 1_000_000)",
     "scripts/project.py": "import acme_of_project",
     "scripts/memory.py": "x = bytearray(200 << 20)",
+    "scripts/memory.sh": 'x=aaaaaaaaaaaaaaaa\nwhile :; do x="$x$x"; done',
+    "scripts/awk.sh": """awk 'BEGIN { x = "aaaaaaaaaaaaaaaa"; while (1) x = x x }'""",
     "scripts/spins.py": "while True: pass",
     "scripts/forks.py": "import os, signal\nfor _ in range(20):\n    if not os.fork(): signal.pause()\nsignal.pause()",
     "scripts/read.py": "import sys; print(open(sys.argv[1]).read())",
@@ -171,6 +173,10 @@ def test_modules_of_the_project_are_not_importable(tmp_path: Path, monkeypatch: 
 
 def test_memory_and_processor_time_are_limited() -> None:
     refused = refusal("memory.py", sandbox={"memory": "64Mi"})
+    assert (refused.code, refused.message) == ("sandbox_limit", "tool used more than 64 MiB of memory.")
+    refused = refusal("memory.sh", sandbox={"memory": "64Mi"})  # each shell ends in its way
+    assert (refused.code, "64 MiB of memory" in refused.message) == ("sandbox_limit", True)
+    refused = refusal("awk.sh", sandbox={"memory": "64Mi"})
     assert (refused.code, refused.message) == ("sandbox_limit", "tool used more than 64 MiB of memory.")
     refused = refusal("spins.py", sandbox={"cpu_seconds": 1})
     assert (refused.code, refused.message) == ("sandbox_limit", "tool used more than 1 s of processor time.")

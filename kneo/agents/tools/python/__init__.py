@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Protocol
 
 from kneo.agents.function_tools import FunctionTool, Handler, ToolRegistry
 from kneo.agents.tools.middleware import context_of
 from kneo.agents.turn import ToolCall
-from kneo.errors import Forbidden, Invalid
 from kneo.function_context import ToolContext, bind_arguments, is_async_function, parameters_of
 from kneo.sandbox.functions import check_review, checked_result, tool_exited
 from kneo.spec.code import RunCode
