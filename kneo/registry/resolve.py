@@ -198,6 +198,7 @@ def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
 
 
 def _trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
+    tx = tx.remembering
     chain = releases.trust_chain(tx)
     if pin is None:
         releases.check_trust_chain(tx)

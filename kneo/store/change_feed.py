@@ -52,9 +52,9 @@ class Subscription(ABC, Generic[T]):
         return None
 
     @classmethod
-    def may_have_changed(cls, tx: Tx, subscriptions: Sequence[Any]) -> bool:  # noqa: ARG003 - for subclasses that have a cheaper answer
-        """Return whether ``read`` may find a change, by one statement at most."""
-        return True
+    def find_changed(cls, tx: Tx, subscriptions: Sequence[Any]) -> Sequence[Any]:  # noqa: ARG003 - for subclasses that have a cheaper answer
+        """Return the subscriptions for which ``read`` may find a change, by one statement at most."""
+        return subscriptions
 
     @classmethod
     @abstractmethod
@@ -200,8 +200,9 @@ class ChangeFeed:
         changed = []
         for kind, same in kinds:
             with self.store.look() as tx:
-                if kind.may_have_changed(tx, [item.subscription for item in same]):
-                    changed.append((kind, same))
+                found = set(map(id, kind.find_changed(tx, [item.subscription for item in same])))
+            if found:
+                changed.append((kind, tuple(item for item in same if id(item.subscription) in found)))
         if not changed:
             return
         with self.store.read() as tx:

@@ -184,19 +184,37 @@ def _compile(statement: Statement, dialect: Dialect, names: list[str]) -> _Compi
     sets = isinstance(statement, Insert | Update)
     compiled = statement.compile(dialect=dialect, column_keys=names if sets else None)
     assert isinstance(compiled, SQLCompiler)
-    text = str(compiled)
+    constants = {name: part for name, part in compiled.binds.items() if not part.required}
+    text = _with_literals(str(compiled), constants, dialect)
     return _Compiled(
         text=text,
         tables=frozenset(part.name for part in visitors.iterate(statement) if isinstance(part, Table)),
         insertion=_insertion(statement, dialect, text),
-        bind=_binder(compiled, dialect),
+        bind=_binder(compiled, text, dialect),
         read=_reader(statement, dialect),
     )
 
 
-def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Parameters]:
+def _with_literals(text: str, constants: Mapping[str, BindParameter[Any]], dialect: Dialect) -> str:
+    """Write the constants into a statement of PostgreSQL, which plans it once then, and not for their values at each execution."""
+    if dialect.name != "postgresql":
+        return text
+
+    def literal(name: re.Match[str]) -> str:
+        part = constants.get(name[1])
+        if part is None:
+            return name[0]
+        if part.effective_value is None:
+            return "NULL"
+        processor = _impl(part).dialect_impl(dialect).literal_processor(dialect)
+        return str(processor(part.effective_value)) if processor is not None else name[0]
+
+    return _PARAMETER.sub(literal, text)
+
+
+def _binder(compiled: SQLCompiler, text: str, dialect: Dialect) -> Callable[[Values], Parameters]:
     assert not compiled.post_compile_params, "how many values an IN has must be known"
-    names = compiled.positiontup if compiled.positional else list(compiled.params)
+    names = compiled.positiontup if compiled.positional else list(dict.fromkeys(_PARAMETER.findall(text)))
     assert names is not None
     stores = compiled.isinsert or compiled.isupdate
     parameters = [compiled.binds[name] for name in names]

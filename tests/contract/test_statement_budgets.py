@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 from config_repo import ConfigRepo
 from engine import Engine, step
-from service_bench import serving
+from service_bench import serving, spec_of
 from sqlalchemy import Connection, event
 
 from kneo.cli.serve.controller import Repository, make_controller
-from kneo.runtime.engine.wait import RunSettled
+from kneo.runtime.engine.assemble import make_driver
+from kneo.runtime.engine.wait import RunSettled, find_run
 from kneo.runtime.engine.worker import Driver
 from kneo.store import audit, runs
 from kneo.store.change_feed import ChangeFeed
@@ -107,24 +109,30 @@ def three_steps(engine: Engine, driver: Driver) -> dict[str, int]:
     return counts
 
 
-RELEASE_BUDGETS = {"sqlite": 14, "postgresql": 12}
+RELEASE_BUDGETS = {"sqlite": {"start": 14, "drive": 14}, "postgresql": {"start": 12, "drive": 11}}
 
 
 @pytest.mark.both_databases
-def test_the_start_of_a_release_over_http_executes_no_more_statements_than_its_budget(
+def test_a_release_started_over_http_executes_no_more_statements_than_its_budget(
     tmp_path: Path, database_url: str
 ) -> None:
     repo = ConfigRepo(tmp_path / "repo")
-    repo.release("prod", "mail", "1.0.0")
+    repo.bundle("mail", "1.0.0", spec_of({"id": "publish", "kind": "function", "ref": "publish"}))
+    repo.environment("prod", {"mail": "1.0.0"}, tools={"sandbox": {"required": "none"}})
+    repo.commit("Release mail")
     with serving(tmp_path / "house", database_url, workers=0, KNEO_SERV_TRUST_ROOT=str(repo.pin)) as bench:
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
         make_controller(bench.settings, bench.store, source).run_once()
         order = {"input": "x", "bundle": "mail", "environment": "prod", "async_mode": True}
-        bench.post("/runs", order, role="operator", expect=202, key="first")
-        counts = dict[str, int]()
-        with counted(bench.store, counts, "start"):
-            bench.post("/runs", order, role="operator", expect=202, key="second")
-        assert counts["start"] <= RELEASE_BUDGETS[bench.store.engine.dialect.name]
+        driver, counts = make_driver(bench.settings, bench.store), dict[str, int]()
+        for key in ("first", "second"):  # the second run finds its spec and its program
+            with counted(bench.store, counts, "start"):
+                run_id = bench.post("/runs", order, role="operator", expect=202, key=key)["run_id"]
+            with counted(bench.store, counts, "drive"):
+                asyncio.run(driver.drive(run_id))
+            assert find_run(bench.store, run_id).status == "succeeded"
+        budgets = RELEASE_BUDGETS[bench.store.engine.dialect.name]
+        assert {name: count for name, count in counts.items() if count > budgets[name]} == {}
 
 
 @pytest.mark.both_databases

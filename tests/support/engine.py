@@ -46,7 +46,7 @@ def open_sandboxes(
 ) -> Sandboxes:
     """Return sandboxes with the same rules in all environments."""
 
-    async def read(_environment: str | None) -> ToolRules:
+    def read(_environment: str | None) -> ToolRules:
         return rules
 
     return Sandboxes(code, read, (secrets or {}).get, replace(host or SandboxHost(), operator=rules.sandbox))

@@ -90,7 +90,7 @@ def open_sandboxes(settings: Settings, store: Store, code: CodeLoader) -> Sandbo
     """Return the sandboxes of a process."""
     return Sandboxes(
         code,
-        RulesInForce(settings, store).tools,
+        RulesInForce(settings, store).read_tools,
         settings.secret,
         SandboxHost.of(settings),
         settings.agents.templates,

@@ -58,22 +58,15 @@ class RunSettled(Subscription[SettledRun]):
         return True
 
     @classmethod
-    def may_have_changed(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> bool:
+    def find_changed(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[RunSettled]:
         progress = runs.progress(tx, [item.run_id for item in subscriptions])
-        return any(now.status is not RunStatus.RUNNING for now in progress.values())
+        settled = {run_id for run_id, now in progress.items() if now.status is not RunStatus.RUNNING}
+        return [item for item in subscriptions if item.run_id in settled]
 
     @classmethod
     def read(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[SettledRun | None]:
-        progress = runs.progress(tx, [item.run_id for item in subscriptions])
-        return [
-            found
-            if (now := progress.get(item.run_id))
-            and now.status is not RunStatus.RUNNING
-            and (found := _settled(tx, item.run_id)) is not None
-            and item.ends_with(found)
-            else None
-            for item in subscriptions
-        ]
+        found = ((item, _settled(tx, item.run_id)) for item in subscriptions)
+        return [settled if settled is not None and item.ends_with(settled) else None for item, settled in found]
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,9 @@ class CallAsks(CallSettled):
 
 def _settled(tx: Tx, run_id: str) -> SettledRun | None:
     run = runs.get(tx, run_id)
-    return SettledRun(runs.check(tx, run), open_tasks(tx, run)) if run is not None else None
+    if run is None or run.status is RunStatus.RUNNING:
+        return None
+    return SettledRun(runs.check(tx, run), open_tasks(tx, run))
 
 
 def list_settled_runs(store: Store, where: RunFilter, *, limit: int, offset: int) -> tuple[Sequence[SettledRun], int]:

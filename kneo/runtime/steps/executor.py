@@ -74,14 +74,16 @@ class Executor:
     def plain(self, program: Program, activity: Activity, run_code: RunCode, environment: str | None) -> Call | None:
         """Return the call of a plain function at level ``none``, for the thread that drives the run.
 
-        ``None`` for every other activity, and where the code cannot be loaded: ``execute`` then raises the reason.
+        ``None`` for every other activity, and where the rules cannot be read or the code cannot be loaded: ``execute`` then
+        raises the reason.
         """
         if activity.kind != "function" or activity.timeout_seconds is not None or run_code.digest is not None:
             return None
         declared = program.functions[activity.ref]
-        if not self.sandboxes.is_plain(CodePart(name=activity.ref, sandbox=declared.sandbox), environment):
-            return None
+        part = CodePart(name=activity.ref, sandbox=declared.sandbox)
         try:
+            if not self.sandboxes.is_plain(part, program.spec, environment):
+                return None
             code = self.code.load(declared.implementation, run_code.pins)
         except Exception:  # noqa: BLE001 - raised again by execute
             return None

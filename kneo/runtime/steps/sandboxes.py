@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
@@ -21,8 +21,8 @@ from kneo.spec.coverage.sandboxes import CodePart, code_parts
 from kneo.spec.models.spec import Spec
 from kneo.spec.policy import SandboxLevel, ToolRules
 
-ReadRules: TypeAlias = Callable[[str | None], Awaitable[ToolRules]]
-"""Reads the tool rules of an environment as they are now."""
+ReadRules: TypeAlias = Callable[[str | None], ToolRules]
+"""Reads the tool rules of an environment as they are now, from a thread that may wait."""
 
 CheckHosts: TypeAlias = Callable[[Sequence[str]], Check]
 """From the services inside the network that may be reached to the check of a host."""
@@ -92,9 +92,12 @@ class Sandboxes:
         self._code, self._rules, self._secrets, self._host = code, rules, secrets, host
         self._processes, self._gives_all = SandboxProcesses(templates), False
 
-    def is_plain(self, part: CodePart, environment: str | None) -> bool:
-        """Return whether a function runs in this process because no environment decides about it."""
-        return environment is None and part.level(self._host.operator) == "none"
+    def is_plain(self, part: CodePart, spec: Spec, environment: str | None) -> bool:
+        """Return whether a function runs in this process, and no part of its spec is above level ``process``. May wait."""
+        if part.profile.level not in {None, "none"}:
+            return False
+        rules = self._rules(environment).sandbox
+        return part.level(rules) == "none" and all(each.level(rules) != "kernel" for each in _inside(spec))
 
     async def check_levels(self, spec: Spec, environment: str | None) -> None:
         """Refuse every step of a run in which this machine cannot give the level of some part.
@@ -102,13 +105,17 @@ class Sandboxes:
         Raises:
             Forbidden: ``sandbox_unavailable``.
         """
-        parts = [part for part in code_parts(spec) if part.outside is None]
+        parts = _inside(spec)
         if parts and not self._gives_all:
-            rules = (await self._rules(environment)).sandbox
-            confined = [part for part in parts if part.level(rules) == "kernel"]
-            for part in confined:
-                await in_thread(partial(self._host.check_level, part.name, "kernel"))
-            self._gives_all = bool(confined)
+            self._gives_all = await in_thread(partial(self._check_levels, parts, environment))
+
+    def _check_levels(self, parts: Sequence[CodePart], environment: str | None) -> bool:
+        """Check the levels of parts; return whether this machine can give the highest level."""
+        rules = self._rules(environment).sandbox
+        confined = [part for part in parts if part.level(rules) == "kernel"]
+        for part in confined:
+            self._host.check_level(part.name, "kernel")
+        return bool(confined)
 
     async def call(
         self,
@@ -178,13 +185,18 @@ class Sandboxes:
 
     async def _rights(self, use: FunctionUse, hidden: CallSecrets) -> tuple[Rights, Sequence[str]]:
         """Return the rights of a call now, and the services inside the network that it may reach."""
-        rules = await self._rules(use.environment)
+        rules = await in_thread(partial(self._rules, use.environment))
         fill = partial(hidden.fill, secrets=self._secrets)
         return self._host.rights(use.part, rules.sandbox, use.environment, fill, use.floor), rules.inside
 
     async def close(self) -> None:
         """End the processes."""
         await self._processes.close()
+
+
+def _inside(spec: Spec) -> Sequence[CodePart]:
+    """Return the parts of a spec whose level this machine gives."""
+    return [part for part in code_parts(spec) if part.outside is None]
 
 
 def _question(waiting: object) -> WaitForAnswer | ChildFailed:

@@ -62,13 +62,13 @@ def test_the_event_loop_waits_for_no_database(
 ) -> None:
     declare(store, tools={"deny": ["sh*"]})
     readers: list[int] = []
-    read = store.read
+    look = store.look
 
     def reading() -> object:
         readers.append(threading.get_ident())
-        return read()
+        return look()
 
-    monkeypatch.setattr(store, "read", reading)
+    monkeypatch.setattr(store, "look", reading)
     assert asyncio.run(RulesInForce(settings, store).tools("prod")).deny == ("sh*",)
     assert readers
     assert threading.get_ident() not in readers
