@@ -16,7 +16,7 @@ from kneo.controller import environment
 from kneo.service.console import environments
 from kneo.store import requests
 
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b {{ 7*7 }}"
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b {{ 7919*7907 }}"
 
 PRINTED = "".join(letter for letter in HOSTILE if letter.isprintable())
 

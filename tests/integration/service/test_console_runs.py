@@ -18,7 +18,7 @@ from kneo.clock import parse_time
 BOOM = {"id": "explode", "kind": "function", "ref": "boom"}
 FLAKY = {"id": "mend", "kind": "function", "ref": "flaky"}
 
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b\x1b[31mred {{ 7*7 }}"
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe\u200b\x1b[31mred {{ 7919*7907 }}"
 
 
 @pytest.fixture
