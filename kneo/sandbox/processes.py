@@ -259,7 +259,10 @@ class Sandboxed:
             except ConnectionResetError:
                 data, descriptors = b"", []
             for each in descriptors:
-                self._notifier = ConnectionNotifier(each, self.proxy.accept)
+                if self._notifier is None and self.rights.level == "kernel":
+                    self._notifier = ConnectionNotifier(each, self.proxy.accept)
+                else:  # of a module that found the socket
+                    os.close(each)
             self._buffer += data
             if not data or len(self._buffer) > MAX_LINE_BYTES:
                 self.has_ended = True

@@ -124,7 +124,7 @@ def _rehearse(
             reason = f": {run.reason}" if run.reason is not None else ""
             render.text(visible(f"{done}/{len(recordings)} {run.run_id} {run.outcome.replace('_', ' ')}{reason}"))
 
-    about = TrialSubject(spec=subject.spec, environment=environment, declaration=declaration)
+    about = TrialSubject(spec=subject.spec, code=subject.code, environment=environment, declaration=declaration)
     with open_bench(
         settings,
         about,

@@ -29,6 +29,7 @@ from kneo.errors import Invalid, KneoError, NotFound, Untrusted, Usage
 from kneo.names import visible
 from kneo.project import read_config
 from kneo.settings import from_env
+from kneo.spec.code import BundleCode
 from kneo.spec.reading.suite import SUITE_LIMITS, LoadedSuite, parse_suite, suite_digest
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.result import ResultStatement, build_result, check_commitments, decimal_text, verify_result
@@ -58,6 +59,7 @@ class EvaluatedBundle:
     version: str | None
     digest: Digest | None
     spec: Mapping[str, object]
+    code: BundleCode | None = None
 
 
 SuiteArgument = Annotated[Path, typer.Argument(metavar="SUITE", help="Suite file (YAML or JSON).")]
@@ -186,7 +188,7 @@ def find_bundle(reference: str, env: str | None) -> EvaluatedBundle:
         return EvaluatedBundle(path.stem, None, None, read_tree(path, env))
     _, statement = read_statement(path)
     predicate = statement.predicate
-    return EvaluatedBundle(predicate.name, predicate.version, statement.digest, predicate.spec)
+    return EvaluatedBundle(predicate.name, predicate.version, statement.digest, predicate.spec, statement.code)
 
 
 def _evaluate(
@@ -216,7 +218,7 @@ def _evaluate(
         return stack.enter_context(bench)
 
     declaration = read_declaration(env) if env is not None else None
-    about = TrialSubject(spec=subject.spec, environment=env, declaration=declaration)
+    about = TrialSubject(spec=subject.spec, code=subject.code, environment=env, declaration=declaration)
     return asyncio.run(Evaluator(suite, about, models, repeats, opened).evaluate())
 
 

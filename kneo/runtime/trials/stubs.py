@@ -6,6 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 
 from kneo.agents.turn import ToolBackend, ToolCall
 from kneo.digest import canonical_json
@@ -167,6 +168,8 @@ class TrialExecutor(Executor):
     """
 
     state: Callable[[], TrialState]
+    run_code: RunCode | None = None
+    """The code of the bundle in place of the project's."""
 
     def __init__(self, code: CodeLoader, sandboxes: Sandboxes, *, runs_code: bool) -> None:
         super().__init__(code, sandboxes)
@@ -176,13 +179,16 @@ class TrialExecutor(Executor):
         declared = program.functions.get(activity.ref) if activity.kind == "function" else None
         state = self.state()
         is_stubbed = declared is None or declared.all_capabilities or state.has_outputs or state.reason is not None
-        return super().plain(program, activity, run_code, environment) if self._runs_code and not is_stubbed else None
+        if is_stubbed or not self._runs_code:
+            return None
+        return super().plain(program, activity, self.run_code or run_code, environment)
 
     async def execute(
         self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
     ) -> StepOutput:
         state = self.state()
         state.check()
+        conversation = replace(conversation, code=self.run_code or conversation.code)
         if activity.kind == "function":
             capabilities = program.functions[activity.ref].all_capabilities
             output = state.output_of(activity, context.location, text, capabilities)

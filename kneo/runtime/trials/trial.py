@@ -26,8 +26,10 @@ from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.worker import Driver
 from kneo.runtime.steps.agents import MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.code_store import CodeStore
 from kneo.runtime.trials.stubs import Stubs, TrialExecutor, TrialState, plain_key
 from kneo.settings import Settings
+from kneo.spec.code import BundleCode, RunCode
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.answers import ScriptedAnswer
 from kneo.spec.models.suite import Case, ModelMode, ScriptedReply
@@ -96,9 +98,13 @@ class Observed:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSubject:
-    """The spec of trials, and the environment file under whose rules they run."""
+    """The spec of trials, the code of its bundle, and the environment file under whose rules they run.
+
+    Without a bundle's code, functions are those of the project.
+    """
 
     spec: Mapping[str, object]
+    code: BundleCode | None = None
     environment: str | None = None
     declaration: bytes | None = None
 
@@ -266,8 +272,12 @@ def open_bench(
             declare(store, subject.environment, subject.declaration)
         operator = OperatorConnections.of(settings, project) if models == "live" else None
         starter = Starter(store, check_spec, pin=None, project=project, operator=lambda: operator)
-        code = CodeLoader(*(settings.import_roots, settings.import_allow) if runs_code else ((), ()))
+        modules = (settings.import_roots, settings.import_allow) if runs_code else ((), ())
+        codes = {each.digest: each for each in (subject.code,) if each is not None}
+        code = CodeLoader(*modules, CodeStore(Path(folder, "code"), codes.__getitem__))
         executor = TrialExecutor(code, open_sandboxes(settings, store, code), runs_code=runs_code)
+        for digest in codes:
+            executor.run_code = RunCode(digest=digest, bundle=digest)
         bench = TrialBench(
             store, clock, starter, Driver(store, ProgramLoader(store), executor), subject, models == "scripted"
         )

@@ -183,7 +183,7 @@ def test_killed_workers_leave_nothing(
         return over
 
     try:
-        eventually(work)
+        eventually(work, seconds=60 + 5 * count)
         eventually(lambda: processes.reap() or not processes.alive)
         assert processes.killed >= 2
         ended = Counter(engine.look(run).status for run in runs)

@@ -19,6 +19,7 @@ from kneo.errors import Forbidden
 from kneo.runtime.trials.evaluation import Evaluation, EvaluationCostExceeded, EvaluationIncomplete, Evaluator
 from kneo.runtime.trials.trial import TrialBench, TrialSubject, open_bench
 from kneo.settings import from_env
+from kneo.spec.code import BundleCode
 from kneo.spec.compiler import SpecCompiler
 from kneo.spec.reading.suite import parse_suite
 
@@ -115,6 +116,7 @@ def evaluate(
     declaration: bytes | None = None,
     models: Any = "scripted",
     runs_code: bool = True,
+    code: BundleCode | None = None,
     **changes: object,
 ) -> Evaluation:
     content = {
@@ -133,7 +135,7 @@ def evaluate(
         return stack.enter_context(bench)
 
     environment = "prod" if declaration is not None else None
-    subject = TrialSubject(spec=spec, environment=environment, declaration=declaration)
+    subject = TrialSubject(spec=spec, code=code, environment=environment, declaration=declaration)
     return asyncio.run(Evaluator(suite, subject, models, suite.spec.repeats, opened).evaluate())
 
 
@@ -230,6 +232,17 @@ STUBBED: dict[str, Any] = {
     "outputs": {"shout": "HI", "send": "sent HI"},
     "expect": [{"outputEquals": "sent HI"}],
 }
+
+
+@pytest.mark.parametrize("level", ["none", "process"])
+def test_functions_are_those_of_the_bundle(folder: Path, level: str) -> None:
+    function = {"implementation": "trial_tools.shout", "sandbox": {"level": level}}
+    workflow = WORKFLOW["workflow"] | {"steps": [{"id": "shout", "kind": "function", "ref": "shout"}]}
+    spec = WORKFLOW | {"workflow": workflow, "components": {"functions": {"shout": function}}}
+    signed = BundleCode({"trial_tools.py": b"def shout(text):\n    return 'signed ' + text\n"}, {})
+    asked = {"id": "one", "input": "x", "expect": [{"outputEquals": "signed x"}]}
+    assert failures(evaluate(folder, asked, spec=spec, code=signed)) == []
+    assert failures(evaluate(folder, asked, spec=spec)) != [], "the project's module answers otherwise"
 
 
 @pytest.mark.parametrize("level", ["none", "process"])

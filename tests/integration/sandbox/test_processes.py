@@ -105,12 +105,12 @@ CONTEXT = step_context_as_json(StepContext(run_id="r", step_id="s", attempt=1, i
 class Caller:
     """Calls functions of the module in sandboxes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, module: str) -> None:
+        self.folder, self.module = folder, module
         self.processes = SandboxProcesses()
 
     async def answer(self, function: str, text: str = "x", check: object = None, **rights: object) -> Answer:
-        source = (str(self.folder / "own.py"), MODULE.encode())
+        source = (str(self.folder / "own.py"), self.module.encode())
         code = ModuleCode(
             function=f"own.{function}", sources={"own": source}, paths=(*filter(None, sys.path), str(self.folder))
         )
@@ -122,8 +122,8 @@ class Caller:
 
 
 @asynccontextmanager
-async def caller(folder: Path) -> AsyncIterator[Caller]:
-    made = Caller(folder)
+async def caller(folder: Path, module: str = MODULE) -> AsyncIterator[Caller]:
+    made = Caller(folder, module)
     try:
         yield made
     finally:
@@ -134,12 +134,16 @@ async def caller(folder: Path) -> AsyncIterator[Caller]:
 def left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Check that no process and no folder is left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
-    descriptors = len([*Path("/proc/self/fd").iterdir()]) if sys.platform == "linux" else 0
+    descriptors = _descriptors()
     yield
     assert not [*Path(tempfile.gettempdir()).iterdir()]
+    assert _descriptors() <= descriptors
     if sys.platform == "linux":
-        assert len([*Path("/proc/self/fd").iterdir()]) <= descriptors
         assert not [each for each in processes._below(os.getpid()) if _command(each).find("launch.py") >= 0]
+
+
+def _descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()]) if sys.platform == "linux" else 0
 
 
 def _command(pid: int) -> str:
@@ -191,6 +195,29 @@ def test_a_call_sees_nothing_of_an_earlier_one(tmp_path: Path, level: Level, lef
             else:
                 with pytest.raises(ChildFailed, match="Permission denied"):
                     await call("keeps", level=level)
+
+    asyncio.run(calls())
+
+
+@LEVELS
+def test_a_module_that_sends_descriptors_leaves_none_in_the_worker(tmp_path: Path, level: Level, left: None) -> None:
+    flood = """
+import os, socket, stat
+for each in range(3, 64):
+    try:
+        if not stat.S_ISSOCK(os.fstat(each).st_mode): continue
+        control = socket.socket(fileno=os.dup(each))
+        for _ in range(50): socket.send_fds(control, [b'{"a": 1}\\n'], [0])
+        control.close()
+    except OSError: pass
+def echo(text): return text
+"""
+
+    async def calls() -> None:
+        async with caller(tmp_path, flood) as call:
+            before = _descriptors()
+            assert await call("echo", level=level) == "x"
+            assert _descriptors() < before + 20
 
     asyncio.run(calls())
 
