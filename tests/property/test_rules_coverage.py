@@ -142,25 +142,56 @@ class Reference:
                 return self.row(one["steps"])
 
 
+def spec_of(outer: list[dict], inner: list[dict], functions: dict[str, dict]) -> Spec:
+    return Spec.model_validate(
+        {
+            "agent": {"name": "root"},
+            "workflow": outer,
+            "components": {
+                "workflows": {"inner": inner},
+                "functions": {name: {"implementation": f"app.{name}"} | given for name, given in functions.items()},
+                "humans": {effect: {"on_reject": effect} for effect in REJECTIONS},
+            },
+        }
+    )
+
+
+def ungated(spec: Spec) -> set[str]:
+    """Return the steps with a privileged call that no gate is before."""
+    return {each.message.split()[0] for each in check(spec) if each.code == "E_PRIVILEGED_UNGATED"}
+
+
 @settings(max_examples=400, deadline=None)
 @given(STEPS, STEPS)
 def test_the_proof_means_what_it_says(outer: list[dict], inner: list[dict]) -> None:
     count = iter(range(1_000))
     outer = numbered(outer, count)
     inner = numbered([one for one in inner if "workflow" not in str(one)], count)
-    spec = {
-        "agent": {"name": "root"},
-        "workflow": outer,
-        "components": {
-            "workflows": {"inner": inner},
-            "functions": {
-                "fire": {"implementation": "app.fire", "capabilities": ["shell"]},
-                "calm": {"implementation": "app.calm"},
-            },
-            "humans": {effect: {"on_reject": effect} for effect in REJECTIONS},
-        },
-    }
     reference = Reference(inner)
     reference.row(outer)
-    findings = [d for d in check(Spec.model_validate(spec)) if d.code == "E_PRIVILEGED_UNGATED"]
-    assert {d.message.split()[0] for d in findings} == reference.fired
+    assert ungated(spec_of(outer, inner, {"fire": {"capabilities": ["shell"]}, "calm": {}})) == reference.fired
+
+
+SANDBOXES = st.fixed_dictionaries(
+    {},
+    optional={
+        "level": st.sampled_from(["none", "process", "kernel"]),
+        "net": st.just(["a.example:443"]),
+        "read": st.just(["/data"]),
+        "write": st.just(["/out"]),
+        "processes": st.integers(1, 3),
+        "memory": st.sampled_from(["16Mi", "1Gi"]),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, SANDBOXES, SANDBOXES)
+def test_a_sandbox_leaves_out_no_gate_that_is_needed_without_it(outer: list[dict], fire: dict, calm: dict) -> None:
+    outer = numbered([one for one in outer if "workflow" not in str(one)], iter(range(1_000)))
+    functions: dict[str, dict] = {"fire": {"capabilities": ["shell"]}, "calm": {}}
+    confined = {"fire": functions["fire"] | {"sandbox": fire}, "calm": {"sandbox": calm}}
+    without, with_ = ungated(spec_of(outer, [], functions)), ungated(spec_of(outer, [], confined))
+    assert without <= with_
+    if calm.get("processes", 1) == 1 and not calm.keys() & {"net", "read", "write"}:
+        assert without == with_
