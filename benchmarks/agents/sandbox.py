@@ -71,7 +71,7 @@ def _sandboxes(folder: Path, level: SandboxLevel) -> tuple[CodeLoader, Sandboxes
     code = CodeLoader((folder,), ())
     rules = ToolRules(sandbox=SandboxRules(required=level))
 
-    async def read(_environment: str | None) -> ToolRules:
+    def read(_environment: str | None) -> ToolRules:
         return rules
 
     return code, Sandboxes(code, read, {}.get, SandboxHost(operator=rules.sandbox))
