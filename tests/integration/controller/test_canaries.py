@@ -38,6 +38,7 @@ from kneo.records.run import RunStatus
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.spec.models.spec import Spec
 from kneo.store import canaries, releases, runs
+from kneo.store.canaries import _remembered
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.requests import ControllerRequest
@@ -159,6 +160,32 @@ def test_the_candidate_is_not_addressable_and_a_named_version_is_not_counted(ben
 def _counted(bench: CanaryBench) -> int:
     with bench.store.read() as tx:
         return len(tx.connection.execute(select(canary_runs)).all())
+
+
+def test_a_start_executes_the_release_or_the_running_candidate_only(bench: CanaryBench) -> None:
+    def versions(number: int = 15) -> set[str]:
+        return {run.release.version for run in bench.start(number) if run.release}
+
+    bench.repo.bundle("mail", "1.2.0")
+    stranger = parse_envelope((bench.repo.folder / "bundles/mail/1.2.0.dsse.json").read_bytes()).digest
+    bench.declare("1.1.0", {**PLAN, "every": "500 runs"})
+    assert versions() == {"1.0.0", "1.1.0"}
+    for reference in ("mail@1.2.0", stranger):
+        with pytest.raises(KneoError) as caught:
+            bench.start(reference=reference)
+        assert caught.value.code == "bundle_not_approved"
+    _operate(bench, "pause")
+    assert versions() == {"1.0.0", "1.1.0"}, "a paused canary keeps its share"
+    _operate(bench, "abort")
+    assert versions() == {"1.0.0"}
+    _operate(bench, "restart")
+    bench.declare("1.1.0", {**PLAN, "every": "500 runs"})
+    assert versions() == {"1.0.0", "1.1.0"}
+    with bench.store.write() as tx:
+        tx.connection.execute(update(canaries.canaries).values(version="1.2.0", digest=stranger))
+    assert versions() <= {"1.0.0", "1.1.0"}
+    _remembered.clear()
+    assert versions() == {"1.0.0"}, "a row that another program wrote is no canary"
 
 
 def test_a_session_is_sticky_and_counts_once(bench: CanaryBench) -> None:
@@ -449,6 +476,7 @@ def test_the_view_has_the_figures(bench: CanaryBench) -> None:
     (metric,) = view.metrics
     assert (metric.candidate_bad, metric.control_bad, metric.ratio, metric.limit) == (0, 2, 0.0, 20.0)
     assert view.next == "the next step needs 470 more runs"
+    assert bench.canary().salt not in to_json(view).decode(), "nobody can compute which version a session gets"
 
 
 # ---- results and rebuilds -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from kneo.controller.stages import attestations as stages
 from kneo.controller.stages.evidence import _memories
 from kneo.controller.stages.report import Ready
 from kneo.digest import Digest
+from kneo.errors import Invalid
 from kneo.store import releases
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
@@ -120,7 +121,9 @@ def test_a_person_of_another_role_signs_no_evidence(bench: Bench) -> None:
     assert _release(bench) == "AwaitingEvidence"
 
 
-def test_the_signer_of_the_bundle_signs_no_evidence_by_any_key(bench: Bench) -> None:
+def test_the_signer_of_the_bundle_signs_no_evidence_by_any_key_or_spelling(bench: Bench) -> None:
+    with pytest.raises(Invalid, match="has two spellings"):
+        bench.repo.person("Ann", "evaluator")
     bench.repo.person("ann", "evaluator")
     bench.repo.attest("mail", "1.0.0", "ann")
     assert _release(bench) == "AwaitingEvidence"
@@ -218,6 +221,21 @@ def test_each_statement_is_verified_once_under_a_trust_root(bench: Bench, verifi
     bench.repo.revoke("eva", compromised_since=bench.repo.now - timedelta(days=1))
     assert release() == ("AwaitingEvidence", 42), "under another trust root the files and the rows are verified again"
     assert release(maxAge="31d") == ("AwaitingEvidence", 0)
+
+
+def test_of_two_statements_of_one_time_the_review_shows_the_one_that_blocks(bench: Bench) -> None:
+    now, shown = SystemClock().now(), set()
+    for cost in range(4):
+        metrics = {"cost_per_run": (str(cost), 40)}
+        bench.repo.attest(
+            "mail", "1.0.0", "eva", issued_at=now, metrics=metrics, passed=40 if cost else 1, failed=0 if cost else 39
+        )
+        assert _release(bench) == "EvidenceFailed"
+        with bench.store.read() as tx:
+            plan = releases.pending_plan(tx, bench.pending()[0].id)
+        assert plan is not None
+        shown.add(json.dumps(plan.content["facts"]))
+    assert len(shown) == 1
 
 
 def test_old_evidence_does_not_count(bench: Bench) -> None:

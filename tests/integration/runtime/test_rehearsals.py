@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kneo.agents.turn import ToolCall
 from kneo.api.recordings import RecordingsView, list_recordings
 from kneo.clock import ManualClock
 from kneo.errors import Forbidden, Invalid
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.recording import RecordedCall, Recording, recorded_key, redacted_json, subject_digest
 from kneo.records.task import UNRESOLVED, DecisionKind
 from kneo.runtime.engine.assemble import open_sandboxes, services_of
@@ -35,7 +37,9 @@ from kneo.runtime.trials.trial import TrialSubject, open_bench
 from kneo.settings import from_env
 from kneo.spec.compiler import SpecCompiler
 from kneo.spec.models.spec import Tool
+from kneo.store import agent_journal as journal
 from kneo.store import tasks
+from kneo.store.agent_journal import JournalLimits
 from kneo.store.engine import Store
 from kneo.store.tables import agent_journal
 from kneo.tasks.decisions import DecisionRequest
@@ -294,8 +298,9 @@ def test_opened_recordings_wait_for_an_approval(house: RecordedHouse) -> None:
 )
 def test_a_divergence_is_classified(house: RecordedHouse, replies: list[Reply], expected: str, reason: str) -> None:
     house.run(LOOK, PAY, DONE)
-    found, why = outcome(house.rehearse(*replies))
-    assert found == expected
+    done = house.rehearse(*replies)
+    found, why = outcome(done)
+    assert (found, done.passed) == (expected, expected != "unsafe")
     assert reason in str(why)
 
 
@@ -345,6 +350,31 @@ def test_what_cannot_be_rehearsed_is_unknown_and_stays_in_the_denominator(house:
     assert done.metrics()["unknown"].value == "0.5"
     with_error = house.rehearse(Reply(status=401), recordings=[readable])
     assert outcome(with_error)[0] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("change", "unavailable"),
+    [
+        (lambda entry: replace(entry, facts={**entry.facts, "withheld": "all"}), "withheld"),
+        (lambda entry: replace(entry, status=EntryStatus.BEGUN), "interrupted"),
+        (lambda entry: replace(entry, status=EntryStatus.WAITING), "interrupted"),
+        (lambda entry: replace(entry, body={**entry.body, "result": "x" * 1_000_001}), "too_large"),
+    ],
+    ids=["withheld", "begun", "waiting", "too large"],
+)
+def test_a_run_without_a_whole_recording_has_no_content_and_is_unknown(
+    house: RecordedHouse, change: Callable[[ConversationEntry], ConversationEntry], unavailable: str
+) -> None:
+    run_id = house.run(LOOK, DONE)
+    with house.store.write() as tx:
+        made = [item for item in journal.list_entries(tx, run_id) if item.kind is EntryKind.TOOL]
+        journal.append(tx, run_id, [change(item) for item in made], JournalLimits(body_bytes=2_000_000))
+    (recording,) = house.read().recordings
+    assert recording.unavailable == unavailable
+    assert (recording.input, recording.output, recording.calls, recording.questions) == (None, None, [], [])
+    done = house.rehearse(REDACTED_LOOK, DONE)
+    assert outcome(done) == ("unknown", f"The recording is {unavailable}.")
+    assert done.metrics()["unknown"].value == "1"
 
 
 def test_recordings_are_of_the_period_the_bundle_and_the_page(house: RecordedHouse) -> None:

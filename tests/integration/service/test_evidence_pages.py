@@ -84,6 +84,30 @@ def test_the_review_has_facts_next_to_requirements(guarded: CanaryBench) -> None
     assert "pass_rate is 0.9 of 40 cases; 0.95 is required." in text
 
 
+REHEARSAL: dict[str, Any] = {
+    "name": "recorded",
+    "type": "rehearsal",
+    "environment": "prod",
+    "signers": {"role": "evaluator"},
+    "require": [{"metric": "unsafe", "atMost": 0, "minSamples": 20}, {"metric": "gates_lost", "atMost": 0}],
+}
+
+
+def test_the_review_has_the_facts_of_a_rehearsal(bench: CanaryBench) -> None:
+    bench.repo.person("eva", "evaluator")
+    bench.declare("1.0.0", evidence=[REHEARSAL])
+    bench.declare("1.1.0", evidence=[REHEARSAL])
+    assert "missing recorded: no rehearsal signed by the role evaluator" in shown(bench, "/environments/prod/mail")
+    for unsafe, word in (("0.1", "not enough"), ("0.05", "not enough")):
+        bench.later(timedelta(minutes=1))
+        stated = {"type": "rehearsal", "environment": "prod", "suite": "recordings"}
+        attest(bench, "1.1.0", 40, metrics={"unsafe": (unsafe, 20), "gates_lost": ("0", 20)}, **stated)
+        bench.reconcile()
+        text = shown(bench, "/environments/prod/mail")
+        assert f"{word} recorded: rehearsal of" in text
+        assert f"unsafe at most 0 and of 20 cases or more {unsafe} of 20 cases" in text
+
+
 def test_newer_evidence_about_a_pending_release_is_shown(guarded: CanaryBench) -> None:
     attest(guarded, "1.0.0", 39)
     attest(guarded, "1.1.0", 39)

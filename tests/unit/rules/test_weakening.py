@@ -252,6 +252,39 @@ LOOSER: dict[str, list[object]] = {
     ],
 }
 
+REHEARSAL: dict[str, object] = {
+    "name": "rehearsal",
+    "type": "rehearsal",
+    "environment": "staging",
+    "signers": {"role": "evaluator", "exclude": ["bundle_signer", "author"]},
+    "require": [{"metric": "unsafe", "atMost": 0.1, "minSamples": 20}, {"metric": "gates_lost", "atMost": 0}],
+}
+UNSAFE = {"metric": "unsafe", "atMost": 0.1, "minSamples": 20}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "other"}, "would not need the evidence rehearsal"),
+        ({"type": "canary"}, "another suite, environment or role"),
+        ({"environment": "dev"}, "another suite, environment or role"),
+        ({"signers": {"role": "evaluator"}}, "author could sign the evidence rehearsal"),
+        ({"maxAge": "31d"}, "would count for longer"),
+        ({"require": [UNSAFE]}, "the requirement of gates_lost in the evidence rehearsal is removed or eased"),
+        ({"require": [UNSAFE | {"atMost": 0.2}]}, "the requirement of unsafe"),
+        ({"require": [{"metric": "unsafe", "minSamples": 20, "atLeast": 0}]}, "the requirement of unsafe"),
+    ],
+)
+def test_eased_evidence_of_a_rehearsal_is_told(change: dict[str, object], message: str) -> None:
+    before, after = environment(evidence=[REHEARSAL]), environment(evidence=[REHEARSAL | change])
+    assert any(message in text for text in weakenings(before, after))
+    stricter = REHEARSAL | {
+        "maxAge": "7d",
+        "require": [UNSAFE | {"atMost": 0, "minSamples": 21}, *REHEARSAL["require"]],
+    }  # type: ignore[misc]
+    assert not list(weakenings(before, environment(evidence=[stricter, EVIDENCE])))
+
+
 FREE = {"releases", "suspend", "retired", "team"}
 """What a commit changes without anybody's leave: it is what commits are for."""
 
