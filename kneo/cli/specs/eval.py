@@ -263,7 +263,7 @@ def _print(evaluation: Evaluation, subject: EvaluatedBundle, output: Path | None
     for name, metric in evaluation.metrics().items():
         render.text(f"{name}: {metric.value} ({metric.samples} cases)")
     if evaluation.scripted:
-        render.text("The models were scripted.")
+        render.text("The models were scripted, so that no prompt was tried; --models live asks those of the spec.")
     if output is not None:
         render.success(f"Signed the result about {subject.name} {subject.version}: {output}")
     if report is not None:
