@@ -43,7 +43,7 @@ TURNS = 15
 CALLERS = {"busy": ("env-7", "env-8", "env-9"), "quiet": ("quiet-0", "quiet-1", "quiet-2")}
 """The callers, each with the environments that the caller reads. The rows of the quiet ones are the first ones of all."""
 
-ENVIRONMENT = f"CASE WHEN n <= {QUIET_ROWS} THEN 'quiet-' || n % 3 ELSE 'env-' || n % {ENVIRONMENTS - 3} END"
+ENVIRONMENT = f"CASE WHEN n <= {QUIET_ROWS} THEN 'quiet-' || (n % 3) ELSE 'env-' || (n % {ENVIRONMENTS - 3}) END"
 
 LISTS: Mapping[str, tuple[Operation[..., object], Mapping[str, object]]] = {
     "runs": (list_runs, {}),
@@ -74,15 +74,17 @@ def declare_all(store: Store) -> None:
         declare(store, environment=name, team=f"team-{name}", access=access)
 
 
-def measure(store: Store) -> Iterator[tuple[str, str, float]]:
-    """Yield each list, its caller and its milliseconds."""
+def measure(store: Store) -> Iterator[tuple[str, str, int, float]]:
+    """Yield each list, its caller, the rows of its page and its milliseconds."""
     for who, environments in CALLERS.items():
         principal = Principal(who, scopes_of(("viewer", "auditor")))
         context = replace(operation_context(store), principal=principal, find_access=registry.find_access)
         for name, (operation, parameters) in LISTS.items():
             chosen = {"environment": environments[0]} if "environment" in parameters else {}
             page = {} if operation is list_environments else {"limit": 50}
-            yield name, who, _best(partial(operation, context, **{**parameters, **chosen, **page}))
+            read = partial(operation, context, **{**parameters, **chosen, **page})
+            rows = next(value for value in vars(read()).values() if isinstance(value, list))
+            yield name, who, len(rows), _best(read)
 
 
 def _best(work: Callable[[], object]) -> float:
@@ -123,10 +125,13 @@ def main() -> int:
             report(f"{database}: environments")
             declare_all(store)
             fill(store, arguments.runs, ENVIRONMENT, SEVERAL)
-            for name, who, ms in measure(store):
+            for name, who, rows, ms in measure(store):
                 late += [f"{database} {name} {who}"] if ms > HOT_MS else []
-                line = {"database": database, "list": name, "caller": who, "ms": ms}
-                print(json.dumps(line) if arguments.json else f"  {database:<12}{who:<8}{name:<32}{ms:>8}", flush=True)
+                line = {"database": database, "list": name, "caller": who, "rows": rows, "ms": ms}
+                print(
+                    json.dumps(line) if arguments.json else f"  {database:<12}{who:<8}{name:<32}{rows:>4}{ms:>8}",
+                    flush=True,
+                )
     return 1 if late else 0
 
 

@@ -32,7 +32,7 @@ def report(line: str) -> None:
 
 
 def fill(
-    store: Store, count: int, environment: str = f"'env-' || n % {ENVIRONMENTS}", only: Collection[str] = ()
+    store: Store, count: int, environment: str = f"'env-' || (n % {ENVIRONMENTS})", only: Collection[str] = ()
 ) -> None:
     """Add so many runs with three steps for every two, a checkpoint, two audit events and an idempotency key each, and a
     message and a task for every fourth; with ``only`` the rows of these tables. Reports each table before its rows.
@@ -43,7 +43,7 @@ def fill(
     _add_templates(store, begun)
     sql = _Sqlite() if store.is_sqlite else _Postgres()
     _id, at = sql.identity, sql.time_of(begun)
-    actor = f"'actor-' || n % {ACTORS}"
+    actor = f"'actor-' || (n % {ACTORS})"
     digest = f"'sha256:' || {sql.padded(f'n % {SPECS}', 64)}"
     copies: list[tuple[Table, int, dict[str, str]]] = [
         (
@@ -53,9 +53,9 @@ def fill(
                 "id": _id("run", "n"),
                 "created_at": at,
                 "updated_at": at,
-                "bundle": f"'bundle-' || n % {BUNDLES}",
+                "bundle": f"'bundle-' || (n % {BUNDLES})",
                 "environment": environment,
-                "workflow_name": f"'workflow-' || n % {WORKFLOWS}",
+                "workflow_name": f"'workflow-' || (n % {WORKFLOWS})",
                 "spec_digest": digest,
                 "status": "CASE WHEN n % 10000 > 9990 THEN 'running' WHEN n % 50 = 0 THEN 'failed' ELSE 'succeeded' END",
                 "error": f"CASE WHEN n % 50 = 0 THEN {sql.object}('type', 'failed', 'message', 'It failed.') END",

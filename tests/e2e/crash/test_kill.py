@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from gates.asking import ENVIRONMENT, declare
 from installation_key import find_key
 from kneo_process import eventually
 from sqlalchemy import text
@@ -22,8 +23,9 @@ from warm import start_python
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import TaskStatus
+from kneo.runtime.engine import running_quota
 from kneo.settings import process_environment
-from kneo.store import history, queue, tasks
+from kneo.store import history, queue, runs, tasks
 from kneo.store.migrate import open_store
 from kneo.tasks.decisions import decision_from_value
 from kneo.tasks.inbox import decide
@@ -220,6 +222,38 @@ def test_a_dead_workers_run_is_taken_over_in_time(postgres_url: str, tmp_path: P
     finally:
         processes.stop()
         store.close()
+
+
+@pytest.mark.both_databases
+def test_the_runs_of_a_killed_worker_count_for_their_quota_until_another_one_has_ended_them(
+    engine: Engine, migrated_url: str
+) -> None:
+    until = engine.start([ASK])
+    declare(engine.store, inlineSpecs=True, quotas={"running": 2})
+    begun = [engine.start([step("long", "slow"), act("b")], environment=ENVIRONMENT) for _ in range(5)]
+    processes, most = Processes(engine, migrated_url, until), 0
+
+    def driven() -> int:
+        nonlocal most
+        with engine.store.read() as tx:
+            number = runs.count_driven(tx, ENVIRONMENT, 100)
+        most = max(most, number)
+        return number
+
+    try:
+        first = processes.start()
+        eventually(lambda: driven() == len(engine.notes()) == 2)
+        first.kill()
+        first.wait()
+        processes.start()
+        open_gate(engine)
+        eventually(lambda: driven() == 0 and all(engine.look(run).status is RunStatus.SUCCEEDED for run in begun))
+        assert most == 2
+        assert len(engine.notes()) == len(set(engine.notes())) == 2 * len(begun), "an effect for each step, once"
+        with engine.store.read() as tx:
+            assert running_quota.count_free(tx, ENVIRONMENT) == 2
+    finally:
+        processes.stop()
 
 
 def silence(engine: Engine, worker_id: int) -> float:
