@@ -231,6 +231,6 @@ def beyond(column: ColumnElement[Any], row_id: Column[Any], *, descending: bool)
 def counting(names: frozenset[str]) -> Select[Any]:
     """Return the statement that counts runs, with the parameters of the conditions."""
     conditions = _CHOOSING if len(names) == 1 else _WALKING
-    if names <= INDEXED:
+    if names <= INDEXED or names == {"reach", "has_error"}:
         conditions = {**conditions, "reach": _CHOOSING["reach"]}
     return select(func.count()).select_from(runs).where(*(conditions[name] for name in sorted(names)))

@@ -470,7 +470,8 @@ runs = Table(
     Index(None, "spec_digest"),
     _partial("bundle IS NOT NULL", "bundle", "updated_at"),
     _partial("workflow_name IS NOT NULL", "workflow_name", "updated_at"),
-    _partial("error IS NOT NULL", "created_at", "id", "environment", name="ix_runs_failed"),
+    _partial("error IS NOT NULL", "created_at", "id", name="ix_runs_failed"),
+    _partial("error IS NOT NULL", "environment", "updated_at", "id", name="ix_runs_environment_failed"),
     Index("ix_runs_requester", "requester", "created_at", "id"),
     # The order of creation with the constant filter columns, so that a count or a filtered list reads the index alone.
     Index("ix_runs_created", "created_at", "id", "environment", "bundle", "target", "workflow_name"),
