@@ -23,7 +23,7 @@ from warm import start_python
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import TaskStatus
-from kneo.runtime.engine import running_quota
+from kneo.runtime.engine import quotas
 from kneo.settings import process_environment
 from kneo.store import history, queue, runs, tasks
 from kneo.store.migrate import open_store
@@ -251,7 +251,7 @@ def test_the_runs_of_a_killed_worker_count_for_their_quota_until_another_one_has
         assert most == 2
         assert len(engine.notes()) == len(set(engine.notes())) == 2 * len(begun), "an effect for each step, once"
         with engine.store.read() as tx:
-            assert running_quota.count_free(tx, ENVIRONMENT) == 2
+            assert quotas.count_free(tx, ENVIRONMENT) == 2
     finally:
         processes.stop()
 
