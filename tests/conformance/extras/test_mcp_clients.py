@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 from conformance.extras.test_extras import PIP, call
 from integration.service.test_calls import ADDED, decide
@@ -110,7 +109,7 @@ def test_typescript_lists_and_calls_tools_and_makes_an_approved_call_itself(hous
         pytest.skip("node and npm are not installed")
     for name in ("package.json", "calls.ts", "tools.ts"):
         shutil.copy(TYPESCRIPT / name, tmp_path)
-    document = httpx.get(f"{house.url}/openapi.json", headers={"Authorization": "Bearer admin-key"})
+    document = house.client("admin").get(f"{house.url}/openapi.json")
     (tmp_path / "openapi.json").write_text(json.dumps(document.raise_for_status().json()))
     for command in (["install", "--no-audit", "--no-fund"], ["run", "types"], ["run", "build"]):
         done = call(["npm", *command], cwd=tmp_path, env=variables(house, tmp_path))

@@ -368,7 +368,7 @@ def test_what_is_denied_meanwhile_is_not_made_though_people_approved_it(
 def test_a_begun_call_without_a_report_is_looked_up_by_people(house: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     call = allowed(house, "lost")
     house.post(f"/calls/{call['id']}/begin", role="caller")
-    monkeypatch.setattr(house.store, "clock", _Later(house.store.clock))
+    monkeypatch.setattr(house.store, "clock", Later(house.store.clock))
     lifecycle.process_due(house.store)
     monkeypatch.undo()
     now = house.get(f"/calls/{call['id']}", role="caller")
@@ -446,7 +446,7 @@ def test_the_command_makes_reads_and_cancels_calls(
     assert [each["name"] for each in kneo("tools", *at)[1]["tools"]] == ["lookup", "refund", "delete_branch"]
 
 
-class _Later:
+class Later:
     def __init__(self, clock: object) -> None:
         self._clock = clock
 

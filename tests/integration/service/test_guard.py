@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from integration.service.test_calls import CALLS, decide, spec
+from integration.service.test_calls import CALLS, Later, decide, spec
 from kneo_process import eventually
 from served_agents import served_agents
 from service_bench import Bench, Json
 
 from kneo.guard import CallInterrupted, CallRefused, CallWaiting, Guard
+from kneo.tasks import lifecycle
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +87,20 @@ def test_what_people_reject_is_not_called(house: Bench, guard: Guard) -> None:
         Guard(house.url, env="prod", bundle="payments")(_named("unknown"))()
 
 
-def _named(name: str) -> Callable[[], None]:
-    def function() -> None:
-        raise AssertionError(name)
+def _named(name: str) -> Callable[..., None]:
+    def function(branch: str = "") -> None:
+        raise AssertionError(name, branch)
 
     function.__name__ = name
     return function
 
 
-def test_a_key_makes_a_call_once_and_an_interrupted_one_is_not_repeated(house: Bench, guard: Guard) -> None:
+def test_twenty_attempts_under_one_key_begin_a_call_once(house: Bench, guard: Guard) -> None:
     called: list[str] = []
-
-    class Killed(BaseException):
-        pass
 
     @guard
     def delete_branch(branch: str) -> str:
         called.append(branch)
-        if branch == "lost":
-            raise Killed
         return "deleted"
 
     with pytest.raises(CallWaiting):
@@ -114,14 +111,34 @@ def test_a_key_makes_a_call_once_and_an_interrupted_one_is_not_repeated(house: B
     assert called == ["once"]
     assert set(map(type, results)) <= {str, CallInterrupted}
     assert delete_branch.keyed("pr-1", branch="once") == "deleted"
-    with ThreadPoolExecutor(1) as thread:
-        killed = thread.submit(lambda: delete_branch.keyed("pr-2", branch="lost"))
-        decide(house, waiting(house, "lost"), decision="approved")
-        with pytest.raises(Killed):
-            killed.result(60)
+
+
+KILLED = """
+import os, signal
+from kneo.guard import Guard
+guard = Guard({url!r}, "caller-key", env="prod", bundle="payments", wait=60)
+@guard
+def delete_branch(branch):
+    os.kill(os.getpid(), signal.SIGKILL)
+delete_branch.keyed("pr-2", branch="lost")
+"""
+
+
+def test_a_call_of_a_program_that_was_killed_has_the_result_that_people_looked_up(
+    house: Bench, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED.format(url=house.url)]) as program:
+        call = waiting(house, "lost")
+        decide(house, call, decision="approved")
+        assert program.wait(60) == -signal.SIGKILL
+    again = guard(_named("delete_branch"))
     with pytest.raises(CallInterrupted):
-        delete_branch.keyed("pr-2", branch="lost")
-    assert called == ["once", "lost"]
+        again.keyed("pr-2", branch="lost")
+    monkeypatch.setattr(house.store, "clock", Later(house.store.clock))
+    lifecycle.process_due(house.store)
+    monkeypatch.undo()
+    decide(house, waiting(house, "lost"), decision="provided", content="it was deleted")
+    assert again.keyed("pr-2", branch="lost") == "it was deleted"
 
 
 def _tried(work: Callable[[], str]) -> object:
