@@ -152,14 +152,6 @@ def insert_step(tx: Tx, step: StepRecord) -> None:
     _ADD_STEP.change(tx, _step_row(tx, step))
 
 
-def next_step_sequence(tx: Tx, run_id: str) -> int:
-    """Count one more step of a run without a driver; return its sequence number."""
-    count: int = tx.connection.execute(
-        update(runs).where(runs.c.id == run_id).values(step_count=runs.c.step_count + 1).returning(runs.c.step_count)
-    ).scalar_one()
-    return count
-
-
 def add_trace(tx: Tx, run_id: str, kind: str, *, step_id: str | None = None, **data: object) -> None:
     """Append a trace event to a run without a driver."""
     _append_to(tx, run_id, History(trace=[NewTrace(type=kind, step_id=step_id, data=data)]))
