@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -38,6 +38,8 @@ from kneo.spec.models.spec import Spec
 from kneo.spec.models.suite import Case
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.suite import SUITE_LIMITS, parse_suite
+
+V = TypeVar("V")
 
 CONCURRENCY = 4
 
@@ -75,17 +77,17 @@ def dev(
 ) -> None:
     """Try a spec while you write it: a worker, the console, and a chat in the terminal.
 
-    Each line is a run of the spec as its files are then. An edited spec is checked when it is saved. /as NAME answers questions as
-    another person. Where the key of the model is missing and evals/ has one suite, the replies of its cases stand for those of the
+    Each line is a run of the spec as its files are then. An edited spec is checked when it is saved; one with errors at the start is
+    awaited. /as NAME answers questions as another person. Where the key of the model is missing and evals/ has one suite, the replies of its cases stand for those of the
     model. Ctrl-D ends everything.
     """
     settings = logged_settings("WARNING")
     settings = replace(settings, database_url=f"sqlite:///{settings.state_dir / DATABASE}")
     environment = environment or (DEFAULT if environment_file(DEFAULT).exists() else None)
     spec = spec or find_only("specs")
-    current = CurrentSpec(lambda: spec_tree(spec, environment, model))
+    current = wait_until_valid(lambda: CurrentSpec(lambda: spec_tree(spec, environment, model)))
     suite = replies if replies is not None else _suite_without_key(settings, current.tree, model)
-    script = Script(suite) if suite is not None else None
+    script = wait_until_valid(lambda: Script(suite)) if suite is not None else None
     name = new_id("chat", SystemClock().now())
 
     def make_request(text: str) -> RunCreate:
@@ -215,6 +217,20 @@ class Script:
     def _read(self) -> Sequence[Case]:
         data = read_bytes(self._path, max_bytes=SUITE_LIMITS.max_bytes, what="suite")
         return parse_suite(data, file=str(self._path)).spec.cases
+
+
+def wait_until_valid(read: Callable[[], V]) -> V:
+    """Return what is read once it has no errors; until then print the errors whenever they differ from those before."""
+    printed = ""
+    while True:
+        try:
+            return read()
+        except Invalid as error:
+            if error.message != printed:
+                printed = error.message
+                render.failure(error.message, error.hint)
+                render.text("Waiting until it is corrected. Ctrl-C ends.")
+        threading.Event().wait(LOOK_SECONDS)
 
 
 def watch(files: Sequence[Path], check: Callable[[], object], stopping: threading.Event) -> None:

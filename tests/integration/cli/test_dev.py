@@ -70,6 +70,10 @@ def session(machine: Machine, folder: Path) -> Iterator[Session]:
         made.process.kill()
 
 
+def line_of(text: str, part: str) -> int:
+    return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
 def test_an_agent_is_tried_without_a_key_and_every_part_is_played(session: Session, folder: Path) -> None:
     session.shows("The model is scripted")
     session.shows("People for /as: finance")
@@ -102,15 +106,37 @@ def test_a_saved_error_is_shown_with_its_line_and_a_corrected_spec_counts(sessio
     spec, suite = folder / "specs/support.yaml", folder / "evals/support.yaml"
     text = spec.read_text()
     spec.write_text(text.replace("include: [lookup_order, refund]", "include: [lookup_order, refnd]"))
-    session.shows("refnd")
+    error = f"✗ specs/support.yaml:{line_of(text, 'include:')}: E_TOOL_REF: The tool refnd is"
+    session.shows(error)
+    session.shows("(at agent.tools)")
     session.type(MUG)
-    session.shows("refnd", times=2)
+    session.shows(error, times=2)
     assert "We refunded" not in session.printed()
     suite.write_text(suite.read_text().replace("We refunded 20 EUR for order 7.", "Twenty euros are on their way."))
     spec.write_text(text.replace("description: Refund an order.", "description: Refund one order."))
     session.shows("The spec has changed.")
     session.type(MUG)
     session.shows("Twenty euros are on their way.")
+
+
+def test_a_spec_with_errors_at_the_start_is_awaited(machine: Machine, folder: Path) -> None:
+    spec = folder / "specs/support.yaml"
+    text = spec.read_text()
+    spec.write_text(text.replace("include: [lookup_order, refund]", "include: [lookup_order, refnd]"))
+    session = Session(machine, folder)
+    with session.process:
+        session.shows(f"✗ specs/support.yaml:{line_of(text, 'include:')}: E_TOOL_REF: The tool refnd is")
+        session.shows("Did you mean refund?")
+        spec.write_text(text.replace("max_iterations: 6", "max_iterations: six"))
+        session.shows(f"✗ specs/support.yaml:{line_of(text, 'max_iterations')}: E_SCHEMA")
+        session.shows("(at agent.strategy")
+        assert session.printed().count("Waiting until it is corrected.") == 2
+        spec.write_text(text)
+        session.shows("The model is scripted")
+        session.type(MUG)
+        session.shows("We refunded 20 EUR for order 7.")
+        session.type("/quit")
+        assert session.process.wait(60) == 0
 
 
 def test_a_second_one_in_the_same_folder_is_refused(session: Session, machine: Machine, folder: Path) -> None:
