@@ -45,7 +45,7 @@ def test_a_newcomer_opens_the_printed_link_answers_and_verifies_the_receipt(
     page.check("input[value=approved]")
     page.click("#decide form[data-keep] button[type=submit]")
     page.wait_for_selector("[data-receipt]")
-    receipt = page.request.get(page.get_attribute("[data-receipt] a:text-is('Signed receipt')", "href") or "")
+    receipt = page.request.get(page.get_attribute("[data-receipt] a:text-is('Signed receipt (JSON)')", "href") or "")
     (tmp_path / "receipt.json").write_bytes(receipt.body())
     context.close()
 

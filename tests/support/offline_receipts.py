@@ -39,7 +39,7 @@ class Verifier:
 
     def download(self, page: Page) -> Json:
         """Download the signed receipt that a page links, with the session of its browser; return the verified item."""
-        address = page.get_attribute("[data-receipt] a:text-is('Signed receipt')", "href")
+        address = page.get_attribute("[data-receipt] a:text-is('Signed receipt (JSON)')", "href")
         assert address is not None
         response = page.request.get(address)
         assert response.status == 200, response.text()

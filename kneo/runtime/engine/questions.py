@@ -383,7 +383,8 @@ def _after(
         return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}
     new = [action for action in actions(program, after) if action.ticket not in before]
     leads_to: Mapping[str, list[object]] = {
-        "next": [action.activity.path for action in new if isinstance(action, Execute)],
+        # Behind the only step of a call is the program that makes it.
+        "next": [action.activity.path for action in new if isinstance(action, Execute) and not program.is_call],
         "asks": [_asked_by(action.key, action.gate.human, action.prompt) for action in new if isinstance(action, Ask)],
         "waits": [other.key for other in waiting(program, after).values()] if not new else [],
         "running": [a.activity.path for a in actions(program, after) if isinstance(a, Execute)] if not new else [],

@@ -107,7 +107,8 @@ class Scenario:
         if asked is not None:
             yield Transition("", CallsWaiting(questions=(asked,)))
             return
-        otherwise = ""
+        is_caught = action.activity.path in self.layout.caught
+        otherwise = "succeeds" if is_caught else ""
         if known is None and not action.call_answers:
             for call in self.layout.calls.get(action.activity.path, ()):
                 otherwise = "makes no call that asks"
@@ -118,7 +119,7 @@ class Scenario:
         choices = action.activity.choices
         for label, text in ((name, name) for name in choices) if choices else self._texts(location):
             yield Transition(label or otherwise, Succeeded(text=text))
-        if action.activity.path in self.layout.caught:
+        if is_caught:
             yield Transition(
                 "fails", StepFailed(error=RunError(type="simulated", message=f"{location} failed"), final=True)
             )

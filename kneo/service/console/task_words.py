@@ -98,6 +98,8 @@ def _of_call(value: Mapping[str, object], decision: str, agent: str) -> str:
         last = f"the run ends: {value['ends']}"
     elif value.get("asks"):
         last = ""
+    elif not _texts(value.get("next")):
+        last = f"the calling program gets {'your reason' if decision == 'rejected' else 'the result'}"
     else:
         last = f"{agent} reads your reason and continues" if decision == "rejected" else f"{agent} continues"
     return "; then ".join(part for part in (first, last) if part)

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from config_repo import ConfigRepo
+from console_pages import signed_in
 from kneo_process import eventually
 from served_agents import served_agents
 from service_bench import Bench, Json, serving
@@ -154,6 +155,9 @@ def test_a_gated_call_waits_and_is_made_once_with_the_decided_arguments(house: B
     waiting = asking(house, make(house, "refund", wait="1s", id="7", amount=20))
     assert (waiting["status"], waiting["result"], waiting["arguments"]) == ("waiting", None, None)
     assert waiting["questions"][0]["url"] == f"https://kneo.example/console/inbox/{waiting['questions'][0]['id']}"
+    page = signed_in(house.url, "reviewer").get(f"/console/inbox/{waiting['questions'][0]['id']}")
+    assert "refund is called with these arguments; then the calling program gets the result" in page.text
+    assert "refund is not called; then the calling program gets your reason" in page.text
     again = make(house, "refund", wait="1s", id="7", amount=20)
     assert (again["id"], again["joined"]) == (waiting["id"], True)
     decide(house, waiting, decision="edited", arguments={"id": "7", "amount": 5})

@@ -111,6 +111,14 @@ def test_failures_count_only_where_somebody_catches_them() -> None:
     ]
 
 
+def test_each_branch_of_a_caught_failure_has_words() -> None:
+    simulation = walk([fn("a", on_error="fallback", fallback_ref="b"), fn("b")])
+    assert [outcome.choices for outcome in simulation.outcomes] == [
+        (("step", "a", ("succeeds",)),),
+        (("step", "a", ("fails",)),),
+    ]
+
+
 def test_a_step_that_nothing_leads_to_is_found() -> None:
     step = {"id": "x", "kind": "condition", "when": {"type": "never"}, "steps": [fn("b"), human("q")]}
     assert codes(walk([fn("a"), step])) == [("unreachable_step", "x/b"), ("unreachable_gate", "x/q")]
