@@ -213,7 +213,7 @@ def _digest(text: str) -> Digest:
     try:
         return parse_digest(text)
     except Invalid as error:
-        msg = f"be a digest; {error.message}"
+        msg = "be a digest, sha256: and 64 lower-case hex digits"
         raise ValueError(msg) from error
 
 

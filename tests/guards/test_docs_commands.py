@@ -26,6 +26,7 @@ EXECUTED = {
     "docs/guides/specs/agents.md": "tests/e2e/test_agents_guide.py",
     "docs/guides/specs/memory.md": "tests/e2e/test_memory_guide.py",
     "docs/guides/specs/skills.md": "tests/e2e/test_skills_guide.py",
+    "docs/operations/README.md": "tests/e2e/test_operator.py",
     "docs/operations/oidc.md": "tests/integration/service/test_oidc.py",
     "docs/operations/doctor.md": "tests/integration/cli/test_doctor.py",
     "docs/operations/upgrade.md": "tests/integration/cli/test_maintenance.py",

@@ -124,6 +124,7 @@ def run_controller(settings: Settings, repository: Repository, stopping: threadi
         controller = stack.enter_context(reconciling(settings, store, repository))
         stack.enter_context(deliver_notifications(settings, store))
         stack.enter_context(serve_probes(controller.is_alive))
+        render.success(f"The controller reconciles {repository.ref}.")
         stopping.wait()
 
 

@@ -101,8 +101,10 @@ def _show(results: tuple[Result, ...]) -> None:
         render.line(MARKS[result.level], f"{result.check}: {result.message}")
         if result.hint:
             render.text(f"    {result.hint}")
-    counts = {level: sum(result.level is level for result in results) for level in Level}
-    render.text(f"\n{counts[Level.ERROR]} errors, {counts[Level.WARNING]} warnings, {counts[Level.OK]} ok")
+    errors, warnings, good = (
+        sum(result.level is level for result in results) for level in (Level.ERROR, Level.WARNING, Level.OK)
+    )
+    render.text(f"\n{render.count(errors, 'error')}, {render.count(warnings, 'warning')}, {good} ok")
 
 
 MIN_KEY_CHARS = 24

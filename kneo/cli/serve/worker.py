@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kneo.cli import render
 from kneo.cli.compose import process_store, retry_connecting
 from kneo.cli.project import registered_tools, spec_compiler
 from kneo.cli.serve.listener import Listener
@@ -41,6 +42,7 @@ def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) 
         store = stack.enter_context(process_store(settings))
         worker = stack.enter_context(executing(settings, store, concurrency))
         stack.enter_context(serve_probes(worker.heartbeats.is_alive))
+        render.success(f"The worker executes up to {render.count(concurrency, 'run')} at once.")
         stopping.wait()
 
 

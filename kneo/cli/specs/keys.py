@@ -45,6 +45,7 @@ def generate(
         render.success(f"Wrote private key {output}. Do not commit it.")
         _print_public(key.public)
         render.text("\nNext: a holder of a root key adds the public half: kneo trust add-key --help")
+        render.text("Processes that sign receipts with it: KNEO_SERV_SERVICE_KEY_FILE.")
 
     render.emit(answer, as_json=as_json, text=show)
 

@@ -110,7 +110,7 @@ def test_the_command_prints_the_report_and_fails_on_errors_alone(local: Installa
     failed = kneo("doctor", "--host", "0.0.0.0")
     assert failed.status == 1
     assert "✗ authentication" in failed.out
-    assert "1 errors, 1 warnings" in failed.out
+    assert "1 error, 1 warning, " in failed.out
 
 
 def test_a_misspelt_variable_is_named_with_the_nearest_setting(local: Installation) -> None:
