@@ -49,8 +49,7 @@ def events(
     options: ServiceOptions,
 ) -> None:
     """Show recent events."""
-    answer = options.call(api.list_audit_events, event_type=event_type, limit=limit)
-    render.emit(answer, as_json=options.as_json, text=lambda: _show_events(answer))
+    options.show(api.list_audit_events, _show_events, event_type=event_type, limit=limit)
 
 
 def _show_events(answer: api.AuditPageView) -> None:
@@ -77,8 +76,7 @@ def _details(item: api.AuditEventView) -> str:
 @examples("kneo trace run_01jd8z4v6m3q", "kneo trace sha256:3fb5f52a…")
 def trace(reference: Annotated[str, typer.Argument(metavar="RUN_OR_DIGEST")], *, options: ServiceOptions) -> None:
     """Trace a run or digest back to its release, commit, signers and approvers."""
-    answer = options.call(trace_reference, reference)
-    render.emit(answer, as_json=options.as_json, text=lambda: _show_provenance(answer))
+    options.show(trace_reference, _show_provenance, reference)
 
 
 def _show_provenance(answer: ProvenanceView) -> None:
@@ -118,8 +116,9 @@ def list_events(
     options: ServiceOptions,
 ) -> None:
     """List audit events, newest first."""
-    answer = options.call(
+    options.show(
         api.list_audit_events,
+        _show_events,
         event_type=event_type,
         run_id=run_id,
         limit=limit,
@@ -129,7 +128,6 @@ def list_events(
         created_after=created_after,
         created_before=created_before,
     )
-    render.emit(answer, as_json=options.as_json, text=lambda: _show_events(answer))
 
 
 KeyOption = Annotated[
@@ -255,8 +253,7 @@ def _note(path: Path) -> str:
 @examples("kneo audit checkpoint", "kneo audit checkpoint --json")
 def checkpoint(*, options: ServiceOptions) -> None:
     """Sign the size and root of the log. Keep the checkpoint elsewhere: it proves later that the log was not rewritten."""
-    answer = options.call(api.get_audit_checkpoint)
-    render.emit(answer, as_json=options.as_json, text=lambda: render.text(answer.note))
+    options.show(api.get_audit_checkpoint, lambda answer: render.text(answer.note))
 
 
 @app.command("prove")

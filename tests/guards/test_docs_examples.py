@@ -14,6 +14,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.answers import AnswersFile
 from kneo.spec.modules import RuleContext
+from kneo.spec.policy import windows_open
 from kneo.spec.project import parse_project
 from kneo.spec.reading.load import SourceFile, load_spec, load_tree
 from kneo.spec.reading.reader import read
@@ -172,3 +174,28 @@ def test_the_commands_of_the_guide_print_what_it_says(page: str, folder: Path, c
             assert program == "kneo", f"{block}: only kneo is run"
             run(arguments)
             assert RUN_ID.sub("run_", capsys.readouterr().out) == RUN_ID.sub("run_", printed), f"{block}: {command}"
+
+
+SYSTEMS = [page for page in PAGES if "moving/" in page and not page.endswith(("README.md", "kneo-serv.md"))]
+
+
+@pytest.mark.parametrize("page", SYSTEMS)
+def test_a_page_about_moving_shows_what_you_have_and_checks_what_you_write(page: str) -> None:
+    found = [block for block in BLOCKS if block.page == page]
+    (written,) = [block for block in found if block.kind == "yaml"]
+    assert next(block.line for block in found if block.kind == "text") < written.line
+    checked = [block for block in found if block.kind == "console"]
+    assert "kneo spec simulate" in checked[0].text if FILE.match(written.text) else "kind: Environment" in written.text
+
+
+def test_the_environment_of_argo_cd_allows_and_denies_what_its_project_does() -> None:
+    (block,) = [block for block in YAML if block.page.endswith("argo-cd.md")]
+    environment = parse_environment(block.text.encode(), file="prod.yaml")
+    (text,) = [each.text for each in BLOCKS if each.page == block.page and each.kind == "text"]
+    assert 'schedule: "0 16 * * 5", duration: 64h' in text
+    start = datetime.fromisoformat("2026-11-27T16:00:00+01:00")
+    for hours, is_open in ((-1, True), (0, False), (63, False), (64, True)):
+        assert windows_open(environment.windows, start + timedelta(hours=hours)) is is_open
+    spec = environment.spec
+    assert spec.approvals is not None
+    assert (spec.approvals.required, spec.approvals.exclude, spec.prune.max_percent) == (1, ("bundle_signer",), 20)

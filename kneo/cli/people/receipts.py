@@ -37,11 +37,10 @@ def show(
 ) -> None:
     """Show the receipt of a decision, or all receipts of a run; with --json as a file to verify elsewhere."""
     view: api.ReceiptView | api.ReceiptListView
-    with options.open(existing=True) as opened:
-        if task_or_run.startswith("run_"):
-            view = opened.call(api.list_receipts, task_or_run)
-        else:
-            view = opened.call(api.get_receipt, task_or_run)
+    if task_or_run.startswith("run_"):
+        view = options.call(api.list_receipts, task_or_run)
+    else:
+        view = options.call(api.get_receipt, task_or_run)
     receipts = view.receipts if isinstance(view, api.ReceiptListView) else [view]
 
     def text() -> None:
@@ -93,8 +92,7 @@ def key(
     options: ServiceOptions,
 ) -> None:
     """Show the public key that verifies receipts. Keep a copy: a key that comes with a receipt proves nothing."""
-    with options.open(existing=True) as opened:
-        view = opened.call(api.get_receipt_key)
+    view = options.call(api.get_receipt_key)
     if output is not None:
         write_whole(output, view.key.encode())
     render.emit(view, as_json=options.as_json, text=lambda: render.text(view.key.rstrip("\n")))
@@ -143,8 +141,7 @@ def verify(
         raise Usage(msg, hint="kneo task receipt key --output service.pem, and then --key service.pem.")
     else:
         content = read_json(data, file=str(file), limits=LIMITS).value
-        with options.open(existing=True) as opened:
-            result = vars(opened.call(api.verify_receipts, request(api.ReceiptsToVerify, **wrap_envelope(content))))
+        result = vars(options.call(api.verify_receipts, request(api.ReceiptsToVerify, **wrap_envelope(content))))
     problems, receipts = result["problems"], result["receipts"]
     assert isinstance(problems, list)
     assert isinstance(receipts, list)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kneo.api.access import check_access
+from kneo.api.access import AccessView, check_access
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
@@ -29,10 +29,9 @@ def check(
     options: ServiceOptions,
 ) -> None:
     """Explain what a person may do in an environment, and which line or role says so."""
-    answer = options.call(check_access, environment, who, scope)
 
-    def show() -> None:
+    def show(answer: AccessView) -> None:
         for item in answer.scopes:
             render.line(render.DONE if item.allowed else render.CAREFUL, f"{item.scope}  {item.because}")
 
-    render.emit(answer, as_json=options.as_json, text=show)
+    options.show(check_access, show, environment, who, scope)

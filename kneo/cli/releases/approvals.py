@@ -101,10 +101,7 @@ def approve(
     --key only if a version or digest is named or the repository has the same content. --yes signs in any case; the audit
     event records that the change was not read.
     """
-    change = replace(parse_target(target, approval.gate), full=approval.full)
-    with options.open(existing=True) as service:
-        answer = _decide(service, change, ApprovalDecision.APPROVE, approval, expires)
-    _show_decision(answer, "Approved", as_json=options.as_json)
+    _decide(target, ApprovalDecision.APPROVE, approval, expires, options)
 
 
 @examples(
@@ -121,13 +118,27 @@ def reject(
 
     A rejection does not expire: it counts until the same person approves the same change.
     """
-    change = replace(parse_target(target, approval.gate), full=approval.full)
-    with options.open(existing=True) as service:
-        answer = _decide(service, change, ApprovalDecision.REJECT, approval, REJECTION_LIFE)
-    _show_decision(answer, "Rejected", as_json=options.as_json)
+    _decide(target, ApprovalDecision.REJECT, approval, REJECTION_LIFE, options)
 
 
 def _decide(
+    target: str, decision: ApprovalDecision, approval: ApprovalOptions, expires: str, options: ServiceOptions
+) -> None:
+    change = replace(parse_target(target, approval.gate), full=approval.full)
+    with options.open(existing=True) as service:
+        answer = _signed_decision(service, change, decision, approval, expires)
+
+    def show() -> None:
+        found = answer.approval
+        verb = "Approved" if decision is ApprovalDecision.APPROVE else "Rejected"
+        render.success(f"{verb} {found.subject_name} in {found.environment} as {found.principal}")
+        render.text(f"Receipt: kneo promotion receipt show {found.id}")
+        show_result(answer)
+
+    render.emit(answer, as_json=options.as_json, text=show)
+
+
+def _signed_decision(
     service: Backend, change: ChangeReference, decision: ApprovalDecision, options: ApprovalOptions, expires: str
 ) -> DecidedView:
     if options.output is not None and options.key is None:
@@ -165,16 +176,6 @@ def _detail(service: Backend, pending: PendingPromotionView) -> PromotionDetailV
         return service.call(get_promotion, pending.id, whole=True)
     except KneoError:
         return None
-
-
-def _show_decision(answer: DecidedView, verb: str, *, as_json: bool) -> None:
-    def show() -> None:
-        approval = answer.approval
-        render.success(f"{verb} {approval.subject_name} in {approval.environment} as {approval.principal}")
-        render.text(f"Receipt: kneo promotion receipt show {approval.id}")
-        show_result(answer)
-
-    render.emit(answer, as_json=as_json, text=show)
 
 
 # ---- references ---------------------------------------------------------------------------------------------------
@@ -324,9 +325,7 @@ source = typer.Typer(no_args_is_help=True)
 @examples("kneo source show", "kneo source show --json")
 def show_source(*, options: ServiceOptions) -> None:
     """Show the accepted commit of the config repository, and any refused one."""
-    with options.open(existing=True) as service:
-        answer = service.call(get_source)
-    render.emit(answer, as_json=options.as_json, text=lambda: render.panel("Source", _source_lines(answer)))
+    options.show(get_source, lambda answer: render.panel("Source", _source_lines(answer)))
 
 
 def _source_lines(source: SourceView) -> Iterator[tuple[str, object]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -13,32 +13,24 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.files import write_whole
+from kneo.cli.releases.environments import ReleaseArgument, split_target
 from kneo.digest import canonical_json
-from kneo.errors import Usage
 
 app = typer.Typer(no_args_is_help=True)
 
-PlaceArgument = Annotated[str, typer.Argument(metavar="ENV/BUNDLE", help="Environment and bundle.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; the audit log and the status show it.")]
+
+Change: TypeAlias = Operation[[str, str, api.CanaryChange], api.CanaryView]
 
 BAR = 30
 """Characters of a bar."""
 
 
-def _place(text: str) -> tuple[str, str]:
-    environment, _, bundle = text.partition("/")
-    if not environment or not bundle:
-        msg = f"{text[:80]!r} is no ENV/BUNDLE."
-        raise Usage(msg, hint="Such as prod/refunds.")
-    return environment, bundle
-
-
 @app.command("status")
 @examples("kneo canary status prod/refunds", "kneo canary status prod/refunds --json")
-def status(place: PlaceArgument, *, options: ServiceOptions) -> None:
+def status(place: ReleaseArgument, *, options: ServiceOptions) -> None:
     """Show the newest canary of a bundle: its share, its runs, and how it compares."""
-    view = options.call(api.get_canary, *_place(place))
-    render.emit(view, as_json=options.as_json, text=lambda: _show(view))
+    options.show(api.get_canary, _show, *split_target(place, "canary status"))
 
 
 def _show(view: api.CanaryView) -> None:
@@ -76,62 +68,57 @@ def _bar(part: float) -> str:
 
 @app.command("pause")
 @examples("kneo canary pause prod/refunds --reason 'look at the rejections first'")
-def pause(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+def pause(place: ReleaseArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """Pause a canary: it keeps its share, and no further step begins."""
     _change("Paused", api.pause_canary, place, reason, options)
 
 
 @app.command("resume")
 @examples("kneo canary resume prod/refunds --reason 'the rejections were a mistake'")
-def resume(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+def resume(place: ReleaseArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """Resume a paused canary with the share of its step."""
     _change("Resumed", api.resume_canary, place, reason, options)
 
 
 @app.command("promote")
 @examples("kneo canary promote prod/refunds --reason 'a fix that cannot wait'")
-def promote(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+def promote(place: ReleaseArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """Promote the version of a canary without its further steps. That needs kneo approve --full."""
     _change("Asked to promote", api.promote_canary, place, reason, options)
 
 
 @app.command("abort")
 @examples("kneo canary abort prod/refunds --reason 'wrong version'")
-def abort(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+def abort(place: ReleaseArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """End a canary; its version stays blocked until it is restarted."""
     _change("Aborted", api.abort_canary, place, reason, options)
 
 
 @app.command("restart")
 @examples("kneo canary restart prod/refunds --reason 'the outage was elsewhere'")
-def restart(place: PlaceArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
+def restart(place: ReleaseArgument, reason: ReasonOption, *, options: ServiceOptions) -> None:
     """Let a canary begin again that was rolled back or aborted."""
     _change("Restarted", api.restart_canary, place, reason, options)
 
 
-def _change(
-    verb: str, change: Operation[..., api.CanaryView], place: str, reason: str, options: ServiceOptions
-) -> None:
-    with options.open(existing=True) as opened:
-        view = opened.call(change, *_place(place), request(api.CanaryChange, reason=reason))
-
-    def text() -> None:
+def _change(verb: str, change: Change, place: str, reason: str, options: ServiceOptions) -> None:
+    def text(view: api.CanaryView) -> None:
         render.success(f"{verb} the canary of {view.bundle} {view.version} in {view.environment}")
         _show(view)
 
-    render.emit(view, as_json=options.as_json, text=text)
+    options.show(change, text, *split_target(place, "canary status"), request(api.CanaryChange, reason=reason))
 
 
 @app.command("result")
 @examples("kneo canary result prod/refunds --output bundles/refunds/1.1.0.evidence/canary.dsse.json")
 def result(
-    place: PlaceArgument,
+    place: ReleaseArgument,
     output: Annotated[Path | None, typer.Option("--output", help="Write the signed result to this file.")] = None,
     *,
     options: ServiceOptions,
 ) -> None:
     """Print or write the signed result of a canary that has ended, to commit it to Git."""
-    envelope = options.call(api.get_canary_result, *_place(place))
+    envelope = options.call(api.get_canary_result, *split_target(place, "canary result"))
     if output is not None:
         write_whole(output, canonical_json(envelope) + b"\n")
         render.success(f"Wrote {output}. Commit it, so that a registry that is rebuilt from Git decides the same.")

@@ -9,7 +9,7 @@ import typer
 
 from kneo.api import environments as api
 from kneo.api.operation import Operation
-from kneo.api.release_views import ChangedView, EnvironmentView, PromotionView
+from kneo.api.release_views import ChangedView, EnvironmentView, HistoryView, PromotionView
 from kneo.cli import render
 from kneo.cli.backend import Backend, P
 from kneo.cli.commands import examples
@@ -111,15 +111,13 @@ def history(
     options: ServiceOptions,
 ) -> None:
     """Show the changes of an environment, newest first."""
-    answer = options.call(api.get_environment_history, environment, bundle)
+    options.show(api.get_environment_history, _show_history, environment, bundle)
+
+
+def _show_history(answer: HistoryView) -> None:
     now = SystemClock().now()
-
-    def show() -> None:
-        rows = [_history_row(item, now) for item in answer.promotions]
-        heads = ["When", "Change", "Bundle", "Version", "By", "Reason", "Digest", "Revision", "Approved by"]
-        render.table("", heads, rows)
-
-    render.emit(answer, as_json=options.as_json, text=show)
+    heads = ["When", "Change", "Bundle", "Version", "By", "Reason", "Digest", "Revision", "Approved by"]
+    render.table("", heads, [_history_row(item, now) for item in answer.promotions])
 
 
 def _history_row(item: PromotionView, now: datetime) -> list[object]:
@@ -140,7 +138,7 @@ def _history_row(item: PromotionView, now: datetime) -> list[object]:
 @examples("kneo why prod/research-agent", "kneo why prod/research-agent --json")
 def why(target: ReleaseArgument, *, options: ServiceOptions) -> None:
     """Explain why a release is pending and who can unblock it."""
-    environment, bundle = _split(target, "why")
+    environment, bundle = split_target(target, "why")
     answer = options.call(api.explain_release, environment, bundle)
     now = SystemClock().now()
 
@@ -208,7 +206,7 @@ def rollback(
     options: ServiceOptions,
 ) -> None:
     """Roll back to the previous release and hold it."""
-    environment, bundle = _split(target, "rollback")
+    environment, bundle = split_target(target, "rollback")
     body = request(api.RollbackRequest, bundle=bundle, reason=reason, to=to)
     done = f"Rolled back and held: {target}. To follow Git again: kneo unhold {target}"
     _change(options, done, api.rollback_release, environment, body)
@@ -219,7 +217,7 @@ def rollback(
 )
 def hold(target: ReleaseArgument, reason: ReasonOption, until: UntilOption = None, *, options: ServiceOptions) -> None:
     """Keep the current release of a bundle, ignoring Git."""
-    environment, bundle = _split(target, "hold")
+    environment, bundle = split_target(target, "hold")
     body = request(api.HoldRequest, bundle=bundle, reason=reason, until=parse_until(until))
     done = f"Held: {target}. To follow Git again: kneo unhold {target}"
     _change(options, done, api.hold_release, environment, body)
@@ -228,7 +226,7 @@ def hold(target: ReleaseArgument, reason: ReasonOption, until: UntilOption = Non
 @examples("kneo unhold prod/research-agent", "kneo unhold prod/research-agent --service-url https://kneo.example.com")
 def unhold(target: ReleaseArgument, *, options: ServiceOptions) -> None:
     """Remove a hold; the release follows Git again."""
-    environment, bundle = _split(target, "unhold")
+    environment, bundle = split_target(target, "unhold")
     body = request(api.UnholdRequest, bundle=bundle)
     _change(options, f"Hold removed: {target} follows Git", api.unhold_release, environment, body)
 
@@ -252,7 +250,12 @@ def unsuspend(environment: EnvironmentArgument, *, options: ServiceOptions) -> N
     _change(options, f"Resumed: {environment} follows Git", api.unsuspend_environment, environment)
 
 
-def _split(target: str, command: str) -> tuple[str, str]:
+def split_target(target: str, command: str) -> tuple[str, str]:
+    """Return the environment and the bundle of ``ENV/BUNDLE``.
+
+    Raises:
+        Usage: the target has another form.
+    """
     environment, _, bundle = target.partition("/")
     if not environment or not bundle:
         msg = f"{target[:100]!r} is not ENV/BUNDLE."
@@ -262,13 +265,12 @@ def _split(target: str, command: str) -> tuple[str, str]:
 
 def _change(options: ServiceOptions, done: str, change: Operation[P, C], *args: P.args, **kwargs: P.kwargs) -> None:
     """Call an operation that changes an environment; print what was done, and the environment as it is then."""
-    answer = options.call(change, *args, **kwargs)
 
-    def show() -> None:
+    def show(answer: C) -> None:
         render.success(done)
         show_result(answer)
 
-    render.emit(answer, as_json=options.as_json, text=show)
+    options.show(change, show, *args, **kwargs)
 
 
 def show_result(answer: ChangedView) -> None:

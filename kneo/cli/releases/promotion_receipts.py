@@ -17,7 +17,7 @@ from kneo.api.promotion_receipts import (
     list_promotion_receipts,
 )
 from kneo.cli import render
-from kneo.cli.backend import Backend, Json
+from kneo.cli.backend import Json
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
 from kneo.cli.files import read_bytes, write_whole
@@ -56,11 +56,10 @@ def show(
 ) -> None:
     """Show the receipts of a promotion, or the receipt of one decision about it."""
     view: ApprovalReceiptView | PromotionReceiptsView
-    with options.open(existing=True) as opened:
-        if promotion.startswith("appr_"):
-            view = opened.call(get_approval_receipt, promotion)
-        else:
-            view = opened.call(list_promotion_receipts, _promotion_id(opened, promotion))
+    if promotion.startswith("appr_"):
+        view = options.call(get_approval_receipt, promotion)
+    else:
+        view = options.call(list_promotion_receipts, _promotion_id(options, promotion))
     if output is not None:
         write_whole(output, to_json(view, indent=2) + b"\n")
 
@@ -84,7 +83,7 @@ def show(
     render.emit(view, as_json=options.as_json, text=text)
 
 
-def _promotion_id(service: Backend, promotion: str) -> str:
+def _promotion_id(options: ServiceOptions, promotion: str) -> str:
     """Return the id of a promotion; of ``ENV/BUNDLE`` that of the newest one.
 
     Raises:
@@ -93,7 +92,7 @@ def _promotion_id(service: Backend, promotion: str) -> str:
     environment, slash, bundle = promotion.partition("/")
     if not slash:
         return promotion
-    found = service.call(get_environment_history, environment, bundle, limit=1).promotions
+    found = options.call(get_environment_history, environment, bundle, limit=1).promotions
     if not found:
         msg = f"{bundle[:80]} was never released to {environment[:80]}."
         hint = f"Decisions about a pending change: GET /v1/environments/{environment[:80]}/decisions lists their ids."
