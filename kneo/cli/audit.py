@@ -49,7 +49,7 @@ def events(
     options: ServiceOptions,
 ) -> None:
     """Show recent events."""
-    options.show(api.list_audit_events, _show_events, event_type=event_type, limit=limit)
+    options.show_existing(api.list_audit_events, _show_events, event_type=event_type, limit=limit)
 
 
 def _show_events(answer: api.AuditPageView) -> None:
@@ -76,7 +76,7 @@ def _details(item: api.AuditEventView) -> str:
 @examples("kneo trace run_01jd8z4v6m3q", "kneo trace sha256:3fb5f52a…")
 def trace(reference: Annotated[str, typer.Argument(metavar="RUN_OR_DIGEST")], *, options: ServiceOptions) -> None:
     """Trace a run or digest back to its release, commit, signers and approvers."""
-    options.show(trace_reference, _show_provenance, reference)
+    options.show_existing(trace_reference, _show_provenance, reference)
 
 
 def _show_provenance(answer: ProvenanceView) -> None:
@@ -116,7 +116,7 @@ def list_events(
     options: ServiceOptions,
 ) -> None:
     """List audit events, newest first."""
-    options.show(
+    options.show_existing(
         api.list_audit_events,
         _show_events,
         event_type=event_type,
@@ -253,7 +253,7 @@ def _note(path: Path) -> str:
 @examples("kneo audit checkpoint", "kneo audit checkpoint --json")
 def checkpoint(*, options: ServiceOptions) -> None:
     """Sign the size and root of the log. Keep the checkpoint elsewhere: it proves later that the log was not rewritten."""
-    options.show(api.get_audit_checkpoint, lambda answer: render.text(answer.note))
+    options.show_existing(api.get_audit_checkpoint, lambda answer: render.text(answer.note))
 
 
 @app.command("prove")

@@ -76,7 +76,8 @@ def _arguments(text: str) -> dict[str, object]:
 @examples("kneo call get run_01JD8Z4V6M3Q", "kneo call get run_01JD8Z4V6M3Q --wait 10m --json")
 def get(call_id: CallArgument, wait: WaitOption = None, *, options: ServiceOptions) -> None:
     """Show a call of yours; with --wait, when it has ended or is allowed."""
-    found = options.call(api.get_call, call_id, wait)
+    with options.open() as opened:
+        found = opened.call(api.get_call, call_id, wait)
     _show_result(found, options)
 
 

@@ -106,7 +106,15 @@ class ServiceOptions(OptionGroup):
             return opened.call(operation, *args, **kwargs)
 
     def show(self, operation: Operation[P, V], text: Callable[[V], None], /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call one operation of the backend, and print its view as JSON or with ``text``; a local database must exist."""
+        """Call one operation of the backend, and print its view as JSON or with ``text``."""
+        with self.open() as opened:
+            view = opened.call(operation, *args, **kwargs)
+        render.emit(view, as_json=self.as_json, text=lambda: text(view))
+
+    def show_existing(
+        self, operation: Operation[P, V], text: Callable[[V], None], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Do the same where a local database must exist."""
         view = self.call(operation, *args, **kwargs)
         render.emit(view, as_json=self.as_json, text=lambda: text(view))
 

@@ -106,7 +106,8 @@ def batch(
     if not isinstance(items, list):
         msg = f"{file} holds no items."
         raise Invalid(msg, hint='{"items": [{"continuation_id": "cont_…", "decision": "approved"}]}')
-    view = options.call(resume_human_tasks, request(DecisionBatch, items=items))
+    with options.open() as opened:
+        view = opened.call(resume_human_tasks, request(DecisionBatch, items=items))
     rows = [[result.continuation_id, result.status or result.error, result.message] for result in view.results]
     render.emit(view, as_json=options.as_json, text=lambda: render.table("", ["Task", "Result", "Message"], rows))
     if view.refused:

@@ -197,7 +197,8 @@ def revoke(
     options: ServiceOptions,
 ) -> None:
     """Revoke a standing grant. No decision of it is recorded or applied afterwards."""
-    view = options.call(api.revoke_grant, grant, request(api.GrantRevoke, reason=reason))
+    with options.open() as opened:
+        view = opened.call(api.revoke_grant, grant, request(api.GrantRevoke, reason=reason))
     render.emit(view, as_json=options.as_json, text=lambda: _show_status("Revoked", view))
 
 

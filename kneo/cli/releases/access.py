@@ -34,4 +34,4 @@ def check(
         for item in answer.scopes:
             render.line(render.DONE if item.allowed else render.CAREFUL, f"{item.scope}  {item.because}")
 
-    options.show(check_access, show, environment, who, scope)
+    options.show_existing(check_access, show, environment, who, scope)

@@ -325,7 +325,7 @@ source = typer.Typer(no_args_is_help=True)
 @examples("kneo source show", "kneo source show --json")
 def show_source(*, options: ServiceOptions) -> None:
     """Show the accepted commit of the config repository, and any refused one."""
-    options.show(get_source, lambda answer: render.panel("Source", _source_lines(answer)))
+    options.show_existing(get_source, lambda answer: render.panel("Source", _source_lines(answer)))
 
 
 def _source_lines(source: SourceView) -> Iterator[tuple[str, object]]:

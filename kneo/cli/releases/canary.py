@@ -30,7 +30,7 @@ BAR = 30
 @examples("kneo canary status prod/refunds", "kneo canary status prod/refunds --json")
 def status(place: ReleaseArgument, *, options: ServiceOptions) -> None:
     """Show the newest canary of a bundle: its share, its runs, and how it compares."""
-    options.show(api.get_canary, _show, *split_target(place, "canary status"))
+    options.show_existing(api.get_canary, _show, *split_target(place, "canary status"))
 
 
 def _show(view: api.CanaryView) -> None:
@@ -106,7 +106,7 @@ def _change(verb: str, change: Change, place: str, reason: str, options: Service
         render.success(f"{verb} the canary of {view.bundle} {view.version} in {view.environment}")
         _show(view)
 
-    options.show(change, text, *split_target(place, "canary status"), request(api.CanaryChange, reason=reason))
+    options.show_existing(change, text, *split_target(place, "canary status"), request(api.CanaryChange, reason=reason))
 
 
 @app.command("result")

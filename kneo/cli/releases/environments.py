@@ -111,7 +111,7 @@ def history(
     options: ServiceOptions,
 ) -> None:
     """Show the changes of an environment, newest first."""
-    options.show(api.get_environment_history, _show_history, environment, bundle)
+    options.show_existing(api.get_environment_history, _show_history, environment, bundle)
 
 
 def _show_history(answer: HistoryView) -> None:
@@ -270,7 +270,7 @@ def _change(options: ServiceOptions, done: str, change: Operation[P, C], *args: 
         render.success(done)
         show_result(answer)
 
-    options.show(change, show, *args, **kwargs)
+    options.show_existing(change, show, *args, **kwargs)
 
 
 def show_result(answer: ChangedView) -> None:

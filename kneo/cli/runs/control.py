@@ -96,7 +96,8 @@ def _show_recovery(view: RunRecoveryView, run_id: str) -> None:
 @examples("kneo runs continue run_01JD8Z4V6M3Q", "kneo runs continue run_01JD8Z4V6M3Q --json")
 def continue_(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Retry a failed run from the step that failed."""
-    view = options.call(continue_run, run_id)
+    with options.open() as opened:
+        view = opened.call(continue_run, run_id)
     _finish(view, as_json=options.as_json)
 
 

@@ -135,7 +135,8 @@ def watch(
 @examples("kneo runs trace run_01JD8Z4V6M3Q", "kneo runs trace run_01JD8Z4V6M3Q --json")
 def trace(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Show the events of a run, step by step."""
-    page = options.call(get_run_trace, run_id, limit=MAX_LISTED)
+    with options.open() as opened:
+        page = opened.call(get_run_trace, run_id, limit=MAX_LISTED)
     events = page.events
     rows = [
         [number, f"{indent(event.type)}{event.type}", event.step_id, details(vars(event)), event.timestamp]
@@ -153,7 +154,8 @@ def trace(run_id: RunArgument, *, options: ServiceOptions) -> None:
 @examples("kneo runs checkpoints run_01JD8Z4V6M3Q", "kneo runs checkpoints run_01JD8Z4V6M3Q --json")
 def checkpoints(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """List the checkpoints of a run."""
-    page = options.call(list_run_checkpoints, run_id, limit=MAX_LISTED)
+    with options.open() as opened:
+        page = opened.call(list_run_checkpoints, run_id, limit=MAX_LISTED)
     items = page.checkpoints
     _warn_if_cut(page, "checkpoints")
     rows = [[item.sequence, item.type, item.step_id, item.created_at] for item in items]
