@@ -93,10 +93,15 @@ class Sandboxes:
         self._processes, self._gives_all = SandboxProcesses(templates), False
 
     def is_plain(self, part: CodePart, spec: Spec, environment: str | None) -> bool:
-        """Return whether a function runs in this process, and no part of its spec is above level ``process``. May wait."""
-        if part.profile.level not in {None, "none"}:
+        """Return whether a function runs in this process, and no part of its spec is above level ``process``. May wait.
+
+        Raises:
+            Forbidden: what ``SandboxHost.check`` raises.
+        """
+        if part.profile.level not in {None, "none"} or part.profile.env:
             return False
         rules = self._rules(environment).sandbox
+        self._host.check(part, rules, environment)
         return part.level(rules) == "none" and all(each.level(rules) != "kernel" for each in _inside(spec))
 
     async def check_levels(self, spec: Spec, environment: str | None) -> None:

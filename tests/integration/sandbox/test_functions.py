@@ -22,6 +22,7 @@ from kneo.sandbox.processes import ChildFailed
 from kneo.spec.code import RunCode
 from kneo.spec.coverage.sandboxes import CodePart
 from kneo.spec.models.sandbox import Sandbox
+from kneo.spec.models.spec import Components, FunctionComponent, Spec
 from kneo.spec.policy import SandboxRules, ToolRules
 
 pytestmark = pytest.mark.skipif(not host_level().gives("kernel"), reason=host_level().facts)
@@ -107,6 +108,27 @@ def test_a_profile_beyond_the_limits_is_refused(tmp_path: Path) -> None:
     assert (
         refused.value.message == "score may reach api.test:443, which prod does not permit (tools.sandbox.limits.net)."
     )
+
+
+@pytest.mark.parametrize("level", ["none", None])
+def test_no_profile_beyond_the_limits_is_called_by_the_thread_of_the_run(tmp_path: Path, level: str | None) -> None:
+    rules = SandboxRules.model_validate({"required": "none", "limits": {"net": ["*.example:443"]}})
+    sandboxes = open_sandboxes(CodeLoader((tmp_path,), ()), ToolRules(sandbox=rules), {}, SandboxHost())
+
+    def is_plain(**sandbox: object) -> bool:
+        function = FunctionComponent.model_validate(
+            {"implementation": "own.where", "sandbox": {"level": level, **sandbox}}
+        )
+        components = Components(functions={"score": function})
+        spec = Spec.model_construct(components=components)
+        return sandboxes.is_plain(CodePart(name="score", sandbox=function.sandbox), spec, "prod")
+
+    assert is_plain()
+    assert is_plain(net=["a.example:443"])
+    assert not is_plain(env={"TOKEN": "secret:CRM_TOKEN"})
+    with pytest.raises(Forbidden) as refused:
+        is_plain(net=["api.test:443"])
+    assert refused.value.code == "sandbox_exceeds"
 
 
 def test_files_of_kneo_and_code_are_never_given(tmp_path: Path) -> None:
