@@ -118,7 +118,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Mapping[str, object]]] = {
     "gates": lambda options: {"the gates of a call, ms": gate_costs(options.rounds)},
     "calls": lambda options: measure_calls(options.count * 40, options.runs),
     "start": lambda options: {"the start of a local run, s of processor time": measure_start(options.rounds)},
-    "grants": lambda options: {"a call that a grant covers": grant_costs(options.rounds)},
+    "grants": lambda options: grant_costs(options.rounds),
     "sandbox": lambda options: {"a function in a sandbox, ms": sandbox_costs(options.rounds)},
 }
 

@@ -99,22 +99,22 @@ _OF_TOOL = [
     grants.c.digest == bindparam("of_digest"),
     grants.c.tool == bindparam("of_tool"),
 ]
-_OPEN_OF_TOOL = Prepared(select(grants).where(*_OF_TOOL, _OPEN).order_by(grants.c.id).with_for_update())
+_LAST_USE = select(func.max(grant_uses.c.number)).where(grant_uses.c.grant_id == grants.c.id).scalar_subquery()
+_OPEN_OF_TOOL = Prepared(
+    select(*grants.c, _LAST_USE.label("last")).where(*_OF_TOOL, _OPEN).order_by(grants.c.id).with_for_update(of=grants)
+)
 _OVER = [grants.c.bundle == bindparam("of_bundle"), or_(grants.c.ended == "used_up", grants.c.ended == "expired")]
 _LAST_OVER = Prepared(select(grants).where(*_OF_TOOL, *_OVER).order_by(grants.c.id.desc()).limit(1))
-_LAST = Prepared(
-    select(func.max(grant_uses.c.number).label("last")).where(grant_uses.c.grant_id == bindparam("of_grant"))
-)
 
 
 def lock_open(tx: Tx, environment: str, digest: str, tool: str) -> tuple[Grant, ...]:
     """Lock the grants for a tool of a bundle that have not ended, in the order of their ids.
 
-    A grant that is not authentic, or whose number of uses is not that of its rows, covers nothing.
+    A grant that is not authentic, or an earlier state of which was put back after further uses, covers nothing.
     """
     rows = _OPEN_OF_TOOL.rows(tx, {"of_environment": environment, "of_digest": digest, "of_tool": tool})
-    found = [_read(row) for row in rows if is_authentic(tx, grants, row)]
-    return tuple(grant for grant in found if _count(tx, grant.id) == grant.uses)
+    # The number of the last use is as of the start of the statement: it may be older than a row that was waited for, never newer.
+    return tuple(_read(row) for row in rows if is_authentic(tx, grants, row) and (row.last or 0) <= row.uses)
 
 
 def last_over(tx: Tx, environment: str, release: ReleaseRef, tool: str) -> Grant | None:
@@ -122,11 +122,6 @@ def last_over(tx: Tx, environment: str, release: ReleaseRef, tool: str) -> Grant
     place = {"of_environment": environment, "of_bundle": release.bundle, "of_digest": release.digest, "of_tool": tool}
     row = _LAST_OVER.first(tx, place)
     return _read(row) if row is not None and is_authentic(tx, grants, row) else None
-
-
-def _count(tx: Tx, grant_id: str) -> int:
-    row = _LAST.first(tx, {"of_grant": grant_id})
-    return (row.last or 0) if row is not None else 0
 
 
 _IN_RUN = Prepared(
@@ -158,7 +153,7 @@ _ADD = Prepared(insert(grant_uses))
 
 def count_use(tx: Tx, grant: Grant, use: GrantUse, totals: Mapping[str, str]) -> Grant:
     """Add a use of a grant that this transaction locked; the last one ends it. Return the grant."""
-    _ADD.change(tx, vars(use))
+    _ADD.insert(tx, vars(use))
     used = put(tx, replace(grant, uses=use.number, totals=dict(totals)))
     return end(tx, [used], "used_up", actor=None)[0] if used.uses_left == 0 else used
 

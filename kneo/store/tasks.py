@@ -79,6 +79,7 @@ def check(tx: Tx, task: HumanTask) -> HumanTask:
 
 _INSERT = Prepared(insert(tasks))
 _ADD_CANDIDATE = Prepared(insert(task_candidates))
+_REMOVE_CANDIDATES = Prepared(delete(task_candidates).where(task_candidates.c.task_id == bindparam("of_task")))
 
 
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
@@ -181,7 +182,7 @@ def _change(tx: Tx, task: HumanTask, changes: dict[str, object], *, is_checked: 
     if resolves:
         task_statistics.add(tx, [(task, -1)])
         if task.is_restricted or task.candidates.exclude:
-            tx.connection.execute(delete(task_candidates).where(task_candidates.c.task_id == task.id))
+            _REMOVE_CANDIDATES.change(tx, {"of_task": task.id})
     elif task.status in UNRESOLVED and (status is not task.status or "escalation" in changes):
         task_statistics.add(tx, [(task, -1), (after, 1)])
     return after

@@ -18,7 +18,7 @@ from kneo.digest import digest_of_json
 from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Untrusted
 from kneo.names import person_key
 from kneo.records.grant import Grant, GrantLimits, GrantStatus, GrantUse, NotCovered
-from kneo.records.run import Run
+from kneo.records.run import ReleaseRef, Run
 from kneo.records.task import (
     GRANTED,
     SIGNED_BY_REVIEWER,
@@ -94,8 +94,8 @@ class CallAsked:
     facts: Callable[[], Mapping[str, object]]
 
 
-def answer_by_grant(tx: Tx, run: Run, task: HumanTask, asked: CallAsked | None) -> None:
-    """Decide a task that this transaction opened, where a grant covers its call; else notify people of it.
+def answer_by_grant(tx: Tx, run: Run, task: HumanTask, asked: CallAsked | None) -> HumanTask:
+    """Decide a task that this transaction opened, where a grant covers its call; else notify people of it. Return the task.
 
     A task that no grant of its tool covers has the reason among its metadata.
 
@@ -103,47 +103,43 @@ def answer_by_grant(tx: Tx, run: Run, task: HumanTask, asked: CallAsked | None) 
         Fenced: another driver has the run.
     """
     if task.status not in UNRESOLVED:
-        return
+        return task
     environment = registry.find_declared(tx, run.environment)
-    may_cover = (
+    if (
         asked is not None
         and environment is not None
-        and bool(environment.spec.grants)
+        and environment.spec.grants
         and run.release is not None
         and task.position == decisions.CALL
         and task.is_about_a_call
         and task.answer_schema is None
         and DecisionKind.APPROVED in task.decisions
-    )
-    if may_cover:
-        assert asked is not None
-        assert environment is not None
-        task = _answered(tx, run, task, asked, environment)
+    ):
+        task = _answered(tx, run, run.release, task, asked)
     if task.status in UNRESOLVED:
         notify_people(tx, task, "requested")
+    return task
 
 
-def _answered(tx: Tx, run: Run, task: HumanTask, asked: CallAsked, environment: Environment) -> HumanTask:
+def _answered(tx: Tx, run: Run, release: ReleaseRef, task: HumanTask, asked: CallAsked) -> HumanTask:
     runs.lock_own(tx, run)
-    name = _fact(task, "tool")
+    name, place = _fact(task, "tool"), task.environment or ""
     reason: tuple[str, object] | None = None
-    assert run.release is not None
-    found = grants.lock_open(tx, environment.name, run.release.digest, name)
+    found = grants.lock_open(tx, place, release.digest, name)
     # People, keys and rules are read after the locks, once for all grants.
-    reading = tx.remembering
+    reading = replace(tx, snapshot={})
     for grant in found:
-        cover = _Cover(reading, run, task, grant, asked, environment)
+        cover = _Cover(reading, run, task, grant, asked)
         why = cover.find_obstacle()
         if why is None:
             return cover.use()
         reason = reason or (grant.id, why)
     if reason is None:
-        over = grants.last_over(tx, environment.name, run.release, name)
+        over = grants.last_over(tx, place, release, name)
         if over is None:
             return task
         reason = (over.id, over.ended)
-    about = {"id": reason[0], "not_covered": reason[1]}
-    return tasks.note(tx, task, {**task.metadata, GRANTED: about})
+    return tasks.note(tx, task, {**task.metadata, GRANTED: {"id": reason[0], "not_covered": reason[1]}})
 
 
 def _fact(task: HumanTask, name: str) -> str:
@@ -154,11 +150,8 @@ def _fact(task: HumanTask, name: str) -> str:
 class _Cover:
     """One grant and one call."""
 
-    def __init__(
-        self, tx: Tx, run: Run, task: HumanTask, grant: Grant, asked: CallAsked, environment: Environment
-    ) -> None:
-        self.tx, self.run, self.task, self.grant = tx, run, task, grant
-        self.asked, self.environment = asked, environment
+    def __init__(self, tx: Tx, run: Run, task: HumanTask, grant: Grant, asked: CallAsked) -> None:
+        self.tx, self.run, self.task, self.grant, self.asked = tx, run, task, grant, asked
         self.facts = asked.facts()
         self.voters: tuple[Vote, ...] = ()
         self.amounts: dict[str, Decimal] = {}
@@ -179,7 +172,7 @@ class _Cover:
         names = self.asked.tool.names(self.grant.tool)
         if self.asked.human.grants == "never" or self.asked.tool.always_ask:
             return "never"
-        rules = [rule for rule in self.environment.spec.grants if rule.matches(names)]
+        rules = [rule for rule in registry.declared(self.tx, self.grant.environment).spec.grants if rule.matches(names)]
         true = [rule for rule in rules if rule.holds(self.facts) is True]
         lasts = parse_time(self.grant.expires_at) - parse_time(self.grant.created_at)
         fitting = [rule for rule in true if _exceeded(rule, self.grant.limits, lasts) is None]
@@ -252,7 +245,7 @@ class _Cover:
             source=grant.id,
         )
         metadata = {**self.task.metadata, GRANTED: about}
-        return inbox.record(tx, self.task, decision, votes=self.voters, metadata=metadata)
+        return inbox.record(tx, self.task, decision, votes=self.voters, metadata=metadata, run=self.run)
 
 
 def decide_by_votes(

@@ -14,7 +14,7 @@ from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, canonical_json, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
 from kneo.names import person_key
-from kneo.records.run import RunStatus
+from kneo.records.run import Run, RunStatus
 from kneo.records.task import REPORTED, UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import audit, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
@@ -196,11 +196,16 @@ def record(
     *,
     votes: tuple[Vote, ...] = (),
     metadata: Mapping[str, object] | None = None,
+    run: Run | None = None,
 ) -> HumanTask:
-    """Record the decision of a task, with its votes and metadata where they change, and wake its run."""
+    """Record the decision of a task, with its votes and metadata where they change, and wake its run.
+
+    A run that is passed is not woken: its driver decides.
+    """
     changes = {"metadata": metadata} if metadata is not None else {}
     decided = _change(tx, task, status=TaskStatus.DECIDED, decision=decision, votes=votes or task.votes, **changes)
-    runs.signal(tx, task.run_id)
+    if run is None:
+        runs.signal(tx, task.run_id)
     content = decision.content or ""
     facts = {
         "request_id": task.request_id,
@@ -221,7 +226,7 @@ def record(
     use = decided.granted_use
     facts |= {"grant": use["id"], "number": use["number"]} if use is not None else {}
     event = record_event(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
-    write_receipt(tx, decided, decision, event)
+    write_receipt(tx, decided, decision, event, run)
     end_after(tx, decided, decision)
     return decided
 

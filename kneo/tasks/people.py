@@ -96,13 +96,12 @@ def known_name(tx: Tx, environment: str | None, name: str) -> str | None:
     issuer of tokens. Where the environment is not declared and the service needs no API key and no token, nothing says who is who,
     and each name is known.
     """
-    key = person_key(name)
+    key, people = person_key(name), _declared(tx, environment)
+    if key in people:
+        return people[key].name
     keys = project_metadata.read_key_names(tx)
     if not keys and registry.find_declared(tx, environment) is None and not project_metadata.has_issuer(tx):
         return name
-    people = _declared(tx, environment)
-    if key in people:
-        return people[key].name
     return keys.get(key) or _principals(tx).get(key) or _issued_name(tx, name)
 
 

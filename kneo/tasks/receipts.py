@@ -14,6 +14,7 @@ from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, InvalidValue, Untrusted
 from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
+from kneo.records.run import Run
 from kneo.records.task import (
     GRANTED,
     SANDBOX,
@@ -50,7 +51,9 @@ log = logging.getLogger("kneo.tasks")
 NO_KEY = "no_service_key"
 
 
-def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent) -> ReceiptRecord | None:
+def write_receipt(
+    tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent, run: Run | None = None
+) -> ReceiptRecord | None:
     """Sign a decision and append its receipt to the run's chain.
 
     Args:
@@ -58,6 +61,7 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
         task: The task, with the votes that led to the decision.
         decision: The decision; None where a deadline ended the run.
         event: The audit event of the decision.
+        run: The run, where it was read.
 
     Returns:
         The receipt; None where there is no signing key, or the gate asks for no receipt.
@@ -68,7 +72,7 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
     if key is None:
         return None
     before = receipts.last_before(tx, task.id, task.run_id)
-    statement = build_receipt(_receipt(tx, task, decision, event, before))
+    statement = build_receipt(_receipt(tx, task, decision, event, before, run))
     record = ReceiptRecord(
         id=statement.receipt.id,
         task_id=task.id,
@@ -114,7 +118,12 @@ def decided_content(decision: Decision) -> dict[str, object]:
 
 
 def _receipt(
-    tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent, before: ReceiptRecord | None
+    tx: Tx,
+    task: HumanTask,
+    decision: Decision | None,
+    event: AuditEvent,
+    before: ReceiptRecord | None,
+    run: Run | None,
 ) -> Receipt:
     environment, use = _rules(tx, task, decision), task.granted_use
     size, head = audit.chain_head(tx)
@@ -148,7 +157,7 @@ def _receipt(
             "sequence": before.sequence + 1 if before else 1,
             "previous": before.digest if before else None,
             "grant": {name: use[name] for name in ("id", "terms_digest", "number")} if use is not None else None,
-            "code": _code(tx, task),
+            "code": _code(tx, task, run),
             "subject": _subject(task),
         }
     )
@@ -161,9 +170,11 @@ def _subject(task: HumanTask) -> dict[str, object] | None:
     return {SANDBOX: sandbox} if sandbox is not None else None
 
 
-def _code(tx: Tx, task: HumanTask) -> dict[str, object] | None:
+def _code(tx: Tx, task: HumanTask, run: Run | None) -> dict[str, object] | None:
     """Return the code of the bundle that a gated call executes; ``None`` for other questions, and for code of a project."""
-    run = runs.get(tx, task.run_id) if task.position == CALL else None
+    if task.position != CALL:
+        return None
+    run = run or runs.get(tx, task.run_id)
     bundled = run.metadata.get("code") if run is not None else None
     return {"digest": bundled["digest"], "source": "bundle"} if isinstance(bundled, Mapping) else None
 

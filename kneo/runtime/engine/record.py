@@ -293,7 +293,9 @@ class _Change:
         todo = actions(self.program, self.run.state)
         opened = [self._open(action) for action in todo if isinstance(action, Ask)]
         self.run = history.counted(self.run, self.history)
-        goes_on = bool(busy) or any(isinstance(action, Execute) for action in todo)
+        # A task that was decided when it opened is applied next.
+        is_decided = any(task.decision is not None for task in opened)
+        goes_on = bool(busy) or is_decided or any(isinstance(action, Execute) for action in todo)
         if goes_on:
             paused = None
             runs.commit(self.tx, self.run, state=self.run.state, state_version=self.run.state_version)
@@ -319,7 +321,8 @@ class _Change:
 
     def _open(self, ask: Ask) -> HumanTask:
         """Open the task of a question. It is inserted behind the fence; what changes or locks other rows checks the fence first."""
-        tx, run = self.tx, self.run
+        # The rules of the environment are read once for the task and for grants.
+        tx, run = self.tx.remembering, self.run
         context = decision_context(run, tx)
         # Lists show these consequences; a single task is shown with those of the run's present state.
         leads_to = consequences(self.program, run.state, ask, context)
@@ -331,7 +334,7 @@ class _Change:
             task = reuse_answer(tx, run, task, of_call=ask.of_call)
         else:
             task = reuse_passed(tx, run, task, ask.recheck.source)
-        answer_by_grant(tx, run, task, call_asked(self.program, after, ask, context))
+        task = answer_by_grant(tx, run, task, call_asked(self.program, after, ask, context))
         facts = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
         self.trace("human_intervention_requested", ask.path, **facts)
         self.checkpoint("human_pause", ask.path, continuation_id=task.id)

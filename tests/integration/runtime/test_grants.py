@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from threading import get_ident
 
 import pytest
 from grant_house import FINANCE, PEOPLE, RULE, GrantHouse, grant_house
 from hostile_arguments import OTHER, UNKNOWN
+from sqlalchemy import event, select, update
 
 from kneo.errors import KneoError
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.grant import GrantStatus
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import HumanTask, TaskStatus
+from kneo.runtime.engine import record
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.session import RunSession
 from kneo.runtime.engine.timers import process_found
 from kneo.spec.models.spec import McpToolRef
-from kneo.store import agent_journal, receipts
+from kneo.store import agent_journal, receipts, tables
 from kneo.store.due import Due, find_due
-from kneo.store.engine import Store
+from kneo.store.engine import Store, Tx
 from kneo.tasks import grants
+from kneo.tasks.lifecycle import notify_people
 
 pytestmark = pytest.mark.both_databases
 
@@ -111,6 +115,54 @@ def test_a_grant_covers_no_call_of_which_its_condition_is_not_definitely_true(ho
 
 def test_without_a_grant_the_task_says_nothing(house: GrantHouse) -> None:
     assert house.why(house.refunds(20)) is None
+
+
+def test_an_environment_without_rules_for_grants_executes_no_further_statement(
+    house: GrantHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.serve("1.1.0", grants=[])
+
+    def only_notify(tx: Tx, _run: Run, task: HumanTask, _asked: object) -> HumanTask:
+        notify_people(tx, task, "requested")
+        return task
+
+    def statements(answer: Callable[..., HumanTask]) -> list[str]:
+        """Drive a run to its question, and return the statements by which a grant might answer, or people are notified."""
+        found: list[str] = []
+        thread = 0
+
+        def listen(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            if thread == get_ident():
+                found.append(statement)
+
+        def listened(*arguments: object) -> HumanTask:
+            nonlocal thread
+            thread = get_ident()
+            try:
+                return answer(*arguments)
+            finally:
+                thread = 0
+
+        monkeypatch.setattr(record, "answer_by_grant", listened)
+        event.listen(house.store.engine, "before_cursor_execute", listen)
+        assert house.refunds(20).status is RunStatus.PAUSED
+        event.remove(house.store.engine, "before_cursor_execute", listen)
+        return found
+
+    assert statements(grants.answer_by_grant) == statements(only_notify)
+    house.serve("1.1.0", grants=[RULE])
+    assert len(statements(grants.answer_by_grant)) > len(statements(only_notify))
+
+
+def test_an_earlier_state_of_a_grant_that_is_put_back_covers_nothing(house: GrantHouse) -> None:
+    grant = house.active()
+    with house.store.read() as tx:
+        [row] = tx.connection.execute(select(tables.grants)).mappings()
+    assert [house.refunds(amount).status for amount in (10, 20)] == [RunStatus.SUCCEEDED] * 2
+    with house.store.write() as tx:
+        tx.connection.execute(update(tables.grants).values(**row))
+    assert house.refunds(30).status is RunStatus.PAUSED
+    assert len(house.uses(grant)) == len(house.refunded()) == 2
 
 
 def test_a_grant_that_lacks_votes_covers_nothing(house: GrantHouse) -> None:
