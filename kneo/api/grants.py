@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Literal
@@ -23,7 +23,7 @@ from kneo.spec.policy import MAX_GRANT, MAX_USES, Money
 from kneo.store import grants as rows
 from kneo.store.engine import Tx
 from kneo.tasks import grants
-from kneo.tasks.grant_proposal import propose
+from kneo.tasks.grant_proposal import GrantProposal, propose
 from kneo.tasks.grants import GrantRequest
 from kneo.trust.statement import PAYLOAD_TYPE
 
@@ -61,18 +61,9 @@ class GrantToSign(Body):
         if not timedelta(0) < lasts <= MAX_GRANT:
             msg = "A grant lasts for up to 90 days."
             raise InvalidValue(msg, field="expires_in")
-        limits = GrantLimits(
-            uses=self.uses, uses_per_day=self.uses_per_day, uses_per_run=self.uses_per_run, total=dict(self.total)
-        )
-        return GrantRequest(
-            environment=environment,
-            bundle=self.bundle,
-            tool=self.tool,
-            when=self.when,
-            limits=limits,
-            expires_in=lasts,
-            reason=self.reason,
-        )
+        values = self.model_dump(include={"bundle", "tool", "when", "reason"})
+        limits = GrantLimits(**self.model_dump(include={"uses", "uses_per_day", "uses_per_run", "total"}))
+        return GrantRequest(environment=environment, limits=limits, expires_in=lasts, **values)
 
 
 class GrantCreate(GrantToSign):
@@ -148,11 +139,8 @@ class GrantView:
             digest=grant.digest,
             tool=grant.tool,
             when=grant.expression,
-            uses=limits.uses,
+            **vars(limits),
             uses_left=grant.uses_left,
-            uses_per_day=limits.uses_per_day,
-            uses_per_run=limits.uses_per_run,
-            total=dict(limits.total),
             total_left={name: float(amount) for name, amount in left.items()},
             expires_at=grant.expires_at,
             status="ended" if ended is not None else grant.status.value,
@@ -244,24 +232,14 @@ def get_grant_to_sign(context: Context, name: str, body: GrantToSign) -> GrantSt
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrantProposalView:
+class GrantProposalView(GrantProposal):
     """A draft of a grant from the answers of people for the present release, and the figures behind it. A person always ratifies."""
 
     bundle: str
     tool: str
-    when: Annotated[str | None, Field(description="The condition; null where nothing is drafted.")]
-    problem: Annotated[str | None, Field(description="Why nothing is drafted.")]
-    uses: int | None
-    total: dict[str, float]
-    expires_in: str | None
-    unbounded: Annotated[list[str], Field(description="Arguments that the condition does not limit.")]
-    answers: int
-    approvals: int
-    edited_share: float
-    quick_share: Annotated[float, Field(description="Approvals that came before the call could have been read.")]
-    reviewers: int
-    covered: Annotated[int, Field(description="The approved calls that it would have covered.")]
-    command: str | None
+    uses: int | None = None
+    expires_in: str | None = None
+    command: str | None = None
 
 
 DRAFTED = timedelta(days=14)
@@ -278,32 +256,16 @@ def propose_grant(
         _, rule = grants.check_allowed(found)[0]
         begin = isoformat(tx.now - parse_duration(since))
         draft = propose(grants.answered_calls(tx, found, since=begin))
-    is_drafted = draft.when is not None
+    view = GrantProposalView(**{**vars(draft), "total": {}}, bundle=bundle, tool=tool)
+    if draft.when is None:
+        return view
     uses = min(rule.uses, draft.covered)
     total = {argument: min(most, draft.total.get(argument, most)) for argument, most in rule.total.items()}
     expires = f"{int(min(rule.expires, DRAFTED).total_seconds())}s"
-    words = [
-        "kneo",
-        "grant",
-        "create",
-        f"{name}/{bundle}",
-        "--tool",
-        tool,
-        "--when",
-        draft.when or "",
-        "--uses",
-        str(uses),
-    ]
+    words = ["kneo", "grant", "create", f"{name}/{bundle}", "--tool", tool, "--when", draft.when, "--uses", str(uses)]
     words += [word for argument, most in total.items() for word in ("--total", f"{argument}={most:g}")]
     words += ["--expires", expires, "--reason", f"{draft.approvals} approvals, {draft.edited_share:.0%} edited"]
-    return GrantProposalView(
-        **vars(draft) | {"total": total if is_drafted else {}, "unbounded": list(draft.unbounded)},
-        bundle=bundle,
-        tool=tool,
-        uses=uses if is_drafted else None,
-        expires_in=expires if is_drafted else None,
-        command=shlex.join(words) if is_drafted else None,
-    )
+    return replace(view, uses=uses, total=total, expires_in=expires, command=shlex.join(words))
 
 
 @operation("GET", "/grants", scope="human:read", about=GRANT)

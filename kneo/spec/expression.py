@@ -283,11 +283,8 @@ class _Parser:
             raise self._unexpected("a number" if sign < 0 else "a value")
         self._take()
         number = int(token.text) if token.text.isdecimal() else float(token.text)
-        if (
-            not math.isfinite(number)
-            if isinstance(number, float)
-            else not -_MAX_INTEGER <= sign * number < _MAX_INTEGER
-        ):
+        is_float = isinstance(number, float)
+        if not (math.isfinite(number) if is_float else -_MAX_INTEGER <= sign * number < _MAX_INTEGER):
             raise _refused(token.column, "the number is too large")
         return sign * number
 

@@ -5,7 +5,7 @@ Locks are taken in one order: a run, then grants by id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import MappingProxyType
 
@@ -197,9 +197,8 @@ def about(grant: Grant) -> dict[str, object]:
 
 def end_rejected(tx: Tx, environment: str, digest: str, tool: str, *, actor: str) -> None:
     """End the grants for a tool of a bundle, of which a person rejected a call."""
-    _end_where(
-        tx, [_OPEN, *_same({"environment": environment, "digest": digest, "tool": tool})], "rejected", actor=actor
-    )
+    where = [grants.c.environment == environment, grants.c.digest == digest, grants.c.tool == tool]
+    end(tx, _lock_where(tx, where), "rejected", actor=actor)
 
 
 def end_replaced(tx: Tx, environment: str, released: Mapping[str, str | None], *, actor: str) -> None:
@@ -211,45 +210,26 @@ def end_replaced(tx: Tx, environment: str, released: Mapping[str, str | None], *
         released: The digest of each changed bundle; None for one without a release.
         actor: Who changed the releases.
     """
-    where = [_OPEN, *_same({"environment": environment})]
-    _end_where(
-        tx, where, "replaced", actor=actor, only=lambda grant: released.get(grant.bundle, grant.digest) != grant.digest
-    )
+    found = _lock_where(tx, [grants.c.environment == environment])
+    replaced = [grant for grant in found if released.get(grant.bundle, grant.digest) != grant.digest]
+    end(tx, replaced, "replaced", actor=actor)
 
 
 def end_expired(tx: Tx) -> None:
     """End the grants whose time is over."""
-    _end_where(tx, [_OPEN, grants.c.expires_at <= tx.at], "expired", actor=None)
+    end(tx, _lock_where(tx, [grants.c.expires_at <= tx.at]), "expired", actor=None)
 
 
 def has_expired(tx: Tx) -> bool:
     """Return whether there is a grant whose time is over and that has not ended."""
-    return (
-        tx.connection.execute(select(grants.c.id).where(_OPEN, grants.c.expires_at <= tx.at).limit(1)).first()
-        is not None
-    )
+    query = select(grants.c.id).where(_OPEN, grants.c.expires_at <= tx.at).limit(1)
+    return tx.connection.execute(query).first() is not None
 
 
-def _same(values: Mapping[str, str]) -> list[ColumnElement[bool]]:
-    return [grants.c[name] == value for name, value in values.items()]
-
-
-def _every(_grant: Grant) -> bool:
-    return True
-
-
-def _end_where(
-    tx: Tx,
-    where: Sequence[ColumnElement[bool]],
-    reason: GrantEnd,
-    *,
-    actor: str | None,
-    only: Callable[[Grant], bool] = _every,
-) -> None:
-    rows = tx.connection.execute(select(grants).where(*where).order_by(grants.c.id).with_for_update()).all()
-    # One that is not authentic covers nothing, and does not become authentic by its end.
-    found = (_read(row) for row in rows if is_authentic(tx, grants, row))
-    end(tx, filter(only, found), reason, actor=actor)
+def _lock_where(tx: Tx, where: Sequence[ColumnElement[bool]]) -> list[Grant]:
+    """Lock grants that have not ended. One that is not authentic covers nothing, and does not become authentic by its end."""
+    rows = tx.connection.execute(select(grants).where(_OPEN, *where).order_by(grants.c.id).with_for_update()).all()
+    return [_read(row) for row in rows if is_authentic(tx, grants, row)]
 
 
 def uses_allowed(tx: Tx, task_ids: Collection[str]) -> Mapping[str, int]:
@@ -274,5 +254,5 @@ def last_uses(tx: Tx, found: Iterable[Grant]) -> Mapping[str, str]:
 def count_active(tx: Tx, environment: str | None = None) -> int:
     """Count the active grants, of one environment or of all."""
     where = [grants.c.status == GrantStatus.ACTIVE.value, grants.c.expires_at > tx.at]
-    where += _same({"environment": environment}) if environment is not None else []
+    where += [grants.c.environment == environment] if environment is not None else []
     return tx.connection.execute(select(func.count()).select_from(grants).where(*where)).scalar_one()

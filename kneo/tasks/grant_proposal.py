@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Annotated
+
+from pydantic import Field
 
 from kneo.records.task import DecisionKind
 from kneo.spec.expression import ValuePath, evaluate, kind_of, parse
@@ -36,28 +39,23 @@ class GrantProposal:
     """A draft of a grant, and the figures behind it.
 
     Attributes:
-        when: The condition; None where nothing is drafted.
-        problem: Why nothing is drafted.
         total: The sum of each number over the calls that it would have covered.
-        unbounded: The arguments that the condition does not limit.
         answers: The answers of people for the present digest.
         approvals: Those that approve the call as it is.
         edited_share: The share of edits, of all answers.
-        quick_share: The share of approvals that came before the call could have been read.
         reviewers: The number of people who decided.
-        covered: The calls that it would have covered.
     """
 
-    when: str | None
-    problem: str | None
+    when: Annotated[str | None, Field(description="The condition; null where nothing is drafted.")]
+    problem: Annotated[str | None, Field(description="Why nothing is drafted.")]
     total: Mapping[str, float]
-    unbounded: tuple[str, ...]
+    unbounded: Annotated[tuple[str, ...], Field(description="Arguments that the condition does not limit.")]
     answers: int
     approvals: int
     edited_share: float
-    quick_share: float
+    quick_share: Annotated[float, Field(description="Approvals that came before the call could have been read.")]
     reviewers: int
-    covered: int
+    covered: Annotated[int, Field(description="The approved calls that it would have covered.")]
 
 
 def propose(calls: Sequence[AnsweredCall]) -> GrantProposal:

@@ -224,19 +224,12 @@ def _show_list(listed: api.GrantListView) -> None:
     if not listed.grants:
         render.text("No grants.")
         return
-    rows = [
-        [
-            each.id,
-            f"{each.environment}/{each.bundle}",
-            each.tool,
-            each.when,
-            _status(each),
-            each.uses_left,
-            each.expires_at,
-        ]
-        for each in listed.grants
-    ]
-    render.table("", ["Id", "Bundle", "Tool", "When", "Status", "Left", "Expires"], rows)
+    render.table("", ["Id", "Bundle", "Tool", "When", "Status", "Left", "Expires"], map(_row, listed.grants))
+
+
+def _row(view: api.GrantView) -> list[object]:
+    place = f"{view.environment}/{view.bundle}"
+    return [view.id, place, view.tool, view.when, _status(view), view.uses_left, view.expires_at]
 
 
 def _status(view: api.GrantView) -> str:
