@@ -261,7 +261,8 @@ def propose_grant(
         return view
     uses = min(rule.uses, draft.covered)
     total = {argument: min(most, draft.total.get(argument, most)) for argument, most in rule.total.items()}
-    expires = f"{int(min(rule.expires, DRAFTED).total_seconds())}s"
+    lasts = min(rule.expires, DRAFTED)
+    expires = f"{lasts.days}d" if lasts == timedelta(days=lasts.days) else f"{int(lasts.total_seconds())}s"
     words = ["kneo", "grant", "create", f"{name}/{bundle}", "--tool", tool, "--when", draft.when, "--uses", str(uses)]
     words += [word for argument, most in total.items() for word in ("--total", f"{argument}={most:g}")]
     words += ["--expires", expires, "--reason", f"{draft.approvals} approvals, {draft.edited_share:.0%} edited"]

@@ -188,6 +188,7 @@ def _grant(task: HumanTaskDetailView, run: RunView | None) -> Mapping[str, objec
     query = urlencode({"environment": task.environment, "bundle": bundle, "tool": facts.get("tool")})
     known = about if isinstance(about, Mapping) else {}
     values = {name: known.get(name) for name in ("id", "not_covered", "number", "of")}
+    values["not_covered"] = task_words.NOT_COVERED.get(str(values["not_covered"]))
     return {**values, "draft": f"/console/grants/proposal?{query}" if bundle else None}
 
 

@@ -42,6 +42,23 @@ SILENCE: Mapping[str, str] = {
 }
 
 
+NOT_COVERED: Mapping[str, str] = {
+    "no_rule": "the environment allows no grant for the tool",
+    "condition": "its condition, or that of the environment's rule, is not true for the call",
+    "limits": "its limit for a day or a run is reached, or the environment allows less now",
+    "used_up": "all its uses are taken",
+    "total": "the call exceeds what is left of its total",
+    "expired": "it has expired",
+    "not_a_candidate": "a person who approved it may not decide this task",
+    "separation_of_duties": "a person who approved it is excluded from this task",
+    "quorum": "it has too few approvals",
+    "signature": "the signatures of its approvals do not suffice",
+    "never": "only people answer this gate",
+    "spot_check": "a spot check asks people about this call",
+}
+"""Why a standing grant does not cover a call; see ``kneo.records.grant.NotCovered``."""
+
+
 def verb(decision: str, on_reject: str) -> str:
     """Return the name of a decision on a button."""
     return SEND_BACK if decision == "rejected" and on_reject == "retry" else VERBS[decision]

@@ -29,7 +29,7 @@ def test_a_draft_has_the_range_of_what_people_approved(house: GrantHouse, kneo: 
     assert "There are 19 answers; a draft needs 20." in kneo(*PROPOSE).out
     answer(house, [42.5])
     found = kneo(*PROPOSE, "--json").json
-    assert found["when"] == "args.amount >= 0 && args.amount <= 42.5 && args.currency in ['EUR']"
+    assert found["when"] == 'args.amount >= 0 && args.amount <= 42.5 && args.currency in ["EUR"]'
     assert (found["answers"], found["approvals"], found["reviewers"], found["covered"]) == (20, 20, 2, 20)
     assert (found["edited_share"], found["quick_share"]) == (0, 0)
     assert (found["uses"], found["total"]) == (20, {"amount": pytest.approx(380.5)})

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from console_pages import Browser, signed_in
@@ -14,6 +15,8 @@ from installation_key import SERVICE_KEY
 from service_bench import Bench, serving
 
 from kneo.clock import ManualClock
+from kneo.records.grant import NotCovered
+from kneo.service.console.task_words import NOT_COVERED
 from kneo.store.migrate import open_store
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.statement import PAYLOAD_TYPE
@@ -151,7 +154,7 @@ def test_the_console_shows_grants_and_revokes_them(house: GrantHouse, bench: Ben
     assert "approved by ann" not in talk
     assert words.removeprefix("approved by ") in signed_in(bench.url, "admin").get(f"/console/trace/{covered.id}").text
     open_task = browser.get(f"/console/inbox/{house.open(asked)[0].id}")
-    assert "Not covered by" in open_task.text
+    assert "not true for the call" in open_task.text
     assert "Draft a grant from this call" in open_task.text
     draft = browser.get("/console/grants/proposal?environment=prod&bundle=refunds&tool=refund")
     assert "a draft needs 20" in draft.text
@@ -195,3 +198,7 @@ def test_people_of_the_rule_are_those_of_the_environment(house: GrantHouse, benc
     statement = bench.post("/environments/prod/grants/statement", BODY, role="admin")
     body = {**BODY, "statement": signed(house, str(statement["payload"]), "ann")}
     assert bench.post("/environments/prod/grants", body, role="admin", expect=403)["error"] == "not_a_candidate"
+
+
+def test_each_reason_why_a_grant_does_not_cover_a_call_has_its_words() -> None:
+    assert set(NOT_COVERED) == set(get_args(NotCovered))
