@@ -451,7 +451,7 @@ def _view(context: Context, settled: SettledRun, entry: Mapping[str, object], *,
         bundle=release.bundle,
         version=release.version,
         digest=release.digest,
-        error=RunErrorView.of(run),
+        error=RunErrorView.of(run.error),
         created_at=run.created_at,
         ended_at=run.completed_at,
     )

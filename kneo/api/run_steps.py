@@ -190,7 +190,7 @@ class StepView:
             milliseconds=_milliseconds(step.started_at, step.completed_at),
             input=_shown(step.input_text, stored.input_chars, text_chars),
             output=_shown(step.output_text, stored.output_chars, text_chars),
-            error=RunErrorView.of_error(step.error),
+            error=RunErrorView.of(step.error),
             model=StepModelView.of(step.facts, entries),
             usage=_usage(entries),
             code=_object(step.facts, "code"),

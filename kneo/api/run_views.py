@@ -42,12 +42,7 @@ class RunErrorView:
     message: str
 
     @classmethod
-    def of(cls, run: Run) -> RunErrorView | None:
-        """Return the error of a run, without secrets and paths of the machine."""
-        return cls.of_error(run.error)
-
-    @classmethod
-    def of_error(cls, error: RunError | None) -> RunErrorView | None:
+    def of(cls, error: RunError | None) -> RunErrorView | None:
         """Return an error without secrets and paths of the machine."""
         return cls(type=error.type, message=hide_paths(redact_text(error.message))) if error is not None else None
 
@@ -126,7 +121,7 @@ class RunView:
             session_id=str(session_id) if session_id is not None else None,
             usage=_usage(run),
             metadata=run_metadata(run, task, request),
-            error=RunErrorView.of(run),
+            error=RunErrorView.of(run.error),
             deadline_at=epoch(run.deadline_at),
         )
 
@@ -297,7 +292,7 @@ class RunStartedView:
             human_intervention_required=task is not None,
             continuation_id=task.id if task else None,
             metadata=run_metadata(run, task, request_for_callers(task) if task else None),
-            error=RunErrorView.of(run),
+            error=RunErrorView.of(run.error),
         )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from kneo.api.specs import GraphEdgeView, GraphNodeView
+
 BOX_HEIGHT = 40
 MIN_WIDTH, MAX_WIDTH = 104, 232
 COLUMN_GAP, ROW_GAP = 38, 14
@@ -26,31 +28,10 @@ MAX_LABEL_CHARS = 28
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawnStep:
-    """A step to draw; ``parent`` is the id of its container."""
-
-    id: str
-    name: str
-    kind: str
-    parent: str | None = None
-    gates: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnEdge:
-    """An edge between two steps, or from a container to the first step of one of its branches."""
-
-    source: str
-    target: str
-    label: str | None = None
-    conditional: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Box:
     """A step with its position and size. ``hidden`` counts the steps inside a closed container."""
 
-    step: DrawnStep
+    step: GraphNodeView
     x: float = 0
     y: float = 0
     width: float
@@ -75,7 +56,7 @@ class Box:
 class EdgeLine:
     """An edge and the points that it passes; ``leads_back`` marks an edge to an earlier step."""
 
-    edge: DrawnEdge
+    edge: GraphEdgeView
     points: tuple[tuple[float, float], ...]
     leads_back: bool = False
 
@@ -90,7 +71,9 @@ class GraphLayout:
     height: float
 
 
-def lay_out(steps: Sequence[DrawnStep], edges: Sequence[DrawnEdge], closed: Collection[str] = ()) -> GraphLayout:
+def lay_out(
+    steps: Sequence[GraphNodeView], edges: Sequence[GraphEdgeView], closed: Collection[str] = ()
+) -> GraphLayout:
     """Return the layout of a graph.
 
     Args:
@@ -136,7 +119,7 @@ def shortened(text: str, chars: int) -> str:
 class _Tree:
     """The steps by their containers."""
 
-    def __init__(self, steps: Sequence[DrawnStep], closed: Collection[str]) -> None:
+    def __init__(self, steps: Sequence[GraphNodeView], closed: Collection[str]) -> None:
         self.steps = {step.id: step for step in steps}
         self.closed = frozenset(closed)
         self.children: dict[str | None, list[str]] = defaultdict(list)
@@ -180,7 +163,7 @@ class _Block:
         self.height = 0.0
 
     @classmethod
-    def of(cls, tree: _Tree, ids: Sequence[str], edges: Sequence[DrawnEdge], parent: str | None = None) -> _Block:
+    def of(cls, tree: _Tree, ids: Sequence[str], edges: Sequence[GraphEdgeView], parent: str | None = None) -> _Block:
         """Lay out steps of one container with the edges between them."""
         block = cls()
         for id_ in ids:
@@ -201,7 +184,7 @@ class _Block:
         block._place(columns_of(ids, forward), forward, _label_room(between))
         return block
 
-    def _add(self, tree: _Tree, id_: str, edges: Sequence[DrawnEdge]) -> None:
+    def _add(self, tree: _Tree, id_: str, edges: Sequence[GraphEdgeView]) -> None:
         step, children = tree.steps[id_], tree.children.get(id_, [])
         title = text_width(step.name) + PADDING * 2
         if not children or id_ in tree.closed:
@@ -344,7 +327,7 @@ def _sort_rows(rows: list[list[str | Ends]], before: Mapping[str | Ends, Sequenc
         row.sort(key=mean)
 
 
-def _label_room(edges: Sequence[DrawnEdge]) -> dict[str, float]:
+def _label_room(edges: Sequence[GraphEdgeView]) -> dict[str, float]:
     """Return the room that the labels of edges need after their source."""
     room: dict[str, float] = {}
     for edge in edges:

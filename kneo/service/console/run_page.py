@@ -13,11 +13,9 @@ from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
 from kneo.api.run_steps import StepGateView, StepPageView, list_run_steps
 from kneo.api.run_views import RunView
 from kneo.api.runs import get_run
-from kneo.api.specs import GraphEdgeView, GraphNodeView
 from kneo.errors import InvalidValue, KneoError, NotFound
 from kneo.records.run import RunStatus, dollars
 from kneo.records.task import UNRESOLVED
-from kneo.service.console.graph_layout import DrawnEdge, DrawnStep
 from kneo.service.console.page import Page, PageRequest, Pages, SeeOther
 from kneo.service.console.render import span
 from kneo.service.console.run_rows import ROW_CHARS, RunGraph, run_graph, step_rows, step_states
@@ -150,24 +148,15 @@ def _graph(request: PageRequest, run: RunView, listed: StepPageView) -> RunGraph
     except KneoError:
         # The spec was pruned or cannot be read by this version; the steps say the rest.
         return None
-    nodes = [_graph_step(node) for node in view.nodes]
-    states = step_states(nodes, view.visited, listed.steps, listed.gates, RunStatus(run.status))
+    states = step_states(view.nodes, view.visited, listed.steps, listed.gates, RunStatus(run.status))
     attempts = {step.path: step.attempt or 0 for step in listed.steps}
     return run_graph(
-        nodes,
-        [_graph_edge(edge) for edge in view.edges],
+        view.nodes,
+        view.edges,
         states,
         attempts,
         draw_all=request.query.get("graph") == "all",
     )
-
-
-def _graph_step(node: GraphNodeView) -> DrawnStep:
-    return DrawnStep(id=node.id, name=node.name, kind=node.kind, parent=node.parent, gates=tuple(node.gates))
-
-
-def _graph_edge(edge: GraphEdgeView) -> DrawnEdge:
-    return DrawnEdge(source=edge.source, target=edge.target, label=edge.label, conditional=edge.conditional)
 
 
 @pages.get("/runs/{run_id}/steps/{number}", scope="runs:read")

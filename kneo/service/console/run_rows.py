@@ -11,11 +11,12 @@ from markupsafe import Markup
 
 from kneo.api.run_steps import GateVoteView, StepGateView, StepView
 from kneo.api.run_views import UsageView
+from kneo.api.specs import GraphEdgeView, GraphNodeView
 from kneo.clock import parse_time
 from kneo.records.grant import use_words
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, TaskStatus
-from kneo.service.console.graph_layout import DrawnEdge, DrawnStep, lay_out
+from kneo.service.console.graph_layout import lay_out
 from kneo.service.console.graph_svg import Interval, StepState, TimeAxis, bar_svg, graph_svg, step_anchor
 from kneo.service.console.render import peek, span
 from kneo.spec.gates import POSITIONS
@@ -269,8 +270,8 @@ class RunGraph:
 
 
 def run_graph(
-    nodes: Sequence[DrawnStep],
-    edges: Sequence[DrawnEdge],
+    nodes: Sequence[GraphNodeView],
+    edges: Sequence[GraphEdgeView],
     states: Mapping[str, StepState],
     attempts: Mapping[str, int],
     *,
@@ -287,7 +288,7 @@ def run_graph(
 
 
 def step_states(
-    nodes: Sequence[DrawnStep],
+    nodes: Sequence[GraphNodeView],
     visited: Sequence[str],
     steps: Sequence[StepView],
     gates: Sequence[StepGateView],

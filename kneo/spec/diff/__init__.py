@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from kneo.names import visible
 from kneo.spec.code import BundleCode
 from kneo.spec.diff import agents, components
-from kneo.spec.diff.code import CODE, CodeChange, code_changes, code_facts
+from kneo.spec.diff.code import CODE, code_changes, code_facts
 from kneo.spec.diff.locations import (
     HIGH,
     LOW,
@@ -25,6 +25,7 @@ from kneo.spec.diff.locations import (
     Difference,
     Owner,
     Sentence,
+    SpecChange,
     by_name,
     compare,
     location_of,
@@ -125,35 +126,6 @@ def _is_said(value: object) -> bool:
 Map = dict[str, object]
 
 __all__ = ["WHOLE", "Danger", "SpecChange", "SpecDiff", "diff"]
-
-
-@dataclass(frozen=True, slots=True)
-class SpecChange:
-    """One change, or one fact of a first version.
-
-    Attributes:
-        danger: The level of attention that the change needs.
-        area: The subject: permissions, domains, tools, gates, humans, prompts, models, steps, …
-        message: One sentence.
-        path: The path, by names.
-        lines: All lines of a changed text: removed ones begin with ``-``, added ones with ``+``.
-    """
-
-    danger: Danger
-    area: str
-    message: str
-    path: str
-    lines: Rows = ()
-
-    def as_json(self) -> dict[str, object]:
-        """Return the JSON form, with all lines."""
-        return {
-            "danger": self.danger.name.lower(),
-            "area": self.area,
-            "message": self.message,
-            "path": self.path,
-            "lines": list(self.lines),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,20 +263,16 @@ def diff(
             for each in summarize(new, environment, command, len(whole))
         ]
         if code[1] is not None:
-            facts.append(_of_code(code_facts(code[1], command)))
+            facts.append(code_facts(code[1], command))
         return SpecDiff(tuple(facts), is_new=True, command=command)
     before = _tree(old)
     found = [
         *_changes(list(compare(before, after, SPEC)), by_name(before), by_name(after), new.components.humans),
-        *map(_of_code, code_changes(*code)),
+        *code_changes(*code),
     ]
     rank = {area: number for number, area in enumerate(_AREAS)}
     changes = sorted(found, key=lambda change: (-change.danger, rank.get(change.area, len(rank))))
     return SpecDiff(tuple(changes), command=command)
-
-
-def _of_code(change: CodeChange) -> SpecChange:
-    return SpecChange(change.danger, CODE, change.message, change.path, change.lines)
 
 
 def _changes(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from kneo.digest import digest_of
 from kneo.names import visible
 from kneo.spec.code import BundleCode, text_of
-from kneo.spec.diff.locations import HIGH, LOW, MEDIUM, Danger
-from kneo.spec.diff.texts import Rows, count, shorten, text_rows
+from kneo.spec.diff.locations import HIGH, LOW, MEDIUM, SpecChange
+from kneo.spec.diff.texts import count, shorten, text_rows
 
 CODE = "code"
 """The area of these changes."""
@@ -17,19 +16,10 @@ CODE = "code"
 _NONE = BundleCode({}, {})
 
 
-class CodeChange(NamedTuple):
-    """A changed file or package; ``path`` is empty for a fact of a first version."""
-
-    danger: Danger
-    message: str
-    path: str
-    lines: Rows = ()
-
-
-def code_changes(old: BundleCode | None, new: BundleCode | None) -> Iterator[CodeChange]:
+def code_changes(old: BundleCode | None, new: BundleCode | None) -> Iterator[SpecChange]:
     """Yield the changes of the code from one version to another."""
     if old is not None and new is None:
-        yield CodeChange(HIGH, "The bundle carries no code any more: what runs is not part of it.", CODE)
+        yield SpecChange(HIGH, CODE, "The bundle carries no code any more: what runs is not part of it.", CODE)
     before, after = old or _NONE, new or _NONE
     for path in sorted({*before.files, *after.files}):
         if before.files.get(path) != after.files.get(path):
@@ -45,12 +35,12 @@ def code_changes(old: BundleCode | None, new: BundleCode | None) -> Iterator[Cod
                 else "is not used any more"
             )
             danger = MEDIUM if becomes else LOW
-            yield CodeChange(
-                danger, visible(f"The package {name} {'changes ' if was and becomes else ''}{words}."), CODE
+            yield SpecChange(
+                danger, CODE, visible(f"The package {name} {'changes ' if was and becomes else ''}{words}."), CODE
             )
 
 
-def code_facts(new: BundleCode, command: str) -> CodeChange:
+def code_facts(new: BundleCode, command: str) -> SpecChange:
     """Return the code of a first version: its size, and all lines of all files."""
     texts = {path: text_of(data) for path, data in sorted(new.files.items())}
     lines = sum(text.count("\n") + (not text.endswith("\n")) for text in texts.values() if text)
@@ -62,10 +52,10 @@ def code_facts(new: BundleCode, command: str) -> CodeChange:
     )
     size = f"{count(len(new.files), 'file')}, {count(lines, 'line')}, {new.size:,} bytes"
     uses = f", packages {packages}" if packages else ""
-    return CodeChange(MEDIUM, visible(f"{size}{uses}; all of it: {command}"), "", whole)
+    return SpecChange(MEDIUM, CODE, visible(f"{size}{uses}; all of it: {command}"), "", whole)
 
 
-def _file(path: str, before: bytes | None, after: bytes | None) -> CodeChange:
+def _file(path: str, before: bytes | None, after: bytes | None) -> SpecChange:
     size = (
         f"{len(before or b''):,} to {len(after or b''):,} bytes"
         if before is not None
@@ -76,6 +66,6 @@ def _file(path: str, before: bytes | None, after: bytes | None) -> CodeChange:
     message, where = visible(f"The file {path} {what} ({size})."), visible(f"{CODE}.{path}")
     if old is None or new is None:
         digests = " to ".join(digest_of(data) for data in (before, after) if data is not None)
-        return CodeChange(HIGH, f"{message} It is binary, and its content is not shown: {digests}.", where)
+        return SpecChange(HIGH, CODE, f"{message} It is binary, and its content is not shown: {digests}.", where)
     lines = text_rows(old, new)
-    return CodeChange(HIGH if shorten(lines).hides else MEDIUM, message, where, lines)
+    return SpecChange(HIGH if shorten(lines).hides else MEDIUM, CODE, message, where, lines)

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Final, Literal, TypeAlias
 
 from kneo.spec.base import MAX_QUOTED
-from kneo.spec.diff.texts import look_alike, without_secrets
+from kneo.spec.diff.texts import Rows, look_alike, without_secrets
 from kneo.spec.gates import REVIEW_POSITIONS, gate_position
 from kneo.spec.models.human import Human
 
@@ -318,6 +318,35 @@ class Sentence:
     area: str
     message: str
     is_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpecChange:
+    """One change, or one fact of a first version.
+
+    Attributes:
+        danger: The level of attention that the change needs.
+        area: The subject: permissions, domains, tools, gates, humans, prompts, models, steps, …
+        message: One sentence.
+        path: The path, by names.
+        lines: All lines of a changed text: removed ones begin with ``-``, added ones with ``+``.
+    """
+
+    danger: Danger
+    area: str
+    message: str
+    path: str
+    lines: Rows = ()
+
+    def as_json(self) -> dict[str, object]:
+        """Return the JSON form, with all lines."""
+        return {
+            "danger": self.danger.name.lower(),
+            "area": self.area,
+            "message": self.message,
+            "path": self.path,
+            "lines": list(self.lines),
+        }
 
 
 @dataclass(frozen=True, slots=True)

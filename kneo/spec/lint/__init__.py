@@ -12,17 +12,7 @@ from typing import TypeAlias
 from kneo.spec.coverage.privileged_calls import coverage
 from kneo.spec.documents import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint import (
-    agents,
-    calls,
-    gates,
-    implementations,
-    no_effect,
-    sandbox,
-    texts,
-    tools,
-    workflows,
-)
+from kneo.spec.lint import agents, calls, gates, implementations, no_effect, texts, tools, workflows
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
@@ -52,8 +42,8 @@ RULES: tuple[Rule, ...] = (
     agents.guardrails,
     tools.tool_backings,
     tools.effects,
-    sandbox.sandboxes,
-    sandbox.scripts,
+    implementations.sandboxes,
+    implementations.scripts,
     tools.call_titles,
     tools.requests,
     tools.tool_people,

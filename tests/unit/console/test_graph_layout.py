@@ -6,23 +6,24 @@ import time
 import xml.etree.ElementTree as ET
 from itertools import combinations, count, pairwise
 
+from drawn_graphs import drawn_edge, drawn_step
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from random_workflows import named, workflows
 
-from kneo.service.console.graph_layout import Box, DrawnEdge, DrawnStep, GraphLayout, lay_out
+from kneo.service.console.graph_layout import Box, GraphLayout, lay_out
 from kneo.service.console.graph_svg import graph_svg
 from kneo.spec.graph import workflow_graph
 from kneo.spec.models.spec import Spec
 
 CHECKS = [
-    DrawnStep(id="read", name="read", kind="function"),
-    DrawnStep(id="checks", name="checks", kind="parallel"),
-    DrawnStep(id="checks/policy", name="policy", kind="agent", parent="checks"),
-    DrawnStep(id="checks/fraud", name="fraud", kind="agent", parent="checks"),
-    DrawnStep(id="send", name="send", kind="function", gates=("before",)),
+    drawn_step(id="read", name="read", kind="function"),
+    drawn_step(id="checks", name="checks", kind="parallel"),
+    drawn_step(id="checks/policy", name="policy", kind="agent", parent="checks"),
+    drawn_step(id="checks/fraud", name="fraud", kind="agent", parent="checks"),
+    drawn_step(id="send", name="send", kind="function", gates=("before",)),
 ]
-CHAIN = [DrawnEdge(source="read", target="checks"), DrawnEdge(source="checks", target="send")]
+CHAIN = [drawn_edge(source="read", target="checks"), drawn_edge(source="checks", target="send")]
 
 
 def overlap(one: Box, two: Box) -> bool:
@@ -71,9 +72,9 @@ def test_a_closed_container_is_one_box_that_counts_its_steps() -> None:
 
 
 def test_an_edge_back_is_drawn_below_and_moves_no_column() -> None:
-    steps = [DrawnStep(id=name, name=name, kind="agent") for name in ("draft", "review", "send")]
+    steps = [drawn_step(id=name, name=name, kind="agent") for name in ("draft", "review", "send")]
     edges = [("draft", "review"), ("review", "draft"), ("review", "send")]
-    layout = lay_out(steps, [DrawnEdge(source=a, target=b) for a, b in edges])
+    layout = lay_out(steps, [drawn_edge(source=a, target=b) for a, b in edges])
     check(layout)
     assert [line.leads_back for line in layout.lines] == [False, True, False]
     draft, review, _ = layout.boxes
@@ -81,9 +82,9 @@ def test_an_edge_back_is_drawn_below_and_moves_no_column() -> None:
 
 
 def test_an_edge_over_a_column_passes_between_its_boxes() -> None:
-    steps = [DrawnStep(id=name, name=name, kind="agent") for name in "abc"]
+    steps = [drawn_step(id=name, name=name, kind="agent") for name in "abc"]
     edges = [("a", "b"), ("b", "c"), ("a", "c")]
-    layout = lay_out(steps, [DrawnEdge(source=a, target=b) for a, b in edges])
+    layout = lay_out(steps, [drawn_edge(source=a, target=b) for a, b in edges])
     check(layout)
     middle = layout.boxes[1]
     passing = [y for x, y in layout.lines[2].points if middle.x <= x <= middle.right]
@@ -125,8 +126,8 @@ def test_the_drawing_of_a_graph() -> None:
 
 def test_names_in_a_drawing_are_text() -> None:
     name = '<script>alert(1)</script>"&\u202e\u200b' + "x" * 1_000_000
-    steps = [DrawnStep(id="a", name=name, kind="agent"), DrawnStep(id="b", name="b", kind="agent")]
-    edge = DrawnEdge(source="a", target="b", label=name)
+    steps = [drawn_step(id="a", name=name, kind="agent"), drawn_step(id="b", name="b", kind="agent")]
+    edge = drawn_edge(source="a", target="b", label=name)
     svg = graph_svg(lay_out(steps, [edge]), {}, {"b": name})
     assert "<script>" not in svg
     assert len(svg) < 10_000
@@ -149,10 +150,10 @@ def test_every_workflow_can_be_drawn(workflow: dict[str, object]) -> None:
     assert spec.workflow is not None
     graph = workflow_graph(spec.workflow)
     steps = [
-        DrawnStep(id=one.id, name=one.name, kind=one.kind, parent=one.parent, gates=one.gates) for one in graph.nodes
+        drawn_step(id=one.id, name=one.name, kind=one.kind, parent=one.parent, gates=one.gates) for one in graph.nodes
     ]
     edges = [
-        DrawnEdge(source=one.source, target=one.target, label=one.label, conditional=one.conditional)
+        drawn_edge(source=one.source, target=one.target, label=one.label, conditional=one.conditional)
         for one in graph.edges
     ]
     layout = lay_out(steps, edges)
@@ -167,17 +168,17 @@ NAMES = [f"n{number}" for number in range(12)]
 @settings(max_examples=60, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)), max_size=40))
 def test_any_edges_can_be_drawn(edges: list[tuple[str, str]]) -> None:
-    steps = [DrawnStep(id=name, name=name * 3, kind="agent") for name in NAMES]
-    layout = lay_out(steps, [DrawnEdge(source=a, target=b) for a, b in edges])
+    steps = [drawn_step(id=name, name=name * 3, kind="agent") for name in NAMES]
+    layout = lay_out(steps, [drawn_edge(source=a, target=b) for a, b in edges])
     check(layout)
     assert len(layout.lines) == len(edges)
 
 
 def test_large_graphs_are_drawn_in_little_work() -> None:
     names = [f"n{number}" for number in range(600)]
-    steps = [DrawnStep(id=name, name=name, kind="agent") for name in names]
-    edges = [DrawnEdge(source=a, target=b) for a, b in pairwise(names)]
-    edges += [DrawnEdge(source=names[n], target=names[(n * 7 + 3) % 600]) for n in range(0, 600, 3)]
+    steps = [drawn_step(id=name, name=name, kind="agent") for name in names]
+    edges = [drawn_edge(source=a, target=b) for a, b in pairwise(names)]
+    edges += [drawn_edge(source=names[n], target=names[(n * 7 + 3) % 600]) for n in range(0, 600, 3)]
     began = time.process_time()
     layout = lay_out(steps, edges)
     svg = graph_svg(layout, {}, {})

@@ -6,10 +6,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from drawn_graphs import drawn_edge, drawn_step
 
 from kneo.api.run_steps import StepGateView, StepView
+from kneo.api.specs import GraphNodeView
 from kneo.records.run import RunStatus
-from kneo.service.console.graph_layout import DrawnEdge, DrawnStep
 from kneo.service.console.run_rows import run_graph, step_rows, step_states, union_length
 
 NOW = datetime(2026, 1, 31, 13, tzinfo=UTC)
@@ -63,8 +64,8 @@ def gate(path: str, opened: int, **changes: object) -> StepGateView:
     return replace(view, **changes)  # type: ignore[arg-type]
 
 
-def node(path: str, parent: str | None = None) -> DrawnStep:
-    return DrawnStep(id=path, name=path, kind="function", parent=parent)
+def node(path: str, parent: str | None = None) -> GraphNodeView:
+    return drawn_step(id=path, name=path, kind="function", parent=parent)
 
 
 CONTAINER = [node("checks"), node("checks/a", "checks"), node("checks/b", "checks"), node("send")]
@@ -149,6 +150,6 @@ def test_large_graphs_are_closed_and_larger_ones_are_drawn_on_request() -> None:
     assert opened.svg is not None
     assert opened.svg.count("data-step") == 201
     flat = [node(str(number)) for number in range(600)]
-    edges = [DrawnEdge(source=str(number), target=str(number + 1)) for number in range(599)]
+    edges = [drawn_edge(source=str(number), target=str(number + 1)) for number in range(599)]
     assert run_graph(flat, edges, {}, {}, draw_all=False).svg is None
     assert run_graph(flat, edges, {}, {}, draw_all=True).svg is not None

@@ -111,7 +111,7 @@ def output_of(run: Run) -> Artifact | None:
 
 
 def _parts(run: Run, tasks: Sequence[HumanTask], address: str) -> list[Part]:
-    error = RunErrorView.of(run)
+    error = RunErrorView.of(run.error)
     if error is not None:
         return [new_text_part(f"{error.type}: {error.message}")]
     return [part for task in tasks for part in _question(task, address)]

@@ -266,7 +266,7 @@ class AgentTools:
 
     def _result(self, settled: SettledRun) -> CallToolResult:
         run = settled.run
-        output, error = readable(run.output_text), RunErrorView.of(run)
+        output, error = readable(run.output_text), RunErrorView.of(run.error)
         data: dict[str, object] = {"run_id": run.id, "status": str(run.status)}
         if run.status is RunStatus.SUCCEEDED:
             data["output"] = output
