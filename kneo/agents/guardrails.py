@@ -8,7 +8,6 @@ continued checks again.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from hashlib import sha256
 from typing import Literal, TypeAlias
 
 from kneo.agents.text_checks import finds_in, redacted_value, text_check, text_of
-from kneo.agents.texts import Arguments, sound_value
+from kneo.agents.texts import Arguments, json_value, sound_value
 from kneo.agents.tools.agent import NestedTurn, nested_turn, take_nested
 from kneo.agents.turn import CallQuestion, GuardrailViolation, ToolCall, Turn
 from kneo.clock import Clock, isoformat
@@ -477,12 +476,3 @@ def _refusal(at: CheckedText, guardrail: Guardrail, reason: object) -> str:
     if at.stage == "tool":
         return f"The guardrail {guardrail.id} refuses {at.what}.{why}"
     return f"The guardrail {guardrail.id} refuses your answer.{why} Answer again, without what it refuses."
-
-
-def json_value(text: str) -> object:
-    """Return the JSON value of a text; a text that is no JSON stays a text."""
-    try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value

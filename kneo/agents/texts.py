@@ -43,6 +43,15 @@ def sound_value(value: T) -> T:
     return changed  # type: ignore[return-value]
 
 
+def json_value(text: str) -> object:
+    """Return the JSON value of a text; a text that is no JSON stays a text."""
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
 def paired(text: str) -> str:
     """Return a text with each surrogate pair as the one character that it is: pieces of a stream may end inside a pair."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kneo.agents.texts import sound_text
+from kneo.agents.texts import json_value, sound_text
 from kneo.api.run_steps import StepModelView
 from kneo.api.run_views import UsageView
 from kneo.records.conversation import DECISIONS, EDITED_BY, ConversationEntry, EntryKind, EntryStatus
@@ -404,12 +404,9 @@ def _line(value: object) -> str:
 
 def _arguments(value: object) -> object:
     """Return the arguments of a call as data, so that secrets are found by their names; text that is no JSON stays text."""
-    if not isinstance(value, str):
-        return value if value is not None else {}
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+    if isinstance(value, str):
+        return json_value(value)
+    return value if value is not None else {}
 
 
 def _listed(value: Mapping[str, object], name: str) -> list[Mapping[str, object]]:

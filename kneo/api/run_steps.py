@@ -152,6 +152,10 @@ class StepGateView:
         )
 
 
+_WITHOUT_END: Mapping[str, None] = dict.fromkeys(("completed_at", "milliseconds", "output", "error", "code_digest"))
+"""What is not known of a step before its end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepView:
     """One attempt at a step. A step that is under way has no end; without a journal its beginning is not recorded either."""
@@ -210,15 +214,11 @@ class StepView:
             status=status,
             agent_name=str(agent) if agent is not None else None,
             started_at=entries[0].started_at,
-            completed_at=None,
-            milliseconds=None,
             input=None,
-            output=None,
-            error=None,
             model=StepModelView.of({}, entries),
             usage=_usage(entries),
-            code_digest=None,
             tool_calls=StepCallView.list_of(entries),
+            **_WITHOUT_END,
         )
 
     @classmethod
@@ -232,15 +232,11 @@ class StepView:
             status="running",
             agent_name=None,
             started_at=None,
-            completed_at=None,
-            milliseconds=None,
             input=_shown(text, len(text), text_chars),
-            output=None,
-            error=None,
             model=None,
             usage=None,
-            code_digest=None,
             tool_calls=[],
+            **_WITHOUT_END,
         )
 
 

@@ -22,7 +22,7 @@ from kneo.cli.options import JsonOption
 from kneo.cli.project import Project, open_project
 from kneo.cli.specs.check import check_in
 from kneo.errors import Invalid, NotFound
-from kneo.spec.code import BundleCode
+from kneo.spec.code import BundleCode, text_of
 from kneo.spec.diff import NO_CODE
 from kneo.spec.diff import diff as compare
 from kneo.spec.documents import DEFAULT_LIMITS
@@ -185,7 +185,7 @@ class CommittedFiles(Files):
         for candidate in self._candidates(path):
             data = self.clone.read(self.commit, candidate, max_bytes=DEFAULT_LIMITS.max_bytes)
             if data is not None:
-                return _decoded(data)
+                return text_of(data)
         return None
 
     def names(self, path: str) -> tuple[str, ...] | None:
@@ -198,11 +198,3 @@ class CommittedFiles(Files):
         if parts.is_absolute() or ".." in parts.parts:
             return ()
         return tuple(dict.fromkeys((str(self.folder / parts), str(parts))))
-
-
-def _decoded(data: bytes) -> str | None:
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text

@@ -294,7 +294,8 @@ def _step_after(
     program: Program, state: Frame, ask: Ask, kind: DecisionKind, context: DecisionContext
 ) -> Execute | None:
     """Return the step that continues with an answer about one of its calls; ``None`` where it waits for others."""
-    after = settle(program, state, ask.ticket, TaskDecided(decision=_decision_of(kind, None)), context)
+    [answer] = possible_answers(program, ask, kind)
+    after = settle(program, state, ask.ticket, TaskDecided(decision=answer), context)
     due = [] if isinstance(after, RunEnded) else actions(program, after)
     return next((each for each in due if isinstance(each, Execute) and each.activity.path == ask.path), None)
 
@@ -390,19 +391,6 @@ def _after(
         "running": [a.activity.path for a in actions(program, after) if isinstance(a, Execute)] if not new else [],
     }
     return {name: values for name, values in leads_to.items() if values or name == "next"}
-
-
-def _decision_of(kind: DecisionKind, option: str | None) -> Decision:
-    return Decision(
-        kind=kind,
-        content="" if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} else None,
-        selected_option=option,
-        selected_options=(option,) if option else (),
-        comment=None,
-        actor="",
-        by="person",
-        at="",
-    )
 
 
 def _asked_by(key: str, human: Human, asked: str | None = None) -> dict[str, object]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
+from kneo.agents.texts import json_value
 from kneo.agents.turn import ToolBackend, ToolCall
 from kneo.digest import canonical_json
 from kneo.errors import KneoError
@@ -206,7 +206,7 @@ class TrialExecutor(Executor):
     ) -> object:
         declared, output = program.spec.components.functions.get(name), self.state().output_for_agent(name)
         if declared is not None and output is not None:
-            return _value(output)
+            return json_value(output)
         if declared is not None:
             self._check_function(declared.all_capabilities, name)
         return await super()._call_for_agent(program, context, conversation, name, text)
@@ -223,15 +223,6 @@ class TrialExecutor(Executor):
             raise self.state().end(msg)
         if not self._runs_code:
             raise self.state().end(f"The case has no output of the function at {what}, and no code is executed.")
-
-
-def _value(output: str) -> object:
-    """Return the output of a function of a guardrail or memory: JSON, or a text."""
-    try:
-        value: object = json.loads(output)
-    except (ValueError, RecursionError):
-        return output
-    return value
 
 
 _ARGUMENTS = re.compile(r":[0-9a-f]{8}(?=>|\+|$)")

@@ -36,14 +36,14 @@ class InboxRow:
     title: str
     excerpt: str
     origin: str
-    requester: str
-    run_id: str
+    requester: str = ""
+    run_id: str = ""
     """Where rows have the same title, the page shows the run."""
 
     environment: str | None
     at: str
-    deadline: str | None
-    votes: str
+    deadline: str | None = None
+    votes: str = ""
     chip: tuple[str, str] | None
 
     @classmethod
@@ -77,12 +77,8 @@ class InboxRow:
             else f"{change.change.capitalize()}: {change.bundle} {change.version}".strip(),
             excerpt=change.message,
             origin=change.bundle,
-            requester="",
-            run_id="",
             environment=change.environment,
             at=change.since,
-            deadline=None,
-            votes="",
             chip=("wait", "release"),
         )
 
