@@ -12,7 +12,17 @@ from typing import TypeAlias
 from kneo.spec.coverage.privileged_calls import coverage
 from kneo.spec.documents import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint import agents, calls, gates, implementations, no_effect, texts, tools, workflows
+from kneo.spec.lint import (
+    agents,
+    calls,
+    gates,
+    implementations,
+    no_effect,
+    sandbox,
+    texts,
+    tools,
+    workflows,
+)
 from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
@@ -42,8 +52,8 @@ RULES: tuple[Rule, ...] = (
     agents.guardrails,
     tools.tool_backings,
     tools.effects,
-    implementations.sandboxes,
-    implementations.scripts,
+    sandbox.sandboxes,
+    sandbox.scripts,
     tools.call_titles,
     tools.requests,
     tools.tool_people,
