@@ -105,7 +105,7 @@ CONTEXT = step_context_as_json(StepContext(run_id="r", step_id="s", attempt=1, i
 class Caller:
     """Calls functions of the module in sandboxes."""
 
-    def __init__(self, folder: Path, module: str) -> None:
+    def __init__(self, folder: Path, module: str = MODULE) -> None:
         self.folder, self.module = folder, module
         self.processes = SandboxProcesses()
 
