@@ -1,4 +1,4 @@
-"""The cost of calls that a standing grant covers, beside calls without a gate: a whole run, uses of one grant, other grants.
+"""The cost of calls that a standing grant covers, compared with calls without a gate: a whole run, uses of one grant, other grants.
 
 All runs have one driver, as those of a worker. What a grant allows in a second is measured without the runs around it: eight threads
 answer questions that are open, each in the transaction that a run answers it in.

@@ -15,7 +15,7 @@ def remove_folder(path: str) -> None:
         for entry in _entries(folder):
             with suppress(OSError):
                 if entry.is_dir(follow_symlinks=False):
-                    # Beside the others: the path of a folder below it could be longer than paths may be.
+                    # Next to the others: the path of a folder below it could be longer than paths may be.
                     os.chmod(entry.path, 0o700)
                     os.rename(entry.path, moved := f"{path}/{os.urandom(8).hex()}")
                     folders.append(moved)

@@ -476,7 +476,7 @@ def test_the_view_has_the_figures(bench: CanaryBench) -> None:
     (metric,) = view.metrics
     assert (metric.candidate_bad, metric.control_bad, metric.ratio, metric.limit) == (0, 2, 0.0, 20.0)
     assert view.next == "the next step needs 470 more runs"
-    assert bench.canary().salt not in to_json(view).decode(), "nobody can compute which version a session gets"
+    assert bench.canary().salt not in to_json(view).decode(), "no caller can compute which version a session gets"
 
 
 # ---- results and rebuilds -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from console_pages import HtmlPage
 from kneo_process import eventually
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, serving, spec_of
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from kneo.cli.main import run as kneo
 from kneo.clock import isoformat
@@ -44,7 +44,15 @@ def link_to(bench: Bench, run: Json, *, role: str = "reviewer", expect: int = 20
 
 
 def rows(bench: Bench) -> dict[str, list[object]]:
-    """Everything in the database, but for what a worker touches by itself."""
+    """Everything in the database, but for what a worker touches by itself, once no run of an earlier test goes on."""
+    tasks, runs = metadata.tables["tasks"], metadata.tables["runs"]
+
+    def is_idle() -> bool:
+        with bench.store.read() as tx:
+            decided = tx.connection.scalar(select(func.count()).where(tasks.c.status == "decided"))
+            return not decided + tx.connection.scalar(select(func.count()).where(runs.c.status == "running"))
+
+    eventually(is_idle)
     with bench.store.read() as tx:
         return {
             name: sorted(map(repr, tx.connection.execute(select(table))))
