@@ -30,6 +30,8 @@ console-pictures: $(VENV)/.ready-models $(VENV)/.ready-browser ## Take the pictu
 READY_TESTS = $(VENV)/.ready-dev $(if $(BROWSER),$(VENV)/.ready-browser)
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
+# Its cases seldom wait, and each worker reads all tests first.
+test: WORKERS = 3
 test: $(READY_TESTS) ## Run the short tier of the tests, in five minutes on two cores
 	@$(PYTEST) --tier short
 

@@ -21,7 +21,7 @@ import pytest
 from databases import DIALECTS
 from durations import Recorder, Stopwatch, Table, read_table, recorded_seconds
 
-LIMIT = 0.35
+LIMIT = 0.25
 """Seconds that a case of the short tier takes at most, as recorded."""
 
 OUTGROWN = 5.0
