@@ -32,7 +32,11 @@ from kneo.agents.agent_spans import agent_span
 from kneo.agents.guardrails import Refused, TurnGuardrails
 from kneo.agents.memory import NOTHING, Recollection, recall
 from kneo.agents.providers import provider_name
-from kneo.agents.replies import (
+from kneo.agents.requests import recorded_model
+from kneo.agents.services import AgentServices, Progress
+from kneo.agents.skills import AgentSkills
+from kneo.agents.step_tools import find_tool, load_code, offered_tools
+from kneo.agents.structured import (
     MAX_MISFITS,
     Misfit,
     StructuredAnswer,
@@ -41,10 +45,6 @@ from kneo.agents.replies import (
     read_answer,
     structured_answer,
 )
-from kneo.agents.requests import recorded_model
-from kneo.agents.services import AgentServices, Progress
-from kneo.agents.skills import AgentSkills
-from kneo.agents.step_tools import find_tool, load_code, offered_tools
 from kneo.agents.texts import Arguments, json_value, read_arguments
 from kneo.agents.tool_calls.calls import ToolCalls
 from kneo.agents.tools.kinds import schema_of

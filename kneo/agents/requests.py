@@ -26,6 +26,7 @@ from pydantic_ai.settings import ModelSettings as RequestSettings
 from kneo.agents.agent_spans import note_reply, request_span
 from kneo.agents.clients import ModelClients, RequestLimit
 from kneo.agents.failures import IncompleteReply, RequestFailure
+from kneo.agents.prices import cost_micros, is_priced
 from kneo.agents.providers import (
     OperatorConnections,
     ProviderConnection,
@@ -35,7 +36,7 @@ from kneo.agents.providers import (
     find_provider,
 )
 from kneo.agents.quota import ModelQuota, PlannedRequest
-from kneo.agents.replies import cost_micros, is_priced, sound_reply, with_distinct_calls
+from kneo.agents.replies import sound_reply, with_distinct_calls
 from kneo.agents.services import AgentServices, Progress
 from kneo.agents.texts import sound_text
 from kneo.agents.turn import Postponed, Turn

@@ -43,6 +43,7 @@ from kneo.api import (
     usage,
 )
 from kneo.api import grants as grants_api
+from kneo.api import links as links_api
 from kneo.api import runs as runs_api
 from kneo.api import tasks as tasks_api
 from kneo.embed.platform import PlatformManager
@@ -93,6 +94,7 @@ ROUTERS: tuple[ApiRouter, ...] = (
     mount(run_answers, "human tasks"),
     mount(tasks_api, "human tasks"),
     mount(decisions, "human tasks"),
+    mount(links_api, "human tasks"),
     mount(grants_api, "grants"),
     mount(receipts, "receipts"),
     mount(run_history, "runs"),

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 from pydantic import TypeAdapter
 
+from kneo.api.links import create_link
 from kneo.api.operation import Context, OneTimeSecret, Operation, operation
-from kneo.api.tasks import create_link
 from kneo.redaction import is_secret_key
 from kneo.service.app import routers
 from kneo.service.routing import ApiRouter, RouteTable

@@ -10,18 +10,12 @@ from typing import Annotated
 import typer
 
 from kneo.api.decisions import DecisionBatch, TaskDecision, get_human_task, resume_human_task, resume_human_tasks
+from kneo.api.links import CreatedLinkView, LinkListView, LinkRequest
+from kneo.api.links import create_link as create_operation
+from kneo.api.links import list_links as list_operation
+from kneo.api.links import revoke_link as revoke_operation
 from kneo.api.task_views import HumanTaskView
-from kneo.api.tasks import (
-    CreatedLinkView,
-    LinkListView,
-    LinkRequest,
-    TaskStatsView,
-    get_human_task_stats,
-    list_human_tasks,
-)
-from kneo.api.tasks import create_link as create_operation
-from kneo.api.tasks import list_links as list_operation
-from kneo.api.tasks import revoke_link as revoke_operation
+from kneo.api.tasks import TaskStatsView, get_human_task_stats, list_human_tasks
 from kneo.cli import render
 from kneo.cli.backend import Backend
 from kneo.cli.commands import examples

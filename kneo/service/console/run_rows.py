@@ -17,8 +17,9 @@ from kneo.records.grant import use_words
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.service.console.graph_layout import lay_out
-from kneo.service.console.graph_svg import Interval, StepState, TimeAxis, bar_svg, graph_svg, step_anchor
+from kneo.service.console.graph_svg import StepState, bar_svg, graph_svg, step_anchor
 from kneo.service.console.render import peek, span
+from kneo.service.console.time_axis import Interval, TimeAxis
 from kneo.spec.gates import POSITIONS
 
 OPEN_STEPS, MOST_STEPS = 150, 500

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kneo.service.console.graph_svg import LENGTH, TimeAxis, bar_svg
+from kneo.service.console.graph_svg import bar_svg
+from kneo.service.console.time_axis import LENGTH, TimeAxis
 
 DAY = 86_400.0
 INTERVALS = st.lists(
