@@ -40,7 +40,7 @@ from kneo.trust.sealing import NO_KEYS, DataKeys
 
 log = logging.getLogger("kneo.store")
 
-HEAD = "kneo_0024"
+HEAD = "kneo_0025"
 """The newest revision; a test compares it with the folder."""
 
 COMPATIBLE_FROM = "kneo_0007"

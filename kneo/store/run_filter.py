@@ -53,8 +53,14 @@ LASTING = frozenset({"id", "run_id", "created_at"})
 """Orders in which runs keep their place, so that a list can continue after any of them."""
 
 EQUAL = ("bundle", "target", "workflow_type", "workflow_name", "session_id", "requester")
+ENDED_BY_ERROR = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.EXPIRED, RunStatus.TIMED_OUT)
+"""The statuses of runs that may have an error."""
+
 INDEXED = frozenset({"reach", "status", "statuses"})
 """Conditions on the columns of the indexes of environments."""
+
+NARROW = frozenset({"bundle", "workflow_name"})
+"""Conditions on columns whose index has the runs in the order of their changes, each with its environment."""
 
 OTHERS = ("updated_after", "created_after", "created_before")
 
@@ -168,7 +174,8 @@ def _conditions(column: Callable[[str], ColumnElement[Any]]) -> Mapping[str, Col
         "waits": runs.c.id.in_(_OF_OPEN_TASKS),
         "asks": and_(runs.c.status == RunStatus.PAUSED, runs.c.id.in_(_OPEN)),
         "asks nothing": or_(runs.c.status != RunStatus.PAUSED, runs.c.id.not_in(_OPEN)),
-        "has_error": runs.c.error.is_not(None),
+        # The status, which indexes have, rules out most runs before their rows are read.
+        "has_error": and_(Unindexed(runs.c.status).in_(ENDED_BY_ERROR), runs.c.error.is_not(None)),
         "has no error": runs.c.error.is_(None),
         "updated_after": runs.c.updated_at >= bindparam("updated_after"),
         "created_after": runs.c.created_at >= bindparam("created_after"),
@@ -195,6 +202,8 @@ def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: boo
     ``parts`` the newest of each of so many environments are read by its index, and then merged.
     """
     conditions = _WALKING if sort_by == "created_at" else _CHOOSING
+    if sort_by == "updated_at" and names & NARROW:
+        conditions, parts = {**conditions, "reach": _WALKING["reach"]}, 0
     column = SORTABLE[sort_by]
     nullable = getattr(column, "nullable", False)
     if "text" in names and sort_by != "created_at":
@@ -231,6 +240,8 @@ def beyond(column: ColumnElement[Any], row_id: Column[Any], *, descending: bool)
 def counting(names: frozenset[str]) -> Select[Any]:
     """Return the statement that counts runs, with the parameters of the conditions."""
     conditions = _CHOOSING if len(names) == 1 else _WALKING
-    if names <= INDEXED or names == {"reach", "has_error"}:
+    if names & NARROW:
+        conditions = {**conditions, **{name: _CHOOSING[name] for name in NARROW}}
+    elif names <= INDEXED or names == {"reach", "has_error"}:
         conditions = {**conditions, "reach": _CHOOSING["reach"]}
     return select(func.count()).select_from(runs).where(*(conditions[name] for name in sorted(names)))

@@ -457,7 +457,7 @@ runs = Table(
     # Partial, because each step moves the run in every index with its time.
     _partial("session_id IS NOT NULL", "session_id", "updated_at"),
     Index(None, "updated_at"),
-    # With the columns by which a list of some environments is filtered and counted.
+    # These and those of bundles and workflows have the columns by which a list of some environments is filtered and counted.
     *(
         _partial("environment IS NOT NULL", "environment", at, "id", "status", name=f"ix_runs_environment_{at}")
         for at in ("created_at", "updated_at")
@@ -468,10 +468,11 @@ runs = Table(
     _partial("suspicion > 0", "suspicion"),
     _partial("status = 'running'", "environment", "owner", "id", name="ix_runs_running"),
     Index(None, "spec_digest"),
-    _partial("bundle IS NOT NULL", "bundle", "updated_at"),
-    _partial("workflow_name IS NOT NULL", "workflow_name", "updated_at"),
+    *(
+        _partial(f"{name} IS NOT NULL", name, "updated_at", "environment", name=f"ix_runs_{name}_updated_at")
+        for name in ("bundle", "workflow_name")
+    ),
     _partial("error IS NOT NULL", "created_at", "id", name="ix_runs_failed"),
-    _partial("error IS NOT NULL", "environment", "updated_at", "id", name="ix_runs_environment_failed"),
     Index("ix_runs_requester", "requester", "created_at", "id"),
     # The order of creation with the constant filter columns, so that a count or a filtered list reads the index alone.
     Index("ix_runs_created", "created_at", "id", "environment", "bundle", "target", "workflow_name"),

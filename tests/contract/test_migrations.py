@@ -175,7 +175,6 @@ def test_the_first_release_migrates_to_exactly_the_newest_tables(store: Store) -
         "outbox_run_id",
         "runs_bundle_updated_at",
         "runs_environment_created_at",
-        "runs_environment_failed",
         "runs_failed",
         "runs_requester",
         "runs_running",
@@ -279,7 +278,7 @@ def test_tokens_of_links_that_earlier_versions_stored_are_deleted_and_their_keys
             tx.connection.execute(insert(idempotency_keys).values(**row, scope=scope, key=scope, response=response))
     with store.write() as tx:
         tx.connection.execute(text("DROP INDEX ix_runs_suspicion"))
-        for name in ("runs_running", "runs_environment_created_at", "runs_environment_failed"):
+        for name in ("runs_running", "runs_environment_created_at"):
             tx.connection.execute(text(f"DROP INDEX ix_{name}"))
         tx.connection.execute(text("ALTER TABLE runs DROP COLUMN suspicion"))
         for table in ("grant_uses", "grants"):
