@@ -1,4 +1,4 @@
-"""A function of a module that a spec names: its import, the check that its module defines it, and one call of it.
+"""Functions of modules that a spec names: their import, the check that their module defines them, and one call of one.
 
 The standard library alone: the launcher of a sandbox imports this, and then the module.
 """
@@ -16,7 +16,7 @@ from functools import partial
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.function_context import (
@@ -52,20 +52,28 @@ def import_function(implementation: str, owns: Owns, check: Callable[[ModuleType
         Forbidden: ``implementation_forbidden``: the module only imports the function.
     """
     module_name, _, attribute = implementation.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        msg = f"The module {module_name} of {implementation} failed to import: {type(error).__name__}: {error}"
-        raise Invalid(msg, code="implementation_invalid") from error
+    module = _import_module(module_name, implementation)
     check(module)
+    return _function_of(module, module_name, attribute, owns)
+
+
+def _import_module(name: str, implementation: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        msg = f"The module {name} of {implementation} failed to import: {type(error).__name__}: {error}"
+        raise Invalid(msg, code="implementation_invalid") from error
+
+
+def _function_of(module: ModuleType, name: str, attribute: str, owns: Owns) -> Callable[..., object]:
     function: Callable[..., object] | None = getattr(module, attribute, None)
     if not callable(function):
-        msg = f"The module {module_name} has no function {attribute}."
+        msg = f"The module {name} has no function {attribute}."
         raise Invalid(msg, code="implementation_invalid")
     foreign = next(_foreign(function, owns), None)
     if foreign is not None:
-        msg = f"{implementation} is {foreign}, which a spec may not name: {module_name} only imports or wraps it."
-        hint = f"Define a function in {module_name} that does exactly what is needed, and name that."
+        msg = f"{name}.{attribute} is {foreign}, which a spec may not name: {name} only imports or wraps it."
+        hint = f"Define a function in {name} that does exactly what is needed, and name that."
         raise Forbidden(msg, code="implementation_forbidden", hint=hint)
     return function
 
@@ -161,51 +169,54 @@ class _Finder:
         return spec_from_file_location(fullname, place, loader=loader, submodule_search_locations=places)
 
 
-class Function:
-    """The function of a sandbox.
+class SandboxModule:
+    """The module of a sandbox, which has imported it.
 
     Args:
-        task: ``function``, its dotted name; ``sources``, paths and bytes of its modules by name; ``allow``, prefixes of modules
-            that specs may name; ``paths``, where other modules are found.
+        task: ``implementation``, the dotted name of a function of the module, for messages; ``sources``, paths and bytes of its
+            modules by name; ``allow``, prefixes of modules that specs may name; ``paths``, where other modules are found.
     """
 
     def __init__(self, task: Mapping[str, Any]) -> None:
         sys.path[:] = task["paths"]
-        sources, allow = task["sources"], task["allow"]
-        sys.meta_path.insert(0, _Finder(sources))
+        self._sources, self._allow = task["sources"], task["allow"]
+        sys.meta_path.insert(0, _Finder(self._sources))
         sys.dont_write_bytecode = True
-
-        def owns(module: str) -> bool:
-            listed = any(module == prefix or module.startswith(f"{prefix}.") for prefix in allow)
-            return listed if allow else module in sources
-
-        self._function = import_function(task["function"], owns, lambda _: None)
-        self._parameters = parameters_of(self._function)
-        if is_async_function(self._function):
+        self._name, _, _ = task["implementation"].rpartition(".")
+        self._module = _import_module(self._name, task["implementation"])
+        if any(_is_async(each) for each in vars(self._module).values()):
             importlib.import_module("asyncio")  # once, for all calls
+
+    def _owns(self, module: str) -> bool:
+        listed = any(module == prefix or module.startswith(f"{prefix}.") for prefix in self._allow)
+        return listed if self._allow else module in self._sources
 
     @property
     def facts(self) -> dict[str, object]:
-        """The gates that a tool's function declares."""
-        review: Mapping[str, object] = self._function.review if isinstance(self._function, BindsArguments) else {}
-        return {"review": [*review]}
+        """The gates that each function of a tool declares."""
+        declared = {name: each.review for name, each in vars(self._module).items() if _binds_arguments(each)}
+        return {"review": {name: [*review] for name, review in declared.items()}}
 
     def call(self, request: Mapping[str, Any]) -> dict[str, object]:
-        """Call the function for a request of the worker, and return the answer."""
+        """Call the function that a request of the worker names, and return the answer."""
+        function = _function_of(self._module, self._name, request["function"], self._owns)
+        parameters = parameters_of(function)
         try:
             if "arguments" in request:
-                return {"value": self._call_tool(request["arguments"], ToolContext(**request["context"]))}
+                positional, named = bind_arguments(
+                    function, parameters, request["arguments"], ToolContext(**request["context"])
+                )
+                return {"value": self._call_tool(partial(function, *positional, **named))}
             context = read_step_context(request["context"])
-            takes_context = any(each.name == "context" for each in self._parameters or ())
+            takes_context = any(each.name == "context" for each in parameters or ())
             named = {"context": context} if takes_context else {}
-            return _answer(self._awaited(self._function(request["text"], **named)))
+            return _answer(self._awaited(function(request["text"], **named)))
         except WaitForAnswer as waiting:
             return {"waiting": waiting.request.as_json()}
 
-    def _call_tool(self, arguments: Mapping[str, object], context: ToolContext) -> object:
-        positional, named = bind_arguments(self._function, self._parameters, arguments, context)
+    def _call_tool(self, call: Callable[[], object]) -> object:
         try:
-            result = self._awaited(self._function(*positional, **named))
+            result = self._awaited(call())
         except Exception:
             raise
         except BaseException as error:  # noqa: BLE001 - of the tool
@@ -221,6 +232,15 @@ class Function:
             return await result
 
         return importlib.import_module("asyncio").run(wait())
+
+
+def _binds_arguments(thing: object) -> TypeGuard[BindsArguments]:
+    """Return whether a thing is a tool, by its type alone: proxies of libraries raise when their class is asked for."""
+    return issubclass(type(thing), BindsArguments)
+
+
+def _is_async(thing: object) -> bool:
+    return issubclass(type(thing), FunctionType | BindsArguments) and is_async_function(thing)  # type: ignore[arg-type]
 
 
 def tool_exited(error: BaseException) -> Invalid:

@@ -1,4 +1,4 @@
-"""The launcher of a sandbox: a program that confines itself, and then serves calls of one function or becomes another program.
+"""The launcher of a sandbox: a program that confines itself, and then serves calls of the functions of one module or becomes another program.
 
 Run by its path, with the descriptor of a control socket and a scratch folder. It splits into a supervisor, which is outside the
 sandbox, ends everything with the worker and removes the folder, and the process that is confined. The control socket carries JSON
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # an isolated interpreter ha
 
 from kneo.errors import KneoError
 from kneo.sandbox import confine
-from kneo.sandbox.functions import Function, error_of
+from kneo.sandbox.functions import SandboxModule, error_of
 from kneo.sandbox.scratch import remove_folder
 
 _IS_LINUX = sys.platform == "linux"
@@ -169,25 +169,25 @@ class ConfinedProcess:
             os._exit(127)
 
     def serve_calls(self) -> None:
-        """Import the function, and make each call in a process of its own until the worker closes the socket.
+        """Import the module, and make each call in a process of its own until the worker closes the socket.
 
         The process of the next call is started while a call runs, and waits for the socket of its call with all its rights given
         up: neither this process nor a later one ever has the arguments of a call.
         """
         self._redirect()
         self._restrict()
-        function, last = Function(self._task), self._last_filter()
+        module, last = SandboxModule(self._task), self._last_filter()
         gc.freeze()  # a collection in a call would copy the pages of all that is imported
-        _send(self._control, {"ready": True, **function.facts})
+        _send(self._control, {"ready": True, **module.facts})
         folders = (f"{self._scratch}/{number}" for number in itertools.count(1))
         folder = next(folders)
         if not self._control.recv(1):  # the worker allows a first process
             return
-        call, begun = self._start_call(function, folder, last)
+        call, begun = self._start_call(module, folder, last)
         while os.read(begun, 1):
             os.close(begun)
             following = next(folders)
-            waiting, begun = self._start_call(function, following, last) if self._serves_more else (0, -1)
+            waiting, begun = self._start_call(module, following, last) if self._serves_more else (0, -1)
             _, status, used = os.wait4(call, 0)
             if not self._is_kernel:
                 _signal_group(call, signal.SIGKILL)
@@ -203,7 +203,7 @@ class ConfinedProcess:
         """Whether there are calls after the first: a template whose processes are counted serves one."""
         return self._processes == 1 or not self._is_kernel
 
-    def _start_call(self, function: Function, folder: str, last: bytes) -> tuple[int, int]:
+    def _start_call(self, module: SandboxModule, folder: str, last: bytes) -> tuple[int, int]:
         """Start the process of a call; return its id and a pipe, which has a byte once the worker sends the call.
 
         This process does what it can do for that one, which has to copy each page of memory that it touches.
@@ -220,13 +220,13 @@ class ConfinedProcess:
         call = os.fork()
         if not call:
             os.close(begun)
-            self._serve(function, begins, folder, failed or self._prepare(files, last))
+            self._serve(module, begins, folder, failed or self._prepare(files, last))
         os.close(begins)
         if files >= 0:
             os.close(files)
         return call, begun
 
-    def _serve(self, function: Function, begins: int, folder: str, failed: dict[str, object] | None) -> None:
+    def _serve(self, module: SandboxModule, begins: int, folder: str, failed: dict[str, object] | None) -> None:
         """Wait for a call, make it, answer it, and end this process."""
         _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
         if not descriptors:
@@ -239,7 +239,7 @@ class ConfinedProcess:
         try:
             if not self._is_kernel:
                 os.mkdir(folder)
-            answer = failed or function.call(json.loads(request))
+            answer = failed or module.call(json.loads(request))
         except BaseException as error:  # noqa: BLE001 - reported to the worker
             answer = error_of(error)
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The processes of sandboxes: templates, which have imported one function and fork for each call, and programs."""
+"""The processes of sandboxes: templates, which have imported one module and fork for each call, and programs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kneo.settings import function_environment
 from kneo.spec.models.providers import PROVIDER_VARIABLES
 
 START_SECONDS = 60.0
-"""Time for a template to import its function."""
+"""Time for a template to import its module."""
 
 IDLE_SECONDS = 300.0
 MAX_CALLS = 1_000
@@ -84,13 +84,23 @@ class ModuleCode:
     folder: str | None = None
     before_start: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def module(self) -> str:
+        """The name of the function's module."""
+        return self.function.rpartition(".")[0]
+
+    @property
+    def attribute(self) -> str:
+        """The name of the function in its module."""
+        return self.function.rpartition(".")[2]
+
     @cached_property
     def identity(self) -> str:
-        """Equal for equal functions of equal bytes."""
+        """Equal for functions of one module of equal bytes."""
         bytes_of = [
             (name, path, hashlib.sha256(data or b"").hexdigest()) for name, (path, data) in self.sources.items()
         ]
-        return json.dumps([self.function, self.paths, self.allow, self.folder, bytes_of])
+        return json.dumps([self.module, self.paths, self.allow, self.folder, bytes_of])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +157,8 @@ class SandboxProcesses:
             ended = False
             try:
                 if review is not None:
-                    check_review(name, template.review, review)
-                answer = await template.call(name, request, check)
+                    check_review(name, template.review.get(code.attribute, ()), review)
+                answer = await template.call(name, {**request, "function": code.attribute}, check)
                 ended = template.has_ended
             except BaseException as error:
                 ended = not isinstance(error, ChildFailed | KneoError) or template.has_ended
@@ -305,7 +315,7 @@ class Sandboxed:
 
 
 class _Template(Sandboxed):
-    """A process that has imported a function, and forks for each call."""
+    """A process that has imported a module, and forks for each call."""
 
     def __init__(self, key: tuple[str, Rights], rights: Rights) -> None:
         super().__init__(rights)
@@ -313,7 +323,8 @@ class _Template(Sandboxed):
         self.ending: asyncio.Future[None] | None = None
         self._process: Process | None = None
         self._errors: asyncio.Task[None] | None = None
-        self.review: Sequence[str] = ()
+        self.review: Mapping[str, Sequence[str]] = {}
+        """The gates that functions of the module declare, by their names."""
         self._calls = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -322,7 +333,7 @@ class _Template(Sandboxed):
         return self._process is not None and self._process.returncode is None
 
     async def start(self, name: str, task: Mapping[str, object]) -> None:
-        """Start the process and wait until it has imported the function; raises what ``begin`` raises."""
+        """Start the process and wait until it has imported the module; raises what ``begin`` raises."""
         self._process = await asyncio.create_subprocess_exec(
             *self.command,
             stdin=DEVNULL,
@@ -339,7 +350,8 @@ class _Template(Sandboxed):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.control.send(b"c")
         review = ready.get("review")
-        self.review = [str(each) for each in review] if isinstance(review, list) else []
+        if isinstance(review, dict):
+            self.review = {name: [str(each) for each in _list_of(gates)] for name, gates in review.items()}
 
     async def call(self, name: str, request: Mapping[str, object], check: Check | None) -> Answer:
         """Make one call; raises what ``SandboxProcesses.call`` raises."""
@@ -479,7 +491,7 @@ def _function_task(code: ModuleCode) -> dict[str, object]:
     tops = {str(_top(path, name, data)) for name, (path, data) in code.sources.items()}
     tops |= {code.folder} if code.folder is not None else set()
     return {
-        "function": code.function,
+        "implementation": code.function,
         "allow": list(code.allow),
         "paths": code.paths,
         "sources": {

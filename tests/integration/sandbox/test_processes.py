@@ -134,12 +134,16 @@ async def caller(folder: Path, module: str = MODULE) -> AsyncIterator[Caller]:
 def left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Check that no process and no folder is left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
-    descriptors = _descriptors()
+    descriptors, others = _descriptors(), _launchers()
     yield
     assert not [*Path(tempfile.gettempdir()).iterdir()]
     assert _descriptors() <= descriptors
-    if sys.platform == "linux":
-        assert not [each for each in processes._below(os.getpid()) if _command(each).find("launch.py") >= 0]
+    assert not _launchers() - others
+
+
+def _launchers() -> set[int]:
+    """Return the launchers below this process; other tests of it may keep some."""
+    return {each for each in processes._below(os.getpid()) if "launch.py" in _command(each)}
 
 
 def _descriptors() -> int:
@@ -251,6 +255,29 @@ def test_a_call_has_its_own_descriptors_alone(tmp_path: Path, level: Level, left
 
 
 @LINUX
+def test_functions_of_one_module_share_a_process(tmp_path: Path, left: None) -> None:
+    module = (
+        "from kneo.sdk.tools import tool\n"
+        "ran = []\n"
+        "def first(text): ran.append(text); return len(ran)\n"
+        "def second(text): ran.append(text); return len(ran)\n"
+        "@tool(requires_confirmation=True)\n"
+        "def pay(euros: int) -> int: return euros\n"
+        "class Proxy:\n"
+        "    @property\n"
+        "    def __class__(self): raise RuntimeError('unbound')\n"
+        "proxy = Proxy()\n"
+    )
+
+    async def work() -> None:
+        async with caller(tmp_path, module) as call:
+            assert [await call("first"), await call("second"), await call("first")] == [1, 1, 1]
+            [template] = call.processes._idle
+            assert template.review == {"pay": ["before"]}
+
+    asyncio.run(work())
+
+
 @LEVELS
 def test_a_call_whose_process_was_killed_before_it_gets_another(tmp_path: Path, level: Level, left: None) -> None:
     async def calls() -> None:
