@@ -1,4 +1,7 @@
-"""Growth of memory and descriptors of processes, from samples: a straight line through the second half."""
+"""Growth of memory and descriptors of processes, from samples: the flatter one of two straight lines through the second half.
+
+A leak grows in both of their halves; a controller that becomes the leader, and reads what the other one had read, in one.
+"""
 
 from __future__ import annotations
 
@@ -69,10 +72,16 @@ def _growth(process: str, series: Sequence[Sample]) -> Growth:
     return Growth(
         process=process,
         seconds=times[-1] - times[0],
-        bytes_per_hour=3600 * slope(times, [sample.bytes for sample in series]),
-        descriptors_per_hour=3600 * slope(times, [sample.descriptors for sample in series]),
+        bytes_per_hour=3600 * _lasting(times, [sample.bytes for sample in series]),
+        descriptors_per_hour=3600 * _lasting(times, [sample.descriptors for sample in series]),
         bytes=series[-1].bytes,
     )
+
+
+def _lasting(times: Sequence[float], values: Sequence[float]) -> float:
+    """Return the smaller slope of the halves of the time."""
+    half = len(times) // 2
+    return min(slope(times[:half], values[:half]), slope(times[half:], values[half:]))
 
 
 def slope(times: Sequence[float], values: Sequence[float]) -> float:

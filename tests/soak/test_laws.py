@@ -165,6 +165,14 @@ def test_growth_is_the_slope_of_the_second_half() -> None:
     assert slope([0.0, 1.0, 2.0], [5, 7, 9]) == 2.0
 
 
+def test_a_step_is_no_leak() -> None:
+    """A controller became the leader 310 s after its start, as a soak of an hour found."""
+    stepped = tuple(Sample("controller 2", 9.0 * at, (97 if at < 34 else 111) * MIB, 30) for at in range(65))
+    (growth,) = growths((Sample("service 1", -600.0, MIB, 1), *stepped), 30)
+    assert not growth.is_leak
+    assert slope([each.at for each in stepped], [each.bytes for each in stepped]) * 540 > 16 * MIB
+
+
 def test_the_start_of_a_process_is_no_growth() -> None:
     starting = tuple(Sample("worker 2", 100.0 + at, min(at, 60) * MIB, 30) for at in range(100))
     found = {growth.process: growth.is_leak for growth in growths((*samples(), *starting), 60)}
