@@ -100,7 +100,7 @@ class SandboxHost:
             Forbidden: ``sandbox_exceeds``, ``sandbox_trusted`` or ``sandbox_path_denied``.
         """
         for refusal in sandbox_refusals(part, rules, environment):
-            raise Forbidden(refusal.message, code=refusal.code, hint=refusal.hint)
+            raise refusal
         profile = part.profile
         for verb, paths, denied, what in (
             ("reads", (*profile.read, *profile.write), self.own, "files of Kneo"),

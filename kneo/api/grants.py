@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kneo.api.operation import ANY_KEY, Body, Context, Json, operation
-from kneo.api.page import Limit, Word
+from kneo.api.page import Limit, Word, parse_period
 from kneo.api.subjects import ENVIRONMENT, GRANT
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import Forbidden, InvalidValue
@@ -46,7 +46,9 @@ class GrantToSign(Body):
     total: dict[str, Money] = Field(
         default_factory=dict, max_length=20, description="The largest sum of each argument."
     )
-    expires_in: str | Annotated[int, Field(gt=0)] = Field(description="A duration, or seconds.", examples=["14d"])
+    expires_in: str | Annotated[int, Field(gt=0, le=MAX_GRANT // timedelta(seconds=1))] = Field(
+        description="A duration, or seconds.", examples=["14d"]
+    )
     reason: str = Field(default="", max_length=MAX_REASON_CHARS)
 
     def request(self, environment: str) -> GrantRequest:
@@ -254,7 +256,7 @@ def propose_grant(
     with context.store.read() as tx:
         found = grants.find_tool(tx, name, bundle, tool)
         _, rule = grants.check_allowed(found)[0]
-        begin = isoformat(tx.now - parse_duration(since))
+        begin = isoformat(tx.now - parse_period(since))
         draft = propose(grants.answered_calls(tx, found, since=begin))
     view = GrantProposalView(**{**vars(draft), "total": {}}, bundle=bundle, tool=tool)
     if draft.when is None:

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypedDict, TypeVar, Union, get_args, get_
 from pydantic import Field
 
 from kneo.api.operation import Context
-from kneo.clock import isoformat, parse_time
+from kneo.clock import isoformat, parse_duration, parse_time
 from kneo.errors import Invalid, InvalidValue
 from kneo.store.engine import Tx
 from kneo.store.time_limit import StatementTooSlow, limit_statements
@@ -29,6 +29,22 @@ Limit = Annotated[int, Field(ge=1, le=1000)]
 Offset = Annotated[int, Field(ge=0, le=WINDOW)]
 Order = Literal["asc", "desc"]
 Moment = Annotated[str, Field(max_length=60, description="A time, as in 2026-01-31T12:00:00Z.")]
+
+
+MAX_PERIOD = timedelta(days=366)
+
+
+def parse_period(since: str) -> timedelta:
+    """Return the length of a period that ends now.
+
+    Raises:
+        InvalidValue: it is no duration of up to 366 days.
+    """
+    period = parse_duration(since)
+    if not timedelta(0) < period <= MAX_PERIOD:
+        msg = f"A period is up to {MAX_PERIOD.days} days long."
+        raise InvalidValue(msg, field="since")
+    return period
 
 
 @dataclass(frozen=True, kw_only=True)

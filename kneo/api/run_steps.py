@@ -130,7 +130,6 @@ class StepGateView:
     def of(cls, task: HumanTask) -> StepGateView:
         """Build the view of a task, without its subject."""
         decision = task.decision
-        comment = (decision.comment or decision.feedback) if decision is not None else None
         return view_of(
             cls,
             task,
@@ -142,7 +141,7 @@ class StepGateView:
             opened_at=task.created_at,
             decision=decision.kind.value if decision is not None else None,
             actor=decision.actor if decision is not None else None,
-            comment=readable(comment),
+            comment=readable(decision.remark) if decision is not None else None,
             approvals=task.quorum.approvals,
             votes=[
                 view_of(GateVoteView, vote, decision=vote.decision.value, comment=readable(vote.comment))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
@@ -17,13 +16,14 @@ from kneo.api.page import (
     Order,
     limit_search,
     page_fields,
+    parse_period,
     search_period,
     stored_time,
     total_of,
 )
 from kneo.api.subjects import TASK
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView, TaskEventView
-from kneo.clock import first_id, isoformat, parse_duration
+from kneo.clock import first_id, isoformat
 from kneo.errors import InvalidValue
 from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.store import task_statistics, tasks
@@ -41,8 +41,6 @@ MAX_TASKS = 5_000
 """The newest tasks, from which statistics are computed."""
 
 MAX_GATES = 200
-
-MAX_SINCE = timedelta(days=366)
 
 TaskOrder = Literal["id", "created_at", "priority", "due_at", "expires_at"]
 
@@ -175,10 +173,7 @@ def get_human_task_stats(
     workflow_name: str | None = None,
 ) -> TaskStatsView:
     """Compute review statistics for each gate: response times, edits, rejections, agreement."""
-    period = parse_duration(since)
-    if not timedelta(0) < period <= MAX_SINCE:
-        msg = f"Statistics cover up to {MAX_SINCE.days} days."
-        raise InvalidValue(msg, field="since")
+    period = parse_period(since)
     with context.store.read() as tx:
         start, until = tx.now - period, tx.at
         newest = task_statistics.newest(

@@ -34,6 +34,9 @@ ARGUMENTS_DIGEST = "arguments_digest"
 TAKES_OVER = "takes_over"
 """The key of a task's metadata with the candidates who take over from a program that makes a call itself."""
 
+BEGUN = "begun_at"
+"""The key of its metadata with the time at which the program began the call."""
+
 REPORTED = "reported"
 """The effect of a decision that is such a program's report; its ``data`` has the result or the error."""
 
@@ -77,6 +80,16 @@ class Decision:
     """The people whose votes made the decision."""
     source: str | None = None
     """The receipt or task of the reused decision."""
+
+    @property
+    def reason(self) -> str:
+        """The reason of a rejection, in whichever field it was given; empty where none was."""
+        return self.feedback or self.content or self.comment or ""
+
+    @property
+    def remark(self) -> str | None:
+        """What a person wrote beside the decision: the reason of a rejection, else the comment."""
+        return (self.reason or None) if self.kind is DecisionKind.REJECTED else self.comment
 
 
 @dataclass(frozen=True)

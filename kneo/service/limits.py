@@ -226,7 +226,8 @@ class CountedRequest:
                 quota="requests_per_minute",
                 limit=limit,
                 environment=environment,
-                retry_after=math.ceil(wait.total_seconds()),
+                # Refused models spread over the minutes to come; callers of the API may all try in the next one.
+                retry_after=math.ceil(wait.total_seconds() % 60) or 60,
                 hint="Try again in the next minute.",
             )
         self._counted.add(environment)

@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Strict,
     WithJsonSchema,
@@ -82,15 +83,26 @@ class CamelModel(SpecModel):
     model_config = ConfigDict(alias_generator=AliasGenerator(alias=to_camel))
 
 
+@dataclass(frozen=True)
+class AtMost:
+    """The largest length of a value whose field has no smaller one; of two ``max_length`` pydantic takes the type's."""
+
+    length: int
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        return {**schema, "max_length": min(schema.get("max_length", self.length), self.length)}
+
+
 T = TypeVar("T")
 
-ListOf: TypeAlias = Annotated[tuple[T, ...], Strict(strict=False), Field(max_length=MAX_ITEMS)]
+ListOf: TypeAlias = Annotated[tuple[T, ...], Strict(strict=False), AtMost(MAX_ITEMS)]
 """A list in the file, a tuple in the program."""
 
-MapOf: TypeAlias = Annotated[dict[str, T], Field(max_length=MAX_ITEMS)]
+MapOf: TypeAlias = Annotated[dict[str, T], AtMost(MAX_ITEMS)]
 """A map from names that people choose."""
 
-Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
+Text: TypeAlias = Annotated[str, AtMost(MAX_TEXT)]
 JsonObject: TypeAlias = dict[str, object]
 
 

@@ -14,6 +14,7 @@ shorter or longer.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Literal, NamedTuple, Self, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from kneo.errors import Invalid
 from kneo.names import person_key
@@ -37,6 +39,7 @@ from kneo.spec.base import (
     Pattern,
     SecretName,
     SpecModel,
+    quote,
     refused,
 )
 from kneo.spec.expression import MAX_CHARS, ExpressionInvalid, evaluate, parse
@@ -525,26 +528,65 @@ SandboxLevel: TypeAlias = Literal["none", "process", "kernel"]
 SANDBOX_LEVELS: tuple[SandboxLevel, ...] = ("none", "process", "kernel")
 """The levels of sandboxes, the weakest first."""
 
-Memory: TypeAlias = Annotated[
-    str, Field(pattern=r"^(?:1[6-9]|[2-9][0-9]|[1-9][0-9]{2,3})Mi$|^(?:[1-9]|[1-5][0-9]|6[0-4])Gi$", examples=["512Mi"])
-]
-"""16Mi to 64Gi."""
-
-
-Storage: TypeAlias = Annotated[
-    str,
-    Field(
-        pattern=r"^(?:6[4-9]|[7-9][0-9]|[1-9][0-9]{2,3})Ki$|^[1-9][0-9]{0,3}[MG]i$|^(?:[1-9]|10)Ti$", examples=["10Gi"]
-    ),
-]
-"""64Ki to 10Ti."""
-
 UNITS: Mapping[str, int] = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+_SIZE = r"^[1-9][0-9]{0,11}(?:Ki|Mi|Gi|Ti)$"
 
 
 def in_bytes(text: str) -> int:
     """Return an amount of memory or storage in bytes."""
     return int(text[:-2]) * UNITS[text[-2:]]
+
+
+def _between(least: str, most: str) -> AfterValidator:
+    """Return the check of a size within bounds."""
+
+    def check(text: str) -> str:
+        if re.match(_SIZE, text) is None or not in_bytes(least) <= in_bytes(text) <= in_bytes(most):
+            reason = f"{quote(text)} is not a size from {least} to {most}."
+            raise PydanticCustomError("size", "{reason}", {"reason": reason})
+        return text
+
+    return AfterValidator(check)
+
+
+def _size_schema(example: str, words: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": _SIZE, "examples": [example], "description": words})
+
+
+Memory: TypeAlias = Annotated[str, _between("16Mi", "64Gi"), _size_schema("512Mi", "16Mi to 64Gi.")]
+"""16Mi to 64Gi."""
+
+Storage: TypeAlias = Annotated[str, _between("64Ki", "10Ti"), _size_schema("10Gi", "64Ki to 10Ti.")]
+"""64Ki to 10Ti."""
+
+_NET = re.compile(r"(?:\*\.)?[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)*:([1-9][0-9]{0,4})")
+_NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+))*")
+"""Hosts that some client reads as an address: ``127.1``, ``2130706433``, ``0x7f.1``."""
+
+
+def find_host_flaw(net: str) -> str | None:
+    """Return why a text is not ``host:port`` or ``*.host:port``; ``None`` where it is."""
+    found = _NET.fullmatch(net)
+    if found is not None and int(found[1]) <= 65_535 and not _is_address(net.rpartition(":")[0].removeprefix("*.")):
+        return None
+    return f"{net[:100]!r} is not host:port or *.host:port, in lower case and without addresses."
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return _NUMERIC.fullmatch(host) is not None
+    return True
+
+
+def is_canonical(path: str) -> bool:
+    """Return whether a text is a full path below ``/``, without parts that another path would leave out."""
+    root, *parts = path.split("/")
+    return (
+        not root and bool(parts) and not {"", ".", ".."}.intersection(parts) and "\0" not in path and len(path) <= 1_000
+    )
 
 
 def permits_host(net: str, permitted: Sequence[str]) -> bool:
@@ -578,6 +620,18 @@ class SandboxLimits(SpecModel):
     memory: Memory | None = Field(default=None, description="Writable memory of a process.")
     cpu_seconds: int | None = Field(default=None, ge=1, le=86_400, description="Processor time of a process.")
     processes: int | None = Field(default=None, ge=1, le=64, description="Processes at a time.")
+
+    @model_validator(mode="after")
+    def _can_be_declared(self) -> Self:
+        for index, each in enumerate(self.net or ()):
+            flaw = find_host_flaw(each)
+            if flaw is not None:
+                raise refused("E_ENVIRONMENT", flaw, "net", index)
+        for key in ("read", "write"):
+            for index, each in enumerate(getattr(self, key) or ()):
+                if not is_canonical(each):
+                    raise refused("E_ENVIRONMENT", f"{each[:200]!r} is not a canonical full path.", key, index)
+        return self
 
 
 class SandboxRules(SpecModel):

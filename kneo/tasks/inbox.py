@@ -15,7 +15,7 @@ from kneo.digest import Digest, canonical_json, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
 from kneo.names import person_key
 from kneo.records.run import Run, RunStatus
-from kneo.records.task import REPORTED, UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
+from kneo.records.task import BEGUN, REPORTED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import audit, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import decisions, people
@@ -101,7 +101,7 @@ def decide_in(
         decision=decision.kind,
         answer=decision_digest(decision),
         at=tx.at,
-        comment=decision.comment,
+        comment=decision.remark,
         via=via,
         statement=signed,
     )
@@ -225,7 +225,7 @@ def record(
     facts |= signature_facts(last) | _carried(last)
     use = decided.granted_use
     facts |= {"grant": use["id"], "number": use["number"]} if use is not None else {}
-    event = record_event(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
+    event = record_event(tx, task, "decision", decision.actor, facts, kept={"comment": decision.remark})
     write_receipt(tx, decided, decision, event, run)
     end_after(tx, decided, decision)
     return decided
@@ -294,7 +294,8 @@ def begin_call(store: Store, task_id: str, *, actor: str, first: Callable[[Tx, H
         check_unresolved(task)
         first(tx, task)
         deadline = add_seconds(tx.at, task.timeout_seconds or 0)
-        begun = _change(tx, task, status=TaskStatus.CLAIMED, claimed_by=actor, deadline_at=deadline)
+        metadata = {**task.metadata, BEGUN: tx.at}
+        begun = _change(tx, task, status=TaskStatus.CLAIMED, claimed_by=actor, deadline_at=deadline, metadata=metadata)
         record_event(tx, task, "claimed", actor)
         audit.record(tx, "call.begun", actor=actor, run_id=task.run_id, environment=task.environment)
         return begun
@@ -341,8 +342,7 @@ def report_call(store: Store, task_id: str, report: Mapping[str, object], *, act
 
 def call_begun(task: HumanTask) -> Conflict:
     """Return the refusal of a second beginning of a call."""
-    reported = "not reported" if task.status in UNRESOLVED else "reported"
-    msg = f"{task.run_id} was begun before, and its result was {reported}."
+    msg = f"{task.run_id} was begun at {task.metadata.get(BEGUN)}; its result was not reported."
     return Conflict(msg, code="call_begun", run_id=task.run_id)
 
 

@@ -85,6 +85,7 @@ def text_of(node: ast.expr | None) -> str:
 
 def raised(trees: Mapping[Path, ast.Module], known: Mapping[str, Kind]) -> Iterator[tuple[str, str, str]]:
     """Yield the code, the class and the message of each place that raises an error."""
+    constants = dict(_constants(trees))
     for tree in trees.values():
         for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]:
             assigned = sorted(
@@ -92,14 +93,14 @@ def raised(trees: Mapping[Path, ast.Module], known: Mapping[str, Kind]) -> Itera
                 for node in ast.walk(function)
                 if isinstance(node, ast.Assign)
                 and isinstance(node.targets[0], ast.Name)
-                and node.targets[0].id == "msg"
+                and node.targets[0].id in {"msg", "message"}
             )
             for call in [node for node in ast.walk(function) if isinstance(node, ast.Call)]:
                 name = call.func.id if isinstance(call.func, ast.Name) else ""
                 if not is_error(name, known):
                     continue
                 given = next((word.value for word in call.keywords if word.arg == "code"), None)
-                code = _code(given) if given is not None else inherited(name, "default_code", known)
+                code = _code(given, constants) if given is not None else inherited(name, "default_code", known)
                 message = text_of(call.args[0]) if call.args else ""
                 if not message and call.args and isinstance(call.args[0], ast.Name):
                     message = next((text for line, text in reversed(assigned) if line <= call.lineno), "")
@@ -107,8 +108,18 @@ def raised(trees: Mapping[Path, ast.Module], known: Mapping[str, Kind]) -> Itera
                     yield code, name, message
 
 
-def _code(given: ast.expr) -> str | None:
-    """Return a code that is written out, or with EXTRA for the name of an extra; None for any other."""
+def _constants(trees: Mapping[Path, ast.Module]) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of the texts that modules assign once."""
+    for tree in trees.values():
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and text_of(node.value):
+                yield node.targets[0].id, text_of(node.value)
+
+
+def _code(given: ast.expr, constants: Mapping[str, str]) -> str | None:
+    """Return a code that is written out or a constant, or with EXTRA for the name of an extra; None for any other."""
+    if isinstance(given, ast.Name):
+        return constants.get(given.id)
     if isinstance(given, ast.BoolOp):
         given = given.values[-1]
     if isinstance(given, ast.JoinedStr):

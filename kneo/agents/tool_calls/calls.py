@@ -30,7 +30,6 @@ from kneo.agents.tool_calls.questions import (
     edited_arguments,
     gate_question,
     gates_of,
-    reason_of,
     schema_misfit,
 )
 from kneo.agents.tools.agent import NestedTurn
@@ -44,6 +43,8 @@ from kneo.spec.coverage.exposure import privileged_capabilities
 from kneo.spec.coverage.sandboxes import called_part
 from kneo.spec.models.spec import Tool
 from kneo.spec.policy import SANDBOX_LEVELS, SandboxLevel
+
+NO_REASON = "no reason was given"
 
 MAX_REVIEWS = 20
 """Answers of gates about one call; edits that undo each other end there."""
@@ -237,7 +238,9 @@ class ToolCalls:
             if decision.kind is DecisionKind.REJECTED and (decision.effect or gate.on_reject) in REFUSING:
                 raise Stopped(question, decision)
             if decision.kind is DecisionKind.REJECTED:
-                return await self._rejected(call, f"A person rejected this call: {reason_of(decision)}.", decisions)
+                return await self._rejected(
+                    call, f"A person rejected this call: {decision.reason or NO_REASON}.", decisions
+                )
             if gate.position == "external":
                 return await self._carried_out(replace(call, facts=_decided(decisions)), decision)
             call = await self._edited(call, decision)
@@ -314,7 +317,7 @@ class ToolCalls:
             return await self.journal.finish(self._skills.read(call, self._services.limits.result_chars))
         decision = self._turn.answer_to(asked_question(call))
         is_rejected = decision.kind is DecisionKind.REJECTED
-        declined = f"A person declined to answer: {reason_of(decision)}."
+        declined = f"A person declined to answer: {decision.reason or NO_REASON}."
         answered = replace(call, facts=_decided([decision]))
         return await self.record(answered, declined if is_rejected else answer_of(decision))
 

@@ -171,11 +171,6 @@ def answer_of(decision: Decision) -> object:
     return decision.selected_option if decision.selected_option is not None else decision.content or ""
 
 
-def reason_of(decision: Decision) -> str:
-    """Return the reason of a rejection."""
-    return decision.comment or decision.feedback or "no reason was given"
-
-
 def argument_misfits(schema: Arguments, arguments: object) -> str | None:
     """Return why arguments are none of a call with a JSON Schema, in one text for a model; ``None`` where they are."""
     return find_flaw(arguments) or find_misfits(schema, arguments)

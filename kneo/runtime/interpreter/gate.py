@@ -78,13 +78,8 @@ def effect_of(gate: CompiledGate, decision: Decision) -> str:
     return decision.effect or gate.on_reject
 
 
-def feedback_of(decision: Decision) -> str:
-    return decision.feedback or decision.content or decision.comment or ""
-
-
 def rejection(location: str, decision: Decision) -> RunError:
-    feedback = feedback_of(decision)
-    tail = f": {feedback}" if feedback else "."
+    tail = f": {decision.reason}" if decision.reason else "."
     return RunError(type=REJECTED, message=f"{decision.actor} rejected {location}{tail}")
 
 
@@ -92,8 +87,7 @@ def wait_answer(request: WaitRequest, decision: Decision) -> WaitAnswer:
     """Return the answer that a decision gives to a waiting function."""
     match decision.kind:
         case DecisionKind.REJECTED:
-            reason = decision.feedback or decision.content or decision.comment
-            return WaitAnswer(question=request.digest, declined=True, reason=reason)
+            return WaitAnswer(question=request.digest, declined=True, reason=decision.reason or None)
         case DecisionKind.SELECTED:
             several = decision.selected_options
             value: object = list(several) if len(several) > 1 else decision.selected_option

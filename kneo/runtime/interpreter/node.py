@@ -16,7 +16,7 @@ from kneo.errors import Invalid
 from kneo.function_context import WaitAnswer, WaitRequest
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.interpreter.gate import CompiledGate, effect_of, feedback_of, rejection
+from kneo.runtime.interpreter.gate import CompiledGate, effect_of, rejection
 from kneo.runtime.interpreter.values import Value, read_value
 
 Frame = Mapping[str, object]
@@ -468,7 +468,7 @@ FORWARDED = "Rejected by human reviewer: "
 
 def forwarded(value: Value, decision: Decision) -> Value:
     """Return a value with the reviewer's words as its text: the effect of ``continue`` at a step of kind human."""
-    return replace(value, text=f"{FORWARDED}{feedback_of(decision)}", outputs={})
+    return replace(value, text=f"{FORWARDED}{decision.reason}", outputs={})
 
 
 def filled_in(value: Value, decision: Decision, step_id: str) -> Value:

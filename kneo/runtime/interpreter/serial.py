@@ -19,7 +19,7 @@ from kneo.errors import Invalid
 from kneo.function_context import ChatMessage, messages_as_json, read_messages
 from kneo.records.run import RunError
 from kneo.records.task import DecisionKind
-from kneo.runtime.interpreter.gate import CompiledGate, effect_of, feedback_of, rejection
+from kneo.runtime.interpreter.gate import CompiledGate, effect_of, rejection
 from kneo.runtime.interpreter.node import (
     Ask,
     Completed,
@@ -306,7 +306,7 @@ class LoopNode(SerialNode):
         reviews = number(frame, "reviews")
         if turn >= self.max_iterations or reviews >= self.each.max_retries:
             return stopped(rejection(here, decision))
-        review = ReviewFeedback(previous_output=output.as_subject().text, feedback=feedback_of(decision))
+        review = ReviewFeedback(previous_output=output.as_subject().text, feedback=decision.reason)
         again = self._round({**frame, "reviews": reviews + 1}, turn + 1, replace(output, review=review))
         return self.advance(context, again, location)
 

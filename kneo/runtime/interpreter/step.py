@@ -37,7 +37,6 @@ from kneo.runtime.interpreter.gate import (
     NOTIFY_STEP,
     CompiledGate,
     effect_of,
-    feedback_of,
     gate_of,
     rejection,
     wait_answer,
@@ -404,7 +403,7 @@ class StepNode(ProgramNode):
                 return self._finished(replace(result, text=decision.content or "", outputs={}))
             case DecisionKind.REJECTED if effect_of(gate, decision) == RETRY:
                 return RepeatRequested(
-                    feedback=feedback_of(decision),
+                    feedback=decision.reason,
                     rejected=value.as_subject().text,
                     limit=gate.max_retries,
                     error=rejection(location, decision),
@@ -438,7 +437,7 @@ class StepNode(ProgramNode):
         reviews = number(frame, "reviews")
         if reviews >= gate.max_retries:
             return stopped(rejection(location, decision))
-        review = ReviewFeedback(previous_output=output.as_subject().text, feedback=feedback_of(decision))
+        review = ReviewFeedback(previous_output=output.as_subject().text, feedback=decision.reason)
         again = {**frame, "reviews": reviews + 1, "failures": 0}
         return self._repeat(context, again, replace(value, review=review), location)
 

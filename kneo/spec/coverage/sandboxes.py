@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kneo.errors import Forbidden
 from kneo.spec.models.sandbox import Sandbox, excesses
 from kneo.spec.models.spec import McpServer, Spec, Tool, Verify
 from kneo.spec.policy import SandboxLevel, SandboxRules
@@ -69,16 +70,7 @@ def called_part(spec: Spec, name: str, tool: Tool) -> CodePart | None:
     return server_part(tool.mcp.server or "", server)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SandboxRefusal:
-    """What an environment refuses of a part: an error code, a sentence, and what to do."""
-
-    code: str
-    message: str
-    hint: str
-
-
-def sandbox_refusals(part: CodePart, rules: SandboxRules, environment: str | None) -> Iterator[SandboxRefusal]:
+def sandbox_refusals(part: CodePart, rules: SandboxRules, environment: str | None) -> Iterator[Forbidden]:
     """Yield what the rules of an environment refuse of a part.
 
     Args:
@@ -90,12 +82,10 @@ def sandbox_refusals(part: CodePart, rules: SandboxRules, environment: str | Non
     if part.outside is not None:
         if part.level(rules) == "kernel":
             message = f"{part.name} {part.outside}; {where} requires kernel."
-            yield SandboxRefusal(
-                code="sandbox_trusted", message=message, hint="List it in tools.sandbox.trusted of the environment."
+            yield Forbidden(
+                message, code="sandbox_trusted", hint="List it in tools.sandbox.trusted of the environment."
             )
         return
     for key, words in excesses(part.sandbox, rules.limits):
         message = f"{part.name} {words}, which {where} does not permit (tools.sandbox.limits.{key})."
-        yield SandboxRefusal(
-            code="sandbox_exceeds", message=message, hint="Declare less under sandbox, or change the environment."
-        )
+        yield Forbidden(message, code="sandbox_exceeds", hint="Declare less under sandbox, or change the environment.")

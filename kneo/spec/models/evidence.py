@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from kneo.spec.base import CamelModel, DigestText, Duration, ListOf, Name, refused
+from kneo.spec.base import CamelModel, DigestText, Duration, ListOf, Name, refused, suggest
+from kneo.spec.models.canary import CanaryMetric
 
 CODE = "E_ENVIRONMENT"
 
@@ -17,6 +19,12 @@ MAX_RULES = 20
 
 LESS_IS_BETTER = frozenset({"cost_per_run", "unsafe", "unknown", "gates_lost"})
 """Metrics of which a lower value is better, where a requirement has no bound that says so."""
+
+METRICS: Mapping[EvidenceType, tuple[str, ...]] = {
+    "rehearsal": ("matched", "unsafe", "unknown", "gates_lost"),
+    "canary": (*get_args(CanaryMetric), *(f"control.{name}" for name in get_args(CanaryMetric))),
+}
+"""The metrics of statements; those of evaluations may be imported under any name."""
 
 MetricValue: TypeAlias = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
 
@@ -53,7 +61,13 @@ class MetricRequirement(CamelModel):
     not_worse_than: Literal["current"] | None = Field(
         default=None, description="Compare with the newest statement about the current release."
     )
-    margin: MetricValue = Field(default=0.0, ge=0, description="By how much it may be worse than the current release.")
+    margin: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e12,
+        allow_inf_nan=False,
+        description="By how much it may be worse than the current release.",
+    )
 
     @property
     def less_is_better(self) -> bool:
@@ -90,6 +104,11 @@ class EvidenceRule(CamelModel):
             raise refused(CODE, f"Evidence of type {self.type} needs {needed}.", needed)
         if getattr(self, other) is not None:
             raise refused(CODE, f"Evidence of type {self.type} has no {other}.", other)
+        known = METRICS.get(self.type)
+        for index, each in enumerate(self.require):
+            if known is not None and each.metric not in known:
+                message = f"Evidence of type {self.type} has no metric {each.metric}."
+                raise refused(CODE, message, "require", index, "metric", suggestion=suggest(each.metric, known))
         return self
 
     @property

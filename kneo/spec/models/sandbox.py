@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Self, TypeAlias
@@ -12,12 +11,18 @@ from pydantic import Field, model_validator
 from kneo.digest import Digest, digest_of_json
 from kneo.spec.base import ListOf, SpecModel, refused
 from kneo.spec.models.providers import PROVIDER_VARIABLES
-from kneo.spec.policy import Memory, SandboxLevel, SandboxLimits, in_bytes, permits_host, permits_name, permits_path
+from kneo.spec.policy import (
+    Memory,
+    SandboxLevel,
+    SandboxLimits,
+    find_host_flaw,
+    in_bytes,
+    is_canonical,
+    permits_host,
+    permits_name,
+    permits_path,
+)
 from kneo.spec.tool_kinds import Capability
-
-_NET = re.compile(r"(?:\*\.)?[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)*:([1-9][0-9]{0,4})")
-_NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+))*")
-"""Hosts that some client reads as an address: ``127.1``, ``2130706433``, ``0x7f.1``."""
 
 _FORBIDDEN_FOLDERS = ("/proc", "/sys", "/dev", "/run")
 _SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]{0,200})\}")
@@ -59,22 +64,17 @@ class Sandbox(SpecModel):
     @model_validator(mode="after")
     def _names_hosts(self) -> Self:
         for index, each in enumerate(self.net):
-            found = _NET.fullmatch(each)
-            if found is None or int(found[1]) > 65_535 or _is_address(each.rpartition(":")[0].removeprefix("*.")):
-                message = f"{each[:100]!r} is not host:port or *.host:port, in lower case and without addresses."
-                raise refused("E_SANDBOX_NET", message, "net", index)
+            flaw = find_host_flaw(each)
+            if flaw is not None:
+                raise refused("E_SANDBOX_NET", flaw, "net", index)
         return self
 
     @model_validator(mode="after")
     def _names_paths(self) -> Self:
         for key in ("read", "write"):
             for index, each in enumerate(getattr(self, key)):
-                parts = each.split("/")
-                is_canonical = each.startswith("/") and len(parts[1:]) == len(
-                    [p for p in parts[1:] if p not in {"", ".", ".."}]
-                )
                 below = any(each == folder or each.startswith(f"{folder}/") for folder in _FORBIDDEN_FOLDERS)
-                if not is_canonical or below or "\0" in each or len(each) > 1_000:
+                if not is_canonical(each) or below:
                     message = (
                         f"{each[:200]!r} is not a full path that a sandbox may have: canonical, below /, and not in "
                     )
@@ -111,14 +111,6 @@ class Sandbox(SpecModel):
     def digest(self) -> Digest:
         """The identity of the profile, with the names of secrets."""
         return digest_of_json(self.model_dump(mode="json"))
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return _NUMERIC.fullmatch(host) is not None
-    return True
 
 
 def widenings(old: Sandbox | None, new: Sandbox | None) -> Iterator[tuple[str, str]]:

@@ -341,8 +341,11 @@ def test_requests_beyond_the_quota_are_refused_and_those_without_access_do_not_c
     assert house.bench.ask("GET", path, role="viewer").status_code == 200
     assert house.bench.ask("GET", "/runs", role="viewer").status_code == 200, "it is about no environment"
     assert house.bench.ask("GET", "/runs?environment=busy", role="viewer").status_code == 200
-    refused = house.bench.ask("GET", path, role="viewer")
-    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "40")
+    for _ in range(4):
+        refused = house.bench.ask("GET", path, role="viewer")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "40"), (
+            "the next minute, however many are refused"
+        )
     assert refused.json()["quota"] == "requests_per_minute"
     assert house.bench.ask("GET", f"/runs/{house.mine['run_id']}", role="viewer").status_code == 200
     page = signed_in(house.bench.url, "viewer").client.get(f"/console/runs/{run['run_id']}")

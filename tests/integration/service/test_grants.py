@@ -127,6 +127,7 @@ def test_a_repetition_under_a_key_changes_nothing_again(house: GrantHouse, bench
         ({"tool": "other"}, 403, "grant_not_allowed"),
         ({"bundle": "other"}, 404, "release_not_found"),
         ({"expires_in": "91d"}, 422, "validation_error"),
+        ({"expires_in": 10**18}, 422, "validation_error"),
         ({"uses": 0}, 422, None),
     ],
 )
@@ -135,6 +136,8 @@ def test_refusals_have_their_status(
 ) -> None:
     refused = bench.post("/environments/prod/grants", {**BODY, **changes}, role="reviewer", expect=status)
     assert code is None or refused["error"] == code
+    proposal = "/environments/prod/grants/proposal?bundle=refunds&tool=refund&since=999999999d"
+    assert bench.ask("GET", proposal, role="reviewer").status_code == 422
 
 
 def test_the_console_shows_grants_and_revokes_them(house: GrantHouse, bench: Bench) -> None:

@@ -59,9 +59,10 @@ def test_a_call_is_made_once_with_the_arguments_that_a_person_edited(clock: Manu
     }
 
 
-def test_a_call_that_a_person_rejects_is_denied_and_not_made(clock: ManualClock) -> None:
+@pytest.mark.parametrize("field", ["comment", "content", "feedback"])
+def test_a_call_that_a_person_rejects_is_denied_and_not_made(field: str, clock: ManualClock) -> None:
     made = house(gates=GATES, clock=clock)
-    call = taken(made, {question_of(made): decided("rejected", comment="Too much")})
+    call = taken(made, {question_of(made): decided("rejected", **{field: "Too much"})})
     assert (call.outcome, call.result) == (
         "denied",
         {"rejected": "A person rejected this call: Too much. This is final."},

@@ -15,6 +15,8 @@ from kneo.spec.reading.validate import InvalidDeclaration
 
 DIGEST = "sha256:" + "1" * 64
 REQUIRED = {"metric": "pass_rate", "atLeast": 0.95, "minSamples": 40, "notWorseThan": "current", "margin": 0.02}
+UNSAFE = {"metric": "unsafe", "atMost": 0.1, "minSamples": 20}
+FAILED = {"metric": "failed", "atMost": 0.1}
 EVIDENCE: dict[str, object] = {
     "name": "support",
     "suite": {"name": "support", "digest": "sha256:" + "1" * 64},
@@ -229,7 +231,7 @@ LOOSER: dict[str, list[object]] = {
     "evidence": [
         [],
         [EVIDENCE | {"suite": {"name": "support", "digest": "sha256:" + "2" * 64}}],
-        [EVIDENCE | {"type": "rehearsal", "suite": None, "environment": "staging"}],
+        [EVIDENCE | {"type": "rehearsal", "suite": None, "environment": "staging", "require": [UNSAFE]}],
         [EVIDENCE | {"signers": {"role": "release"}}],
         [EVIDENCE | {"signers": {"role": "evaluator", "exclude": []}}],
         [EVIDENCE | {"allowScripted": True}],
@@ -259,14 +261,13 @@ REHEARSAL: dict[str, object] = {
     "signers": {"role": "evaluator", "exclude": ["bundle_signer", "author"]},
     "require": [{"metric": "unsafe", "atMost": 0.1, "minSamples": 20}, {"metric": "gates_lost", "atMost": 0}],
 }
-UNSAFE = {"metric": "unsafe", "atMost": 0.1, "minSamples": 20}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"name": "other"}, "would not need the evidence rehearsal"),
-        ({"type": "canary"}, "another suite, environment or role"),
+        ({"type": "canary", "require": [FAILED]}, "another suite, environment or role"),
         ({"environment": "dev"}, "another suite, environment or role"),
         ({"signers": {"role": "evaluator"}}, "author could sign the evidence rehearsal"),
         ({"maxAge": "31d"}, "would count for longer"),

@@ -24,6 +24,8 @@ from kneo.spec.reading.load import load_tree
 def test_hosts_are_names_with_ports(net: str) -> None:
     with pytest.raises(ValidationError, match="is not host:port"):
         Sandbox(net=(net,))
+    with pytest.raises(ValidationError, match="is not host:port"):
+        SandboxLimits(net=(net,))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,9 @@ def test_hosts_are_names_with_ports(net: str) -> None:
 def test_paths_are_full_and_canonical(path: str, key: str) -> None:
     with pytest.raises(ValidationError, match="is not a full path"):
         Sandbox.model_validate({key: [path]})
+    if path.startswith("/data/"):
+        with pytest.raises(ValidationError, match="is not a canonical full path"):
+            SandboxLimits.model_validate({key: [path]})
 
 
 @pytest.mark.parametrize(
