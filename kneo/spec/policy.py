@@ -471,15 +471,15 @@ class CallPatterns(CamelModel):
     tools: ListOf[Pattern] = Field(
         min_length=1,
         max_length=MAX_RULES,
-        description="Patterns of the name in the spec, or of what is behind it.",
+        description="Patterns of the name in the spec.",
     )
     when: ExpressionText | None = Field(
         default=None, description="An expression about args, tool, agent, values and run. Left out: every call."
     )
 
     def matches(self, names: ToolNames) -> bool:
-        """Tell whether the rule is about a tool."""
-        return any(_matches(name, self.tools) for name in (names.own, *names.called, *names.reached))
+        """Tell whether the rule is about a tool: what permits calls is about the name that reviewers read."""
+        return _matches(names.own, self.tools)
 
     def holds(self, facts: Mapping[str, object]) -> bool | None:
         """Tell whether the rule is true for a call; None where that is unknown."""
@@ -487,9 +487,21 @@ class CallPatterns(CamelModel):
 
 
 class CallRule(CallPatterns):
-    """Calls of tools that are denied, or that may happen without an approval."""
+    """Calls of tools that may happen without an approval."""
 
     when: ExpressionText = Field(description="An expression about args, tool, agent, values and run.")
+
+
+class CallDenial(CallRule):
+    """Calls of tools that are denied."""
+
+    tools: ListOf[Pattern] = Field(
+        min_length=1, max_length=MAX_RULES, description="Patterns of the name in the spec, or of what is behind it."
+    )
+
+    def matches(self, names: ToolNames) -> bool:
+        """Tell whether the rule is about a tool, whatever its name in the spec."""
+        return any(_matches(name, self.tools) for name in (names.own, *names.called, *names.reached))
 
 
 class GrantRule(CallPatterns):
@@ -520,7 +532,7 @@ def _denial_tag(value: object) -> str:
 
 
 Denial: TypeAlias = Annotated[
-    Annotated[Pattern, Tag("deny=pattern")] | Annotated[CallRule, Tag("deny=calls")], Discriminator(_denial_tag)
+    Annotated[Pattern, Tag("deny=pattern")] | Annotated[CallDenial, Tag("deny=calls")], Discriminator(_denial_tag)
 ]
 
 
@@ -697,7 +709,7 @@ class ToolRules(SpecModel):
 
     def denies_call(self, names: ToolNames, facts: Mapping[str, object]) -> bool:
         """Tell whether a call is denied by its arguments: a rule about the tool is true or unknown."""
-        rules = (each for each in self.deny if isinstance(each, CallRule))
+        rules = (each for each in self.deny if isinstance(each, CallDenial))
         return any(rule.matches(names) and rule.holds(facts) is not False for rule in rules)
 
     def accepts_unattended(self, names: ToolNames, facts: Mapping[str, object]) -> bool:

@@ -20,7 +20,7 @@ from kneo.spec.expression import ExpressionInvalid, call_facts, find_type_errors
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, SpecIndex
 from kneo.spec.models.environment import EnvironmentSpec
 from kneo.spec.models.human import Gate
-from kneo.spec.policy import CallRule, ToolRules
+from kneo.spec.policy import CallDenial, ToolRules
 from kneo.spec.tool_kinds import CALL_TARGET
 
 
@@ -146,7 +146,7 @@ def _asked(gate: Gate) -> str:
 def denied_calls(index: SpecIndex, call: CallCoverage, rules: ToolRules) -> list[str]:
     """Return the expressions for which the environment denies calls of a tool."""
     tool = index.spec.tools[call.tool]
-    return [rule.when for rule in rules.deny if isinstance(rule, CallRule) and rule.matches(tool.names(call.tool))]
+    return [rule.when for rule in rules.deny if isinstance(rule, CallDenial) and rule.matches(tool.names(call.tool))]
 
 
 def find_rule_flaws(index: SpecIndex, rules: EnvironmentSpec) -> Iterator[str]:

@@ -143,6 +143,13 @@ def test_a_privileged_call_asks_where_the_environment_accepts_none(rules: dict, 
     assert outcome(made) == "asked"
 
 
+def test_a_function_behind_a_tool_is_denied_by_its_name_and_accepted_by_none(clock: ManualClock) -> None:
+    behind = {"tools": ["shop.refund", "shop.*"], "when": SMALL}
+    for rules, expected in (({"unattended": [behind]}, "asked"), ({"deny": [behind], "unattended": [RULE]}, "denied")):
+        made, _ = refunding({"amount": 50, "currency": "EUR"}, rules, clock)
+        assert outcome(made) == expected
+
+
 def test_a_call_that_is_not_privileged_needs_no_rule(clock: ManualClock) -> None:
     spec = spec_of(capabilities=())
     made, _ = refunding({"amount": 50, "currency": "EUR"}, {}, clock, spec)
