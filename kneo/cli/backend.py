@@ -18,8 +18,8 @@ class Backend(Protocol):
     """The operations and streams that commands use."""
 
     @property
-    def over_http(self) -> bool:
-        """Whether a service answers; otherwise the database of this machine does."""
+    def url(self) -> str | None:
+        """The address of the service that answers; None where the database of this machine does."""
         ...
 
     def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:

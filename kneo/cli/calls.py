@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Annotated
+from urllib.parse import urljoin
 
 import typer
 
@@ -57,8 +58,7 @@ def make(
         session_id=session,
     )
     with options.open() as opened:
-        made = opened.with_key(key).call(api.create_call, body, wait)
-    _show_result(made, options)
+        _show_result(opened.with_key(key).call(api.create_call, body, wait), opened.url, options)
 
 
 def _arguments(text: str) -> dict[str, object]:
@@ -77,15 +77,14 @@ def _arguments(text: str) -> dict[str, object]:
 def get(call_id: CallArgument, wait: WaitOption = None, *, options: ServiceOptions) -> None:
     """Show a call of yours; with --wait, when it has ended or is allowed."""
     with options.open() as opened:
-        found = opened.call(api.get_call, call_id, wait)
-    _show_result(found, options)
+        _show_result(opened.call(api.get_call, call_id, wait), opened.url, options)
 
 
 @app.command("cancel")
 @examples("kneo call cancel run_01JD8Z4V6M3Q")
 def cancel(call_id: CallArgument, *, options: ServiceOptions) -> None:
     """End a call of yours, and withdraw its questions."""
-    options.show(api.cancel_call, _show, call_id)
+    options.show(api.cancel_call, show_call, call_id)
 
 
 @app.command("list")
@@ -109,13 +108,14 @@ def tools(environment: EnvironmentOption, bundle: BundleOption, *, options: Serv
     options.show(api.list_call_tools, _show_tools, environment, bundle)
 
 
-def _show_result(view: CallView, options: ServiceOptions) -> None:
-    render.emit(view, as_json=options.as_json, text=lambda: _show(view))
+def _show_result(view: CallView, address: str | None, options: ServiceOptions) -> None:
+    render.emit(view, as_json=options.as_json, text=lambda: show_call(view, address))
     if view.status == "ended" and view.outcome != "success":
         raise typer.Exit(1)
 
 
-def _show(view: CallView) -> None:
+def show_call(view: CallView, address: str | None = None) -> None:
+    """Print a call; the links to its questions begin with the address of the service where that knows none of its own."""
     lines: list[tuple[str, object]] = [("Status", view.outcome or view.status)]
     lines.append(("Tool", f"{view.tool} of {view.bundle} {view.version} in {view.environment}"))
     if view.result is not None:
@@ -124,7 +124,7 @@ def _show(view: CallView) -> None:
         lines.append(("Error", f"{view.error.type}: {view.error.message}"))
     render.panel(f"Call {view.id}", lines)
     for question in view.questions:
-        render.warning(f"Waiting for approval: {question.url}")
+        render.warning(f"Waiting for approval: {urljoin(address or '', question.url)}")
 
 
 def _show_list(view: CallListView) -> None:

@@ -58,11 +58,9 @@ class ServiceBackend:
         settings: Timeouts and retries, and the idempotency key of one start or answer.
     """
 
-    over_http = True
-
     def __init__(self, url: str, key: str, settings: Settings) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url = url.rstrip("/")
+        self.url: str | None = url.rstrip("/")
         self.rules = settings.http
         self.http = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=settings.client_timeout_seconds)
 

@@ -38,7 +38,7 @@ LOOK_SECONDS = 0.5
 class LocalBackend:
     """The operations on the local database. Steps are executed here unless another process executes them."""
 
-    over_http = False
+    url = None
 
     def __init__(self, settings: Settings, *, existing: bool = False) -> None:
         self.settings = settings

@@ -43,7 +43,7 @@ def show_outcome(run: RunStartedView | RunView, note: str | None = None) -> None
 
 def note_of(backend: Backend, run: RunStartedView) -> str | None:
     """Return what to do when an answer is recorded and no process here can continue the run."""
-    if backend.over_http or run.status != "running":
+    if backend.url is not None or run.status != "running":
         return None
     workflow = run.metadata.get("workflow")
     name = workflow["name"] if isinstance(workflow, dict) else None

@@ -442,9 +442,9 @@ def _calls(old: policy.ToolRules, new: policy.ToolRules) -> Iterator[Weakening]:
     gone = [each for each in old.deny if each not in new.deny]
     if patterns := sorted(each for each in gone if isinstance(each, str)):
         yield Weakening("tools.deny", f"the tools {', '.join(patterns)} are no longer denied")
-    for rule in gone:
-        if not isinstance(rule, str):
-            yield Weakening("tools.deny", f"calls of {', '.join(rule.tools)} are no longer denied when {rule.when}")
+    for denial in gone:
+        if not isinstance(denial, str):
+            yield Weakening("tools.deny", f"calls of {', '.join(denial.tools)} are no longer denied when {denial.when}")
     for rule in new.unattended:
         if rule not in old.unattended:
             text = f"calls of {', '.join(rule.tools)} could happen without an approval when {rule.when}"

@@ -17,6 +17,8 @@ from kneo_process import eventually
 from served_agents import served_agents
 from service_bench import Bench, Json, serving
 
+from kneo.api.calls import CallQuestionView, CallView
+from kneo.cli.calls import show_call
 from kneo.cli.main import run
 from kneo.cli.serve.controller import Repository, make_controller
 from kneo.errors import NotFound
@@ -435,7 +437,7 @@ def test_the_command_makes_reads_and_cancels_calls(
         return status, json.loads(out.out or out.err)
 
     at = ("--env", "prod", "--bundle", "payments")
-    status, found = kneo("make", "lookup", *at, "--arguments", '{"id": "20"}')
+    status, found = kneo("make", "lookup", *at, "--arguments", '{"id": "20"}', "--wait", "30s")
     assert (status, found["result"]) == (0, {"order": "20"})
     assert kneo("make", "lookup", *at, "--arguments", '{"id": "none"}')[0] == 1
     status, waiting = kneo("make", "refund", *at, "--arguments", '{"id": "20", "amount": 1}', "--wait", "1s")
@@ -444,6 +446,11 @@ def test_the_command_makes_reads_and_cancels_calls(
     keyed = kneo("make", "refund", *at, "--arguments", '{"id": "20", "amount": 1}', "--wait", "1s", "--key", "c1")[1]
     assert keyed["id"] != waiting["id"]
     assert waiting["id"] in [each["id"] for each in kneo("list", "--env", "prod", "--waiting")[1]["calls"]]
+    assert run(["call", "get", waiting["id"], "--service-url", house.url]) == 0
+    assert "Waiting for approval: https://kneo.example/console/inbox/" in capsys.readouterr().err
+    question = CallQuestionView(id="cont_1", prompt="", url="/console/inbox/cont_1")
+    show_call(CallView(**{**waiting, "questions": [question]}), "https://other.example")
+    assert "Waiting for approval: https://other.example/console/inbox/cont_1" in capsys.readouterr().err
     for each in (waiting, keyed):
         assert kneo("cancel", each["id"])[1]["error"]["type"] == "cancelled"
         assert kneo("get", each["id"])[0] == 1
