@@ -231,7 +231,7 @@ def _question(task: HumanTask, redaction: Redaction, *, after: int) -> RecordedQ
         "selected_options": list(decision.selected_options) or None,
         "values": dict(decision.values) if decision.values is not None else None,
         "arguments": arguments,
-        "feedback": decision.feedback,
+        "feedback": decision.reason or None if decision.kind is DecisionKind.REJECTED else decision.feedback,
     }
     redacted = redacted_json(answer, redaction)
     return RecordedQuestion(**question, decision=decision.kind.value, **redacted)  # type: ignore[arg-type]  # as above

@@ -209,14 +209,10 @@ class PolicyFlags(SpecModel):
 NO_POLICY = PolicyFlags(enabled=False)
 """The policy without requirements, where a policy may be absent."""
 
-SWITCHES: dict[str, str] = {
-    "fail_on_warnings": "warnings are violations",
-    "require_human_review": "a person must be asked somewhere",
-    "require_tool_permissions": "agents with tools must state permissions",
-    "deny_unrestricted_tools": "tools must not be unrestricted",
-    "require_guardrails": "a guardrail must run",
-}
-"""The flags that are on or off, and the requirement of each."""
+SWITCHES = tuple(
+    name for name, field in PolicyFlags.model_fields.items() if field.annotation is bool and name != "enabled"
+)
+"""The requirements that are on or off."""
 
 
 def strictest(*policies: PolicyFlags) -> PolicyFlags:

@@ -141,13 +141,13 @@ def _flags(before: PolicyFlags, after: PolicyFlags) -> Iterator[Weakening]:
         return
     if not after.enabled:
         if before != PolicyFlags():
-            yield Weakening("policy.enabled", "The policy is switched off.")
+            yield Weakening("policy.enabled", "the policy is switched off")
         return
-    for name, words in SWITCHES.items():
+    for name in SWITCHES:
         if getattr(before, name) and not getattr(after, name):
-            yield Weakening(f"policy.{name}", f"{name} is switched off: no longer, {words}.")
+            yield Weakening(f"policy.{name}", f"{name} is switched off")
     for code in sorted(frozenset(before.blocked_diagnostic_codes) - frozenset(after.blocked_diagnostic_codes)):
-        yield Weakening("policy.blocked_diagnostic_codes", f"{code} is no longer blocked.")
+        yield Weakening("policy.blocked_diagnostic_codes", f"{code} is no longer blocked")
 
 
 def _signatures(old: Signatures, new: Signatures) -> Iterator[Weakening]:

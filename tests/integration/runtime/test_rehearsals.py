@@ -331,9 +331,9 @@ def test_a_recorded_failure_fails_with_its_error() -> None:
 def test_an_edited_call_is_edited_again_and_a_rejected_one_is_rejected_again(house: RecordedHouse) -> None:
     house.run(PAY, DONE, decision="edited", arguments={"amount": 60})
     assert outcome(house.rehearse(REDACTED_PAY, DONE))[0] == "matched"
-    house.run(PAY, DONE, decision="rejected")
+    house.run(PAY, DONE, decision="rejected", content="Too much.")
     newest = house.read(limit=1).recordings
-    assert newest[0].calls == []
+    assert (newest[0].calls, newest[0].questions[0].feedback) == ([], "Too much.")
     assert outcome(house.rehearse(REDACTED_PAY, DONE, recordings=newest))[0] == "matched"
 
 
