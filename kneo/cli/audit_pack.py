@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -17,7 +16,7 @@ import typer
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.compose import find_store
-from kneo.cli.options import JsonOption
+from kneo.cli.options import JsonOption, parse_since
 from kneo.clock import SystemClock, isoformat, parse_time
 from kneo.digest import Digest
 from kneo.errors import Invalid, Usage
@@ -42,9 +41,7 @@ def pack(
     since: Annotated[
         str | None,
         typer.Option(
-            "--since",
-            metavar="TIME",
-            help="Beginning of the period: a date in UTC, or a time. Default: the first event.",
+            "--since", metavar="TIME", help="Beginning: a date in UTC, a time, or 90d. Default: the first event."
         ),
     ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="End, excluded. Default: now.")] = None,
@@ -61,7 +58,7 @@ def pack(
     from kneo.api.audit_pack import write_pack
 
     settings = from_env()
-    begin, end = (_moment(text) if text is not None else None for text in (since, until))
+    begin, end = (parse_time(text) if text is not None else None for text in map(parse_since, (since, until)))
     if begin is not None and end is not None and begin >= end:
         msg = f"--since {since} is not before --until {until}."
         raise Usage(msg)
@@ -78,15 +75,6 @@ def pack(
         as_json=as_json,
         text=show,
     )
-
-
-def _moment(text: str) -> datetime:
-    """Parse a time, or a date, which is its first moment in UTC.
-
-    Raises:
-        InvalidValue: it is neither.
-    """
-    return parse_time(f"{text}T00:00:00Z" if len(text) == len("2026-01-31") else text)
 
 
 @contextlib.contextmanager
@@ -243,7 +231,7 @@ def show_verdict(verdict: PackVerdict, pinned: bool) -> None:
         return
     render.success(
         f"The pack of {verdict.environment} is complete: events {verdict.first} to {verdict.last}, "
-        f"{verdict.decisions} receipts of decisions, {verdict.promotions} promotions."
+        f"{render.count(verdict.decisions, 'decision')} with receipts, {render.count(verdict.promotions, 'promotion')}."
     )
     if verdict.first > 1:
         render.text(f"The log before it had {verdict.first - 1} events with the root {verdict.root_before}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime, timedelta
@@ -74,7 +75,10 @@ class Period(OptionGroup):
     """A period of creation; the end is excluded."""
 
     since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="Only created since: a time, or a duration ago: 7d.")
+        str | None,
+        typer.Option(
+            "--since", metavar="TIME", help="Only created since: a time, a date (UTC), or a duration ago: 7d."
+        ),
     ] = None
     until: Annotated[
         str | None, typer.Option("--until", metavar="TIME", help="Only created before: a time, or a duration ago.")
@@ -115,14 +119,19 @@ def parse_until(text: str | None) -> str | None:
 
 
 def parse_since(text: str | None) -> str | None:
-    """Return a beginning that is a time, or a duration ago.
+    """Return a beginning that is a time, a date, which is its first moment in UTC, or a duration ago.
 
     Raises:
-        InvalidValue: the text is neither, or the beginning is before the year 1.
+        InvalidValue: the text is none of them, or the beginning is before the year 1.
     """
     if text is None:
         return None
-    return isoformat(_shifted(text, -parse_duration(text)) if _is_duration(text) else parse_time(text))
+    if _is_duration(text):
+        return isoformat(_shifted(text, -parse_duration(text)))
+    return isoformat(parse_time(f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text))
+
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
 def _is_duration(text: str) -> bool:

@@ -27,7 +27,7 @@ from typing import IO, Annotated
 from pydantic import Field
 
 from kneo.digest import Digest, digest_of_json
-from kneo.errors import Invalid, Untrusted
+from kneo.errors import Invalid, NotFound, Untrusted
 from kneo.records.audit import Frontier, Kept, leaf_of
 from kneo.spec.reading.reader import read_json
 from kneo.trust import dsse
@@ -158,6 +158,9 @@ class PackReader:
         try:
             self._archive = zipfile.ZipFile(path)
             entries = self._archive.infolist()
+        except FileNotFoundError as error:
+            msg = f"There is no audit pack at {path}."
+            raise NotFound(msg, hint="kneo audit pack writes one.", file=str(path)) from error
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             msg = f"{path} is not an audit pack: {error}."
             raise Invalid(msg, code="Malformed", hint="kneo audit pack writes one.") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -232,6 +232,10 @@ def _row(view: api.GrantView) -> list[object]:
     return [view.id, place, view.tool, view.when, _status(view), view.uses_left, view.expires_at]
 
 
+def _amounts(amounts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {amount:g}" for name, amount in amounts.items())
+
+
 def _status(view: api.GrantView) -> str:
     return f"{view.status}: {view.reason}" if view.status == "ended" else view.status
 
@@ -250,11 +254,10 @@ def show(
         calls = opened.call(api.list_grant_uses, grant).uses if uses else []
 
     def text() -> None:
-        left = [f"{name} {amount:g}" for name, amount in view.total_left.items()]
         lines = [
             ("Status", _status(view)),
             *_terms(parse_terms(decode_base64(view.payload))),
-            ("Left", ", ".join([f"{view.uses_left} uses", *left])),
+            ("Left", ", ".join(filter(None, [render.count(view.uses_left, "use"), _amounts(view.total_left)]))),
             ("Voters", ", ".join(view.voters)),
             ("Covers", ", ".join(view.covers) or "no gate"),
             *(("Lacks", f"{gate}: {count} more") for gate, count in view.needs.items()),
@@ -262,7 +265,7 @@ def show(
         ]
         render.panel(view.id, lines)
         if uses:
-            rows = [[each.number, each.task_id, each.run_id, each.amounts or None, each.at] for each in calls]
+            rows = [[each.number, each.task_id, each.run_id, _amounts(each.amounts), each.at] for each in calls]
             render.table("", ["Number", "Task", "Run", "Amounts", "At"], rows)
 
     value = {**vars(view), "calls": [vars(each) for each in calls]} if uses else view

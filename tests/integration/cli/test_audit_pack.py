@@ -139,6 +139,7 @@ def test_a_removed_or_added_file_and_another_key_are_refused(archive: Path, audi
     assert refused["error"] == "SignatureInvalid"
     (tmp_path / "text.zip").write_text("no archive")
     assert verify(auditor, tmp_path / "text.zip", expect=1)["error"] == "Malformed"
+    assert verify(auditor, tmp_path / "none.zip", expect=4)["error"] == "not_found"
 
 
 def test_a_later_pack_continues_what_the_auditor_kept(
@@ -192,7 +193,7 @@ def test_the_edge_of_a_tree_is_what_it_grows_from(size: int) -> None:
 def test_the_command_writes_a_pack_beside_the_database(house: House, tmp_path: Path) -> None:
     environment = {"KNEO_SERV_STATE_DIR": str(house.bench.settings.state_dir)}
     desk = Desk(tmp_path, house.bench.settings.database_url, **environment)
-    answer = desk.json("audit", "pack", "--env", "prod", "--output", "prod.zip")
+    answer = desk.json("audit", "pack", "--env", "prod", "--since", "90d", "--output", "prod.zip")
     assert (tmp_path / "prod.zip").is_file()
     assert answer["releases"]
     desk.json("audit", "pack", "--env", "nowhere", "--output", "nowhere.zip", expect=4)
