@@ -208,8 +208,10 @@ bench-streams: $(VENV)/.ready-dev ## Measure decisions with 200 slow clients of 
 RUNS ?= 2000000
 
 .PHONY: bench-scale
-bench-scale: $(VENV)/.ready-dev ## Measure statements in a database of RUNS runs, with and without their indexes
+bench-scale: $(VENV)/.ready-dev ## Measure a database of RUNS runs: statements with and without their indexes, lists of callers of few environments, a full queue
 	@$(BIN)/python -m benchmarks.scale --runs $(RUNS)
+	@$(BIN)/python -m benchmarks.scale.access --runs $(RUNS)
+	@$(BIN)/python -m benchmarks.scale.fair
 
 .PHONY: bench-retention
 bench-retention: $(VENV)/.ready-dev ## Measure how fast retention deletes old runs on PostgreSQL
