@@ -30,7 +30,10 @@ log = logging.getLogger("kneo.controller")
 
 LEASE = timedelta(seconds=15)
 REQUEST_POLL_SECONDS = 0.2
-"""Interval at which request rows are read."""
+"""Interval at which request rows are read where nothing announces them."""
+
+ANNOUNCED_POLL_SECONDS = 2.0
+"""The longest interval at which they are read where PostgreSQL announces them."""
 
 SETTLE_SECONDS = 10.0
 """Interval at which the runs of canaries are settled."""
@@ -62,6 +65,9 @@ class Controller:
         self.interval = interval
         self.owner = new_id("ctl", store.clock.now())
         self._announced = threading.Event()
+        """Set by a possible new commit."""
+        self._woken = threading.Event()
+        """Set by anything that may be work; the loop waits for it."""
         self._stopping = threading.Event()
         self._failures = 0
         self._settled = False
@@ -80,25 +86,37 @@ class Controller:
     def poke(self) -> None:
         """Announce a possible new commit."""
         self._announced.set()
+        self._woken.set()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._announced.set()
+        self._woken.set()
 
     def run(self) -> None:
         """Reconcile until ``stop``."""
-        while not self._stopping.is_set():
-            try:
-                self._turn()
-            except Transient as error:
-                log.warning("%s", error)
-                if monotonic() >= self._lapses_at:
-                    # The database did not answer for as long as the lease lasts: another controller may hold it.
-                    self._forget_findings()
-            self._announced.wait(REQUEST_POLL_SECONDS)
+        with requests.listen(self.store, self._woken.set) as listening:
+            while not self._stopping.is_set():
+                # Before the rows are read: what comes later is announced, or read soon.
+                is_announced = listening.is_set()
+                self._woken.clear()
+                try:
+                    self._turn()
+                except Transient as error:
+                    log.warning("%s", error)
+                    if monotonic() >= self._lapses_at:
+                        # The database did not answer for as long as the lease lasts: another controller may hold it.
+                        self._forget_findings()
+                if not self._stopping.is_set():
+                    self._woken.wait(self._pause() if is_announced else REQUEST_POLL_SECONDS)
         self._forget_findings()
         with self.store.write() as tx:
             requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
+
+    def _pause(self) -> float:
+        """Return the longest time until there may be work that nothing announces."""
+        if self._held is None:
+            return ANNOUNCED_POLL_SECONDS
+        return max(REQUEST_POLL_SECONDS, min(ANNOUNCED_POLL_SECONDS, self._next - monotonic()))
 
     def run_once(self) -> ReconcileResult:
         """Reconcile once now.

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from secrets import token_hex
 from typing import TypeAlias
 
 from kneo.records.conversation import ModelDelta
-
-log = logging.getLogger("kneo.store")
+from kneo.store.listening import RETRY_SECONDS, receive, reconnect
 
 CHANNEL = "kneo_deltas"
 
@@ -28,8 +27,6 @@ PIECE_CHARS = 1_200
 
 MAX_OUTGOING = 500
 """Notifications that wait to be sent; further ones are dropped."""
-
-RETRY_SECONDS = 1.0
 
 Listener: TypeAlias = Callable[[ModelDelta], None]
 """Receives the deltas of a run in any thread; it must be quick and not raise."""
@@ -116,15 +113,7 @@ class DeltaHub:
                 self._threads[name].start()
 
     def _until_closed(self, work: Callable[[str], None], conninfo: str) -> None:
-        from psycopg import Error  # needed on PostgreSQL only
-
-        while not self._closed.is_set():
-            try:
-                work(conninfo)
-            except Error as error:
-                self.listening.clear()
-                log.info("deltas are interrupted, reconnecting: %s", str(error).partition("\n")[0])
-                self._closed.wait(RETRY_SECONDS)
+        reconnect(partial(work, conninfo), "deltas", closed=self._closed, listening=self.listening)
 
     def _send(self, conninfo: str) -> None:
         import psycopg
@@ -134,16 +123,12 @@ class DeltaHub:
                 connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, payload))
 
     def _receive(self, conninfo: str) -> None:
-        import psycopg
+        def accept(payload: str) -> None:
+            delta = read_payload(payload, self._origin)
+            if delta is not None:
+                self._deliver(delta)
 
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            connection.execute(f"LISTEN {CHANNEL}")
-            self.listening.set()
-            while not self._closed.is_set():
-                for notification in connection.notifies(timeout=RETRY_SECONDS):
-                    delta = read_payload(notification.payload, self._origin)
-                    if delta is not None:
-                        self._deliver(delta)
+        receive(conninfo, CHANNEL, accept, closed=self._closed, listening=self.listening)
 
 
 def payloads(delta: ModelDelta, origin: str) -> Iterator[str]:

@@ -5,11 +5,14 @@ The source has the commits of the config repository that were accepted and refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
-from sqlalchemy import delete, exists, insert, or_, select, update
+from sqlalchemy import delete, exists, func, insert, or_, select, update
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Transient
@@ -18,6 +21,7 @@ from kneo.store import idempotency
 from kneo.store.authenticated import MAC, is_authentic, with_mac
 from kneo.store.change_feed import ChangeFeed, Subscription
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates, upsert
+from kneo.store.listening import RETRY_SECONDS, receive, reconnect
 from kneo.store.prepared import Prepared, Row
 from kneo.store.tables import environments, hook_deliveries, leases, requests, sources
 
@@ -26,6 +30,9 @@ CONTROLLER_LEASE = "controller"
 
 ANSWER_SECONDS = 60.0
 """The longest time to wait for the controller's answer."""
+
+CHANNEL = "kneo_controller"
+"""The channel of PostgreSQL on which controllers learn of requests, and of a lease that its holder gave up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,36 @@ def insert_request(tx: Tx, kind: str, payload: Mapping[str, object], actor: str)
         "created_at": tx.at,
     }
     tx.connection.execute(insert(requests).values(**with_mac(tx, requests, row)))
+    _wake_controllers(tx)
     return request_id
+
+
+def _wake_controllers(tx: Tx) -> None:
+    if tx.connection.dialect.name != "sqlite":
+        tx.connection.execute(select(func.pg_notify(CHANNEL, "")))
+
+
+@contextlib.contextmanager
+def listen(store: Store, wake: Callable[[], None]) -> Iterator[threading.Event]:
+    """Call back whenever a process has written a request or given up the lease, until the block ends.
+
+    The event is set while every one is noticed: on SQLite never, and on PostgreSQL not while the server is away.
+    """
+    listening, closed = threading.Event(), threading.Event()
+    if store.is_sqlite:
+        yield listening
+        return
+    options = {"closed": closed, "listening": listening}
+    work = partial(receive, store.conninfo, CHANNEL, lambda _: wake(), **options)
+    thread = threading.Thread(
+        target=partial(reconnect, work, "requests", **options), name="request-listener", daemon=True
+    )
+    thread.start()
+    try:
+        yield listening
+    finally:
+        closed.set()
+        thread.join(2 * RETRY_SECONDS)
 
 
 def open_requests(tx: Tx) -> tuple[ControllerRequest, ...]:
@@ -145,6 +181,7 @@ def drop_lease(tx: Tx, name: str, owner: str) -> None:
     tx.connection.execute(
         update(leases).where(leases.c.name == name, leases.c.owner == owner).values(owner=None, until=tx.at)
     )
+    _wake_controllers(tx)
 
 
 @dataclass(frozen=True)

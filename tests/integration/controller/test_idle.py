@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from controller_bench import Bench
+from kneo_process import eventually
 
 from kneo.clock import ManualClock
 from kneo.controller import loop
@@ -57,6 +61,42 @@ def test_a_request_that_cannot_be_handled_is_answered_and_stops_nothing(
         assert requests.open_requests(tx) == ()
     assert request is not None
     assert (request.status, (request.result or {})["error"]) == ("failed", "internal_error")
+
+
+@contextmanager
+def running(controller: Controller) -> Iterator[None]:
+    thread = threading.Thread(target=controller.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        controller.stop()
+        thread.join()
+
+
+@pytest.mark.both_databases
+def test_requests_and_a_free_lease_wake_controllers(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "ANNOUNCED_POLL_SECONDS", 3_600.0)
+    bench = Bench(store, tmp_path)
+    bench.repo.release("prod", "mail", "1.0.0")
+    first, second = (Controller(store, bench.reconciler(), interval=timedelta(hours=1)) for _ in range(2))
+
+    def holder() -> str | None:
+        with store.read() as tx:
+            return requests.lease_holder(tx, requests.CONTROLLER_LEASE)
+
+    def ask() -> None:
+        assert "error" not in requests.ask(store, requests.RECONCILE, {"environment": "-"}, actor="ann")
+
+    with running(first), running(second):
+        leader = eventually(holder)
+        for _ in range(3):
+            ask()
+        (first if leader == first.owner else second).stop()
+        eventually(lambda: holder() not in {None, leader})
+        ask()
 
 
 def test_a_reconciler_that_is_dropped_leaves_nothing_running(store: Store, tmp_path: Path) -> None:
