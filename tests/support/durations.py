@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from databases import DIALECTS
+from warm import used_seconds
 
 TABLE = Path(__file__).parents[1] / "durations.json"
 """The recorded seconds of each file, and of each of its cases that takes ``NOTED`` or longer."""
@@ -65,7 +66,7 @@ class Moment:
     @classmethod
     def now(cls) -> Moment:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return cls(time.perf_counter(), time.process_time() + children.ru_utime + children.ru_stime)
+        return cls(time.perf_counter(), time.process_time() + children.ru_utime + children.ru_stime + used_seconds())
 
     def until_now(self) -> float:
         """Return the duration since this moment."""

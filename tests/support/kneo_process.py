@@ -18,7 +18,7 @@ from unittest import mock
 
 import httpx
 from installation_key import installation_variables
-from warm import run_python, start_python
+from warm import commands, run_python, start_python
 
 from kneo.cli.main import run
 from kneo.settings import process_environment
@@ -52,7 +52,7 @@ class Machine:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.env = {
-            "PATH": f"{Path(sys.executable).parent}:{process_environment('PATH')['PATH']}",
+            "PATH": f"{commands()}:{Path(sys.executable).parent}:{process_environment('PATH')['PATH']}",
             "HOME": str(folder / "home"),
             "KNEO_SERV_DATABASE_URL": database_url,
             "NO_COLOR": "1",

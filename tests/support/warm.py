@@ -9,6 +9,7 @@ asked, as it is for any process it starts, because Linux can be told so. On othe
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -17,9 +18,12 @@ import importlib
 import json
 import os
 import runpy
+import select
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Mapping, Sequence
@@ -57,6 +61,32 @@ def start_python(command: Sequence[str | Path], **options: object) -> subprocess
     words = [str(word) for word in command]
     assert words[0] == sys.executable
     return (_Forked if sys.platform == "linux" else subprocess.Popen)(words, **options)
+
+
+CLIENT = """#!{python} -ISE
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as talk:
+    talk.connect({address!r})
+    request = {{"words": ["-m", "kneo.cli.main", *sys.argv[1:]], "cwd": os.getcwd(), "env": dict(os.environ), "pipes": [0, 1, 2]}}
+    talk.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, {longest})
+    socket.send_fds(talk, [json.dumps(request).encode()], [0, 1, 2])
+    status = int(talk.recv(32) or -9)
+sys.exit(status if status >= 0 else 128 - status)
+"""
+"""A command that has a process made and ends as it does; a signal to the command does not reach the process."""
+
+
+@functools.cache
+def commands() -> str:
+    """Return the folder of a command ``kneo`` for programs that start it by its name, such as shells; put it into their PATH first."""
+    if sys.platform != "linux":
+        return str(Path(sys.executable).parent)
+    folder = Path(tempfile.mkdtemp(prefix="kneo-command-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    kneo = folder / "kneo"
+    kneo.write_text(CLIENT.format(python=sys.executable, address=_warm().address, longest=LONGEST_REQUEST))
+    kneo.chmod(0o755)
+    return str(folder)
 
 
 def run_python(
@@ -97,10 +127,14 @@ class _Warm:
         self._one_at_a_time = threading.Lock()
         self._talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._talk.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST_REQUEST)
-        with theirs:
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as commands:
+            commands.bind("")  # to a name that the system chooses
+            commands.listen()
+            self.address: bytes = commands.getsockname()
+            handed = [theirs.fileno(), commands.fileno()]
             self._process = subprocess.Popen(  # it ends when this process does: nobody is left to ask it
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, __file__, *map(str, handed)],
+                pass_fds=handed,
                 stdin=subprocess.DEVNULL,
                 env={"PATH": process_environment("PATH")["PATH"], "HOME": os.devnull},
             )
@@ -113,10 +147,20 @@ class _Warm:
         assert answer, "the process that is forked has ended"
         return int(answer)
 
+    def used_seconds(self) -> float:
+        """Return the processor time of commands that have ended: they are no children of this process."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
 
 @functools.cache
 def _warm() -> _Warm:
     return _Warm()
+
+
+def used_seconds() -> float:
+    """Return the processor time of the commands that programs started by their name and that have ended."""
+    return _warm().used_seconds() if _warm.cache_info().currsize else 0.0
 
 
 # ---- in the process that is forked ------------------------------------------------------------------------------
@@ -132,11 +176,16 @@ def _import_everything() -> None:
     gc.freeze()
 
 
-def _wait(talk: socket.socket) -> Mapping[str, Any]:
+def _wait(talk: socket.socket, commands: socket.socket) -> Mapping[str, Any]:
     """Fork at each request; returns in the processes that this makes, and nowhere else."""
     while True:
-        message, pipes, _, _ = socket.recv_fds(talk, LONGEST_REQUEST, 3)
-        if not message:
+        ready, _, _ = select.select([talk, commands], [], [])
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        asking = talk if talk in ready else commands.accept()[0]
+        message, pipes, _, _ = socket.recv_fds(asking, LONGEST_REQUEST, 3)
+        if not message and asking is talk:
             os._exit(0)
         request = json.loads(message)
         read, write = os.pipe()
@@ -144,17 +193,26 @@ def _wait(talk: socket.socket) -> Mapping[str, Any]:
         if between == 0:
             made = os.fork()
             if made == 0:
-                talk.close()
+                for end in (talk, commands, asking):
+                    end.close()
                 for fd in (read, write):
                     os.close(fd)
                 for number, fd in zip(request["pipes"], pipes, strict=True):
                     os.dup2(fd, number)
                     os.close(fd)
                 return request
-            os.write(write, str(made).encode())
+            if asking is talk:
+                os.write(write, str(made).encode())
+            else:
+                for fd in (0, 1, 2, *pipes):
+                    os.close(fd)
+                asking.send(str(os.waitstatus_to_exitcode(os.waitpid(made, 0)[1])).encode())
             os._exit(0)
-        os.waitpid(between, 0)  # from here on the new process belongs to whoever asked
-        talk.send(os.read(read, 32))
+        if asking is talk:
+            os.waitpid(between, 0)  # from here on the new process belongs to whoever asked
+            talk.send(os.read(read, 32))
+        else:
+            asking.close()
         for fd in (read, write, *pipes):
             os.close(fd)
 
@@ -186,6 +244,5 @@ def _become(request: Mapping[str, Any]) -> None:
 
 if __name__ == "__main__":
     _import_everything()
-    with contextlib.closing(socket.socket(fileno=int(sys.argv[1]))) as listening:
-        asked = _wait(listening)
+    asked = _wait(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]))
     _become(asked)

@@ -16,6 +16,7 @@ import pytest
 from kneo_process import eventually
 from model_server import Call, ModelServer, Reply, model_server
 from processes import free_port
+from warm import commands
 
 from kneo.settings import process_environment
 
@@ -162,7 +163,7 @@ class Tutorial:
         self.port = free_port()
         (folder / "examples").mkdir()
         self.env = {
-            "PATH": f"{Path(sys.executable).parent}:{process_environment('PATH')['PATH']}",
+            "PATH": f"{commands()}:{Path(sys.executable).parent}:{process_environment('PATH')['PATH']}",
             "HOME": str(folder),
             "NO_COLOR": "1",
             "OPENAI_API_KEY": "sk-tutorial",

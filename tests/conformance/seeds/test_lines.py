@@ -19,6 +19,7 @@ import yaml
 from conformance.seeds.documented import differences
 from kneo_process import Machine, Process, eventually
 from model_server import Call, ModelRequest, Reply, model_server
+from warm import commands
 
 from kneo.cli.main import run
 from kneo.settings import process_environment
@@ -139,7 +140,10 @@ class Shell:
                 status = run(shlex.split(line, comments=True)[1:])
             return status, said.getvalue()
         line = line.replace("$(uuidgen)", str(uuid.uuid4()))  # not every system has it
-        env = {"PATH": f"{Path(sys.executable).parent}:{process_environment('PATH')['PATH']}", **self.variables}
+        env = {
+            "PATH": f"{commands()}:{Path(sys.executable).parent}:{process_environment('PATH')['PATH']}",
+            **self.variables,
+        }
         command = ["bash", "-o", "pipefail", "-c", line]
         done = subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=240, check=False

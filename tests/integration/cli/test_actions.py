@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from kneo_process import Machine
+from warm import commands, run_python
 
 from kneo.settings import process_environment
 from kneo.trust.dsse import parse_envelope
@@ -123,14 +124,14 @@ def _evaluated(text: str, context: Mapping[str, str]) -> str:
 
 LOCK = ".github/kneo.txt"
 
-SHIM = "import os, sys\ndef main():\n    os.execv({python!r}, [{python!r}, '-m', 'kneo.cli.main', *sys.argv[1:]])\n"
+SHIM = "import os, sys\ndef main():\n    os.execv({kneo!r}, [{kneo!r}, *sys.argv[1:]])\n"
 
 
 def _wheel(folder: Path, name: str, version: str = "0.1.0") -> str:
     """A package whose command of the same name starts this kneo, in a folder that stands for the registry; its hash."""
     about = f"{name}-{version}.dist-info"
     files = {
-        f"{name}_shim.py": SHIM.format(python=sys.executable),
+        f"{name}_shim.py": SHIM.format(kneo=f"{commands()}/kneo"),
         f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{about}/entry_points.txt": f"[console_scripts]\n{name} = {name}_shim:main\n",
@@ -178,7 +179,17 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> str:
     environment = tmp_path_factory.mktemp("environment") / "kneo"
     path = process_environment("PATH")["PATH"]
     python = shutil.which("python3", path=path)
-    subprocess.run(["python3", "-I", "-m", "venv", str(environment)], check=True, timeout=240, env={"PATH": path})
+    compiled = [
+        str(environment / "bin/python"),
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+        str(environment),
+    ]
+    for command in (["python3", "-I", "-m", "venv", str(environment)], compiled):
+        subprocess.run(command, check=True, timeout=240, env={"PATH": path})
     return PYTHON.format(python=python, made=environment)
 
 
@@ -196,7 +207,7 @@ def made(fresh: tuple[Machine, dict[str, object]], copied: str, tmp_path: Path) 
         (temp / name).touch()
     (tools / "gh").write_text(GH)
     (tools / "python3").write_text(copied)
-    (tools / "kneo").write_text(f'#!/bin/sh\nexec {sys.executable} -m kneo.cli.main "$@"\n')
+    shutil.copyfile(f"{commands()}/kneo", tools / "kneo")
     for tool in tools.iterdir():
         tool.chmod(0o755)
     env = {
@@ -432,7 +443,7 @@ def test_a_case_that_needs_code_fails_without_its_execution(made: Made) -> None:
     assert not imported.exists()
     spec = ["--bundle", "specs/announcement.yaml"]
     command = [sys.executable, "-m", "kneo.cli.main", "eval", "evals/announcement.yaml", *spec]
-    subprocess.run(command, cwd=made.runner.repo, env=made.runner.env, capture_output=True, timeout=240, check=False)
+    run_python(command, cwd=made.runner.repo, env=made.runner.env)
     assert imported.exists(), "the module shows that it is imported where code is executed"
 
 
@@ -508,15 +519,7 @@ def test_keys_with_commands_give_the_runner_none(made: Made) -> None:
     for verb in ("lint", "simulate", "policy-report", "validate", "explain", "graph", "compile"):
         for name in ("y", "z"):
             command = [sys.executable, "-m", "kneo.cli.main", "spec", verb, f"specs/{name}.yaml"]
-            done = subprocess.run(
-                command,
-                cwd=made.runner.repo,
-                env=made.runner.env,
-                capture_output=True,
-                text=True,
-                timeout=240,
-                check=False,
-            )
+            done = run_python(command, cwd=made.runner.repo, env=made.runner.env)
             printed += done.stdout + done.stderr
     assert "pwned" in printed
     assert list(_obeyed(printed)) == []
