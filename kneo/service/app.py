@@ -274,24 +274,26 @@ def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
     routes = RouteTable(routers())
     problems.install(app)
     app.router.routes.insert(0, DirectRoute())
-    app.include_router(_api(), prefix=VERSION)
-    app.include_router(_api(), include_in_schema=False)
     app.include_router(links.pages)
     for path in ("/", "/console"):
         app.add_api_route(path, show_console, methods=["GET"], include_in_schema=False)
     if metrics_too:
         app.include_router(health.metrics_router)
-    describe(app, routes)
+    describe(app, routes, _api)
     return routes
 
 
 @functools.cache
 def _api() -> APIRouter:
-    """Return the routes of the API: the framework compiles them once, for all applications of a process."""
-    api = APIRouter()
+    """Return the routes under the version as they are described: ``DirectRoute`` handles their requests.
+
+    The framework compiles included routes anew for each application, which takes half a second.
+    """
+    api, described = APIRouter(), APIRouter()
     for router in routers():
         api.include_router(router)
-    return api
+    described.include_router(api, prefix=VERSION)
+    return described
 
 
 def description() -> dict[str, object]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from kneo.api.operation import ANY_KEY
@@ -62,24 +62,24 @@ KEY_PARAMETER: Tree = {
 }
 
 
-def describe(app: FastAPI, routes: RouteTable) -> None:
-    """Make an application serve its complete description at ``/openapi.json``."""
+def describe(app: FastAPI, routes: RouteTable, api: Callable[[], APIRouter]) -> None:
+    """Make an application serve its complete description at ``/openapi.json``: the routes of the API, then its own."""
     known = {(operation.method.lower(), VERSION + operation.template): operation for operation in routes}
 
     def openapi() -> Tree:
         if app.openapi_schema is None:
-            app.openapi_schema = _complete(app, known)
+            app.openapi_schema = _complete(app, api(), known)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # this is how FastAPI wants it replaced
 
 
-def _complete(app: FastAPI, known: Mapping[tuple[str, str], RouteEntry]) -> Tree:
+def _complete(app: FastAPI, api: APIRouter, known: Mapping[tuple[str, str], RouteEntry]) -> Tree:
     tree = get_openapi(
         title=app.title,
         version=app.version,
         description=DESCRIPTION,
-        routes=app.routes,
+        routes=[*api.routes, *app.routes],
         tags=TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )

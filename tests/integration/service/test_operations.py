@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from service_bench import Bench
+from service_bench import Bench, serving
+from starlette.routing import compile_path
 
 from kneo.cli.compose import make_starter
 from kneo.service.app import create_app, description, routers
@@ -114,3 +116,15 @@ def test_a_service_below_a_path_of_another_application_looks_at_requests_as_any_
     assert asyncio.run(ask("GET", "/runs?lmit=1")).json()["error"] == "unknown_query_parameters"
     assert asyncio.run(ask("GET", "/runs/a/b")).status_code == 404
     assert asyncio.run(ask("PUT", "/runs")).status_code == 405
+
+
+def test_an_application_compiles_no_routes_of_the_api_for_pages_and_unknown_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr("fastapi.routing.compile_path", lambda path: compiled.append(path) or compile_path(path))
+    with serving(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}") as made:
+        for path, status in (("/console/login", 200), ("/nothing", 404), ("/v1/nothing", 404), ("/v1/runs", 401)):
+            assert httpx.get(f"{made.url}{path}").status_code == status, path
+    assert "/console" in compiled
+    assert not [path for path in compiled if path.removeprefix("/v1").startswith(("/runs", "/human-tasks"))]
