@@ -39,6 +39,7 @@ from kneo.runtime.interpreter.node import (
     stopped,
 )
 from kneo.runtime.interpreter.values import Value
+from kneo.spec.coverage.sandboxes import CodePart, code_parts
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import Condition
 from kneo.spec.models.spec import FunctionComponent, Spec
@@ -97,6 +98,11 @@ class Program:
     def comparisons(self) -> tuple[Condition, ...]:
         """Every condition of the spec that compares with a value."""
         return tuple(condition for condition in _conditions_in(self.spec) if condition.value is not None)
+
+    @cached_property
+    def inside(self) -> tuple[CodePart, ...]:
+        """The parts of the spec whose level this machine gives."""
+        return tuple(part for part in code_parts(self.spec) if part.outside is None)
 
 
 def _conditions_in(part: object) -> Iterator[Condition]:

@@ -69,7 +69,7 @@ class Executor:
         Raises:
             Forbidden: ``sandbox_unavailable``.
         """
-        await self.sandboxes.check_levels(program.spec, environment)
+        await self.sandboxes.check_levels(program.inside, environment)
 
     def plain(self, program: Program, activity: Activity, run_code: RunCode, environment: str | None) -> Call | None:
         """Return the call of a plain function at level ``none``, for the thread that drives the run.
@@ -82,7 +82,7 @@ class Executor:
         declared = program.functions[activity.ref]
         part = CodePart(name=activity.ref, sandbox=declared.sandbox)
         try:
-            if not self.sandboxes.is_plain(part, program.spec, environment):
+            if not self.sandboxes.is_plain(part, program.inside, environment):
                 return None
             code = self.code.load(declared.implementation, run_code.pins)
         except Exception:  # noqa: BLE001 - raised again by execute

@@ -17,8 +17,7 @@ from kneo.sandbox.network import Check
 from kneo.sandbox.processes import ChildFailed, SandboxProcesses
 from kneo.sandbox.programs import ScriptProgram, run_program
 from kneo.spec.code import RunCode
-from kneo.spec.coverage.sandboxes import CodePart, code_parts
-from kneo.spec.models.spec import Spec
+from kneo.spec.coverage.sandboxes import CodePart
 from kneo.spec.policy import SandboxLevel, ToolRules
 
 ReadRules: TypeAlias = Callable[[str | None], ToolRules]
@@ -92,8 +91,13 @@ class Sandboxes:
         self._code, self._rules, self._secrets, self._host = code, rules, secrets, host
         self._processes, self._gives_all = SandboxProcesses(templates), False
 
-    def is_plain(self, part: CodePart, spec: Spec, environment: str | None) -> bool:
+    def is_plain(self, part: CodePart, parts: Sequence[CodePart], environment: str | None) -> bool:
         """Return whether a function runs in this process, and no part of its spec is above level ``process``. May wait.
+
+        Args:
+            part: The function.
+            parts: The parts of its spec whose level this machine gives.
+            environment: The environment of the run.
 
         Raises:
             Forbidden: what ``SandboxHost.check`` raises.
@@ -102,15 +106,14 @@ class Sandboxes:
             return False
         rules = self._rules(environment).sandbox
         self._host.check(part, rules, environment)
-        return part.level(rules) == "none" and all(each.level(rules) != "kernel" for each in _inside(spec))
+        return part.level(rules) == "none" and all(each.level(rules) != "kernel" for each in parts)
 
-    async def check_levels(self, spec: Spec, environment: str | None) -> None:
+    async def check_levels(self, parts: Sequence[CodePart], environment: str | None) -> None:
         """Refuse every step of a run in which this machine cannot give the level of some part.
 
         Raises:
             Forbidden: ``sandbox_unavailable``.
         """
-        parts = _inside(spec)
         if parts and not self._gives_all:
             self._gives_all = await in_thread(partial(self._check_levels, parts, environment))
 
@@ -197,11 +200,6 @@ class Sandboxes:
     async def close(self) -> None:
         """End the processes."""
         await self._processes.close()
-
-
-def _inside(spec: Spec) -> Sequence[CodePart]:
-    """Return the parts of a spec whose level this machine gives."""
-    return [part for part in code_parts(spec) if part.outside is None]
 
 
 def _question(waiting: object) -> WaitForAnswer | ChildFailed:

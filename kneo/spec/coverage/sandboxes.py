@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kneo.errors import Forbidden
-from kneo.spec.models.sandbox import Sandbox, excesses
+from kneo.spec.models.sandbox import NOTHING, Sandbox, excesses
 from kneo.spec.models.spec import McpServer, Spec, Tool, Verify
 from kneo.spec.policy import SandboxLevel, SandboxRules
 
@@ -28,7 +28,7 @@ class CodePart:
     @property
     def profile(self) -> Sandbox:
         """What it declares; nothing declared is nothing allowed."""
-        return self.sandbox or Sandbox()
+        return self.sandbox or NOTHING
 
     def level(self, rules: SandboxRules) -> SandboxLevel:
         """Return the level at which it runs."""

@@ -24,7 +24,7 @@ from kneo.spec.diff.locations import (
 )
 from kneo.spec.diff.texts import NOT_SHOWN
 from kneo.spec.models.human import Receipt, strongest
-from kneo.spec.models.sandbox import Sandbox, widenings
+from kneo.spec.models.sandbox import NOTHING, Sandbox, widenings
 from kneo.spec.models.spec import Tool
 from kneo.spec.tool_kinds import CALL_TARGET, TOOL_KINDS
 
@@ -163,7 +163,7 @@ def _sandbox(change: ChangeContext) -> Sentence:
 
 def _profile(declared: object) -> Sandbox:
     """Return a sandbox; one that is not declared is the default."""
-    return Sandbox() if declared is ABSENT or declared is None else Sandbox.model_validate(declared)
+    return NOTHING if declared is ABSENT or declared is None else Sandbox.model_validate(declared)
 
 
 def server(change: ChangeContext) -> Sentence:

@@ -113,9 +113,13 @@ class Sandbox(SpecModel):
         return digest_of_json(self.model_dump(mode="json"))
 
 
+NOTHING = Sandbox()
+"""What a part without a declaration has: making one takes longer than checking it."""
+
+
 def widenings(old: Sandbox | None, new: Sandbox | None) -> Iterator[tuple[str, str]]:
     """Yield what a new sandbox permits and an old one did not: the field, and the end of a sentence that begins with a name."""
-    before, after = old or Sandbox(), new or Sandbox()
+    before, after = old or NOTHING, new or NOTHING
     if after.level != before.level and after.level == "none":
         yield "level", "may run in the worker"
     elif before.level == "kernel" and after.level != "kernel":
@@ -135,7 +139,7 @@ def widenings(old: Sandbox | None, new: Sandbox | None) -> Iterator[tuple[str, s
 
 def excesses(sandbox: Sandbox | None, limits: SandboxLimits) -> Iterator[tuple[str, str]]:
     """Yield what a sandbox permits beyond the limits of an environment: the key of the limit, and the end of a sentence."""
-    profile = sandbox or Sandbox()
+    profile = sandbox or NOTHING
     for key, verb, values, permits in (
         ("net", "reach", profile.net, permits_host),
         ("read", "read", (*profile.read, *profile.write), permits_path),
