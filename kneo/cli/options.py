@@ -66,6 +66,7 @@ def _options(group: type[OptionGroup]) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
+        default = inspect.Parameter.empty if default is MISSING else default
         kind = inspect.Parameter.KEYWORD_ONLY
         yield inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
@@ -23,17 +23,14 @@ from kneo.store.task_statistics import TaskSummary
 
 @examples("kneo inbox", "kneo inbox --show overdue --json")
 def inbox(
-    show: Annotated[str, typer.Option("--show", help="mine, all, overdue or decided.")] = "mine",
+    show: Annotated[Show, typer.Option("--show", help="Which tasks and changes to list.")] = "mine",
     limit: Annotated[int, typer.Option("--limit", min=1, max=200, help="Most tasks to list.")] = 50,
     after: Annotated[str | None, typer.Option("--after", help="Continue after this task.")] = None,
     *,
     options: ServiceOptions,
 ) -> None:
     """List the tasks and pending changes that wait for you, the next deadline first."""
-    if show not in get_args(Show):
-        msg = f"--show is {', '.join(get_args(Show))}, not {show[:40]!r}."
-        raise Usage(msg)
-    options.show(get_inbox, _show_inbox, show=cast("Show", show), limit=limit, after=after)
+    options.show(get_inbox, _show_inbox, show=show, limit=limit, after=after)
 
 
 def _show_inbox(listed: InboxView) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -63,7 +63,7 @@ def run(
     bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle: NAME, NAME@VERSION or sha256:….")] = None,
     environment: Annotated[str | None, typer.Option("--env", help="Environment that releases the bundle.")] = None,
     target: Annotated[
-        str, typer.Option("--target", help="Run the whole workflow, or only the root agent: workflow or agent.")
+        Literal["workflow", "agent"], typer.Option("--target", help="Run the whole workflow, or only the root agent.")
     ] = "workflow",
     session: Annotated[str | None, typer.Option("--session", help="Conversation that the run belongs to.")] = None,
     timeout: Annotated[str | None, typer.Option("--timeout", help="Time limit of the run: 90s, 15m, 24h.")] = None,
@@ -77,9 +77,6 @@ def run(
     if spec is not None and bundle is not None:
         msg = "Name a spec or a bundle to run, not both."
         raise Usage(msg, hint="kneo run --bundle NAME --env ENV --input TEXT")
-    if target not in {"workflow", "agent"}:
-        msg = f"--target is workflow or agent, not {target[:40]!r}."
-        raise Usage(msg)
     seconds = max(1, int(parse_duration(timeout).total_seconds())) if timeout is not None else None
     live = render.at_terminal() and not options.as_json
     body = request(

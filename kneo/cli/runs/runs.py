@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, cast
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,9 @@ from kneo.cli.commands import examples
 from kneo.cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend
 from kneo.cli.options import Period
 from kneo.cli.watch import details, indent, show_event
-from kneo.errors import Usage
 from kneo.records.run import dollars
 from kneo.service.published import own_words
+from kneo.store.usage import UsageGroup
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -176,12 +176,9 @@ def _warn_if_cut(page: TraceView | CheckpointPageView, part: str) -> None:
         render.warning(f"The first {page.count} of {page.total} are listed.", rest)
 
 
-GROUPS = ("day", "model", "agent")
-
-
 @examples("kneo usage", "kneo usage --by model --env prod --since 2026-01-01 --json")
 def usage(
-    by: Annotated[str, typer.Option("--by", help="Sum up by day, model or agent.")] = "day",
+    by: Annotated[UsageGroup, typer.Option("--by", help="Sum up by day, model or agent.")] = "day",
     environment: Annotated[str | None, typer.Option("--env", help="Only usage of this environment.")] = None,
     since: Annotated[str | None, typer.Option("--since", help="First day (UTC); by default 30 days ago.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="Last day (UTC); by default today.")] = None,
@@ -189,11 +186,7 @@ def usage(
     options: ServiceOptions,
 ) -> None:
     """Sum up requests to models, their tokens and their cost."""
-    if by not in GROUPS:
-        msg = f"--by is day, model or agent, not {by[:40]!r}."
-        raise Usage(msg)
-    group = cast("Literal['day', 'model', 'agent']", by)
-    options.show(get_usage, _show_usage_report, environment=environment, by=group, since=since, until=until)
+    options.show(get_usage, _show_usage_report, environment=environment, by=by, since=since, until=until)
 
 
 def _show_usage_report(report: UsageReportView) -> None:

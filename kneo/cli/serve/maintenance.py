@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kneo.cli import render
+from kneo.cli.commands import examples
 from kneo.cli.compose import find_store, make_store
 from kneo.cli.options import JsonOption
 from kneo.maintenance import adopt, backup, make_retention, migrate, restore, vacuum
@@ -22,12 +23,11 @@ app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("prune")
+@examples("kneo maintenance prune --json")
 def prune(as_json: JsonOption = False) -> None:
     """Process expired deadlines of tasks and runs, and delete old data.
 
     A running service does both on its own.
-
-    Example: kneo maintenance prune --json
     """
     settings = from_env()
     with closing(make_store(settings)) as store:
@@ -53,20 +53,19 @@ def prune_tasks(as_json: JsonOption = False) -> None:
 
 
 @app.command("backup")
+@examples("kneo maintenance backup kneo-backup.sqlite")
 def back_up(
     destination: Annotated[Path, typer.Argument(metavar="FILE")],
     as_json: JsonOption = False,
 ) -> None:
-    """Back up the database into one SQLite file, while it is in use.
-
-    Example: kneo maintenance backup kneo-backup.sqlite
-    """
+    """Back up the database into one SQLite file, while it is in use."""
     with closing(find_store(from_env())) as store:
         answer = backup(store, destination)
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Backed up to {destination}."))
 
 
 @app.command("restore")
+@examples("kneo maintenance restore kneo-backup.sqlite --replace")
 def restore_backup(
     source: Annotated[Path, typer.Argument(metavar="FILE")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing SQLite database.")] = False,
@@ -75,24 +74,20 @@ def restore_backup(
     """Restore a backup into an empty database of either kind, or in place of a SQLite database.
 
     Stop all processes that use the database first.
-
-    Example: kneo maintenance restore kneo-backup.sqlite --replace
     """
     answer = restore(from_env(), source, replace=replace)
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Restored from {source}."))
 
 
 @app.command("migrate")
+@examples("kneo maintenance migrate --dry-run")
 def migrate_schema(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be changed, and change nothing.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Create or migrate the schema of the database, for processes with KNEO_SERV_MIGRATE=never.
-
-    Example: kneo maintenance migrate --dry-run
-    """
+    """Create or migrate the schema of the database, for processes with KNEO_SERV_MIGRATE=never."""
     answer = migrate(from_env(), dry_run=dry_run)
     render.emit(answer, as_json=as_json, text=lambda: _show_migration(answer, dry_run=dry_run))
 
@@ -111,6 +106,7 @@ def _show_migration(answer: dict[str, object], *, dry_run: bool) -> None:
 
 
 @app.command("adopt")
+@examples("kneo maintenance adopt --dry-run")
 def adopt_records(
     former_keys: Annotated[
         list[Path] | None,
@@ -125,8 +121,6 @@ def adopt_records(
     """Authenticate records that an earlier version of Kneo wrote, or another service key authenticates.
 
     Verify the audit log first: what you adopt counts as written by Kneo. Browsers sign in again.
-
-    Example: kneo maintenance adopt --dry-run
     """
     settings = from_env()
     keys = [PrivateKey.load(path.read_bytes(), settings.key_passphrase or None) for path in former_keys or ()]
@@ -155,11 +149,9 @@ def _show_adoption(answer: Mapping[str, Any]) -> None:
 
 
 @app.command("vacuum")
+@examples("kneo maintenance vacuum")
 def reclaim_space(as_json: JsonOption = False) -> None:
-    """Reclaim the disk space of deleted data.
-
-    Example: kneo maintenance vacuum
-    """
+    """Reclaim the disk space of deleted data."""
     with closing(find_store(from_env())) as store:
         answer = vacuum(store)
     lines = [(name, f"{count}") for name, count in answer.items()]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from kneo.cli import render
+from kneo.cli.commands import examples
 from kneo.cli.files import write_whole
 from kneo.cli.options import JsonOption
 from kneo.cli.repository import ConfigRepository, find_repository
@@ -33,11 +33,6 @@ from kneo.trust.keys import SigningKey
 app = typer.Typer(no_args_is_help=True)
 
 
-class Shape(StrEnum):
-    PAE = "pae"
-    SIGSTORE = "sigstore"
-
-
 BundleFile = Annotated[Path, typer.Argument(metavar="FILE", help="Bundle file.")]
 TrustOption = Annotated[Path | None, typer.Option("--trust", help="Trust root file. Default: that of the repository.")]
 PinOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the trust root to pin (sha256:…).")]
@@ -45,6 +40,7 @@ KeyEnvOption = Annotated[str, typer.Option("--key-env", help="Environment variab
 
 
 @app.command("sign")
+@examples("kneo spec bundle sign specs/hello.yaml --key ann.pem --approved-by ann -o bundles/hello/1.0.0.dsse.json")
 def sign(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML or JSON).")],
     *,
@@ -89,8 +85,6 @@ def sign(
     The key is a private key file (--key), a PEM text in an environment variable (--key-env) or a command of a key service
     (--signer with --public), which reads the bytes and writes the signature. Signing an existing bundle adds a signature.
     With any other text in the variable the command makes an HMAC bundle.
-
-    Example: kneo spec bundle sign specs/hello.yaml --key ann.pem --approved-by ann -o bundles/hello/1.0.0.dsse.json
     """
     private = _signing_key(key, key_env, signer, public)
     if private is None:
@@ -135,6 +129,7 @@ def sign(
 
 
 @app.command("verify")
+@examples("kneo spec bundle verify bundles/hello/1.0.0.dsse.json --env prod")
 def verify(
     file: BundleFile,
     *,
@@ -144,10 +139,7 @@ def verify(
     key_env: KeyEnvOption = HMAC_KEY,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a bundle and show each check. Exit status 3 if it is not trusted.
-
-    Example: kneo spec bundle verify bundles/hello/1.0.0.dsse.json --env prod
-    """
+    """Verify a bundle and show each check. Exit status 3 if it is not trusted."""
     if is_hmac(file):
         verify_hmac(file, key_env, as_json=as_json)
         return
@@ -176,6 +168,7 @@ def verify(
 
 
 @app.command("inspect")
+@examples("kneo spec bundle inspect bundles/hello/1.0.0.dsse.json")
 def inspect(
     file: BundleFile,
     *,
@@ -183,10 +176,7 @@ def inspect(
     trust_root: PinOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the content of a bundle and, if there is a trust root, its verification.
-
-    Example: kneo spec bundle inspect bundles/hello/1.0.0.dsse.json
-    """
+    """Show the content of a bundle and, if there is a trust root, its verification."""
     if is_hmac(file):
         inspect_hmac(file, as_json=as_json)
         return
@@ -223,16 +213,14 @@ def inspect(
 
 
 @app.command("show")
+@examples("kneo spec bundle show bundles/hello/1.0.0.dsse.json --code")
 def show(
     file: BundleFile,
     *,
     with_code: Annotated[bool, typer.Option("--code", help="Print the files of the code, each with its path.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the files and packages that a bundle carries, without verification.
-
-    Example: kneo spec bundle show bundles/hello/1.0.0.dsse.json --code
-    """
+    """Show the files and packages that a bundle carries, without verification."""
     statement = read_statement(file)[1]
     code = statement.code
     answer = {**bundle_check.facts_of(statement), "code": bundle_check.code_facts(code)}
@@ -256,30 +244,31 @@ def show(
 
 
 @app.command("export")
+@examples("kneo spec bundle export bundles/hello/1.0.0.dsse.json --format pae --output exported")
 def export(
     file: BundleFile,
     *,
-    shape: Annotated[Shape, typer.Option("--format", help="pae: raw bytes for openssl. sigstore: Sigstore bundles.")],
+    shape: Annotated[
+        Literal["pae", "sigstore"],
+        typer.Option("--format", help="pae: raw bytes for openssl. sigstore: Sigstore bundles."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; created if missing.")],
     trust: TrustOption = None,
     trust_root: PinOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export the signatures for other tools.
-
-    Example: kneo spec bundle export bundles/hello/1.0.0.dsse.json --format pae --output exported
-    """
+    """Export the signatures for other tools."""
     envelope, _ = read_statement(file)
     try:
         chosen = bundle_check.choose_root(file, trust, trust_root, SystemClock().now())
         keys = [key.public for key in chosen.root.keys.values()]
     except NotFound:
         keys = []
-    files = export_pae(envelope, keys) if shape is Shape.PAE else export_sigstore(envelope)
+    files = export_pae(envelope, keys) if shape == "pae" else export_sigstore(envelope)
     for name, data in files.items():
         write_whole(output / name, data)
     written = [str(output / name) for name in files]
-    answer = {"format": shape.value, "digest": envelope.digest, "files": written}
+    answer = {"format": shape, "digest": envelope.digest, "files": written}
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Wrote {', '.join(written)}"))
 
 

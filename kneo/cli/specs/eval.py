@@ -7,9 +7,8 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -46,11 +45,6 @@ app = typer.Typer(no_args_is_help=True)
 MAX_REPORT_BYTES = 256 * 1_048_576
 
 
-class Models(StrEnum):
-    SCRIPTED = "scripted"
-    LIVE = "live"
-
-
 @dataclass(frozen=True)
 class EvaluatedBundle:
     """What is evaluated: a bundle, or a spec that is not signed yet and has no digest."""
@@ -85,7 +79,8 @@ def evaluate(
         int | None, typer.Option("--repeats", min=1, max=20, help="Trials of each case. Default: that of the suite.")
     ] = None,
     models: Annotated[
-        Models | None, typer.Option("--models", help="Scripted replies or real models. Default: that of the suite.")
+        Literal["scripted", "live"] | None,
+        typer.Option("--models", help="Scripted replies or real models. Default: that of the suite."),
     ] = None,
     key: KeyOption = None,
     output: OutputOption = None,
@@ -116,7 +111,7 @@ def evaluate(
     if key is not None and repeats is not None and repeats < loaded.spec.repeats:
         msg = f"A signed result has at least the {loaded.spec.repeats} repetitions of its suite."
         raise Usage(msg)
-    chosen: ModelMode = loaded.spec.models if models is None else "live" if models is Models.LIVE else "scripted"
+    chosen: ModelMode = models or loaded.spec.models
     if no_code and chosen == "live":
         msg = "Models are not asked with --no-code."
         raise Usage(msg, hint="Pass --models scripted too.")

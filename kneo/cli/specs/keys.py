@@ -12,6 +12,7 @@ import typer
 
 from kneo import settings
 from kneo.cli import render
+from kneo.cli.commands import examples
 from kneo.cli.files import read_bytes, write_secret
 from kneo.cli.options import JsonOption
 from kneo.errors import Invalid, Transient, Usage
@@ -22,6 +23,7 @@ app = typer.Typer()
 
 
 @app.command()
+@examples("kneo keys generate --output ann.pem --principal ann")
 def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Private key file to create; must not exist.")],
     *,
@@ -32,8 +34,6 @@ def generate(
     """Create a private key and print its public half.
 
     The key is a PKCS#8 PEM file with mode 0600, encrypted if KNEO_SERV_KEY_PASSPHRASE is set.
-
-    Example: kneo keys generate --output ann.pem --principal ann
     """
     key = PrivateKey.generate(algorithm)
     write_secret(output, key.dump(settings.from_env().key_passphrase or None))
@@ -51,15 +51,13 @@ def generate(
 
 
 @app.command()
+@examples("kneo keys show ann.pem")
 def show(
     file: Annotated[Path, typer.Argument(help="Private or public key file (PEM).")],
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the id, algorithm and public half of a key.
-
-    Example: kneo keys show ann.pem
-    """
+    """Show the id, algorithm and public half of a key."""
     public = load_public(file)
     render.emit(
         {"file": str(file), **_described(public)},

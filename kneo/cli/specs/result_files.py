@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from enum import StrEnum
-from typing import NoReturn
+from typing import Literal, NoReturn
 from xml.parsers import expat
 
 from kneo.errors import Invalid
@@ -21,9 +20,7 @@ PASSED_SCORES = ("C", True, 1, 1.0)
 """Scores of a sample that has passed."""
 
 
-class ResultFormat(StrEnum):
-    JUNIT = "junit"
-    INSPECT = "inspect"
+ResultFormat = Literal["junit", "inspect"]
 
 
 class ResultsInvalid(Invalid):
@@ -56,7 +53,7 @@ def read_results(data: bytes, kind: ResultFormat) -> ForeignResults:
     if len(data) > MAX_BYTES:
         msg = f"A file of results has at most {MAX_BYTES} bytes; this one has {len(data)}."
         raise ResultsInvalid(msg)
-    results = _read_junit(data) if kind is ResultFormat.JUNIT else _read_inspect(data)
+    results = _read_junit(data) if kind == "junit" else _read_inspect(data)
     if not 0 < len(results.cases) <= MAX_CASES:
         msg = f"The file has {len(results.cases)} cases; from 1 to {MAX_CASES} can be signed."
         raise ResultsInvalid(msg)

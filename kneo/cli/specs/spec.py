@@ -6,9 +6,8 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -51,12 +50,6 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(no_args_is_help=True)
-
-
-class Drawing(StrEnum):
-    MERMAID = "mermaid"
-    DOT = "dot"
-    JSON = "json"
 
 
 SpecArgument = Annotated[
@@ -304,7 +297,9 @@ def graph(
     spec: SpecArgument = None,
     *,
     env: EnvOption = None,
-    drawing: Annotated[Drawing, typer.Option("--format", help="The language of the drawing.")] = Drawing.MERMAID,
+    drawing: Annotated[
+        Literal["mermaid", "dot", "json"], typer.Option("--format", help="The language of the drawing.")
+    ] = "mermaid",
     as_json: JsonOption = False,
 ) -> None:
     """Draw the workflow of a spec."""
@@ -312,10 +307,10 @@ def graph(
     if checked.spec is None:
         require_usable(checked, as_json=as_json)
     drawn = spec_graph(checked.gated())
-    if as_json or drawing is Drawing.JSON:
+    if as_json or drawing == "json":
         render.print_json(drawn.as_json())
     else:
-        render.text((as_mermaid if drawing is Drawing.MERMAID else as_dot)(drawn).rstrip("\n"))
+        render.text((as_mermaid if drawing == "mermaid" else as_dot)(drawn).rstrip("\n"))
 
 
 @app.command()

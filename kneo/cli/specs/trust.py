@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kneo.cli import render
-from kneo.cli.options import JsonOption, time_after
+from kneo.cli.commands import examples
+from kneo.cli.options import JsonOption, OptionGroup, time_after
 from kneo.cli.repository import TRUST_PATH, find_repository
 from kneo.cli.specs.keys import load_private, load_public
 from kneo.cli.specs.trust_roots import RootChain, TrustFiles
@@ -25,12 +27,33 @@ MIN_PREFIX = 8
 """Shortest beginning of a key id that is accepted for it, in hex digits."""
 
 File = Annotated[Path | None, typer.Option("--file", help="Trust root file. Default: that of the repository.")]
-Keys = Annotated[list[Path], typer.Option("--key", help="Private key file that signs the new version; repeatable.")]
-Life = Annotated[str | None, typer.Option("--expires", help="Lifetime of the trust root, for example 365d.")]
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Key id, its first digits, or a PEM file.")]
 
 
+@dataclass(frozen=True)
+class EditOptions(OptionGroup):
+    """The options of a command that begins the next version of the trust root."""
+
+    key: Annotated[list[Path], typer.Option("--key", help="Private key file that signs the new version; repeatable.")]
+    file: File = None
+    expires: Annotated[str | None, typer.Option("--expires", help="Lifetime of a new version, for example 365d.")] = (
+        None
+    )
+    as_json: JsonOption = False
+
+    def edit(self, change: Callable[[RootDocument], RootDocument]) -> None:
+        """Change the trust root, sign it and print it."""
+
+        def change_all(document: RootDocument) -> RootDocument:
+            return change(set_expiry(document, time_after(self.expires)) if self.expires else document)
+
+        files = _files(self.file)
+        files.edit(change_all, [load_private(path) for path in self.key], SystemClock().now())
+        _answer(files, as_json=self.as_json, edited=True)
+
+
 @app.command("init")
+@examples("kneo trust init --key root.pem --principal ann")
 def init(
     *,
     key: Annotated[Path, typer.Option("--key", help="Private key file of the first person, who gets every role.")],
@@ -39,25 +62,21 @@ def init(
     expires: Annotated[str, typer.Option("--expires", help="Lifetime of the trust root.")] = DEFAULT_LIFE,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a trust root with one key for the roles root, release and approver.
-
-    Example: kneo trust init --key root.pem --principal ann
-    """
+    """Create a trust root with one key for the roles root, release and approver."""
     files = _files(file)
     files.begin(load_private(key), principal, time_after(expires))
     _answer(files, as_json=as_json)
 
 
 @app.command()
+@examples("kneo trust show --json")
 def show(*, file: File = None, as_json: JsonOption = False) -> None:
-    """Show the keys, roles, expiry and missing signatures of the trust root.
-
-    Example: kneo trust show --json
-    """
+    """Show the keys, roles, expiry and missing signatures of the trust root."""
     _answer(_files(file), as_json=as_json)
 
 
 @app.command("add-key")
+@examples("kneo trust add-key bob.pem --principal bob --role approver --key root.pem")
 def add(
     public: Annotated[Path, typer.Argument(metavar="PEM", help="New key file; the public half is enough.")],
     *,
@@ -65,19 +84,13 @@ def add(
     role: Annotated[
         list[str], typer.Option("--role", help="Role of the key: root, release, approver or a new one; repeatable.")
     ],
-    key: Keys,
     path: Annotated[
         list[str] | None,
         typer.Option("--path", help="Paths that a new role may sign, for example bundles/team-*/*; repeatable."),
     ] = None,
-    file: File = None,
-    expires: Life = None,
-    as_json: JsonOption = False,
+    options: EditOptions,
 ) -> None:
-    """Add a person's key to roles. A new role has a threshold of one.
-
-    Example: kneo trust add-key bob.pem --principal bob --role approver --key root.pem
-    """
+    """Add a person's key to roles. A new role has a threshold of one."""
     new = load_public(public)
 
     def change(document: RootDocument) -> RootDocument:
@@ -89,112 +102,72 @@ def add(
                 changed = set_role(changed, name, paths=EVERYTHING)
         return changed
 
-    _edit(file, change, key, expires, as_json=as_json)
+    options.edit(change)
 
 
 @app.command("remove-key")
+@examples("kneo trust remove-key bob.pem --key root.pem")
 def remove(
     name: KeyName,
     *,
-    key: Keys,
     role: Annotated[list[str] | None, typer.Option("--role", help="Remove it from this role only; repeatable.")] = None,
-    file: File = None,
-    expires: Life = None,
-    as_json: JsonOption = False,
+    options: EditOptions,
 ) -> None:
-    """Remove a key. All its signatures become void; to keep earlier ones valid, use kneo trust revoke.
-
-    Example: kneo trust remove-key bob.pem --key root.pem
-    """
-    _edit(file, lambda d: remove_key(d, _find_key(d, name), roles=role), key, expires, as_json=as_json)
+    """Remove a key. All its signatures become void; to keep earlier ones valid, use kneo trust revoke."""
+    options.edit(lambda d: remove_key(d, _find_key(d, name), roles=role))
 
 
 @app.command()
+@examples('kneo trust revoke bob.pem --reason "left the team" --key root.pem')
 def revoke(
     name: KeyName,
     *,
     reason: Annotated[str, typer.Option(help="Reason of the revocation.")],
-    key: Keys,
     at: Annotated[str | None, typer.Option(help="Time of the revocation. Default: now.")] = None,
     compromised_since: Annotated[
         str | None, typer.Option(help="Also void signatures first seen from this time on.")
     ] = None,
-    file: File = None,
-    expires: Life = None,
-    as_json: JsonOption = False,
+    options: EditOptions,
 ) -> None:
-    """Revoke a key as of a given time. Earlier signatures stay valid unless --compromised-since is set.
-
-    Example: kneo trust revoke bob.pem --reason "left the team" --key root.pem
-    """
+    """Revoke a key as of a given time. Earlier signatures stay valid unless --compromised-since is set."""
     moment = parse_time(at) if at else SystemClock().now()
     since = parse_time(compromised_since) if compromised_since else None
 
     def change(document: RootDocument) -> RootDocument:
         return revoke_key(document, _find_key(document, name), at=moment, reason=reason, compromised_since=since)
 
-    _edit(file, change, key, expires, as_json=as_json)
+    options.edit(change)
 
 
 @app.command("set-role")
+@examples("kneo trust set-role release --threshold 2 --key root.pem")
 def change_role(
     role: Annotated[str, typer.Argument(help="Name of the role.")],
     *,
-    key: Keys,
     threshold: Annotated[int | None, typer.Option(help="Number of people who have to sign.")] = None,
     path: Annotated[list[str] | None, typer.Option("--path", help="Paths that the role may sign; repeatable.")] = None,
-    file: File = None,
-    expires: Life = None,
-    as_json: JsonOption = False,
+    options: EditOptions,
 ) -> None:
-    """Change the threshold or the paths of a role.
-
-    Example: kneo trust set-role release --threshold 2 --key root.pem
-    """
+    """Change the threshold or the paths of a role."""
     if threshold is None and not path:
         msg = "There is nothing to change."
         raise Usage(msg, hint="Pass --threshold, --path, or both.")
-    _edit(file, lambda d: set_role(d, role, threshold=threshold, paths=path), key, expires, as_json=as_json)
+    options.edit(lambda d: set_role(d, role, threshold=threshold, paths=path))
 
 
 @app.command()
+@examples("kneo trust sign --expires 365d --key root.pem")
 def sign(
     *,
-    key: Keys,
-    expires: Annotated[
-        str | None, typer.Option("--expires", help="Renew: lifetime of a new version, for example 365d.")
-    ] = None,
-    file: File = None,
-    as_json: JsonOption = False,
+    options: EditOptions,
 ) -> None:
-    """Sign the present trust root, or renew it with --expires.
-
-    Example: kneo trust sign --expires 365d --key root.pem
-    """
-    if expires:
-        _edit(file, lambda document: document, key, expires, as_json=as_json)
+    """Sign the present trust root, or renew it with --expires."""
+    if options.expires:
+        options.edit(lambda document: document)
         return
-    files = _files(file)
-    files.sign([load_private(path) for path in key])
-    _answer(files, as_json=as_json, edited=True)
-
-
-def _edit(
-    file: Path | None,
-    change: Callable[[RootDocument], RootDocument],
-    keys: Sequence[Path],
-    expires: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    now = SystemClock().now()
-
-    def change_all(document: RootDocument) -> RootDocument:
-        return change(set_expiry(document, time_after(expires)) if expires else document)
-
-    files = _files(file)
-    files.edit(change_all, [load_private(path) for path in keys], now)
-    _answer(files, as_json=as_json, edited=True)
+    files = _files(options.file)
+    files.sign([load_private(path) for path in options.key])
+    _answer(files, as_json=options.as_json, edited=True)
 
 
 def _find_key(document: RootDocument, name: str) -> str:
