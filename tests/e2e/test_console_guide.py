@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def test_kneo_up_prints_a_link_that_signs_in_once(tmp_path: Path) -> None:
         browser.client.cookies.clear()
         assert browser.client.get(again[2]).status_code == 303
         assert "ann" in browser.get("/console/inbox").text
+        stated = machine.kneo("service", "sign-in-link", "--person", "ann", "--address", process.url, "--json").stdout
+        assert json.loads(stated)["url"].startswith(f"{process.url}/console/link/")
         machine.kneo("service", "sign-in-link", "--person", "nobody", expect=4)
         assert found[2] not in process.log.read_text(), "the access log shows no token"
     finally:

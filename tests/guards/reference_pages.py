@@ -57,9 +57,9 @@ CLI_HEAD = f"""\
 
 # The command line
 
-Every command takes `--json`, and options may stand before or after the arguments. Exit status: 0 done, 1 refused or invalid,
-2 wrong usage, 3 untrusted, 4 not found, 5 conflict, 75 try again later. Answers go to standard output, everything else to
-standard error.
+Every command takes `--json`, but for those that serve or talk with you until they end. Options may stand before or after the arguments. Exit
+status: 0 done, 1 refused or invalid, 2 wrong usage, 3 untrusted, 4 not found, 5 conflict, 75 try again later. Answers go to standard
+output, everything else to standard error.
 """
 
 

@@ -15,6 +15,7 @@ import uvicorn
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.compose import find_store, make_starter, process_store, retry_connecting
+from kneo.cli.options import JsonOption
 from kneo.cli.project import spec_compiler
 from kneo.cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
 from kneo.cli.serve.listener import Listener
@@ -74,6 +75,7 @@ def sign_in_link(
     address: Annotated[
         str, typer.Option("--address", help="Address of the service; KNEO_SERV_PUBLIC_URL where it is set.")
     ] = "http://127.0.0.1:8000",
+    as_json: JsonOption = False,
 ) -> None:
     """Create a link that signs one browser in to the console, once and for ten minutes.
 
@@ -85,7 +87,7 @@ def sign_in_link(
     if link is None:
         msg = f"No API key belongs to {person}." if person else "No API key has every permission."
         raise NotFound(msg, hint="KNEO_SERV_API_KEYS must have the keys of the service; name a person with --person.")
-    render.text(link)
+    render.emit({"url": link}, as_json=as_json, text=lambda: render.text(link))
 
 
 def console_link(settings: Settings, store: Store, address: str, person: str | None = None) -> str | None:

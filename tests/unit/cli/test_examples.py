@@ -1,34 +1,36 @@
-"""Examples below the help of commands: command lines that each command accepts."""
+"""All commands: the examples below their help are command lines that they accept, and what prints something prints JSON."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 
-from typer._click import ClickException, Context
+from typer._click import ClickException, Command, Context
+from typer.core import TyperGroup
 
 from kneo.cli.commands import examples_of
-from kneo.cli.main import LazyGroup, _group
+from kneo.cli.main import _group
 
 
-def lines(group: LazyGroup, parent: Context) -> list[str]:
-    found = []
+def commands(group: TyperGroup, parent: Context) -> Iterator[tuple[str, Command]]:
+    """Yield each command with the names of its groups and its own."""
     for name in group.list_commands(parent):
         command = group.get_command(parent, name)
         assert command is not None
-        if isinstance(command, LazyGroup):
-            found += lines(command, Context(command, info_name=name, parent=parent))
+        context = Context(command, info_name=name, parent=parent)
+        if isinstance(command, TyperGroup):
+            yield from commands(command, context)
         else:
-            found += examples_of(command.callback)
-    return found
+            yield context.command_path, command
 
 
-def accepts(root: LazyGroup, line: str) -> bool:
+def accepts(root: TyperGroup, line: str) -> bool:
     """Return whether a command accepts an example, and shows it in its help."""
     program, *words = shlex.split(line)
     group, context = root, Context(root, info_name=program)
     while words and (command := group.get_command(context, words[0])) is not None:
         context = Context(command, info_name=words.pop(0), parent=context)
-        if not isinstance(command, LazyGroup):
+        if not isinstance(command, TyperGroup):
             command.make_context(context.info_name, words, parent=context)
             return line in (command.epilog or "")
         group = command
@@ -37,7 +39,8 @@ def accepts(root: LazyGroup, line: str) -> bool:
 
 def test_each_example_is_a_command_line_that_its_command_accepts() -> None:
     root = _group()
-    examples = lines(root, Context(root, info_name="kneo"))
+    every = commands(root, Context(root, info_name="kneo"))
+    examples = [line for _, command in every for line in examples_of(command.callback)]
     refused = []
     for line in examples:
         try:
@@ -48,3 +51,13 @@ def test_each_example_is_a_command_line_that_its_command_accepts() -> None:
             refused += [] if accepted else [line]
     assert len(examples) > 150
     assert refused == []
+
+
+RUNNING = {f"kneo {name}" for name in ("dev", "mcp serve", "sdk serve", "service serve", "task review", "up", "worker")}
+"""Commands that serve or talk with a person until they end."""
+
+
+def test_each_command_that_ends_prints_json() -> None:
+    root = _group()
+    every = commands(root, Context(root, info_name="kneo"))
+    assert {path for path, command in every if not any("--json" in option.opts for option in command.params)} == RUNNING
