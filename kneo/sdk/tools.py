@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Literal, overload
 
-from kneo.sdk.builder import Json
 from kneo.tools import BY_NAME, FunctionTool
 
 _FIELD_TYPES: Mapping[object, str] = {
@@ -76,13 +75,13 @@ def tool(  # noqa: PLR0913 - the parameters by which programs know it
     if gate and not (requires_confirmation or requires_user_input or external_execution):
         msg = "A tool with a gate has one of requires_confirmation, requires_user_input and external_execution."
         raise ValueError(msg)
-    shared: Json = {**(gate or {}), "on_reject": on_reject}
+    shared: dict[str, object] = {**(gate or {}), "on_reject": on_reject}
 
     def decorate(function: Callable[..., object]) -> FunctionTool:
         if requires_user_input:
             fields = _fields(function, user_input_fields)
             form = {"fields": list(fields.values()), "decisions": ["approved", "rejected"]}
-            review: Json = {"before": {**shared, **form}}
+            review: dict[str, object] = {"before": {**shared, **form}}
             return FunctionTool(function, name=name, description=description, review=review, optional=frozenset(fields))
         if requires_confirmation:
             review = {"before": {**shared, "decisions": ["approved", "edited", "rejected"]}}
@@ -93,7 +92,7 @@ def tool(  # noqa: PLR0913 - the parameters by which programs know it
     return decorate if function is None else decorate(function)
 
 
-def _fields(function: Callable[..., object], names: Sequence[str]) -> Mapping[str, Json]:
+def _fields(function: Callable[..., object], names: Sequence[str]) -> Mapping[str, dict[str, object]]:
     """Return the fields of the form for these parameters of a function, or for all of them.
 
     Raises:
@@ -108,12 +107,12 @@ def _fields(function: Callable[..., object], names: Sequence[str]) -> Mapping[st
     return {name: _field(name, parameters[name], hints.get(name, str)) for name in names or parameters}
 
 
-def _field(name: str, parameter: inspect.Parameter, hint: object) -> Json:
+def _field(name: str, parameter: inspect.Parameter, hint: object) -> dict[str, object]:
     is_optional = parameter.default is not parameter.empty
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         members = [each for each in typing.get_args(hint) if each is not type(None)]
         hint = members[0] if len(members) == 1 else hint
-    field: Json = {"name": name, "required": not is_optional}
+    field: dict[str, object] = {"name": name, "required": not is_optional}
     if typing.get_origin(hint) is Literal:
         options = list(typing.get_args(hint))
         return {**field, "type": _FIELD_TYPES.get(type(options[0]), "str"), "allowed_values": options}

@@ -53,3 +53,9 @@ def test_a_command_imports_nothing_that_it_does_not_need(kind: str, migrated_fil
     imported = set(done.stdout.rpartition("@\n")[2].split())
     assert "kneo.cli.main" in imported
     assert imported & unwanted == set(), done.stderr
+
+
+def test_a_module_of_tools_does_not_import_the_engine() -> None:
+    code = "import sys, kneo.sdk.tools, kneo.tools; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) & (SERVING | FOLLOWING | EXECUTING | RARELY | {"sqlalchemy", "kneo.embed"}) == set()
