@@ -50,7 +50,10 @@ class LocalPlaces(SpecModel):
     artifact_path: str = ".kneo/artifacts"
     log_path: str = ".kneo/logs"
     cache_path: str = ".kneo/cache"
-    create_missing_dirs: bool = True
+    create_missing_dirs: bool = Field(
+        default=True,
+        description="Read from configs of kneo-serv, without effect: a folder is made when a file is written.",
+    )
 
 
 class SpecPlaces(SpecModel):
@@ -60,8 +63,11 @@ class SpecPlaces(SpecModel):
     overlays: MapOf[ListOf[str]] = Field(
         default_factory=dict, description="Overlay files of each environment, in order."
     )
-    include_paths: ListOf[str] = ()
-    validate_on_run: bool = Field(default=True, description="Whether a run of a spec with errors is refused.")
+    include_paths: ListOf[str] = Field(default=(), description="Read from configs of kneo-serv, without effect.")
+    validate_on_run: bool = Field(
+        default=True,
+        description="Read from configs of kneo-serv, without effect: a run of a spec with errors is always refused.",
+    )
 
 
 class RuntimeDefaults(SpecModel):
@@ -145,7 +151,9 @@ class Retention(SpecModel):
     artifacts_days: int | None = _DAYS
     logs_days: int | None = _DAYS
     audit_days: int | None = Field(
-        default=None, ge=0, description="Days until audit events are exported; never deleted."
+        default=None,
+        ge=0,
+        description="Read from configs of kneo-serv, without effect: audit events are never deleted.",
     )
     idempotency_days: int | None = _DAYS
     usage_days: int | None = Field(
