@@ -9,7 +9,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from kneo.api.operation import ANY_KEY, Body, Context, Json, operation
 from kneo.api.page import Limit, Word, parse_period
@@ -34,6 +34,8 @@ MAX_REASON_CHARS = 2_000
 
 class GrantToSign(Body):
     """A grant to create: the calls of one tool of the released bundle, and the limits."""
+
+    model_config = ConfigDict(strict=True)  # the terms are signed: true is no number of uses
 
     bundle: str = Field(min_length=1, max_length=200)
     tool: str = Field(min_length=1, max_length=200)

@@ -129,6 +129,9 @@ def test_a_repetition_under_a_key_changes_nothing_again(house: GrantHouse, bench
         ({"expires_in": "91d"}, 422, "validation_error"),
         ({"expires_in": 10**18}, 422, "validation_error"),
         ({"uses": 0}, 422, None),
+        ({"uses": True}, 422, "validation_error"),
+        ({"expires_in": True}, 422, "validation_error"),
+        ({"total": {"amount": "400"}}, 422, "validation_error"),
     ],
 )
 def test_refusals_have_their_status(
