@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 from kneo.spec.coverage.environment_gates import gates_around
+from kneo.spec.coverage.gates import condition_words
 from kneo.spec.documents import Diagnostic, Path, Severity
 from kneo.spec.index import SpecIndex, children
 from kneo.spec.models.environment import EnvironmentGate
@@ -153,7 +154,7 @@ class _Drawing:
             if edge.source in known and edge.target in known:
                 order = tried.get(edge.source, 0)
                 tried[edge.source] = order + 1
-                label = edge.label or (describe_condition(edge.condition) if edge.condition else None)
+                label = edge.label or (_label(edge.condition) if edge.condition else None)
                 self.edges.append(Arrow(edge.source, edge.target, label, edge.condition is not None, order))
         return workflow.start
 
@@ -196,21 +197,16 @@ def _branch_label(step: Step, below: Path) -> str | None:
         return None
     if below == ("else",):
         return "else"
-    return describe_condition(step.when) if step.when else "approved"
+    return _label(step.when) if step.when else "approved"
 
 
-def describe_condition(condition: Condition) -> str:
-    """Describe a condition in a few words."""
-    kind = condition.type
-    if kind in {"all_of", "any_of"}:
-        joint = " and " if kind == "all_of" else " or "
-        return joint.join(f"({describe_condition(part)})" for part in condition.conditions)
-    if kind == "not":
-        return f"not ({describe_condition(condition.condition)})" if condition.condition else "not"
-    if kind == "expression":
-        return str(condition.value)[:80]
-    subject = kind.replace("_", " ") if condition.key is None else f"{kind.split('_', 1)[0]} {condition.key} equals"
-    return subject if condition.value is None else f"{subject} {str(condition.value)[:40]!r}"
+LABEL_CHARS = 120
+
+
+def _label(condition: Condition) -> str:
+    """Return a condition in words, which end where a label of an edge does."""
+    words = condition_words(condition)
+    return words if len(words) <= LABEL_CHARS else f"{words[: LABEL_CHARS - 1]}…"
 
 
 _SHAPES = {

@@ -9,7 +9,7 @@ from kneo.spec.documents import Path
 from kneo.spec.gates import POSITIONS, GatePosition, Position, default_rejection, gate_position
 from kneo.spec.index import LocatedStep, SpecIndex
 from kneo.spec.models.environment import QuestionPolicy
-from kneo.spec.models.human import BY_REVIEWER, Candidates, Gate, Human, Quorum, has_expression, strongest
+from kneo.spec.models.human import BY_REVIEWER, Candidates, Condition, Gate, Human, Quorum, has_expression, strongest
 from kneo.spec.models.spec import Tool
 from kneo.spec.models.workflow import ConditionStep, LeafStep, Step
 
@@ -226,3 +226,27 @@ def strengthened(human: Human, policy: QuestionPolicy, on_reject: str) -> Human:
             "receipt": receipt,
         }
     )
+
+
+_SUBJECTS = {"output_contains": "the text", "output_equals": "the text", "status_is": "the status"}
+
+
+def condition_words(condition: Condition, *, tool: bool = False) -> str:
+    """Return a condition in words; at a tool it compares the arguments of the call."""
+    match condition.type:
+        case "all_of" | "any_of":
+            inner = [condition_words(part, tool=tool) for part in condition.conditions]
+            return f"({(' and ' if condition.type == 'all_of' else ' or ').join(inner)})"
+        case "not":
+            return (
+                f"not ({condition_words(condition.condition, tool=tool)})" if condition.condition is not None else "not"
+            )
+        case "always" | "never":
+            return condition.type
+        case "expression":
+            return str(condition.value)
+        case kind:
+            subject = "the arguments" if tool and kind.startswith("output") else _SUBJECTS.get(kind)
+            named = f"{'args' if tool else 'metadata'}.{condition.key}" if kind == "metadata_equals" else None
+            verb = "contain" if subject == "the arguments" else "contains" if kind == "output_contains" else "is"
+            return f"{subject or named or f'variables.{condition.key}'} {verb} {condition.value!r}"

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent, gates_at_call, gates_of_calls
 from kneo.spec.coverage.exposure import PRIVILEGED, callable_tools, permissions_of, tool_gate
-from kneo.spec.coverage.gates import DEFAULT_HUMAN, chance, gate_strength, named_human, step_gates, strengthened
+from kneo.spec.coverage.gates import (
+    DEFAULT_HUMAN,
+    chance,
+    condition_words,
+    gate_strength,
+    named_human,
+    step_gates,
+    strengthened,
+)
 from kneo.spec.coverage.privileged_calls import reached_ungated
 from kneo.spec.diff.locations import HIGH, LOW, MEDIUM, Owner, Sentence
 from kneo.spec.diff.texts import count
@@ -18,7 +26,7 @@ from kneo.spec.gates import Position, gate_position
 from kneo.spec.index import LocatedStep, Part, SpecIndex
 from kneo.spec.models.agent import Agent, Guardrail, ModelChoice
 from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
-from kneo.spec.models.human import Candidates, Condition, Gate, Human, Quorum
+from kneo.spec.models.human import Candidates, Gate, Human, Quorum
 from kneo.spec.models.spec import FunctionComponent, McpServer, Spec, Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep
 from kneo.spec.tool_kinds import BUILTIN_TOOLS, CALL_TARGET
@@ -183,30 +191,6 @@ def _when(gate: Gate, *, tool: bool) -> str:
     if gate.sample is not None:
         parts.append(f"in {gate.sample:.0%} of the {'other ' if parts else ''}cases")
     return f" {' and '.join(parts)}" if parts else ""
-
-
-_SUBJECTS = {"output_contains": "the text", "output_equals": "the text", "status_is": "the status"}
-
-
-def condition_words(condition: Condition, *, tool: bool = False) -> str:
-    """Return a condition in words; at a tool it compares the arguments of the call."""
-    match condition.type:
-        case "all_of" | "any_of":
-            inner = [condition_words(part, tool=tool) for part in condition.conditions]
-            return f"({(' and ' if condition.type == 'all_of' else ' or ').join(inner)})"
-        case "not":
-            return (
-                f"not ({condition_words(condition.condition, tool=tool)})" if condition.condition is not None else "not"
-            )
-        case "always" | "never":
-            return condition.type
-        case "expression":
-            return str(condition.value)
-        case kind:
-            subject = "the arguments" if tool and kind.startswith("output") else _SUBJECTS.get(kind)
-            named = f"{'args' if tool else 'metadata'}.{condition.key}" if kind == "metadata_equals" else None
-            verb = "contain" if subject == "the arguments" else "contains" if kind == "output_contains" else "is"
-            return f"{subject or named or f'variables.{condition.key}'} {verb} {condition.value!r}"
 
 
 def _asks(index: SpecIndex) -> Iterator[str]:

@@ -59,7 +59,7 @@ def test_containers_hold_their_steps():
     assert [node.id for node in drawing.nodes] == ["p", "p/x", "p/y", "c", "c/x", "c/y", "r", "r/x", "r/y"]
     assert drawing.nodes[0].gates == ("before", "after")
     assert ways(drawing) == [
-        ("c", "c/x", "(always) or (metadata k equals '1')"),
+        ("c", "c/x", "(always or metadata.k is 1)"),
         ("c", "c/y", "else"),
         ("r/x", "r/y", None),
         ("r", "r/x", "quick"),
