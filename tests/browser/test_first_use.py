@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,13 @@ def test_a_newcomer_opens_the_printed_link_answers_and_verifies_the_receipt(
     machine.kneo("init", "acme")
     kneo = machine.up("--repo", "acme")
     link = eventually(lambda: LINK.search("".join(kneo.printed)))[0]
-    eventually(lambda: machine.json("status", "prod", "--service-url", kneo.url)["releases"])
+
+    def is_released() -> bool:
+        """Look at the environment, which is there once the controller has reconciled."""
+        done = machine.kneo("status", "prod", "--service-url", kneo.url, "--json", expect=None)
+        return done.returncode == 0 and bool(json.loads(done.stdout)["releases"])
+
+    eventually(is_released)
     started = ("run", "--bundle", "announcement", "--env", "prod", "--input", "We ship on Friday")
     run = machine.json(*started, "--service-url", kneo.url)
     assert run["status"] == "paused", run

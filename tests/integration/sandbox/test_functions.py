@@ -22,7 +22,7 @@ from kneo.sandbox.processes import ChildFailed
 from kneo.spec.code import RunCode
 from kneo.spec.coverage.sandboxes import CodePart
 from kneo.spec.models.sandbox import Sandbox
-from kneo.spec.models.spec import Components, FunctionComponent, Spec
+from kneo.spec.models.spec import FunctionComponent
 from kneo.spec.policy import SandboxRules, ToolRules
 
 pytestmark = pytest.mark.skipif(not host_level().gives("kernel"), reason=host_level().facts)
@@ -119,9 +119,8 @@ def test_no_profile_beyond_the_limits_is_called_by_the_thread_of_the_run(tmp_pat
         function = FunctionComponent.model_validate(
             {"implementation": "own.where", "sandbox": {"level": level, **sandbox}}
         )
-        components = Components(functions={"score": function})
-        spec = Spec.model_construct(components=components)
-        return sandboxes.is_plain(CodePart(name="score", sandbox=function.sandbox), spec, "prod")
+        part = CodePart(name="score", sandbox=function.sandbox)
+        return sandboxes.is_plain(part, [part], "prod")
 
     assert is_plain()
     assert is_plain(net=["a.example:443"])
