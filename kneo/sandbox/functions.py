@@ -16,7 +16,7 @@ from functools import partial
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeGuard
+from typing import Any
 
 from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.function_context import (
@@ -191,15 +191,15 @@ class SandboxModule:
         listed = any(module == prefix or module.startswith(f"{prefix}.") for prefix in self._allow)
         return listed if self._allow else module in self._sources
 
-    @property
-    def facts(self) -> dict[str, object]:
-        """The gates that each function of a tool declares."""
-        declared = {name: each.review for name, each in vars(self._module).items() if _binds_arguments(each)}
-        return {"review": {name: [*review] for name, review in declared.items()}}
-
     def call(self, request: Mapping[str, Any]) -> dict[str, object]:
-        """Call the function that a request of the worker names, and return the answer."""
+        """Call the function that a request of the worker names, and return the answer.
+
+        Raises:
+            Forbidden: ``tool_review_missing``, for the ``gates`` of a tool.
+        """
         function = _function_of(self._module, self._name, request["function"], self._owns)
+        if request["gates"] is not None and isinstance(function, BindsArguments):
+            check_review(request["name"], function.review, request["gates"])
         parameters = parameters_of(function)
         try:
             if "arguments" in request:
@@ -234,12 +234,8 @@ class SandboxModule:
         return importlib.import_module("asyncio").run(wait())
 
 
-def _binds_arguments(thing: object) -> TypeGuard[BindsArguments]:
-    """Return whether a thing is a tool, by its type alone: proxies of libraries raise when their class is asked for."""
-    return issubclass(type(thing), BindsArguments)
-
-
 def _is_async(thing: object) -> bool:
+    """Return whether a thing is an async function or tool, by its type alone: proxies of libraries raise for ``__class__``."""
     return issubclass(type(thing), FunctionType | BindsArguments) and is_async_function(thing)  # type: ignore[arg-type]
 
 

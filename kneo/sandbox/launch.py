@@ -178,7 +178,7 @@ class ConfinedProcess:
         self._restrict()
         module, last = SandboxModule(self._task), self._last_filter()
         gc.freeze()  # a collection in a call would copy the pages of all that is imported
-        _send(self._control, {"ready": True, **module.facts})
+        _send(self._control, {"ready": True})
         folders = (f"{self._scratch}/{number}" for number in itertools.count(1))
         folder = next(folders)
         if not self._control.recv(1):  # the worker allows a first process

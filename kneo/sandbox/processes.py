@@ -22,7 +22,6 @@ from pathlib import Path
 import kneo
 from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.sandbox import confine
-from kneo.sandbox.functions import check_review
 from kneo.sandbox.levels import INTERPRETER, Rights
 from kneo.sandbox.network import PROXY_VARIABLES, Check, ConnectionNotifier, FilterProxy
 from kneo.sandbox.scratch import remove_folder
@@ -136,7 +135,7 @@ class SandboxProcesses:
         request: Mapping[str, object],
         *,
         check: Check | None = None,
-        review: Collection[str] | None = None,
+        gates: Collection[str] | None = None,
     ) -> Answer:
         """Call a function; a cancellation kills its process and all that it started.
 
@@ -146,7 +145,7 @@ class SandboxProcesses:
             rights: The rights of the call.
             request: ``text`` or ``arguments``, and ``context``.
             check: Checks hosts beyond the profile and resolves them.
-            review: The gates that the spec has, where a function may declare some.
+            gates: The gates that the spec has, where a function may declare some.
 
         Raises:
             ChildFailed: the function raised, or took its process down with it.
@@ -156,9 +155,8 @@ class SandboxProcesses:
             template = await self._take(name, code, rights)
             ended = False
             try:
-                if review is not None:
-                    check_review(name, template.review.get(code.attribute, ()), review)
-                answer = await template.call(name, {**request, "function": code.attribute}, check)
+                named = {"name": name, "function": code.attribute, "gates": None if gates is None else [*gates]}
+                answer = await template.call(name, {**request, **named}, check)
                 ended = template.has_ended
             except BaseException as error:
                 ended = not isinstance(error, ChildFailed | KneoError) or template.has_ended
@@ -241,8 +239,8 @@ class Sandboxed:
     def descriptor(self) -> int:
         return self._theirs.fileno()
 
-    async def begin(self, name: str, task: Mapping[str, object]) -> Mapping[str, object]:
-        """Send the launcher its task, and return what it answers once it is confined.
+    async def begin(self, name: str, task: Mapping[str, object]) -> None:
+        """Send the launcher its task, and wait until it is confined.
 
         Raises:
             KneoError: it cannot confine itself, or the function cannot be imported.
@@ -256,7 +254,6 @@ class Sandboxed:
                 raise _failure(name, self.rights, answer["error"])
             if not answer:
                 raise _failure(name, self.rights, {"type": "sandbox_unavailable", "message": "its launcher ended"})
-        return answer
 
     async def line(self) -> Mapping[str, object]:
         """Return the next message of the launcher; an empty one at its end."""
@@ -323,8 +320,6 @@ class _Template(Sandboxed):
         self.ending: asyncio.Future[None] | None = None
         self._process: Process | None = None
         self._errors: asyncio.Task[None] | None = None
-        self.review: Mapping[str, Sequence[str]] = {}
-        """The gates that functions of the module declare, by their names."""
         self._calls = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -345,13 +340,10 @@ class _Template(Sandboxed):
         )
         assert self._process.stderr is not None
         self._errors = asyncio.ensure_future(_relay(self._process.stderr))
-        ready = await self.begin(name, task)
+        await self.begin(name, task)
         self._allow_fork()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.control.send(b"c")
-        review = ready.get("review")
-        if isinstance(review, dict):
-            self.review = {name: [str(each) for each in _list_of(gates)] for name, gates in review.items()}
 
     async def call(self, name: str, request: Mapping[str, object], check: Check | None) -> Answer:
         """Make one call; raises what ``SandboxProcesses.call`` raises."""

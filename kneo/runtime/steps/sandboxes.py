@@ -132,7 +132,7 @@ class Sandboxes:
         hidden: CallSecrets,
         *,
         check: CheckHosts | None = None,
-        review: Collection[str] | None = None,
+        gates: Collection[str] | None = None,
     ) -> Called | None:
         """Call a function in a sandbox, and return its answer; ``None`` where it runs in this process. A cancellation kills it.
 
@@ -141,7 +141,7 @@ class Sandboxes:
             request: ``text`` or ``arguments``, and ``context``.
             hidden: Takes the secrets that the function is given, which are removed from what it answers.
             check: Makes the check of hosts beyond the profile; left out: public ones and the services inside the network.
-            review: The gates of a tool.
+            gates: The gates of a tool.
 
         Raises:
             WaitForAnswer: the function asks a person first.
@@ -156,7 +156,7 @@ class Sandboxes:
             code = await in_thread(partial(self._code.source, use.implementation, use.code))
         hosts = (check or public_hosts)(inside)
         try:
-            answer = await self._processes.call(use.part.name, code, rights, request, check=hosts, review=review)
+            answer = await self._processes.call(use.part.name, code, rights, request, check=hosts, gates=gates)
         except ChildFailed as error:
             raise ChildFailed(error.kind, hidden.hide_text(str(error))) from None
         content = hidden.hide_fields(answer.content) if len(hidden) else answer.content

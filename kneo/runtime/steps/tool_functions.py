@@ -57,7 +57,7 @@ class ToolFunctions:
                 request,
                 call.secrets,
                 check=lambda inside: _agent_hosts(call.turn.agent, inside),
-                review=gates_of(call),
+                gates=gates_of(call),
             )
         except ChildFailed as error:
             raise KneoError(str(error), code=error.kind) from None

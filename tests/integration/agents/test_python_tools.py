@@ -31,6 +31,10 @@ from kneo.tools import ToolResult
 def decorated(amount: int, to: str, key): return [amount, to, key]
 @tool(requires_confirmation=True)
 def confirmed(amount: int): return amount
+def __getattr__(name):
+    if name == "on_demand":
+        return confirmed
+    raise AttributeError(name)
 def echo(arguments): return {"arguments": arguments}
 def text(arguments): return "hello"
 def none(arguments): return None
@@ -253,6 +257,15 @@ def test_a_decorated_function_takes_its_arguments_by_name(tmp_path: Path, where:
         call(tmp_path, "confirmed", {"amount": 5}, **where)
     assert refused.value.code == "tool_review_missing"
     assert call(tmp_path, "confirmed", {"amount": 5}, review={"before": True}, **where) == 5
+
+
+@EVERYWHERE
+def test_the_gates_of_a_function_that_its_module_makes_on_demand_are_required(
+    tmp_path: Path, where: dict[str, object]
+) -> None:
+    with pytest.raises(KneoError) as refused:
+        call(tmp_path, "on_demand", {"amount": 5}, **where)
+    assert refused.value.code == "tool_review_missing"
 
 
 # ---- the registry ---------------------------------------------------------------------------------------------------

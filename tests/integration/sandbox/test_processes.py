@@ -257,12 +257,9 @@ def test_a_call_has_its_own_descriptors_alone(tmp_path: Path, level: Level, left
 @LINUX
 def test_functions_of_one_module_share_a_process(tmp_path: Path, left: None) -> None:
     module = (
-        "from kneo.sdk.tools import tool\n"
         "ran = []\n"
         "def first(text): ran.append(text); return len(ran)\n"
         "def second(text): ran.append(text); return len(ran)\n"
-        "@tool(requires_confirmation=True)\n"
-        "def pay(euros: int) -> int: return euros\n"
         "class Proxy:\n"
         "    @property\n"
         "    def __class__(self): raise RuntimeError('unbound')\n"
@@ -272,8 +269,7 @@ def test_functions_of_one_module_share_a_process(tmp_path: Path, left: None) -> 
     async def work() -> None:
         async with caller(tmp_path, module) as call:
             assert [await call("first"), await call("second"), await call("first")] == [1, 1, 1]
-            [template] = call.processes._idle
-            assert template.review == {"pay": ["before"]}
+            assert len(call.processes._idle) == 1
 
     asyncio.run(work())
 
