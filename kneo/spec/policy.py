@@ -550,7 +550,7 @@ def _between(least: str, most: str) -> AfterValidator:
     """Return the check of a size within bounds."""
 
     def check(text: str) -> str:
-        if re.match(_SIZE, text) is None or not in_bytes(least) <= in_bytes(text) <= in_bytes(most):
+        if re.fullmatch(_SIZE, text) is None or not in_bytes(least) <= in_bytes(text) <= in_bytes(most):
             reason = f"{quote(text)} is not a size from {least} to {most}."
             raise PydanticCustomError("size", "{reason}", {"reason": reason})
         return text
