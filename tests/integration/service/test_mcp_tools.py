@@ -133,6 +133,7 @@ def test_refusals_are_errors_of_the_tool_and_keys_bind_calls(house: Bench) -> No
     hidden = asyncio.run(call(house, "refunds", {}))
     assert structured(hidden)["error"] == "tool_not_found"
     assert structured(asyncio.run(call(house, "get_call", {"call_id": "run_x"})))["error"] == "call_not_found"
+    assert structured(asyncio.run(call(house, "get_call", {})))["error"] == "validation_error"
     failed = asyncio.run(call(house, "lookup", {"id": "none"}))
     assert (failed.is_error, "no such order" in text(failed)) == (True, True)
     keyed = [

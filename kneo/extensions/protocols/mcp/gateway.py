@@ -32,7 +32,7 @@ from kneo.api.calls import CallCreate, CallView, find_own_call, start_call, wait
 from kneo.api.operation import Principal, Waiting
 from kneo.clock import monotonic
 from kneo.digest import digest_of_json
-from kneo.errors import Invalid, KneoError, NotFound
+from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.extensions.protocols.calls import execute_once
 from kneo.extensions.protocols.mcp.call_inputs import (
     CallState,
@@ -160,7 +160,11 @@ class BundleTools:
             run, shown = await run_in_threadpool(find_own_call, operations, state.call_id), state.shown
             waits = await run_in_threadpool(take_responses, operations, run, params.input_responses)
         elif params.name == GET_CALL:
-            run = await run_in_threadpool(find_own_call, operations, str(arguments.get("call_id")))
+            call_id = arguments.get("call_id")
+            if not isinstance(call_id, str):
+                msg = f"{GET_CALL} takes the id of a call."
+                raise InvalidValue(msg, field="call_id", hint="The response to the call has it as call_id.")
+            run = await run_in_threadpool(find_own_call, operations, call_id)
         else:
             run, joined = await self._start(params.name, arguments, meta)
         links, forms = asks_at(context)
