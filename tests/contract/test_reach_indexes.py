@@ -12,12 +12,16 @@ import pytest
 from builders import build_run, build_task
 from sqlalchemy import event, text
 
-from kneo.records.run import RunError, RunStatus
+from kneo.digest import digest_of
+from kneo.records.run import ReleaseRef, RunError, RunStatus
 from kneo.store import audit, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.run_filter import RunFilter
 
 REACH = frozenset({"env-7", "env-8", "env-9"})
+RELEASE = ReleaseRef(
+    bundle="pay", version="1.0.0", digest=digest_of(b"payload"), environment="prod", revision="1", promotion_id="prm_1"
+)
 NOON = "2026-01-31T12:00:00.000000+00:00"
 
 FILTERS = {
@@ -119,6 +123,30 @@ def test_runs_of_some_environments_are_read_in_the_order_of_the_index_of_each(fi
             index = "ix_runs_environment_" if where.has_error else f"ix_runs_environment_{sort_by}"
             _check_list(filled, read, index, "runs")
         _check_count(filled, partial(runs.count_runs, where=where), "ix_runs_environment_", "runs")
+
+
+def test_runs_of_a_bundle_or_workflow_are_read_and_counted_by_its_index(store: Store) -> None:
+    with store.write() as tx:
+        for number in range(400):
+            release, name = replace(RELEASE, bundle=f"bundle-{number % 20}"), f"workflow-{number % 20}"
+            run = build_run(environment=f"env-{number % 50}", release=release, workflow_name=name)
+            runs.insert_run(tx, run)
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE" if store.is_sqlite else "VACUUM ANALYZE runs"))
+    for where, index in (
+        (RunFilter(bundle="bundle-7"), "ix_runs_bundle_updated_at"),
+        (RunFilter(workflow_name="workflow-7"), "ix_runs_workflow_name_updated_at"),
+    ):
+        for read in (partial(runs.list_runs, where=where, limit=5), partial(runs.count_runs, where=where)):
+            steps = [step for step in _steps(store, read, "runs") if "ORDER BY" not in step]
+            assert steps, where
+            assert all(index in step for step in steps), steps
+        with store.read() as tx:
+            limited, every = replace(tx, reach=REACH), runs.list_runs(tx, where, limit=1_000)
+            expected = [run.id for run in every if run.environment in REACH]
+            assert 0 < len(expected) < len(every)
+            assert [run.id for run in runs.list_runs(limited, where)] == expected
+            assert runs.count_runs(limited, where) == len(expected)
 
 
 def test_audit_events_of_some_environments_are_read_and_counted_by_their_index(filled: Store) -> None:
