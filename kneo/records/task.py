@@ -88,7 +88,7 @@ class Decision:
 
     @property
     def remark(self) -> str | None:
-        """What a person wrote beside the decision: the reason of a rejection, else the comment."""
+        """The text with which a person explained the decision: the reason of a rejection, else the comment."""
         return (self.reason or None) if self.kind is DecisionKind.REJECTED else self.comment
 
 

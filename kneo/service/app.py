@@ -287,7 +287,7 @@ def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
 def _api() -> APIRouter:
     """Return the routes under the version as they are described: ``DirectRoute`` handles their requests.
 
-    The framework compiles included routes anew for each application, which takes half a second.
+    The framework compiles included routes again for each application, which takes half a second.
     """
     api, described = APIRouter(), APIRouter()
     for router in routers():

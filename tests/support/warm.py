@@ -209,7 +209,7 @@ def _wait(talk: socket.socket, commands: socket.socket) -> Mapping[str, Any]:
                 asking.send(str(os.waitstatus_to_exitcode(os.waitpid(made, 0)[1])).encode())
             os._exit(0)
         if asking is talk:
-            os.waitpid(between, 0)  # from here on the new process belongs to whoever asked
+            os.waitpid(between, 0)  # from here on the new process is a child of the process that asked
             talk.send(os.read(read, 32))
         else:
             asking.close()
