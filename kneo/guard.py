@@ -46,6 +46,9 @@ class CallInterrupted(CallRefused):
     """A call under this key was begun before and its result was not reported: it may have taken effect, and people look it up."""
 
 
+BEGUN_BY_ANOTHER = {"call_begun", "call_ended"}
+"""The errors of a begin where another attempt under the same key came first."""
+
 RETRIES = 3
 """Further attempts to connect."""
 
@@ -174,21 +177,26 @@ class _Decided:
 
 def _decide(body: Mapping[str, Any], key: str, until: float) -> Steps[_Decided]:
     """Make a call, wait for people, and begin it."""
-    wait = {"wait": f"{POLL_SECONDS}s"}
+    wait = {"wait": "1s"}  # the same for all attempts, since a key belongs to one request
     made = {"method": "POST", "url": "/calls", "json": body, "params": wait, "headers": {"Idempotency-Key": key}}
     call = _checked((yield made))
-    while call["status"] in {"running", "waiting"}:
-        if time.monotonic() > until:
+    while call["status"] != "ended":
+        if call["status"] == "begun":
+            raise CallInterrupted(f"{call['id']} was begun before, and its result was not reported.", call)
+        if call["status"] == "allowed":
+            begun = yield {"method": "POST", "url": f"/calls/{call['id']}/begin"}
+            if begun.status_code != 409 or begun.json().get("error") not in BEGUN_BY_ANOTHER:
+                return _Decided(call["id"], begun=_checked(begun)["arguments"])
+        elif time.monotonic() > until:
             links = ", ".join(question["url"] for question in call["questions"])
             raise CallWaiting(f"{call['id']} waits for approval: {links}", call)
-        left = max(1, min(POLL_SECONDS, int(until - time.monotonic())))
-        call = _checked((yield {"method": "GET", "url": f"/calls/{call['id']}", "params": {"wait": f"{left}s"}}))
-    if call["status"] == "ended":
-        return _Decided(call["id"], _result_of(call))
-    if call["status"] == "begun":
-        raise CallInterrupted(f"{call['id']} was begun before, and its result was not reported.", call)
-    begun = _checked((yield {"method": "POST", "url": f"/calls/{call['id']}/begin"}))
-    return _Decided(call["id"], begun=begun["arguments"])
+        call = _checked((yield {"method": "GET", "url": f"/calls/{call['id']}", "params": _wait(until)}))
+    return _Decided(call["id"], _result_of(call))
+
+
+def _wait(until: float) -> dict[str, str]:
+    """Return how long a request waits: to a moment of the monotonic clock, 1 to `POLL_SECONDS`."""
+    return {"wait": f"{max(1, min(POLL_SECONDS, int(until - time.monotonic())))}s"}
 
 
 def _report(call_id: str, report: Mapping[str, Any]) -> Steps[dict[str, Any]]:

@@ -27,7 +27,7 @@ from kneo.errors import Conflict, KneoError
 from kneo.names import person_key
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import Run, RunStatus
-from kneo.records.task import TAKES_OVER, UNRESOLVED, HumanTask
+from kneo.records.task import TAKES_OVER, UNRESOLVED, HumanTask, TaskStatus
 from kneo.runtime.engine.call_metrics import CallOutcome, outcome_of, output_of
 from kneo.runtime.engine.calls import ServedBundle, StatedCall, find_served, join_key, start
 from kneo.runtime.engine.questions import run_facts
@@ -327,19 +327,21 @@ def _task_of(context: Context, call_id: str) -> tuple[Run, HumanTask]:
 
     Raises:
         NotFound: ``call_not_found``.
-        Conflict: ``call_ended``; ``call_not_allowed``: it waits for people or is under way; ``call_begun``: people have taken over.
+        Conflict: ``call_ended``; ``call_not_allowed``: it waits for people or is under way; ``call_begun``: its result was reported, or
+            people have taken over.
     """
     run = find_own_call(context, call_id)
     if run.status.is_final:
         raise _ended(run)
     with context.store.read() as tx:
-        waiting = tasks.of_run(tx, run.id, UNRESOLVED)
-    task = next((each for each in waiting if TAKES_OVER in each.metadata), None)
+        asked = tasks.of_run(tx, run.id, TaskStatus)
+    waiting = [each for each in asked if each.status in UNRESOLVED]
+    task = next((each for each in asked if TAKES_OVER in each.metadata), None)
     if task is None:
         people = ", ".join(dict.fromkeys(name for each in waiting for name in _people(each)))
         msg = f"{run.id} waits for {people or 'people'}." if waiting else f"{run.id} is not decided yet."
         raise Conflict(msg, code="call_not_allowed", run_id=run.id)
-    if not task.is_for_caller:
+    if task.status not in UNRESOLVED or not task.is_for_caller:
         raise inbox.call_begun(task)
     return run, task
 

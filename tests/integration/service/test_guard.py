@@ -113,6 +113,29 @@ def test_twenty_attempts_under_one_key_begin_a_call_once(house: Bench, guard: Gu
     assert delete_branch.keyed("pr-1", branch="once") == "deleted"
 
 
+def test_an_attempt_that_begins_after_another_has_reported_returns_the_reported_result(
+    house: Bench, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    def delete_branch(branch: str) -> str:
+        called.append(branch)
+        return "deleted"
+
+    with pytest.raises(CallWaiting):
+        guard(name="delete_branch", wait=0)(delete_branch).keyed("pr-late", branch="late")  # type: ignore[attr-defined]
+    decide(house, waiting(house, "late"), decision="approved")
+
+    def call_first(request: httpx.Request) -> None:
+        if request.url.path.endswith("/begin"):
+            assert guard(delete_branch).keyed("pr-late", branch="late") == "deleted"  # type: ignore[attr-defined]
+
+    later = Guard(house.url, env="prod", bundle="payments")
+    monkeypatch.setitem(later._options, "event_hooks", {"request": [call_first]})
+    assert later(delete_branch).keyed("pr-late", branch="late") == "deleted"  # type: ignore[attr-defined]
+    assert called == ["late"]
+
+
 KILLED = """
 import os, signal
 from kneo.guard import Guard
