@@ -677,8 +677,8 @@ class Settings:
     """The folders of ``implementation:`` modules."""
 
     api_keys: str = setting("KNEO_SERV_API_KEYS", "", _secret, secret=True)
-    """`name:key:role_or_scope[,…]` or `name:sha256:digest:role_or_scope[,…]`, separated by `;`; see [roles](roles.md). A key
-    switches authentication on. A file is read again when the process gets SIGHUP."""
+    """`name:key:role_or_scope[,…]` or `name:sha256:digest:role_or_scope[,…]`, separated by `;` or a line break; see
+    [roles](roles.md). A key switches authentication on. A file is read again when the process gets SIGHUP."""
 
     admin_api_key: str = setting("KNEO_SERV_ADMIN_API_KEY", "", _secret, secret=True)
     """A key with every right, or `sha256:` and its digest. A file is read again when the process gets SIGHUP."""

@@ -57,7 +57,7 @@ def _show_events(answer: api.AuditPageView) -> None:
     rows = [
         [
             item.seq,
-            render.ago(item.created_at, now),
+            render.relative(item.created_at, now),
             item.event_type,
             item.actor,
             item.environment or item.run_id,

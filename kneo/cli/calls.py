@@ -13,6 +13,7 @@ from kneo.api.calls import CallListView, CallToolListView, CallView
 from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
+from kneo.clock import SystemClock
 from kneo.errors import Usage
 from kneo.json_text import RepeatedMember, parse_json
 
@@ -128,7 +129,11 @@ def show_call(view: CallView, address: str | None = None) -> None:
 
 
 def _show_list(view: CallListView) -> None:
-    rows = [[each.id, each.tool, each.bundle, each.outcome or each.status, each.created_at] for each in view.calls]
+    now = SystemClock().now()
+    rows = [
+        [each.id, each.tool, each.bundle, each.outcome or each.status, render.relative(each.created_at, now)]
+        for each in view.calls
+    ]
     render.table("Calls", ["Call", "Tool", "Bundle", "Status", "Made"], rows)
 
 

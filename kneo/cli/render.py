@@ -50,13 +50,16 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def ago(at: str, now: datetime) -> str:
-    """Return the age of a time: ``4 min ago``."""
-    seconds = int((now - parse_time(at)).total_seconds())
+def relative(at: str | None, now: datetime) -> str:
+    """Return a time as people say it: ``4 min ago``, ``in 2 h``; empty without one."""
+    if at is None:
+        return ""
+    seconds = int((parse_time(at) - now).total_seconds())
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return "just now"
+        if abs(seconds) >= size:
+            length = f"{abs(seconds) // size} {unit}"
+            return f"in {length}" if seconds > 0 else f"{length} ago"
+    return "in less than a minute" if seconds > 0 else "just now"
 
 
 def line(mark: str, text: str, *, err: bool = False) -> None:

@@ -112,7 +112,7 @@ def configured(settings: Settings) -> AuthConfig:
     Raises:
         Invalid: an entry is malformed.
     """
-    entries = [entry.strip() for entry in settings.api_keys.split(";") if entry.strip()]
+    entries = [entry.strip() for entry in re.split(r"[;\r\n]", settings.api_keys) if entry.strip()]
     keys = [_entry(entry, number) for number, entry in enumerate(entries, start=1)]
     if settings.admin_api_key:
         keys.append(APIKeyRecord("admin", settings.admin_api_key, roles=("admin",)))
@@ -134,6 +134,7 @@ def _entry(entry: str, number: int) -> APIKeyRecord:
 
 _DIGEST = "sha256"
 _HEX = re.compile(r"[0-9a-f]{64}")
+_WORD = re.compile(r"[a-z]{1,16}(:[a-z]{1,16})?")
 
 
 def key_digest(key: str) -> str:
@@ -202,7 +203,8 @@ def _scopes(record: APIKeyRecord) -> frozenset[str]:
 def _checked_scopes(where: str, roles: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
     roles, scopes = frozenset(roles), frozenset(scopes)
     for word in sorted((roles - ROLES.keys()) | (scopes - SCOPES.keys())):
-        msg = f"{where} has the unknown role or scope {word[:60]!r}."
+        # Another word may be the key of the next entry, after a wrong separator.
+        msg = f"{where} has {f'the unknown role or scope {word!r}' if _WORD.fullmatch(word) else 'an unknown role or scope'}."
         hint = f"Roles are {', '.join(ROLES)}; scopes are {', '.join(SCOPES)}."
         raise Invalid(msg, code="invalid_setting", hint=hint)
     return with_included(scopes.union(*(ROLES[role] for role in roles)))

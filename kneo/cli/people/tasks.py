@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions, request
 from kneo.cli.options import Period, time_after
-from kneo.clock import isoformat
+from kneo.clock import SystemClock, isoformat
 from kneo.errors import Usage
 from kneo.store.task_statistics import TaskSummary
 
@@ -39,18 +40,23 @@ def _show_inbox(listed: InboxView) -> None:
         if listed.note is not None:
             render.text(f"{listed.note}\nSee what waits for others: kneo inbox --show all")
         return
-    rows = [_change_row(item) if isinstance(item, InboxChangeView) else _task_row(item) for item in listed.items]
+    now = SystemClock().now()
+    rows = [
+        _change_row(item, now) if isinstance(item, InboxChangeView) else _task_row(item, now) for item in listed.items
+    ]
     render.table("", ["Id", "What", "Environment", "Since", "Deadline"], rows)
     waiting = "1 task or change waits" if listed.count == 1 else f"{listed.count} tasks and changes wait"
     render.text(f"{waiting} for you." + (f" Next page: --after {listed.next_after}" if listed.next_after else ""))
 
 
-def _task_row(item: InboxTaskView) -> list[object]:
-    return [item.id, item.headline, item.environment, item.created_at, item.deadline_at]
+def _task_row(item: InboxTaskView, now: datetime) -> list[object]:
+    since, deadline = (render.relative(at, now) for at in (item.created_at, item.deadline_at))
+    return [item.id, item.headline, item.environment, since, deadline]
 
 
-def _change_row(item: InboxChangeView) -> list[object]:
-    return [item.id, f"{item.change} {item.bundle} {item.version}".strip(), item.environment, item.since, None]
+def _change_row(item: InboxChangeView, now: datetime) -> list[object]:
+    what = f"{item.change} {item.bundle} {item.version}".strip()
+    return [item.id, what, item.environment, render.relative(item.since, now), None]
 
 
 @examples("kneo me", "kneo me --json")
@@ -136,6 +142,7 @@ def _show_page(page: HumanTaskPageView, period: Period) -> None:
     if not page.tasks:
         render.text("No open tasks.")
         return
+    now = SystemClock().now()
     rows = [
         [
             task.continuation_id,
@@ -143,7 +150,7 @@ def _show_page(page: HumanTaskPageView, period: Period) -> None:
             textwrap.shorten(task.headline, QUESTION_CHARS, placeholder=" …"),
             task.environment,
             task.claimed_by or task.assignee,
-            task.created_at,
+            render.relative(task.created_at, now),
         ]
         for task in page.tasks
     ]

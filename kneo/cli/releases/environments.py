@@ -64,12 +64,12 @@ def show_environment(item: EnvironmentView, now: datetime) -> None:
     if ready is not None and (not is_ready or ready.reason == RETIRED) and ready.message not in repeated:
         render.text(f"    {ready.reason}: {ready.message}")
     for release in item.releases:
-        since = render.ago(release.since, now)
+        since = render.relative(release.since, now)
         render.text(f"    {release.bundle} {release.version}  {render.short_digest(release.digest)}  released {since}")
     if item.grants:
         render.text(f"    {render.count(item.grants, 'active grant')}: kneo grant list --env {item.name}")
     if item.calls_wait_since is not None:
-        oldest = render.ago(item.calls_wait_since, now)
+        oldest = render.relative(item.calls_wait_since, now)
         render.text(f"    {render.count(item.waiting_calls, 'call')} waiting for people, the oldest since {oldest}")
     for hold in item.holds:
         until = f" until {hold.until}" if hold.until else ""
@@ -123,7 +123,7 @@ def _show_history(answer: HistoryView) -> None:
 def _history_row(item: PromotionView, now: datetime) -> list[object]:
     approvers = (f"{one.principal}: {one.reason}" if one.reason else one.principal for one in item.decisions)
     return [
-        render.ago(item.at, now),
+        render.relative(item.at, now),
         item.kind,
         item.bundle,
         item.version,
@@ -144,12 +144,12 @@ def why(target: ReleaseArgument, *, options: ServiceOptions) -> None:
 
     def show() -> None:
         if answer.serving is not None:
-            since = render.ago(answer.serving.since, now)
+            since = render.relative(answer.serving.since, now)
             render.text(f"{environment} serves {bundle} {answer.serving.version}, released {since}")
         if not answer.blocked:
             render.success(answer.message)
         for gate in answer.gates:
-            since = f", since {render.ago(gate.since, now)}" if gate.since else ""
+            since = f", since {render.relative(gate.since, now)}" if gate.since else ""
             render.line(render.CAREFUL, f"{gate.gate}: {gate.reason}{since}")
             render.text(f"  {gate.message}")
             if gate.who:

@@ -17,6 +17,7 @@ from kneo.cli.commands import examples
 from kneo.cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend
 from kneo.cli.options import Period
 from kneo.cli.watch import details, indent, show_event
+from kneo.clock import SystemClock
 from kneo.records.run import dollars
 from kneo.service.published import own_words
 from kneo.store.usage import UsageGroup
@@ -83,11 +84,12 @@ def _show_list(page: RunPageView, period: Period) -> None:
         render.text("No runs.")
         return
     rows = []
+    now = SystemClock().now()
     for run in page.runs:
         release = run.metadata.get("release")
         release = release if isinstance(release, dict) else {}
         what = f"{release['bundle']}@{release['version']}" if release else run.workflow_name
-        rows.append([run.run_id, run.status, what, release.get("environment"), run.updated_at])
+        rows.append([run.run_id, run.status, what, release.get("environment"), render.relative(run.updated_at, now)])
     render.table("", ["Run", "Status", "Bundle or workflow", "Environment", "Updated"], rows)
     end = page.offset + len(page.runs)
     if end < page.total:

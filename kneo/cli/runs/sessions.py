@@ -23,6 +23,7 @@ from kneo.cli import render
 from kneo.cli.commands import examples
 from kneo.cli.connection import ServiceOptions
 from kneo.cli.runs.runs import RunArgument, cost_of, show_run
+from kneo.clock import SystemClock
 from kneo.records.run import dollars
 
 
@@ -185,8 +186,10 @@ def _show_sessions(page: SessionPageView) -> None:
     if not page.sessions:
         render.text("No sessions.")
         return
+    now = SystemClock().now()
     rows = [
-        [each.session_id, each.environment, each.message_count, each.created_at, each.updated_at]
+        [each.session_id, each.environment, each.message_count]
+        + [render.relative(at, now) for at in (each.created_at, each.updated_at)]
         for each in page.sessions
     ]
     render.table("Sessions", ["Session", "Environment", "Messages", "Created", "Last used"], rows)

@@ -11,7 +11,8 @@ from service_bench import PUBLISH, Bench, Json, spec_of
 from kneo.cli.compose import make_starter
 from kneo.errors import Invalid
 from kneo.service.app import create_app
-from kneo.service.auth import APIKeyRecord, AuthConfig, keyring
+from kneo.service.auth import APIKeyRecord, AuthConfig, configured, keyring
+from kneo.settings import from_env
 from kneo.store import project_metadata
 
 GATE: Json = {"id": "approve", "kind": "human", "ref": "board"}
@@ -83,3 +84,22 @@ def test_two_keys_of_one_person_have_one_spelling() -> None:
     assert ring("ann", "ann") == {"ann"}
     with pytest.raises(Invalid, match="two spellings"):
         ring("ann", "Ann")
+
+
+def test_entries_of_a_file_of_keys_stand_on_lines_too() -> None:
+    ring = configured(
+        from_env({"KNEO_SERV_API_KEYS": "ann:k1:operator\r\nbob:k2:approver;\ncid:k3:runs:read,runs:write\n"})
+    )
+    assert [(each.name, each.key, (*each.roles, *each.scopes)) for each in ring.api_keys] == [
+        ("ann", "k1", ("operator",)),
+        ("bob", "k2", ("approver",)),
+        ("cid", "k3", ("runs:read", "runs:write")),
+    ]
+
+
+@pytest.mark.parametrize("separator", [",", " ", "|", "\x0b"])
+def test_a_wrong_separator_of_entries_shows_no_key(separator: str) -> None:
+    keys = separator.join(["ann:kneo_Secret-1:operator", "bob:kneo_Secret-2:approver"])
+    with pytest.raises(Invalid, match="ann has an unknown role or scope") as refused:
+        keyring(configured(from_env({"KNEO_SERV_API_KEYS": keys})))
+    assert "Secret" not in f"{refused.value} {refused.value.hint}"
