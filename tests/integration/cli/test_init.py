@@ -146,14 +146,15 @@ def test_a_template_is_a_spec_without_findings_in_each_environment(
 
 
 @pytest.mark.parametrize("template", command.RepositoryTemplate)
-def test_the_readme_of_a_template_has_one_screen_and_names_each_file(
+def test_the_readme_of_a_template_has_one_screen_and_names_each_folder(
     template: command.RepositoryTemplate, kneo: Kneo, tmp_path: Path
 ):
     kneo("init", "acme", "--template", template)
     readme = (tmp_path / "acme/README.md").read_text()
-    assert template == "workflow" or len(readme.splitlines()) <= 60
+    assert len(readme.splitlines()) <= 60
     for folder in ("specs/", "bundles/", "environments/", ".github/"):
         assert f"`{folder}" in readme
+    assert (tmp_path / "acme/.github/workflows/kneo.yml").is_file()
 
 
 def test_ci_installs_the_wheel_of_the_repository_until_an_index_has_kneo(

@@ -54,11 +54,17 @@ def test_a_missing_key_is_named_with_what_to_do(provider: str, monkeypatch: pyte
     assert findings({"provider": provider, "name": "m"}) == {}
 
 
-def test_a_missing_library_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("provider", "extra"),
+    [("openai", "openai"), ("anthropic", "anthropic"), ("google-adk", "google"), ("openai-compatible", "openai")],
+)
+def test_a_missing_library_is_named_with_the_command(
+    provider: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    path, text = findings({"provider": "google-adk", "name": "m"})["I_MODEL_EXTRA"]
+    path, text = findings({"provider": provider, "name": "m"})["I_MODEL_EXTRA"]
     assert path == "agent.model.provider"
-    assert "pip install 'kneo[google]'" in text
+    assert f"pip install 'kneo[{extra}]'" in text
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,18 @@ def test_the_command_asks_what_the_environment_file_asks(tmp_path, monkeypatch, 
     )
 
 
+def test_the_command_imports_no_function(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["init", "acme", "--json"]) == 0
+    monkeypatch.chdir("acme")
+    functions = Path("announcement_functions.py")
+    functions.write_text(f"{functions.read_text()}\nraise SystemExit('imported')\n")
+    capsys.readouterr()
+    assert run(["spec", "simulate", *map(str, Path("specs").glob("*.yaml")), "--json"]) == 0
+    statuses = [outcome["status"] for outcome in json.loads(capsys.readouterr().out)["outcomes"]]
+    assert sorted(set(statuses)) == ["cancelled", "succeeded"]
+
+
 def test_failures_count_only_where_somebody_catches_them() -> None:
     assert ends(walk([fn("a"), fn("b")])) == [("a", "b", "succeeded")]
     assert ends(walk([fn("a", on_error="fallback", fallback_ref="b"), fn("b")])) == [
