@@ -151,14 +151,20 @@ async def _waiting(http: httpx2.AsyncClient, url: str, pid: int, waiting: int) -
         ]
         while (await _open(http)) < waiting:  # noqa: ASYNC110 - in another process
             await asyncio.sleep(0.5)
-        held = _state_of(pid)
+        held, spent = _state_of(pid), _processor_ms(pid)
+        await asyncio.sleep(WAITED_SECONDS)
+        spent = _processor_ms(pid) - spent
         for each in pending:
             each.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
     return {
         f"threads more, {waiting} waiting": held["Threads"] - before["Threads"],
         f"MB more, {waiting} waiting": (held["VmRSS"] - before["VmRSS"]) / 1024,
+        f"processor ms each second, {waiting} waiting": spent / WAITED_SECONDS,
     }
+
+
+WAITED_SECONDS = 10
 
 
 async def _open(http: httpx2.AsyncClient) -> int:

@@ -144,6 +144,7 @@ _tables: dict[tuple[Row, ...], _AccessTable] = {}
 
 
 def _table(tx: Tx) -> _AccessTable:
+    tx = tx.unlimited
     stamps = tx.once("environment stamps", lambda: releases.environment_stamps(tx))
     found = _tables.get(stamps)
     if found is None:

@@ -154,7 +154,7 @@ class Tx:
     @property
     def unlimited(self) -> Tx:
         """The same transaction, which reads all rows."""
-        return replace(self, reach=None, snapshot={} if self.snapshot is not None else None)
+        return replace(self, reach=None)
 
     @property
     def remembering(self) -> Tx:
@@ -174,9 +174,10 @@ class Tx:
             execute_inserts(self, tuple(self.calls.values()))
 
     def once(self, key: Hashable, read: Callable[[], T]) -> T:
-        """Return what a function reads; a snapshot is read once for each key."""
+        """Return what a function reads; a snapshot is read once for each key, of the environments that are read."""
         if self.snapshot is None:
             return read()
+        key = self.reach, key
         if key not in self.snapshot:
             self.snapshot[key] = read()
         return cast("T", self.snapshot[key])
@@ -249,8 +250,7 @@ class Store:
         if self.find_reach is None:
             return tx
         reach = self.find_reach(tx)
-        # What was read to find the reach, such as the files of all environments, is not read for the caller.
-        return tx if reach is None else replace(tx, reach=reach, snapshot={} if tx.snapshot is not None else None)
+        return tx if reach is None else replace(tx, reach=reach)
 
     @property
     def is_sqlite(self) -> bool:

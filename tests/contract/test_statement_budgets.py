@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event
 
 from kneo.cli.serve.controller import Repository, make_controller
 from kneo.runtime.engine.assemble import make_driver
-from kneo.runtime.engine.wait import RunSettled, find_run
+from kneo.runtime.engine.wait import CallSettled, RunSettled, SettledRun, find_run
 from kneo.runtime.engine.worker import Driver
 from kneo.store import audit, runs
 from kneo.store.change_feed import ChangeFeed
@@ -149,6 +149,32 @@ def test_a_wait_for_a_run_executes_one_statement_for_each_poll(engine: Engine, m
     with counted(engine.store, counts, "wait"), ChangeFeed(engine.store) as feed:
         assert feed.wait_for(RunSettled(run.id), 0.3) is None
     assert counts["wait"] == len(polls) > 0
+
+
+@pytest.mark.both_databases
+def test_a_wait_reads_a_run_that_did_not_end_it_again_once_it_has_changed(engine: Engine) -> None:
+    driver = engine.driver()
+    run = engine.start([HUMAN, HUMAN | {"id": "again"}])
+    call = CallSettled(run.id)
+
+    def changed() -> Sequence[object]:
+        with engine.store.look() as tx:
+            return CallSettled.find_changed(tx, [call])
+
+    def read() -> Sequence[SettledRun | None]:
+        with engine.store.read() as tx:
+            return CallSettled.read(tx, [call])
+
+    for _ in range(2):
+        engine.drive_with(driver, run)
+        assert changed() == [call]
+        assert changed() == [call]  # where a read fails, the next one is made
+        assert read() == [None]
+        assert changed() == []
+        engine.answer(engine.open(run)[0], "approved")
+    engine.drive_with(driver, run)
+    assert changed() == [call]
+    assert [settled.run.status for settled in read() if settled] == ["succeeded"]
 
 
 FLOWS = {"human run": human_run, "three steps": three_steps}

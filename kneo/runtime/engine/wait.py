@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kneo.errors import NotFound
 from kneo.records.run import Run, RunStatus
@@ -42,6 +42,8 @@ class RunSettled(Subscription[SettledRun]):
     run_id: str
     epoch: int = 0
     answered: str | None = None
+    passed: list[runs.RunProgress] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The progress of the run when it was read last and did not end the wait: it is read again once that has changed."""
 
     @property
     def topic(self) -> str:
@@ -60,13 +62,19 @@ class RunSettled(Subscription[SettledRun]):
     @classmethod
     def find_changed(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[RunSettled]:
         progress = runs.progress(tx, [item.run_id for item in subscriptions])
-        settled = {run_id for run_id, now in progress.items() if now.status is not RunStatus.RUNNING}
-        return [item for item in subscriptions if item.run_id in settled]
+        found = ((item, progress.get(item.run_id)) for item in subscriptions)
+        return [item for item, now in found if now and now.status is not RunStatus.RUNNING and now not in item.passed]
 
     @classmethod
     def read(cls, tx: Tx, subscriptions: Sequence[RunSettled]) -> Sequence[SettledRun | None]:
-        found = ((item, _settled(tx, item.run_id)) for item in subscriptions)
-        return [settled if settled is not None and item.ends_with(settled) else None for item, settled in found]
+        return [item.ending(_settled(tx, item.run_id)) for item in subscriptions]
+
+    def ending(self, settled: SettledRun | None) -> SettledRun | None:
+        """Return a state of the run if it ends the wait, and remember it if not."""
+        if settled is None or self.ends_with(settled):
+            return settled
+        self.passed[:] = [runs.RunProgress(status=settled.run.status, trace_count=settled.run.trace_count)]
+        return None
 
 
 @dataclass(frozen=True)
