@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 
 from kneo.agents.providers import OperatorConnections, check_models
 from kneo.agents.tools.kinds import check_kind
@@ -76,11 +77,13 @@ def check_libraries(
     Raises:
         Invalid: ``mcp_not_installed`` or ``a2a_not_installed``.
     """
-    tools = {tool: spec.tools[tool] for tool in callable_tools(agent) if tool in spec.tools}
-    lacking = missing() if any(each.kind.library is not None for each in tools.values()) else frozenset()
-    for tool, declared in tools.items():
+    lacking = cache(missing)
+    for tool in callable_tools(agent):
+        declared = spec.tools.get(tool)
+        if declared is None:
+            continue
         library = declared.kind.library
-        if library is not None and library in lacking:
+        if library is not None and library in lacking():
             msg = f"The agent {name} needs the tool {tool}, and the library of {library.title} is not installed here."
             raise Invalid(msg, code=library.code, hint=library.hint, lacking="library")
         check_kind(name, tool, declared)

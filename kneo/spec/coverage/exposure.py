@@ -182,12 +182,14 @@ def is_unrestricted(agent: Agent) -> bool:
 def callable_tools(agent: Agent) -> tuple[str, ...]:
     """Return the tools that the agent can call: included, not excluded, and not denied, and the retriever of its memory."""
     memory, tools = agent.memory, agent.tools or ToolSelection()
-    included = [name for name in tools.include if name not in tools.exclude]
+    excluded = frozenset(tools.exclude)
+    included = [name for name in tools.include if name not in excluded]
     if memory is not None and memory.retriever is not None:
         included.append(memory.retriever.ref)
     stated = tools.permissions or ToolPermissions()
-    allowed = included if stated.allowed_tools is None else stated.allowed_tools
-    return tuple(name for name in dict.fromkeys(included) if name not in stated.denied_tools and name in allowed)
+    allowed = frozenset(included if stated.allowed_tools is None else stated.allowed_tools)
+    allowed -= frozenset(stated.denied_tools)
+    return tuple(name for name in dict.fromkeys(included) if name in allowed)
 
 
 def declared_tools(index: SpecIndex, agent: Agent) -> Iterator[tuple[str, Tool]]:

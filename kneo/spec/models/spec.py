@@ -274,7 +274,8 @@ class Tool(SpecModel):
     @property
     def kind(self) -> ToolKind:
         """The kind of the tool; one without a backing is a Python function that the process registered."""
-        return next(iter(self.kinds), REGISTERED)
+        found = (kind for name, kind in TOOL_KINDS.items() if getattr(self, name) is not None)
+        return next(found, REGISTERED)
 
     @property
     def runs_code(self) -> bool:
