@@ -120,6 +120,6 @@ def test_the_examples_of_the_page_are_valid(tmp_path: Path) -> None:
     machine = Desk(tmp_path / "work", f"sqlite:///{tmp_path / 'kneo.sqlite'}")
     lines = blocks["bash"].splitlines()
     made = [machine.json(*line.split()[1:]) for line in lines]
-    entries = blocks["text"].replace("\n", "")
-    assert [str(one["entry"]).split(":", 3)[3] for one in made] == [one.split(":", 3)[3] for one in entries.split(";")]
+    entries = blocks["text"]
+    assert [str(one["entry"]).split(":", 3)[3] for one in made] == [one.split(":", 3)[3] for one in entries.split()]
     assert keyring(configured(from_env({"KNEO_SERV_API_KEYS": entries}, tmp_path))).names == {"ann", "ci"}

@@ -55,6 +55,7 @@ def working(engine: Engine, count: int = 1, concurrency: int = 4) -> Iterator[li
     for thread in threads:
         thread.start()
     try:
+        eventually(lambda: listening(engine) == count)
         yield workers
     finally:
         for worker in workers:
@@ -62,6 +63,13 @@ def working(engine: Engine, count: int = 1, concurrency: int = 4) -> Iterator[li
         for thread in threads:
             thread.join(240)
             assert not thread.is_alive()
+
+
+def listening(engine: Engine) -> int:
+    """Return how many workers listen: a job that is announced before is found by the next poll."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%'"
+    with engine.store.read() as tx:
+        return tx.connection.execute(text(query)).scalar_one()
 
 
 def jobs(engine: Engine) -> int:
@@ -189,8 +197,11 @@ def test_a_worker_that_is_told_to_stop_while_it_connects_stops(engine: Engine) -
 
 
 def sessions(engine: Engine) -> set[int]:
-    """Return the sessions of the server that are signs of life."""
-    held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = :sign"
+    """Return the sessions of the database that are signs of life."""
+    held = (
+        "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE d.datname = current_database() "
+        "AND l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = :sign"
+    )
     with engine.store.read() as tx:
         return set(tx.connection.execute(text(held), {"sign": queue.SIGN_OF_LIFE}).scalars())
 
