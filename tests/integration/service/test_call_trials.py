@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,7 +106,11 @@ def test_a_key_belongs_to_its_caller_and_a_foreign_one_finds_no_call(house: Benc
         house.post(f"/calls/{each['id']}/cancel", role=role)
 
 
-def test_arguments_and_results_are_in_no_audit_event_and_no_metric(house: Bench) -> None:
+def test_arguments_and_results_are_in_no_audit_event_log_or_metric(
+    house: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("kneo", "kneo_serv", "mcp", "uvicorn"):
+        caplog.set_level(logging.DEBUG, logger=name)
     waiting = asking(house, make(house, "refund", wait="1s", id=SECRET, amount=1))
     decide(house, waiting, decision="approved", comment="fine")
     assert house.get(f"/calls/{waiting['id']}", role="caller", wait="30s")["outcome"] == "success"
@@ -119,6 +124,8 @@ def test_arguments_and_results_are_in_no_audit_event_and_no_metric(house: Bench)
     assert any("call.reported" in event for event in events)
     assert not [event for event in events if SECRET in event]
     assert SECRET not in house.client("admin").get(house.url + "/metrics").text
+    assert {"/v1/calls", f"/v1/calls/{branch['id']}/result"} <= {getattr(each, "path", "") for each in caplog.records}
+    assert not [each for each in caplog.records if SECRET in f"{each.getMessage()} {vars(each)}"]
 
 
 def test_one_changed_byte_of_a_callers_receipt_is_found(house: Bench) -> None:
