@@ -29,6 +29,9 @@ export async function guarded<A extends Arguments>(
       (failure: unknown) => ({ error: String(failure) }),
     );
     call = checked(await kneo.POST("/v1/calls/{call_id}/result", { params, body: report }));
+    while (call.status !== "ended") {
+      call = checked(await kneo.GET("/v1/calls/{call_id}", { params: { ...params, query: wait } }));
+    }
   }
   if (call.outcome !== "success") throw new Error(`${call.id} is ${call.outcome ?? call.status}`);
   return call.result;
