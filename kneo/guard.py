@@ -189,7 +189,8 @@ def _decide(body: Mapping[str, Any], key: str, until: float) -> Steps[_Decided]:
                 return _Decided(call["id"], begun=_checked(begun)["arguments"])
         elif time.monotonic() > until:
             links = ", ".join(question["url"] for question in call["questions"])
-            raise CallWaiting(f"{call['id']} waits for approval: {links}", call)
+            state = f"waits for approval: {links}" if links else "is under way; the same key continues to wait"
+            raise CallWaiting(f"{call['id']} {state}", call)
         call = _checked((yield {"method": "GET", "url": f"/calls/{call['id']}", "params": _wait(until)}))
     return _Decided(call["id"], _result_of(call))
 

@@ -336,7 +336,7 @@ def _task_of(context: Context, call_id: str) -> tuple[Run, HumanTask]:
     with context.store.read() as tx:
         asked = tasks.of_run(tx, run.id, TaskStatus)
     waiting = [each for each in asked if each.status in UNRESOLVED]
-    task = next((each for each in asked if TAKES_OVER in each.metadata), None)
+    task = next((each for each in (*waiting, *asked) if TAKES_OVER in each.metadata), None)
     if task is None:
         people = ", ".join(dict.fromkeys(name for each in waiting for name in _people(each)))
         msg = f"{run.id} waits for {people or 'people'}." if waiting else f"{run.id} is not decided yet."

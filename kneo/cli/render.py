@@ -50,8 +50,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+CLOCKS_DIFFER = 5
+
+
 def relative(at: str | None, now: datetime) -> str:
-    """Return a time as people say it: ``4 min ago``, ``in 2 h``; empty without one."""
+    """Return a time as people say it: ``4 min ago``, ``in 2 h``; empty without one.
+
+    A time at most `CLOCKS_DIFFER` seconds ahead is ``just now``: the clock of the service may be ahead of this one.
+    """
     if at is None:
         return ""
     seconds = int((parse_time(at) - now).total_seconds())
@@ -59,7 +65,7 @@ def relative(at: str | None, now: datetime) -> str:
         if abs(seconds) >= size:
             length = f"{abs(seconds) // size} {unit}"
             return f"in {length}" if seconds > 0 else f"{length} ago"
-    return "in less than a minute" if seconds > 0 else "just now"
+    return "in less than a minute" if seconds > CLOCKS_DIFFER else "just now"
 
 
 def line(mark: str, text: str, *, err: bool = False) -> None:

@@ -134,7 +134,7 @@ def _entry(entry: str, number: int) -> APIKeyRecord:
 
 _DIGEST = "sha256"
 _HEX = re.compile(r"[0-9a-f]{64}")
-_WORD = re.compile(r"[a-z]{1,16}(:[a-z]{1,16})?")
+_WORD = re.compile(r"[A-Za-z]{1,16}(:[A-Za-z]{1,16})?")
 
 
 def key_digest(key: str) -> str:
@@ -203,8 +203,9 @@ def _scopes(record: APIKeyRecord) -> frozenset[str]:
 def _checked_scopes(where: str, roles: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
     roles, scopes = frozenset(roles), frozenset(scopes)
     for word in sorted((roles - ROLES.keys()) | (scopes - SCOPES.keys())):
-        # Another word may be the key of the next entry, after a wrong separator.
-        msg = f"{where} has {f'the unknown role or scope {word!r}' if _WORD.fullmatch(word) else 'an unknown role or scope'}."
+        # What looks like no scope may hold a key: the next entry after a wrong separator.
+        shown_word = repr(word) if _WORD.fullmatch(word) else f"with {len(word)} characters"
+        msg = f"{where} has an unknown role or scope {shown_word}."
         hint = f"Roles are {', '.join(ROLES)}; scopes are {', '.join(SCOPES)}."
         raise Invalid(msg, code="invalid_setting", hint=hint)
     return with_included(scopes.union(*(ROLES[role] for role in roles)))

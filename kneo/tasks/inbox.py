@@ -15,7 +15,7 @@ from kneo.digest import Digest, canonical_json, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
 from kneo.names import person_key
 from kneo.records.run import Run, RunStatus
-from kneo.records.task import BEGUN, REPORTED, UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
+from kneo.records.task import BEGUN, REPORTED, Decision, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import audit, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import decisions, people
@@ -342,8 +342,14 @@ def report_call(store: Store, task_id: str, report: Mapping[str, object], *, act
 
 def call_begun(task: HumanTask) -> Conflict:
     """Return the refusal to begin a call again, or to report after its end or after people have taken over."""
-    reported = "was not" if task.status in UNRESOLVED else "was"
-    msg = f"{task.run_id} was begun at {task.metadata.get(BEGUN)}; its result {reported} reported."
+    begun = f"it was begun at {task.metadata[BEGUN]}" if BEGUN in task.metadata else "it was not begun in time"
+    if task.decision is not None and task.decision.effect == REPORTED:
+        why = f"{begun}, and its result was reported"
+    elif task.escalation > 0:
+        why = f"{begun}, and people have taken over"
+    else:
+        why = f"{begun}, and its result was not reported"
+    msg = f"{task.run_id} cannot be begun or reported: {why}."
     return Conflict(msg, code="call_begun", run_id=task.run_id)
 
 

@@ -34,7 +34,6 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background with SIGINT ignored
 sys.path.insert(0, sys.argv[1])
 from examples import demo
-from kneo.settings import process_environment
 
 def hold(made):
     with made.up() as server:
@@ -100,6 +99,7 @@ def test_the_demo_refunds_asks_refuses_and_proves_on_one_screen_and_leaves_its_s
         text=True,
     ) as process:
         assert process.stdout is not None
+        up = None
         try:
             for line in process.stdout:
                 lines.append(line.rstrip("\n"))

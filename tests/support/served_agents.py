@@ -20,9 +20,10 @@ def served_agents(
     specs: Mapping[str, Mapping[str, Any]],
     database_url: str | None = None,
     variables: Mapping[str, str] | None = None,
+    functions: str = "",
     **protocols: list[str],
 ) -> Iterator[Bench]:
-    """Serve a bundle of each spec by the protocols of prod."""
+    """Serve a bundle of each spec by the protocols of prod, and add the source of functions to the service's own."""
     repo = ConfigRepo(folder / "repo")
     for name, spec in specs.items():
         repo.bundle(name, "1.0.0", spec)
@@ -35,6 +36,8 @@ def served_agents(
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
         outcome = make_controller(made.settings, made.store, source).run_once()
         assert outcome.outcomes["prod"].state == "Ready", outcome
+        own = made.folder / "lab_functions.py"
+        own.write_text(own.read_text() + functions)
         yield made
 
 

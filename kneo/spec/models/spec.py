@@ -274,8 +274,7 @@ class Tool(SpecModel):
     @property
     def kind(self) -> ToolKind:
         """The kind of the tool; one without a backing is a Python function that the process registered."""
-        found = (kind for name, kind in TOOL_KINDS.items() if getattr(self, name) is not None)
-        return next(found, REGISTERED)
+        return next(iter(self.kinds), REGISTERED)
 
     @property
     def runs_code(self) -> bool:

@@ -143,9 +143,7 @@ async def ask(session: Any, method: str, task_id: str, responses: Json | None = 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with served_agents(tmp_path_factory.mktemp("tasks"), {"payments": spec()}, calls=CALLS) as made:
-        functions = made.folder / "lab_functions.py"
-        functions.write_text(functions.read_text() + ADDED)
+    with served_agents(tmp_path_factory.mktemp("tasks"), {"payments": spec()}, functions=ADDED, calls=CALLS) as made:
         yield made
 
 

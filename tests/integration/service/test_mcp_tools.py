@@ -24,9 +24,7 @@ from kneo.extensions.protocols.mcp import gateway
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("tools")
-    with served_agents(folder, {"payments": spec()}, calls=CALLS) as made:
-        functions = made.folder / "lab_functions.py"
-        functions.write_text(functions.read_text() + ADDED)
+    with served_agents(folder, {"payments": spec()}, functions=ADDED, calls=CALLS) as made:
         yield made
 
 

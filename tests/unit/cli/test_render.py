@@ -1,4 +1,5 @@
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,23 @@ def test_lines_go_where_they_belong(capsys: pytest.CaptureFixture[str]):
     captured = capsys.readouterr()
     assert captured.out == "✓ done\n"
     assert captured.err == "⚠ odd\n  look\n✗ broken\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-172_800, "2 d ago"),
+        (-3_599, "59 min ago"),
+        (-59, "just now"),
+        (4, "just now"),
+        (30, "in less than a minute"),
+        (7_200, "in 2 h"),
+    ],
+)
+def test_times_are_shown_relative_to_now(seconds: int, shown: str):
+    now = datetime(2026, 11, 25, 12, tzinfo=UTC)
+    assert render.relative((now + timedelta(seconds=seconds)).isoformat(), now) == shown
+    assert render.relative(None, now) == ""
 
 
 def test_json_or_words(capsys: pytest.CaptureFixture[str]):
